@@ -1,0 +1,171 @@
+"""The embedded default data: handwritten digits (scikit-learn's, real hands) and digit words spoken in four languages.
+
+Every example is drawn by its index, from one of the recipes below; nothing is downloaded or stored.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from omni_jax.data.espeak import Clip, DIGIT_WORDS, HELDOUT_VARIANTS, TAKES, TRAIN_VARIANTS, corpus
+from omni_jax.errors import UserError
+
+LANGUAGES = tuple(DIGIT_WORDS)
+HELDOUT_TAKES = ((150, 45),)  # words per minute, pitch: never trained on
+TEST_SHARE = 0.25  # of the images
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+  """Images float32 in [0, 1], shape (n, 8, 8, 1), with labels; spoken digit words as clips."""
+  train_images: np.ndarray
+  train_labels: np.ndarray
+  test_images: np.ndarray
+  test_labels: np.ndarray
+  train_clips: list[Clip]
+  take_clips: list[Clip]  # voices of training, a rate and pitch that training never had
+  test_clips: list[Clip]  # voices that training never had
+
+
+@functools.lru_cache(maxsize=2)
+def _load(voices: int, takes: int, rate: int, seconds: float) -> Digits:
+  try:
+    from sklearn.datasets import load_digits as bundled
+  except ImportError as error:
+    raise UserError("the digits data needs scikit-learn: pip install 'omni_jax[demo]'") from error
+  data = bundled()
+  images = (data.images / 16).astype(np.float32)[..., None]
+  order = np.random.default_rng(0).permutation(len(images))
+  cut = round(len(images) * (1 - TEST_SHARE))
+  train, test = order[:cut], order[cut:]
+  speak = functools.partial(corpus, sample_rate=rate, seconds=seconds)
+  known = TRAIN_VARIANTS[:voices]
+  return Digits(images[train], data.target[train], images[test], data.target[test],
+                speak(known, TAKES[:takes]), speak(known, HELDOUT_TAKES), speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]))
+
+
+def load_digits(config: Any) -> Digits:
+  """The data of a run: `config.voices` speakers, `config.takes` ways of speaking, audio at `config.rate`."""
+  return _load(config.voices, config.takes, config.rate, config.seconds)
+
+
+def handwriting(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """A slightly turned, scaled and shifted copy, for images that are read."""
+  angle, scale, shear = rng.uniform(-0.2, 0.2), rng.uniform(0.88, 1.12, 2), rng.uniform(-0.15, 0.15)
+  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]])
+  matrix = turn / scale
+  centre = (np.array(pixels.shape[:2]) - 1) / 2
+  offset = centre - matrix @ (centre + rng.uniform(-0.6, 0.6, 2))
+  moved = ndimage.affine_transform(pixels[..., 0], matrix, offset, order=1)
+  return np.clip(moved, 0, 1, dtype=np.float32)[..., None]
+
+
+def hearing(wave: np.ndarray, limit: int, rng: np.random.Generator) -> np.ndarray:
+  """A slightly faster or slower, louder or softer, noisier and later copy, for speech that is heard."""
+  samples = min(round(len(wave) / rng.uniform(0.9, 1.12)), limit)
+  moved = np.interp(np.linspace(0, len(wave) - 1, samples), np.arange(len(wave)), wave)
+  moved = np.pad(moved, (min(int(rng.integers(0, 400)), limit - samples), 0))
+  noise = rng.standard_normal(len(moved)) * 10 ** rng.uniform(-4, -2)
+  return (moved * rng.uniform(0.6, 1.4) + noise).clip(-1, 1).astype(np.float32)
+
+
+def _text(word: str) -> dict[str, Any]:
+  return {'type': 'text', 'text': word}
+
+
+def _image(pixels: np.ndarray) -> dict[str, Any]:
+  return {'type': 'image', 'pixels': pixels}
+
+
+def _audio(clip: Clip | np.ndarray) -> dict[str, Any]:
+  return {'type': 'audio', 'wave': clip if isinstance(clip, np.ndarray) else clip.wave}
+
+
+class DigitExamples:
+  """Examples by index, endless in effect: recipe, digit, language, voice and handwriting are drawn from the index.
+
+  Recipes are named `input_to_output` with image, speech and text; `reply` answers with text, image and speech in one.
+  """
+
+  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, samples: int, seed: int, length: int = 10**7):
+    unknown = set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
+    if unknown or not recipes:
+      raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, speech '
+                      f"and text, or 'reply'")
+    self._digits, self._samples, self._seed, self._length = digits, samples, seed, length
+    self._names = tuple(recipes)
+    self._p = np.array([recipes[name] for name in self._names], np.float64)
+    self._p /= self._p.sum()
+    self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
+    self._takes: dict[tuple[str, int, int], dict[tuple[str, int], Clip]] = {}
+    for i, clip in enumerate(digits.train_clips):
+      # corpus() walks voices, takes, languages, digits; rate and pitch alone do not name a take (fast words differ).
+      self._takes.setdefault((clip.voice, i // (10 * len(LANGUAGES)), 0), {})[clip.language, clip.digit] = clip
+    self._keys = tuple(self._takes)
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    rng = np.random.default_rng((self._seed, index))
+    name = self._names[rng.choice(len(self._names), p=self._p)]
+    scene = _Scene(self, rng)
+    if name == 'reply':
+      source = INPUTS[('image', 'speech', 'text')[rng.integers(3)]](scene)
+      content = [_text(scene.word), scene.draw(), _audio(scene.clips[scene.other, scene.digit])]
+      reply = {'task': 'reply', 'language': scene.other, 'voice': scene.voice, 'content': content}
+    else:
+      given, _, wanted = name.partition('_to_')
+      source, reply = INPUTS[given](scene), OUTPUTS[wanted](scene, given)
+    return {'id': f'digits/{index}', 'messages': [{'role': 'user', 'content': [source]}, {'role': 'assistant', **reply}]}
+
+
+class _Scene:
+  """What one example is about: a digit, a speaker in one take, a language to read and one to answer in."""
+
+  def __init__(self, examples: DigitExamples, rng: np.random.Generator):
+    self.rng, self.digit = rng, int(rng.integers(10))
+    key = examples._keys[rng.integers(len(examples._keys))]
+    self.voice, self.clips = key[0], examples._takes[key]
+    self.language, self.other = (LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False))
+    self.limit, self._digits, self._images = examples._samples, examples._digits, examples._images[self.digit]
+
+  @property
+  def word(self) -> str:
+    return DIGIT_WORDS[self.other][self.digit]
+
+  def pixels(self) -> np.ndarray:
+    return self._digits.train_images[self.rng.choice(self._images)]
+
+  def draw(self) -> dict[str, Any]:
+    return _image(self.pixels())
+
+
+def _write(scene: _Scene, given: str) -> dict[str, Any]:
+  # Speech is mostly transcribed in its own language; text is always put into another one.
+  if given == 'speech' and scene.rng.random() < 0.7:
+    scene.other = scene.language
+  return {'task': 'write', 'language': scene.other, 'content': [_text(scene.word)]}
+
+
+def _draw(scene: _Scene, given: str) -> dict[str, Any]:
+  del given
+  return {'task': 'draw', 'language': scene.other, 'content': [scene.draw()]}
+
+
+def _speak(scene: _Scene, given: str) -> dict[str, Any]:
+  content = [_audio(scene.clips[scene.other, scene.digit])]
+  voice = {} if given == 'speech' else {'voice': scene.voice}  # the answer to speech has the voice that was heard
+  return {'task': 'speak', 'language': scene.other, **voice, 'content': content}
+
+
+INPUTS = {
+    'image': lambda scene: _image(handwriting(scene.pixels(), scene.rng)),
+    'speech': lambda scene: _audio(hearing(scene.clips[scene.language, scene.digit].wave, scene.limit, scene.rng)),
+    'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
+}
+OUTPUTS = {'text': _write, 'image': _draw, 'speech': _speak}

@@ -1,0 +1,148 @@
+"""Spans -> positions -> packed rows of static size; several examples share a row and never see each other."""
+
+from collections.abc import Iterable, Sequence
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from omni_jax.data.interleave import HOSTS
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.types import Batch, Layout, MediaConfig, Modality, NONE, RowBudget, Span
+
+ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
+
+
+class Laid(NamedTuple):
+  """One example laid out: its positions (maps point into its own media) and its media."""
+  layout: Layout
+  position_n3: np.ndarray
+  seen: list[np.ndarray]
+  drawn: list[np.ndarray]
+  heard: list[np.ndarray]
+  spoken: list[np.ndarray]
+  draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
+  speak_at_Q: np.ndarray  # position before each spoken frame
+  speak_frame_Q: np.ndarray
+  key: int
+
+  @property
+  def length(self) -> int:
+    return len(self.position_n3)
+
+
+def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = '') -> Laid:
+  """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
+  patches, frames = media.image.patches, media.audio.frames
+  items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
+  layouts, positions, start = [], [], 0.0
+  for span in spans:
+    made = HOSTS[span.modality].layout(span, tokenizer, media)
+    if span.modality != Modality.TEXT:
+      kind = {Modality.IMAGE: ('seen', 'drawn'), Modality.AUDIO: ('heard', 'spoken')}[span.modality][span.written]
+      size = patches if span.modality == Modality.IMAGE else frames
+      for name in (kind,) + (('query',) if kind == 'drawn' else ()):
+        field = getattr(made, f'{name}_n')
+        field[field != NONE] += size * len(items[kind])
+      items[kind].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
+    positions.append(made.offset_n3 + np.float32(start))
+    start = float(positions[-1].max()) + 1
+    layouts.append(made)
+  layout = Layout(*(np.concatenate(parts) for parts in zip(*layouts, strict=True)))
+  draw_at = np.full((len(items['drawn']) * patches,), NONE, np.int32)
+  queries, = np.nonzero(layout.query_n != NONE)
+  draw_at[layout.query_n[queries]] = queries
+  frames_at, = np.nonzero(layout.spoken_n != NONE)
+  key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
+  return Laid(layout, np.concatenate(positions), **items, draw_at_NP=draw_at.reshape(-1, patches),
+              speak_at_Q=(frames_at - 1).astype(np.int32), speak_frame_Q=layout.spoken_n[frames_at], key=key)
+
+
+class Packer:
+  """Fills one batch; `add` says whether the example found a row with room for all of it."""
+
+  def __init__(self, budget: RowBudget, media: MediaConfig):
+    self._budget, self._media = budget, media
+    b, image = budget, media.image
+    self._batch = batch = Batch(
+        **{name: np.zeros((b.rows, b.length), np.int32) for name in ('token_BL', 'modality_BL', 'segment_BL', 'target_BL')},
+        position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
+        **{f'{name}_BL': np.full((b.rows, b.length), NONE, np.int32) for name in ITEM_MAPS + ('query',)},
+        **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)
+           for name, n in (('seen', b.seen), ('drawn', b.drawn))},
+        **{f'{name}_BMS': np.zeros((b.rows, n, media.audio.samples), np.float32)
+           for name, n in (('heard', b.heard), ('spoken', b.spoken))},
+        draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
+        draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
+        speak_at_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32),
+        speak_frame_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32))
+    self._used = np.zeros((batch.token_BL.shape[0], 6), np.int64)
+    self._room = np.array([b.length, b.seen, b.drawn, b.heard, b.spoken, b.spoken_frames])
+    self._segments = np.zeros(b.rows, np.int32)
+
+  def add(self, laid: Laid, row: int | None = None) -> bool:
+    """Puts an example into the first row with room (or into the given one).
+
+    Raises:
+      ValueError: if it would not fit even an empty row.
+    """
+    needs = np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
+    if (needs > self._room).any():
+      raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
+                       f'a row has {self._room.tolist()}')
+    fits, = np.nonzero((self._used + needs <= self._room).all(axis=1))
+    if row is None and len(fits):
+      row = int(fits[0])
+    if row is None or row not in fits:
+      return False
+    self._write(laid, row)
+    self._used[row] += needs
+    return True
+
+  def _write(self, laid: Laid, row: int) -> None:
+    batch, layout = self._batch, laid.layout
+    start, *used = (int(x) for x in self._used[row])
+    stop = start + laid.length
+    self._segments[row] += 1
+    batch.token_BL[row, start:stop] = layout.token_n
+    batch.modality_BL[row, start:stop] = layout.modality_n
+    batch.segment_BL[row, start:stop] = self._segments[row]
+    batch.position_BL3[row, start:stop] = laid.position_n3
+    batch.target_BL[row, start:stop - 1] = layout.label_n[1:]
+    batch.weight_BL[row, start:stop - 1] = layout.label_n[1:] > 0
+    patches, frames = self._media.image.patches, self._media.audio.frames
+    sizes = dict(seen=patches, drawn=patches, heard=frames, spoken=frames)
+    offsets = {name: used[i] * sizes[name] for i, name in enumerate(ITEM_MAPS)}
+    for name in ITEM_MAPS:
+      values = getattr(layout, f'{name}_n')
+      getattr(batch, f'{name}_BL')[row, start:stop] = np.where(values == NONE, NONE, values + offsets[name])
+    # A query is known by its place in the image, whichever image of the row it belongs to.
+    batch.query_BL[row, start:stop] = np.where(layout.query_n == NONE, NONE, layout.query_n % patches)
+    for i, name in enumerate(ITEM_MAPS):
+      for j, item in enumerate(getattr(laid, name), start=used[i]):
+        if name in ('seen', 'drawn'):
+          getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
+        else:
+          getattr(batch, f'{name}_BMS')[row, j, :len(item)] = item
+    first, n = used[ITEM_MAPS.index('drawn')], len(laid.drawn)
+    batch.draw_at_BNP[row, first:first + n] = np.where(laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start)
+    batch.draw_key_BN[row, first:first + n] = (laid.key + np.arange(n)).astype(np.uint32)
+    first, n = used[-1], len(laid.speak_at_Q)
+    batch.speak_at_BQ[row, first:first + n] = laid.speak_at_Q + start
+    batch.speak_frame_BQ[row, first:first + n] = laid.speak_frame_Q + offsets['spoken']
+
+  def batch(self) -> Batch:
+    return self._batch
+
+  @property
+  def filled(self) -> float:
+    """Share of positions that carry something."""
+    return float(self._used[:, 0].sum() / (self._budget.rows * self._budget.length))
+
+
+def pack_rows(examples: Iterable[Laid], budget: RowBudget, media: MediaConfig) -> Batch:
+  """One example per row, in order: prompts, and the unpacked reference of the packing test."""
+  packer = Packer(budget, media)
+  for row, laid in enumerate(examples):
+    packer.add(laid, row)
+  return packer.batch()

@@ -1,0 +1,147 @@
+"""Examples as msgpack records with their media inside, and ArrayRecord files of them: the form for large data sets.
+
+A record is the example of a JSON line with the encoded bytes of each medium under 'data' in place of its 'path'. It is
+data, never code: only msgpack's plain types are read, and every type is checked.
+"""
+
+import bisect
+import collections
+from collections.abc import Callable, Iterable, Sequence
+import itertools
+import operator
+import os
+import threading
+from typing import Any
+
+from etils import epath
+import msgpack
+
+from omni_jax.data.jsonl import check_example, DECODE, Example, map_media
+from omni_jax.data.media import BadRecord
+from omni_jax.errors import UserError
+from omni_jax.types import MediaConfig
+
+MAX_RECORD = 256 << 20  # bytes
+READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
+WRITER_OPTIONS = 'group_size:1'  # one record a group: random access reads nothing in vain
+
+
+def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes:
+  """The record of a chat or plain example whose media parts have paths; `read_file` turns a path into bytes.
+
+  With JSON lines: `encode_example(lines.encoded(i), lines.read_file)`.
+  """
+  example = check_example(example, 'path')
+  return msgpack.packb(map_media(example, lambda part: {'type': part['type'], 'data': read_file(part['path'])}))
+
+
+def decode_example(record: bytes, media: MediaConfig) -> Example:
+  """The example of a record, its media as arrays of the run's size."""
+  if len(record) > MAX_RECORD:
+    raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')
+  try:
+    raw = msgpack.unpackb(record)
+  except (ValueError, msgpack.UnpackException) as error:
+    raise BadRecord(f'not a msgpack record ({type(error).__name__}: {error})') from error
+  example = check_example(raw, 'data')
+  try:
+    return map_media(example, lambda part: DECODE[part['type']](part['data'], media))
+  except BadRecord as error:
+    raise BadRecord(error.reason, example['id']) from error
+
+
+def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
+  """Writes encoded examples to one ArrayRecord file, which appears only when it is whole; returns how many."""
+  from array_record.python import array_record_module  # loads a large C++ library: only when it is needed
+
+  partial = f'{os.fspath(path)}.partial-{os.getpid()}'
+  count = 0
+  try:
+    writer = array_record_module.ArrayRecordWriter(partial, WRITER_OPTIONS)
+    try:
+      for record in examples:
+        writer.write(record)
+        count += 1
+    finally:
+      writer.close()
+    os.replace(partial, path)
+  except (RuntimeError, OSError) as error:
+    raise UserError(f'{os.fspath(path)}: cannot be written ({error})') from error
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+  return count
+
+
+class ArrayRecordExamples(collections.abc.Sequence):
+  """The examples of one or more ArrayRecord files, one after another, in random order of access.
+
+  May be read by many threads, and pickled into worker processes; files are opened when first read.
+  """
+
+  def __init__(self, paths: epath.PathLike | Sequence[epath.PathLike], media: MediaConfig):
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    self.paths = tuple(os.fspath(path) for path in paths)
+    self.media = media
+    if not self.paths:
+      raise UserError('no ArrayRecord files: the list of paths is empty')
+    self._ends = tuple(itertools.accumulate(_count(path) for path in self.paths))
+    self._start_readers()
+
+  def _start_readers(self) -> None:
+    self._readers: dict[int, Any] = {}
+    self._lock = threading.Lock()
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key not in ('_readers', '_lock')}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._start_readers()
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> Example:
+    index = operator.index(index)
+    if not -len(self) <= index < len(self):
+      raise IndexError(f'example {index} of {len(self)}')
+    index %= len(self)
+    file = bisect.bisect_right(self._ends, index)
+    position = index - (self._ends[file - 1] if file else 0)
+    name = f'{os.path.basename(self.paths[file])}:{position}'
+    try:
+      example = decode_example(self._read(file, position), self.media)
+    except BadRecord as error:
+      raise BadRecord(error.reason, error.id or name) from error
+    return example | {'id': example['id'] or name}
+
+  def _read(self, file: int, position: int) -> bytes:
+    try:
+      with self._lock:
+        if file not in self._readers:
+          self._readers[file] = _reader(self.paths[file])
+      records = self._readers[file].read([position])
+    except RuntimeError as error:  # the reader's only exception
+      raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
+    return records[0]
+
+
+def _reader(path: str) -> Any:
+  from array_record.python import array_record_module  # loads a large C++ library: only when it is needed
+
+  return array_record_module.ArrayRecordReader(path, READER_OPTIONS, file_reader_buffer_size=32 << 10)
+
+
+def _count(path: str) -> int:
+  if not os.path.isfile(path):
+    raise UserError(f'{path}: no such file: name an ArrayRecord file')
+  try:
+    reader = _reader(path)
+    count = reader.num_records()  # 0 also where the file is something else: not every reader complains
+    reader.close()
+  except RuntimeError as error:
+    raise UserError(f'{path}: is not an ArrayRecord file, or a damaged one ({error})') from error
+  if not count:
+    raise UserError(f'{path}: holds no examples, or is not an ArrayRecord file')
+  return count

@@ -1,0 +1,37 @@
+"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--data=FILE.jsonl] [--out=DIR]"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+
+from etils import epath
+
+from omni_jax.errors import UserError, run_command
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog='python -m omni_jax.evaluate', description='Scores a checkpoint and draws a '
+                                   'report: metrics.json, report.html and media/.', allow_abbrev=False)
+  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument('--step', type=int, help='checkpoint to evaluate; default: the last')
+  parser.add_argument('--data', help='JSON lines to evaluate on instead of the run’s own test data')
+  parser.add_argument('--out', help='folder to write; default: WORKDIR/eval/STEP')
+  parser.add_argument('--seed', type=int, default=0, help='of prompts and sampling')
+  return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+  flags = parse(arguments)
+  if not epath.Path(flags.workdir).is_dir():
+    raise UserError(f'--workdir={flags.workdir}: no such folder; give the one that training wrote')
+  if flags.data and not epath.Path(flags.data).is_file():
+    raise UserError(f'--data={flags.data}: no such file; give JSON lines in the chat form')
+  import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
+  from omni_jax.evaluate.run import run
+  run(omni_jax.load(flags.workdir, step=flags.step), flags.workdir, flags.out, seed=flags.seed, data=flags.data,
+      log=functools.partial(print, flush=True))
+
+
+if __name__ == '__main__':
+  run_command(lambda: main(sys.argv[1:]))

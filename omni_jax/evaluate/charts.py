@@ -1,0 +1,89 @@
+"""Curves, bars and heat tables as SVG and HTML text."""
+
+import html
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from omni_jax.evaluate.runlog import Curve
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 46, 26, 10, 10
+MOST_POINTS = 300
+
+
+def line_chart(title: str, curve: Curve) -> str:
+  """One curve over minutes; the y axis is logarithmic where the values span more than a factor of ten."""
+  x, y = (np.asarray(values, float) for values in curve)
+  if len(x) > MOST_POINTS:
+    edges = np.linspace(0, len(x), MOST_POINTS + 1).astype(int)
+    x, y = (np.array([part[a:b].mean() for a, b in itertools.pairwise(edges)]) for part in (x, y))
+  logarithmic = y.min() > 0 and y.max() > 10 * y.min()
+  scaled = np.log10(y) if logarithmic else y
+  low, high = _range(scaled)
+  right = max(float(x.max()), 1e-3)
+  def at_x(value):
+    return LEFT + (WIDTH - LEFT - RIGHT) * value / right
+  def at_y(value):
+    return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+  lines = []
+  for tick in (_log_ticks(low, high) if logarithmic else ticks(low, high)):
+    label = 10 ** tick if logarithmic else tick
+    lines.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}" class="grid"/>'
+                 f'<text x="{LEFT - 6}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{label:.4g}</text>')
+  lines += [f'<text x="{at_x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:g}</text>'
+            for tick in ticks(0, right) if tick < 0.93 * right]
+  lines.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">min</text>')
+  points = ' '.join(f'{at_x(a):.1f},{at_y(b):.1f}' for a, b in zip(x, scaled, strict=True))
+  return (f'<figure class="chart"><figcaption>{html.escape(title)} <b>{y[-1]:.4g}</b></figcaption>'
+          f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(lines)}'
+          f'<polyline points="{points}" class="line"/></svg></figure>')
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+  """At most about `count` round numbers from low to high."""
+  rough = (high - low) / count
+  unit = 10 ** math.floor(math.log10(rough))
+  step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
+  first = math.ceil(low / step - 1e-9)
+  return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+  decades = range(math.floor(low), math.ceil(high) + 1)
+  factors = (1,) if high - low > 2.5 else (1, 3)
+  found = (decade + math.log10(factor) for decade in decades for factor in factors)
+  return [tick for tick in found if low <= tick <= high]
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+  low, high = float(values.min()), float(values.max())
+  margin = 0.05 * (high - low) or 0.5
+  return low - margin, high + margin
+
+
+def bar(value: float | None, target: float | None) -> str:
+  """A share as a bar from 0 to 1 with a mark at the target."""
+  filled = 0 if value is None else 100 * min(max(value, 0), 1)
+  kind = '' if target is None else 'ok' if value is not None and value >= target - 1e-9 else 'bad'
+  mark = '' if target is None else f'<i style="left:{100 * min(target, 1):.1f}%"></i>'
+  return f'<div class="bar {kind}"><span style="width:{filled:.1f}%"></span>{mark}</div>'
+
+
+def heat_table(table: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], *,
+               corner: str = '', percent: bool = False) -> str:
+  """Numbers on a background as dark as their share of the row; zeros stay blank."""
+  head = ''.join(f'<th>{html.escape(name)}</th>' for name in columns)
+  body = []
+  for name, row in zip(rows, table, strict=True):
+    most = max(max(row), 1e-9) if percent else max(sum(row), 1e-9)
+    cells = ''.join(_cell(value, value / most, percent) for value in row)
+    body.append(f'<tr><th>{html.escape(name)}</th>{cells}</tr>')
+  return f'<table class="heat"><tr><th>{html.escape(corner)}</th>{head}</tr>{"".join(body)}</table>'
+
+
+def _cell(value: float, depth: float, percent: bool) -> str:
+  text = '' if not value else f'{100 * value:.0f}' if percent else f'{value:g}'
+  color = '#fff' if depth > 0.55 else 'inherit'
+  return f'<td style="background:rgba(31,94,168,{depth:.2f});color:{color}">{text}</td>'

@@ -1,0 +1,155 @@
+"""One evaluation, from a restored model to metrics.json and report.html."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from omni_jax.data.digits import load_digits
+from omni_jax.data.espeak import DIGIT_WORDS
+from omni_jax.data.jsonl import JsonLines
+from omni_jax.data.media import BadRecord
+from omni_jax.errors import UserError
+from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, report, runlog
+from omni_jax.evaluate.directions import Limits
+from omni_jax.evaluate.gallery import Gallery
+from omni_jax.evaluate.media import Media
+from omni_jax.evaluate.prompts import Material
+from omni_jax.evaluate.scoring import Real
+from omni_jax.model import OmniConfig
+
+VERSION = 1
+Log = Callable[[str], None]
+
+
+class Measured(NamedTuple):
+  metrics: dict[str, Any]
+  gallery: Gallery
+
+
+def limits_of(config: Any) -> Limits:
+  """The limits in a run's `config.evaluate`, where it has that part.
+
+  Raises:
+    UserError: for a name that `Limits` does not have.
+  """
+  part = config.evaluate.to_dict() if config.get('evaluate') else {}
+  part.pop('seed', None)
+  known = [field.name for field in dataclasses.fields(Limits)]
+  if unknown := sorted(set(part) - set(known)):
+    raise UserError(f'config.evaluate: unknown {", ".join(unknown)}; there are {", ".join(known)}, seed')
+  return Limits(**part)
+
+
+def run(omni: Any, workdir: Any, out: Any = None, *, seed: int = 0, limits: Limits | None = None,
+        data: Any = None, log: Log = print) -> dict[str, Any]:
+  """Evaluates and writes `out`/{metrics.json, report.html, media/}; metrics.json comes last and whole.
+
+  Args:
+    omni: what `omni_jax.load` returns.
+    workdir: the run's folder, for its log of losses.
+    out: folder to write; by default workdir/eval/STEP.
+    limits: how much is asked; by default what the run's config says.
+    data: a JSON-lines file to evaluate on, instead of the run's own test data.
+
+  Returns:
+    What metrics.json holds.
+  """
+  began = time.monotonic()
+  out = epath.Path(out) if out else epath.Path(workdir) / 'eval' / str(omni.step)
+  records = runlog.read(workdir)
+  limits = limits or limits_of(omni.config)
+  if not data and omni.config.data.source != 'digits':
+    data = omni.config.data.eval_file
+  measured = (on_file(omni, data, limits, seed=seed, log=log) if data else
+              on_digits(omni, limits, seed=seed, log=log))
+  metrics = {'version': VERSION, 'step': int(omni.step), 'seconds': 0.0, 'train_minutes': _minutes(records),
+             **measured.metrics, 'routing': runlog.routing(records)}
+  metrics['seconds'] = round(time.monotonic() - began, 2)
+  _write(out, metrics, measured.gallery, records)
+  log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
+  return metrics
+
+
+def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """The nine directions, free replies and the codec, on the embedded digits."""
+  rate = OmniConfig.from_config(omni.config.model).media.audio.rate
+  digits = load_digits(omni.config.data)
+  began = time.monotonic()
+  fitted = judges.fit(digits, rate=rate, seed=seed)
+  log('evaluate: judges on real data ' + ', '.join(f'{name} {value:.1%}' for name, value in fitted.real.items())
+      + f' in {time.monotonic() - began:.1f} s')
+  real = Real(DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate)
+  material = Material(DIGIT_WORDS, digits.test_images, digits.test_labels, digits.test_clips, digits.take_clips)
+  outcomes = directions.ask_all(omni, material, limits, seed=seed, judges=fitted, real=real, log=log)
+  free = directions.ask_any(omni, material, limits, seed=seed, judges=fitted, real=real)
+  metrics = {
+      'directions': {outcome.direction.name: directions.metrics_of(outcome, fitted, real) for outcome in outcomes},
+      'any': directions.metrics_of_any(free),
+      'judges': fitted.real,
+      'codec': codec_eval.evaluate(omni, _some(digits.test_clips, limits.n_codec, seed), rate=rate,
+                                   size=_entries(omni), judge=fitted.speech),
+  }
+  return Measured(metrics, gallery.of_digits(outcomes, free, material, rate))
+
+
+def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """Scores by kind of example on a JSON-lines file."""
+  media = OmniConfig.from_config(omni.config.model).media
+  lines = JsonLines(path, media)
+  examples, bad = [], []
+  for k in _some(range(len(lines)), limits.n_data, seed):
+    try:
+      examples.append(lines[k])
+    except BadRecord as error:
+      bad.append(str(error))
+  if not examples:
+    raise UserError(f'{path}: none of {len(bad)} examples can be read; the first: {bad[0]}')
+  log(f'evaluate: {len(examples)} examples of {path}' + (f'; {len(bad)} cannot be read: {bad[0]}' if bad else ''))
+  answered = jsonl_eval.answer_all(omni, examples, seed=seed, sampling=limits.sampling, log=log)
+  rate = media.audio.rate
+  groups = {group: jsonl_eval.metrics_of(omni, items, rate=rate) for group, items in answered.items()}
+  metrics = {'directions': {}, 'data': {'file': str(path), 'n': len(examples), 'bad': len(bad), 'groups': groups},
+             'codec': {}}
+  clips = [SimpleNamespace(wave=part['wave']) for example in examples for part in _parts(example)
+           if part['type'] == 'audio']
+  if clips:
+    metrics['codec'] = codec_eval.evaluate(omni, _some(clips, limits.n_codec, seed), rate=rate, size=_entries(omni),
+                                           judge=None)
+  return Measured(metrics, gallery.of_data(answered, rate))
+
+
+def _parts(example: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+  return [part for message in example.get('messages') or [example] for part in message['content']]
+
+
+def _some(items: Sequence[Any], n: int, seed: int) -> list[Any]:
+  """n of the items, drawn without putting back, or all."""
+  return [items[int(k)] for k in np.sort(np.random.default_rng(seed).permutation(len(items))[:n])]
+
+
+def _entries(omni: Any) -> int:
+  return OmniConfig.from_config(omni.config.model).codec.entries
+
+
+def _minutes(records: Sequence[Mapping]) -> float | None:
+  """From the start of the run to its last logged step."""
+  seconds = [record['seconds'] for record in records if isinstance(record.get('seconds'), int | float)]
+  return max(seconds) / 60 if seconds else None
+
+
+def _write(out: epath.Path, metrics: Mapping[str, Any], shown: Gallery, records: Sequence[Mapping]):
+  """Media first; page and numbers under other names until they are whole."""
+  (out / 'media').mkdir(parents=True, exist_ok=True)
+  title = 'omni_jax: evaluation'
+  texts = {'report.html': report.render(metrics, shown, records, Media(out / 'media'), title=title),
+           'metrics.json': json.dumps(metrics, indent=1, allow_nan=False) + '\n'}
+  for name, text in texts.items():
+    part = out / f'{name}.part'
+    part.write_text(text)
+    part.replace(out / name)

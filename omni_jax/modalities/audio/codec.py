@@ -1,0 +1,188 @@
+"""Causal, streaming neural audio codec made of matmuls: 12.5 latent frames per second, wave in, wave out.
+
+A frame is cut into `subframes` patches; windowed-attention layers run over the patches; the patches of a frame are merged
+into one latent, which `quantizer.py` codes; the decoder mirrors it. Nothing looks ahead, so a whole clip and any split of it
+into chunks of whole frames give the same latents.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from omni_jax import sharding
+from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix
+from omni_jax.modalities.audio.quantizer import QuantizerConfig
+from omni_jax.nn.layers import Linear, RMSNorm, SwiGLU, rms_norm, zeros
+from omni_jax.types import AudioConfig
+
+NORM = 0
+SPEECH = 0.1  # root mean square of usual speech: the decoder's scale before training
+uniform = nnx.initializers.uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig(QuantizerConfig):
+  """Sizes of the codec; the quantiser's are inherited.
+
+  Attributes:
+    width: of a patch inside encoder and decoder (D).
+    layers: of the encoder, and again of the decoder.
+    hops: spectra that the decoder makes of a patch.
+    heads: of attention.
+    hidden: width inside the SwiGLU.
+    window: patches that attention reaches back, itself included.
+    subframes: patches in a frame.
+    commitment: weight of the quantiser's commitment in the loss.
+    dropout: share of training clips of which only the first few codebooks are kept.
+    unquantized: share of training clips that the decoder hears without quantisation (Moshi, Défossez et al. 2024).
+  """
+  width: int = 128
+  layers: int = 2
+  hops: int = 2
+  heads: int = 4
+  hidden: int = 256
+  window: int = 16
+  subframes: int = 4
+  commitment: float = 0.25
+  dropout: float = 0.0
+  unquantized: float = 0.0
+
+
+class LayerCache(NamedTuple):
+  """Keys and values of the last window-1 patches; `valid` is 0 before the start of the clip."""
+  key_NLHA: Array
+  value_NLHA: Array
+  valid_NL: Array
+
+
+class StreamCache(NamedTuple):
+  """What the encoder or the decoder remembers between two chunks."""
+  past_NS: Array  # encoder: last samples heard
+  tail_NS: Array  # decoder: what the last hop adds to the next
+  layers: tuple[LayerCache, ...]
+
+
+class Layer(nnx.Module):
+  """Pre-norm attention over the last `window` patches with a learned bias per distance, then SwiGLU."""
+
+  def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
+    assert config.width % config.heads == 0, (config.width, config.heads)
+    self.heads, self.window = config.heads, config.window
+    self.norm = RMSNorm(config.width, rngs=rngs)
+    self.qkv = Linear(config.width, 3 * config.width, ('embed', 'heads'), rngs=rngs)
+    self.out = Linear(config.width, config.width, ('heads', 'embed'), rngs=rngs)
+    self.bias_HW = sharding.param(rngs, (config.heads, config.window), (None, None), zeros)
+    self.mlp_norm = RMSNorm(config.width, rngs=rngs)
+    self.mlp = SwiGLU(config.width, config.hidden, rngs=rngs)
+
+  def __call__(self, x_NLD: Float[Array, 'N L D'], cache: LayerCache) -> tuple[Float[Array, 'N L D'], LayerCache]:
+    n, l, d = x_NLD.shape
+    past = cache.valid_NL.shape[1]
+    q, k, v = jnp.split(self.qkv(self.norm(x_NLD)).reshape(n, l, 3 * self.heads, d // self.heads), 3, axis=2)
+    k = jnp.concatenate([cache.key_NLHA, k], axis=1)
+    v = jnp.concatenate([cache.value_NLHA, v], axis=1)
+    valid = jnp.concatenate([cache.valid_NL, jnp.ones((n, l))], axis=1)
+    distance = jnp.arange(l)[:, None] + past - jnp.arange(past + l)[None]
+    near = (distance >= 0) & (distance < self.window)
+    bias = self.bias_HW[...][:, jnp.clip(distance, 0, self.window - 1)]
+    score = jnp.einsum('nqha,nkha->nhqk', q, k) * (d // self.heads) ** -0.5 + bias[None]
+    score = jnp.where(near[None, None] & (valid[:, None, None] > 0), score, -1e30)
+    seen = jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), v)
+    x_NLD = x_NLD + self.out(seen.reshape(n, l, d))
+    keep = self.window - 1
+    return x_NLD + self.mlp(self.mlp_norm(x_NLD)), LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, valid)))
+
+
+class Codec(nnx.Module):
+  """Wave <-> latent frames. The codes lie between, in `quantizer.quantize` and `dequantize`."""
+
+  def __init__(self, config: CodecConfig, audio: AudioConfig, *, rngs: nnx.Rngs):
+    assert audio.frame % config.subframes == 0 and audio.mel_hops % config.subframes == 0, (audio, config.subframes)
+    assert audio.mel_window <= audio.frame, (audio.mel_window, audio.frame)
+    self.config, self.audio = config, audio
+    self.patch = audio.frame // config.subframes
+    mel = audio.mel_hops * audio.mels // config.subframes
+    self.embed = Linear(2 * self.patch + mel, config.width, (None, 'embed'), rngs=rngs)
+    self.encoder = nnx.List([Layer(config, rngs=rngs) for _ in range(config.layers)])
+    self.merge_norm = RMSNorm(config.width, rngs=rngs)
+    self.merge = Linear(config.subframes * config.width, config.latent, ('embed', None), rngs=rngs)
+    self.split = Linear(config.latent, config.subframes * config.width, (None, 'embed'), rngs=rngs)
+    self.decoder = nnx.List([Layer(config, rngs=rngs) for _ in range(config.layers)])
+    self.head_norm = RMSNorm(config.width, rngs=rngs)
+    self.hop = self.patch // config.hops
+    self.ramp = self.hop // 2
+    self.bins = (self.hop + self.ramp) // 2 + 1
+    self.head = Linear(config.width, config.hops * 2 * self.bins, ('embed', None), rngs=rngs)
+    self.phase = sharding.param(rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi))
+
+  def encode(self, wave_NS: Float[Array, 'N S']) -> Float[Array, 'N R Z']:
+    """Latents of whole frames; samples in [-1, 1]."""
+    return self.encode_stream(self._start(wave_NS.shape[0], 0), wave_NS)[1]
+
+  def decode(self, latent_NRZ: Float[Array, 'N R Z']) -> Float[Array, 'N S']:
+    return self.decode_stream(self._start(latent_NRZ.shape[0], 0), latent_NRZ)[1]
+
+  def init_cache(self, n: int) -> StreamCache:
+    """Of `encode_stream` or of `decode_stream` (one each), at the start of n clips."""
+    return self._start(n, self.config.window - 1)
+
+  def _start(self, n: int, past: int) -> StreamCache:
+    head = self.config.width // self.config.heads
+    key = jnp.zeros((n, past, self.config.heads, head))
+    layer = LayerCache(key, key, jnp.zeros((n, past)))
+    return StreamCache(jnp.zeros((n, self.audio.frame)), jnp.zeros((n, self.ramp)),
+                       (layer,) * self.config.layers)
+
+  def encode_stream(self, cache: StreamCache, wave_NS: Float[Array, 'N S']) -> tuple[StreamCache, Float[Array, 'N R Z']]:
+    """Latents of the next whole frames."""
+    n, samples = wave_NS.shape
+    frame, config = self.audio.frame, self.config
+    assert samples % frame == 0, (samples, frame)
+    heard_NS = jnp.concatenate([cache.past_NS, wave_NS], axis=1)
+    mel_NLX = log_mel_patches(heard_NS, self.audio)[:, 1:].reshape(n, samples // self.patch, -1)
+    patch_NLS = heard_NS[:, frame - self.patch:].reshape(n, -1, self.patch)
+    # Loudness spans decades: the wave as such for the phase, the mel columns for the rest.
+    x_NLD = self.embed(jnp.concatenate([10 * patch_NLS[:, :-1], 10 * patch_NLS[:, 1:], mel_NLX], axis=-1))
+    x_NLD, layers = _run(self.encoder, x_NLD, cache.layers)
+    latent_NRZ = self.merge(self.merge_norm(x_NLD).reshape(n, samples // frame, -1))
+    if NORM: latent_NRZ = rms_norm(latent_NRZ)
+    return StreamCache(heard_NS[:, samples:], cache.tail_NS, layers), latent_NRZ
+
+  def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']) -> tuple[StreamCache, Float[Array, 'N S']]:
+    """Samples of the next frames."""
+    n, r, _ = latent_NRZ.shape
+    x_NLD = self.split(latent_NRZ).reshape(n, r * self.config.subframes, self.config.width)
+    x_NLD, layers = _run(self.decoder, x_NLD, cache.layers)
+    wave_NS, tail_NS = self._synthesize(self.head_norm(x_NLD), cache.tail_NS)
+    return StreamCache(cache.past_NS, tail_NS, layers), wave_NS
+
+  def _synthesize(self, x_NLD: Array, tail_NS: Array) -> tuple[Array, Array]:
+    """Spectra of short hops, magnitude and phase (Vocos, Siuzdak 2023), laid over each other: (samples, last tail).
+
+    A hop fades in over its first half, while the one before it fades out: one sound can run over the border, yet no
+    sample waits for a later patch.
+    """
+    n, l, _ = x_NLD.shape
+    size, phase = jnp.split(self.head(x_NLD).reshape(n, l, self.config.hops, 2 * self.bins), 2, axis=-1)
+    phase = phase + self.phase[...][None, None]
+    size = jnp.exp(jnp.minimum(size, 6.0)) * (SPEECH / self.bins**0.5)
+    spectrum = jnp.concatenate([size * jnp.cos(phase), size * jnp.sin(phase)], axis=-1)
+    sound_NLS = (spectrum @ jnp.asarray(synthesis_matrix(self.hop, self.ramp))).reshape(n, l * self.config.hops, -1)
+    tails_NLS = jnp.concatenate([tail_NS[:, None], sound_NLS[:, :, self.hop:]], axis=1)
+    start_NLS = sound_NLS[:, :, :self.ramp] + tails_NLS[:, :-1]
+    wave_NLS = jnp.concatenate([start_NLS, sound_NLS[:, :, self.ramp:self.hop]], axis=-1)
+    return wave_NLS.reshape(n, l * self.patch), tails_NLS[:, -1]
+
+
+def _run(layers: nnx.List, x_NLD: Array, caches: tuple[LayerCache, ...]) -> tuple[Array, tuple[LayerCache, ...]]:
+  after = []
+  for layer, cache in zip(layers, caches, strict=True):
+    x_NLD, cache = layer(x_NLD, cache)
+    after.append(cache)
+  return x_NLD, tuple(after)

@@ -1,0 +1,86 @@
+"""The codec head: a small transformer over the codebooks of the next frame (Moshi's depth transformer)."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from omni_jax import sharding
+from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.modalities.text.head import sample_logits
+from omni_jax.nn.attention import Attention
+from omni_jax.nn.layers import Embedding, Linear, RMSNorm, SwiGLU, gather_rows, normal
+from omni_jax.nn.moe import stacked_lecun
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecHeadConfig:
+  """Sizes of the depth transformer.
+
+  Attributes:
+    width, layers, heads, hidden: of the transformer.
+    first_weight: weight of the first codebook's loss; the others weigh 1, and all are divided by their sum.
+  """
+  width: int = 128
+  layers: int = 2
+  heads: int = 4
+  hidden: int = 256
+  first_weight: float = 3.0
+
+
+class DepthBlock(nnx.Module):
+  def __init__(self, c: CodecHeadConfig, *, rngs: nnx.Rngs):
+    self.norm1, self.norm2 = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
+    self.attention = Attention(c.width, c.heads, c.heads, c.width // c.heads, rngs=rngs)
+    self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
+
+  def __call__(self, x_UJW, mask_UJJ):
+    x_UJW = x_UJW + self.attention(self.norm1(x_UJW), mask_UJJ, None)[0]
+    return x_UJW + self.mlp(self.norm2(x_UJW))
+
+
+class CodecHead(nnx.Module):
+  """p(code_j | decoder state, codes before j) for the J codebooks of one frame."""
+
+  def __init__(self, c: CodecHeadConfig, codebooks: int, entries: int, width: int, *, rngs: nnx.Rngs):
+    self.config, self.codebooks, self.entries = c, codebooks, entries
+    self.state_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
+    self.codes = Embedding((codebooks - 1) * entries, c.width, rngs=rngs, std=1.0) if codebooks > 1 else None
+    self.place = sharding.param(rngs, (codebooks, c.width), (None, 'embed'), normal(1.0))
+    self.blocks = nnx.List([DepthBlock(c, rngs=rngs) for _ in range(c.layers)])
+    self.norm = RMSNorm(c.width, rngs=rngs)
+    self.out = sharding.param(rngs, (codebooks, c.width, entries), (None, 'embed', 'mlp'), stacked_lecun)
+
+  def logits(self, state_UD: Float[Array, 'U D'], code_UJ: Int[Array, 'U J']) -> Float[Array, 'U J E']:
+    """Logits of every codebook, given the true codes before it."""
+    dtype, j = state_UD.dtype, self.codebooks
+    x_UJW = self.state_in(state_UD)[:, None] + self.place[...].astype(dtype)
+    if self.codes is not None:
+      before = self.codes(code_UJ[:, :-1] + jnp.arange(j - 1) * self.entries, dtype)
+      x_UJW = x_UJW + jnp.pad(before, ((0, 0), (1, 0), (0, 0)))
+    mask_UJJ = jnp.broadcast_to(jnp.tri(j, dtype=bool), (len(state_UD), j, j))
+    for block in self.blocks:
+      x_UJW = block(x_UJW, mask_UJJ)
+    return jnp.einsum('ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)).astype(jnp.float32)
+
+  def loss(self, hidden_BLD: Float[Array, 'B L D'], speak_at_BQ: Int[Array, 'B Q'],
+           code_BQJ: Int[Array, 'B Q J']) -> HeadLoss:
+    """Cross-entropy per frame in nats, a weighted mean over codebooks, at the positions before spoken frames."""
+    state = gather_rows(hidden_BLD, speak_at_BQ)
+    state_UD, code_UJ = state.reshape(-1, state.shape[-1]), code_BQJ.reshape(-1, self.codebooks)
+    logp_UJ = jnp.take_along_axis(jax.nn.log_softmax(self.logits(state_UD, code_UJ)), code_UJ[..., None], -1)[..., 0]
+    weight_J = jnp.ones(self.codebooks).at[0].set(self.config.first_weight)
+    valid_U = (speak_at_BQ >= 0).reshape(-1)
+    return HeadLoss(-jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
+                    valid_U.sum().astype(jnp.float32))
+
+  def sample(self, state_UD: Float[Array, 'U D'], key: Array, *, temperature: Array, top_p: Array) -> Int[Array, 'U J']:
+    """Codes of one frame, codebook by codebook. J is small, so each turn runs the whole transformer again."""
+    def turn(j, code_UJ):
+      logits_UE = jnp.take(self.logits(state_UD, code_UJ), j, axis=1)
+      drawn_U = sample_logits(logits_UE, jax.random.fold_in(key, j), temperature=temperature, top_p=top_p)
+      return code_UJ.at[:, j].set(drawn_U)
+    return jax.lax.fori_loop(0, self.codebooks, turn, jnp.zeros((len(state_UD), self.codebooks), jnp.int32))

@@ -1,0 +1,96 @@
+"""Log-mel columns by matmul: what the model hears, and what the codec's loss compares."""
+
+import functools
+import math
+
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from omni_jax.types import AudioConfig
+
+# Of log power, over synthesised speech of rms 0.1: brings `log_mel_patches` to about zero mean and unit deviation.
+MEAN, DEVIATION = -11.0, 3.0
+FLOOR = 1e-7  # power below which everything is silence; a sine of amplitude 1 has 1/4
+
+
+def hz_to_mel(hz):
+  """O'Shaughnessy 1987: linear below about 700 Hz, logarithmic above."""
+  return 2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0)
+
+
+def mel_to_hz(mel):
+  return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
+
+
+@functools.cache
+def mel_filterbank(mels: int, window: int, rate: int) -> np.ndarray:
+  """Triangles that are equally spaced in mel from 0 to rate/2: float32 (window//2 + 1, mels), each band sums to 1.
+
+  A band narrower than a bin, which no bin falls into, takes the bin nearest to its centre.
+  """
+  bin_hz = np.arange(window // 2 + 1) * rate / window
+  edge_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate / 2), mels + 2))
+  low, mid, high = edge_hz[None, :-2], edge_hz[None, 1:-1], edge_hz[None, 2:]
+  hz = bin_hz[:, None]
+  weight = np.maximum(0.0, np.minimum((hz - low) / (mid - low), (high - hz) / (high - mid)))
+  for band in np.flatnonzero(weight.sum(0) == 0):
+    weight[np.abs(bin_hz - edge_hz[band + 1]).argmin(), band] = 1.0
+  return (weight / weight.sum(0, keepdims=True)).astype(np.float32)
+
+
+@functools.cache
+def fourier_matrix(window: int, length: int) -> np.ndarray:
+  """Hann window and real DFT of the last `window` of `length` samples: float32 (length, 2·(window//2 + 1)).
+
+  First all cosines, then all sines; scaled so that a sine of amplitude a has power a²/4 in its bin.
+  """
+  n = np.arange(window)
+  hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / window)
+  phase = 2 * np.pi * n[:, None] * np.arange(window // 2 + 1)[None] / window
+  matrix = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) * (hann / hann.sum())[:, None]
+  return np.pad(matrix, ((length - window, 0), (0, 0))).astype(np.float32)
+
+
+def power_columns(wave_NS: Float[Array, 'N S'], window: int, hop: int) -> Float[Array, 'N C bins']:
+  """Power spectrum of the `window` samples that end with each hop; zeros stand before the clip's start. Causal."""
+  n, samples = wave_NS.shape
+  assert samples % hop == 0, (samples, hop)
+  columns, hops = samples // hop, math.ceil(window / hop)
+  padded = jnp.pad(wave_NS, ((0, 0), ((hops - 1) * hop, 0))).reshape(n, columns + hops - 1, hop)
+  frames = jnp.concatenate([padded[:, i:i + columns] for i in range(hops)], axis=-1)
+  cosine, sine = jnp.split(frames @ jnp.asarray(fourier_matrix(window, hops * hop)), 2, axis=-1)
+  return jnp.square(cosine) + jnp.square(sine)
+
+
+def log_mel_columns(wave_NS: Float[Array, 'N S'], *, rate: int, mels: int, window: int, hop: int
+                    ) -> Float[Array, 'N C mels']:
+  """Natural log of mel power, floored softly."""
+  return jnp.log(power_columns(wave_NS, window, hop) @ jnp.asarray(mel_filterbank(mels, window, rate)) + FLOOR)
+
+
+def log_mel_patches(wave_NS: Float[Array, 'N S'], audio: AudioConfig) -> Float[Array, 'N R X']:
+  """What the model hears of each frame: its `mel_hops` log-mel columns side by side, X = mel_hops · mels.
+
+  A frame depends on its own and earlier samples only. Silence is about -1.7, speech is within ±2.
+  """
+  n, samples = wave_NS.shape
+  assert audio.frame % audio.mel_hops == 0, (audio.frame, audio.mel_hops)
+  columns = log_mel_columns(wave_NS, rate=audio.rate, mels=audio.mels, window=audio.mel_window,
+                            hop=audio.frame // audio.mel_hops)
+  return ((columns - MEAN) / DEVIATION).reshape(n, samples // audio.frame, audio.mel_hops * audio.mels)
+
+
+@functools.cache
+def synthesis_matrix(hop: int, ramp: int) -> np.ndarray:
+  """Inverse real DFT into hop + ramp samples that fade in over `ramp` and out over the last `ramp` samples.
+
+  float32 (2·bins, hop + ramp), cosine amplitudes first; windows that lie `hop` apart sum to 1.
+  """
+  length = hop + ramp
+  n = np.arange(length)
+  rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)
+  fade = np.concatenate([rise, np.ones(hop - ramp), 1 - rise])
+  phase = 2 * np.pi * np.arange(length // 2 + 1)[:, None] * n[None] / length
+  return (np.concatenate([np.cos(phase), np.sin(phase)]) * fade[None]).astype(np.float32)

@@ -1,0 +1,146 @@
+"""The DiT head: denoises an image's patches, each conditioned on the decoder state of its query.
+
+t = 0 is noise, t = 1 is data, in training and in sampling: x_t = (1 - t)·noise + t·data, velocity = data - noise
+(rectified flow, Liu et al. 2022). Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, UInt
+
+from omni_jax import sharding
+from omni_jax.modalities.image.embed import patchify, unpatchify
+from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.nn.attention import Attention
+from omni_jax.nn.layers import Linear, SwiGLU, gather_rows, normal, rms_norm, zeros
+from omni_jax.types import ImageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+  """Sizes and training of the image head.
+
+  Attributes:
+    width, layers, heads, hidden: of the DiT.
+    noises: noise samples per image and step; the decoder runs once for all of them.
+    null: share of conditions replaced by the null one, for classifier-free guidance.
+    shift: s of t -> s·t / (1 + (s - 1)·t); above 1 moves t toward data (BAGEL shifts toward noise in its convention).
+    steps, guidance: defaults of the sampler.
+  """
+  width: int = 128
+  layers: int = 3
+  heads: int = 4
+  hidden: int = 256
+  noises: int = 2
+  null: float = 0.1
+  shift: float = 1.0
+  steps: int = 20
+  guidance: float = 1.5
+
+
+def noised(data: Array, noise: Array, t: Array) -> Array:
+  return (1 - t) * noise + t * data
+
+
+def velocity(data: Array, noise: Array) -> Array:
+  return data - noise
+
+
+def sample(velocity_fn, noise: Array, *, steps: int) -> Array:
+  """Euler from t = 0 to t = 1; `velocity_fn(x, t)` with scalar t."""
+  def step(i, x):
+    return x + velocity_fn(x, i / steps) / steps
+  return jax.lax.fori_loop(0, steps, step, noise)
+
+
+def time_features(t_U: Float[Array, 'U'], width: int) -> Float[Array, 'U W']:
+  """Sinusoids of t in [0, 1], as in DDPM with t scaled to 1000."""
+  frequency = 10000.0 ** (-jnp.arange(width // 2) / (width // 2))
+  angle = 1000 * t_U[:, None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class DiTBlock(nnx.Module):
+  def __init__(self, c: DiTConfig, *, rngs: nnx.Rngs):
+    self.attention = Attention(c.width, c.heads, c.heads, c.width // c.heads, rngs=rngs)
+    self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
+    self.modulation = Linear(c.width, 6 * c.width, ('embed', 'mlp'), rngs=rngs, bias=True, init=zeros)
+
+  def __call__(self, x_UPW, condition_UW, mask_UPP):
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(condition_UW)[:, None], 6, axis=-1)
+    x_UPW = x_UPW + gate1 * self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, mask_UPP, None)[0]
+    return x_UPW + gate2 * self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
+
+
+class DiTHead(nnx.Module):
+  """`velocity(x, t, condition)`; loss and sampler around it."""
+
+  def __init__(self, c: DiTConfig, image: ImageConfig, width: int, *, rngs: nnx.Rngs):
+    self.config, self.image, self.model_width = c, image, width
+    self.patch_in = Linear(image.values, c.width, (None, 'embed'), rngs=rngs)
+    self.place = sharding.param(rngs, (image.patches, c.width), (None, 'embed'), normal(1.0))
+    self.condition_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
+    self.null = sharding.param(rngs, (width,), (None,), normal(1.0))
+    self.time = SwiGLU(c.width, c.width, rngs=rngs)
+    self.blocks = nnx.List([DiTBlock(c, rngs=rngs) for _ in range(c.layers)])
+    self.last = Linear(c.width, 2 * c.width, ('embed', 'mlp'), rngs=rngs, bias=True, init=zeros)
+    self.out = Linear(c.width, image.values, ('embed', None), rngs=rngs, init=zeros)
+
+  def velocity(self, x_UPY: Float[Array, 'U P Y'], t_U: Float[Array, 'U'], state_UPD: Float[Array, 'U P D'],
+               valid_UP: Bool[Array, 'U P']) -> Float[Array, 'U P Y']:
+    """Predicted data - noise."""
+    dtype = state_UPD.dtype
+    condition_UPW = self.condition_in(state_UPD)
+    n = jnp.maximum(valid_UP.sum(axis=1, keepdims=True), 1).astype(dtype)
+    pooled_UW = jnp.where(valid_UP[..., None], condition_UPW, 0).sum(axis=1) / n
+    condition_UW = jax.nn.silu(self.time(time_features(t_U, self.config.width).astype(dtype)) + pooled_UW)
+    x_UPW = self.patch_in(x_UPY.astype(dtype)) + self.place[...].astype(dtype) + condition_UPW
+    mask_UPP = jnp.broadcast_to(valid_UP[:, None, :], valid_UP.shape + valid_UP.shape[-1:])
+    for block in self.blocks:
+      x_UPW = block(x_UPW, condition_UW, mask_UPP)
+    shift, scale = jnp.split(self.last(condition_UW)[:, None], 2, axis=-1)
+    return self.out(rms_norm(x_UPW) * (1 + scale) + shift).astype(jnp.float32)
+
+  def loss(self, hidden_BLD: Float[Array, 'B L D'], drawn_BNhwc: Float[Array, 'B N h w c'], draw_at_BNP: Array,
+           draw_key_BN: UInt[Array, 'B N'], key: Array) -> HeadLoss:
+    """Squared velocity error, mean over the values of an image, summed over images.
+
+    Noise, time and the choice of null condition depend on `key` (the step's) and the image's own key only.
+    """
+    c, image = self.config, self.image
+    b, n, p = draw_at_BNP.shape
+    state_UPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(b * n, p, -1)
+    valid_UP = (draw_at_BNP >= 0).reshape(b * n, p)
+    data_UPY = patchify(drawn_BNhwc, image).reshape(b * n, p, -1)
+
+    def draw(k):
+      k_noise, k_time, k_null = jax.random.split(jax.random.fold_in(key, k), 3)
+      return (jax.random.normal(k_noise, (c.noises, p, image.values)), jax.random.normal(k_time, (c.noises,)),
+              jax.random.uniform(k_null, (c.noises,)))
+
+    noise, z, u = (x.reshape(-1, *x.shape[2:]) for x in jax.vmap(draw)(draw_key_BN.reshape(-1)))
+    t = jax.nn.sigmoid(z)
+    t = c.shift * t / (1 + (c.shift - 1) * t)
+    data, state, valid = (jnp.repeat(x, c.noises, axis=0) for x in (data_UPY, state_UPD, valid_UP))
+    state = jnp.where(u[:, None, None] < c.null, self.null[...].astype(state.dtype), state)
+    error = self.velocity(noised(data, noise, t[:, None, None]), t, state, valid) - velocity(data, noise)
+    per_patch = jnp.where(valid, jnp.square(error).mean(axis=-1), 0)
+    per_image = per_patch.sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
+    return HeadLoss(per_image.sum() / c.noises, valid_UP.any(axis=1).sum().astype(jnp.float32))
+
+  def sample(self, state_UPD: Float[Array, 'U P D'], valid_UP: Bool[Array, 'U P'], key_U: Array, *,
+             guidance_U: Float[Array, 'U'], steps: int) -> Float[Array, 'U h w c']:
+    """Draws images in [0, 1]; guidance 1 follows the condition, above 1 overshoots it away from the null one."""
+    noise = jax.vmap(lambda k: jax.random.normal(k, (self.image.patches, self.image.values)))(key_U)
+    null = jnp.broadcast_to(self.null[...].astype(state_UPD.dtype), state_UPD.shape)
+    both, valid = jnp.concatenate([state_UPD, null]), jnp.concatenate([valid_UP, valid_UP])
+
+    def guided(x, t):
+      with_c, without_c = jnp.split(self.velocity(jnp.concatenate([x, x]), jnp.full(len(both), t), both, valid), 2)
+      return without_c + guidance_U[:, None, None] * (with_c - without_c)
+
+    return unpatchify(sample(guided, noise, steps=steps), self.image)

@@ -1,0 +1,19 @@
+"""Text ids to width."""
+
+from flax import nnx
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from omni_jax.nn.layers import Embedding
+from omni_jax.types import Batch
+
+
+class TextEmbed(nnx.Module):
+  """A row of the table where a position carries an id, zeros where it carries none (id 0)."""
+
+  def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+    self.tokens = Embedding(vocab_size, width, rngs=rngs, std=1.0)
+
+  def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
+    return self.tokens(jnp.where(batch.token_BL > 0, batch.token_BL, -1), dtype)

@@ -1,0 +1,44 @@
+"""The text head: next-token loss and sampler."""
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.nn.layers import Linear
+
+
+class TextHead(nnx.Module):
+  """Linear to the vocabulary."""
+
+  def __init__(self, width: int, vocab_size: int, *, rngs: nnx.Rngs):
+    self.out = Linear(width, vocab_size, ('embed', 'vocab'), rngs=rngs)
+
+  def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
+    return self.out(hidden).astype(jnp.float32)
+
+  def loss(self, hidden_BLD: Float[Array, 'B L D'], target_BL: Int[Array, 'B L'],
+           weight_BL: Float[Array, 'B L']) -> HeadLoss:
+    """Cross-entropy in nats, weighted. Nearly every position has a target, so the head runs on the whole row."""
+    logits_BLV = self.logits(hidden_BLD)
+    logp_BL = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), target_BL[..., None], axis=-1)[..., 0]
+    return HeadLoss(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL))
+
+
+def sample_token(logits_BV: Float[Array, 'B V'], allowed_BV: Bool[Array, 'B V'], key: Array, *,
+                 temperature: Float[Array, ''], top_p: Float[Array, '']) -> Int[Array, 'B']:
+  """One id per row among the allowed ones: nucleus sampling (Holtzman et al. 2020); temperature 0 takes the best."""
+  masked_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
+  return sample_logits(masked_BV, key, temperature=temperature, top_p=top_p)
+
+
+def sample_logits(logits: Float[Array, '... V'], key: Array, *, temperature: Array, top_p: Array) -> Int[Array, '...']:
+  """Nucleus sampling over the last axis."""
+  scaled = logits / jnp.maximum(temperature, 1e-4)
+  ordered = jnp.sort(scaled, axis=-1)[..., ::-1]
+  before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+  kept = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
+  drawn = jax.random.categorical(key, jnp.where(scaled >= kept, scaled, -jnp.inf))
+  return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)

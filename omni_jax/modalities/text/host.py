@@ -1,0 +1,18 @@
+"""Text spans on the host: ids to positions."""
+
+import numpy as np
+
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.types import Layout, MediaConfig, Span
+
+
+def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+  """One position per id, each one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
+  del tokenizer, media
+  ids = np.asarray(span.tokens, np.int32)
+  made = Layout.empty(len(ids))
+  made.token_n[:] = ids
+  made.offset_n3[:] = np.arange(len(ids), dtype=np.float32)[:, None]
+  if span.written:
+    made.label_n[:] = ids
+  return made

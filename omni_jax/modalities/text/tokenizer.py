@@ -1,0 +1,64 @@
+"""Text as UTF-8 bytes plus named special tokens (a byte-fallback BPE takes the place of the bytes later)."""
+
+import dataclasses
+import hashlib
+import itertools
+
+from omni_jax.errors import UserError
+
+TASKS = ('write', 'draw', 'speak', 'reply')
+FIXED = ('pad', 'bos', 'user', 'sot', 'eot', 'boi', 'eoi', 'boa', 'eoa', 'frame', 'nospeech', 'prev')
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+  """Names that get a token of their own.
+
+  Attributes:
+    languages: language codes, `<lang:xx>`.
+    voices: speakers, `<voice:name>`.
+    max_grid: largest count of patches along a side of an image, `<size:n>`.
+  """
+  languages: tuple[str, ...] = ('en',)
+  voices: tuple[str, ...] = ()
+  max_grid: int = 8
+
+
+class Tokenizer:
+  """Text <-> ids. Ids: 0 is padding, then the named specials, then the 256 bytes."""
+
+  def __init__(self, config: TokenizerConfig):
+    self.config = config
+    self.names = (FIXED + tuple(f'task:{x}' for x in TASKS)
+                  + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
+                  + tuple(f'lang:{x}' for x in config.languages) + tuple(f'voice:{x}' for x in config.voices))
+    self._id = {name: i for i, name in enumerate(self.names)}
+    self.first_byte = len(self.names)
+    self.vocab_size = self.first_byte + 256
+
+  def special(self, name: str) -> int:
+    """Id of a named special such as 'eot' or 'lang:de'.
+
+    Raises:
+      UserError: if the run has no such token.
+    """
+    if name not in self._id:
+      kind = name.split(':')[0]
+      known = [x.partition(':')[2] for x in self.names if x.startswith(kind + ':')]
+      raise UserError(f'no token <{name}> in this run; {kind} is one of {known}')
+    return self._id[name]
+
+  def name(self, token: int) -> str | None:
+    """The name of a special token, or None for a byte."""
+    return self.names[token] if token < self.first_byte else None
+
+  def encode(self, text: str) -> tuple[int, ...]:
+    return tuple(byte + self.first_byte for byte in text.encode('utf-8'))
+
+  def decode(self, tokens: tuple[int, ...]) -> str:
+    """Bytes back to text; specials are left out, broken UTF-8 becomes U+FFFD."""
+    return bytes(t - self.first_byte for t in tokens if t >= self.first_byte).decode('utf-8', errors='replace')
+
+  def fingerprint(self) -> str:
+    """Changes when any id would mean something else."""
+    return hashlib.sha256('\n'.join(itertools.chain(self.names, ['bytes'])).encode()).hexdigest()[:16]

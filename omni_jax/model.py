@@ -1,0 +1,123 @@
+"""OmniModel: embed -> decoder -> heads, and the device table of modalities."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from omni_jax import sharding
+from omni_jax.errors import UserError
+from omni_jax.modalities.audio.codec import Codec, CodecConfig
+from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig
+from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
+from omni_jax.modalities.audio.quantizer import quantize
+from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.modalities.image.embed import ImageEmbed
+from omni_jax.modalities.image.head import DiTConfig, DiTHead
+from omni_jax.modalities.text.embed import TextEmbed
+from omni_jax.modalities.text.head import TextHead
+from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
+from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
+from omni_jax.nn.layers import gather_rows
+from omni_jax.types import AudioConfig, Batch, ImageConfig, MediaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OmniConfig:
+  """Everything that fixes the shapes of the network."""
+  media: MediaConfig = MediaConfig()
+  tokenizer: TokenizerConfig = TokenizerConfig()
+  decoder: DecoderConfig = DecoderConfig()
+  audio_embed: AudioEmbedConfig = AudioEmbedConfig()
+  dit: DiTConfig = DiTConfig()
+  codec_head: CodecHeadConfig = CodecHeadConfig()
+  codec: CodecConfig = CodecConfig()
+  dtype: str = 'float32'  # of the computation; weights are fp32
+
+  @classmethod
+  def from_config(cls, config: Any) -> 'OmniConfig':
+    """From the `model` part of a run's ConfigDict.
+
+    Raises:
+      UserError: for a name or a value that a part does not take.
+    """
+    def build(kind, name, part):
+      try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()})
+      except (TypeError, ValueError) as error:
+        raise UserError(f'config.model.{name}: {error}') from error
+    parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', 'dtype')}
+    media = MediaConfig(build(ImageConfig, 'image', config.image), build(AudioConfig, 'audio', config.audio))
+    return cls(media=media, dtype=config.dtype,
+               **{name: build(kind, name, config[name]) for name, kind in parts.items() if name in config})
+
+
+class Encoded(NamedTuple):
+  """What the frozen codecs make of a batch's media inside the step."""
+  code_BNJ: Array  # codes of the spoken clips, clips and frames flattened (N = M·R)
+
+
+class OmniModel(nnx.Module):
+  """One causal decoder, an embedding per kind of payload, a head per modality."""
+
+  def __init__(self, c: OmniConfig, *, rngs: nnx.Rngs):
+    self.config = c
+    vocab, width = Tokenizer(c.tokenizer).vocab_size, c.decoder.width
+    codebooks, entries = c.codec.codebooks, c.codec.entries
+    self.text_embed = TextEmbed(vocab, width, rngs=rngs)
+    self.image_embed = ImageEmbed(c.media.image, width, rngs=rngs)
+    self.audio_embed = AudioEmbed(c.audio_embed, c.media.audio, codebooks, entries, width, rngs=rngs)
+    self.decoder = Decoder(c.decoder, rngs=rngs)
+    self.heads = nnx.Dict({
+        'text': TextHead(width, vocab, rngs=rngs),
+        'image': DiTHead(c.dit, c.media.image, width, rngs=rngs),
+        'audio': CodecHead(c.codec_head, codebooks, entries, width, rngs=rngs),
+    })
+
+  def embed(self, batch: Batch, encoded: Encoded) -> Float[Array, 'B L D']:
+    """The sum of the payloads present at each position."""
+    dtype = jnp.dtype(self.config.dtype)
+    x_BLD = self.text_embed(batch, dtype) + self.image_embed(batch, dtype)
+    x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BNJ, dtype)
+    return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
+
+  def __call__(self, batch: Batch, encoded: Encoded, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
+    return self.decoder(self.embed(batch, encoded), batch.segment_BL, batch.modality_BL, batch.position_BL3, bias_IE,
+                        mesh)
+
+  def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded, key: Array
+             ) -> dict[str, HeadLoss]:
+    """Loss of every head; `key` is the step's, for the noise of the diffusion loss."""
+    code_BQJ = gather_rows(encoded.code_BNJ, batch.speak_frame_BQ)
+    return {
+        'text': self.heads['text'].loss(hidden_BLD, batch.target_BL, batch.weight_BL),
+        'image': self.heads['image'].loss(hidden_BLD, batch.drawn_BNhwc, batch.draw_at_BNP, batch.draw_key_BN, key),
+        'audio': self.heads['audio'].loss(hidden_BLD, batch.speak_at_BQ, code_BQJ),
+    }
+
+
+def encode_media(codec: Codec, codebooks: Any, spoken_BMS: Float[Array, 'B M S']) -> Encoded:
+  """Codes of the spoken clips from the frozen codec; no gradient flows into it."""
+  b, m, s = spoken_BMS.shape
+  if not m:
+    return Encoded(jnp.zeros((b, 0, codec.config.codebooks), jnp.int32))
+  latent = codec.encode(spoken_BMS.reshape(b * m, s))
+  code_NRJ: Int[Array, 'N R J'] = quantize(latent, codebooks, jnp.ones(latent.shape[:2])).code_NRJ
+  return Encoded(jax.lax.stop_gradient(code_NRJ.reshape(b, -1, code_NRJ.shape[-1])))
+
+
+def abstract(config: OmniConfig) -> OmniModel:
+  """The model with shapes in place of arrays: nothing is computed."""
+  return nnx.eval_shape(lambda: OmniModel(config, rngs=nnx.Rngs(0)))
+
+
+def merge(model: nnx.Module, params: dict[str, Any]) -> Any:
+  """An abstract model with the arrays of a pure dict in the place of its shapes."""
+  graph, state = nnx.split(model)
+  nnx.replace_by_pure_dict(state, params)
+  return nnx.merge(graph, state)

@@ -1,0 +1,67 @@
+"""Grouped-query attention with QK-norm and rotary positions, with or without a KV cache."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from omni_jax.nn.layers import Linear, RMSNorm
+from omni_jax.nn.rope import rotate
+
+
+class KVCache(NamedTuple):
+  """Keys and values of one layer (or, stacked, of all): rows B, slots S."""
+  key_BSGA: Array
+  value_BSGA: Array
+
+
+def attention_mask(segment_BL: Int[Array, 'B L']) -> Bool[Array, 'B L L']:
+  """True where query position q may look at key position k: same example of the row, and not the future.
+
+  Segment 0 is padding: it looks at nothing and nothing looks at it.
+  """
+  same_BLL = segment_BL[:, :, None] == segment_BL[:, None, :]
+  past_LL = jnp.tri(segment_BL.shape[1], dtype=bool)
+  return same_BLL & past_LL[None] & (segment_BL > 0)[:, :, None]
+
+
+def cache_mask(slot_BL: Int[Array, 'B L'], slots: int) -> Bool[Array, 'B L S']:
+  """True where a query in cache slot `slot` may look at slot s: itself and what came before it in its row."""
+  return jnp.arange(slots)[None, None] <= slot_BL[:, :, None]
+
+
+class Attention(nnx.Module):
+  """GQA (Ainslie et al. 2023) with RMS-normalised queries and keys (Henry et al. 2020)."""
+
+  def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+    self.shape = (heads, kv_heads, head_dim)
+    self.q = Linear(width, heads * head_dim, ('embed', 'heads'), rngs=rngs)
+    self.kv = Linear(width, 2 * kv_heads * head_dim, ('embed', 'heads'), rngs=rngs)
+    self.out = Linear(heads * head_dim, width, ('heads', 'embed'), rngs=rngs)
+    self.q_norm = RMSNorm(head_dim, rngs=rngs)
+    self.k_norm = RMSNorm(head_dim, rngs=rngs)
+
+  def __call__(self, x_BLD: Float[Array, 'B L D'], mask: Bool[Array, 'B L S'], angle_BLa: Float[Array, 'B L a'] | None,
+               cache: KVCache | None = None, slot_BL: Int[Array, 'B L'] | None = None
+               ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
+    """Attends to the row itself, or, with a cache, to the cache after writing x into its slots.
+
+    A slot outside the cache is not written: that is how padding is kept out.
+    """
+    heads, kv_heads, head_dim = self.shape
+    b, l, _ = x_BLD.shape
+    q = self.q_norm(self.q(x_BLD).reshape(b, l, heads, head_dim))
+    k, v = jnp.split(self.kv(x_BLD).reshape(b, l, 2 * kv_heads, head_dim), 2, axis=2)
+    k = self.k_norm(k)
+    if angle_BLa is not None:
+      q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)
+    if cache is not None:
+      row = jnp.arange(b)[:, None]
+      cache = KVCache(cache.key_BSGA.at[row, slot_BL].set(k.astype(cache.key_BSGA.dtype), mode='drop'),
+                      cache.value_BSGA.at[row, slot_BL].set(v.astype(cache.value_BSGA.dtype), mode='drop'))
+      k, v = cache
+    y = jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask[:, None])
+    return self.out(y.reshape(b, l, heads * head_dim)), cache

@@ -1,0 +1,127 @@
+"""The causal decoder: one block, scanned over depth."""
+
+import dataclasses
+import enum
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from omni_jax import sharding
+from omni_jax.nn import moe_router
+from omni_jax.nn.attention import Attention, KVCache, attention_mask, cache_mask
+from omni_jax.nn.layers import RMSNorm
+from omni_jax.nn.moe import MoE
+from omni_jax.nn.rope import mrope_angles
+
+
+class Remat(enum.StrEnum):
+  """What the backward pass computes again instead of keeping."""
+  NONE = 'none'
+  DOTS = 'dots'  # keep matmul results
+  FULL = 'full'  # keep only the input of each block
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Sizes of the decoder.
+
+  Attributes:
+    width, layers, heads, kv_heads, head_dim: as usual.
+    experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
+    shared_hidden: hidden width of the shared expert; 0 for none.
+    block: slots in a block of the dropless expert matmul.
+    theta: base of the rotary frequencies.
+    remat: see Remat.
+    unroll: layers in one turn of the scan.
+  """
+  width: int = 128
+  layers: int = 4
+  heads: int = 4
+  kv_heads: int = 2
+  head_dim: int = 32
+  experts: int = 8
+  top_k: int = 2
+  expert_hidden: int = 128
+  shared_hidden: int = 128
+  block: int = 64
+  theta: float = 1000.0
+  remat: Remat = Remat.NONE
+  unroll: int = 1
+
+  def __post_init__(self):
+    object.__setattr__(self, 'remat', Remat(self.remat))
+    if self.heads % self.kv_heads:
+      raise ValueError(f'{self.heads} heads do not divide by {self.kv_heads} key/value heads')
+    if self.top_k > self.experts:
+      raise ValueError(f'top_k={self.top_k} of {self.experts} experts')
+
+
+class Block(nnx.Module):
+  """Pre-norm attention and mixture of experts."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    c = config
+    self.attention_norm, self.moe_norm = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
+    self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
+    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden, c.block, rngs=rngs)
+
+  def __call__(self, x_BLD, mask, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):
+    y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask, angle_BLa, cache, slot_BL)
+    x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
+    y_BLD, stats = self.moe(self.moe_norm(x_BLD), modality_BL, bias_E, mesh)
+    return sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed'), stats, cache
+
+
+class Decoded(NamedTuple):
+  hidden_BLD: Array
+  stats: moe_router.RouterStats  # leaves have a leading axis of layers
+  cache: KVCache | None  # likewise
+
+
+class Decoder(nnx.Module):
+  """`layers` equal blocks, their weights stacked on a leading axis."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(rngs.split(config.layers) if hasattr(rngs, 'split')
+                                                            else rngs.fork(split=config.layers))
+    self.norm = RMSNorm(config.width, rngs=rngs)
+
+  def __call__(self, x_BLD: Float[Array, 'B L D'], segment_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
+               position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
+    """Whole packed rows, as in training."""
+    return self._scan(x_BLD, attention_mask(segment_BL), modality_BL, position_BL3, bias_IE, mesh)
+
+  def extend(self, x_BLD: Float[Array, 'B L D'], slot_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
+             position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache) -> Decoded:
+    """The next L positions of each row, against a cache; positions with a slot past its end are padding."""
+    mask = cache_mask(slot_BL, cache.key_BSGA.shape[2])
+    return self._scan(x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
+
+  def _scan(self, x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:
+    c = self.config
+    angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
+    graph, blocks = nnx.split(self.blocks)
+
+    def body(x_BLD, layer):
+      weights, bias_E, layer_cache = layer
+      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, mask, angle_BLa, modality_BL, bias_E, mesh,
+                                                            layer_cache, slot_BL)
+      return x_BLD, (stats, layer_cache)
+
+    if c.remat == Remat.FULL:
+      body = jax.checkpoint(body)
+    elif c.remat == Remat.DOTS:
+      body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, (blocks, bias_IE, cache), unroll=c.unroll)
+    return Decoded(self.norm(x_BLD), stats, cache)
+
+  def init_cache(self, rows: int, slots: int, dtype=jnp.float32) -> KVCache:
+    c = self.config
+    shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

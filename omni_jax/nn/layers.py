@@ -1,0 +1,73 @@
+"""Linear, embedding, RMSNorm and SwiGLU: fp32 weights, computed in the type of their input."""
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from omni_jax import sharding
+
+lecun = nnx.initializers.lecun_normal()
+zeros = nnx.initializers.zeros_init()
+ones = nnx.initializers.ones_init()
+
+
+def normal(std: float):
+  return nnx.initializers.normal(std)
+
+
+class Linear(nnx.Module):
+  """`x @ w (+ b)` over the last axis."""
+
+  def __init__(self, d_in: int, d_out: int, axes=('embed', 'mlp'), *, rngs: nnx.Rngs, bias: bool = False, init=lecun):
+    self.w = sharding.param(rngs, (d_in, d_out), axes, init)
+    self.b = sharding.param(rngs, (d_out,), (None,), zeros) if bias else None
+
+  def __call__(self, x: Float[Array, '... d_in']) -> Float[Array, '... d_out']:
+    y = x @ self.w[...].astype(x.dtype)
+    return y if self.b is None else y + self.b[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  """Rows of a table by index; an index below 0 gives a row of zeros."""
+
+  def __init__(self, n: int, width: int, axes=('vocab', 'embed'), *, rngs: nnx.Rngs, std: float = 0.02):
+    self.table = sharding.param(rngs, (n, width), axes, normal(std))
+
+  def __call__(self, index: Int[Array, '...'], dtype=jnp.float32) -> Float[Array, '... width']:
+    rows = self.table[...].astype(dtype)[jnp.maximum(index, 0)]
+    return jnp.where(index[..., None] >= 0, rows, 0)
+
+
+def rms_norm(x: Array, eps: float = 1e-6) -> Array:
+  """Root-mean-square norm over the last axis, in fp32 (Zhang & Sennrich 2019)."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+  return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  def __init__(self, width: int, *, rngs: nnx.Rngs):
+    self.scale = sharding.param(rngs, (width,), (None,), ones)
+
+  def __call__(self, x: Float[Array, '... width']) -> Float[Array, '... width']:
+    return rms_norm(x) * self.scale[...].astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+  """`down(silu(gate(x)) · up(x))` (Shazeer 2020); gate and up are one matmul."""
+
+  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+    self.up = Linear(width, 2 * hidden, ('embed', 'mlp'), rngs=rngs)
+    self.down = Linear(hidden, width, ('mlp', 'embed'), rngs=rngs)
+
+  def __call__(self, x: Float[Array, '... width']) -> Float[Array, '... width']:
+    gate, up = jnp.split(self.up(x), 2, axis=-1)
+    return self.down(jax.nn.silu(gate) * up)
+
+
+def gather_rows(item_BND: Float[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Float[Array, 'B L D']:
+  """item[b, index[b, l]], zeros where the index is below 0."""
+  picked_BLD = jnp.take_along_axis(item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1)
+  return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

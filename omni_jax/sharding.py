@@ -1,0 +1,92 @@
+"""Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from omni_jax.errors import UserError
+
+AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
+BATCH_AXES = ('data', 'fsdp', 'expert')
+EXPERT_AXIS = 'expert'
+RULES = {
+    # activations
+    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor',
+    # weights
+    'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
+}
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+  """A mesh over all devices with the named axis sizes; axes that are not named have size 1.
+
+  Raises:
+    UserError: if an axis is unknown or the product of the sizes is not the number of devices.
+  """
+  sizes = dict(sizes or {})
+  if unknown := set(sizes) - set(AXES):
+    raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
+  shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
+  if math.prod(shape) > (n := jax.device_count()) or n % math.prod(shape):
+    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
+                    f'set config.mesh so that the product divides {n}')
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
+
+
+def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
+  """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if rows % ways:
+    raise UserError(f'batch of {rows} rows does not divide by {ways} devices of {BATCH_AXES}; '
+                    f'nearest: {max(1, rows // ways) * ways}')
+  if experts % mesh.shape[EXPERT_AXIS]:
+    raise UserError(f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}')
+
+
+def spec(*axes: str | None) -> P:
+  """PartitionSpec of an array whose dimensions have these logical axes."""
+  return P(*(RULES[axis] if axis else None for axis in axes))
+
+
+def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Constrains an activation to the layout of its logical axes. The mesh is the one set by `jax.set_mesh`."""
+  return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...],
+          init: Callable[..., jax.Array]) -> nnx.Param:
+  """A trainable fp32 array with one logical axis name (or None) per dimension."""
+  assert len(shape) == len(axes), (shape, axes)
+  return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes)
+
+
+def param_specs(model: nnx.Module) -> dict[str, Any]:
+  """PartitionSpec per parameter, as a pure dict. Stacked layers have one leading axis more than they name."""
+  def of(leaf):
+    axes = leaf.get_metadata()['axes']
+    return spec(*(('layers',) * (leaf.ndim - len(axes)) + axes))
+  state = nnx.state(model, nnx.Param)
+  return nnx.to_pure_dict(jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+
+
+def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
+  """The sharding of a weight, without the mesh axes that do not divide its dimension (small weights stay whole)."""
+  def ways(axis):
+    return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
+  padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
+  return NamedSharding(mesh, P(*(a if n % ways(a) == 0 else None for a, n in zip(padded, shape, strict=True))))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def place(batch: Any, mesh: Mesh) -> Any:
+  """Host rows of this process -> global arrays split over the batch axes."""
+  sharding = NamedSharding(mesh, P(BATCH_AXES))
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

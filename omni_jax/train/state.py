@@ -1,0 +1,75 @@
+"""What a step takes and gives back, and how it is first made, already sharded."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+import optax
+
+from omni_jax import sharding
+from omni_jax.modalities.audio.codec import Codec
+from omni_jax.modalities.audio.quantizer import CodecBuffers, init_buffers
+from omni_jax.model import OmniConfig, OmniModel
+
+
+class TrainState(NamedTuple):
+  """Pure values: nothing of Flax in it, so that a checkpoint is plain data.
+
+  Attributes:
+    params: trainable arrays, a nested dict.
+    buffers: explicit state that no optimizer touches (router biases, codebooks, the frozen codec).
+    opt_state: of optax.
+    step: updates done, int32.
+    rng: raw key data of the run.
+  """
+  params: Any
+  buffers: Any
+  opt_state: Any
+  step: Array
+  rng: Array
+
+
+def _pure(model: nnx.Module) -> dict[str, Any]:
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def _start(params: Any, buffers: Any, tx: optax.GradientTransformation, seed: int) -> TrainState:
+  return TrainState(params, buffers, tx.init(params), jnp.int32(0), jax.random.key_data(jax.random.key(seed)))
+
+
+def init_omni(config: OmniConfig, tx: optax.GradientTransformation, codec: Any, *, seed: int) -> TrainState:
+  """A fresh state of the omni stage; `codec`: params and codebooks of the codec stage, kept as frozen buffers."""
+  params = _pure(OmniModel(config, rngs=nnx.Rngs(seed)))
+  bias_IE = jnp.zeros((config.decoder.layers, config.decoder.experts), jnp.float32)
+  return _start(params, {'router_bias': bias_IE, 'codec': codec}, tx, seed)
+
+
+def init_codec(config: OmniConfig, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
+  """A fresh state of the codec stage."""
+  params = _pure(Codec(config.codec, config.media.audio, rngs=nnx.Rngs(seed)))
+  return _start(params, {'codebooks': init_buffers(config.codec)._asdict()}, tx, seed)
+
+
+def codec_values(state: TrainState) -> dict[str, Any]:
+  """What the omni stage needs of a finished codec stage."""
+  return {'params': state.params, 'codebooks': state.buffers['codebooks']}
+
+
+def codebooks_of(buffers: dict[str, Any]) -> CodecBuffers:
+  """The typed view of the codebooks in a buffers dict."""
+  return CodecBuffers(**buffers['codebooks'])
+
+
+def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
+  """Weights and their optimizer moments by the table of rules; everything else whole on every device."""
+  whole = sharding.replicated(mesh)
+  fit = jax.tree.map(lambda x, s: sharding.fitting(mesh, s, x.shape), abstract.params, specs)
+  structure = jax.tree.structure(abstract.params)
+  is_params = lambda x: jax.tree.structure(x) == structure
+  moments = jax.tree.map(lambda x: fit if is_params(x) else jax.tree.map(lambda _: whole, x), abstract.opt_state,
+                         is_leaf=is_params)
+  rest: NamedSharding = jax.tree.map(lambda _: whole, abstract.buffers)
+  return TrainState(fit, rest, moments, whole, whole)

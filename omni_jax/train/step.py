@@ -1,0 +1,95 @@
+"""The train steps: pure functions (TrainState, batch) -> (TrainState, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from omni_jax.modalities.audio.codec import Codec
+from omni_jax.modalities.audio.codec_loss import codec_forward
+from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
+from omni_jax.model import encode_media, merge, OmniModel
+from omni_jax.nn.moe_router import updated_bias
+from omni_jax.train.losses import LossConfig, total_loss
+from omni_jax.train.state import codebooks_of, TrainState
+from omni_jax.types import Batch
+
+Metrics = dict[str, Array]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def omni_losses(params: Any, buffers: Any, batch: Batch, key: Array, *, model: OmniModel, codec: Codec, mesh: Mesh):
+  """Losses of all heads and figures of the routers on one batch.
+
+  Args:
+    model, codec: abstract modules, the arrays come from params and buffers.
+    key: of the step, for the noise of the diffusion loss.
+
+  Returns:
+    (dict of HeadLoss, RouterStats)
+  """
+  omni = merge(model, params)
+  frozen = jax.lax.stop_gradient(buffers['codec'])
+  encoded = encode_media(merge(codec, frozen['params']), codebooks_of(frozen), batch.spoken_BMS)
+  decoded = omni(batch, encoded, buffers['router_bias'], mesh)
+  return omni.losses(decoded.hidden_BLD, batch, encoded, key), decoded.stats
+
+
+def _group_norms(grads: Any) -> Metrics:
+  """Gradient norm of every part of the model."""
+  groups = {name: part for name, part in grads.items() if name != 'heads'}
+  groups |= {f'{name}_head': part for name, part in grads.get('heads', {}).items()}
+  return {f'grad_norm/{name}': optax.global_norm(part) for name, part in groups.items()}
+
+
+def _apply(state: TrainState, grads: Any, buffers: Any, tx: optax.GradientTransformation) -> TrainState:
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(params, buffers, opt_state, state.step + 1, state.rng)
+
+
+def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformation, losses: LossConfig, mesh: Mesh,
+                   bias_step: float) -> StepFn:
+  """One update of the whole model on a batch of every modality."""
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+    def objective(params):
+      heads, stats = omni_losses(params, state.buffers, batch, key, model=model, codec=codec, mesh=mesh)
+      return total_loss(heads, stats, losses), (heads, stats)
+
+    (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    bias_IE = updated_bias(state.buffers['router_bias'], stats.load_E, bias_step)
+    metrics = {'loss/total': loss, 'grad_norm/total': optax.global_norm(grads), **_group_norms(grads)}
+    metrics |= {f'loss/{name}': head.mean for name, head in heads.items()}
+    metrics |= {f'weight/{name}': head.weight for name, head in heads.items()}
+    metrics |= {'loss/balance': stats.balance.mean(), 'loss/z': stats.z.mean(), 'routing/entropy': stats.entropy.mean(),
+                'routing/load_max': stats.load_E.max() * stats.load_E.shape[-1],
+                'routing/load_min': stats.load_E.min() * stats.load_E.shape[-1],
+                'routing/expert_by_modality': stats.load_ME.sum(axis=0),
+                'tokens': (batch.segment_BL > 0).sum(), 'filled': (batch.segment_BL > 0).mean()}
+    return _apply(state, grads, {**state.buffers, 'router_bias': bias_IE}, tx), metrics
+  return step
+
+
+def make_codec_step(codec: Codec, tx: optax.GradientTransformation) -> StepFn:
+  """One update of the speech codec on clips (wave_NS, mask_NR), its codebooks by moving averages."""
+  def step(state: TrainState, clips: tuple[Array, Array]) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    k_forward, k_restart = jax.random.split(key)
+    codebooks = codebooks_of(state.buffers)
+
+    def objective(params):
+      return codec_forward(merge(codec, params), codebooks, *clips, k_forward)
+
+    (loss, (figures, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updated: CodecBuffers = update_buffers(codec.config, codebooks, stats, k_restart)
+    metrics = {'codec/loss': loss, 'grad_norm/total': optax.global_norm(grads)}
+    metrics |= {f'codec/{name}': value for name, value in figures._asdict().items()}
+    metrics['tokens'] = jnp.sum(clips[1])
+    return _apply(state, grads, {'codebooks': updated._asdict()}, tx), metrics
+  return step

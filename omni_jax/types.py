@@ -1,0 +1,170 @@
+"""Host types that travel between the rooms of the project, and the one legend of shape letters.
+
+Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
+
+  B rows of a batch      L positions in a row   D model width         T tokens = B·L        V vocabulary
+  E experts              K router choices       F expert width        H query heads         G key/value heads
+  A width of a head      N images in a row      P patches in an image Y values in a patch   M clips in a row
+  S samples in a clip    R frames in a clip     J codebooks           X mel values a frame  Z latent width
+  Q spoken frames in a row                      U images of a batch   W width inside a head
+  I layers               3 (time, height, width)
+"""
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FRAMES_PER_SECOND = 12.5  # one unit of the time axis of a position
+NONE = -1  # in a map: this position has no such payload
+
+
+class Modality(enum.IntEnum):
+  """What a position belongs to; row index of every per-modality statistic. 0 is padding."""
+  PAD = 0
+  TEXT = 1
+  IMAGE = 2
+  AUDIO = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A piece of one modality in an example, before it becomes positions.
+
+  Attributes:
+    modality: which of the payloads below is present.
+    written: the model is to write it (loss falls here); otherwise it is only read.
+    tokens: text ids, for TEXT.
+    pixels: float32 in [0, 1], shape (height, width, channels), for IMAGE.
+    wave: float32 in [-1, 1], shape (samples,), for AUDIO.
+  """
+  modality: Modality
+  written: bool = False
+  tokens: tuple[int, ...] = ()
+  pixels: np.ndarray | None = None
+  wave: np.ndarray | None = None
+
+
+class Layout(NamedTuple):
+  """The positions of one span (n of them), offsets relative to the span's start. NONE = payload absent."""
+  token_n: np.ndarray  # text id, or 0
+  modality_n: np.ndarray
+  offset_n3: np.ndarray  # float32 (time, height, width)
+  label_n: np.ndarray  # id that the text head must say to get here, or 0
+  seen_n: np.ndarray  # patch of the seen image
+  drawn_n: np.ndarray  # clean patch of the drawn image
+  query_n: np.ndarray  # query of the drawn image
+  heard_n: np.ndarray  # mel frame of the heard clip
+  spoken_n: np.ndarray  # coded frame of the spoken clip
+
+  @classmethod
+  def empty(cls, n: int) -> 'Layout':
+    maps = [np.full(n, NONE, np.int32) for _ in range(5)]
+    return cls(np.zeros(n, np.int32), np.full(n, int(Modality.TEXT), np.int32), np.zeros((n, 3), np.float32),
+               np.zeros(n, np.int32), *maps)
+
+
+class Batch(NamedTuple):
+  """One packed batch: numpy from the packer, global arrays after `sharding.place`.
+
+  Maps hold, per position, an index into the row's own list of payloads flattened over items, or NONE.
+  """
+  token_BL: Any  # int32 text id, 0 where the position carries none
+  modality_BL: Any  # int32, a Modality
+  segment_BL: Any  # int32, 1… per example of the row, 0 is padding
+  position_BL3: Any  # float32 (time, height, width)
+  target_BL: Any  # int32, what the text head should say next
+  weight_BL: Any  # float32, weight of that loss
+  seen_BL: Any  # int32 into N·P
+  drawn_BL: Any  # int32 into N·P
+  query_BL: Any  # int32 into P
+  heard_BL: Any  # int32 into M·R
+  spoken_BL: Any  # int32 into M·R
+  seen_BNhwc: Any  # float32 in [0, 1]
+  drawn_BNhwc: Any  # float32 in [0, 1]
+  heard_BMS: Any  # float32 in [-1, 1]
+  spoken_BMS: Any  # float32 in [-1, 1]
+  draw_at_BNP: Any  # int32, position of each query, or NONE
+  draw_key_BN: Any  # uint32, names (example, span): the noise of the diffusion loss depends on it and on the step only
+  speak_at_BQ: Any  # int32, position whose hidden state predicts the frame, or NONE
+  speak_frame_BQ: Any  # int32 into M·R, that frame
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBudget:
+  """Static sizes of a row; the packer refuses what overflows them."""
+  rows: int
+  length: int
+  seen: int = 2
+  drawn: int = 2
+  heard: int = 2
+  spoken: int = 2
+  spoken_frames: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+  """Images as raw patches (the VAE comes later).
+
+  Attributes:
+    height, width, channels: largest image, in pixels.
+    patch: side of a patch, in pixels.
+    mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
+  """
+  height: int = 8
+  width: int = 8
+  channels: int = 1
+  patch: int = 2
+  mean: float = 0.305
+  std: float = 0.376
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    return self.height // self.patch, self.width // self.patch
+
+  @property
+  def patches(self) -> int:
+    return self.grid[0] * self.grid[1]
+
+  @property
+  def values(self) -> int:
+    return self.patch * self.patch * self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+  """Speech on the frame clock.
+
+  Attributes:
+    rate: samples per second.
+    seconds: longest clip.
+    mels: mel bands of the continuous input.
+    mel_hops: mel columns in one frame.
+    mel_window: samples of the analysis window.
+  """
+  rate: int = 8000
+  seconds: float = 0.96
+  mels: int = 32
+  mel_hops: int = 8
+  mel_window: int = 256
+
+  @property
+  def frame(self) -> int:
+    """Samples in one frame."""
+    return round(self.rate / FRAMES_PER_SECOND)
+
+  @property
+  def frames(self) -> int:
+    """Frames in the longest clip."""
+    return round(self.seconds * FRAMES_PER_SECOND)
+
+  @property
+  def samples(self) -> int:
+    return self.frames * self.frame
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaConfig:
+  image: ImageConfig = ImageConfig()
+  audio: AudioConfig = AudioConfig()

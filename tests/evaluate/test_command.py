@@ -1,0 +1,47 @@
+"""Mistakes at the command line: one line, exit code 2, nothing written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from omni_jax.errors import UserError
+from omni_jax.evaluate import charts, text_metrics
+from omni_jax.evaluate.runlog import Curve
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(('flags', 'said'), [
+    (['--workdir=missing'], 'missing: no such folder'),
+    (['--workdir=.', '--data=no.jsonl'], 'no.jsonl: no such file'),
+    (['--workdir=.', '--follow'], '--follow'),
+    ([], '--workdir'),
+])
+def test_mistakes_are_one_line(tmp_path, flags, said):
+  done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', *flags], capture_output=True, text=True,
+                        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
+  assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_ticks_are_round_and_inside():
+  assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+  assert charts.ticks(0.13, 0.31) == [0.15, 0.2, 0.25, 0.3]
+
+
+@pytest.mark.parametrize('values', [[1.0, 1.0], [100.0, 0.01], [-1.0, 5.0]])
+def test_every_curve_stays_inside_its_frame(values):
+  chart = charts.line_chart('loss', Curve([0.0, 2.0], values))
+  points = chart.split('points="')[1].split('"')[0].split()
+  for x, y in (map(float, point.split(',')) for point in points):
+    assert charts.LEFT <= x <= charts.WIDTH - charts.RIGHT
+    assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
+
+
+def test_a_missing_extra_names_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jiwer', None)
+  with pytest.raises(UserError, match=r"pip install 'omni_jax\[eval\]'"):
+    text_metrics.cer(['a'], ['b'])
