@@ -221,13 +221,8 @@ class JsonLines(collections.abc.Sequence):
     return example | {'id': example['id'] or name}
 
   def read_file(self, path: str) -> bytes:
-    """The bytes of a medium by its path in the file; a link may not lead out of the folder."""
-    folder = self.path.parent
-    if not is_remote(folder):
-      root = os.path.realpath(folder)
-      if os.path.commonpath([root, os.path.realpath(os.path.join(root, check_path(path)))]) != root:
-        raise BadRecord('is a link that leaves the folder of the JSON lines file')
-    return read_media(folder / check_path(path))
+    """The bytes of a medium by its path in the file."""
+    return _read_beside(self.path.parent, path)
 
   def _load(self, part: Part) -> Part:
     kind, path = part['type'], part['path']
@@ -235,6 +230,36 @@ class JsonLines(collections.abc.Sequence):
       return self._cache.get((kind, path), lambda: DECODE[kind](self.read_file(path), self.media))
     except BadRecord as error:
       raise BadRecord(f'{path}: {error.reason}') from error
+
+
+def _read_beside(folder: epath.Path, path: str) -> bytes:
+  """The bytes of a medium; a link may not lead out of the folder."""
+  if not is_remote(folder):
+    root = os.path.realpath(folder)
+    if os.path.commonpath([root, os.path.realpath(os.path.join(root, check_path(path)))]) != root:
+      raise BadRecord('is a link that leaves the folder of the JSON lines file')
+  return read_media(folder / check_path(path))
+
+
+def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
+  """One example of a .json file, decoded; a last message of the assistant may be empty: that is what is to be written.
+
+  Raises:
+    UserError: for a file that is missing or is no such example, naming what is wrong with it.
+  """
+  file = epath.Path(path)
+  try:
+    raw = _parse(file.read_bytes())
+    messages = raw.get('messages') if isinstance(raw, dict) else None
+    answer = []
+    if isinstance(messages, list) and len(messages) > 1 and isinstance(messages[-1], dict) and not messages[-1].get('content'):
+      answer = [_check_message(messages[-1] | {'content': ' '}, 'the last message', 'path') | {'content': []}]
+      raw = raw | {'messages': messages[:-1]}
+    example = map_media(check_example(raw, 'path'),
+                        lambda part: DECODE[part['type']](_read_beside(file.parent, part['path']), media))
+  except (OSError, BadRecord) as error:
+    raise UserError(f'prompt {file}: {error}') from error
+  return example | {'messages': example['messages'] + answer} if answer else example
 
 
 def read(path: epath.PathLike, media: MediaConfig) -> list[Example]:

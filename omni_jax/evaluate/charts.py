@@ -85,5 +85,5 @@ def heat_table(table: Sequence[Sequence[float]], rows: Sequence[str], columns: S
 
 def _cell(value: float, depth: float, percent: bool) -> str:
   text = '' if not value else f'{100 * value:.0f}' if percent else f'{value:g}'
-  color = '#fff' if depth > 0.55 else 'inherit'
+  color = '#fff' if depth > 0.5 else 'inherit'
   return f'<td style="background:rgba(31,94,168,{depth:.2f});color:{color}">{text}</td>'

@@ -29,7 +29,7 @@ def evaluate(omni: Any, clips: Sequence[Any], *, rate: int, size: int | None, ju
   """
   waves = [clip.wave for clip in clips]
   codes = omni.codec_encode(waves)
-  decoded = [np.asarray(wave, np.float32)[: len(original)]
+  decoded = [np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
              for original, wave in zip(waves, omni.codec_decode(codes), strict=True)]
   pairs = list(zip(waves, decoded, strict=True))
   used = perplexity(np.concatenate([np.asarray(c) for c in codes]))

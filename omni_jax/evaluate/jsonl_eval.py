@@ -8,6 +8,7 @@ import numpy as np
 from omni_jax.errors import UserError
 from omni_jax.evaluate import speech_metrics, text_metrics
 from omni_jax.evaluate.scores import accuracy
+from omni_jax.evaluate.scoring import wave_of
 
 NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
@@ -98,7 +99,7 @@ def _pairs(answered: Sequence[Answered], kind: str) -> tuple[list[tuple[Any, Any
 
 def _speech_scores(answered: Sequence[Answered], rate: int) -> dict:
   pairs, expected = _pairs(answered, 'audio')
-  pairs = [(a['wave'], b.wave) for a, b in pairs if len(b.wave)]
+  pairs = [(a['wave'], np.nan_to_num(wave_of(b, rate))) for a, b in pairs if len(b.wave)]
   return {
       'speech_present': len(pairs) / expected,
       'mel_distance': _mean([speech_metrics.warped_mel_distance(a, b, rate=rate) for a, b in pairs]),

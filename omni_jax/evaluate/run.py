@@ -65,12 +65,12 @@ def run(omni: Any, workdir: Any, out: Any = None, *, seed: int = 0, limits: Limi
   records = runlog.read(workdir)
   limits = limits or limits_of(omni.config)
   if not data and omni.config.data.source != 'digits':
-    data = omni.config.data.eval_file
+    data = epath.Path(omni.config.data.get('root', '')) / omni.config.data.eval_file
   measured = (on_file(omni, data, limits, seed=seed, log=log) if data else
               on_digits(omni, limits, seed=seed, log=log))
   metrics = {'version': VERSION, 'step': int(omni.step), 'seconds': 0.0, 'train_minutes': _minutes(records),
              **measured.metrics, 'routing': runlog.routing(records)}
-  metrics['seconds'] = round(time.monotonic() - began, 2)
+  metrics = plain(metrics | {'seconds': round(time.monotonic() - began, 2)})
   _write(out, metrics, measured.gallery, records)
   log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
   return metrics
@@ -122,6 +122,18 @@ def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Mea
     metrics['codec'] = codec_eval.evaluate(omni, _some(clips, limits.n_codec, seed), rate=rate, size=_entries(omni),
                                            judge=None)
   return Measured(metrics, gallery.of_data(answered, rate))
+
+
+def plain(value: Any) -> Any:
+  """The same as JSON can hold it: numbers of numpy and jax as Python's, infinite ones and NaN as null."""
+  if isinstance(value, Mapping):
+    return {str(name): plain(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  if value is None or isinstance(value, str | bool | int):
+    return value
+  number = np.asarray(value).item()
+  return number if np.isfinite(number) else None
 
 
 def _parts(example: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -48,10 +48,10 @@ def routing(records: Sequence[Mapping]) -> dict:
   found: dict[str, Any] = {}
   for record in records:
     for name, value in record.items():
-      if name.startswith('routing/') and isinstance(value, int | float):
+      if name.startswith('routing/') and isinstance(value, int | float) and math.isfinite(value):
         found[name.removeprefix('routing/')] = value
       if name == TABLE:
-        table = np.asarray(value, float)
+        table = np.nan_to_num(np.asarray(value, float))
         table = table / np.maximum(table.sum(1, keepdims=True), 1e-9)
         names = MODALITIES[-len(table):] if len(table) <= len(MODALITIES) else map(str, range(len(table)))
         found['expert_by_modality'] = {name: row for name, row in zip(names, table.round(4).tolist(), strict=True)

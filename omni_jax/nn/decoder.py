@@ -50,7 +50,7 @@ class DecoderConfig:
   shared_hidden: int = 128
   block: int = 64
   theta: float = 1000.0
-  remat: Remat = Remat.NONE
+  remat: Remat | str = Remat.NONE
   unroll: int = 1
 
   def __post_init__(self):

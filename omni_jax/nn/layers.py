@@ -4,7 +4,7 @@ from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from omni_jax import sharding
 
@@ -67,7 +67,7 @@ class SwiGLU(nnx.Module):
     return self.down(jax.nn.silu(gate) * up)
 
 
-def gather_rows(item_BND: Float[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Float[Array, 'B L D']:
+def gather_rows(item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Shaped[Array, 'B L D']:
   """item[b, index[b, l]], zeros where the index is below 0."""
   picked_BLD = jnp.take_along_axis(item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1)
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

@@ -35,7 +35,7 @@ def route(logits_TE: Float[Array, 'T E'], bias_E: Float[Array, 'E'], valid_T: Bo
   """
   experts = logits_TE.shape[1]
   p_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
-  _, expert_TK = jax.lax.top_k(jax.lax.stop_gradient(p_TE) + bias_E, top_k)
+  _, expert_TK = jax.lax.top_k(jax.lax.stop_gradient(p_TE) + bias_E[None], top_k)
   chosen_TKE = jax.nn.one_hot(expert_TK, experts, dtype=jnp.float32) * valid_T[:, None, None]
   weight_TK = jnp.einsum('tke,te->tk', chosen_TKE, p_TE)
   weight_TK = weight_TK / jnp.maximum(weight_TK.sum(axis=1, keepdims=True), 1e-9)

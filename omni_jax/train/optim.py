@@ -34,8 +34,8 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-  """A leaf's path in a pure dict as dotted name."""
-  return '.'.join(str(getattr(key, 'key', key)) for key in path)
+  """A leaf's path in a tree as dotted name."""
+  return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
 def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:

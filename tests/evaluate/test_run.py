@@ -98,7 +98,7 @@ def write_data(folder):
 
 
 def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path):
-  omni = fake(source='jsonl', eval_file=str(write_data(tmp_path)))
+  omni = fake(source='jsonl', root=str(tmp_path), eval_file=write_data(tmp_path).name)
   replies = {'text': [SimpleNamespace(type='text', text='seven')],
              'any': [SimpleNamespace(type='image', pixels=np.zeros((8, 8, 1))),
                      SimpleNamespace(type='audio', wave=np.sin(np.arange(8000) / 5), rate=8000)]}
@@ -121,6 +121,11 @@ def test_data_that_cannot_be_read_is_refused_and_nothing_written(fake, tmp_path)
   with pytest.raises(UserError, match=r'missing\.png'):
     run_lib.run(fake(), tmp_path, data=tmp_path / 'data.jsonl', limits=LIMITS, log=lambda line: None)
   assert not (tmp_path / 'eval').exists()
+
+
+def test_metrics_are_json_whatever_the_model_returns():
+  value = {'a': np.float32(0.5), 'b': [float('nan'), np.int64(3)], 'c': None, 'd': {'e': np.inf}}
+  assert run_lib.plain(value) == {'a': 0.5, 'b': [None, 3], 'c': None, 'd': {'e': None}}
 
 
 def test_limits_come_from_the_config_and_typos_are_named(fake):

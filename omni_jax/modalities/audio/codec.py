@@ -21,7 +21,6 @@ from omni_jax.modalities.audio.quantizer import QuantizerConfig
 from omni_jax.nn.layers import Linear, RMSNorm, SwiGLU, rms_norm, zeros
 from omni_jax.types import AudioConfig
 
-NORM = 0
 SPEECH = 0.1  # root mean square of usual speech: the decoder's scale before training
 uniform = nnx.initializers.uniform
 
@@ -39,6 +38,7 @@ class CodecConfig(QuantizerConfig):
     window: patches that attention reaches back, itself included.
     subframes: patches in a frame.
     commitment: weight of the quantiser's commitment in the loss.
+    waveform: weight of the samples' L1 in the loss. At 800 bit/s phase cannot be coded: any weight only smears the sound.
     dropout: share of training clips of which only the first few codebooks are kept.
     unquantized: share of training clips that the decoder hears without quantisation (Moshi, Défossez et al. 2024).
   """
@@ -49,9 +49,10 @@ class CodecConfig(QuantizerConfig):
   hidden: int = 256
   window: int = 16
   subframes: int = 4
-  commitment: float = 0.25
+  commitment: float = 0.05
+  waveform: float = 0.0
   dropout: float = 0.0
-  unquantized: float = 0.0
+  unquantized: float = 0.5
 
 
 class LayerCache(NamedTuple):
@@ -150,8 +151,8 @@ class Codec(nnx.Module):
     # Loudness spans decades: the wave as such for the phase, the mel columns for the rest.
     x_NLD = self.embed(jnp.concatenate([10 * patch_NLS[:, :-1], 10 * patch_NLS[:, 1:], mel_NLX], axis=-1))
     x_NLD, layers = _run(self.encoder, x_NLD, cache.layers)
-    latent_NRZ = self.merge(self.merge_norm(x_NLD).reshape(n, samples // frame, -1))
-    if NORM: latent_NRZ = rms_norm(latent_NRZ)
+    # Of fixed size: otherwise the commitment shrinks the latents and the last codebooks go unused.
+    latent_NRZ = rms_norm(self.merge(self.merge_norm(x_NLD).reshape(n, samples // frame, -1)))
     return StreamCache(heard_NS[:, samples:], cache.tail_NS, layers), latent_NRZ
 
   def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']) -> tuple[StreamCache, Float[Array, 'N S']]:

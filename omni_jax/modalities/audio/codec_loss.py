@@ -13,7 +13,6 @@ from omni_jax.modalities.audio.quantizer import CodecBuffers, CodeStats, perplex
 from omni_jax.types import AudioConfig
 
 WINDOWS = (64, 128, 256, 512)  # samples at 8 kHz; they grow with the rate
-WAVE_WEIGHT = 1.0
 
 
 class CodecMetrics(NamedTuple):
@@ -72,7 +71,7 @@ def codec_forward(codec: Codec, buffers: CodecBuffers, wave_NS: Float[Array, 'N 
   made_NS = codec.decode(jnp.where(raw_N[:, None, None], latent_NRZ, coded.latent_NRZ))
   mel = mel_distance(wave_NS, made_NS, mask_NR, codec.audio)
   wave = wave_distance(wave_NS, made_NS, mask_NR, codec.audio)
-  loss = mel + WAVE_WEIGHT * wave + config.commitment * coded.commitment
+  loss = mel + config.waveform * wave + config.commitment * coded.commitment
   return loss, CodecOutput(CodecMetrics(mel, wave, coded.commitment, perplexity(coded.stats.count_JE)), coded.stats)
 
 

@@ -77,10 +77,12 @@ class CodecHead(nnx.Module):
     return HeadLoss(-jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
                     valid_U.sum().astype(jnp.float32))
 
-  def sample(self, state_UD: Float[Array, 'U D'], key: Array, *, temperature: Array, top_p: Array) -> Int[Array, 'U J']:
+  def sample(self, state_UD: Float[Array, 'U D'], key_U: Array, *, temperature: Array, top_p: Array
+             ) -> Int[Array, 'U J']:
     """Codes of one frame, codebook by codebook. J is small, so each turn runs the whole transformer again."""
     def turn(j, code_UJ):
       logits_UE = jnp.take(self.logits(state_UD, code_UJ), j, axis=1)
-      drawn_U = sample_logits(logits_UE, jax.random.fold_in(key, j), temperature=temperature, top_p=top_p)
-      return code_UJ.at[:, j].set(drawn_U)
+      pick = lambda logits_E, key: sample_logits(logits_E, jax.random.fold_in(key, j), temperature=temperature,
+                                                 top_p=top_p)
+      return code_UJ.at[:, j].set(jax.vmap(pick)(logits_UE, key_U))
     return jax.lax.fori_loop(0, self.codebooks, turn, jnp.zeros((len(state_UD), self.codebooks), jnp.int32))

@@ -38,7 +38,7 @@ class ImageEmbed(nnx.Module):
     self.query = sharding.param(rngs, (config.patches, width), (None, 'embed'), normal(1.0))
     self.clean = sharding.param(rngs, (width,), (None,), normal(1.0))
 
-  def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B N*P D']:
+  def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
     x_BNPY = patchify(pixels_BNhwc, self.config).astype(dtype)
     x_BNPD = self.patch(x_BNPY) + self.place[...].astype(dtype)
     return x_BNPD.reshape(x_BNPD.shape[0], -1, x_BNPD.shape[-1])

@@ -29,7 +29,6 @@ class DiTConfig:
     noises: noise samples per image and step; the decoder runs once for all of them.
     null: share of conditions replaced by the null one, for classifier-free guidance.
     shift: s of t -> s·t / (1 + (s - 1)·t); above 1 moves t toward data (BAGEL shifts toward noise in its convention).
-    steps, guidance: defaults of the sampler.
   """
   width: int = 128
   layers: int = 3
@@ -38,8 +37,6 @@ class DiTConfig:
   noises: int = 2
   null: float = 0.1
   shift: float = 1.0
-  steps: int = 20
-  guidance: float = 1.5
 
 
 def noised(data: Array, noise: Array, t: Array) -> Array:

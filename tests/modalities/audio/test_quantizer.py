@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.modalities.audio.quantizer import (CodecBuffers, QuantizerConfig, dequantize, init_buffers, perplexity,
-                                                 quantize, update_buffers)
+from omni_jax.modalities.audio import quantizer
+from omni_jax.modalities.audio.quantizer import CodecBuffers, QuantizerConfig, dequantize, init_buffers, perplexity
 
+quantize, update_buffers = jax.jit(quantizer.quantize), jax.jit(quantizer.update_buffers, static_argnums=0)
 CONFIG = QuantizerConfig(latent=4, codebooks=3, entries=16, decay=0.9)
 
 
@@ -89,7 +90,8 @@ def test_padding_is_neither_counted_nor_restarted_from(books):
   np.testing.assert_allclose(clean.commitment, dirty.commitment, rtol=1e-6)
   np.testing.assert_allclose(clean.stats.count_JE, dirty.stats.count_JE)
   assert float(clean.stats.count_JE.sum()) == 3 * 4 * 5
-  unused = books._replace(count_JE=jnp.zeros_like(books.count_JE).at[:, 0].set(1.0))
+  unused = books._replace(count_JE=jnp.zeros_like(books.count_JE).at[:, 0].set(1.0),
+                          sum_JEZ=jnp.zeros_like(books.sum_JEZ).at[:, 0].set(1.0))
   after = update_buffers(CONFIG, unused, dirty.stats, jax.random.key(0))
   assert np.abs(np.asarray(after.codebook_JEZ[0, 1:])).max() < 10
 

@@ -1,0 +1,53 @@
+"""Reads and writes text, handwritten digits and spoken digit words in four languages: the default run.
+
+  python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from omni_jax.data.digits import LANGUAGES
+from omni_jax.data.espeak import TRAIN_VARIANTS
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0
+  c.stages = ('codec', 'omni', 'evaluate')
+  c.cpu_devices = 2  # one per core: XLA's own threads leave half of the second core idle
+  c.mesh = ConfigDict(dict(data=2, fsdp=1, expert=1, tensor=1, context=1))
+  c.distributed = False
+  c.profile = ''
+  c.compilation_cache = '~/.cache/omni_jax/xla'
+
+  c.model = ConfigDict(dict(
+      dtype='float32',
+      image=dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376),
+      audio=dict(rate=8000, seconds=0.96, mels=32, mel_hops=8, mel_window=256),
+      tokenizer=dict(languages=LANGUAGES, voices=TRAIN_VARIANTS, max_grid=4),
+      decoder=dict(width=128, layers=4, heads=4, kv_heads=2, head_dim=32, experts=8, top_k=2, expert_hidden=64,
+                   shared_hidden=128, block=64, theta=1000.0, remat='none', unroll=1),
+      audio_embed=dict(hidden=256),
+      dit=dict(width=128, layers=3, heads=4, hidden=256, noises=2, null=0.1, shift=1.0),
+      codec_head=dict(width=128, layers=2, heads=4, hidden=256, first_weight=3.0),
+      codec=dict(),
+  ))
+  c.data = ConfigDict(dict(
+      source='digits', seed=0, voices=14, takes=5,
+      recipes=dict(image_to_text=0.22, speech_to_text=0.20, text_to_text=0.06, text_to_image=0.12, image_to_image=0.08,
+                   speech_to_image=0.08, text_to_speech=0.08, image_to_speech=0.05, speech_to_speech=0.06, reply=0.05),
+      budget=dict(rows=16, length=128, seen=3, drawn=3, heard=3, spoken=2, spoken_frames=14),
+      root='', train_file='train.jsonl', eval_file='test.jsonl',
+  ))
+  c.data.rate = c.model.audio.get_ref('rate')
+  c.data.seconds = c.model.audio.get_ref('seconds')
+
+  c.codec = ConfigDict(dict(steps=1500, batch=32, frames=8, log_every=50, save_every=500,
+                            optim=dict(lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01, clip=1.0,
+                                       multipliers=dict())))
+  c.omni = ConfigDict(dict(steps=2000, log_every=50, save_every=500, bias_step=1e-3,
+                           losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
+                           optim=dict(lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01, clip=1.0,
+                                      multipliers=dict())))
+  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.7, guidance=1.5, max_new=32, dit_steps=16))
+  c.evaluate = ConfigDict(dict(n=200, n_images=400))
+  return c

@@ -1,0 +1,42 @@
+"""`python -m omni_jax.train --config=configs/digits.py --workdir=DIR [--config.omni.optim.lr=1e-3 …]`"""
+
+import os
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from omni_jax.errors import run_command, UserError
+
+_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same folder goes on where it stopped.')
+
+
+def _parse() -> tuple:
+  try:
+    flags.FLAGS(sys.argv)
+    config = _CONFIG.value
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise UserError(f'{error} (see --config and the overrides --config.name=value)') from error
+  if config is None or not _WORKDIR.value:
+    raise UserError('give --config=configs/digits.py and --workdir=DIR')
+  return config, _WORKDIR.value
+
+
+def main() -> None:
+  config, workdir = _parse()
+  logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
+  import jax
+  if config.cpu_devices > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
+  if config.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  if config.distributed:
+    jax.distributed.initialize()
+  from omni_jax.train.stages import run_all  # after the devices are set up
+  run_all(config, workdir)
+
+
+if __name__ == '__main__':
+  run_command(main)

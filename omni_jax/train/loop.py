@@ -1,0 +1,143 @@
+"""The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
+
+import dataclasses
+import signal
+import time
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from omni_jax.sharding import place
+from omni_jax.errors import UserError
+from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.state import TrainState
+from omni_jax.train.step import StepFn
+from omni_jax.train.writer import say, Writer
+
+PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
+
+
+@runtime_checkable
+class Batches(Protocol):
+  def __next__(self) -> Any: ...
+  def state(self) -> bytes: ...
+  def restore(self, state: bytes) -> None: ...
+  def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a run.
+
+  Attributes:
+    steps: updates in all.
+    state: the state to start from; shapes and shardings when a checkpoint is restored.
+    flops: model FLOPs of an update, for MFU; 0 if not counted.
+    log_every, save_every: in steps.
+    profile: 'first:last' steps to trace, or ''.
+  """
+  name: str
+  steps: int
+  step: StepFn
+  state: TrainState
+  batches: Batches
+  flops: float = 0.0
+  peak: float | None = None
+  log_every: int = 50
+  save_every: int = 500
+  profile: str = ''
+
+
+class Preempted(SystemExit):
+  """SIGTERM came: the step in hand was finished and saved."""
+
+  def __init__(self):
+    super().__init__(PREEMPTED)
+
+
+class _Meter:
+  """Time since the last report, split into waiting for data and the rest."""
+
+  def __init__(self):
+    self._start, self._wait, self._steps, self._tokens = time.perf_counter(), 0.0, 0, 0.0
+
+  def waited(self, seconds: float) -> None:
+    self._wait += seconds
+    self._steps += 1
+
+  def report(self, tokens_per_step: float, stage: Stage) -> dict[str, float]:
+    seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
+    figures = {'speed/steps_per_second': steps / seconds, 'speed/data_wait': self._wait / seconds,
+               'speed/tokens_per_second': tokens_per_step * steps / seconds}
+    if stage.flops and stage.peak:
+      figures['speed/mfu'] = stage.flops * steps / seconds / (stage.peak * jax.device_count())
+    self.__init__()
+    return figures
+
+
+def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
+  """Runs a stage to its end from its last checkpoint, or from its first state; a finished one is only restored.
+
+  Raises:
+    Preempted: after SIGTERM, once everything is saved.
+    UserError: if the loss is no longer finite.
+  """
+  stop = _catch_sigterm()
+  try:
+    with Checkpoints(workdir, stage.name) as checkpoints:
+      state = stage.state
+      if checkpoints.latest() is not None:
+        state, iterator = checkpoints.restore(stage.state)
+        stage.batches.restore(iterator)
+        say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
+      start = int(state.step)
+      if start >= stage.steps:
+        return state
+      with Writer(workdir, stage.name, steps=stage.steps, start=start) as writer:
+        return _steps(stage, state, checkpoints, writer, mesh, stop)
+  finally:
+    stage.batches.close()
+
+
+def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh, stop: dict) -> TrainState:
+  first, last = (int(x) for x in stage.profile.split(':')) if stage.profile else (-1, -1)
+  meter = _Meter()
+  for step in range(int(state.step) + 1, stage.steps + 1):
+    if step == first:
+      jax.profiler.start_trace(str(writer.trace_folder))
+    before = time.perf_counter()
+    host = next(stage.batches)
+    meter.waited(time.perf_counter() - before)
+    state, metrics = stage.step(state, place(host, mesh))
+    writer.advance()
+    if step == last:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+    if step % stage.log_every == 0 or step == stage.steps:
+      figures = jax.device_get(metrics)
+      if bad := sorted(name for name, value in figures.items() if not np.isfinite(value).all()):
+        raise UserError(f'{stage.name}: {", ".join(bad)} is no longer finite at step {step}; the last checkpoint is '
+                        f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr')
+      tokens = float(figures.pop('tokens'))
+      writer.write(step, figures | meter.report(tokens, stage))
+    if stop['asked'] or step % stage.save_every == 0 or step == stage.steps:
+      checkpoints.save(state, stage.batches.state())
+    if stop['asked']:
+      raise Preempted
+  return state
+
+
+def _catch_sigterm() -> dict[str, bool]:
+  """A value that turns true when the machine is about to be taken away."""
+  stop = {'asked': False}
+
+  def ask(*_):
+    stop['asked'] = True
+
+  try:
+    signal.signal(signal.SIGTERM, ask)
+  except ValueError:
+    pass  # not the main thread (a notebook, a test): the signal is not ours to catch
+  return stop

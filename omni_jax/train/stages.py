@@ -1,0 +1,135 @@
+"""The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from etils import epath
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+
+from omni_jax import sharding
+from omni_jax.data.clips import ClipLoader
+from omni_jax.data.loader import Loader
+from omni_jax.data.sources import training_clips, training_examples
+from omni_jax.errors import UserError
+from omni_jax.modalities.audio.codec import Codec
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.model import abstract, OmniConfig
+from omni_jax.train import loop, state as states
+from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.flops import omni_step_flops, peak_flops
+from omni_jax.train.losses import LossConfig
+from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.step import make_codec_step, make_omni_step
+from omni_jax.train.writer import say
+from omni_jax.types import RowBudget
+
+
+def dataclass_of(kind: type, part: Any, name: str) -> Any:
+  """A frozen dataclass from a part of the config; a misspelt key or a bad value is the user's error."""
+  try:
+    return kind(**part.to_dict())
+  except (TypeError, ValueError) as error:
+    raise UserError(f'config.{name}: {error}') from error
+
+
+class Run:
+  """What all stages share: the config, where it runs and the shapes of the network."""
+
+  def __init__(self, config: Any, workdir: str):
+    self.config, self.workdir = config, workdir
+    self.omni = OmniConfig.from_config(config.model)
+    self.mesh: Mesh = sharding.make_mesh(config.mesh)
+    self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
+    sharding.check_divides(self.mesh, self.budget.rows, self.omni.decoder.experts)
+
+  def abstract_codec(self) -> Codec:
+    return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
+
+
+def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
+  part = run.config[name]
+  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
+
+
+def _codec_stage(run: Run) -> tuple[loop.Stage, Any]:
+  part, codec = run.config.codec, run.abstract_codec()
+  tx = make_optimizer(dataclass_of(OptimConfig, part.optim, 'codec.optim'), part.steps)
+  whole = sharding.replicated(run.mesh)
+  init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
+  batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
+                       frames=part.frames, seed=run.config.seed)
+  step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
+  return _stage(run, 'codec', step=step, state=init(), batches=batches)
+
+
+def train_codec(run: Run) -> None:
+  """Stage 1: the speech codec on its own, on clips."""
+  loop.run(_codec_stage(run), run.workdir, run.mesh)
+
+
+def restore_codec(run: Run) -> Any:
+  """Parameters and codebooks of the finished codec stage."""
+  tx = make_optimizer(OptimConfig(), 1)
+  like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), like)
+  with Checkpoints(run.workdir, 'codec', read_only=True) as checkpoints:
+    model, step = checkpoints.restore_model({'params': like.params, 'buffers': like.buffers})
+  if step < run.config.codec.steps:
+    raise UserError(f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
+                    f"config.stages must hold 'codec' before 'omni'")
+  return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}
+
+
+def omni_stage(run: Run, codec_values: Any) -> loop.Stage:
+  """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step."""
+  part, model = run.config.omni, abstract(run.omni)
+  tx = make_optimizer(dataclass_of(OptimConfig, part.optim, 'omni.optim'), part.steps)
+
+  def init(codec):
+    return states.init_omni(run.omni, tx, codec, seed=run.config.seed)
+
+  layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
+  losses = dataclass_of(LossConfig, part.losses, 'omni.losses')
+  step = make_omni_step(model, run.abstract_codec(), tx, losses, run.mesh, part.bias_step)
+  examples = training_examples(run.config.data, run.omni.media)
+  shard = (jax.process_index(), jax.process_count())
+  batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed, shard=shard)
+  return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
+                state=jax.jit(init, out_shardings=layout)(codec_values), batches=batches,
+                flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),
+                profile=run.config.profile)
+
+
+def train_omni(run: Run) -> None:
+  """Stage 2: the whole model."""
+  loop.run(omni_stage(run, restore_codec(run)), run.workdir, run.mesh)
+
+
+def evaluate(run: Run) -> None:
+  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html."""
+  if jax.process_index():
+    return
+  done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False)
+  if done.returncode:
+    raise UserError(f'evaluation failed with exit code {done.returncode}; its message is above')
+
+
+STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
+
+
+def run_all(config: Any, workdir: str) -> None:
+  """All stages of the config, in order, in one process. The same call goes on where the last one stopped."""
+  if unknown := [name for name in config.stages if name not in STAGES]:
+    raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}')
+  run = Run(config, workdir)
+  folder = epath.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  with jax.set_mesh(run.mesh):
+    for name in config.stages:
+      say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
+      STAGES[name](run)

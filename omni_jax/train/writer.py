@@ -1,0 +1,76 @@
+"""Where a run's figures go: metrics.jsonl, TensorBoard, log.txt, and a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from etils import epath
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+START = time.time()
+
+
+class Writer:
+  """Figures of one stage. Lines of metrics.jsonl past the step resumed from are dropped first.
+
+  A context: leaving it closes the files.
+  """
+
+  def __init__(self, workdir: str, stage: str, *, steps: int, start: int):
+    self._stage, self._folder = stage, epath.Path(workdir)
+    self._metrics = self._folder / 'metrics.jsonl'
+    self._seconds = self._keep_until(start)  # spent by earlier processes of this run
+    self._board = SummaryWriter(str(self._folder / 'tensorboard' / stage))
+    self._bar = tqdm(total=steps, initial=start, desc=stage, unit='step', disable=not sys.stderr.isatty())
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.close()
+    self._board.close()
+
+  def _keep_until(self, start: int) -> float:
+    if not self._metrics.exists():
+      return 0.0
+    lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
+    kept = [line for line in lines if line['stage'] != self._stage or line['step'] <= start]
+    if len(kept) < len(lines):
+      self._metrics.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    return max((line['seconds'] for line in kept), default=0.0) if start else 0.0
+
+  @property
+  def trace_folder(self) -> epath.Path:
+    """Where a profile goes: TensorBoard's profile plug-in and xprof find it there."""
+    return self._folder / 'tensorboard' / self._stage
+
+  def advance(self) -> None:
+    self._bar.update()
+
+  def write(self, step: int, figures: dict[str, Any]) -> None:
+    """One line of figures; arrays become lists, TensorBoard gets the scalars."""
+    plain = {name: np.asarray(value).tolist() for name, value in figures.items()}
+    seconds = max(self._seconds, 0.0) + time.time() - START
+    line = {'stage': self._stage, 'step': step, 'seconds': round(seconds, 2), **plain}
+    with self._metrics.open('a') as file:
+      file.write(json.dumps(line) + '\n')
+    for name, value in plain.items():
+      if not isinstance(value, list):
+        self._board.add_scalar(name, value, step)
+    shown = {name.removeprefix('loss/'): f'{value:.3f}' for name, value in plain.items()
+             if name.startswith(('loss/', 'codec/')) and not isinstance(value, list)}
+    self._bar.set_postfix(shown, refresh=False)
+    if self._bar.disable:
+      say(self._folder, f'{self._stage} step {step}: ' + ' '.join(f'{k}={v}' for k, v in shown.items())
+          + (f" ({plain['speed/steps_per_second']:.2f} steps/s)" if 'speed/steps_per_second' in plain else ''))
+
+
+def say(workdir: Any, text: str) -> None:
+  """A line on standard output and in log.txt."""
+  line = f'[{time.time() - START:7.1f} s] {text}'
+  print(line, flush=True)
+  with (epath.Path(workdir) / 'log.txt').open('a') as file:
+    file.write(line + '\n')
