@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
       audio_embed=dict(hidden=256),
       dit=dict(width=128, layers=3, heads=4, hidden=256, noises=2, null=0.1, shift=1.0),
       codec_head=dict(width=128, layers=2, heads=4, hidden=256, first_weight=3.0),
-      codec=dict(),
+      codec=dict(latent=64, codebooks=4, entries=256, width=128, layers=2, hidden=256, window=16),
   ))
   c.data = ConfigDict(dict(
       source='digits', seed=0, voices=14, takes=5,
@@ -41,13 +41,13 @@ def get_config() -> ConfigDict:
   c.data.rate = c.model.audio.get_ref('rate')
   c.data.seconds = c.model.audio.get_ref('seconds')
 
-  c.codec = ConfigDict(dict(steps=1500, batch=32, frames=8, log_every=50, save_every=500,
-                            optim=dict(lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01, clip=1.0,
-                                       multipliers=dict())))
+  c.codec = ConfigDict(dict(steps=1000, batch=32, frames=6, log_every=50, save_every=500,
+                            optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
+                                       clip=1.0, multipliers=dict())))
   c.omni = ConfigDict(dict(steps=2000, log_every=50, save_every=500, bias_step=1e-3,
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
-                           optim=dict(lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01, clip=1.0,
-                                      multipliers=dict())))
+                           optim=dict(kind='adamw', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
+                                      clip=1.0, multipliers=dict())))
   c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.7, guidance=1.5, max_new=32, dit_steps=16))
   c.evaluate = ConfigDict(dict(n=200, n_images=400))
   return c

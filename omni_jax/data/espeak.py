@@ -4,13 +4,13 @@ The library (GPL-3.0) is reached through the optional wheel `espeakng-loader`, b
 """
 
 import _ctypes
+from collections.abc import Iterator, Sequence
 import contextlib
 import ctypes
 import dataclasses
 import itertools
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soxr

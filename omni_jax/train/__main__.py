@@ -29,6 +29,9 @@ def main() -> None:
   import jax
   if config.cpu_devices > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
+    # Two programs in flight on several CPU devices can wait for each other's threads for ever (seen: a rendezvous
+    # of an all-reduce that never completed); one at a time cannot.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

@@ -1,24 +1,33 @@
-"""AdamW with warm-up and cosine decay, clipping, and learning-rate multipliers by name."""
+"""AdamW or Muon with warm-up and cosine decay, clipping, and learning-rate multipliers by name."""
 
 from collections.abc import Mapping
 import dataclasses
+import enum
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from omni_jax.errors import UserError
+
+
+class Kind(enum.StrEnum):
+  ADAMW = 'adamw'
+  MUON = 'muon'  # on the matrices between two hidden widths (Jordan et al. 2024), AdamW on everything else
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """Attributes:
+    kind: see Kind; Muon's updates are scaled to the size of AdamW's (0.2 root mean square), so lr means the same.
     lr: peak learning rate, reached after `warmup` steps, cosine to `final` of it at the last step.
     weight_decay: on arrays of two and more dimensions (norms, biases and tables of one row stay free).
     clip: largest global gradient norm.
     multipliers: prefix of a parameter's name ('heads.image') -> factor on its updates.
   """
+  kind: Kind = Kind.ADAMW
   lr: float = 2e-3
   warmup: int = 100
   final: float = 0.02
@@ -53,9 +62,20 @@ def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
   def scaled(updates, params):
     return jax.tree.map(lambda u, f: u * f, updates, factors(params))
 
-  return optax.chain(
-      optax.clip_by_global_norm(c.clip),
-      optax.scale_by_adam(c.b1, c.b2),
-      optax.add_decayed_weights(c.weight_decay, mask=lambda p: jax.tree.map(lambda x: jnp.ndim(x) > 1, p)),
-      optax.stateless(scaled),
-      optax.scale_by_learning_rate(schedule(c, steps)))
+  decayed = lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+  if Kind(c.kind) == Kind.MUON:
+    core = optax.contrib.muon(schedule(c, steps), beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed,
+                              adam_b1=c.b1, adam_b2=c.b2, adam_weight_decay=c.weight_decay, consistent_rms=0.2,
+                              muon_weight_dimension_numbers=_matrices)
+  else:
+    core = optax.adamw(schedule(c, steps), c.b1, c.b2, weight_decay=c.weight_decay, mask=decayed)
+  return optax.chain(optax.clip_by_global_norm(c.clip), core, optax.stateless(scaled))
+
+
+def _matrices(params):
+  """The last two axes of the weights of linear maps and experts; routers, tables and the vocabulary are not theirs."""
+  def axes(path, leaf):
+    name = name_of(path)
+    hidden = name.endswith(('.w', '.up', '.down')) and 'router' not in name and not name.startswith('heads.text')
+    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if hidden and leaf.ndim > 1 else None
+  return jax.tree_util.tree_map_with_path(axes, params)

@@ -13,6 +13,7 @@ from omni_jax import sharding
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import CodecBuffers, init_buffers
 from omni_jax.model import OmniConfig, OmniModel
+from omni_jax.train.optim import name_of
 
 
 class TrainState(NamedTuple):
@@ -67,9 +68,14 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
   """Weights and their optimizer moments by the table of rules; everything else whole on every device."""
   whole = sharding.replicated(mesh)
   fit = jax.tree.map(lambda x, s: sharding.fitting(mesh, s, x.shape), abstract.params, specs)
-  structure = jax.tree.structure(abstract.params)
-  is_params = lambda x: jax.tree.structure(x) == structure
-  moments = jax.tree.map(lambda x: fit if is_params(x) else jax.tree.map(lambda _: whole, x), abstract.opt_state,
-                         is_leaf=is_params)
+  by_name = {name_of(path): fit_leaf for path, fit_leaf in jax.tree_util.tree_leaves_with_path(fit)}
+
+  def moment(path, leaf):
+    # A moment lies in the optimizer's state under the name of its weight, whatever wraps it.
+    names = name_of(path).split('.')
+    found = next((by_name[name] for i in range(len(names)) if (name := '.'.join(names[i:])) in by_name), whole)
+    return found if leaf.ndim >= len(found.spec) else whole
+
+  moments = jax.tree_util.tree_map_with_path(moment, abstract.opt_state)
   rest: NamedSharding = jax.tree.map(lambda _: whole, abstract.buffers)
   return TrainState(fit, rest, moments, whole, whole)

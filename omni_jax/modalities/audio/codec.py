@@ -1,10 +1,11 @@
 """Causal, streaming neural audio codec made of matmuls: 12.5 latent frames per second, wave in, wave out.
 
-A frame is cut into `subframes` patches; windowed-attention layers run over the patches; the patches of a frame are merged
-into one latent, which `quantizer.py` codes; the decoder mirrors it. Nothing looks ahead, so a whole clip and any split of it
-into chunks of whole frames give the same latents.
+A frame is cut into `subframes` patches; windowed-attention layers run over the patches; the patches of a frame are
+merged into one latent, which `quantizer.py` codes; the decoder mirrors it. Nothing looks ahead, so a whole clip and any
+split of it into chunks of whole frames give the same latents.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from omni_jax import sharding
 from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix
 from omni_jax.modalities.audio.quantizer import QuantizerConfig
-from omni_jax.nn.layers import Linear, RMSNorm, SwiGLU, rms_norm, zeros
+from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.types import AudioConfig
 
 SPEECH = 0.1  # root mean square of usual speech: the decoder's scale before training
@@ -38,7 +39,7 @@ class CodecConfig(QuantizerConfig):
     window: patches that attention reaches back, itself included.
     subframes: patches in a frame.
     commitment: weight of the quantiser's commitment in the loss.
-    waveform: weight of the samples' L1 in the loss. At 800 bit/s phase cannot be coded: any weight only smears the sound.
+    waveform: weight of the samples' L1 in the loss; at 800 bit/s the phase cannot be coded, so that it only smears.
     dropout: share of training clips of which only the first few codebooks are kept.
     unquantized: share of training clips that the decoder hears without quantisation (Moshi, Défossez et al. 2024).
   """
@@ -97,7 +98,8 @@ class Layer(nnx.Module):
     seen = jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), v)
     x_NLD = x_NLD + self.out(seen.reshape(n, l, d))
     keep = self.window - 1
-    return x_NLD + self.mlp(self.mlp_norm(x_NLD)), LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, valid)))
+    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, valid)))
+    return x_NLD + self.mlp(self.mlp_norm(x_NLD)), cache
 
 
 class Codec(nnx.Module):
@@ -140,10 +142,11 @@ class Codec(nnx.Module):
     return StreamCache(jnp.zeros((n, self.audio.frame)), jnp.zeros((n, self.ramp)),
                        (layer,) * self.config.layers)
 
-  def encode_stream(self, cache: StreamCache, wave_NS: Float[Array, 'N S']) -> tuple[StreamCache, Float[Array, 'N R Z']]:
+  def encode_stream(self, cache: StreamCache, wave_NS: Float[Array, 'N S']
+                    ) -> tuple[StreamCache, Float[Array, 'N R Z']]:
     """Latents of the next whole frames."""
     n, samples = wave_NS.shape
-    frame, config = self.audio.frame, self.config
+    frame = self.audio.frame
     assert samples % frame == 0, (samples, frame)
     heard_NS = jnp.concatenate([cache.past_NS, wave_NS], axis=1)
     mel_NLX = log_mel_patches(heard_NS, self.audio)[:, 1:].reshape(n, samples // self.patch, -1)
@@ -155,7 +158,8 @@ class Codec(nnx.Module):
     latent_NRZ = rms_norm(self.merge(self.merge_norm(x_NLD).reshape(n, samples // frame, -1)))
     return StreamCache(heard_NS[:, samples:], cache.tail_NS, layers), latent_NRZ
 
-  def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']) -> tuple[StreamCache, Float[Array, 'N S']]:
+  def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']
+                    ) -> tuple[StreamCache, Float[Array, 'N S']]:
     """Samples of the next frames."""
     n, r, _ = latent_NRZ.shape
     x_NLD = self.split(latent_NRZ).reshape(n, r * self.config.subframes, self.config.width)
@@ -181,7 +185,7 @@ class Codec(nnx.Module):
     return wave_NLS.reshape(n, l * self.patch), tails_NLS[:, -1]
 
 
-def _run(layers: nnx.List, x_NLD: Array, caches: tuple[LayerCache, ...]) -> tuple[Array, tuple[LayerCache, ...]]:
+def _run(layers: Sequence[Layer], x_NLD: Array, caches: tuple[LayerCache, ...]) -> tuple[Array, tuple[LayerCache, ...]]:
   after = []
   for layer, cache in zip(layers, caches, strict=True):
     x_NLD, cache = layer(x_NLD, cache)

@@ -1,5 +1,6 @@
 """What the codec is trained for: log-mel spectra at several scales, the wave, and latents near their codes."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -33,18 +34,17 @@ def scaled_windows(rate: int) -> tuple[int, ...]:
 
 def mel_distance(wave_NS: Float[Array, 'N S'], other_NS: Float[Array, 'N S'], mask_NR: Float[Array, 'N R'],
                  audio: AudioConfig) -> Array:
-  """Mean |difference| of log-mel power over windows of several lengths (hop = a quarter), over the valid frames.
+  """Mean |difference| of log-mel power over windows of several lengths over the valid frames.
 
   A column belongs to the frame in which its window ends, so padding behind a clip is never seen.
   """
   total = 0.0
   for window in scaled_windows(audio.rate):
     hop = window // 4
-    both = log_mel_columns(jnp.concatenate([wave_NS, other_NS]), rate=audio.rate, mels=window * 5 // 32,
-                           window=window, hop=hop)
-    left, right = jnp.split(both, 2)
+    columns = functools.partial(log_mel_columns, rate=audio.rate, mels=window * 5 // 32, window=window, hop=hop)
     mask_NC = jnp.repeat(mask_NR, audio.frame // hop, axis=1)
-    total += (jnp.abs(left - right).mean(-1) * mask_NC).sum() / jnp.maximum(mask_NC.sum(), 1)
+    distance_NC = jnp.abs(columns(wave_NS) - columns(other_NS)).mean(-1)
+    total += (distance_NC * mask_NC).sum() / jnp.maximum(mask_NC.sum(), 1)
   return total / len(WINDOWS)
 
 

@@ -1,8 +1,8 @@
 """Residual vector quantisation whose codebooks are buffers: pure functions of (config, latents, buffers).
 
-Each codebook codes what the ones before it left over (SoundStream, Zeghidour et al. 2021). Entries are moving averages of
-the latents that chose them (van den Oord et al. 2017, appendix A.1); an entry that nobody chooses is thrown onto a latent of
-the batch.
+Each codebook codes what the ones before it left over (SoundStream, Zeghidour et al. 2021). Entries are moving averages
+of the latents that chose them (van den Oord et al. 2017, appendix A.1); an entry that nobody chooses is thrown onto a
+latent of the batch.
 """
 
 import dataclasses

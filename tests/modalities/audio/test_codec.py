@@ -44,15 +44,14 @@ def born_buffers(codec: Codec, latent_NRZ):
   return buffers
 
 
-@pytest.mark.parametrize('chunks', [(1, 1, 1, 1, 1, 1), (2, 1, 3)], ids=str)
-def test_chunks_equal_the_whole_clip(chunks):
+def test_chunks_equal_the_whole_clip():
   codec, wave = make_codec(), waves()
   encode_stream, decode_stream = nnx.jit(Codec.encode_stream), nnx.jit(Codec.decode_stream)
   latent = encode(codec, wave)
   buffers = born_buffers(codec, latent)
   hear, say = codec.init_cache(2), codec.init_cache(2)
   latents, made, at = [], [], 0
-  for frames in chunks:
+  for frames in (2, 1, 1, 2):
     hear, piece = encode_stream(codec, hear, wave[:, at * AUDIO.frame:(at + frames) * AUDIO.frame])
     say, sound = decode_stream(codec, say, quantize(piece, buffers, jnp.ones((2, frames))).latent_NRZ)
     latents.append(piece)

@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.modalities.audio.mel import (FLOOR, log_mel_columns, log_mel_patches, mel_filterbank, power_columns,
-                                           synthesis_matrix)
+from omni_jax.modalities.audio.mel import (
+  FLOOR,
+  log_mel_columns,
+  log_mel_patches,
+  mel_filterbank,
+  power_columns,
+  synthesis_matrix,
+)
 from omni_jax.types import AudioConfig
 
 AUDIO = AudioConfig()

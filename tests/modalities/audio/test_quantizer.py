@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.audio import quantizer
-from omni_jax.modalities.audio.quantizer import CodecBuffers, QuantizerConfig, dequantize, init_buffers, perplexity
+from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize, init_buffers, perplexity, QuantizerConfig
 
 quantize, update_buffers = jax.jit(quantizer.quantize), jax.jit(quantizer.update_buffers, static_argnums=0)
 CONFIG = QuantizerConfig(latent=4, codebooks=3, entries=16, decay=0.9)
