@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
                            optim=dict(kind='adamw', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
-  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.7, guidance=1.5, max_new=32, dit_steps=16))
+  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.7, guidance=1.5, max_new=32,
+                               dit_steps=16))
   c.evaluate = ConfigDict(dict(n=200, n_images=400))
   return c

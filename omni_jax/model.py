@@ -51,6 +51,9 @@ class OmniConfig:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()})
       except (TypeError, ValueError) as error:
         raise UserError(f'config.model.{name}: {error}') from error
+    known = {f.name for f in dataclasses.fields(cls)} - {'media'} | {'image', 'audio'}
+    if unknown := sorted(set(config) - known):
+      raise UserError(f'config.model: {unknown} is unknown; its parts are {sorted(known)}')
     parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', 'dtype')}
     media = MediaConfig(build(ImageConfig, 'image', config.image), build(AudioConfig, 'audio', config.audio))
     return cls(media=media, dtype=config.dtype,

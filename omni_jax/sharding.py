@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from omni_jax.errors import UserError

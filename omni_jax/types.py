@@ -60,9 +60,9 @@ class Layout(NamedTuple):
 
   @classmethod
   def empty(cls, n: int) -> 'Layout':
-    maps = [np.full(n, NONE, np.int32) for _ in range(5)]
-    return cls(np.zeros(n, np.int32), np.full(n, int(Modality.TEXT), np.int32), np.zeros((n, 3), np.float32),
-               np.zeros(n, np.int32), *maps)
+    maps = np.full((5, n), NONE, np.int32)  # few allocations: this runs for every span of every example
+    token_n, label_n = np.zeros((2, n), np.int32)
+    return cls(token_n, np.full(n, int(Modality.TEXT), np.int32), np.zeros((n, 3), np.float32), label_n, *maps)
 
 
 class Batch(NamedTuple):

@@ -1,21 +1,64 @@
-"""Before jax starts: eight CPU devices, strict shapes and types, a compilation cache that runs and workers share."""
+"""Before jax starts: eight CPU devices, checked types, fast compilation and a cache of it; small models for all tests."""
 
 import os
 import pathlib
 import tempfile
 
-import jaxtyping
+# Shared by the workers of pytest-xdist and by later runs.
+CACHE = pathlib.Path(os.environ.get('OMNI_JAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'omni_jax_test_cache'))
+os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', str(CACHE / 'hypothesis'))
+# Tests compile far more than they compute; the programs are the same, only LLVM's work on them is less.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
+import jaxtyping  # noqa: E402
 
 # Every annotation of the package is checked while it runs: in tests only, since it costs time.
 jaxtyping.install_import_hook('omni_jax', 'typecheck.check')
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-CACHE = pathlib.Path(os.environ.get('OMNI_JAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'omni_jax_tests'))
-
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+hypothesis.settings.register_profile('same_every_time', database=None, deadline=None, derandomize=True)
+hypothesis.settings.load_profile('same_every_time')
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption('--regenerate', action='store_true', help='write tests/golden/*.txt anew from what the code does now')
+
+
+@pytest.fixture
+def strict_ranks():
+  """Arrays of different rank never meet by accident: for the pure functions, which broadcast in so many words."""
+  with jax.numpy_rank_promotion('raise'):
+    yield
+
+
+@pytest.fixture(scope='session')
+def kit():
+  """A tiny model on one device with the optimizer of a short run."""
+  from omni_jax.train.optim import make_optimizer, OptimConfig
+  from samples import make_kit, tiny_model
+  return make_kit(tiny_model(), make_optimizer(OptimConfig(warmup=5), 200))
+
+
+@pytest.fixture(scope='session')
+def batch(kit):
+  """Every kind of example, packed into two rows."""
+  from samples import laid, packed
+  return packed(laid(kit.config), kit.config.media)
+
+
+@pytest.fixture(scope='session')
+def fifth(kit, batch):
+  """The state after five updates, when nothing is at its exact zero any more."""
+  state = kit.state
+  for _ in range(5):
+    state, _ = kit.step(state, batch)
+  return state

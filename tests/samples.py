@@ -1,22 +1,31 @@
 """Small models, examples and batches that many tests share."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 import runpy
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 
 from omni_jax.data.loader import prepare
 from omni_jax.data.pack import Laid, Packer
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import OmniConfig
+from omni_jax.model import abstract, OmniConfig, OmniModel
+from omni_jax.sharding import make_mesh, param_specs, place
+from omni_jax.train import state as states
+from omni_jax.train.losses import LossConfig
+from omni_jax.train.state import TrainState
+from omni_jax.train.step import make_omni_step, omni_losses
 from omni_jax.types import Batch, MediaConfig, RowBudget
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -92,3 +101,41 @@ def codec_values(model: OmniConfig, seed: int = 0) -> dict[str, Any]:
 
 def rows(budget: RowBudget, n: int) -> RowBudget:
   return dataclasses.replace(budget, rows=n)
+
+
+class Kit(NamedTuple):
+  """A tiny model ready to train. `step` and `forward` are jitted and run under the kit's mesh."""
+  config: OmniConfig
+  model: OmniModel  # abstract, as the codec
+  codec: Codec
+  mesh: Mesh
+  state: TrainState  # fresh
+  step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+  forward: Callable[..., Any]  # (params, buffers, batch, key) -> (losses of the heads, figures of the routers)
+
+  def meshed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under jit and under the kit's mesh."""
+    jitted = jax.jit(function)
+
+    def run(*args):
+      with jax.set_mesh(self.mesh):
+        return jitted(*args)
+    return run
+
+
+def make_kit(config: OmniConfig, tx: optax.GradientTransformation, **sizes: int) -> Kit:
+  """Weights and optimizer moments placed by the table of rules, as the omni stage does it."""
+  mesh, model = make_mesh(sizes), abstract(config)
+  codec = nnx.eval_shape(lambda: Codec(config.codec, config.media.audio, rngs=nnx.Rngs(0)))
+  init = lambda values: states.init_omni(config, tx, values, seed=0)
+  values = codec_values(config)
+  layout = states.shardings(jax.eval_shape(init, values), param_specs(model), mesh)
+  state = jax.device_put(jax.jit(init)(values), layout)  # not made in place: so every mesh starts from the same bits
+  step = make_omni_step(model, codec, tx, LossConfig(), mesh, bias_step=1e-3)
+  jitted = jax.jit(step, out_shardings=(layout, None))
+
+  def run(state, batch):
+    with jax.set_mesh(mesh):
+      return jitted(state, place(batch, mesh))
+  kit = Kit(config, model, codec, mesh, state, run, omni_losses)
+  return kit._replace(forward=kit.meshed(functools.partial(omni_losses, model=model, codec=codec, mesh=mesh)))

@@ -32,7 +32,8 @@ def test_local_prints_the_command_with_overrides():
 def test_local_starts_again_only_after_a_preemption(tmp_path, codes, starts):
   (tmp_path / 'codes').write_text('\n'.join(map(str, codes)) + '\n')
   fake = tmp_path / 'python'
-  fake.write_text(f'#!/bin/bash\ncd {tmp_path}; echo started >> starts; code=$(head -n 1 codes); sed -i 1d codes; exit $code\n')
+  fake.write_text(f'#!/bin/bash\ncd {tmp_path}; echo started >> starts\n'
+                  'code=$(head -n 1 codes); sed -i 1d codes; exit $code\n')
   fake.chmod(0o755)
   done = run('local.sh', 'c.py', 'dir', PYTHON=str(fake))
   assert done.returncode == codes[-1]
@@ -56,6 +57,6 @@ def test_tpu_vm_needs_a_source(tmp_path):
   copy = tmp_path / 'launch'
   copy.mkdir()
   (copy / 'tpu_vm.sh').write_text((LAUNCH / 'tpu_vm.sh').read_text())
-  done = subprocess.run(['bash', copy / 'tpu_vm.sh', 'c.py', 'dir'], env={'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'},
-                        capture_output=True, text=True)
+  env = {'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'}
+  done = subprocess.run(['bash', copy / 'tpu_vm.sh', 'c.py', 'dir'], env=env, capture_output=True, text=True)
   assert done.returncode == 2 and 'SOURCE' in done.stderr

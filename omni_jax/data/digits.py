@@ -3,7 +3,7 @@
 Every example is drawn by its index, from one of the recipes below; nothing is downloaded or stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from omni_jax.data.espeak import Clip, DIGIT_WORDS, HELDOUT_VARIANTS, TAKES, TRAIN_VARIANTS, corpus
+from omni_jax.data.espeak import Clip, corpus, DIGIT_WORDS, HELDOUT_VARIANTS, TAKES, TRAIN_VARIANTS
 from omni_jax.errors import UserError
 
 LANGUAGES = tuple(DIGIT_WORDS)
@@ -44,8 +44,8 @@ def _load(voices: int, takes: int, rate: int, seconds: float) -> Digits:
   train, test = order[:cut], order[cut:]
   speak = functools.partial(corpus, sample_rate=rate, seconds=seconds)
   known = TRAIN_VARIANTS[:voices]
-  return Digits(images[train], data.target[train], images[test], data.target[test],
-                speak(known, TAKES[:takes]), speak(known, HELDOUT_TAKES), speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]))
+  clips = (speak(known, TAKES[:takes]), speak(known, HELDOUT_TAKES), speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]))
+  return Digits(images[train], data.target[train], images[test], data.target[test], *clips)
 
 
 def load_digits(config: Any) -> Digits:
@@ -85,7 +85,7 @@ def _audio(clip: Clip | np.ndarray) -> dict[str, Any]:
   return {'type': 'audio', 'wave': clip if isinstance(clip, np.ndarray) else clip.wave}
 
 
-class DigitExamples:
+class DigitExamples(Sequence):
   """Examples by index, endless in effect: recipe, digit, language, voice and handwriting are drawn from the index.
 
   Recipes are named `input_to_output` with image, speech and text; `reply` answers with text, image and speech in one.
@@ -94,8 +94,8 @@ class DigitExamples:
   def __init__(self, digits: Digits, recipes: Mapping[str, float], *, samples: int, seed: int, length: int = 10**7):
     unknown = set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
     if unknown or not recipes:
-      raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, speech '
-                      f"and text, or 'reply'")
+      raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
+                      f"speech and text, or 'reply'")
     self._digits, self._samples, self._seed, self._length = digits, samples, seed, length
     self._names = tuple(recipes)
     self._p = np.array([recipes[name] for name in self._names], np.float64)
@@ -121,7 +121,8 @@ class DigitExamples:
     else:
       given, _, wanted = name.partition('_to_')
       source, reply = INPUTS[given](scene), OUTPUTS[wanted](scene, given)
-    return {'id': f'digits/{index}', 'messages': [{'role': 'user', 'content': [source]}, {'role': 'assistant', **reply}]}
+    messages = [{'role': 'user', 'content': [source]}, {'role': 'assistant', **reply}]
+    return {'id': f'digits/{index}', 'messages': messages}
 
 
 class _Scene:
@@ -158,6 +159,8 @@ def _draw(scene: _Scene, given: str) -> dict[str, Any]:
 
 
 def _speak(scene: _Scene, given: str) -> dict[str, Any]:
+  if given == 'text' and scene.rng.random() < 0.3:  # reading aloud
+    scene.other = scene.language
   content = [_audio(scene.clips[scene.other, scene.digit])]
   voice = {} if given == 'speech' else {'voice': scene.voice}  # the answer to speech has the voice that was heard
   return {'task': 'speak', 'language': scene.other, **voice, 'content': content}

@@ -249,11 +249,12 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
   """
   file = epath.Path(path)
   try:
-    raw = _parse(file.read_bytes())
+    raw = _load_json(file.read_bytes())
     messages = raw.get('messages') if isinstance(raw, dict) else None
     answer = []
-    if isinstance(messages, list) and len(messages) > 1 and isinstance(messages[-1], dict) and not messages[-1].get('content'):
-      answer = [_check_message(messages[-1] | {'content': ' '}, 'the last message', 'path') | {'content': []}]
+    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
+    if isinstance(last, dict) and not last.get('content'):
+      answer = [_check_message(last | {'content': ' '}, 'the last message', 'path') | {'content': []}]
       raw = raw | {'messages': messages[:-1]}
     example = map_media(check_example(raw, 'path'),
                         lambda part: DECODE[part['type']](_read_beside(file.parent, part['path']), media))
@@ -268,15 +269,18 @@ def read(path: epath.PathLike, media: MediaConfig) -> list[Example]:
 
 
 def _parse(line: bytes) -> Example:
+  return check_example(_load_json(line), 'path')
+
+
+def _load_json(line: bytes) -> Any:
   try:
-    raw = json.loads(line.decode('utf-8'))
+    return json.loads(line.decode('utf-8'))
   except UnicodeDecodeError as error:
     raise BadRecord(f'not UTF-8 at byte {error.start}: save the file as UTF-8') from error
   except json.JSONDecodeError as error:
     raise BadRecord(f'not JSON at character {error.pos + 1} ({error.msg}): one whole object a line') from error
   except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
     raise BadRecord(f'not usable JSON ({error})') from error
-  return check_example(raw, 'path')
 
 
 def _index(path: epath.Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from omni_jax.data.interleave import Example, interleave
 from omni_jax.data.media import BadRecord
-from omni_jax.data.pack import Laid, Packer, lay_out
+from omni_jax.data.pack import Laid, lay_out, Packer
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Batch, MediaConfig, RowBudget
@@ -120,7 +120,7 @@ class Loader:
     except ValueError as error:
       if isinstance(error, UserError):
         raise
-      raise UserError(f'{error}; raise config.data.length or the budgets beside it') from error
+      raise UserError(f'{error}; raise config.data.budget.length or what stands beside it') from error
 
   def state(self) -> bytes:
     return json.dumps(self._iterator.get_state()).encode()

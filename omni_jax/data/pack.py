@@ -64,8 +64,9 @@ class Packer:
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
     b, image = budget, media.image
+    ids = ('token_BL', 'modality_BL', 'segment_BL', 'target_BL')
     self._batch = batch = Batch(
-        **{name: np.zeros((b.rows, b.length), np.int32) for name in ('token_BL', 'modality_BL', 'segment_BL', 'target_BL')},
+        **{name: np.zeros((b.rows, b.length), np.int32) for name in ids},
         position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
         **{f'{name}_BL': np.full((b.rows, b.length), NONE, np.int32) for name in ITEM_MAPS + ('query',)},
         **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)

@@ -15,7 +15,7 @@ from omni_jax.types import MediaConfig
 
 
 def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return DigitExamples(load_digits(config), config.recipes, samples=media.audio.samples, seed=config.seed)
+  return DigitExamples(load_digits(config), dict(config.recipes), samples=media.audio.samples, seed=config.seed)
 
 
 def _files(config: Any, name: str) -> list[str]:

@@ -1,13 +1,13 @@
 """python -m omni_jax.evaluate --workdir=DIR [--step=N] [--data=FILE.jsonl] [--out=DIR]"""
 
 import argparse
+from collections.abc import Sequence
 import functools
 import sys
-from collections.abc import Sequence
 
 from etils import epath
 
-from omni_jax.errors import UserError, run_command
+from omni_jax.errors import run_command, UserError
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

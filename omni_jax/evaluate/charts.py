@@ -1,9 +1,9 @@
 """Curves, bars and heat tables as SVG and HTML text."""
 
+from collections.abc import Sequence
 import html
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 

@@ -1,14 +1,14 @@
 """Asks the model in all nine directions and scores what comes back."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from omni_jax.evaluate import prompts as prompts_lib
 from omni_jax.evaluate import scoring
 from omni_jax.evaluate.judges import Judges
-from omni_jax.evaluate.prompts import DIRECTIONS, WANT, Direction, Material, Prompt
+from omni_jax.evaluate.prompts import Direction, DIRECTIONS, Material, Prompt, WANT
 from omni_jax.evaluate.scores import accuracy, share
 from omni_jax.evaluate.text_metrics import name_of
 

@@ -1,12 +1,12 @@
 """Pieces of the report that are seen or heard: each a file in media/ and a part of the page itself."""
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
+import html
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
+import numpy as np
 
 from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.evaluate.features import log_mel

@@ -1,7 +1,7 @@
 """The frame of the report: style sheet, head, sections. No script, no address of anything outside."""
 
-import html
 from collections.abc import Sequence
+import html
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #68758a; --line: #e2e7ee; --blue: #1f5ea8; --ok: #1c7c4a; --bad: #b8382e; }

@@ -1,8 +1,8 @@
 """Balanced prompts of the nine directions on the digits data: what is shown, what is asked, what would be right."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

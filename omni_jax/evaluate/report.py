@@ -1,12 +1,12 @@
 """The report: one page that needs nothing but itself."""
 
-import html
 from collections.abc import Mapping, Sequence
+import html
 from typing import Any
 
 from omni_jax.evaluate import charts, runlog, targets
 from omni_jax.evaluate.gallery import Example, Gallery, Spoken
-from omni_jax.evaluate.media import Media, grid
+from omni_jax.evaluate.media import grid, Media
 from omni_jax.evaluate.page import page
 from omni_jax.evaluate.prompts import DIRECTIONS
 

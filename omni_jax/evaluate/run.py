@@ -1,14 +1,14 @@
 """One evaluation, from a restored model to metrics.json and report.html."""
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
+import numpy as np
 
 from omni_jax.data.digits import load_digits
 from omni_jax.data.espeak import DIGIT_WORDS

@@ -1,12 +1,12 @@
 """Reads a run's metrics.jsonl: the curves of the report and the last table of experts by modality."""
 
+from collections.abc import Mapping, Sequence
 import json
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
+import numpy as np
 
 TABLE = 'routing/expert_by_modality'
 MODALITIES = ('padding', 'text', 'image', 'audio')  # order of `types.Modality`

@@ -7,7 +7,7 @@ import numpy as np
 
 from omni_jax.evaluate import image_metrics, text_metrics
 from omni_jax.evaluate.judges import Judges
-from omni_jax.evaluate.prompts import DIGITS, WANT, Direction, Prompt
+from omni_jax.evaluate.prompts import DIGITS, Direction, Prompt, WANT
 from omni_jax.evaluate.scores import accuracy, confusion, share
 
 

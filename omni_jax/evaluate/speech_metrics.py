@@ -1,7 +1,7 @@
 """How close two waves are: log-mel distance, SI-SNR, STOI."""
 
-import warnings
 from collections.abc import Sequence
+import warnings
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Is the text right: exact match, character error rate, and which digit in which languages a word names."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+import unicodedata
 
 from omni_jax.evaluate.extras import needs_extra
 

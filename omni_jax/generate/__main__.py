@@ -88,7 +88,8 @@ def main() -> None:
   from omni_jax.generate.prompt import chat
   omni = load(_FLAGS.workdir, _FLAGS.step)
   prompt = chat(_prompt(omni.omni.media), _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice)
-  options = {name: _FLAGS[name].value for name in ('temperature', 'top_p', 'guidance') if _FLAGS[name].value is not None}
+  given = {name: _FLAGS[name].value for name in ('temperature', 'top_p', 'guidance')}
+  options = {name: value for name, value in given.items() if value is not None}
   if 'temperature' in options:
     options['speech_temperature'] = options['temperature']
   replies = omni.generate_batch([prompt] * _FLAGS.n, _FLAGS.want, _FLAGS.seed, **options)

@@ -50,13 +50,14 @@ def prefill(params: Any, bias_IE: Array, batch: Batch, encoded: Encoded, key_B: 
             slots: int, max_new: int) -> Rows:
   """Reads the prompts, one per row, and stands where the reply begins."""
   omni = merge(model, params)
-  b, l = batch.token_BL.shape
+  b = len(batch.token_BL)
   length_B = (batch.segment_BL > 0).sum(axis=1)
   empty = Rows(omni.decoder.init_cache(b, slots, jnp.dtype(model.config.dtype)), jnp.zeros(b, jnp.int32), jnp.zeros(b),
                jnp.zeros((b, 0)), jnp.full(b, int(Mode.START), jnp.int32), key_B, jnp.zeros(b, jnp.int32),
                jnp.zeros((b, max_new), jnp.int32), jnp.zeros((b, max_new, model.config.codec.codebooks), jnp.int32),
                jnp.zeros(b, jnp.int32))
-  hidden_BLD, rows = append(omni, empty, omni.embed(batch, encoded), batch.modality_BL, batch.position_BL3, bias_IE, mesh)
+  hidden_BLD, rows = append(omni, empty, omni.embed(batch, encoded), batch.modality_BL, batch.position_BL3, bias_IE,
+                            mesh)
   last_BD = jnp.take_along_axis(hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]
   time_B = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0).max(axis=(1, 2)) + 1
   return rows._replace(hidden_BD=last_BD, time_B=time_B)

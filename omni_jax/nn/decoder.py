@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import moe_router
-from omni_jax.nn.attention import Attention, KVCache, attention_mask, cache_mask
+from omni_jax.nn.attention import Attention, attention_mask, cache_mask, KVCache
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE
 from omni_jax.nn.rope import mrope_angles

@@ -8,11 +8,11 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import moe_router
-from omni_jax.nn.layers import Linear, SwiGLU, lecun
+from omni_jax.nn.layers import lecun, Linear, SwiGLU
 
 stacked_lecun = nnx.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0)
 
@@ -152,9 +152,9 @@ class MoE(nnx.Module):
   def __call__(self, x_BLD: Float[Array, 'B L D'], modality_BL: Int[Array, 'B L'], bias_E: Float[Array, 'E'],
                mesh: Mesh) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
     b, l, d = x_BLD.shape
-    valid: Bool[Array, 'T'] = modality_BL.reshape(-1) > 0
+    valid_T = modality_BL.reshape(-1) > 0
     logits_TE = self.router(x_BLD.reshape(-1, d).astype(jnp.float32))
-    routing = moe_router.route(logits_TE, bias_E, valid, top_k=self.top_k)
+    routing = moe_router.route(logits_TE, bias_E, valid_T, top_k=self.top_k)
     split = lambda a: a.reshape(b, l, self.top_k)
     y_BLD = moe_expert_parallel(x_BLD, self.up[...].astype(x_BLD.dtype), self.down[...].astype(x_BLD.dtype),
                                 split(routing.expert_TK), split(routing.weight_TK), block=self.block, mesh=mesh)

@@ -26,11 +26,13 @@ def _parse() -> tuple:
 def main() -> None:
   config, workdir = _parse()
   logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
+  if config.cpu_devices > 1:
+    # XLA:CPU runs its devices on one pool with a thread per core. One device that waits in an all-reduce and another
+    # that waits for a free thread stop each other for ever (seen); threads to spare and one program at a time do not.
+    os.environ.setdefault('PJRT_NPROC', str(4 * config.cpu_devices))
   import jax
   if config.cpu_devices > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
-    # Two programs in flight on several CPU devices can wait for each other's threads for ever (seen: a rendezvous
-    # of an all-reduce that never completed); one at a time cannot.
     jax.config.update('jax_cpu_enable_async_dispatch', False)
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))

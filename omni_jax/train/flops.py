@@ -2,8 +2,8 @@
 
 import jax
 
-from omni_jax.model import OmniConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.model import OmniConfig
 from omni_jax.types import RowBudget
 
 # Dense peak FLOP/s of one device, bf16 for accelerators (vendors' data sheets), fp32 for a CPU core as measured by
@@ -40,7 +40,8 @@ def omni_step_flops(c: OmniConfig, budget: RowBudget) -> float:
   image, t = c.media.image, c.dit
   patches = rows * budget.drawn * image.patches * t.noises
   block = 4 * t.width**2 + _swiglu(t.width, t.hidden)
-  total += patches * (6 * (t.layers * block + t.width * (2 * image.values + d.width)) + 12 * t.layers * t.width * image.patches)
+  ends = t.width * (2 * image.values + d.width)
+  total += patches * (6 * (t.layers * block + ends) + 12 * t.layers * t.width * image.patches)
   h = c.codec_head
   codes = rows * budget.spoken_frames * c.codec.codebooks
   block = 4 * h.width**2 + _swiglu(h.width, h.hidden)

@@ -1,5 +1,6 @@
 """The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -9,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from omni_jax.sharding import place
 from omni_jax.errors import UserError
+from omni_jax.sharding import place
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
@@ -101,7 +102,8 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     stage.batches.close()
 
 
-def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh, stop: dict) -> TrainState:
+def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh, stop: dict
+           ) -> TrainState:
   first, last = (int(x) for x in stage.profile.split(':')) if stage.profile else (-1, -1)
   meter = _Meter()
   for step in range(int(state.step) + 1, stage.steps + 1):
@@ -136,8 +138,6 @@ def _catch_sigterm() -> dict[str, bool]:
   def ask(*_):
     stop['asked'] = True
 
-  try:
+  with contextlib.suppress(ValueError):  # not the main thread (a notebook, a test): the signal is not ours to catch
     signal.signal(signal.SIGTERM, ask)
-  except ValueError:
-    pass  # not the main thread (a notebook, a test): the signal is not ours to catch
   return stop

@@ -27,7 +27,7 @@ class OptimConfig:
     clip: largest global gradient norm.
     multipliers: prefix of a parameter's name ('heads.image') -> factor on its updates.
   """
-  kind: Kind = Kind.ADAMW
+  kind: Kind | str = Kind.ADAMW
   lr: float = 2e-3
   warmup: int = 100
   final: float = 0.02
@@ -36,6 +36,9 @@ class OptimConfig:
   weight_decay: float = 0.01
   clip: float = 1.0
   multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    object.__setattr__(self, 'kind', Kind(self.kind))
 
 
 def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
@@ -63,7 +66,7 @@ def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
     return jax.tree.map(lambda u, f: u * f, updates, factors(params))
 
   decayed = lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
-  if Kind(c.kind) == Kind.MUON:
+  if c.kind == Kind.MUON:
     core = optax.contrib.muon(schedule(c, steps), beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed,
                               adam_b1=c.b1, adam_b2=c.b2, adam_weight_decay=c.weight_decay, consistent_rms=0.2,
                               muon_weight_dimension_numbers=_matrices)

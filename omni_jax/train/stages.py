@@ -18,7 +18,8 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
-from omni_jax.train import loop, state as states
+from omni_jax.train import loop
+from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.flops import omni_step_flops, peak_flops
 from omni_jax.train.losses import LossConfig
@@ -97,7 +98,8 @@ def omni_stage(run: Run, codec_values: Any) -> loop.Stage:
   step = make_omni_step(model, run.abstract_codec(), tx, losses, run.mesh, part.bias_step)
   examples = training_examples(run.config.data, run.omni.media)
   shard = (jax.process_index(), jax.process_count())
-  batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed, shard=shard)
+  batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,
+                   shard=shard)
   return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
                 state=jax.jit(init, out_shardings=layout)(codec_values), batches=batches,
                 flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),

@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.evaluate import prompts
-from omni_jax.evaluate.prompts import DIRECTIONS, Direction, Material
+from omni_jax.evaluate.prompts import Direction, DIRECTIONS, Material
 
 
 @pytest.fixture(scope='module')

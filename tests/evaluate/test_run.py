@@ -2,8 +2,8 @@
 
 import json
 import re
-import wave
 from types import SimpleNamespace
+import wave
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from omni_jax.modalities.audio.mel import log_mel_patches
-from omni_jax.nn.layers import Embedding, Linear, gather_rows
+from omni_jax.nn.layers import Embedding, gather_rows, Linear
 from omni_jax.types import AudioConfig, Batch
 
 

@@ -12,7 +12,7 @@ from omni_jax import sharding
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.text.head import sample_logits
 from omni_jax.nn.attention import Attention
-from omni_jax.nn.layers import Embedding, Linear, RMSNorm, SwiGLU, gather_rows, normal
+from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from omni_jax import sharding
-from omni_jax.nn.layers import Linear, gather_rows, normal
+from omni_jax.nn.layers import gather_rows, Linear, normal
 from omni_jax.types import Batch, ImageConfig
 
 

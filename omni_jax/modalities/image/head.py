@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt
 
 from omni_jax import sharding
-from omni_jax.modalities.image.embed import patchify, unpatchify
 from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.modalities.image.embed import patchify, unpatchify
 from omni_jax.nn.attention import Attention
-from omni_jax.nn.layers import Linear, SwiGLU, gather_rows, normal, rms_norm, zeros
+from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
 from omni_jax.types import ImageConfig
 
 

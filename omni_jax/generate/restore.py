@@ -1,0 +1,41 @@
+"""A run's folder -> its config, parameters and buffers, on one device."""
+
+import json
+from typing import Any
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+
+from omni_jax.errors import UserError
+from omni_jax.model import OmniConfig
+from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.state import codec_values, init_codec, init_omni
+
+
+def restore_run(workdir: str, step: int | None) -> tuple[ConfigDict, dict[str, Any], int]:
+  """Config, {'params', 'buffers'} of the omni stage, and the step that they are of (default: the last).
+
+  Raises:
+    UserError: if there is no such run or step, or if its arrays do not fit its config.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir} holds no run: {path} is missing; train first, or check --workdir')
+  try:
+    config = ConfigDict(json.loads(path.read_text()))
+    omni = OmniConfig.from_config(config.model)
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is not the config of a run: {error}') from error
+
+  def init():
+    tx = make_optimizer(OptimConfig(), 1)
+    state = init_omni(omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0)
+    return {'params': state.params, 'buffers': state.buffers}
+
+  whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init))
+  with Checkpoints(workdir, 'omni', read_only=True) as checkpoints:
+    model, found = checkpoints.restore_model(like, step)
+  return config, model, found

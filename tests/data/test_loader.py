@@ -1,0 +1,163 @@
+"""The loader: the same seed gives the same batches wherever it is resumed, each process has its own, bad records count."""
+
+import collections
+import collections.abc
+import json
+
+import numpy as np
+import pytest
+
+from omni_jax.data.loader import Loader, WAITING
+from omni_jax.data.media import BadRecord
+from omni_jax.errors import UserError
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.types import RowBudget
+from samples import BUDGET, chat, examples, picture, text, tiny_model
+
+MODEL = tiny_model()
+TOKENIZER = Tokenizer(MODEL.tokenizer)
+SCARCE = RowBudget(rows=2, length=96, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+
+
+class Broken(collections.abc.Sequence):
+  """A data set of which the named records cannot be read."""
+
+  def __init__(self, items, bad):
+    self._items, self._bad = items, set(bad)
+
+  def __len__(self):
+    return len(self._items)
+
+  def __getitem__(self, index):
+    if index in self._bad:
+      raise BadRecord('torn', f'record {index}')
+    return self._items[index]
+
+
+def loader(items, *, seed=0, budget=SCARCE, **kwargs):
+  return Loader(items, TOKENIZER, MODEL.media, budget, seed=seed, **kwargs)
+
+
+def mixed(n=40):
+  """Long and short ones, so that many must wait for a later batch."""
+  return [dict(examples(seed)[seed % 5], id=str(seed)) for seed in range(n)]
+
+
+def words(n):
+  """Examples that can be told apart in a batch by their one letter."""
+  return [chat(str(i), [text(chr(0x4e00 + i))], [text('.')]) for i in range(n)]
+
+
+def letters(batch):
+  """Which of `words` a batch holds, in order."""
+  found = []
+  for tokens, segments in zip(batch.token_BL, batch.segment_BL, strict=True):
+    for segment in range(1, segments.max() + 1):
+      found.append(ord(TOKENIZER.decode(tuple(tokens[segments == segment].tolist()))[0]) - 0x4e00)
+  return found
+
+
+def assert_equal(ours, theirs):
+  for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize('prefetch', [0, 2])
+def test_a_restored_loader_goes_on_bit_for_bit(prefetch):
+  first = loader(mixed(), prefetch=prefetch)
+  for _ in range(3):
+    next(first)
+  state = first.state()
+  assert json.loads(state)['waiting'], 'nothing waits: this test would show too little'
+  wanted = [next(first) for _ in range(4)]
+  second = loader(mixed(), prefetch=prefetch)
+  next(second)
+  second.restore(state)
+  for batch in wanted:
+    assert_equal(next(second), batch)
+  assert second.state() == first.state()
+  first.close()
+  second.close()
+
+
+def test_seed_decides_the_order():
+  a, b, other = (next(loader(mixed(), seed=seed, prefetch=0)) for seed in (0, 0, 1))
+  assert_equal(a, b)
+  assert (a.token_BL != other.token_BL).any()
+
+
+def epochs(items, wanted, **kwargs):
+  """Letters in the order of batches, until `wanted` of them are there."""
+  batches, seen = loader(items, prefetch=0, **kwargs), []
+  while len(seen) < wanted:
+    seen += letters(next(batches))
+  return seen
+
+
+def test_every_pass_holds_every_example_in_an_order_of_its_own():
+  seen = epochs(words(30), 200)
+  counts = collections.Counter(seen)
+  assert len(counts) == 30 and max(counts.values()) - min(counts.values()) <= 2  # those who wait come a batch later
+  assert seen[:30] != seen[30:60]
+
+
+def test_shards_share_no_example_of_a_pass():
+  shards = [epochs(words(40), 20, shard=(i, 2))[:20] for i in (0, 1)]
+  assert not set(shards[0]) & set(shards[1])
+  assert set(shards[0]) | set(shards[1]) == set(range(40))
+
+
+def test_an_example_waits_rather_than_being_split_or_lost():
+  batches = loader(mixed(8), prefetch=0)
+  next(batches)
+  state = json.loads(batches.state())
+  assert 0 < len(state['waiting']) <= WAITING
+  assert state['next'] > len(state['waiting'])
+
+
+def test_rows_are_filled():
+  batches = loader(mixed(), budget=BUDGET, prefetch=0)
+  assert np.mean([(next(batches).segment_BL > 0).mean() for _ in range(6)]) > 0.7
+
+
+def test_bad_records_are_skipped_and_counted():
+  batches = loader(Broken(words(60), [7, 30]), prefetch=0)
+  seen = []
+  for _ in range(4):
+    seen += letters(next(batches))
+  assert not {7, 30} & set(seen)
+  assert json.loads(batches.state())['bad']['torn'] >= 2
+  again = loader(Broken(words(60), [7, 30]), prefetch=0)
+  again.restore(batches.state())
+  assert_equal(next(again), next(batches))
+
+
+@pytest.mark.parametrize('prefetch', [0, 2])
+def test_too_many_bad_records_stop_the_run(prefetch):
+  batches = loader(Broken(words(60), range(0, 60, 3)), prefetch=prefetch)
+  with pytest.raises(UserError, match=r'1\d of \d+ records are bad \(torn: 1\d\), last record \d+: torn; mend the data'):
+    for _ in range(20):
+      next(batches)
+
+
+def test_nothing_but_bad_records_does_not_hang():
+  with pytest.raises(UserError, match='are bad'):
+    next(loader(Broken(words(5), range(5)), prefetch=0))
+
+
+def test_empty_data_is_refused():
+  with pytest.raises(UserError, match='empty'):
+    loader([])
+
+
+def test_an_example_that_no_row_holds_is_named_with_both_sizes():
+  with pytest.raises(UserError, match=r'a row has \[96.*config\.data\.budget'):
+    next(loader([chat('', [text('x' * 200)], [text('y')])], prefetch=0))
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (chat('', [picture(np.random.default_rng(0), 8, 10)], [text('a')]), '8x10x1 does not fit'),
+    (chat('', [text('a')], [text('b')], language='xx'), 'no token <lang:xx>')], ids=['image', 'language'])
+def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
+  with pytest.raises(UserError, match=message):
+    next(loader([wrong], prefetch=2))

@@ -1,0 +1,164 @@
+"""Packing: every position lands in exactly one place, maps lead to its payload, nothing overflows."""
+
+import dataclasses
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+
+from omni_jax.data.loader import prepare
+from omni_jax.data.pack import pack_rows, Packer
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.types import Layout, NONE, RowBudget
+from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, tiny_model
+
+MODEL = tiny_model()
+MEDIA, TOKENIZER = MODEL.media, Tokenizer(MODEL.tokenizer)
+PATCHES, FRAMES = MEDIA.image.patches, MEDIA.audio.frames
+SMALL = RowBudget(rows=3, length=80, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+
+
+def part(kind, seed):
+  rng = np.random.default_rng(seed)
+  size = [2, 4, 6]
+  return {'text': lambda: text('x' * (1 + seed % 5)), 'sound': lambda: sound(rng, 1 + seed % 4),
+          'image': lambda: picture(rng, size[seed % 3], size[seed // 3 % 3])}[kind]()
+
+
+parts = st.lists(st.tuples(st.sampled_from(['text', 'image', 'sound']), st.integers(0, 99)), max_size=2)
+
+
+def needs(item):
+  return np.array([item.length, len(item.seen), len(item.drawn), len(item.heard), len(item.spoken), len(item.speak_at_Q)])
+
+
+def patch_of(pixels, index):
+  """The square of the image that patch `index` of the largest grid shows."""
+  r, c = divmod(index, MEDIA.image.grid[1])
+  p = MEDIA.image.patch
+  return pixels[r * p:(r + 1) * p, c * p:(c + 1) * p]
+
+
+def frame_of(wave, index):
+  size = MEDIA.audio.frame
+  return np.pad(wave, (0, size))[index * size:(index + 1) * size]
+
+
+def assert_placed(batch, row, start, item):
+  """Example `item` lies at row, start…: its ids, its maps and the payloads that they point to."""
+  here = np.arange(start, start + item.length)
+  for name in ('token', 'modality'):
+    np.testing.assert_array_equal(getattr(batch, f'{name}_BL')[row, here], getattr(item.layout, f'{name}_n'))
+  np.testing.assert_array_equal(batch.position_BL3[row, here], item.position_n3)
+  np.testing.assert_array_equal(batch.target_BL[row, here], [*item.layout.label_n[1:], 0])
+  np.testing.assert_array_equal(batch.weight_BL[row, here], batch.target_BL[row, here] > 0)
+  for name, size in (('seen', PATCHES), ('drawn', PATCHES), ('heard', FRAMES), ('spoken', FRAMES)):
+    theirs, ours = getattr(item.layout, f'{name}_n'), getattr(batch, f'{name}_BL')[row, here]
+    np.testing.assert_array_equal(ours == NONE, theirs == NONE)
+    for a, b in zip(theirs[theirs != NONE], ours[ours != NONE], strict=True):
+      image = size == PATCHES
+      source = getattr(item, name)[a // size]
+      copy = getattr(batch, f'{name}_BNhwc' if image else f'{name}_BMS')[row, b // size]
+      of = patch_of if image else frame_of
+      np.testing.assert_array_equal(of(copy, b % size), of(source, a % size))
+
+
+def assert_heads_find_their_places(batch, row):
+  """Queries and spoken frames are listed once each, at the position that shows them or comes before them."""
+  listed = batch.draw_at_BNP[row]
+  places = listed[listed != NONE]
+  assert sorted(places) == sorted(np.flatnonzero(batch.query_BL[row] != NONE))
+  for n, p in zip(*np.nonzero(listed != NONE), strict=True):
+    assert batch.query_BL[row, listed[n, p]] == p
+    clean, = np.flatnonzero(batch.drawn_BL[row] == n * PATCHES + p)
+    assert clean > listed[n, p] and batch.segment_BL[row, clean] == batch.segment_BL[row, listed[n, p]]
+    np.testing.assert_array_equal(batch.position_BL3[row, clean], batch.position_BL3[row, listed[n, p]])
+  used = batch.speak_at_BQ[row] != NONE
+  np.testing.assert_array_equal(batch.spoken_BL[row, batch.speak_at_BQ[row, used] + 1], batch.speak_frame_BQ[row, used])
+  assert used.sum() == (batch.spoken_BL[row] != NONE).sum() and (np.diff(used.astype(int)) <= 0).all()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(parts, parts), max_size=12))
+def test_every_token_lands_in_exactly_one_slot(drawn):
+  made = [[[part(*x) for x in side] for side in both] for both in drawn]
+  candidates = [prepare(chat(str(i), *both), TOKENIZER, MEDIA) for i, both in enumerate(made)]
+  packer, placed = Packer(SMALL, MEDIA), [[] for _ in range(SMALL.rows)]
+  room = np.tile([SMALL.length, SMALL.seen, SMALL.drawn, SMALL.heard, SMALL.spoken, SMALL.spoken_frames], (SMALL.rows, 1))
+  before = room.copy()
+  for item in candidates:
+    if (needs(item) > before[0]).any():
+      with pytest.raises(ValueError, match='a row has'):
+        packer.add(item)
+      continue
+    fits, = np.nonzero((needs(item) <= room).all(axis=1))
+    assert packer.add(item) == bool(len(fits))
+    if len(fits):
+      placed[fits[0]].append(item)
+      room[fits[0]] -= needs(item)
+  batch = packer.batch()
+  for row, inside in enumerate(placed):
+    start = 0
+    for segment, item in enumerate(inside, start=1):
+      assert (batch.segment_BL[row, start:start + item.length] == segment).all()
+      assert_placed(batch, row, start, item)
+      start += item.length
+    for name in ('segment', 'modality', 'token', 'target', 'weight'):
+      assert not getattr(batch, f'{name}_BL')[row, start:].any()
+    assert_heads_find_their_places(batch, row)
+  assert packer.filled == pytest.approx((batch.segment_BL > 0).mean())
+
+
+def test_overflow_of_every_budget_is_refused_with_both_sides():
+  item = laid(MODEL)[3]  # text, image and speech in one answer
+  whole = dataclasses.replace(BUDGET, rows=1)
+  assert Packer(whole, MEDIA).add(item)
+  for name, limit in (('length', item.length - 1), ('drawn', 0), ('spoken', 0), ('spoken_frames', 1)):
+    with pytest.raises(ValueError, match=r'example needs .* a row has'):
+      Packer(dataclasses.replace(whole, **{name: limit}), MEDIA).add(item)
+
+
+def test_a_full_row_says_no_and_stays_as_it_was():
+  first, longer, shorter, *_ = laid(MODEL)
+  packer = Packer(dataclasses.replace(BUDGET, rows=1, length=first.length + longer.length - 1), MEDIA)
+  assert packer.add(first)
+  before = [np.copy(x) for x in packer.batch()]
+  assert not packer.add(longer)
+  for ours, theirs in zip(packer.batch(), before, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert packer.add(shorter)
+
+
+def test_one_example_per_row_keeps_the_order():
+  batch = pack_rows(laid(MODEL), rows(BUDGET, 5), MEDIA)
+  assert (batch.segment_BL.max(axis=1) == 1).all()
+  for row, item in enumerate(laid(MODEL)):
+    assert_placed(batch, row, 0, item)
+
+
+def test_a_span_starts_one_after_the_largest_coordinate():
+  item = prepare(chat('', [picture(np.random.default_rng(0)), text('ab')], []), TOKENIZER, MEDIA)
+  # <bos> <user> | <boi> <4> <4> 16 patches <eoi> | a b <sot> <eot>
+  np.testing.assert_array_equal(item.position_n3[:5, 0], [0, 1, 2, 3, 4])
+  patches = item.position_n3[5:21]
+  assert (patches[:, 0] == 5).all()
+  np.testing.assert_array_equal(patches[:, 1], 5 + np.arange(16) // 4)
+  np.testing.assert_array_equal(patches[:, 2], 5 + np.arange(16) % 4)
+  np.testing.assert_array_equal(item.position_n3[21:24, 0], [9, 10, 11])
+
+
+def test_noise_keys_are_of_the_example_and_the_image():
+  draws = [picture(np.random.default_rng(seed)) for seed in (0, 1)]
+  keys = lambda name: pack_rows([prepare(chat(name, [], draws), TOKENIZER, MEDIA)], rows(BUDGET, 1), MEDIA).draw_key_BN[0]
+  assert keys('a')[0] != keys('a')[1]
+  np.testing.assert_array_equal(keys('a'), keys('a'))
+  assert not set(keys('a')) & set(keys('b'))
+
+
+def test_every_payload_of_the_layout_reaches_the_batch():
+  """A new kind of payload must not be forgotten by the packer or by this file."""
+  assert set(Layout._fields) == {'token_n', 'modality_n', 'offset_n3', 'label_n', 'seen_n', 'drawn_n', 'query_n', 'heard_n',
+                                 'spoken_n'}
+  batch = pack_rows(laid(MODEL), rows(BUDGET, len(examples())), MEDIA)
+  for name in ('seen', 'drawn', 'query', 'heard', 'spoken'):
+    assert (getattr(batch, f'{name}_BL') != NONE).any()

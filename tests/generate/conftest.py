@@ -1,0 +1,37 @@
+"""A run that was never trained: enough to test everything but the quality of its replies."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+import samples
+
+from omni_jax.generate.api import load, Omni
+from omni_jax.model import OmniConfig
+from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.state import init_omni
+
+
+@pytest.fixture(scope='session')
+def workdir(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp('untrained')
+  config = samples.tiny_run()
+  config.model.audio.seconds = 0.48
+  omni = OmniConfig.from_config(config.model)
+  (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
+  tx = make_optimizer(OptimConfig(), 1)
+  state = init_omni(omni, tx, samples.codec_values(omni), seed=0)
+  # At the start the DiT returns zeros whatever it is told: a little noise lets its condition through.
+  noisy = lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
+  state = state._replace(params=jax.tree.map(noisy, state.params), step=jnp.int32(1))
+  with Checkpoints(str(folder), 'omni') as checkpoints:
+    checkpoints.save(state, b'{}')
+  return folder
+
+
+@pytest.fixture(scope='session')
+def omni(workdir) -> Omni:
+  return load(str(workdir))

@@ -1,0 +1,57 @@
+"""The decoder: scan, unrolling and remat change no number; sizes that cannot be are refused."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.nn.decoder import Decoder, DecoderConfig, Remat
+from omni_jax.sharding import make_mesh
+
+SIZES = dict(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, expert_hidden=8, shared_hidden=8, block=8)
+SEGMENT = jnp.asarray([[1, 1, 1, 2, 2, 2, 0, 0]])
+
+
+def run(**changes):
+  """Hidden states and the gradient of their squares with respect to the input and the weights."""
+  decoder, mesh = Decoder(DecoderConfig(**SIZES | changes), rngs=nnx.Rngs(0)), make_mesh({})
+  graph, weights = nnx.split(decoder)
+  x = jax.random.normal(jax.random.key(0), (1, 8, 16))
+  position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (1, 8, 3))
+
+  def scalar(x, weights):
+    hidden = nnx.merge(graph, weights)(x, SEGMENT, jnp.minimum(SEGMENT, 1), position, jnp.zeros((2, 4)), mesh).hidden_BLD
+    return (hidden ** 2 * jnp.arange(16.0)).sum(), hidden
+
+  with jax.set_mesh(mesh):
+    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))(x, weights)
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return run()
+
+
+@pytest.mark.parametrize('changes', [{'remat': 'dots'}, {'remat': 'full'}, {'unroll': 2}], ids=str)
+def test_remat_and_unrolling_change_no_number(plain, changes):
+  for ours, theirs in zip(jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_have_weights_of_their_own():
+  blocks = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)).blocks
+  assert blocks.moe.up[...].shape == (2, 4, 16, 16)
+  assert not jnp.allclose(blocks.moe.up[...][0], blocks.moe.up[...][1])
+  assert not jnp.allclose(blocks.attention.q.w[...][0], blocks.attention.q.w[...][1])
+
+
+@pytest.mark.parametrize('wrong, message', [({'kv_heads': 3}, '2 heads do not divide by 3'), ({'top_k': 5}, 'top_k=5 of 4'),
+                                            ({'remat': 'some'}, 'some')], ids=str)
+def test_impossible_sizes_are_refused(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    DecoderConfig(**SIZES | wrong)
+
+
+def test_remat_is_named_as_in_the_config():
+  assert DecoderConfig(remat='full').remat is Remat.FULL
