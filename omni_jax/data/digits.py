@@ -89,9 +89,11 @@ class DigitExamples(Sequence):
   """Examples by index, endless in effect: recipe, digit, language, voice and handwriting are drawn from the index.
 
   Recipes are named `input_to_output` with image, speech and text; `reply` answers with text, image and speech in one.
+  A voice is heard in all its takes and speaks in the first `spoken_takes` of them: what is to be said stays learnable.
   """
 
-  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, samples: int, seed: int, length: int = 10**7):
+  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, samples: int, seed: int, spoken_takes: int = 1,
+               length: int = 10**7):
     unknown = set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
     if unknown or not recipes:
       raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
@@ -101,11 +103,14 @@ class DigitExamples(Sequence):
     self._p = np.array([recipes[name] for name in self._names], np.float64)
     self._p /= self._p.sum()
     self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
-    self._takes: dict[tuple[str, int, int], dict[tuple[str, int], Clip]] = {}
+    self._takes: dict[str, list[dict[tuple[str, int], Clip]]] = {}  # by voice, in the order of TAKES
     for i, clip in enumerate(digits.train_clips):
-      # corpus() walks voices, takes, languages, digits; rate and pitch alone do not name a take (fast words differ).
-      self._takes.setdefault((clip.voice, i // (10 * len(LANGUAGES)), 0), {})[clip.language, clip.digit] = clip
-    self._keys = tuple(self._takes)
+      # corpus() walks voices, takes, languages, digits.
+      takes = self._takes.setdefault(clip.voice, [])
+      if i % (10 * len(LANGUAGES)) == 0:
+        takes.append({})
+      takes[-1][clip.language, clip.digit] = clip
+    self._voices, self._spoken_takes = tuple(self._takes), spoken_takes
 
   def __len__(self) -> int:
     return self._length
@@ -116,7 +121,7 @@ class DigitExamples(Sequence):
     scene = _Scene(self, rng)
     if name == 'reply':
       source = INPUTS[('image', 'speech', 'text')[rng.integers(3)]](scene)
-      content = [_text(scene.word), scene.draw(), _audio(scene.clips[scene.other, scene.digit])]
+      content = [_text(scene.word), scene.draw(), _audio(scene.spoken[scene.other, scene.digit])]
       reply = {'task': 'reply', 'language': scene.other, 'voice': scene.voice, 'content': content}
     else:
       given, _, wanted = name.partition('_to_')
@@ -130,8 +135,9 @@ class _Scene:
 
   def __init__(self, examples: DigitExamples, rng: np.random.Generator):
     self.rng, self.digit = rng, int(rng.integers(10))
-    key = examples._keys[rng.integers(len(examples._keys))]
-    self.voice, self.clips = key[0], examples._takes[key]
+    self.voice = examples._voices[rng.integers(len(examples._voices))]
+    takes = examples._takes[self.voice]
+    self.heard, self.spoken = (takes[rng.integers(n)] for n in (len(takes), examples._spoken_takes))
     self.language, self.other = (LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False))
     self.limit, self._digits, self._images = examples._samples, examples._digits, examples._images[self.digit]
 
@@ -161,14 +167,14 @@ def _draw(scene: _Scene, given: str) -> dict[str, Any]:
 def _speak(scene: _Scene, given: str) -> dict[str, Any]:
   if given == 'text' and scene.rng.random() < 0.3:  # reading aloud
     scene.other = scene.language
-  content = [_audio(scene.clips[scene.other, scene.digit])]
+  content = [_audio(scene.spoken[scene.other, scene.digit])]
   voice = {} if given == 'speech' else {'voice': scene.voice}  # the answer to speech has the voice that was heard
   return {'task': 'speak', 'language': scene.other, **voice, 'content': content}
 
 
 INPUTS = {
     'image': lambda scene: _image(handwriting(scene.pixels(), scene.rng)),
-    'speech': lambda scene: _audio(hearing(scene.clips[scene.language, scene.digit].wave, scene.limit, scene.rng)),
+    'speech': lambda scene: _audio(hearing(scene.heard[scene.language, scene.digit].wave, scene.limit, scene.rng)),
     'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
 }
 OUTPUTS = {'text': _write, 'image': _draw, 'speech': _speak}

@@ -15,7 +15,8 @@ from omni_jax.types import MediaConfig
 
 
 def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return DigitExamples(load_digits(config), dict(config.recipes), samples=media.audio.samples, seed=config.seed)
+  return DigitExamples(load_digits(config), dict(config.recipes), samples=media.audio.samples, seed=config.seed,
+                       spoken_takes=config.spoken_takes)
 
 
 def _files(config: Any, name: str) -> list[str]:
