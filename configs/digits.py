@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   c.seed = 0
   c.stages = ('codec', 'omni', 'evaluate')
   c.cpu_devices = 2  # one per core: XLA's own threads leave half of the second core idle
-  c.mesh = ConfigDict(dict(data=2, fsdp=1, expert=1, tensor=1, context=1))
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
   c.distributed = False
   c.profile = ''
   c.compilation_cache = '~/.cache/omni_jax/xla'
@@ -44,11 +44,11 @@ def get_config() -> ConfigDict:
   c.codec = ConfigDict(dict(steps=1000, batch=32, frames=6, log_every=50, save_every=500,
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
-  c.omni = ConfigDict(dict(steps=2000, log_every=50, save_every=500, bias_step=1e-3,
+  c.omni = ConfigDict(dict(steps=1500, log_every=50, save_every=500, bias_step=1e-3,
                            losses=dict(text=1.0, image=1.0, audio=2.0, balance=0.01, z=0.001),
                            optim=dict(kind='adamw', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
-  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.7, guidance=1.5, max_new=32,
+  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.3, guidance=1.5, max_new=32,
                                dit_steps=16))
-  c.evaluate = ConfigDict(dict(n=200, n_images=400))
+  c.evaluate = ConfigDict(dict(n=400, n_images=400))
   return c

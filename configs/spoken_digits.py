@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   c.seed = 0
   c.stages = ('codec', 'omni', 'evaluate')
   c.cpu_devices = 2
-  c.mesh = ConfigDict(dict(data=2, fsdp=1, expert=1, tensor=1, context=1))
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
   c.distributed = False
   c.profile = ''
   c.compilation_cache = '~/.cache/omni_jax/xla'

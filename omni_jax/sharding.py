@@ -24,15 +24,20 @@ RULES = {
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
-  """A mesh over all devices with the named axis sizes; axes that are not named have size 1.
+  """A mesh with the named axis sizes; axes that are not named have size 1, one of size -1 takes the devices left over.
 
   Raises:
-    UserError: if an axis is unknown or the product of the sizes is not the number of devices.
+    UserError: if an axis is unknown or the product of the sizes does not divide the number of devices.
   """
   sizes = dict(sizes or {})
   if unknown := set(sizes) - set(AXES):
     raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
   shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
+  if shape.count(-1) == 1:
+    rest = max(1, jax.device_count() // -math.prod(shape))
+    shape = tuple(rest if n == -1 else n for n in shape)
+  if min(shape) < 1:
+    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))}: sizes are 1 and more, at most one of them -1')
   if math.prod(shape) > (n := jax.device_count()) or n % math.prod(shape):
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
                     f'set config.mesh so that the product divides {n}')

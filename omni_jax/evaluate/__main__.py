@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import functools
 import sys
 
+from absl import logging
 from etils import epath
 
 from omni_jax.errors import run_command, UserError
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     raise UserError(f'--workdir={flags.workdir}: no such folder; give the one that training wrote')
   if flags.data and not epath.Path(flags.data).is_file():
     raise UserError(f'--data={flags.data}: no such file; give JSON lines in the chat form')
+  logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
   from omni_jax.evaluate.run import run
   run(omni_jax.load(flags.workdir, step=flags.step), flags.workdir, flags.out, seed=flags.seed, data=flags.data,

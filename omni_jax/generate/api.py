@@ -16,7 +16,7 @@ from omni_jax.data.pack import Laid, lay_out, pack_rows
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import decode, draw, Sampling
 from omni_jax.generate.grammar import Grammar, grammar, Mode
-from omni_jax.generate.prefill import prefill
+from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
 from omni_jax.generate.reply import Part, parts_of, with_sound
 from omni_jax.generate.restore import restore_run
@@ -43,7 +43,7 @@ class Omni:
     codec = nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
     self._codebooks = CodecBuffers(**buffers['codec']['codebooks'])
     parts = dict(model=abstract(self.omni), mesh=self._mesh)
-    self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames=('slots', 'max_new'))
+    self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
     self._draw = jax.jit(functools.partial(draw, **parts), static_argnames='steps')
     self._encode = jax.jit(lambda params, books, wave_BMS: encode_media(merge(codec, params), books, wave_BMS))
@@ -111,7 +111,7 @@ class Omni:
     sampling = Sampling(*(jnp.float32(settings[name]) for name in Sampling._fields))
     most = max(1, settings['max_new'] // POSITIONS_PER_IMAGE)
     slots = batch.token_BL.shape[1] + settings['max_new'] + most * (2 * image.patches + 1)
-    rows = self._prefill(self.params, bias, batch, encoded, key_B, slots=slots, max_new=settings['max_new'])
+    rows = self._prefill(self.params, bias, batch, encoded, key_B, room=Room(slots, settings['max_new']))
     pictures: list[list[np.ndarray]] = [[] for _ in key_B]
     while True:
       rows = self._decode(self.params, bias, rows, rules, sampling)

@@ -13,6 +13,12 @@ from omni_jax.nn.attention import KVCache
 from omni_jax.types import Batch
 
 
+class Room(NamedTuple):
+  """Static sizes of a batch of replies: slots of the cache, and ids that a reply may have."""
+  slots: int
+  max_new: int
+
+
 class Rows(NamedTuple):
   """B replies in the making. The reply's ids and codes are kept in the order in which they were written."""
   cache: KVCache
@@ -47,15 +53,17 @@ def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, positi
 
 
 def prefill(params: Any, bias_IE: Array, batch: Batch, encoded: Encoded, key_B: Array, *, model: OmniModel, mesh: Mesh,
-            slots: int, max_new: int) -> Rows:
+            room: Room) -> Rows:
   """Reads the prompts, one per row, and stands where the reply begins."""
   omni = merge(model, params)
   b = len(batch.token_BL)
   length_B = (batch.segment_BL > 0).sum(axis=1)
-  empty = Rows(omni.decoder.init_cache(b, slots, jnp.dtype(model.config.dtype)), jnp.zeros(b, jnp.int32), jnp.zeros(b),
-               jnp.zeros((b, 0)), jnp.full(b, int(Mode.START), jnp.int32), key_B, jnp.zeros(b, jnp.int32),
-               jnp.zeros((b, max_new), jnp.int32), jnp.zeros((b, max_new, model.config.codec.codebooks), jnp.int32),
-               jnp.zeros(b, jnp.int32))
+  cache = omni.decoder.init_cache(b, room.slots, jnp.dtype(model.config.dtype))
+  none_B = jnp.zeros(b, jnp.int32)
+  code_BOJ = jnp.zeros((b, room.max_new, model.config.codec.codebooks), jnp.int32)
+  empty = Rows(cache, length_B=none_B, time_B=jnp.zeros(b), hidden_BD=jnp.zeros((b, 0)),
+               mode_B=none_B + int(Mode.START), key_B=key_B, said_B=none_B, token_BO=code_BOJ[..., 0],
+               code_BOJ=code_BOJ, frames_B=none_B)
   hidden_BLD, rows = append(omni, empty, omni.embed(batch, encoded), batch.modality_BL, batch.position_BL3, bias_IE,
                             mesh)
   last_BD = jnp.take_along_axis(hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]

@@ -14,7 +14,8 @@ from omni_jax import sharding
 from omni_jax.nn import moe_router
 from omni_jax.nn.layers import lecun, Linear, SwiGLU
 
-stacked_lecun = nnx.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0)
+stacked_lecun = nnx.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1,
+                                                  batch_axis=0)
 
 
 def _swiglu(x: Array, up: Array, down: Array) -> Array:
@@ -26,7 +27,8 @@ def moe_reference(x_TD: Float[Array, 'T D'], up_EDF: Float[Array, 'E D F2'], dow
                   expert_TK: Int[Array, 'T K'], weight_TK: Float[Array, 'T K']) -> Float[Array, 'T D']:
   """Every expert on every token, then the weighted choice: what the fast paths must equal."""
   y_ETD = jax.vmap(_swiglu, in_axes=(None, 0, 0))(x_TD, up_EDF, down_EFD)
-  gate_TE = jnp.einsum('tke,tk->te', jax.nn.one_hot(expert_TK, len(up_EDF), dtype=x_TD.dtype), weight_TK.astype(x_TD.dtype))
+  chosen_TKE = jax.nn.one_hot(expert_TK, len(up_EDF), dtype=x_TD.dtype)
+  gate_TE = jnp.einsum('tke,tk->te', chosen_TKE, weight_TK.astype(x_TD.dtype))
   return jnp.einsum('etd,te->td', y_ETD, gate_TE)
 
 

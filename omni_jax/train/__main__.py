@@ -23,15 +23,20 @@ def _parse() -> tuple:
   return config, _WORKDIR.value
 
 
-def main() -> None:
-  config, workdir = _parse()
-  logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
+def _start_jax(config) -> None:
+  """Devices and compilation cache.
+
+  Several CPU devices share one pool of threads, by default one per core. A device that waits in an all-reduce and
+  another that waits for a free thread then stop each other for ever (seen with two devices on two cores): threads to
+  spare, one program at a time and no threads inside operations prevent it. The last is also faster: 2.4 instead of 1.5
+  steps a second of configs/digits.py on two busy cores.
+  """
+  before = dict(os.environ)
   if config.cpu_devices > 1:
-    # XLA:CPU runs its devices on one pool with a thread per core. One device that waits in an all-reduce and another
-    # that waits for a free thread stop each other for ever (seen); threads to spare and one program at a time do not.
-    os.environ.setdefault('PJRT_NPROC', str(4 * config.cpu_devices))
+    os.environ.setdefault('PJRT_NPROC', str(2 * config.cpu_devices))
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'.strip()
   import jax
-  if config.cpu_devices > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  if config.cpu_devices > 1:
     jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
     jax.config.update('jax_cpu_enable_async_dispatch', False)
   if config.compilation_cache:
@@ -39,6 +44,15 @@ def main() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   if config.distributed:
     jax.distributed.initialize()
+  jax.devices()  # reads the environment, which the evaluating process must not inherit: it has one device
+  os.environ.clear()
+  os.environ.update(before)
+
+
+def main() -> None:
+  config, workdir = _parse()
+  logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
+  _start_jax(config)
   from omni_jax.train.stages import run_all  # after the devices are set up
   run_all(config, workdir)
 

@@ -1,5 +1,6 @@
 """The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import signal
@@ -85,59 +86,91 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     Preempted: after SIGTERM, once everything is saved.
     UserError: if the loss is no longer finite.
   """
-  stop = _catch_sigterm()
-  try:
-    with Checkpoints(workdir, stage.name) as checkpoints:
-      state = stage.state
-      if checkpoints.latest() is not None:
-        state, iterator = checkpoints.restore(stage.state)
-        stage.batches.restore(iterator)
-        say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
-      start = int(state.step)
-      if start >= stage.steps:
-        return state
-      with Writer(workdir, stage.name, steps=stage.steps, start=start) as writer:
-        return _steps(stage, state, checkpoints, writer, mesh, stop)
-  finally:
-    stage.batches.close()
+  with _sigterm() as stop:
+    try:
+      state = _resumed(stage, workdir, mesh, stop)
+    finally:
+      stage.batches.close()
+    if stop['asked']:
+      raise Preempted
+    return state
 
 
-def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh, stop: dict
-           ) -> TrainState:
-  first, last = (int(x) for x in stage.profile.split(':')) if stage.profile else (-1, -1)
-  meter = _Meter()
+def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: dict[str, bool]) -> TrainState:
+  with Checkpoints(workdir, stage.name) as checkpoints:
+    state = stage.state
+    if checkpoints.latest() is not None:
+      state, iterator = checkpoints.restore(stage.state)
+      stage.batches.restore(iterator)
+      say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
+    start = int(state.step)
+    if start >= stage.steps:
+      return state
+    with Writer(workdir, stage.name, steps=stage.steps, start=start) as writer:
+      return _steps(stage, state, checkpoints, writer, mesh, stop)
+
+
+def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh,
+           stop: dict[str, bool]) -> TrainState:
+  meter, trace = _Meter(), _Trace(stage.profile, str(writer.trace_folder))
   for step in range(int(state.step) + 1, stage.steps + 1):
-    if step == first:
-      jax.profiler.start_trace(str(writer.trace_folder))
+    trace.before(step)
     before = time.perf_counter()
     host = next(stage.batches)
     meter.waited(time.perf_counter() - before)
     state, metrics = stage.step(state, place(host, mesh))
     writer.advance()
-    if step == last:
-      jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-    if step % stage.log_every == 0 or step == stage.steps:
+    trace.after(step, state)
+    log = step % stage.log_every == 0 or step == stage.steps
+    save = stop['asked'] or step % stage.save_every == 0 or step == stage.steps
+    if log or save:  # what is saved is finite, too
       figures = jax.device_get(metrics)
       if bad := sorted(name for name, value in figures.items() if not np.isfinite(value).all()):
         raise UserError(f'{stage.name}: {", ".join(bad)} is no longer finite at step {step}; the last checkpoint is '
                         f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr')
+    if log:
       tokens = float(figures.pop('tokens'))
       writer.write(step, figures | meter.report(tokens, stage))
-    if stop['asked'] or step % stage.save_every == 0 or step == stage.steps:
+    if save:
       checkpoints.save(state, stage.batches.state())
     if stop['asked']:
       raise Preempted
   return state
 
 
-def _catch_sigterm() -> dict[str, bool]:
-  """A value that turns true when the machine is about to be taken away."""
+class _Trace:
+  """Starts and stops the profiler at the steps that config.profile names; a resumed run may lie past either."""
+
+  def __init__(self, steps: str, folder: str):
+    self._first, self._last = (int(x) for x in steps.split(':')) if steps else (-1, -1)
+    self._folder, self._running = folder, False
+
+  def before(self, step: int) -> None:
+    if step == self._first:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, state: TrainState) -> None:
+    if self._running and step >= self._last:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[dict[str, bool]]:
+  """A value that turns true when the machine is about to be taken away. Afterwards the signal kills as before."""
   stop = {'asked': False}
 
   def ask(*_):
     stop['asked'] = True
 
-  with contextlib.suppress(ValueError):  # not the main thread (a notebook, a test): the signal is not ours to catch
-    signal.signal(signal.SIGTERM, ask)
-  return stop
+  try:
+    before = signal.signal(signal.SIGTERM, ask)
+  except ValueError:  # not the main thread (a notebook, a test): the signal is not ours to catch
+    yield stop
+    return
+  try:
+    yield stop
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,7 @@ class OptimConfig:
   """Attributes:
     kind: see Kind; Muon's updates are scaled to the size of AdamW's (0.2 root mean square), so lr means the same.
     lr: peak learning rate, reached after `warmup` steps, cosine to `final` of it at the last step.
-    weight_decay: on arrays of two and more dimensions (norms, biases and tables of one row stay free).
+    weight_decay: on matrices and tables (norms, biases and single rows stay free).
     clip: largest global gradient norm.
     multipliers: prefix of a parameter's name ('heads.image') -> factor on its updates.
   """
@@ -65,14 +65,25 @@ def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
   def scaled(updates, params):
     return jax.tree.map(lambda u, f: u * f, updates, factors(params))
 
-  decayed = lambda params: jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
   if c.kind == Kind.MUON:
-    core = optax.contrib.muon(schedule(c, steps), beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed,
-                              adam_b1=c.b1, adam_b2=c.b2, adam_weight_decay=c.weight_decay, consistent_rms=0.2,
+    muon = optax.contrib.muon(1.0, beta=0.95, adam_b1=c.b1, adam_b2=c.b2, consistent_rms=0.2,
                               muon_weight_dimension_numbers=_matrices)
+    direction = optax.chain(muon, optax.scale(-1.0))  # its own rate is 1, its sign that of an update
   else:
-    core = optax.adamw(schedule(c, steps), c.b1, c.b2, weight_decay=c.weight_decay, mask=decayed)
-  return optax.chain(optax.clip_by_global_norm(c.clip), core, optax.stateless(scaled))
+    direction = optax.scale_by_adam(c.b1, c.b2)
+  return optax.chain(
+      optax.clip_by_global_norm(c.clip),
+      direction,
+      optax.add_decayed_weights(c.weight_decay, mask=_decayed),
+      optax.stateless(scaled),
+      optax.scale_by_learning_rate(schedule(c, steps)))
+
+
+def _decayed(params):
+  """Matrices and tables; the scales of stacked layers have two axes as well, but are none."""
+  def decays(path, leaf):
+    return jnp.ndim(leaf) > 1 and name_of(path).rpartition('.')[2] not in ('scale', 'b')
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _matrices(params):

@@ -1,6 +1,7 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from omni_jax import sharding
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader
-from omni_jax.data.sources import training_clips, training_examples
+from omni_jax.data.sources import SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -41,11 +42,19 @@ class Run:
   """What all stages share: the config, where it runs and the shapes of the network."""
 
   def __init__(self, config: Any, workdir: str):
+    """Checks what can be checked before anything is written."""
     self.config, self.workdir = config, workdir
     self.omni = OmniConfig.from_config(config.model)
     self.mesh: Mesh = sharding.make_mesh(config.mesh)
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
-    sharding.check_divides(self.mesh, self.budget.rows, self.omni.decoder.experts)
+    self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
+    self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
+    for rows in (self.budget.rows, config.codec.batch):
+      sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
+    if config.data.source not in SOURCES:
+      raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
+    if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
+      raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
 
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
@@ -56,9 +65,9 @@ def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
 
 
-def _codec_stage(run: Run) -> tuple[loop.Stage, Any]:
+def _codec_stage(run: Run) -> loop.Stage:
   part, codec = run.config.codec, run.abstract_codec()
-  tx = make_optimizer(dataclass_of(OptimConfig, part.optim, 'codec.optim'), part.steps)
+  tx = make_optimizer(run.optim['codec'], part.steps)
   whole = sharding.replicated(run.mesh)
   init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
   batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
@@ -88,14 +97,13 @@ def restore_codec(run: Run) -> Any:
 def omni_stage(run: Run, codec_values: Any) -> loop.Stage:
   """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step."""
   part, model = run.config.omni, abstract(run.omni)
-  tx = make_optimizer(dataclass_of(OptimConfig, part.optim, 'omni.optim'), part.steps)
+  tx = make_optimizer(run.optim['omni'], part.steps)
 
   def init(codec):
     return states.init_omni(run.omni, tx, codec, seed=run.config.seed)
 
   layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
-  losses = dataclass_of(LossConfig, part.losses, 'omni.losses')
-  step = make_omni_step(model, run.abstract_codec(), tx, losses, run.mesh, part.bias_step)
+  step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step)
   examples = training_examples(run.config.data, run.omni.media)
   shard = (jax.process_index(), jax.process_count())
   batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,

@@ -43,7 +43,7 @@ def _group_norms(grads: Any) -> Metrics:
   """Gradient norm of every part of the model."""
   groups = {name: part for name, part in grads.items() if name != 'heads'}
   groups |= {f'{name}_head': part for name, part in grads.get('heads', {}).items()}
-  return {f'grad_norm/{name}': optax.global_norm(part) for name, part in groups.items()}
+  return {f'grad_norm/{name}': optax.tree.norm(part) for name, part in groups.items()}
 
 
 def _apply(state: TrainState, grads: Any, buffers: Any, tx: optax.GradientTransformation) -> TrainState:
@@ -64,7 +64,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
 
     (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     bias_IE = updated_bias(state.buffers['router_bias'], stats.load_E, bias_step)
-    metrics = {'loss/total': loss, 'grad_norm/total': optax.global_norm(grads), **_group_norms(grads)}
+    metrics = {'loss/total': loss, 'grad_norm/total': optax.tree.norm(grads), **_group_norms(grads)}
     metrics |= {f'loss/{name}': head.mean for name, head in heads.items()}
     metrics |= {f'weight/{name}': head.weight for name, head in heads.items()}
     metrics |= {'loss/balance': stats.balance.mean(), 'loss/z': stats.z.mean(), 'routing/entropy': stats.entropy.mean(),
@@ -88,7 +88,7 @@ def make_codec_step(codec: Codec, tx: optax.GradientTransformation) -> StepFn:
 
     (loss, (figures, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updated: CodecBuffers = update_buffers(codec.config, codebooks, stats, k_restart)
-    metrics = {'codec/loss': loss, 'grad_norm/total': optax.global_norm(grads)}
+    metrics = {'codec/loss': loss, 'grad_norm/total': optax.tree.norm(grads)}
     metrics |= {f'codec/{name}': value for name, value in figures._asdict().items()}
     metrics['tokens'] = jnp.sum(clips[1])
     return _apply(state, grads, {'codebooks': updated._asdict()}, tx), metrics

@@ -1,5 +1,6 @@
 """Where a run's figures go: metrics.jsonl, TensorBoard, log.txt, and a progress bar or plain lines."""
 
+import functools
 import json
 import sys
 import time
@@ -22,7 +23,8 @@ class Writer:
   def __init__(self, workdir: str, stage: str, *, steps: int, start: int):
     self._stage, self._folder = stage, epath.Path(workdir)
     self._metrics = self._folder / 'metrics.jsonl'
-    self._seconds = self._keep_until(start)  # spent by earlier processes of this run
+    self._seconds = _spent_before(str(self._metrics))
+    self._keep_until(start)
     self._board = SummaryWriter(str(self._folder / 'tensorboard' / stage))
     self._bar = tqdm(total=steps, initial=start, desc=stage, unit='step', disable=not sys.stderr.isatty())
 
@@ -33,14 +35,11 @@ class Writer:
     self._bar.close()
     self._board.close()
 
-  def _keep_until(self, start: int) -> float:
-    if not self._metrics.exists():
-      return 0.0
-    lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-    kept = [line for line in lines if line['stage'] != self._stage or line['step'] <= start]
-    if len(kept) < len(lines):
+  def _keep_until(self, start: int) -> None:
+    found = _lines(self._metrics)
+    kept = [line for line in found if line and (line['stage'] != self._stage or line['step'] <= start)]
+    if len(kept) < len(found):
       self._metrics.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    return max((line['seconds'] for line in kept), default=0.0) if start else 0.0
 
   @property
   def trace_folder(self) -> epath.Path:
@@ -53,7 +52,7 @@ class Writer:
   def write(self, step: int, figures: dict[str, Any]) -> None:
     """One line of figures; arrays become lists, TensorBoard gets the scalars."""
     plain = {name: np.asarray(value).tolist() for name, value in figures.items()}
-    seconds = max(self._seconds, 0.0) + time.time() - START
+    seconds = self._seconds + time.time() - START
     line = {'stage': self._stage, 'step': step, 'seconds': round(seconds, 2), **plain}
     with self._metrics.open('a') as file:
       file.write(json.dumps(line) + '\n')
@@ -66,6 +65,22 @@ class Writer:
     if self._bar.disable:
       say(self._folder, f'{self._stage} step {step}: ' + ' '.join(f'{k}={v}' for k, v in shown.items())
           + (f" ({plain['speed/steps_per_second']:.2f} steps/s)" if 'speed/steps_per_second' in plain else ''))
+
+
+def _lines(metrics: epath.Path) -> list[dict[str, Any] | None]:
+  """What metrics.jsonl holds; None for a line that a killed process left half-written."""
+  def whole(line):
+    try:
+      return json.loads(line)
+    except json.JSONDecodeError:
+      return None
+  return [whole(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+@functools.cache
+def _spent_before(metrics: str) -> float:
+  """Seconds that earlier processes spent on this run: asked first before this process writes anything."""
+  return max((line['seconds'] for line in _lines(epath.Path(metrics)) if line), default=0.0)
 
 
 def say(workdir: Any, text: str) -> None:
