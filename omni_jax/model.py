@@ -26,6 +26,8 @@ from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
 from omni_jax.nn.layers import gather_rows
 from omni_jax.types import AudioConfig, Batch, ImageConfig, MediaConfig
 
+DTYPES = ('float32', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True)
 class OmniConfig:
@@ -54,6 +56,8 @@ class OmniConfig:
     known = {f.name for f in dataclasses.fields(cls)} - {'media'} | {'image', 'audio'}
     if unknown := sorted(set(config) - known):
       raise UserError(f'config.model: {unknown} is unknown; its parts are {sorted(known)}')
+    if config.dtype not in DTYPES:
+      raise UserError(f'config.model.dtype={config.dtype!r} is unknown; it is one of {DTYPES}')
     parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', 'dtype')}
     media = MediaConfig(build(ImageConfig, 'image', config.image), build(AudioConfig, 'audio', config.audio))
     return cls(media=media, dtype=config.dtype,

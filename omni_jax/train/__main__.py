@@ -16,8 +16,11 @@ def _parse() -> tuple:
   try:
     flags.FLAGS(sys.argv)
     config = _CONFIG.value
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise UserError(f'{error} (see --config and the overrides --config.name=value)') from error
+    if config is not None:
+      config.to_dict()  # a file that cannot be loaded says so only now
+  except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+    said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its text in quotes
+    raise UserError(f'{said} (see --config and the overrides --config.name=value)') from error
   if config is None or not _WORKDIR.value:
     raise UserError('give --config=configs/digits.py and --workdir=DIR')
   return config, _WORKDIR.value

@@ -122,7 +122,8 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
     writer.advance()
     trace.after(step, state)
     log = step % stage.log_every == 0 or step == stage.steps
-    save = stop['asked'] or step % stage.save_every == 0 or step == stage.steps
+    asked = stop['asked']  # read once: it may turn true at any moment
+    save = asked or step % stage.save_every == 0 or step == stage.steps
     if log or save:  # what is saved is finite, too
       figures = jax.device_get(metrics)
       if bad := sorted(name for name, value in figures.items() if not np.isfinite(value).all()):
@@ -133,7 +134,7 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
       writer.write(step, figures | meter.report(tokens, stage))
     if save:
       checkpoints.save(state, stage.batches.state())
-    if stop['asked']:
+    if asked:
       raise Preempted
   return state
 
