@@ -4,11 +4,14 @@ import os
 import pathlib
 import tempfile
 
-# Shared by the workers of pytest-xdist and by later runs.
-CACHE = pathlib.Path(os.environ.get('OMNI_JAX_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'omni_jax_test_cache'))
+# Shared by the workers of pytest-xdist, by the commands that tests start, and by later runs.
+CACHE = pathlib.Path(os.environ.setdefault('OMNI_JAX_TEST_CACHE', f'{tempfile.gettempdir()}/omni_jax_test_cache'))
 os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', str(CACHE / 'hypothesis'))
 # Tests compile far more than they compute; the programs are the same, only LLVM's work on them is less.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
+# Eight devices wait for each other in one pool of threads: see omni_jax/train/__main__.py.
+os.environ.setdefault('PJRT_NPROC', '16')
 
 import jaxtyping  # noqa: E402
 
@@ -21,6 +24,7 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_cpu_enable_async_dispatch', False)
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
@@ -43,8 +47,9 @@ def strict_ranks():
 @pytest.fixture(scope='session')
 def kit():
   """A tiny model on one device with the optimizer of a short run."""
-  from omni_jax.train.optim import make_optimizer, OptimConfig
   from samples import make_kit, tiny_model
+
+  from omni_jax.train.optim import make_optimizer, OptimConfig
   return make_kit(tiny_model(), make_optimizer(OptimConfig(warmup=5), 200))
 
 

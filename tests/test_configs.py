@@ -5,6 +5,7 @@ import runpy
 
 import jax
 import pytest
+from samples import ROOT
 
 from omni_jax.data.sources import SOURCES
 from omni_jax.errors import UserError
@@ -15,7 +16,6 @@ from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import OptimConfig
 from omni_jax.train.stages import dataclass_of, STAGES
 from omni_jax.types import RowBudget
-from samples import ROOT
 
 FILES = sorted((ROOT / 'configs').glob('*.py'))
 every_config = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)

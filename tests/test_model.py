@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import laid, packed, tiny_run
 
 from omni_jax.modalities.audio import embed as audio_embed
 from omni_jax.modalities.audio.mel import log_mel_patches
@@ -15,7 +16,6 @@ from omni_jax.train.optim import name_of
 from omni_jax.train.state import codebooks_of
 from omni_jax.train.step import omni_losses
 from omni_jax.types import NONE
-from samples import laid, packed, tiny_run
 
 KEY = jax.random.key(11)
 

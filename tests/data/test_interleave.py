@@ -1,14 +1,15 @@
 """Examples <-> spans: whatever is interleaved comes back, and loss falls where the assistant writes."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
+from samples import chat, examples, text, tiny_model
 
 from omni_jax.data.interleave import interleave, parse, prompt_spans
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import Modality
-from samples import chat, examples, text, tiny_model
 
 TOKENIZER = Tokenizer(TokenizerConfig(languages=('en', 'de'), voices=('f1', 'm1'), max_grid=4))
 

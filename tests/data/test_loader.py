@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from samples import BUDGET, chat, examples, picture, text, tiny_model
 
 from omni_jax.data.loader import Loader, WAITING
 from omni_jax.data.media import BadRecord
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import RowBudget
-from samples import BUDGET, chat, examples, picture, text, tiny_model
 
 MODEL = tiny_model()
 TOKENIZER = Tokenizer(MODEL.tokenizer)

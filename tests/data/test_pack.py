@@ -2,15 +2,16 @@
 
 import dataclasses
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
+from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, tiny_model
 
 from omni_jax.data.loader import prepare
 from omni_jax.data.pack import pack_rows, Packer
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Layout, NONE, RowBudget
-from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, tiny_model
 
 MODEL = tiny_model()
 MEDIA, TOKENIZER = MODEL.media, Tokenizer(MODEL.tokenizer)

@@ -6,7 +6,6 @@ After a change that should: `pytest tests/golden --regenerate`, and commit the f
 import pathlib
 
 import numpy as np
-
 from samples import laid, packed
 
 FILE = pathlib.Path(__file__).with_name('omni_losses.txt')

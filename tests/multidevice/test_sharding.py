@@ -5,11 +5,11 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from samples import tiny_model
 
 from omni_jax import sharding
 from omni_jax.errors import UserError
 from omni_jax.model import abstract
-from samples import tiny_model
 
 
 def test_unnamed_axes_have_size_one():

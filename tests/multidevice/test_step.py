@@ -5,9 +5,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
+from samples import BUDGET, laid, make_kit, packed, rows, tiny_model
 
 from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
-from samples import BUDGET, laid, make_kit, packed, rows, tiny_model
 
 MESHES = [dict(data=2, fsdp=2, expert=2), dict(data=8), dict(expert=8)]
 CONFIG = tiny_model(experts=8)

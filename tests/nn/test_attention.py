@@ -1,7 +1,8 @@
 """Attention: the mask, grouped heads, and the cache, whose padding is never written."""
 
 from flax import nnx
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-
 from samples import ROOT
 
 CONFIG = f'--config={ROOT}/configs/tiny.py'
@@ -66,9 +65,9 @@ def logged(folder):
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
   workdir = tmp_path / 'run'
-  cache = os.environ.get('OMNI_JAX_TEST_CACHE', str(tmp_path / 'cache'))
-  arguments = [CONFIG, "--config.stages=('codec','omni')", f'--config.compilation_cache={cache}', '--config.codec.steps=2000',
-               '--config.codec.log_every=1', '--config.codec.save_every=5000', '--config.omni.steps=6', '--config.omni.log_every=2']
+  cache = f'--config.compilation_cache={os.environ["OMNI_JAX_TEST_CACHE"]}/xla'
+  arguments = [CONFIG, "--config.stages=('codec','omni')", cache, '--config.codec.steps=2000', '--config.codec.log_every=1',
+               '--config.codec.save_every=5000', '--config.omni.steps=6', '--config.omni.log_every=2']
   process = start(workdir, *arguments)
   while not logged(workdir) and process.poll() is None:
     time.sleep(0.1)
@@ -90,7 +89,3 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
   assert [line['step'] for line in lines if line['stage'] == 'omni'] == [2, 4, 6]
   assert all(a['seconds'] <= b['seconds'] for a, b in zip(lines, lines[1:], strict=False))
   assert not any(key.startswith('_') for key in lines[-1]) and lines[-1]['loss/total'] > 0
-
-  process = start(workdir, *arguments)  # a third time: all is done
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 0 and len(logged(workdir)) == len(lines), err

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from samples import BUDGET, examples, sound
 
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader
@@ -22,7 +23,6 @@ from omni_jax.train import loop
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_codec, TrainState
 from omni_jax.train.step import make_codec_step
-from samples import BUDGET, examples, sound
 
 
 class Killed:

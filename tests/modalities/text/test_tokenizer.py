@@ -1,6 +1,7 @@
 """Text <-> ids: any text comes back, specials have names, and an unknown name is the user's mistake."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 from omni_jax.errors import UserError
