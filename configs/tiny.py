@@ -26,6 +26,5 @@ def get_config() -> ConfigDict:
   c.codec.update(dict(steps=30, batch=8, log_every=10, save_every=20))
   c.codec.optim.kind = 'adamw'  # Muon takes longer to compile than the stage to run
   c.omni.update(dict(steps=30, log_every=10, save_every=20))
-  c.generate.max_new = 48
   c.evaluate.update(dict(n=4, n_images=8, n_any=2, n_codec=16))
   return c

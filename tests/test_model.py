@@ -10,7 +10,6 @@ from omni_jax.modalities.audio import embed as audio_embed
 from omni_jax.modalities.audio.mel import log_mel_patches
 from omni_jax.modalities.image.embed import patchify
 from omni_jax.model import abstract, encode_media, merge, OmniConfig
-from omni_jax.nn.attention import attention_mask
 from omni_jax.train.losses import LossConfig, total_loss
 from omni_jax.train.optim import name_of
 from omni_jax.train.state import codebooks_of
@@ -35,8 +34,10 @@ def hidden_states(kit, batch, push=None):
 def row(batch):
   """The fuller row of the batch alone, and which position of it may look at which."""
   row = jax.tree.map(lambda x: x[:1], batch)
-  assert row.segment_BL.max() >= 3
-  return row, np.asarray(attention_mask(jnp.asarray(row.segment_BL)))[0]
+  segment_L, place = row.segment_BL[0], np.arange(row.segment_BL.shape[1])
+  assert segment_L.max() >= 3
+  same_LL = (segment_L[:, None] == segment_L[None]) & (segment_L[:, None] > 0)
+  return row, same_LL & (place[:, None] >= place[None])
 
 
 def reach(mask_LL, map_L, items):
