@@ -10,7 +10,7 @@ import json
 import operator
 import os
 import threading
-from typing import Any
+from typing import Any, SupportsIndex
 
 from etils import epath
 import numpy as np
@@ -198,14 +198,14 @@ class JsonLines(collections.abc.Sequence):
   def __len__(self) -> int:
     return len(self._lines_n3)
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: SupportsIndex) -> Example:
     example = self.encoded(index)
     try:
       return map_media(example, self._load)
     except BadRecord as error:
       raise BadRecord(error.reason, example['id']) from error
 
-  def encoded(self, index: int) -> Example:
+  def encoded(self, index: SupportsIndex) -> Example:
     """The example with the paths of its media, nothing decoded."""
     index = operator.index(index)
     if not -len(self) <= index < len(self):

@@ -11,7 +11,7 @@ import itertools
 import operator
 import os
 import threading
-from typing import Any
+from typing import Any, SupportsIndex
 
 from etils import epath
 import msgpack
@@ -102,7 +102,7 @@ class ArrayRecordExamples(collections.abc.Sequence):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: SupportsIndex) -> Example:
     index = operator.index(index)
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')

@@ -30,7 +30,7 @@ class ImageJudge:
     self._model = SVC(C=10).fit(images.reshape(len(images), -1), labels)
     self._shape = images.shape[1:]
 
-  def __call__(self, images: Sequence[np.ndarray]) -> list[int]:
+  def __call__(self, images: Sequence[np.ndarray] | np.ndarray) -> list[int]:
     """Digits 0…9; -1 for an image of another size than the real ones."""
     fits = [k for k, image in enumerate(images) if image.shape == self._shape]
     found = [-1] * len(images)
@@ -125,5 +125,5 @@ def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
   })
 
 
-def _share(judged: Sequence, true: Sequence) -> float:
+def _share(judged: Sequence, true: Sequence | np.ndarray) -> float:
   return float(np.mean([a == b for a, b in zip(judged, true, strict=True)]))

@@ -17,12 +17,12 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
   return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
-def share(right: Sequence[bool]) -> float | None:
+def share(right: Sequence | np.ndarray) -> float | None:
   """Mean of a list of truths; None of an empty one, which JSON can say and NaN cannot."""
   return float(np.mean(right)) if len(right) else None
 
 
-def accuracy(right: Sequence[bool]) -> dict:
+def accuracy(right: Sequence | np.ndarray) -> dict:
   """The keys that every accuracy of metrics.json has: accuracy, its 95 % interval, n."""
   right = list(map(bool, right))
   return {'accuracy': share(right), 'interval': list(wilson(sum(right), len(right))), 'n': len(right)}

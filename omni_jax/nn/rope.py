@@ -18,7 +18,7 @@ def sections(head_dim: int) -> np.ndarray:
 def mrope_angles(position_BL3: Float[Array, 'B L 3'], head_dim: int, theta: float) -> Float[Array, 'B L a']:
   """Angles of M-RoPE (Qwen2-VL, arXiv 2409.12191), in fp32."""
   frequency = theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
-  return position_BL3[..., sections(head_dim)] * frequency.astype(np.float32)
+  return position_BL3[..., sections(head_dim)] * frequency.astype(np.float32)[None, None]
 
 
 def rotate(x_BLHA: Float[Array, 'B L H A'], angle_BLa: Float[Array, 'B L a']) -> Float[Array, 'B L H A']:
