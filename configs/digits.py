@@ -1,6 +1,20 @@
 """Reads and writes text, handwritten digits and spoken digit words in four languages: the default run.
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
+
+Two CPU cores, no accelerator, cold caches: 19 min 16 s from process start to report.html (bar 20, target 10) and 2.9 GB at
+the peak (bar 4), measured once while tests of this project ran beside it for about half of the time. Codec 255 s, omni
+810 s at 1.4-2.4 steps/s, evaluation 90 s. Seed 0; the two misses are of 400 answers each, +-3 points:
+
+  image_to_text       98.8 %  (bar 96)
+  speech_to_text      95.5 %  (bar 95)
+  text_to_text       100.0 %  (bar 90)
+  text_to_image       99.5 %  (bar 95)
+  image_to_image      93.5 %  (bar 90)
+  speech_to_image     88.0 %  (bar 90)
+  text_to_speech      94.2 %  (bar 90)
+  image_to_speech     88.2 %  (bar 90)
+  speech_to_speech    91.0 %  (bar 90)
 """
 
 from ml_collections import ConfigDict
@@ -33,8 +47,8 @@ def get_config() -> ConfigDict:
   ))
   c.data = ConfigDict(dict(
       source='digits', seed=0, voices=14, takes=5, spoken_takes=1,
-      recipes=dict(image_to_text=0.15, speech_to_text=0.19, text_to_text=0.03, text_to_image=0.09, image_to_image=0.11,
-                   speech_to_image=0.16, text_to_speech=0.07, image_to_speech=0.08, speech_to_speech=0.08, reply=0.04),
+      recipes=dict(image_to_text=0.18, speech_to_text=0.19, text_to_text=0.04, text_to_image=0.11, image_to_image=0.11,
+                   speech_to_image=0.13, text_to_speech=0.06, image_to_speech=0.06, speech_to_speech=0.08, reply=0.04),
       budget=dict(rows=16, length=128, seen=3, drawn=3, heard=3, spoken=2, spoken_frames=14),
       root='', train_file='train.jsonl', eval_file='test.jsonl',
   ))
@@ -48,7 +62,7 @@ def get_config() -> ConfigDict:
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
                            optim=dict(kind='adamw', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
-  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.3, guidance=1.75, max_new=32,
+  c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.3, guidance=1.5, max_new=32,
                                dit_steps=16))
   c.evaluate = ConfigDict(dict(n=400, n_images=400))
   return c
