@@ -3,8 +3,8 @@
   python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
 
-Not yet run to its end. On two busy CPU cores, `--config.codec.steps=150 --config.omni.steps=40`: codec loss 0.60; from step 10 to
-step 40 text 2.86 -> 0.40 nats, image 1.91 -> 1.28, audio 5.66 -> 4.57 nats a code.
+Not yet run to its end. On two busy CPU cores, `--config.codec.steps=150 --config.omni.steps=40`: codec loss 0.60;
+from step 10 to step 40 text 2.86 -> 0.40 nats, image 1.91 -> 1.28, audio 5.66 -> 4.57 nats a code.
 """
 
 from ml_collections import ConfigDict
