@@ -3,8 +3,8 @@
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
 Two CPU cores, no accelerator, cold caches: 19 min 16 s from process start to report.html (bar 20, target 10) and 2.9 GB
-at the peak (bar 4), measured once while tests of this project ran beside it for about half of the time. Codec 255 s, omni
-810 s at 1.4-2.4 steps/s, evaluation 90 s. Seed 0; the two misses are of 400 answers each, +-3 points:
+at the peak (bar 4), measured once while tests of this project ran beside it for about half of the time. Codec 255 s,
+omni 810 s at 1.4-2.4 steps/s, evaluation 90 s. Seed 0; the two misses are of 400 answers each, +-3 points:
 
   image_to_text       98.8 %  (bar 96)
   speech_to_text      95.5 %  (bar 95)
