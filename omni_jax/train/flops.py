@@ -6,8 +6,8 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
 from omni_jax.types import RowBudget
 
-# Dense peak FLOP/s of one device, bf16 for accelerators (vendors' data sheets), fp32 for a CPU core as measured by
-# a 2048³ matmul on the machine of the README (120 GFLOP/s on two cores).
+# Dense peak FLOP/s of one device: bf16 of the vendors' data sheets for accelerators; for a CPU device half of the
+# 120 GFLOP/s fp32 that two cores of the README's machine are said to reach. MFU is no better than this figure.
 PEAK = {'cpu': 60e9, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
         'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12}
 
