@@ -49,18 +49,18 @@ def get_config() -> ConfigDict:
       source='digits', seed=0, voices=14, takes=5, spoken_takes=1,
       recipes=dict(image_to_text=0.18, speech_to_text=0.19, text_to_text=0.04, text_to_image=0.11, image_to_image=0.11,
                    speech_to_image=0.13, text_to_speech=0.06, image_to_speech=0.06, speech_to_speech=0.08, reply=0.04),
-      budget=dict(rows=16, length=128, seen=3, drawn=3, heard=3, spoken=2, spoken_frames=14),
+      budget=dict(rows=16, length=128, seen=3, drawn=2, heard=3, spoken=1, spoken_frames=12),
       root='', train_file='train.jsonl', eval_file='test.jsonl',
   ))
   c.data.rate = c.model.audio.get_ref('rate')
   c.data.seconds = c.model.audio.get_ref('seconds')
 
-  c.codec = ConfigDict(dict(steps=1000, batch=32, frames=6, log_every=50, save_every=500,
+  c.codec = ConfigDict(dict(steps=700, batch=32, frames=6, log_every=50, save_every=350,
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
-  c.omni = ConfigDict(dict(steps=1500, log_every=50, save_every=500, bias_step=1e-3,
+  c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bias_step=1e-3,
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
-                           optim=dict(kind='adamw', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
+                           optim=dict(kind='muon', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
   c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.3, guidance=1.5, max_new=32,
                                dit_steps=16))

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
   c.data.update(dict(voices=2, takes=2))
   c.data.budget.update(dict(rows=4, length=96, seen=2, drawn=2, heard=2, spoken=1, spoken_frames=12))
   c.codec.update(dict(steps=30, batch=8, log_every=10, save_every=20))
-  c.codec.optim.kind = 'adamw'  # Muon takes longer to compile than the stage to run
+  c.codec.optim.kind = c.omni.optim.kind = 'adamw'  # Muon takes longer to compile than the stage to run
   c.omni.update(dict(steps=30, log_every=10, save_every=20))
   c.evaluate.update(dict(n=4, n_images=8, n_any=2, n_codec=16))
   return c
