@@ -16,14 +16,20 @@ _digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))['ge
 def get_config() -> ConfigDict:
   c = _digits()
   c.model.image = ConfigDict(dict(height=28, width=28, channels=1, patch=7, mean=0.13, std=0.31))
-  c.model.audio.seconds = 1.04
+  c.model.audio.seconds = 3.2  # strings of up to five digits; one word lasts 1.04 s at most
   c.model.tokenizer = ConfigDict(dict(languages=('en',), voices=('george', 'jackson', 'nicolas', 'theo', 'yweweler'),
                                       max_grid=4))
+  augment = c.data.augment
+  augment.pitch = 0.1
   c.data = ConfigDict(dict(
-      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl',
-      budget=dict(rows=16, length=128, seen=3, drawn=3, heard=3, spoken=2, spoken_frames=16),
+      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='', augment=augment,
+      budget=dict(rows=16, length=128, seen=4, drawn=2, heard=4, spoken=1, spoken_frames=13),
   ))
-  c.omni.steps = 2000
-  c.generate.speech_temperature = 0.7
-  c.evaluate = ConfigDict(dict(n_data=1024))
+  c.omni.steps = 5000
+  c.omni.save_every = 1000
+  c.generate.max_new = 40
+  c.evaluate = ConfigDict(dict(n_data=10_000, n_codec=250, targets=dict(
+      image_to_text=dict(exact_match=0.985), speech_to_text=dict(exact_match=0.97), string_to_text=dict(wer=0.10),
+      text_to_image=dict(image_accuracy=0.95, diversity=0.7, copying_ratio=0.8),
+      text_to_speech=dict(speech_accuracy=0.90, voice_accuracy=0.90))))
   return c

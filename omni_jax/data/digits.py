@@ -9,7 +9,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from omni_jax.data.espeak import Clip, corpus, DIGIT_WORDS, HELDOUT_VARIANTS, TAKES, TRAIN_VARIANTS
 from omni_jax.errors import UserError
@@ -53,26 +52,6 @@ def load_digits(config: Any) -> Digits:
   return _load(config.voices, config.takes, config.rate, config.seconds)
 
 
-def handwriting(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """A slightly turned, scaled and shifted copy, for images that are read."""
-  angle, scale, shear = rng.uniform(-0.2, 0.2), rng.uniform(0.88, 1.12, 2), rng.uniform(-0.15, 0.15)
-  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]])
-  matrix = turn / scale
-  centre = (np.array(pixels.shape[:2]) - 1) / 2
-  offset = centre - matrix @ (centre + rng.uniform(-0.6, 0.6, 2))
-  moved = ndimage.affine_transform(pixels[..., 0], matrix, offset, order=1)
-  return np.clip(moved, 0, 1, dtype=np.float32)[..., None]
-
-
-def hearing(wave: np.ndarray, limit: int, rng: np.random.Generator) -> np.ndarray:
-  """A slightly faster or slower, louder or softer, noisier and later copy, for speech that is heard."""
-  samples = min(round(len(wave) / rng.uniform(0.9, 1.12)), limit)
-  moved = np.interp(np.linspace(0, len(wave) - 1, samples), np.arange(len(wave)), wave)
-  moved = np.pad(moved, (min(int(rng.integers(0, 400)), limit - samples), 0))
-  noise = rng.standard_normal(len(moved)) * 10 ** rng.uniform(-4, -2)
-  return (moved * rng.uniform(0.6, 1.4) + noise).clip(-1, 1).astype(np.float32)
-
-
 def _text(word: str) -> dict[str, Any]:
   return {'type': 'text', 'text': word}
 
@@ -81,8 +60,8 @@ def _image(pixels: np.ndarray) -> dict[str, Any]:
   return {'type': 'image', 'pixels': pixels}
 
 
-def _audio(clip: Clip | np.ndarray) -> dict[str, Any]:
-  return {'type': 'audio', 'wave': clip if isinstance(clip, np.ndarray) else clip.wave}
+def _audio(clip: Clip) -> dict[str, Any]:
+  return {'type': 'audio', 'wave': clip.wave}
 
 
 class DigitExamples(Sequence):
@@ -92,13 +71,13 @@ class DigitExamples(Sequence):
   A voice is heard in all its takes and speaks in the first `spoken_takes` of them: what is to be said stays learnable.
   """
 
-  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, samples: int, seed: int, spoken_takes: int = 1,
+  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, seed: int, spoken_takes: int = 1,
                length: int = 10**7):
     unknown = set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
     if unknown or not recipes:
       raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
                       f"speech and text, or 'reply'")
-    self._digits, self._samples, self._seed, self._length = digits, samples, seed, length
+    self._digits, self._seed, self._length = digits, seed, length
     self._names = tuple(recipes)
     self._p = np.array([recipes[name] for name in self._names], np.float64)
     self._p /= self._p.sum()
@@ -139,7 +118,7 @@ class _Scene:
     takes = examples._takes[self.voice]
     self.heard, self.spoken = (takes[rng.integers(n)] for n in (len(takes), examples._spoken_takes))
     self.language, self.other = (LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False))
-    self.limit, self._digits, self._images = examples._samples, examples._digits, examples._images[self.digit]
+    self._digits, self._images = examples._digits, examples._images[self.digit]
 
   @property
   def word(self) -> str:
@@ -173,8 +152,8 @@ def _speak(scene: _Scene, given: str) -> dict[str, Any]:
 
 
 INPUTS = {
-    'image': lambda scene: _image(handwriting(scene.pixels(), scene.rng)),
-    'speech': lambda scene: _audio(hearing(scene.heard[scene.language, scene.digit].wave, scene.limit, scene.rng)),
+    'image': lambda scene: scene.draw(),
+    'speech': lambda scene: _audio(scene.heard[scene.language, scene.digit]),
     'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
 }
 OUTPUTS = {'text': _write, 'image': _draw, 'speech': _speak}

@@ -20,12 +20,13 @@ def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:
   """An example with decoded media -> its spans.
 
   Chat form: `<bos> (<user> content | <sot> <lang> <task> <voice> content <eot>)*`, where loss falls on what follows
-  an assistant's control tokens. Plain form: `<bos> content <eot>`, loss on everything after `<bos>`.
+  an assistant's control tokens. Plain form: `<bos> content <eot>`, loss on everything after `<bos>`; a plain example
+  that is `open` was cut from something that goes on, and has no `<eot>`.
   """
   spans = [_special(tokenizer, ['bos'])]
   if 'content' in example:
-    spans += _content(example['content'], tokenizer, written=True) + [_special(tokenizer, ['eot'], written=True)]
-    return _joined(spans)
+    spans += _content(example['content'], tokenizer, written=True)
+    return _joined(spans if example.get('open') else [*spans, _special(tokenizer, ['eot'], written=True)])
   for message in example['messages']:
     if message['role'] == 'user':
       spans += [_special(tokenizer, ['user'])] + _content(message['content'], tokenizer, written=False)

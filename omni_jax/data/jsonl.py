@@ -23,6 +23,8 @@ MAX_LINE = 16 << 20  # bytes
 CACHE_BYTES = 256 << 20  # of decoded media: later epochs of a small set cost no decoding
 ROLES = ('user', 'assistant')
 MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
+# Optional keys of a medium: what it shows or says, and who speaks. Never seen by the model; evaluation fits judges to them.
+LABELS: Mapping[str, tuple[str, ...]] = {'image': ('label',), 'audio': ('label', 'voice')}
 
 Example = dict[str, Any]
 Part = dict[str, Any]
@@ -103,9 +105,10 @@ def _check_part(raw: Any, where: str, media_key: str) -> Part:
   if kind == 'text':
     _check_keys(raw, where, required=('type', 'text'), optional=())
     return {'type': 'text', 'text': _check_text(raw['text'], f'{where}: "text"')}
-  _check_keys(raw, where, required=('type', media_key), optional=())
+  _check_keys(raw, where, required=('type', media_key), optional=LABELS[kind])
+  labels = {key: _check_text(raw[key], f'{where}: "{key}"') for key in LABELS[kind] if key in raw}
   try:
-    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key])}
+    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels}
   except BadRecord as error:
     raise BadRecord(f'{where}: {error.reason}') from error
 
@@ -132,14 +135,19 @@ def _check_text(text: Any, where: str) -> str:
 
 
 def map_media(example: Example, change: Callable[[Part], Part]) -> Example:
-  """The example with every image and audio part replaced; texts stay."""
+  """The example with every image and audio part replaced; texts and labels stay."""
 
   def mapped(content: list[Part]) -> list[Part]:
-    return [part if part['type'] == 'text' else change(part) for part in content]
+    return [part if part['type'] == 'text' else change(part) | labels_of(part) for part in content]
 
   if 'content' in example:
     return example | {'content': mapped(example['content'])}
   return example | {'messages': [m | {'content': mapped(m['content'])} for m in example['messages']]}
+
+
+def labels_of(part: Part) -> dict[str, str]:
+  """The label of a medium and its voice, as far as they are known."""
+  return {key: part[key] for key in LABELS[part['type']] if key in part}
 
 
 class MediaCache:
@@ -201,7 +209,7 @@ class JsonLines(collections.abc.Sequence):
   def __getitem__(self, index: SupportsIndex) -> Example:
     example = self.encoded(index)
     try:
-      return map_media(example, self._load)
+      return map_media(example, self.decode)
     except BadRecord as error:
       raise BadRecord(error.reason, example['id']) from error
 
@@ -224,7 +232,8 @@ class JsonLines(collections.abc.Sequence):
     """The bytes of a medium by its path in the file."""
     return _read_beside(self.path.parent, path)
 
-  def _load(self, part: Part) -> Part:
+  def decode(self, part: Part) -> Part:
+    """A medium as an array of the run's size, from its path; kept for the next time."""
     kind, path = part['type'], part['path']
     try:
       return self._cache.get((kind, path), lambda: DECODE[kind](self.read_file(path), self.media))

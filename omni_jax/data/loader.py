@@ -7,7 +7,9 @@ from typing import Any
 
 import grain
 from grain.experimental import ThreadPrefetchIterDataset
+import numpy as np
 
+from omni_jax.data.augment import Augment
 from omni_jax.data.interleave import Example, interleave
 from omni_jax.data.media import BadRecord
 from omni_jax.data.pack import Laid, lay_out, Packer
@@ -86,7 +88,8 @@ class Loader:
 
   Args:
     examples: random access, as `DigitExamples`, `JsonLines` or `ArrayRecordExamples`.
-    seed: of the order; each pass over the examples has an order of its own.
+    seed: of the order and of the augmentation; each pass over the examples has an order of its own.
+    augment: changes what is only read.
     shard: (index, count) of this process.
 
   Raises:
@@ -94,19 +97,22 @@ class Loader:
   """
 
   def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, media: MediaConfig, budget: RowBudget, *,
-               seed: int, shard: tuple[int, int] = (0, 1), prefetch: int = 2):
+               seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1), prefetch: int = 2):
     if not len(examples):
       raise UserError('the data set is empty; check config.data')
 
-    def made(index: int) -> Laid | BadRecord:
+    def made(index: int, rng: np.random.Generator) -> Laid | BadRecord:
       try:
-        return prepare(examples[index], tokenizer, media)
+        example = examples[index]
+        if augment:
+          example = augment(example, rng, rate=media.audio.rate, limit=media.audio.samples)
+        return prepare(example, tokenizer, media)
       except BadRecord as bad:  # raised out of Grain's workers it would end the stream
         return bad
 
-    index = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-    shards = index[shard[0]::shard[1]].map(made)
-    dataset = _PackDataset(shards, lambda: Packer(budget, media))
+    # Grain's generator is one of its place in the endless order: another one in every pass, the same after a restart.
+    order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat().random_map(made)
+    dataset = _PackDataset(order[shard[0]::shard[1]], lambda: Packer(budget, media))
     if prefetch:
       dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
     self._iterator = iter(dataset)

@@ -1,6 +1,7 @@
 """The table of data sources: what `config.data.source` can name, and the examples or clips that it gives."""
 
 from collections.abc import Sequence
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import ArrayRecordExamples
+from omni_jax.data.text_file import TextFile
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
 
 def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return DigitExamples(load_digits(config), dict(config.recipes), samples=media.audio.samples, seed=config.seed,
-                       spoken_takes=config.spoken_takes)
+  return DigitExamples(load_digits(config), dict(config.recipes), seed=config.seed, spoken_takes=config.spoken_takes)
 
 
 def _files(config: Any, name: str) -> list[str]:
@@ -25,16 +26,48 @@ def _files(config: Any, name: str) -> list[str]:
   return [f'{config.root}/{part}' for part in config[name].split(',')]
 
 
+class WithoutVoice(Sequence):
+  """The examples of a file in which one voice neither is heard nor speaks."""
+
+  def __init__(self, lines: JsonLines, voice: str):
+    self.lines = lines
+    self._kept = [k for k in range(len(lines)) if voice not in _voices(lines.encoded(k))]
+    if len(self._kept) in (0, len(lines)):
+      raise UserError(f'config.data.leave_out={voice!r}: {"all" if not self._kept else "none"} of the {len(lines)} '
+                      f'examples of {lines.path} have this voice')
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.lines[self._kept[index]]
+
+  def encoded(self, index: int) -> Example:
+    return self.lines.encoded(self._kept[index])
+
+
+def _voices(example: Example) -> set[str]:
+  messages = example.get('messages', [example])
+  return ({part.get('voice', '') for message in messages for part in message['content']}
+          | {message.get('voice', '') for message in messages})
+
+
 def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
   file, = _files(config, 'train_file')
-  return JsonLines(file, media)
+  lines = JsonLines(file, media)
+  return WithoutVoice(lines, config.leave_out) if config.get('leave_out') else lines
 
 
 def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
   return ArrayRecordExamples(_files(config, 'train_file'), media)
 
 
-SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record}
+def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
+  file, = _files(config, 'train_file')
+  return TextFile(file, length=config.piece, train=True)
+
+
+SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text}
 
 
 def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -45,17 +78,43 @@ def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
 
 
 def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list[np.ndarray]:
-  """Waves for the codec stage: the digits' own clips, or every sound of the first `limit` examples, once each."""
+  """Waves for the codec stage, once each.
+
+  The digits' own clips; of JSON lines every sound that the model is to speak (of all that it hears, where it speaks
+  none); of records, whose media have no names, every sound of the first `limit`.
+  """
   if config.source == 'digits':
     return [clip.wave for clip in load_digits(config).train_clips]
-  examples, waves = training_examples(config, media), {}
+  examples = training_examples(config, media)
+  waves = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
+  if not waves:
+    raise UserError(f'no sound in {config.root}: the codec stage needs some, or leave it out of config.stages')
+  return list(waves.values())
+
+
+def _spoken_waves(lines: JsonLines | WithoutVoice) -> dict[str, np.ndarray]:
+  """By path."""
+  parts: dict[bool, dict[str, Example]] = {True: {}, False: {}}
+  for k in range(len(lines)):
+    example = lines.encoded(k)
+    for message in example.get('messages', [example]):
+      written = message.get('role') != 'user'
+      parts[written] |= {part['path']: part for part in message['content'] if part['type'] == 'audio'}
+  source, waves = getattr(lines, 'lines', lines), {}
+  for path, part in (parts[True] or parts[False]).items():
+    with contextlib.suppress(BadRecord):  # the loader of the omni stage counts them
+      waves[path] = source.decode(part)['wave']
+  return waves
+
+
+def _all_waves(examples: Sequence[Example], limit: int) -> dict[int, np.ndarray]:
+  """By content."""
+  waves = {}
   for i in range(min(limit, len(examples))):
     try:
       example = examples[i]
     except BadRecord:
-      continue  # the loader of the omni stage counts them
+      continue
     for message in example.get('messages', [example]):
       waves |= {hash(part['wave'].tobytes()): part['wave'] for part in message['content'] if part['type'] == 'audio'}
-  if not waves:
-    raise UserError(f'no sound in {config.root}: the codec stage needs some, or leave it out of config.stages')
-  return list(waves.values())
+  return waves

@@ -21,7 +21,7 @@ class Limits:
     n: prompts a direction; half as many again for the second set of voices where speech is the prompt.
     n_images: prompts of text to image, whose spread and copying need more.
     n_any: prompts whose reply the model chooses.
-    n_data: examples of a JSON-lines file.
+    n_data: examples of each group of a JSON-lines file.
     n_codec: test clips that pass the codec.
     sampling: extra arguments of `generate_batch` (temperature, guidance, …); none: the run's own.
   """

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.evaluate import speech_metrics, text_metrics
-from omni_jax.evaluate.scores import accuracy
+from omni_jax.evaluate import image_metrics, speech_metrics, text_metrics
+from omni_jax.evaluate.labelled import Classes
+from omni_jax.evaluate.scores import accuracy, share
 from omni_jax.evaluate.scoring import wave_of
 
 NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
@@ -18,7 +19,7 @@ class Case(NamedTuple):
   example: Mapping[str, Any]
   prompt: dict[str, Any] | None  # the example without its last answer; None where nothing is asked
   answer: list[Mapping[str, Any]]  # the parts of that answer
-  group: str  # 'image+text_to_speech'; 'plain' for examples without messages
+  group: str  # 'image+text_to_speech', or what the example's meta says; 'plain' for examples without messages
 
 
 class Answered(NamedTuple):
@@ -37,7 +38,8 @@ def case_of(example: Mapping[str, Any]) -> Case:
   answer = list(messages[last]['content'])
   prompt = {**example, 'messages': [*messages[:last], {**messages[last], 'content': []}]}
   shown = [part for message in messages[:last] for part in message['content']]
-  return Case(example, prompt, answer, f'{_kinds(shown)}_to_{_kinds(answer)}')
+  group = (example.get('meta') or {}).get('group')
+  return Case(example, prompt, answer, str(group or f'{_kinds(shown)}_to_{_kinds(answer)}'))
 
 
 def _kinds(parts: Sequence[Mapping[str, Any]]) -> str:
@@ -66,8 +68,8 @@ def answer_all(omni: Any, examples: Sequence[Mapping[str, Any]], *, seed: int, s
   return answered
 
 
-def metrics_of(omni: Any, answered: Sequence[Answered], *, rate: int) -> dict:
-  """Loss, then the scores of each medium that the answers hold."""
+def metrics_of(omni: Any, answered: Sequence[Answered], *, rate: int, classes: Classes | None = None) -> dict:
+  """Loss, then the scores of each medium that the answers hold; with `classes` also what judges took them for."""
   scores: dict[str, Any] = {'n': len(answered), 'loss': omni.loss([item.case.example for item in answered])}
   if any(part['type'] == 'text' for item in answered for part in item.case.answer):
     scores |= _text_scores(answered)
@@ -75,7 +77,57 @@ def metrics_of(omni: Any, answered: Sequence[Answered], *, rate: int) -> dict:
     scores |= _speech_scores(answered, rate)
   if any(part['type'] == 'image' for item in answered for part in item.case.answer):
     scores |= _image_scores(answered)
+  if classes is not None:
+    scores |= _judged_images(answered, classes) | _judged_speech(answered, classes, rate)
   return scores
+
+
+def _labelled(answered: Sequence[Answered], kind: str, classes: Classes) -> list[tuple[int, Any, Any]]:
+  """(class asked, the generated part or None, voice asked or None) of every labelled part of a kind."""
+  found = []
+  for item in answered:
+    made = iter([part for part in item.reply if part.type == kind])
+    for part in item.case.answer:
+      if part['type'] == kind:
+        generated = next(made, None)
+        if part.get('label') in classes.names:
+          found.append((classes.names.index(part['label']), generated, item.case.prompt['messages'][-1].get('voice')))
+  return found
+
+
+def _judged_images(answered: Sequence[Answered], classes: Classes) -> dict:
+  asked = _labelled(answered, 'image', classes)
+  if not asked:
+    return {}
+  empty = np.zeros((0, 0, 0))  # of no shape that the judge knows: taken for nothing
+  drawn = [empty if part is None else np.nan_to_num(part.pixels) for _, part, _ in asked]
+  labels = np.array([label for label, _, _ in asked])
+  right = np.equal(classes.judges.image(drawn), labels)
+  scores = accuracy(right.tolist())
+  media = classes.media
+  images = np.stack([image for image, ok in zip(drawn, right, strict=True) if ok]) if right.any() else empty[None][:0]
+  return {'image_accuracy': scores['accuracy'], 'image_interval': scores['interval'],
+          'image_judge_accuracy_real': classes.judges.real['image'],
+          'diversity': image_metrics.spread(images, labels[right], real=media.test_images,
+                                            real_labels=media.test_labels),
+          'copying_ratio': image_metrics.copying_ratio(images, train=media.train_images, real=media.test_images)}
+
+
+def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) -> dict:
+  asked = _labelled(answered, 'audio', classes)
+  if not asked:
+    return {}
+  waves = [np.zeros(rate // 10, np.float32) if part is None else wave_of(part, rate) for _, part, _ in asked]
+  heard = classes.judges.speech(waves)
+  right = [part is not None and judged == label for judged, (label, part, _) in zip(heard.digit, asked, strict=True)]
+  scores = accuracy(right)
+  found = {'speech_accuracy': scores['accuracy'], 'speech_interval': scores['interval'],
+           'speech_judge_accuracy_real': classes.judges.real['digit']}
+  voices = [part is not None and judged == voice
+            for judged, (_, part, voice) in zip(heard.voice, asked, strict=True) if voice]
+  if voices:
+    found |= {'voice_accuracy': share(voices), 'voice_judge_accuracy_real': classes.judges.real['voice']}
+  return found
 
 
 def _text_scores(answered: Sequence[Answered]) -> dict:
@@ -84,7 +136,7 @@ def _text_scores(answered: Sequence[Answered]) -> dict:
   written = [' '.join(part.text for part in item.reply if part.type == 'text') for item in answered]
   right = accuracy(text_metrics.exact_match(expected, written))
   return {'exact_match': right['accuracy'], 'exact_match_interval': right['interval'],
-          'cer': text_metrics.cer(expected, written)}
+          'cer': text_metrics.cer(expected, written), 'wer': text_metrics.wer(expected, written)}
 
 
 def _pairs(answered: Sequence[Answered], kind: str) -> tuple[list[tuple[Any, Any]], int]:

@@ -90,10 +90,19 @@ def _data(metrics: Mapping[str, Any]) -> str:
     values = {**{f'loss {key}': value for key, value in entry['loss'].items()},
               **{key.replace('_', ' '): value for key, value in entry.items()
                  if key != 'loss' and isinstance(value, int | float | None)}}
-    rows = ''.join(f'<tr><td>{html.escape(key)}</td><td>{"–" if value is None else f"{value:.4g}"}</td></tr>'
-                   for key, value in values.items())
+    goals = {check.name: check for check in targets.checks({'data': metrics['data']}) if check.direction == name}
+    rows = ''.join(_value(key, value, goals.get(key.replace(' ', '_'))) for key, value in values.items())
     cards.append(f'<div class="card"><h3>{_arrow(name)}</h3><table>{rows}</table></div>')
   return f'<div class="cards">{"".join(cards)}</div>' if cards else ''
+
+
+def _value(label: str, value: float | None, goal: targets.Check | None) -> str:
+  shown = '–' if value is None else f'{value:.4g}'
+  if goal is None:
+    return f'<tr><td>{html.escape(label)}</td><td>{shown}</td><td></td></tr>'
+  kind, mark = ('ok', '✓') if goal.passed else ('bad', '✗')
+  sign = '≤' if goal.name in targets.ERRORS else '≥'
+  return f'<tr><td>{html.escape(label)}</td><td class="{kind}">{shown} {mark}</td><td>{sign} {goal.target:g}</td></tr>'
 
 
 def _example(example: Example, media: Media) -> str:

@@ -14,8 +14,9 @@ from omni_jax.data.digits import load_digits
 from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
+from omni_jax.data.text_file import TextFile
 from omni_jax.errors import UserError
-from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, report, runlog
+from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, labelled, report, runlog
 from omni_jax.evaluate.directions import Limits
 from omni_jax.evaluate.gallery import Gallery
 from omni_jax.evaluate.media import Media
@@ -24,6 +25,7 @@ from omni_jax.evaluate.scoring import Real
 from omni_jax.model import OmniConfig
 
 VERSION = 1
+OTHER_SETTINGS = ('seed', 'targets')  # of config.evaluate, beside the limits
 Log = Callable[[str], None]
 
 
@@ -39,10 +41,12 @@ def limits_of(config: Any) -> Limits:
     UserError: for a name that `Limits` does not have.
   """
   part = config.evaluate.to_dict() if config.get('evaluate') else {}
-  part.pop('seed', None)
+  for name in OTHER_SETTINGS:
+    part.pop(name, None)
   known = [field.name for field in dataclasses.fields(Limits)]
   if unknown := sorted(set(part) - set(known)):
-    raise UserError(f'config.evaluate: unknown {", ".join(unknown)}; there are {", ".join(known)}, seed')
+    raise UserError(f'config.evaluate: unknown {", ".join(unknown)}; there are '
+                    f'{", ".join((*known, *OTHER_SETTINGS))}')
   return Limits(**part)
 
 
@@ -64,16 +68,33 @@ def run(omni: Any, workdir: Any, out: Any = None, *, seed: int = 0, limits: Limi
   out = epath.Path(out) if out else epath.Path(workdir) / 'eval' / str(omni.step)
   records = runlog.read(workdir)
   limits = limits or limits_of(omni.config)
-  if not data and omni.config.data.source != 'digits':
-    data = epath.Path(omni.config.data.get('root', '')) / omni.config.data.eval_file
-  measured = (on_file(omni, data, limits, seed=seed, log=log) if data else
-              on_digits(omni, limits, seed=seed, log=log))
+  measured = _measured(omni, data, limits, seed=seed, log=log)
   metrics = {'version': VERSION, 'step': int(omni.step), 'seconds': 0.0, 'train_minutes': _minutes(records),
              **measured.metrics, 'routing': runlog.routing(records)}
   metrics = plain(metrics | {'seconds': round(time.monotonic() - began, 2)})
   _write(out, metrics, measured.gallery, records)
   log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
   return metrics
+
+
+def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """On the file that was named, or on the test data of the run's own source."""
+  own = omni.config.data
+  if not data and own.source == 'digits':
+    return on_digits(omni, limits, seed=seed, log=log)
+  if not data and own.source == 'text':
+    return on_text(omni)
+  return on_file(omni, data or epath.Path(own.get('root', '')) / own.eval_file, limits, seed=seed, log=log)
+
+
+def on_text(omni: Any) -> Measured:
+  """Loss on the part of a text file that training does not see."""
+  own = omni.config.data
+  path = epath.Path(own.root) / own.train_file
+  pieces = TextFile(path, length=own.piece, train=False)
+  group = {'n': len(pieces), 'loss': omni.loss([pieces[k] for k in range(len(pieces))])}
+  return Measured({'directions': {}, 'data': {'file': str(path), 'n': len(pieces), 'bad': 0, 'groups': {'text': group},
+                                              'targets': {}}, 'codec': {}}, Gallery())
 
 
 def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
@@ -99,11 +120,12 @@ def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
 
 
 def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
-  """Scores by kind of example on a JSON-lines file."""
+  """Scores by kind of example on a JSON-lines file; judges of what is labelled are fitted to the training file."""
   media = OmniConfig.from_config(omni.config.model).media
+  rate = media.audio.rate
   lines = JsonLines(path, media)
   examples, bad = [], []
-  for k in _some(range(len(lines)), limits.n_data, seed):
+  for k in _some_of_each_group(lines, limits.n_data, seed):
     try:
       examples.append(lines[k])
     except BadRecord as error:
@@ -111,17 +133,43 @@ def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Mea
   if not examples:
     raise UserError(f'{path}: none of {len(bad)} examples can be read; the first: {bad[0]}')
   log(f'evaluate: {len(examples)} examples of {path}' + (f'; {len(bad)} cannot be read: {bad[0]}' if bad else ''))
+  train = _training_file(omni)
+  classes = labelled.fit(JsonLines(train, media), lines, rate=rate, seed=seed) if train else None
+  if classes:
+    log('evaluate: judges on real data ' + ', '.join(f'{name} {value:.1%}' for name, value in
+                                                     classes.judges.real.items()))
   answered = jsonl_eval.answer_all(omni, examples, seed=seed, sampling=limits.sampling, log=log)
-  rate = media.audio.rate
-  groups = {group: jsonl_eval.metrics_of(omni, items, rate=rate) for group, items in answered.items()}
-  metrics = {'directions': {}, 'data': {'file': str(path), 'n': len(examples), 'bad': len(bad), 'groups': groups},
-             'codec': {}}
-  clips = [SimpleNamespace(wave=part['wave']) for example in examples for part in _parts(example)
-           if part['type'] == 'audio']
+  groups = {group: jsonl_eval.metrics_of(omni, items, rate=rate, classes=classes) for group, items in answered.items()}
+  wanted = (omni.config.get('evaluate') or {}).get('targets') or {}
+  metrics = {'directions': {}, 'data': {'file': str(path), 'n': len(examples), 'bad': len(bad), 'groups': groups,
+                                        'targets': dict(wanted)}, 'codec': {}}
+  if classes:
+    metrics['judges'] = classes.judges.real
+    clips, judge = classes.media.test_clips, classes.judges.speech
+  else:
+    clips, judge = [SimpleNamespace(wave=part['wave']) for example in examples for part in _parts(example)
+                    if part['type'] == 'audio'], None
   if clips:
     metrics['codec'] = codec_eval.evaluate(omni, _some(clips, limits.n_codec, seed), rate=rate, size=_entries(omni),
-                                           judge=None)
+                                           judge=judge)
   return Measured(metrics, gallery.of_data(answered, rate))
+
+
+def _training_file(omni: Any) -> Any | None:
+  """The JSON lines that the run was trained on, where they are still there."""
+  data = omni.config.data
+  if data.source != 'jsonl':
+    return None
+  path = epath.Path(data.root) / data.train_file
+  return path if path.is_file() else None
+
+
+def _some_of_each_group(lines: JsonLines, n: int, seed: int) -> list[int]:
+  """Line numbers: n of each group, drawn without putting back, or all of it."""
+  members: dict[str, list[int]] = {}
+  for k in range(len(lines)):
+    members.setdefault(jsonl_eval.case_of(lines.encoded(k)).group, []).append(k)
+  return sorted(k for group in members.values() for k in _some(group, n, seed))
 
 
 def plain(value: Any) -> Any:

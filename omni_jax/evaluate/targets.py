@@ -1,4 +1,4 @@
-"""What the digits run is to reach, and whether it did."""
+"""What a run is to reach, and whether it did."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ TARGETS = {
     'speech_to_image': {'accuracy': 0.90},
     'speech_to_speech': {'accuracy': 0.90, 'language_accuracy': 0.95},
 }
+ERRORS = ('cer', 'wer')  # the lower the better
 CODEC_PERPLEXITY_RATIO = 0.4
 CODEC_JUDGE_LOSS = 0.02  # accuracy that the judge may lose on reconstructed speech
 
 
 class Check(NamedTuple):
-  direction: str  # or 'codec'
+  direction: str  # or a group of a JSON-lines file, or 'codec'
   name: str
   value: float | None
   target: float
@@ -33,6 +34,10 @@ def checks(metrics: Mapping[str, Any]) -> list[Check]:
     if direction in metrics.get('directions', {}):
       entry = metrics['directions'][direction]
       found += [_at_least(direction, name, entry.get(name), target) for name, target in targets.items()]
+  data = metrics.get('data', {})
+  for group, wanted in data.get('targets', {}).items():  # what config.evaluate.targets asks of a JSON-lines file
+    found += [_at_least(group, name, data['groups'].get(group, {}).get(name), target)
+              for name, target in wanted.items()]
   codec = metrics.get('codec', {})
   if codec.get('perplexity_ratio') is not None:
     found.append(_at_least('codec', 'perplexity_ratio', codec['perplexity_ratio'], CODEC_PERPLEXITY_RATIO))
@@ -43,4 +48,5 @@ def checks(metrics: Mapping[str, Any]) -> list[Check]:
 
 
 def _at_least(direction: str, name: str, value: float | None, target: float) -> Check:
-  return Check(direction, name, value, target, value is not None and value >= target - 1e-9)
+  reached = value is not None and (value <= target + 1e-9 if name in ERRORS else value >= target - 1e-9)
+  return Check(direction, name, value, target, reached)

@@ -18,11 +18,20 @@ def exact_match(references: Sequence[str], texts: Sequence[str]) -> list[bool]:
 
 def cer(references: Sequence[str], texts: Sequence[str]) -> float | None:
   """Character error rate: edits over characters of the references, all texts together; may exceed 1."""
+  return _error_rate('cer', references, texts)
+
+
+def wer(references: Sequence[str], texts: Sequence[str]) -> float | None:
+  """Word error rate: edits over words of the references, all texts together; may exceed 1."""
+  return _error_rate('wer', references, texts)
+
+
+def _error_rate(name: str, references: Sequence[str], texts: Sequence[str]) -> float | None:
   with needs_extra():
     import jiwer
   pairs = [(tidy(a), tidy(b)) for a, b in zip(references, texts, strict=True)]
   pairs = [(a, b) for a, b in pairs if a]  # jiwer refuses empty references
-  return float(jiwer.cer([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+  return float(getattr(jiwer, name)([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
 
 
 class Named(NamedTuple):

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax import sharding
+from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader
 from omni_jax.data.sources import SOURCES, training_clips, training_examples
@@ -48,6 +49,7 @@ class Run:
     self.mesh: Mesh = sharding.make_mesh(config.mesh)
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
     self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
+    self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
     for rows in (self.budget.rows, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
@@ -82,8 +84,11 @@ def train_codec(run: Run) -> None:
 
 
 def restore_codec(run: Run) -> Any:
-  """Parameters and codebooks of the finished codec stage."""
+  """Parameters and codebooks of the finished codec stage; fresh ones in a run that speaks nothing."""
   tx = make_optimizer(OptimConfig(), 1)
+  if 'codec' not in run.config.stages and not run.budget.spoken:
+    fresh = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))()
+    return {'params': fresh.params, 'codebooks': fresh.buffers['codebooks']}
   like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), like)
   with Checkpoints(run.workdir, 'codec', read_only=True) as checkpoints:
@@ -107,7 +112,7 @@ def omni_stage(run: Run, codec_values: Any) -> loop.Stage:
   examples = training_examples(run.config.data, run.omni.media)
   shard = (jax.process_index(), jax.process_count())
   batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,
-                   shard=shard)
+                   augment=run.augment, shard=shard)
   return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
                 state=jax.jit(init, out_shardings=layout)(codec_values), batches=batches,
                 flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),

@@ -1,0 +1,109 @@
+"""Augmentation of media that are only read, on the fly: handwriting is moved a little, speech said a little differently.
+
+What the model is to draw or say stays as it is.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+WINDOW_SECONDS = 0.04  # of the pieces that a stretched wave is made of
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """How much; 0 switches a change off. Each is drawn evenly between -value and +value, for each medium anew.
+
+  Attributes:
+    turn: radians. scale: share of the size, for height and width. shear: columns a row. shift: share of the height.
+    speed: share of the tempo, as a tape runs: the pitch goes with it (Ko et al. 2015). pitch: share of the frequency,
+      the tempo stays. gain: share of the loudness.
+    noise: loudest white noise, full scale is 1; quieter down to a hundredth of it. delay: seconds of silence before.
+  """
+  turn: float = 0.2
+  scale: float = 0.12
+  shear: float = 0.15
+  shift: float = 0.075
+  speed: float = 0.11
+  pitch: float = 0.0
+  gain: float = 0.4
+  noise: float = 0.01
+  delay: float = 0.05
+
+  def __call__(self, example: Mapping[str, Any], rng: np.random.Generator, *, rate: int,
+               limit: int) -> Mapping[str, Any]:
+    """The example with what users show or say changed; plain examples stay as they are.
+
+    Args:
+      rate: samples per second. limit: most samples of a wave.
+    """
+    def changed(part: Mapping[str, Any]) -> Mapping[str, Any]:
+      if part['type'] == 'image':
+        return {**part, 'pixels': moved(part['pixels'], self, rng)}
+      if part['type'] == 'audio':
+        return {**part, 'wave': said(part['wave'], self, rng, rate=rate, limit=limit)}
+      return part
+
+    if 'messages' not in example:
+      return example
+    return {**example, 'messages': [{**m, 'content': [changed(part) for part in m['content']]} if m['role'] == 'user'
+                                    else m for m in example['messages']]}
+
+
+def moved(pixels_hwc: np.ndarray, c: Augment, rng: np.random.Generator) -> np.ndarray:
+  """A turned, scaled, sheared and shifted copy, the same for every channel; what comes in from outside is 0."""
+  angle, size = rng.uniform(-c.turn, c.turn), rng.uniform(1 - c.scale, 1 + c.scale, 2)
+  shear = rng.uniform(-c.shear, c.shear)
+  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]])
+  matrix = turn / size
+  centre = (np.array(pixels_hwc.shape[:2]) - 1) / 2
+  offset = centre - matrix @ (centre + c.shift * len(pixels_hwc) * rng.uniform(-1, 1, 2))
+  channels = [ndimage.affine_transform(channel, matrix, offset, order=1) for channel in np.moveaxis(pixels_hwc, -1, 0)]
+  return np.clip(np.stack(channels, axis=-1), 0, 1, dtype=np.float32)
+
+
+def said(wave_S: np.ndarray, c: Augment, rng: np.random.Generator, *, rate: int, limit: int) -> np.ndarray:
+  """A faster or slower, higher or lower, louder or softer, later and noisier copy of at most `limit` samples."""
+  speed, pitch = 1 + rng.uniform(-c.speed, c.speed), 1 + rng.uniform(-c.pitch, c.pitch)
+  speed = max(speed, len(wave_S) / limit)
+  wave_S = stretched(resampled(wave_S, speed * pitch), pitch, window=round(WINDOW_SECONDS * rate))[:limit]
+  late = min(int(rng.uniform(0, c.delay) * rate), limit - len(wave_S))
+  wave_S = np.pad(wave_S, (late, 0)) * rng.uniform(1 - c.gain, 1 + c.gain)
+  noise = rng.standard_normal(len(wave_S)) * c.noise * 10 ** rng.uniform(-2, 0)
+  return np.clip(wave_S + noise, -1, 1).astype(np.float32)
+
+
+def resampled(wave_S: np.ndarray, factor: float) -> np.ndarray:
+  """Read `factor` times faster: shorter and higher; linear interpolation."""
+  samples = max(1, round(len(wave_S) / factor))
+  return np.interp(np.linspace(0, len(wave_S) - 1, samples), np.arange(len(wave_S)), wave_S)
+
+
+def stretched(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
+  """`factor` times as long at the same pitch: overlapping pieces, each put where it fits its neighbour best.
+
+  WSOLA (Verhelst and Roelands 1993): a piece starts within a quarter of a window of where it should, where it
+  correlates most with the natural continuation of the piece before.
+  """
+  hop, search = window // 2, window // 4
+  samples = max(1, round(len(wave_S) * factor))
+  if len(wave_S) < window + 2 * search or abs(factor - 1) < 1e-3:
+    return wave_S[:samples] if factor <= 1 else np.pad(wave_S, (0, samples - len(wave_S)))
+  pieces = -(-samples // hop) + 1
+  padded = np.pad(wave_S, (search, window + hop + search))
+  ramp = np.hanning(window + 1)[:window]
+  out = np.zeros(pieces * hop + window)
+  start = search  # of the last piece, in `padded`
+  out[:window] = padded[start:start + window] * ramp
+  last = len(padded) - window - hop
+  for k in range(1, pieces):
+    follows = padded[start + hop:start + hop + window]
+    ideal = min(search + round(k * hop / factor), last - search)
+    fits = np.correlate(padded[ideal - search:ideal + search + window], follows, mode='valid')
+    start = ideal - search + int(fits.argmax())
+    out[k * hop:k * hop + window] += padded[start:start + window] * ramp
+  out[:hop] += padded[search:search + hop] * (1 - ramp[:hop])  # the first piece has no neighbour to fade in over
+  return out[:samples]
