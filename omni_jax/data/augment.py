@@ -1,4 +1,4 @@
-"""Augmentation of media that are only read, on the fly: handwriting is moved a little, speech said a little differently.
+"""Augmentation of media that are only read, on the fly: images are moved a little, speech said a little differently.
 
 What the model is to draw or say stays as it is.
 """

@@ -23,7 +23,7 @@ MAX_LINE = 16 << 20  # bytes
 CACHE_BYTES = 256 << 20  # of decoded media: later epochs of a small set cost no decoding
 ROLES = ('user', 'assistant')
 MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
-# Optional keys of a medium: what it shows or says, and who speaks. Never seen by the model; evaluation fits judges to them.
+# Optional keys of a medium: what it shows or says, who speaks. The model never sees them; judges are fitted to them.
 LABELS: Mapping[str, tuple[str, ...]] = {'image': ('label',), 'audio': ('label', 'voice')}
 
 Example = dict[str, Any]

@@ -258,7 +258,8 @@ def _row(name: str, kind: Kind, source: Item, shown: dict[str, Item]) -> dict:
   if 'audio' in kind.reply:
     assistant['voice'] = shown['audio'].voice
   assistant['content'] = [_part(medium, shown[medium]) for medium in kind.reply]
-  return {'id': name, 'meta': {'group': name.split('/')[-2]}, 'messages': [{'role': 'user', 'content': [_part(kind.given, source)]}, assistant]}
+  user = {'role': 'user', 'content': [_part(kind.given, source)]}
+  return {'id': name, 'meta': {'group': name.split('/')[-2]}, 'messages': [user, assistant]}
 
 
 def _other(items: list[Item], source: Item, rng: np.random.Generator) -> Item:
@@ -280,7 +281,7 @@ def main() -> None:
   parser.add_argument('--source', type=Path, required=True, help='folder that holds fsdd/ and mnist/')
   parser.add_argument('--output', type=Path, required=True, help='folder to make')
   parser.add_argument('--images', type=int, default=50_000, help='training images; a tenth as many for valid')
-  parser.add_argument('--strings', type=int, default=5_000, help='joined recordings; a tenth as many for valid and test')
+  parser.add_argument('--strings', type=int, default=5_000, help='joined recordings; a tenth for valid and test each')
   parser.add_argument('--seconds', type=float, default=1.0, help='longer recordings are left out')
   parser.add_argument('--string_seconds', type=float, default=3.2, help='of joined recordings, at most')
   parser.add_argument('--seed', type=int, default=0)

@@ -1,4 +1,4 @@
-"""Judges for JSON lines whose media carry labels: fitted to the real training media, measured on the real test media."""
+"""Judges for JSON lines with labelled media: fitted to the real training media, measured on the real test media."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
