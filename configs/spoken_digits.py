@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
                                       max_grid=4))
   augment = c.data.augment
   augment.pitch = 0.1
+  c.model.image_embed.layers = 2
+  c.codec.steps = 1000
   c.data = ConfigDict(dict(
       source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='', augment=augment,
       budget=dict(rows=16, length=128, seen=4, drawn=2, heard=4, spoken=1, spoken_frames=13),

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from omni_jax import sharding
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec, CodecConfig
-from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig
+from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, Hearing
 from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
 from omni_jax.modalities.audio.quantizer import quantize
 from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.embed import ImageEmbed
+from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig
 from omni_jax.modalities.image.head import DiTConfig, DiTHead
 from omni_jax.modalities.text.embed import TextEmbed
 from omni_jax.modalities.text.head import TextHead
@@ -35,6 +35,7 @@ class OmniConfig:
   media: MediaConfig = MediaConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   decoder: DecoderConfig = DecoderConfig()
+  image_embed: ImageEmbedConfig = ImageEmbedConfig()
   audio_embed: AudioEmbedConfig = AudioEmbedConfig()
   dit: DiTConfig = DiTConfig()
   codec_head: CodecHeadConfig = CodecHeadConfig()
@@ -67,6 +68,7 @@ class OmniConfig:
 class Encoded(NamedTuple):
   """What the frozen codecs make of a batch's media inside the step."""
   code_BNJ: Array  # codes of the spoken clips, clips and frames flattened (N = M·R)
+  heard_code_BNJ: Array | None = None  # likewise of the heard clips, in a model that hears codes
 
 
 class OmniModel(nnx.Module):
@@ -77,7 +79,7 @@ class OmniModel(nnx.Module):
     vocab, width = Tokenizer(c.tokenizer).vocab_size, c.decoder.width
     codebooks, entries = c.codec.codebooks, c.codec.entries
     self.text_embed = TextEmbed(vocab, width, rngs=rngs)
-    self.image_embed = ImageEmbed(c.media.image, width, rngs=rngs)
+    self.image_embed = ImageEmbed(c.image_embed, c.media.image, width, rngs=rngs)
     self.audio_embed = AudioEmbed(c.audio_embed, c.media.audio, codebooks, entries, width, rngs=rngs)
     self.decoder = Decoder(c.decoder, rngs=rngs)
     self.heads = nnx.Dict({
@@ -90,7 +92,7 @@ class OmniModel(nnx.Module):
     """The sum of the payloads present at each position."""
     dtype = jnp.dtype(self.config.dtype)
     x_BLD = self.text_embed(batch, dtype) + self.image_embed(batch, dtype)
-    x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BNJ, dtype)
+    x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BNJ, encoded.heard_code_BNJ, dtype)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
   def __call__(self, batch: Batch, encoded: Encoded, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
@@ -108,14 +110,21 @@ class OmniModel(nnx.Module):
     }
 
 
-def encode_media(codec: Codec, codebooks: Any, spoken_BMS: Float[Array, 'B M S']) -> Encoded:
-  """Codes of the spoken clips from the frozen codec; no gradient flows into it."""
-  b, m, s = spoken_BMS.shape
+def codes_of(codec: Codec, codebooks: Any, wave_BMS: Float[Array, 'B M S']) -> Int[Array, 'B N J']:
+  """Codes of clips from the frozen codec, clips and frames flattened; no gradient flows into it."""
+  b, m, s = wave_BMS.shape
   if not m:
-    return Encoded(jnp.zeros((b, 0, codec.config.codebooks), jnp.int32))
-  latent = codec.encode(spoken_BMS.reshape(b * m, s))
+    return jnp.zeros((b, 0, codec.config.codebooks), jnp.int32)
+  latent = codec.encode(wave_BMS.reshape(b * m, s))
   code_NRJ: Int[Array, 'N R J'] = quantize(latent, codebooks, jnp.ones(latent.shape[:2])).code_NRJ
-  return Encoded(jax.lax.stop_gradient(code_NRJ.reshape(b, -1, code_NRJ.shape[-1])))
+  return jax.lax.stop_gradient(code_NRJ.reshape(b, -1, code_NRJ.shape[-1]))
+
+
+def encode_media(config: OmniConfig, codec: Codec, codebooks: Any, batch: Batch) -> Encoded:
+  """What the model needs of a batch's clips: codes of what is spoken, and of what is heard if it hears codes."""
+  hears_codes = config.audio_embed.hearing == Hearing.CODES
+  return Encoded(codes_of(codec, codebooks, batch.spoken_BMS),
+                 codes_of(codec, codebooks, batch.heard_BMS) if hears_codes else None)
 
 
 def abstract(config: OmniConfig) -> OmniModel:

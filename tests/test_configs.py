@@ -54,7 +54,8 @@ def test_docstring_has_the_command(path):
 def test_a_row_holds_what_the_budget_promises(path):
   config = load(path)
   media, budget = OmniConfig.from_config(config.model).media, config.data.budget
-  assert budget.length > 2 * media.image.patches + 4 and budget.spoken_frames >= media.audio.frames
+  assert not budget.drawn or budget.length > 2 * media.image.patches + 4
+  assert not budget.spoken or budget.spoken_frames >= min(media.audio.frames, 13)  # a word of a second
 
 
 @pytest.mark.parametrize('part, name', [('decoder', 'widht'), ('dit', 'layer'), ('image', 'heigth'), ('codec', 'books'), ('audio', 'hz'),

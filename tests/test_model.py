@@ -23,7 +23,7 @@ def hidden_states(kit, batch, push=None):
   """Decoder states of a batch; `push` is added to the embeddings."""
   batch = jax.tree.map(jnp.asarray, batch)
   model, frozen = merge(kit.model, kit.state.params), kit.state.buffers['codec']
-  encoded = encode_media(merge(kit.codec, frozen['params']), codebooks_of(frozen), batch.spoken_BMS)
+  encoded = encode_media(model.config, merge(kit.codec, frozen['params']), codebooks_of(frozen), batch)
   x_BLD = model.embed(batch, encoded)
   x_BLD = x_BLD if push is None else x_BLD + push
   return model.decoder(x_BLD, batch.segment_BL, batch.modality_BL, batch.position_BL3, kit.state.buffers['router_bias'],

@@ -72,6 +72,10 @@ def check_example(raw: Any, media_key: str) -> Example:
   if not isinstance(id, str | int) or isinstance(id, bool):
     raise BadRecord(f'"id" is {id!r}, not a string')
   example = {'id': _check_text(str(id), '"id"')}
+  if 'meta' in raw:
+    if not isinstance(raw['meta'], dict):
+      raise BadRecord(f'"meta" is of type {type(raw["meta"]).__name__}, not an object')
+    example['meta'] = raw['meta']
   if 'content' in raw:
     return example | {'content': _check_content(raw['content'], 'content', media_key)}
   messages = raw['messages']

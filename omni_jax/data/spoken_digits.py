@@ -34,6 +34,7 @@ VALID_TAKES = range(5, 8)
 RATE = 8000  # of FSDD
 # What zip, npz and csv files raise when they are missing, damaged or something else.
 DAMAGE = (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+MOST_HELD_OUT = 1000  # rows of a kind that draws or speaks, in valid and test
 MOST_IN_STRING = 5  # recordings that are joined into one of a digit string; 2 at least
 RECORDING = re.compile(r'\d_[a-z]+_\d+\.wav')  # also keeps names of the index from leaving the output folder
 NOTICE = """# Spoken and handwritten digits, paired
@@ -53,14 +54,14 @@ class Kind(NamedTuple):
 
 # Handwriting differs most and is read by many rows; what is spoken comes from few recordings and takes long rows.
 KINDS = {
-    'image_to_text': Kind('image', 'write', ('text',), 1.0),
+    'image_to_text': Kind('image', 'write', ('text',), 1.5),
     'speech_to_text': Kind('audio', 'write', ('text',), 0.3),
     'string_to_text': Kind('string', 'write', ('text',), 0.25),
     'text_to_text': Kind('numeral', 'write', ('text',), 0.02),
-    'text_to_image': Kind('text', 'draw', ('image',), 0.2),
+    'text_to_image': Kind('text', 'draw', ('image',), 0.25),
     'image_to_image': Kind('image', 'draw', ('image',), 0.1),
     'speech_to_image': Kind('audio', 'draw', ('image',), 0.1),
-    'text_to_speech': Kind('text', 'speak', ('audio',), 0.15),
+    'text_to_speech': Kind('text', 'speak', ('audio',), 0.3),
     'image_to_speech': Kind('image', 'speak', ('audio',), 0.08),
     'speech_to_speech': Kind('audio', 'speak', ('audio',), 0.08),
     'reply': Kind('image', 'reply', ('text', 'image', 'audio'), 0.08),
@@ -190,7 +191,7 @@ def _write_strings(output: Path, clips: list[Item], count: int, seconds: float, 
   waves = {clip.path: decode_audio((output / clip.path).read_bytes(), config) for clip in clips}
   voices = sorted({clip.voice for clip in clips})
   items = []
-  for number in range(count):
+  for number in range(count if clips else 0):
     own = [clip for clip in clips if clip.voice == voices[number % len(voices)]]
     drawn = [own[k] for k in rng.choice(len(own), min(len(own), rng.integers(2, MOST_IN_STRING + 1)), replace=False)]
     while sum(len(waves[clip.path]) for clip in drawn) > seconds * RATE:
@@ -243,6 +244,8 @@ def _examples(name: str, kind: Kind, pool: Pool, rng: np.random.Generator, *, re
   count = max(1, round(kind.share * len(pool.images)))
   if not repeat and (kind.given in ('image', 'audio', 'string') or kind.reply == ('text',)):
     count = min(count, len(sources))  # elsewhere the target differs each time
+  if not repeat and kind.reply != ('text',):
+    count = min(count, MOST_HELD_OUT)
   rounds = [rng.permutation(len(sources)) for _ in range(math.ceil(count / len(sources)))]
   for n, number in enumerate(np.concatenate(rounds)[:count]):
     source = sources[number]

@@ -158,7 +158,7 @@ def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Mea
 def _training_file(omni: Any) -> Any | None:
   """The JSON lines that the run was trained on, where they are still there."""
   data = omni.config.data
-  if data.source != 'jsonl':
+  if data.source != 'jsonl' or not data.get('train_file'):
     return None
   path = epath.Path(data.root) / data.train_file
   return path if path.is_file() else None

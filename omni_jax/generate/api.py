@@ -23,7 +23,7 @@ from omni_jax.generate.restore import restore_run
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, encode_media, Encoded, merge, OmniConfig
+from omni_jax.model import abstract, codes_of, encode_media, Encoded, merge, OmniConfig
 from omni_jax.train.step import omni_losses
 from omni_jax.types import Batch, RowBudget
 
@@ -46,7 +46,8 @@ class Omni:
     self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
     self._draw = jax.jit(functools.partial(draw, **parts), static_argnames='steps')
-    self._encode = jax.jit(lambda params, books, wave_BMS: encode_media(merge(codec, params), books, wave_BMS))
+    self._encode = jax.jit(lambda params, books, batch: encode_media(self.omni, merge(codec, params), books, batch))
+    self._codes = jax.jit(lambda params, books, wave_BMS: codes_of(merge(codec, params), books, wave_BMS))
     self._speak = jax.jit(lambda params, books, code: merge(codec, params).decode(dequantize(code, books)))
     self._losses = jax.jit(functools.partial(omni_losses, codec=codec, **parts))
 
@@ -107,7 +108,7 @@ class Omni:
     """The replies of one batch of prompts, sounds still as codes."""
     batch = self._rows(laid, len(key_B))
     bias, codec, image = self._buffers['router_bias'], self._buffers['codec'], self.omni.media.image
-    encoded: Encoded = self._encode(codec['params'], self._codebooks, batch.spoken_BMS)
+    encoded: Encoded = self._encode(codec['params'], self._codebooks, batch)
     sampling = Sampling(*(jnp.float32(settings[name]) for name in Sampling._fields))
     most = max(1, settings['max_new'] // POSITIONS_PER_IMAGE)
     slots = batch.token_BL.shape[1] + settings['max_new'] + most * (2 * image.patches + 1)
@@ -129,7 +130,7 @@ class Omni:
     audio, codec, codes = self.omni.media.audio, self._buffers['codec'], []
     for first in range(0, len(waves), BATCH):
       piece = waves[first:first + BATCH]
-      made = self._encode(codec['params'], self._codebooks, _padded(piece, (1, audio.samples))).code_BNJ
+      made = self._codes(codec['params'], self._codebooks, _padded(piece, (1, audio.samples)))
       codes += [code[:-(-len(wave) // audio.frame)] for code, wave in zip(np.asarray(made), piece, strict=False)]
     return codes
 

@@ -19,6 +19,12 @@ from omni_jax.nn.moe import MoE
 from omni_jax.nn.rope import mrope_angles
 
 
+class Routing(enum.StrEnum):
+  """What the router looks at."""
+  TOKEN = 'token'  # one router for all
+  MODALITY = 'modality'  # each modality has a router of its own; the experts are shared
+
+
 class Remat(enum.StrEnum):
   """What the backward pass computes again instead of keeping."""
   NONE = 'none'
@@ -34,6 +40,7 @@ class DecoderConfig:
     width, layers, heads, kv_heads, head_dim: as usual.
     experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
     shared_hidden: hidden width of the shared expert; 0 for none.
+    routing: see Routing.
     block: slots in a block of the dropless expert matmul.
     theta: base of the rotary frequencies.
     remat: see Remat.
@@ -48,6 +55,7 @@ class DecoderConfig:
   top_k: int = 2
   expert_hidden: int = 128
   shared_hidden: int = 128
+  routing: Routing | str = Routing.TOKEN
   block: int = 64
   theta: float = 1000.0
   remat: Remat | str = Remat.NONE
@@ -55,6 +63,7 @@ class DecoderConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'remat', Remat(self.remat))
+    object.__setattr__(self, 'routing', Routing(self.routing))
     if self.heads % self.kv_heads:
       raise ValueError(f'{self.heads} heads do not divide by {self.kv_heads} key/value heads')
     if self.top_k > self.experts:
@@ -68,7 +77,8 @@ class Block(nnx.Module):
     c = config
     self.attention_norm, self.moe_norm = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
-    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden, c.block, rngs=rngs)
+    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden, c.block,
+                   routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1, rngs=rngs)
 
   def __call__(self, x_BLD, mask, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):
     y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask, angle_BLa, cache, slot_BL)

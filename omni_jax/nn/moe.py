@@ -142,11 +142,12 @@ def moe_expert_parallel(x_BLD: Array, up_EDF: Array, down_EFD: Array, expert_BLK
 
 
 class MoE(nnx.Module):
-  """Router, E routed experts and one shared expert that every token passes."""
+  """Router (one, or one for each modality), E routed experts and one shared expert that every token passes."""
 
-  def __init__(self, width: int, hidden: int, experts: int, top_k: int, shared: int, block: int, *, rngs: nnx.Rngs):
-    self.top_k, self.block = top_k, block
-    self.router = Linear(width, experts, ('embed', None), rngs=rngs, init=lecun)
+  def __init__(self, width: int, hidden: int, experts: int, top_k: int, shared: int, block: int, *, routers: int = 1,
+               rngs: nnx.Rngs):
+    self.top_k, self.block, self.routers = top_k, block, routers
+    self.router = Linear(width, routers * experts, ('embed', None), rngs=rngs, init=lecun)
     self.up = sharding.param(rngs, (experts, width, 2 * hidden), ('expert', 'embed', 'mlp'), stacked_lecun)
     self.down = sharding.param(rngs, (experts, hidden, width), ('expert', 'mlp', 'embed'), stacked_lecun)
     self.shared = SwiGLU(width, shared, rngs=rngs) if shared else None
@@ -156,6 +157,9 @@ class MoE(nnx.Module):
     b, l, d = x_BLD.shape
     valid_T = modality_BL.reshape(-1) > 0
     logits_TE = self.router(x_BLD.reshape(-1, d).astype(jnp.float32))
+    if self.routers > 1:
+      own_TM = jax.nn.one_hot(modality_BL.reshape(-1), self.routers)
+      logits_TE = jnp.einsum('tme,tm->te', logits_TE.reshape(len(logits_TE), self.routers, -1), own_TM)
     routing = moe_router.route(logits_TE, bias_E, valid_T, top_k=self.top_k)
     split = lambda a: a.reshape(b, l, self.top_k)
     y_BLD = moe_expert_parallel(x_BLD, self.up[...].astype(x_BLD.dtype), self.down[...].astype(x_BLD.dtype),

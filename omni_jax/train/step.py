@@ -34,7 +34,7 @@ def omni_losses(params: Any, buffers: Any, batch: Batch, key: Array, *, model: O
   """
   omni = merge(model, params)
   frozen = jax.lax.stop_gradient(buffers['codec'])
-  encoded = encode_media(merge(codec, frozen['params']), codebooks_of(frozen), batch.spoken_BMS)
+  encoded = encode_media(model.config, merge(codec, frozen['params']), codebooks_of(frozen), batch)
   decoded = omni(batch, encoded, buffers['router_bias'], mesh)
   return omni.losses(decoded.hidden_BLD, batch, encoded, key), decoded.stats
 

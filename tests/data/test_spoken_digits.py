@@ -123,7 +123,7 @@ def test_splits_share_no_medium_and_takes_follow_the_official_split(built):
 def test_held_out_sources_are_read_once(built):
   lines = JsonLines(built[0] / 'test.jsonl', MEDIA)
   heard = [parts(lines.encoded(n))[0]['path'] for n in range(len(lines)) if '/speech_to_text/' in lines.encoded(n)['id']]
-  assert len(heard) == len(set(heard)) == 60
+  assert len(heard) == len(set(heard)) == 30
 
 
 def test_what_was_left_out_is_counted(built):

@@ -11,7 +11,7 @@ from omni_jax.data.pack import lay_out, pack_rows
 from omni_jax.errors import UserError
 from omni_jax.generate.grammar import grammar, Mode
 from omni_jax.generate.prefill import append, Rows
-from omni_jax.model import abstract, encode_media, Encoded, merge
+from omni_jax.model import abstract, codes_of, Encoded, merge
 from omni_jax.nn.layers import gather_rows
 from omni_jax.types import Modality, NONE, RowBudget, Span
 
@@ -47,7 +47,7 @@ def test_piece_by_piece_equals_one_pass(omni):
   example = samples.chat('x', [a_picture(), a_sound()], [samples.text('ab'), a_picture(1), a_sound(1)], task='reply')
   laid = lay_out(interleave(example, omni.tokenizer), omni.tokenizer, omni.omni.media)
   batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 1, 1, 1, 1, 8), omni.omni.media))
-  encoded: Encoded = omni._encode(omni._buffers['codec']['params'], omni._codebooks, batch.spoken_BMS)
+  encoded: Encoded = omni._encode(omni._buffers['codec']['params'], omni._codebooks, batch)
   bias = omni._buffers['router_bias']
   with jax.set_mesh(omni._mesh):
     whole = model(batch, encoded, bias, omni._mesh).hidden_BLD
@@ -142,9 +142,9 @@ def test_codec_round_trip_has_whole_frames(omni):
   codes = omni.codec_encode(waves)
   assert [len(code) for code in codes] == [3, 2]
   assert [len(wave) for wave in omni.codec_decode(codes)] == [3 * 640, 2 * 640]
-  direct = encode_media(merge(omni_codec(omni), omni._buffers['codec']['params']), omni._codebooks,
-                        jnp.asarray(np.pad(waves[0], (0, omni.omni.media.audio.samples - len(waves[0])))[None, None]))
-  np.testing.assert_array_equal(codes[0], np.asarray(direct.code_BNJ)[0, :3])
+  direct = codes_of(merge(omni_codec(omni), omni._buffers['codec']['params']), omni._codebooks,
+                    jnp.asarray(np.pad(waves[0], (0, omni.omni.media.audio.samples - len(waves[0])))[None, None]))
+  np.testing.assert_array_equal(codes[0], np.asarray(direct)[0, :3])
 
 
 def omni_codec(omni):

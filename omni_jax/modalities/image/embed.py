@@ -1,12 +1,15 @@
 """Images to patches, and patches and queries to width."""
 
+import dataclasses
+
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from omni_jax import sharding
-from omni_jax.nn.layers import gather_rows, Linear, normal
+from omni_jax.nn.attention import Attention
+from omni_jax.nn.layers import gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.types import Batch, ImageConfig
 
 
@@ -28,11 +31,37 @@ def unpatchify(patches: Float[Array, '*N P Y'], config: ImageConfig) -> Float[Ar
   return jnp.clip(x * config.std + config.mean, 0, 1)
 
 
-class ImageEmbed(nnx.Module):
-  """Linear on raw patches plus an absolute place of the patches' own scale; learned queries for images to draw."""
+@dataclasses.dataclass(frozen=True)
+class ImageEmbedConfig:
+  """Attributes: layers, heads, hidden: of the encoder between seen patches and the decoder; 0 layers: none."""
+  layers: int = 0
+  heads: int = 4
+  hidden: int = 256
 
-  def __init__(self, config: ImageConfig, width: int, *, rngs: nnx.Rngs):
+
+class EncoderBlock(nnx.Module):
+  """Pre-norm attention over all patches of an image, and a perceptron."""
+
+  def __init__(self, c: ImageEmbedConfig, width: int, *, rngs: nnx.Rngs):
+    self.attention_norm, self.mlp_norm = RMSNorm(width, rngs=rngs), RMSNorm(width, rngs=rngs)
+    self.attention = Attention(width, c.heads, c.heads, width // c.heads, rngs=rngs)
+    self.mlp = SwiGLU(width, c.hidden, rngs=rngs)
+
+  def __call__(self, x_NPD: Float[Array, 'N P D']) -> Float[Array, 'N P D']:
+    n, p, _ = x_NPD.shape
+    x_NPD = x_NPD + self.attention(self.attention_norm(x_NPD), jnp.ones((n, p, p), bool), None)[0]
+    return x_NPD + self.mlp(self.mlp_norm(x_NPD))
+
+
+class ImageEmbed(nnx.Module):
+  """Linear on raw patches plus an absolute place of the patches' own scale; learned queries for images to draw.
+
+  With an encoder, the patches of a seen image look at each other before the decoder sees them.
+  """
+
+  def __init__(self, c: ImageEmbedConfig, config: ImageConfig, width: int, *, rngs: nnx.Rngs):
     self.config = config
+    self.encoder = nnx.List([EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)])
     self.patch = Linear(config.values, width, (None, 'embed'), rngs=rngs)
     self.place = sharding.param(rngs, (config.patches, width), (None, 'embed'), normal(1.0))
     self.query = sharding.param(rngs, (config.patches, width), (None, 'embed'), normal(1.0))
@@ -44,7 +73,10 @@ class ImageEmbed(nnx.Module):
     return x_BNPD.reshape(x_BNPD.shape[0], -1, x_BNPD.shape[-1])
 
   def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
-    x_BLD = gather_rows(self.patches(batch.seen_BNhwc, dtype), batch.seen_BL)
+    seen_BND = self.patches(batch.seen_BNhwc, dtype)
+    for block in self.encoder:
+      seen_BND = block(seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])).reshape(seen_BND.shape)
+    x_BLD = gather_rows(seen_BND, batch.seen_BL)
     drawn = self.patches(batch.drawn_BNhwc, dtype) + self.clean[...].astype(dtype)
     x_BLD += gather_rows(drawn, batch.drawn_BL)
     query = self.query[...].astype(dtype)[jnp.maximum(batch.query_BL, 0)]
