@@ -69,6 +69,13 @@ def stats(logits_TE: Float[Array, 'T E'], routing: Routing, modality_T: Int[Arra
                      jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1), routing.load_E, load_ME)
 
 
+def mutual_information(load_ME: Float[Array, 'M E']) -> Float[Array, '']:
+  """What the expert tells of the modality, in nats: Σ p(m, e) log p(m, e) / p(m) p(e); 0 where routing ignores it."""
+  p_ME = load_ME / jnp.maximum(load_ME.sum(), 1)
+  independent_ME = p_ME.sum(axis=1, keepdims=True) * p_ME.sum(axis=0, keepdims=True)
+  return jnp.sum(jnp.where(p_ME > 0, p_ME * jnp.log(p_ME / jnp.maximum(independent_ME, 1e-9)), 0))
+
+
 def updated_bias(bias_IE: Float[Array, 'I E'], load_IE: Float[Array, 'I E'], step: float) -> Float[Array, 'I E']:
   """One step of loss-free balancing: experts with less than their share become a little easier to choose."""
   return bias_IE + step * jnp.sign(1 / load_IE.shape[-1] - load_IE)

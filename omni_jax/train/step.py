@@ -13,7 +13,7 @@ from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.codec_loss import codec_forward
 from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
 from omni_jax.model import encode_media, merge, OmniModel
-from omni_jax.nn.moe_router import updated_bias
+from omni_jax.nn.moe_router import mutual_information, updated_bias
 from omni_jax.train.losses import LossConfig, total_loss
 from omni_jax.train.state import codebooks_of, TrainState
 from omni_jax.types import Batch
@@ -70,6 +70,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     metrics |= {'loss/balance': stats.balance.mean(), 'loss/z': stats.z.mean(), 'routing/entropy': stats.entropy.mean(),
                 'routing/load_max': stats.load_E.max() * stats.load_E.shape[-1],
                 'routing/load_min': stats.load_E.min() * stats.load_E.shape[-1],
+                'routing/mutual_information': jax.vmap(mutual_information)(stats.load_ME).mean(),
                 'routing/expert_by_modality': stats.load_ME.sum(axis=0),
                 'tokens': (batch.segment_BL > 0).sum(), 'filled': (batch.segment_BL > 0).mean()}
     return _apply(state, grads, {**state.buffers, 'router_bias': bias_IE}, tx), metrics

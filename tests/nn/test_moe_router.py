@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.nn.moe_router import balance_loss, MODALITIES, route, stats, updated_bias, z_loss
+from omni_jax.nn.moe_router import balance_loss, MODALITIES, mutual_information, route, stats, updated_bias, z_loss
 from omni_jax.types import Modality
 
 pytestmark = pytest.mark.usefixtures('strict_ranks')
@@ -100,3 +100,13 @@ def test_loss_free_balancing_evens_the_load():
   for _ in range(100):
     bias = updated_bias(bias, load(bias), 0.02)
   assert before > 2 / EXPERTS and load(bias).max() < 0.7 * before
+
+
+@pytest.mark.parametrize('load, nats', [
+    (np.outer([1, 2, 3], [4, 1, 5]), 0.0),  # every modality spreads alike
+    (np.diag([7, 7, 7]), np.log(3)),  # one expert each
+    (np.array([[5, 5, 0, 0], [0, 0, 5, 5]]), np.log(2)),
+    (np.zeros((2, 3)), 0.0),
+], ids=['independent', 'own expert', 'own pair', 'empty'])
+def test_mutual_information_of_expert_and_modality(load, nats):
+  assert float(mutual_information(jnp.asarray(load, jnp.float32))) == pytest.approx(nats, abs=1e-5)
