@@ -1,4 +1,4 @@
-"""How close two waves are: log-mel distance, SI-SNR, STOI."""
+"""How close two waves are: log-mel distance, SI-SNR, STOI; and how high a voice is."""
 
 from collections.abc import Sequence
 import warnings
@@ -8,6 +8,8 @@ import numpy as np
 from omni_jax.evaluate.extras import needs_extra
 from omni_jax.evaluate.features import log_mel, stretch, trim
 
+PITCHES = (60.0, 500.0)  # lowest and highest voice, Hz
+VOICED = 0.5  # correlation of a window with itself one period later, from which on it counts as voiced
 STOI_SECONDS = 3.0  # STOI needs 30 frames that are not silent: single words are joined up to this length
 
 
@@ -58,3 +60,24 @@ def _stoi_joined(stoi_of, left: list, right: list, rate: int) -> float | None:
       return float(stoi_of(np.concatenate(left), np.concatenate(right), rate))
     except RuntimeWarning:
       return None
+
+
+def pitch(wave: np.ndarray, *, rate: int, seconds: float = 0.04) -> float | None:
+  """Median fundamental frequency in Hz, by autocorrelation of windows of `seconds`; None where nothing is voiced.
+
+  The correlation at each lag is normalised by the energy of both halves (McLeod and Wyvill 2005), and the first of the
+  nearly highest peaks is taken, so that an octave below is not mistaken for the tone.
+  """
+  size, lags = round(seconds * rate), range(round(rate / PITCHES[1]), round(rate / PITCHES[0]) + 1)
+  wave = np.asarray(wave, np.float64)
+  found = []
+  for start in range(0, len(wave) - size - lags[-1], size // 2):
+    window = wave[start:start + size + lags[-1]]
+    left, energy = window[:size], np.cumsum(np.append(0, window**2))
+    both = energy[size] + energy[np.add(lags, size)] - energy[list(lags)]
+    match = 2 * np.correlate(window, left, mode='valid')[lags[0]:] / np.maximum(both, 1e-12)
+    peaks = [k for k in range(1, len(match) - 1) if match[k - 1] < match[k] >= match[k + 1]]
+    best = max((match[k] for k in peaks), default=0.0)
+    if best > VOICED:
+      found.append(rate / lags[next(k for k in peaks if match[k] > 0.8 * best)])
+  return float(np.median(found)) if found else None

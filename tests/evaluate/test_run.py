@@ -10,7 +10,7 @@ import pytest
 
 from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.errors import UserError
-from omni_jax.evaluate import judges
+from omni_jax.evaluate import cascade, judges
 from omni_jax.evaluate import run as run_lib
 from omni_jax.evaluate.directions import Limits
 from omni_jax.evaluate.prompts import DIRECTIONS
@@ -107,7 +107,7 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path):
   groups = metrics['data']['groups']
   assert set(groups) == {'image_to_text', 'text_to_image+speech', 'plain'} and metrics['directions'] == {}
   assert groups['image_to_text'] | {'exact_match_interval': None} == {
-      'n': 2, 'loss': {'text': 0.5, 'total': 1.25}, 'exact_match': 1, 'cer': 0, 'exact_match_interval': None}
+      'n': 2, 'loss': {'text': 0.5, 'total': 1.25}, 'exact_match': 1, 'cer': 0, 'wer': 0, 'exact_match_interval': None}
   both = groups['text_to_image+speech']
   assert both['speech_present'] == both['image_present'] == 1
   assert both['length_ratio'] == 2 and both['mel_distance'] < 0.1
@@ -150,3 +150,10 @@ def test_speech_judge_hears_words_and_voices_of_another_take(digits):
   for name, found in heard._asdict().items():
     assert np.mean([value == getattr(clip, name) for value, clip in zip(found, digits.take_clips, strict=True)]) > 0.95
   assert len(judge([np.zeros(0), np.full(50, np.nan)]).digit) == 2  # silence and rubbish are judged, not fatal
+
+
+def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
+  """The fake answers speech in the voice that it hears, and text in the voice that is named."""
+  scores = cascade.compare(fake(), n=40)
+  assert scores['direct']['digit'] == scores['cascade']['digit'] == 1
+  assert scores['direct']['voice'] == 1 > scores['cascade']['voice']

@@ -63,3 +63,19 @@ def test_stoi_falls_with_noise_and_is_unknown_for_silence():
 def test_perplexity_of_uniform_codes_is_their_number_and_of_one_code_one():
   codes = np.stack([np.arange(64) % 16, np.zeros(64, int), np.arange(64) % 2], axis=1)
   assert codec_eval.perplexity(codes) == pytest.approx([16, 1, 2])
+
+
+@pytest.mark.parametrize('hertz', [90, 130, 220, 380])
+def test_pitch_of_a_voice_with_overtones(hertz):
+  """A pulse train through a decay, as a larynx makes it, in some noise: the fundamental, not an overtone or octave."""
+  pulses = np.zeros(RATE // 2)
+  pulses[np.arange(0, len(pulses), RATE / hertz).astype(int)] = 1
+  voice = np.convolve(pulses, np.exp(-np.arange(60) / 8) * np.cos(np.arange(60) * 0.5))[:len(pulses)]
+  voice += 0.02 * np.random.default_rng(0).standard_normal(len(voice))
+  assert speech_metrics.pitch(voice, rate=RATE) == pytest.approx(hertz, rel=0.04)
+
+
+def test_noise_and_silence_have_no_pitch():
+  assert speech_metrics.pitch(np.random.default_rng(0).standard_normal(4000), rate=RATE) is None
+  assert speech_metrics.pitch(np.zeros(4000), rate=RATE) is None
+  assert speech_metrics.pitch(np.zeros(10), rate=RATE) is None
