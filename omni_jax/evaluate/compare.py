@@ -46,8 +46,8 @@ def _figure(name: str, runs: Sequence[Run]) -> str:
     return '–'
   mean, spread = mean_and_spread(values)
   percent = ('_to_' in name and ' ' not in name) or name.endswith(('accuracy', 'exact_match', 'wer'))
-  show = (lambda x: f'{100 * x:.1f}') if percent else (lambda x: f'{x:.3g}')
-  return show(mean) + (f' ± {show(spread)}' if len(values) > 1 else '')
+  shown, around = (f'{100 * mean:.1f}', f'{100 * spread:.1f}') if percent else (f'{mean:.3g}', f'{spread:.2g}')
+  return f'{shown} ± {around}' if len(values) > 1 else shown
 
 
 def as_text(table: Table) -> str:

@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
   @property
   def name(self) -> str:
-    return self.runs[0].name if len(self.runs) == 1 else f'{self.runs[0].name} and {len(self.runs) - 1} more seeds'
+    return self.runs[0].name if len(self.runs) == 1 else f'{self.runs[0].name} and other seeds'
 
 
 def read_run(folder: Any) -> Run:
