@@ -82,6 +82,7 @@ def main():
           f'--config.omni.optim.lr={tenth:.1e}')
   lines = [Line(rates, y, np.zeros(len(y))) for y in (smoothed(losses), losses)]
   chart = lines_chart('loss/total, smoothed (blue) and as it was (red)', lines, unit='rate', decades=True)
+  chart = f'<div style="max-width:560px">{chart}</div>'
   out = pathlib.Path(workdir) / 'lr_find.html'
   out.write_text(page('omni_jax: learning rate', f'<h1>Learning rate</h1><p>{said}</p>', [('Range test', chart)]))
   print(f'lr_find: {said}; wrote {out}')

@@ -64,7 +64,7 @@ def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(tm
   assert call(tmp_path, *TWO, begin=again) == 0
   assert [command[-1] for command in again.commands] == ['--config.seed=1'] and again.commands == runs.commands[1:2]
   out, err = capsys.readouterr()
-  assert out.count('already finished') == 3 and '1.5 ± 0' in out and not err
+  assert out.count('already finished') == 3 and '1.5\u00a0±\u00a00' in out and not err
   assert 'omni.optim.lr' in (tmp_path / 'compare.html').read_text()
 
 

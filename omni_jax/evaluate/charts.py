@@ -59,7 +59,7 @@ def lines_chart(title: str, lines: Sequence[Line], *, unit: str, shown: str = ''
                  f'<text x="{LEFT - 6}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{label:.4g}</text>')
   parts += [f'<text x="{at_x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{10**tick if decades else tick:g}</text>'
             for tick in (_log_ticks(left, right) if decades else ticks(left, right))
-            if tick < left + 0.93 * (right - left)]
+            if tick < left + 0.87 * (right - left)]
   parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{html.escape(unit)}</text>')
   for k, (line, x, (under, over)) in enumerate(zip(lines, xs, bands, strict=True)):
     if not len(x):

@@ -47,7 +47,7 @@ def _figure(name: str, runs: Sequence[Run]) -> str:
   mean, spread = mean_and_spread(values)
   percent = ('_to_' in name and ' ' not in name) or name.endswith(('accuracy', 'exact_match', 'wer'))
   shown, around = (f'{100 * mean:.1f}', f'{100 * spread:.1f}') if percent else (f'{mean:.3g}', f'{spread:.2g}')
-  return f'{shown} ± {around}' if len(values) > 1 else shown
+  return f'{shown}\u00a0±\u00a0{around}' if len(values) > 1 else shown
 
 
 def as_text(table: Table) -> str:

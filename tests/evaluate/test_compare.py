@@ -60,7 +60,7 @@ def test_the_spread_is_that_of_a_sample():
 def test_the_page_needs_nothing_and_the_table_has_means_over_seeds(runs, tmp_path):
   text = compare.compare(runs, tmp_path / 'out' / 'page.html')
   lines = {line.split('  ')[0]: line for line in text.splitlines()}
-  assert re.split(r'\s{2,}', lines['image → text']) == ['image → text', '50.0 ± 14.1', '90.0']
+  assert re.split(r'\s{2,}', lines['image → text']) == ['image → text', '50.0\u00a0±\u00a014.1', '90.0']
   assert re.split(r'\s{2,}', lines['n']) == ['n', '2', '1'] and re.split(r'\s{2,}', lines['omni.optim.lr']) == ['omni.optim.lr', '0.001', '0.002']
   page = (tmp_path / 'out' / 'page.html').read_text()
   assert 'http' not in page and '<script' not in page
