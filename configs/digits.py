@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
   c.distributed = False
   c.profile = ''
+  c.init_from = ''  # FOLDER or FOLDER@STEP of a run whose weights the omni stage starts from
   c.compilation_cache = '~/.cache/omni_jax/xla'
 
   c.model = ConfigDict(dict(
@@ -61,7 +62,7 @@ def get_config() -> ConfigDict:
   c.codec = ConfigDict(dict(steps=700, batch=32, frames=6, log_every=50, save_every=350,
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
-  c.omni = ConfigDict(dict(steps=1100, log_every=50, save_every=550, bias_step=1e-3,
+  c.omni = ConfigDict(dict(steps=1100, log_every=50, save_every=550, bias_step=1e-3, ema=0.0, freeze=(),
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
                            optim=dict(kind='muon', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))

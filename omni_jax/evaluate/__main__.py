@@ -1,4 +1,4 @@
-"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--data=FILE.jsonl] [--out=DIR]"""
+"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=FILE.jsonl] [--out=DIR]"""
 
 import argparse
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                                    'report: metrics.json, report.html and media/.', allow_abbrev=False)
   parser.add_argument('--workdir', required=True, help='folder of the run')
   parser.add_argument('--step', type=int, help='checkpoint to evaluate; default: the last')
+  parser.add_argument('--weights', choices=('average', 'raw'), default='average',
+                      help='the moving average of the weights where the run keeps one, or the weights as trained')
   parser.add_argument('--data', help='JSON lines to evaluate on instead of the run’s own test data')
   parser.add_argument('--out', help='folder to write; default: WORKDIR/eval/STEP')
   parser.add_argument('--seed', type=int, default=0, help='of prompts and sampling')
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
   from omni_jax.evaluate.run import run
-  run(omni_jax.load(flags.workdir, step=flags.step), flags.workdir, flags.out, seed=flags.seed, data=flags.data,
-      log=functools.partial(print, flush=True))
+  omni = omni_jax.load(flags.workdir, step=flags.step, weights=flags.weights)
+  run(omni, flags.workdir, flags.out, seed=flags.seed, data=flags.data, log=functools.partial(print, flush=True))
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ for name, text in {'workdir': 'folder of a trained run', 'prompt': "text, or a .
 flags.DEFINE_string('want', 'any', 'text, image, audio or any', flag_values=_FLAGS)
 flags.DEFINE_integer('seed', 0, 'of the sampling', flag_values=_FLAGS)
 flags.DEFINE_integer('step', None, 'checkpoint; the last by default', flag_values=_FLAGS)
+flags.DEFINE_enum('weights', 'average', ['average', 'raw'], 'the moving average of the weights, where the run '
+                  'keeps one, or the weights as trained', flag_values=_FLAGS)
 flags.DEFINE_integer('n', 1, 'replies to write', lower_bound=1, flag_values=_FLAGS)
 flags.DEFINE_float('temperature', None, 'of text and speech; 0 takes the best', lower_bound=0, flag_values=_FLAGS)
 flags.DEFINE_float('top_p', None, 'nucleus', lower_bound=0, upper_bound=1, flag_values=_FLAGS)
@@ -86,7 +88,7 @@ def main() -> None:
   logging.set_verbosity(logging.ERROR)
   from omni_jax.generate.api import load
   from omni_jax.generate.prompt import chat
-  omni = load(_FLAGS.workdir, _FLAGS.step)
+  omni = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights)
   prompt = chat(_prompt(omni.omni.media), _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice)
   given = {name: _FLAGS[name].value for name in ('temperature', 'top_p', 'guidance')}
   options = {name: value for name, value in given.items() if value is not None}

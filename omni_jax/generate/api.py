@@ -167,11 +167,14 @@ def _padded(waves: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
   return padded
 
 
-def load(workdir: str, step: int | None = None) -> Omni:
+def load(workdir: str, step: int | None = None, weights: str = 'average') -> Omni:
   """Restores a run's parameters and buffers, on any number of devices.
+
+  Args:
+    weights: 'average' (of the parameters, where the run keeps one) or 'raw'.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
-  config, model, found = restore_run(workdir, step)
+  config, model, found = restore_run(workdir, step, weights)
   return Omni(config, found, model['params'], model['buffers'])

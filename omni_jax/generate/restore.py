@@ -1,5 +1,6 @@
 """A run's folder -> its config, parameters and buffers, on one device."""
 
+import functools
 import json
 from typing import Any
 
@@ -11,11 +12,16 @@ from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.state import codec_values, init_codec, init_omni
+from omni_jax.train.state import codec_values, init_codec, init_omni, use_average
+
+AVERAGE, RAW = WEIGHTS = ('average', 'raw')
 
 
-def restore_run(workdir: str, step: int | None) -> tuple[ConfigDict, dict[str, Any], int]:
+def restore_run(workdir: str, step: int | None, weights: str = AVERAGE) -> tuple[ConfigDict, dict[str, Any], int]:
   """Config, {'params', 'buffers'} of the omni stage, and the step that they are of (default: the last).
+
+  Args:
+    weights: one of WEIGHTS: the moving average where the run keeps one (config.omni.ema), or the parameters as trained.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
@@ -29,13 +35,18 @@ def restore_run(workdir: str, step: int | None) -> tuple[ConfigDict, dict[str, A
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise UserError(f'{path} is not the config of a run: {error}') from error
 
-  def init():
+  if weights not in WEIGHTS:
+    raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
+
+  def init(average):
     tx = make_optimizer(OptimConfig(), 1)
-    state = init_omni(omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0)
+    state = init_omni(omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0, average=average)
     return {'params': state.params, 'buffers': state.buffers}
 
   whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init))
   with Checkpoints(workdir, 'omni', read_only=True) as checkpoints:
+    shapes = jax.eval_shape(functools.partial(init, 'ema' in checkpoints.shapes(step)['buffers']))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
     model, found = checkpoints.restore_model(like, step)
-  return config, model, found
+  averaged = use_average(model)
+  return config, averaged if weights == AVERAGE else averaged | {'params': model['params']}, found

@@ -12,7 +12,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same folder goes on where it stopped.')
 
 
-def _parse() -> tuple:
+def parse() -> tuple:
+  """(config, workdir) of the command line; also of launch/lr_find.py."""
   try:
     flags.FLAGS(sys.argv)
     config = _CONFIG.value
@@ -26,7 +27,7 @@ def _parse() -> tuple:
   return config, _WORKDIR.value
 
 
-def _start_jax(config) -> None:
+def start_jax(config) -> None:
   """Devices and compilation cache.
 
   Several CPU devices share one pool of threads, by default one per core. A device that waits in an all-reduce and
@@ -53,9 +54,9 @@ def _start_jax(config) -> None:
 
 
 def main() -> None:
-  config, workdir = _parse()
+  config, workdir = parse()
   logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
-  _start_jax(config)
+  start_jax(config)
   from omni_jax.train.stages import run_all  # after the devices are set up
   run_all(config, workdir)
 

@@ -64,6 +64,11 @@ class Checkpoints:
     self._check(step, 'model', like)
     return self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))).model, step
 
+  def shapes(self, step: int | None = None) -> dict[str, Any]:
+    """{'params', 'buffers'} of a step as they were saved, with shapes in place of arrays."""
+    saved = self._manager.item_metadata(self._find(step))['model']
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
+
   def _find(self, step: int | None) -> int:
     steps = self._manager.all_steps()
     if not steps or (step is not None and step not in steps):
@@ -79,6 +84,14 @@ class Checkpoints:
       raise UserError(f'checkpoint {self._path}/{step} is of another model: {len(differ)} arrays differ, first {name}: '
                       f'saved {saved.get(name, "absent")}, wanted {wanted.get(name, "absent")}; '
                       f'use the config it was trained with, or another --workdir')
+
+
+def has_checkpoint(workdir: str, stage: str) -> bool:
+  """Whether a stage of a run has saved anything yet; makes no folder."""
+  if not (epath.Path(workdir).absolute() / 'checkpoints' / stage).exists():
+    return False
+  with Checkpoints(workdir, stage, read_only=True) as checkpoints:
+    return checkpoints.latest() is not None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,8 +1,9 @@
-"""AdamW or Muon with warm-up and cosine decay, clipping, and learning-rate multipliers by name."""
+"""AdamW or Muon with warm-up and cosine decay, clipping, learning-rate multipliers and frozen parameters by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import enum
+import fnmatch
 from typing import Any
 
 import jax
@@ -50,8 +51,29 @@ def name_of(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
-def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
-  """The optimizer of a stage of `steps` steps."""
+def frozen(params: Any, patterns: Sequence[str]) -> Any:
+  """True at every parameter whose name fits one of the patterns of config.omni.freeze ('decoder.*', '*.scale').
+
+  Raises:
+    UserError: for a pattern that fits no name.
+  """
+  names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  for pattern in patterns:
+    if not fnmatch.filter(names, pattern):
+      raise UserError(f'config.omni.freeze: no parameter is called {pattern!r}; there are {", ".join(names)}')
+  def fits(path, _):
+    return any(fnmatch.fnmatchcase(name_of(path), pattern) for pattern in patterns)
+  return jax.tree_util.tree_map_with_path(fits, params)
+
+
+def make_optimizer(c: OptimConfig, steps: int, *, freeze: Sequence[str] = (), rate: optax.Schedule | None = None
+                   ) -> optax.GradientTransformation:
+  """The optimizer of a stage of `steps` steps.
+
+  Args:
+    freeze: patterns of names; what fits is neither updated nor decayed, and has no moments.
+    rate: a learning rate by step instead of the config's schedule.
+  """
   def factors(params):
     leaves = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for prefix in c.multipliers:
@@ -71,12 +93,17 @@ def make_optimizer(c: OptimConfig, steps: int) -> optax.GradientTransformation:
     direction = optax.chain(muon, optax.scale(-1.0))  # its own rate is 1, its sign that of an update
   else:
     direction = optax.scale_by_adam(c.b1, c.b2)
-  return optax.chain(
+  tx = optax.chain(
       optax.clip_by_global_norm(c.clip),
       direction,
       optax.add_decayed_weights(c.weight_decay, mask=_decayed),
       optax.stateless(scaled),
-      optax.scale_by_learning_rate(schedule(c, steps)))
+      optax.scale_by_learning_rate(rate or schedule(c, steps)))
+  if not freeze:
+    return tx
+  def label(params):
+    return jax.tree.map(lambda still: 'frozen' if still else 'trained', frozen(params, freeze))
+  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, label)
 
 
 def _decayed(params):

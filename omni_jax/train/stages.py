@@ -10,6 +10,7 @@ from etils import epath
 from flax import nnx
 import jax
 from jax.sharding import Mesh
+import optax
 
 from omni_jax import sharding
 from omni_jax.data.augment import Augment
@@ -22,10 +23,11 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
 from omni_jax.train import loop
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
 from omni_jax.train.flops import omni_step_flops, peak_flops
+from omni_jax.train.init_from import fresh_names, start_from
 from omni_jax.train.losses import LossConfig
-from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
 from omni_jax.types import RowBudget
@@ -46,7 +48,7 @@ class Run:
     """Checks what can be checked before anything is written."""
     self.config, self.workdir = config, workdir
     self.omni = OmniConfig.from_config(config.model)
-    self.mesh: Mesh = sharding.make_mesh(config.mesh)
+    self.mesh: Mesh = sharding.make_mesh(config.mesh.to_dict())
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
     self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
     self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
@@ -57,9 +59,25 @@ class Run:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
+    if not 0 <= config.omni.ema < 1:
+      raise UserError(f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1')
+    if config.omni.freeze:  # a pattern that fits nothing is refused here
+      frozen(sharding.param_specs(abstract(self.omni)), config.omni.freeze)
+    self.own_codec = 'codec' in config.stages or not self.budget.spoken
+    self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
+    if self.starts:
+      fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
 
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
+
+
+  def _shapes(self) -> states.TrainState:
+    """Of the omni stage's state."""
+    def init():
+      tx = make_optimizer(OptimConfig(), 1)
+      return states.init_omni(self.omni, tx, states.codec_values(states.init_codec(self.omni, tx, seed=0)), seed=0)
+    return jax.eval_shape(init)
 
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
@@ -84,9 +102,9 @@ def train_codec(run: Run) -> None:
 
 
 def restore_codec(run: Run) -> Any:
-  """Parameters and codebooks of the finished codec stage; fresh ones in a run that speaks nothing."""
+  """Parameters and codebooks of the finished codec stage; fresh ones where they are replaced or nothing is spoken."""
   tx = make_optimizer(OptimConfig(), 1)
-  if 'codec' not in run.config.stages and not run.budget.spoken:
+  if 'codec' not in run.config.stages and (run.config.init_from or not run.budget.spoken):
     fresh = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))()
     return {'params': fresh.params, 'codebooks': fresh.buffers['codebooks']}
   like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
@@ -99,22 +117,31 @@ def restore_codec(run: Run) -> Any:
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}
 
 
-def omni_stage(run: Run, codec_values: Any) -> loop.Stage:
-  """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step."""
+def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:
+  """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step.
+
+  Args:
+    rate: a learning rate by step instead of the config's schedule.
+  """
   part, model = run.config.omni, abstract(run.omni)
-  tx = make_optimizer(run.optim['omni'], part.steps)
+  tx = make_optimizer(run.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
 
   def init(codec):
-    return states.init_omni(run.omni, tx, codec, seed=run.config.seed)
+    return states.init_omni(run.omni, tx, codec, seed=run.config.seed, average=part.ema > 0)
 
   layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
-  step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step)
+  step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step, ema=part.ema,
+                        freeze=part.freeze)
   examples = training_examples(run.config.data, run.omni.media)
   shard = (jax.process_index(), jax.process_count())
   batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,
                    augment=run.augment, shard=shard)
-  return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)),
-                state=jax.jit(init, out_shardings=layout)(codec_values), batches=batches,
+  state = jax.jit(init, out_shardings=layout)(codec_values)
+  if run.starts:
+    state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)
+    say(run.workdir, said)
+  return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), state=state,
+                batches=batches,
                 flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),
                 profile=run.config.profile)
 

@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     params: trainable arrays, a nested dict.
-    buffers: explicit state that no optimizer touches (router biases, codebooks, the frozen codec).
+    buffers: explicit state that no optimizer touches (router biases, codebooks, the frozen codec, averages).
     opt_state: of optax.
     step: updates done, int32.
     rng: raw key data of the run.
@@ -41,11 +41,31 @@ def _start(params: Any, buffers: Any, tx: optax.GradientTransformation, seed: in
   return TrainState(params, buffers, tx.init(params), jnp.int32(0), jax.random.key_data(jax.random.key(seed)))
 
 
-def init_omni(config: OmniConfig, tx: optax.GradientTransformation, codec: Any, *, seed: int) -> TrainState:
-  """A fresh state of the omni stage; `codec`: params and codebooks of the codec stage, kept as frozen buffers."""
+def init_omni(config: OmniConfig, tx: optax.GradientTransformation, codec: Any, *, seed: int, average: bool = False
+              ) -> TrainState:
+  """A fresh state of the omni stage.
+
+  Args:
+    codec: params and codebooks of the codec stage, kept as frozen buffers.
+    average: keep a moving average of the parameters as a buffer, too.
+  """
   params = _pure(OmniModel(config, rngs=nnx.Rngs(seed)))
   bias_IE = jnp.zeros((config.decoder.layers, config.decoder.experts), jnp.float32)
-  return _start(params, {'router_bias': bias_IE, 'codec': codec}, tx, seed)
+  state = _start(params, {'router_bias': bias_IE, 'codec': codec} | ({'ema': params} if average else {}), tx, seed)
+  return fresh_average(state)
+
+
+def fresh_average(state: TrainState) -> TrainState:
+  """The state with its average, where it keeps one, begun anew at the parameters: copies, since a step donates both."""
+  if 'ema' not in state.buffers:
+    return state
+  return state._replace(buffers=state.buffers | {'ema': jax.tree.map(jnp.copy, state.params)})
+
+
+def use_average(model: dict[str, Any]) -> dict[str, Any]:
+  """{'params', 'buffers'} with the average in the place of the parameters, where there is one."""
+  buffers = dict(model['buffers'])
+  return {'params': buffers.pop('ema', model['params']), 'buffers': buffers}
 
 
 def init_codec(config: OmniConfig, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
@@ -65,7 +85,7 @@ def codebooks_of(buffers: dict[str, Any]) -> CodecBuffers:
 
 
 def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
-  """Weights and their optimizer moments by the table of rules; everything else whole on every device."""
+  """Weights, their average and their optimizer moments by the table of rules; everything else whole on every device."""
   whole = sharding.replicated(mesh)
   fit = jax.tree.map(lambda x, s: sharding.fitting(mesh, s, x.shape), abstract.params, specs)
   by_name = {name_of(path): fit_leaf for path, fit_leaf in jax.tree_util.tree_leaves_with_path(fit)}
@@ -77,5 +97,6 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     return found if leaf.ndim >= len(found.spec) else whole
 
   moments = jax.tree_util.tree_map_with_path(moment, abstract.opt_state)
-  rest: NamedSharding = jax.tree.map(lambda _: whole, abstract.buffers)
+  rest: dict[str, NamedSharding] = jax.tree.map(lambda _: whole, abstract.buffers)
+  rest |= {'ema': fit} if 'ema' in rest else {}
   return TrainState(fit, rest, moments, whole, whole)

@@ -1,6 +1,6 @@
 """The train steps: pure functions (TrainState, batch) -> (TrainState, metrics)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
 from omni_jax.model import encode_media, merge, OmniModel
 from omni_jax.nn.moe_router import mutual_information, updated_bias
 from omni_jax.train.losses import LossConfig, total_loss
+from omni_jax.train.optim import frozen
 from omni_jax.train.state import codebooks_of, TrainState
 from omni_jax.types import Batch
 
@@ -52,13 +53,25 @@ def _apply(state: TrainState, grads: Any, buffers: Any, tx: optax.GradientTransf
   return TrainState(params, buffers, opt_state, state.step + 1, state.rng)
 
 
+def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
+  """The moving average after one more update; it forgets fast at first: min(decay, (1 + step) / (10 + step))."""
+  keep = jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
+
+
 def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformation, losses: LossConfig, mesh: Mesh,
-                   bias_step: float) -> StepFn:
-  """One update of the whole model on a batch of every modality."""
+                   bias_step: float, *, ema: float = 0.0, freeze: Sequence[str] = ()) -> StepFn:
+  """One update of the whole model on a batch of every modality.
+
+  Args:
+    ema: decay of the average in buffers['ema']; read only where the state has one.
+    freeze: the optimizer's patterns: no gradient is computed for what they name.
+  """
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
     def objective(params):
+      params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen(params, freeze))
       heads, stats = omni_losses(params, state.buffers, batch, key, model=model, codec=codec, mesh=mesh)
       return total_loss(heads, stats, losses), (heads, stats)
 
@@ -73,7 +86,12 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
                 'routing/mutual_information': jax.vmap(mutual_information)(stats.load_ME).mean(),
                 'routing/expert_by_modality': stats.load_ME.sum(axis=0),
                 'tokens': (batch.segment_BL > 0).sum(), 'filled': (batch.segment_BL > 0).mean()}
-    return _apply(state, grads, {**state.buffers, 'router_bias': bias_IE}, tx), metrics
+    buffers = {**state.buffers, 'router_bias': bias_IE}
+    after = _apply(state, grads, buffers, tx)
+    if 'ema' in buffers:
+      average = averaged(buffers['ema'], after.params, state.step, ema)
+      after = after._replace(buffers=buffers | {'ema': average})
+    return after, metrics
   return step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.train.optim import Kind, make_optimizer, OptimConfig, schedule
+from omni_jax.train.optim import Kind, make_optimizer, name_of, OptimConfig, schedule
 
 PARAMS = {'decoder': {'w': jnp.ones((4, 4)), 'scale': jnp.ones(4), 'blocks': {'scale': jnp.ones((2, 4))}}, 'heads': {'image': {'w': jnp.ones((4, 4))}}}
 KINDS = pytest.mark.parametrize('kind', list(Kind))
@@ -76,6 +76,34 @@ def test_updates_go_against_the_gradient_at_the_learning_rate(kind):
   for ours, theirs in zip(jax.tree.leaves(moved), jax.tree.leaves(g), strict=True):
     assert jnp.vdot(ours, theirs) < 0
     assert 0.0005 < float(jnp.sqrt(jnp.mean(ours**2))) < 0.02
+
+
+@KINDS
+def test_frozen_parameters_stand_still_and_have_no_moments(kind):
+  tx = make_optimizer(OptimConfig(kind=kind, warmup=0, weight_decay=0.5), 100, freeze=('decoder.*.scale', 'heads.image.?'))
+  state, params = tx.init(PARAMS), PARAMS
+  assert {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1} == {(4, 4)}  # of decoder.w alone
+  assert not any('heads' in name_of(path) or 'blocks' in name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+  for seed in range(3):
+    moved, state = jax.jit(tx.update)(grads(seed), state, params)
+    params = jax.tree.map(jnp.add, params, moved)
+  still = [params['decoder']['blocks']['scale'], params['heads']['image']['w']]
+  for ours, theirs in zip(still, [PARAMS['decoder']['blocks']['scale'], PARAMS['heads']['image']['w']], strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert (params['decoder']['w'] != PARAMS['decoder']['w']).all() and (params['decoder']['scale'] != 1).all()
+
+
+def test_a_pattern_that_fits_nothing_names_what_there_is():
+  with pytest.raises(UserError, match=r"no parameter is called 'haeds.\*'; there are decoder.blocks.scale, .*heads.image.w"):
+    make_optimizer(OptimConfig(), 100, freeze=('decoder.*', 'haeds.*')).init(PARAMS)
+
+
+def test_a_rate_by_step_takes_the_place_of_the_schedule():
+  tx = make_optimizer(OptimConfig(weight_decay=0.0), 100, rate=lambda step: 0.25 * step)
+  first, state = tx.update(grads(), tx.init(PARAMS), PARAMS)
+  second, _ = tx.update(grads(), state, PARAMS)
+  assert not first['decoder']['w'].any()
+  np.testing.assert_allclose(jnp.abs(second['decoder']['w']), 0.25, rtol=1e-3)  # Adam: the sign of an equal gradient
 
 
 def test_an_unknown_kind_is_refused():
