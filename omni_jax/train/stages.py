@@ -71,7 +71,6 @@ class Run:
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
 
-
   def _shapes(self) -> states.TrainState:
     """Of the omni stage's state."""
     def init():
