@@ -12,6 +12,7 @@ from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.data.text_file import TextFile
+from omni_jax.data.tfds import open_tfds
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
@@ -67,7 +68,11 @@ def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
   return TextFile(file, length=config.piece, train=True)
 
 
-SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text}
+def _tfds(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return open_tfds(config, media, config.train_split)
+
+
+SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text, 'tfds': _tfds}
 
 
 def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -88,7 +93,8 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   examples = training_examples(config, media)
   waves = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
   if not waves:
-    raise UserError(f'no sound in {config.root}: the codec stage needs some, or leave it out of config.stages')
+    raise UserError(f'no sound in {config.get("name") or config.root}: the codec stage needs some, or leave it out of '
+                    'config.stages')
   return list(waves.values())
 
 

@@ -77,14 +77,18 @@ class Media:
     if not len(wave):
       return '<span class="word">∅</span>'
     raw = wav_bytes(wave, rate)
-    self._save(raw, name, 'wav')
+    file = self._save(raw, name, 'wav')
     picture = _data_url(png_bytes(spectrogram(wave, rate)), 'image/png')
     return (f'<span class="sound"><img class="spectrogram" alt="spectrogram" src="{picture}">'
-            f'<audio controls preload="metadata" src="{_data_url(raw, "audio/wav")}"></audio></span>')
+            f'<audio controls preload="metadata" src="{_data_url(raw, "audio/wav")}"></audio>'
+            f'<small class="file">{html.escape(file)}</small></span>')  # on paper, in the player's place
 
-  def _save(self, raw: bytes, name: str, suffix: str):
+  def _save(self, raw: bytes, name: str, suffix: str) -> str:
+    """The file's name, which is new each time."""
     count = self._counts[name] = self._counts.get(name, -1) + 1
-    (self._folder / f'{name}_{count:02d}.{suffix}').write_bytes(raw)
+    file = f'{name}_{count:02d}.{suffix}'
+    (self._folder / file).write_bytes(raw)
+    return file
 
 
 def _data_url(raw: bytes, mime: str) -> str:

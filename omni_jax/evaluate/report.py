@@ -134,7 +134,7 @@ def _codec(codec: Mapping[str, Any]) -> str:
   if not codec:
     return ''
   used = ', '.join(f'{value:.0f}' for value in codec['perplexity'])
-  rows = [f'<tr><td>{name}</td><td>{value}</td><td></td></tr>' for name, value in (
+  rows = [f'<tr><td>{name}</td><td class="long">{value}</td><td></td></tr>' for name, value in (
       ('mel distance', f'{codec["mel_distance"]:.3f}'), ('SI-SNR', f'{codec["si_snr"]:.1f} dB'),
       ('STOI', '–' if codec['stoi'] is None else f'{codec["stoi"]:.3f}'),
       ('codes in use (perplexity)', f'{used} of {codec["codebook_size"] or "?"}'))]

@@ -15,6 +15,7 @@ from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
 from omni_jax.data.text_file import TextFile
+from omni_jax.data.tfds import open_tfds, TfdsExamples
 from omni_jax.errors import UserError
 from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, labelled, report, runlog
 from omni_jax.evaluate.directions import Limits
@@ -84,7 +85,12 @@ def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> M
     return on_digits(omni, limits, seed=seed, log=log)
   if not data and own.source == 'text':
     return on_text(omni)
-  return on_file(omni, data or epath.Path(own.get('root', '')) / own.eval_file, limits, seed=seed, log=log)
+  media = OmniConfig.from_config(omni.config.model).media
+  if not data and own.source == 'tfds':
+    lines = open_tfds(own, media, own.eval_split)
+  else:
+    lines = JsonLines(data or epath.Path(own.get('root', '')) / own.eval_file, media)
+  return on_examples(omni, lines, limits, seed=seed, log=log)
 
 
 def on_text(omni: Any) -> Measured:
@@ -119,11 +125,10 @@ def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   return Measured(metrics, gallery.of_digits(outcomes, free, material, rate))
 
 
-def on_file(omni: Any, path: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
-  """Scores by kind of example on a JSON-lines file; judges of what is labelled are fitted to the training file."""
-  media = OmniConfig.from_config(omni.config.model).media
+def on_examples(omni: Any, lines: JsonLines | TfdsExamples, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """Scores by kind of example; judges of what is labelled in JSON lines are fitted to the training file."""
+  path, media = lines.path, OmniConfig.from_config(omni.config.model).media
   rate = media.audio.rate
-  lines = JsonLines(path, media)
   examples, bad = [], []
   for k in _some_of_each_group(lines, limits.n_data, seed):
     try:
@@ -164,7 +169,7 @@ def _training_file(omni: Any) -> Any | None:
   return path if path.is_file() else None
 
 
-def _some_of_each_group(lines: JsonLines, n: int, seed: int) -> list[int]:
+def _some_of_each_group(lines: JsonLines | TfdsExamples, n: int, seed: int) -> list[int]:
   """Line numbers: n of each group, drawn without putting back, or all of it."""
   members: dict[str, list[int]] = {}
   for k in range(len(lines)):
