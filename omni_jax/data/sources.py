@@ -1,7 +1,6 @@
 """The table of data sources: what `config.data.source` can name, and the examples or clips that it gives."""
 
 from collections.abc import Sequence
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -91,36 +90,40 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   if config.source == 'digits':
     return [clip.wave for clip in load_digits(config).train_clips]
   examples = training_examples(config, media)
-  waves = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
+  waves, bad = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
   if not waves:
-    raise UserError(f'no sound in {config.get("name") or config.root}: the codec stage needs some, or leave it out of '
-                    'config.stages')
+    why = f'{len(bad)} are refused, the first: {bad[0]}' if bad else 'there is none'
+    raise UserError(f'no sound in {config.get("name") or config.root} can be used ({why}): the codec stage needs some, '
+                    'or leave it out of config.stages')
   return list(waves.values())
 
 
-def _spoken_waves(lines: JsonLines | WithoutVoice) -> dict[str, np.ndarray]:
-  """By path."""
+def _spoken_waves(lines: JsonLines | WithoutVoice) -> tuple[dict[str, np.ndarray], list[BadRecord]]:
+  """By path; and what cannot be used, which the loader of the omni stage counts."""
   parts: dict[bool, dict[str, Example]] = {True: {}, False: {}}
   for k in range(len(lines)):
     example = lines.encoded(k)
     for message in example.get('messages', [example]):
       written = message.get('role') != 'user'
       parts[written] |= {part['path']: part for part in message['content'] if part['type'] == 'audio'}
-  source, waves = getattr(lines, 'lines', lines), {}
+  source, waves, bad = getattr(lines, 'lines', lines), {}, []
   for path, part in (parts[True] or parts[False]).items():
-    with contextlib.suppress(BadRecord):  # the loader of the omni stage counts them
+    try:
       waves[path] = source.decode(part)['wave']
-  return waves
+    except BadRecord as error:
+      bad.append(error)
+  return waves, bad
 
 
-def _all_waves(examples: Sequence[Example], limit: int) -> dict[int, np.ndarray]:
-  """By content."""
-  waves = {}
+def _all_waves(examples: Sequence[Example], limit: int) -> tuple[dict[int, np.ndarray], list[BadRecord]]:
+  """By content; and what cannot be used."""
+  waves, bad = {}, []
   for i in range(min(limit, len(examples))):
     try:
       example = examples[i]
-    except BadRecord:
+    except BadRecord as error:
+      bad.append(error)
       continue
     for message in example.get('messages', [example]):
       waves |= {hash(part['wave'].tobytes()): part['wave'] for part in message['content'] if part['type'] == 'audio'}
-  return waves
+  return waves, bad

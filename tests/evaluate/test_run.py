@@ -8,6 +8,7 @@ import wave
 import numpy as np
 import pytest
 
+from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.errors import UserError
 from omni_jax.evaluate import cascade, judges
@@ -157,3 +158,35 @@ def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
   scores = cascade.compare(fake(), n=40)
   assert scores['direct']['digit'] == scores['cascade']['digit'] == 1
   assert scores['direct']['voice'] == 1 > scores['cascade']['voice']
+
+
+def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(digits, fake, tmp_path):
+  """A fake that answers right is judged right; one that is off by one is judged wrong; voices are told apart."""
+  (tmp_path / 'media').mkdir()
+
+  def save(name, data):
+    (tmp_path / 'media' / name).write_bytes(data)
+    return f'media/{name}'
+
+  def rows(images, labels, clips, split):
+    for k, (image, label, clip) in enumerate(zip(images, labels, clips, strict=True)):
+      picture = {'type': 'image', 'path': save(f'{split}{k}.png', png_bytes(image)), 'label': str(label)}
+      sound = {'type': 'audio', 'path': save(f'{split}{k}.wav', wav_bytes(clip.wave, 8000)), 'label': str(clip.digit),
+               'voice': clip.voice}
+      for task, part in (('draw', picture), ('speak', sound)):
+        answer = {'role': 'assistant', 'language': clip.language, 'task': task, 'voice': clip.voice, 'content': [part]}
+        text = {'type': 'text', 'text': DIGIT_WORDS[clip.language][int(part['label'])]}
+        yield {'meta': {'group': task}, 'messages': [{'role': 'user', 'content': [text]}, answer]}
+
+  english = [clip for clip in digits.train_clips if clip.language == 'en']
+  test = [clip for clip in digits.take_clips if clip.language == 'en']
+  for name, parts in (('train', (digits.train_images[:len(english)], digits.train_labels[:len(english)], english)),
+                      ('test', (digits.test_images[:len(test)], digits.test_labels[:len(test)], test))):
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows(*parts, name))))
+  found = {}
+  for shift in (0, 1):
+    omni = fake(shift=shift, source='jsonl', root=str(tmp_path), train_file='train.jsonl', eval_file='test.jsonl')
+    found[shift] = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)['data']['groups']
+  assert found[0]['draw']['image_accuracy'] > 0.5 > 0.3 > found[1]['draw']['image_accuracy']
+  assert found[0]['speak']['speech_accuracy'] > 0.8 > 0.3 > found[1]['speak']['speech_accuracy']
+  assert found[0]['speak']['voice_accuracy'] > 0.8 and found[0]['draw']['diversity'] > 0.5
