@@ -110,9 +110,9 @@ class DiTHead(nnx.Module):
     """
     c, image = self.config, self.image
     b, n, p = draw_at_BNP.shape
-    state_UPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(b * n, p, -1)
+    state_UPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(b * n, p, hidden_BLD.shape[-1])
     valid_UP = (draw_at_BNP >= 0).reshape(b * n, p)
-    data_UPY = patchify(drawn_BNhwc, image).reshape(b * n, p, -1)
+    data_UPY = patchify(drawn_BNhwc, image).reshape(b * n, p, image.values)
 
     def draw(k):
       k_noise, k_time, k_null = jax.random.split(jax.random.fold_in(key, k), 3)

@@ -109,3 +109,10 @@ def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
   head.null[...] = null
   np.testing.assert_allclose(images[0], changed[0], atol=1e-5)
   assert jnp.abs(images[1] - changed[1]).max() > 1e-3 and jnp.abs(images[2] - changed[2]).max() > 1e-3
+
+
+def test_rows_that_draw_nothing_cost_nothing(head):
+  """`config.data.budget.drawn=0`, as in a run that only reads."""
+  loss = head.loss(jnp.ones((2, 5, 8)), jnp.zeros((2, 0, 4, 4, 1)), jnp.zeros((2, 0, 4), jnp.int32), jnp.zeros((2, 0), jnp.uint32),
+                   jax.random.key(0))
+  assert (loss.total, loss.weight) == (0, 0)
