@@ -3,10 +3,10 @@
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
 Two CPU cores, no accelerator, cold caches: 17 min 59 s from process start to report.html (bar 20, target 10) and 3.0 GB
-at the peak (bar 4), measured once, at commit 8cce86a, with other work beside the last minutes. Codec 139 s, omni 798 s at
-1.6-1.9 steps/s, evaluation 135 s (92 s alone). Seed 0, +-3 points or less. Since then augmentation draws its numbers in the
-loader; with that, 1,100 steps gave 96.8, 99.3, 100, 99.0, 91.2, 93.2, 96.8, 91.0 and 97.5 % in this order, in 21 min 17 s with
-other work on the same cores for most of the time:
+at the peak (bar 4), measured once, at commit 8cce86a, with other work beside its last three minutes. Codec 139 s, omni
+798 s at 1.6-1.9 steps/s, evaluation 135 s (92 s alone). Seed 0, the figures below are good to +-3 points. Since then
+augmentation draws its numbers in the loader; with that, 1,100 steps gave 96.8, 99.3, 100, 99.0, 91.2, 93.2, 96.8, 91.0
+and 97.5 % in this order (21 min 17 s, with other work on the same cores for most of the time):
 
   image_to_text       98.0 %  (bar 96)
   speech_to_text      96.2 %  (bar 95)
