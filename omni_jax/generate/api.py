@@ -28,7 +28,7 @@ from omni_jax.train.step import omni_losses
 from omni_jax.types import Batch, RowBudget
 
 BATCH = 64  # rows that are written together; more prompts take turns
-PIECE = 32  # prompts are padded to a multiple, so that few lengths are compiled
+PIECE = 32  # prompts and spoken frames are padded to a multiple, so that few lengths are compiled
 POSITIONS_PER_IMAGE = 8  # of `max_new`: how many images a reply has room for
 
 
@@ -99,7 +99,7 @@ class Omni:
     """One example per row; rows that are left over repeat the first."""
     most = {name: max(1, *(len(getattr(x, name)) for x in laid)) for name in ('seen', 'drawn', 'heard', 'spoken')}
     length = -(-max(x.length for x in laid) // PIECE) * PIECE
-    frames = max(1, *(len(x.speak_at_Q) for x in laid))
+    frames = -(-max(1, *(len(x.speak_at_Q) for x in laid)) // PIECE) * PIECE
     budget = RowBudget(rows, length, **most, spoken_frames=frames)
     return pack_rows([*laid, *[laid[0]] * (rows - len(laid))], budget, self.omni.media)
 
