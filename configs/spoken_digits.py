@@ -2,6 +2,10 @@
 
   python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
+
+Not yet run to its end. On two CPU cores `--config.omni.steps=1200` ended at text 0.064, image 0.42 and audio 1.67 nats
+a code in training, at 1.3 steps/s; not evaluated yet. Judges on real test media: MNIST 97.7 %, FSDD 99.2 %, speakers
+100 %.
 """
 
 import pathlib
