@@ -145,9 +145,9 @@ def on_examples(omni: Any, lines: JsonLines | TfdsExamples, limits: Limits, *, s
                                                      classes.judges.real.items()))
   answered = jsonl_eval.answer_all(omni, examples, seed=seed, sampling=limits.sampling, log=log)
   groups = {group: jsonl_eval.metrics_of(omni, items, rate=rate, classes=classes) for group, items in answered.items()}
-  wanted = (omni.config.get('evaluate') or {}).get('targets') or {}
+  wanted = omni.config.get('evaluate', {}).get('targets')
   metrics = {'directions': {}, 'data': {'file': str(path), 'n': len(examples), 'bad': len(bad), 'groups': groups,
-                                        'targets': dict(wanted)}, 'codec': {}}
+                                        'targets': wanted.to_dict() if wanted else {}}, 'codec': {}}
   if classes:
     metrics['judges'] = classes.judges.real
     clips, judge = classes.media.test_clips, classes.judges.speech

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 import wave
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from omni_jax.evaluate import cascade, judges
 from omni_jax.evaluate import run as run_lib
 from omni_jax.evaluate.directions import Limits
 from omni_jax.evaluate.prompts import DIRECTIONS
-from omni_jax.evaluate.targets import TARGETS
+from omni_jax.evaluate.targets import checks, TARGETS
 
 LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
 LOG = [{'stage': 'codec', 'step': 1, 'seconds': 1, 'codec/mel': 2.0},
@@ -186,7 +187,12 @@ def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(digits,
   found = {}
   for shift in (0, 1):
     omni = fake(shift=shift, source='jsonl', root=str(tmp_path), train_file='train.jsonl', eval_file='test.jsonl')
-    found[shift] = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)['data']['groups']
+    omni.config.evaluate = ml_collections.ConfigDict(dict(targets=dict(draw=dict(image_accuracy=0.5))))
+    metrics = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)
+    found[shift] = metrics['data']['groups']
+    check, = (check for check in checks(metrics) if check.direction == 'draw')
+    assert check.passed == (shift == 0)
+    assert '≥ 0.5' in (tmp_path / 'eval' / '7' / 'report.html').read_text()  # the target stands beside its value
   assert found[0]['draw']['image_accuracy'] > 0.5 > 0.3 > found[1]['draw']['image_accuracy']
   assert found[0]['speak']['speech_accuracy'] > 0.8 > 0.3 > found[1]['speak']['speech_accuracy']
   assert found[0]['speak']['voice_accuracy'] > 0.8 and found[0]['draw']['diversity'] > 0.5
