@@ -18,7 +18,9 @@ from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
 from omni_jax.modalities.audio.quantizer import quantize
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig
-from omni_jax.modalities.image.head import DiTConfig, DiTHead
+from omni_jax.modalities.image.flow import noise_images, Noised
+from omni_jax.modalities.image.head import Denoiser, DiTConfig, DiTHead
+from omni_jax.modalities.image.noise_in_decoder import open_blocks, PatchHead
 from omni_jax.modalities.text.embed import TextEmbed
 from omni_jax.modalities.text.head import TextHead
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
@@ -66,9 +68,10 @@ class OmniConfig:
 
 
 class Encoded(NamedTuple):
-  """What the frozen codecs make of a batch's media inside the step."""
+  """What a step makes of a batch's media before the model sees them."""
   code_BNJ: Array  # codes of the spoken clips, clips and frames flattened (N = M·R)
   heard_code_BNJ: Array | None = None  # likewise of the heard clips, in a model that hears codes
+  noised: Noised | None = None  # the drawn images, where a loss is asked for
 
 
 class OmniModel(nnx.Module):
@@ -84,28 +87,37 @@ class OmniModel(nnx.Module):
     self.decoder = Decoder(c.decoder, rngs=rngs)
     self.heads = nnx.Dict({
         'text': TextHead(width, vocab, rngs=rngs),
-        'image': DiTHead(c.dit, c.media.image, width, rngs=rngs),
+        'image': (PatchHead if self.sees_noise else DiTHead)(c.dit, c.media.image, width, rngs=rngs),
         'audio': CodecHead(c.codec_head, codebooks, entries, width, rngs=rngs),
     })
+
+  @property
+  def sees_noise(self) -> bool:
+    return self.config.dit.denoiser == Denoiser.DECODER
+
+  def open_blocks(self, batch: Batch) -> Int[Array, 'B L'] | None:
+    """What of the rows is not causal: nothing, except in the baseline whose decoder draws."""
+    return open_blocks(batch) if self.sees_noise else None
 
   def embed(self, batch: Batch, encoded: Encoded) -> Float[Array, 'B L D']:
     """The sum of the payloads present at each position."""
     dtype = jnp.dtype(self.config.dtype)
     x_BLD = self.text_embed(batch, dtype) + self.image_embed(batch, dtype)
     x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BNJ, encoded.heard_code_BNJ, dtype)
+    if self.sees_noise:
+      x_BLD = self.heads['image'].embed(x_BLD, batch, encoded.noised)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
   def __call__(self, batch: Batch, encoded: Encoded, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
     return self.decoder(self.embed(batch, encoded), batch.segment_BL, batch.modality_BL, batch.position_BL3, bias_IE,
-                        mesh)
+                        mesh, self.open_blocks(batch))
 
-  def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded, key: Array
-             ) -> dict[str, HeadLoss]:
-    """Loss of every head; `key` is the step's, for the noise of the diffusion loss."""
+  def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded) -> dict[str, HeadLoss]:
+    """Loss of every head."""
     code_BQJ = gather_rows(encoded.code_BNJ, batch.speak_frame_BQ)
     return {
         'text': self.heads['text'].loss(hidden_BLD, batch.target_BL, batch.weight_BL),
-        'image': self.heads['image'].loss(hidden_BLD, batch.drawn_BNhwc, batch.draw_at_BNP, batch.draw_key_BN, key),
+        'image': self.heads['image'].loss(hidden_BLD, encoded.noised, batch.draw_at_BNP),
         'audio': self.heads['audio'].loss(hidden_BLD, batch.speak_at_BQ, code_BQJ),
     }
 
@@ -120,11 +132,16 @@ def codes_of(codec: Codec, codebooks: Any, wave_BMS: Float[Array, 'B M S']) -> I
   return jax.lax.stop_gradient(code_NRJ.reshape(b, -1, code_NRJ.shape[-1]))
 
 
-def encode_media(config: OmniConfig, codec: Codec, codebooks: Any, batch: Batch) -> Encoded:
-  """What the model needs of a batch's clips: codes of what is spoken, and of what is heard if it hears codes."""
+def encode_media(config: OmniConfig, codec: Codec, codebooks: Any, batch: Batch, key: Array | None = None) -> Encoded:
+  """Codes of what is spoken, and of what is heard if the model hears codes; with the step's key, noise for the images
+  that are drawn."""
   hears_codes = config.audio_embed.hearing == Hearing.CODES
+  noised = None
+  if key is not None:
+    noised = noise_images(batch.drawn_BNhwc, batch.draw_key_BN, key, config.media.image, samples=config.dit.noises,
+                          shift=config.dit.shift)
   return Encoded(codes_of(codec, codebooks, batch.spoken_BMS),
-                 codes_of(codec, codebooks, batch.heard_BMS) if hears_codes else None)
+                 codes_of(codec, codebooks, batch.heard_BMS) if hears_codes else None, noised)
 
 
 def abstract(config: OmniConfig) -> OmniModel:

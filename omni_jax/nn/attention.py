@@ -18,18 +18,31 @@ class KVCache(NamedTuple):
   value_BSGA: Array
 
 
-def attention_mask(segment_BL: Int[Array, 'B L']) -> Bool[Array, 'B L L']:
+def attention_mask(segment_BL: Int[Array, 'B L'], block_BL: Int[Array, 'B L'] | None = None) -> Bool[Array, 'B L L']:
   """True where query position q may look at key position k: same example of the row, and not the future.
 
   Segment 0 is padding: it looks at nothing and nothing looks at it.
+
+  Args:
+    block_BL: positions of the same block (> 0) also see what comes later in it; None for a decoder that is causal.
   """
   same_BLL = segment_BL[:, :, None] == segment_BL[:, None, :]
-  past_LL = jnp.tri(segment_BL.shape[1], dtype=bool)
-  return same_BLL & past_LL[None] & (segment_BL > 0)[:, :, None]
+  past_BLL = jnp.tri(segment_BL.shape[1], dtype=bool)[None]
+  if block_BL is not None:
+    past_BLL |= (block_BL[:, :, None] == block_BL[:, None, :]) & (block_BL > 0)[:, :, None]
+  return same_BLL & past_BLL & (segment_BL > 0)[:, :, None]
 
 
-def cache_mask(slot_BL: Int[Array, 'B L'], slots: int) -> Bool[Array, 'B L S']:
-  """True where a query in cache slot `slot` may look at slot s: itself and what came before it in its row."""
+def cache_mask(slot_BL: Int[Array, 'B L'], slots: int, block_BL: Int[Array, 'B L'] | None = None
+               ) -> Bool[Array, 'B L S']:
+  """True where a query in cache slot `slot` may look at slot s: itself and what came before it in its row.
+
+  Args:
+    block_BL: positions of the same block (> 0) look as far as the last of them.
+  """
+  if block_BL is not None:
+    same_BLL = (block_BL[:, :, None] == block_BL[:, None, :]) & (block_BL > 0)[:, :, None]
+    slot_BL = jnp.maximum(slot_BL, jnp.where(same_BLL, slot_BL[:, None, :], -1).max(axis=2))
   return jnp.arange(slots)[None, None] <= slot_BL[:, :, None]
 
 

@@ -103,14 +103,19 @@ class Decoder(nnx.Module):
     self.norm = RMSNorm(config.width, rngs=rngs)
 
   def __call__(self, x_BLD: Float[Array, 'B L D'], segment_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
-               position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
-    """Whole packed rows, as in training."""
-    return self._scan(x_BLD, attention_mask(segment_BL), modality_BL, position_BL3, bias_IE, mesh)
+               position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh,
+               block_BL: Int[Array, 'B L'] | None = None) -> Decoded:
+    """Whole packed rows, as in training; `block_BL` as in `attention_mask`."""
+    return self._scan(x_BLD, attention_mask(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh)
 
   def extend(self, x_BLD: Float[Array, 'B L D'], slot_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
-             position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache) -> Decoded:
-    """The next L positions of each row, against a cache; positions with a slot past its end are padding."""
-    mask = cache_mask(slot_BL, cache.key_BSGA.shape[2])
+             position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache,
+             block_BL: Int[Array, 'B L'] | None = None) -> Decoded:
+    """The next L positions of each row, against a cache; positions with a slot past its end are padding.
+
+    `block_BL` as in `cache_mask`.
+    """
+    mask = cache_mask(slot_BL, cache.key_BSGA.shape[2], block_BL)
     return self._scan(x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
 
   def _scan(self, x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:

@@ -2,6 +2,7 @@
 
 import jax
 
+from omni_jax.modalities.image.head import Denoiser
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
 from omni_jax.types import RowBudget
@@ -39,9 +40,12 @@ def omni_step_flops(c: OmniConfig, budget: RowBudget) -> float:
   total = tokens * (6 * per_token + 12 * d.layers * q * budget.length)
   image, t = c.media.image, c.dit
   patches = rows * budget.drawn * image.patches * t.noises
-  block = 4 * t.width**2 + _swiglu(t.width, t.hidden)
-  ends = t.width * (2 * image.values + d.width)
-  total += patches * (6 * (t.layers * block + ends) + 12 * t.layers * t.width * image.patches)
+  if t.denoiser == Denoiser.DIT:
+    block = 4 * t.width**2 + _swiglu(t.width, t.hidden)
+    ends = t.width * (2 * image.values + d.width)
+    total += patches * (6 * (t.layers * block + ends) + 12 * t.layers * t.width * image.patches)
+  else:
+    total += patches * 6 * 2 * d.width * image.values
   h = c.codec_head
   codes = rows * budget.spoken_frames * c.codec.codebooks
   block = 4 * h.width**2 + _swiglu(h.width, h.hidden)

@@ -35,9 +35,9 @@ def omni_losses(params: Any, buffers: Any, batch: Batch, key: Array, *, model: O
   """
   omni = merge(model, params)
   frozen = jax.lax.stop_gradient(buffers['codec'])
-  encoded = encode_media(model.config, merge(codec, frozen['params']), codebooks_of(frozen), batch)
+  encoded = encode_media(model.config, merge(codec, frozen['params']), codebooks_of(frozen), batch, key)
   decoded = omni(batch, encoded, buffers['router_bias'], mesh)
-  return omni.losses(decoded.hidden_BLD, batch, encoded, key), decoded.stats
+  return omni.losses(decoded.hidden_BLD, batch, encoded), decoded.stats
 
 
 def _group_norms(grads: Any) -> Metrics:

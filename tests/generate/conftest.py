@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,11 @@ from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_omni
 
 
-@pytest.fixture(scope='session')
-def workdir(tmp_path_factory) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp('untrained')
+def untrained(folder: pathlib.Path, **dit: Any) -> pathlib.Path:
+  """The folder, with a run of the tiny config in it."""
   config = samples.tiny_run()
   config.model.audio.seconds = 0.48
+  config.model.dit.update(dit)
   omni = OmniConfig.from_config(config.model)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
   tx = make_optimizer(OptimConfig(), 1)
@@ -33,5 +34,16 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def workdir(tmp_path_factory) -> pathlib.Path:
+  return untrained(tmp_path_factory.mktemp('untrained'))
+
+
+@pytest.fixture(scope='session')
 def omni(workdir) -> Omni:
   return load(str(workdir))
+
+
+@pytest.fixture(scope='session')
+def noise_in_decoder(tmp_path_factory) -> Omni:
+  """The baseline without a DiT."""
+  return load(str(untrained(tmp_path_factory.mktemp('noise_in_decoder'), denoiser='decoder', noises=1)))

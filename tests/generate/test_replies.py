@@ -64,14 +64,18 @@ def test_piece_by_piece_equals_one_pass(omni):
   np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize('want', ['text', 'image', 'audio', 'any'])
-def test_greedy_reply_is_what_one_pass_over_it_predicts(omni, want):
+@pytest.mark.parametrize('want, kind', [('text', 'omni'), ('image', 'omni'), ('audio', 'omni'), ('any', 'omni'),
+                                        ('any', 'noise_in_decoder')])
+def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
   """The reply is put behind its prompt and read in one pass: every id and code must be the best one there."""
+  omni = request.getfixturevalue(kind)
   rules = jax.tree.map(jnp.asarray, grammar(omni.tokenizer, want))
   settings = omni.config.generate.to_dict() | GREEDY | dict(max_new=12)
   # An untrained model writes broken UTF-8, which has no way back to its bytes: keep it to ASCII.
   rules = rules._replace(allowed_MV=rules.allowed_MV.at[:, omni.tokenizer.first_byte + 128:].set(False))
-  spans = prompt_spans(prompt([a_picture(), samples.text('q')]), omni.tokenizer)
+  drawn = {'role': 'assistant', 'task': 'draw', 'content': [a_picture(1)]}  # an earlier turn
+  chat = prompt([a_picture(), samples.text('q')])
+  spans = prompt_spans({'messages': [chat['messages'][0], drawn, *chat['messages']]}, omni.tokenizer)
   laid = lay_out(spans, omni.tokenizer, omni.omni.media)
   with jax.set_mesh(omni._mesh):
     parts, = omni._write([laid], rules, settings, jax.random.split(jax.random.key(0), 1))
@@ -82,7 +86,7 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(omni, want):
              'image': lambda p: Span(Modality.IMAGE, True, pixels=p.pixels),
              'audio': lambda p: Span(Modality.AUDIO, True, wave=np.zeros(len(p.wave) * frame, np.float32))}
   laid = lay_out(spans + [written[part.type](part) for part in parts], omni.tokenizer, omni.omni.media)
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 1, 4, 1, max(1, len(codes)), 64), omni.omni.media))
+  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 2, 5, 1, max(1, len(codes)), 64), omni.omni.media))
   frames = omni.omni.media.audio.frames
   code_BNJ = np.zeros((1, max(1, len(codes)) * frames, omni.omni.codec.codebooks), np.int32)
   for i, code in enumerate(codes):

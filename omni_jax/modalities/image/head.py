@@ -1,23 +1,30 @@
 """The DiT head: denoises an image's patches, each conditioned on the decoder state of its query.
 
-t = 0 is noise, t = 1 is data, in training and in sampling: x_t = (1 - t)·noise + t·data, velocity = data - noise
-(rectified flow, Liu et al. 2022). Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image.
+Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image.
 """
 
 import dataclasses
+import enum
 
 from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, UInt
+from jaxtyping import Bool, Float
 
 from omni_jax import sharding
 from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.embed import patchify, unpatchify
+from omni_jax.modalities.image.embed import unpatchify
+from omni_jax.modalities.image.flow import flow_loss, Noised, sample, start_noise, time_features
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
 from omni_jax.types import ImageConfig
+
+
+class Denoiser(enum.StrEnum):
+  """What turns noise into an image."""
+  DIT = 'dit'  # the head; the decoder runs once, over learned queries
+  DECODER = 'decoder'  # the decoder itself sees the noise (`noise_in_decoder.py`): a baseline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,7 @@ class DiTConfig:
     noises: noise samples per image and step; the decoder runs once for all of them.
     null: share of conditions replaced by the null one, for classifier-free guidance.
     shift: s of t -> s·t / (1 + (s - 1)·t); above 1 moves t toward data (BAGEL shifts toward noise in its convention).
+    denoiser: see Denoiser; with 'decoder' there are no blocks, one noise sample a step and no guidance.
   """
   width: int = 128
   layers: int = 3
@@ -37,28 +45,12 @@ class DiTConfig:
   noises: int = 2
   null: float = 0.1
   shift: float = 1.0
+  denoiser: Denoiser | str = Denoiser.DIT
 
-
-def noised(data: Array, noise: Array, t: Array) -> Array:
-  return (1 - t) * noise + t * data
-
-
-def velocity(data: Array, noise: Array) -> Array:
-  return data - noise
-
-
-def sample(velocity_fn, noise: Array, *, steps: int) -> Array:
-  """Euler from t = 0 to t = 1; `velocity_fn(x, t)` with scalar t."""
-  def step(i, x):
-    return x + velocity_fn(x, i / steps) / steps
-  return jax.lax.fori_loop(0, steps, step, noise)
-
-
-def time_features(t_U: Float[Array, 'U'], width: int) -> Float[Array, 'U W']:
-  """Sinusoids of t in [0, 1], as in DDPM with t scaled to 1000."""
-  frequency = 10000.0 ** (-jnp.arange(width // 2) / (width // 2))
-  angle = 1000 * t_U[:, None] * frequency
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+  def __post_init__(self):
+    object.__setattr__(self, 'denoiser', Denoiser(self.denoiser))
+    if self.denoiser == Denoiser.DECODER and self.noises != 1:
+      raise ValueError(f'noises={self.noises}: a decoder that sees the noise sees one sample of it, set noises=1')
 
 
 class DiTBlock(nnx.Module):
@@ -102,37 +94,21 @@ class DiTHead(nnx.Module):
     shift, scale = jnp.split(self.last(condition_UW)[:, None], 2, axis=-1)
     return self.out(rms_norm(x_UPW) * (1 + scale) + shift).astype(jnp.float32)
 
-  def loss(self, hidden_BLD: Float[Array, 'B L D'], drawn_BNhwc: Float[Array, 'B N h w c'], draw_at_BNP: Array,
-           draw_key_BN: UInt[Array, 'B N'], key: Array) -> HeadLoss:
-    """Squared velocity error, mean over the values of an image, summed over images.
-
-    Noise, time and the choice of null condition depend on `key` (the step's) and the image's own key only.
-    """
-    c, image = self.config, self.image
+  def loss(self, hidden_BLD: Float[Array, 'B L D'], noised: Noised, draw_at_BNP: Array) -> HeadLoss:
+    """Squared velocity error (`flow_loss`); a share of the conditions is replaced by the null one."""
     b, n, p = draw_at_BNP.shape
     state_UPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(b * n, p, hidden_BLD.shape[-1])
     valid_UP = (draw_at_BNP >= 0).reshape(b * n, p)
-    data_UPY = patchify(drawn_BNhwc, image).reshape(b * n, p, image.values)
-
-    def draw(k):
-      k_noise, k_time, k_null = jax.random.split(jax.random.fold_in(key, k), 3)
-      return (jax.random.normal(k_noise, (c.noises, p, image.values)), jax.random.normal(k_time, (c.noises,)),
-              jax.random.uniform(k_null, (c.noises,)))
-
-    noise, z, u = (x.reshape(-1, *x.shape[2:]) for x in jax.vmap(draw)(draw_key_BN.reshape(-1)))
-    t = jax.nn.sigmoid(z)
-    t = c.shift * t / (1 + (c.shift - 1) * t)
-    data, state, valid = (jnp.repeat(x, c.noises, axis=0) for x in (data_UPY, state_UPD, valid_UP))
-    state = jnp.where(u[:, None, None] < c.null, self.null[...].astype(state.dtype), state)
-    error = self.velocity(noised(data, noise, t[:, None, None]), t, state, valid) - velocity(data, noise)
-    per_patch = jnp.where(valid, jnp.square(error).mean(axis=-1), 0)
-    per_image = per_patch.sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
-    return HeadLoss(per_image.sum() / c.noises, valid_UP.any(axis=1).sum().astype(jnp.float32))
+    state, valid = (jnp.repeat(x, self.config.noises, axis=0) for x in (state_UPD, valid_UP))
+    null_U = noised.chance_BNK.reshape(-1) < self.config.null
+    state = jnp.where(null_U[:, None, None], self.null[...].astype(state.dtype), state)
+    x_BNKPY = noised.x_BNKPY
+    made = self.velocity(x_BNKPY.reshape(-1, *x_BNKPY.shape[3:]), noised.t_BNK.reshape(-1), state, valid)
+    return flow_loss(made.reshape(x_BNKPY.shape) - noised.velocity_BNKPY, draw_at_BNP >= 0)
 
   def sample(self, state_UPD: Float[Array, 'U P D'], valid_UP: Bool[Array, 'U P'], key_U: Array, *,
              guidance_U: Float[Array, 'U'], steps: int) -> Float[Array, 'U h w c']:
     """Draws images in [0, 1]; guidance 1 follows the condition, above 1 overshoots it away from the null one."""
-    noise = jax.vmap(lambda k: jax.random.normal(k, (self.image.patches, self.image.values)))(key_U)
     null = jnp.broadcast_to(self.null[...].astype(state_UPD.dtype), state_UPD.shape)
     both, valid = jnp.concatenate([state_UPD, null]), jnp.concatenate([valid_UP, valid_UP])
 
@@ -140,4 +116,4 @@ class DiTHead(nnx.Module):
       with_c, without_c = jnp.split(self.velocity(jnp.concatenate([x, x]), jnp.full(len(both), t), both, valid), 2)
       return without_c + guidance_U[:, None, None] * (with_c - without_c)
 
-    return unpatchify(sample(guided, noise, steps=steps), self.image)
+    return unpatchify(sample(guided, start_noise(key_U, self.image), steps=steps), self.image)
