@@ -2,21 +2,20 @@
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold caches: 17 min 59 s from process start to report.html (bar 20, target 10) and 3.0 GB
-at the peak (bar 4), measured once, at commit 8cce86a, with other work beside its last three minutes. Codec 139 s, omni
-798 s at 1.6-1.9 steps/s, evaluation 135 s (92 s alone). Seed 0, the figures below are good to +-3 points. Since then
-augmentation draws its numbers in the loader; with that, 1,100 steps gave 96.8, 99.3, 100, 99.0, 91.2, 93.2, 96.8, 91.0
-and 97.5 % in this order (21 min 17 s, with other work on the same cores for most of the time):
+Two CPU cores, no accelerator, cold caches, idle machine: 12 min 35 s from process start to report.html (bar 20, target
+10) and 2.5 GB at the peak (bar 4), measured once, at commit a320c96. Codec 103 s, omni 586 s at 2.2-2.4 steps/s,
+evaluation 62 s. Seed 0; the last column is an earlier run (8cce86a, 17 min 59 s on a slower day), the figures are good
+to +-3 points:
 
-  image_to_text       98.0 %  (bar 96)
-  speech_to_text      96.2 %  (bar 95)
-  text_to_text       100.0 %  (bar 90)
-  text_to_image       99.5 %  (bar 95)
-  image_to_image      95.0 %  (bar 90)
-  speech_to_image     93.2 %  (bar 90)
-  text_to_speech      97.5 %  (bar 90)
-  image_to_speech     93.5 %  (bar 90)
-  speech_to_speech    98.8 %  (bar 90)
+  image_to_text       96.8 %  (bar 96)  98.0
+  speech_to_text      99.0 %  (bar 95)  96.2
+  text_to_text       100.0 %  (bar 90) 100.0
+  text_to_image       99.0 %  (bar 95)  99.5
+  image_to_image      95.0 %  (bar 90)  95.0
+  speech_to_image     95.5 %  (bar 90)  93.2
+  text_to_speech      99.3 %  (bar 90)  97.5
+  image_to_speech     93.8 %  (bar 90)  93.5
+  speech_to_speech    99.3 %  (bar 90)  98.8
 """
 
 from ml_collections import ConfigDict
