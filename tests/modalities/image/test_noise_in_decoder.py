@@ -9,10 +9,10 @@ import optax
 import pytest
 from samples import laid, make_kit, packed, tiny_model
 
-from omni_jax.model import encode_media, merge
 from omni_jax.modalities.image.flow import noise_images
 from omni_jax.modalities.image.head import DiTConfig
 from omni_jax.modalities.image.noise_in_decoder import open_blocks
+from omni_jax.model import encode_media, merge
 from omni_jax.train.state import codebooks_of
 
 KEY = jax.random.key(5)
