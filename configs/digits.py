@@ -60,7 +60,8 @@ def get_config() -> ConfigDict:
   c.data.rate = c.model.audio.get_ref('rate')
   c.data.seconds = c.model.audio.get_ref('seconds')
 
-  c.codec = ConfigDict(dict(steps=700, batch=32, frames=6, log_every=50, save_every=350,
+  # codec.init_from: FOLDER of a run whose codec is used instead of an own one; take 'codec' out of c.stages then
+  c.codec = ConfigDict(dict(init_from='', steps=700, batch=32, frames=6, log_every=50, save_every=350,
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
   c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bias_step=1e-3, ema=0.0, freeze=(),

@@ -63,7 +63,14 @@ class Run:
       raise UserError(f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1')
     if config.omni.freeze:  # a pattern that fits nothing is refused here
       frozen(sharding.param_specs(abstract(self.omni)), config.omni.freeze)
-    self.own_codec = 'codec' in config.stages or not self.budget.spoken
+    self.codec_from = config.codec.get('init_from')
+    if self.codec_from:
+      said = f'config.codec.init_from={self.codec_from}'
+      if 'codec' in config.stages:
+        raise UserError(f"{said} takes a finished codec: take 'codec' out of config.stages")
+      if not has_checkpoint(self.codec_from, 'codec'):
+        raise UserError(f"{said}: no checkpoint of stage 'codec' there")
+    self.own_codec = bool('codec' in config.stages or not self.budget.spoken or self.codec_from)
     self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
     if self.starts:
       fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
@@ -101,16 +108,19 @@ def train_codec(run: Run) -> None:
 
 
 def restore_codec(run: Run) -> Any:
-  """Parameters and codebooks of the finished codec stage; fresh ones where they are replaced or nothing is spoken."""
+  """Parameters and codebooks of the finished codec stage, this run's or that of config.codec.init_from.
+
+  Fresh ones where they are replaced or nothing is spoken.
+  """
   tx = make_optimizer(OptimConfig(), 1)
-  if 'codec' not in run.config.stages and (run.config.init_from or not run.budget.spoken):
+  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken):
     fresh = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))()
     return {'params': fresh.params, 'codebooks': fresh.buffers['codebooks']}
   like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), like)
-  with Checkpoints(run.workdir, 'codec', read_only=True) as checkpoints:
+  with Checkpoints(run.codec_from or run.workdir, 'codec', read_only=True) as checkpoints:
     model, step = checkpoints.restore_model({'params': like.params, 'buffers': like.buffers})
-  if step < run.config.codec.steps:
+  if not run.codec_from and step < run.config.codec.steps:
     raise UserError(f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
                     f"config.stages must hold 'codec' before 'omni'")
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}

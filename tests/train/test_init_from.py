@@ -14,7 +14,7 @@ from omni_jax.train import stages
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.init_from import fresh_names, source_of, start_from
 from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.state import init_omni
+from omni_jax.train.state import init_codec, init_omni
 
 TX = make_optimizer(OptimConfig(), 1)
 
@@ -111,6 +111,23 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
     with pytest.raises(UserError, match=said):
       stages.run_all(part, str(workdir))
   assert not list(tmp_path.iterdir())
+
+
+def test_the_codec_of_another_run(tmp_path):
+  config, donor = one_device_run(), str(tmp_path / 'donor')
+  run = stages.Run(config, donor)
+  values = codec_values(run.omni, seed=5)
+  with Checkpoints(donor, 'codec') as checkpoints:
+    made = init_codec(run.omni, TX, seed=0)
+    checkpoints.save(made._replace(params=values['params'], buffers={'codebooks': values['codebooks']}), b'{}')
+  config.codec.init_from = donor
+  with pytest.raises(UserError, match="takes a finished codec: take 'codec' out of config.stages"):
+    stages.Run(config, str(tmp_path / 'run'))
+  config.stages = ('omni',)
+  assert_same(stages.restore_codec(stages.Run(config, str(tmp_path / 'run'))), values)
+  config.codec.init_from = str(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match="no checkpoint of stage 'codec'"):
+    stages.Run(config, str(tmp_path / 'run'))
 
 
 def test_a_run_with_a_checkpoint_of_its_own_does_not_look(tmp_path, other):
