@@ -10,6 +10,8 @@ import numpy as np
 from omni_jax.errors import UserError
 from omni_jax.evaluate import runlog
 
+BESIDE = ('diversity', 'voice_accuracy')  # of a direction
+ROUTING = ('entropy', 'mutual_information')
 SCORES = ('exact_match', 'wer', 'image_accuracy', 'speech_accuracy', 'voice_accuracy')  # of a group of JSON lines
 LOSSES = ('loss/', 'codec/loss')
 
@@ -76,11 +78,14 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Accuracies of the directions; scores and losses of the groups of a JSON-lines file."""
-  found = {name: entry.get('accuracy') for name, entry in metrics.get('directions', {}).items()}
+  """Accuracies of the directions and what stands beside them; scores and losses of the groups of a JSON-lines file."""
+  directions, routing = metrics.get('directions', {}), metrics.get('routing') or {}
+  found = {name: entry.get('accuracy') for name, entry in directions.items()}
+  found |= {f'{name} {score}': entry[score] for name, entry in directions.items() for score in BESIDE if score in entry}
   for group, entry in metrics.get('data', {}).get('groups', {}).items():
     found |= {f'{group} {name}': entry[name] for name in SCORES if name in entry}
     found |= {f'{group} loss {name}': value for name, value in entry.get('loss', {}).items()}
+  found |= {f'routing {name}': routing.get(name) for name in ROUTING}
   return {name: value for name, value in found.items() if value is not None}
 
 

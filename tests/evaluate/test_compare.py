@@ -37,6 +37,16 @@ def test_the_last_evaluation_and_the_last_losses_are_read(runs):
   assert run.curves == {'omni: loss/text': {10: 1.0, 20: 0.5, 30: 0.25}} and run.config['omni.optim.lr'] == 2e-3
 
 
+def test_what_stands_beside_an_accuracy_and_the_routing_are_read(tmp_path):
+  folder = make_run(tmp_path / 'a', evaluated=False)
+  direction = {'accuracy': 0.5, 'voice_accuracy': 0.3, 'diversity': None, 'n': 4}
+  metrics = {'directions': {'text_to_speech': direction}, 'routing': {'entropy': 1.7, 'mutual_information': 0.04, 'load_max': 2}}
+  (folder / 'eval' / '9' / 'metrics.json').write_text(json.dumps(metrics))
+  figures = read_run(folder).figures
+  assert figures['text_to_speech voice_accuracy'] == 0.3 and figures['routing mutual_information'] == 0.04
+  assert figures['routing entropy'] == 1.7 and not any('load' in name or 'diversity' in name for name in figures)
+
+
 def test_scores_of_json_lines_are_read(tmp_path):
   folder = make_run(tmp_path / 'a', evaluated=False)
   group = {'n': 3, 'loss': {'text': 1.5}, 'exact_match': 0.25, 'image_rmse': 0.2, 'voice_accuracy': None}
