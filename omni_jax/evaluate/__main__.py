@@ -1,7 +1,8 @@
-"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=FILE.jsonl] [--out=DIR]"""
+"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=F.jsonl] [--out=DIR] [--sampling K=V]"""
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import functools
 import sys
 
@@ -21,20 +22,38 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--data', help='JSON lines to evaluate on instead of the run’s own test data')
   parser.add_argument('--out', help='folder to write; default: WORKDIR/eval/STEP')
   parser.add_argument('--seed', type=int, default=0, help='of prompts and sampling')
+  parser.add_argument('--sampling', action='append', default=[], metavar='KEY=VALUE', help='in the place of a value of '
+                      "the run's config.generate, such as guidance=2; may be repeated")
   return parser.parse_args(arguments)
+
+
+def sampling_of(pairs: Sequence[str]) -> dict[str, float]:
+  """'guidance=2' -> {'guidance': 2.0}."""
+  found = {}
+  for pair in pairs:
+    key, _, value = pair.partition('=')
+    try:
+      found[key] = float(value) if '.' in value else int(value)
+    except ValueError as error:
+      raise UserError(f'--sampling {pair}: give KEY=NUMBER, such as guidance=2') from error
+  return found
 
 
 def main(arguments: Sequence[str]) -> None:
   flags = parse(arguments)
+  sampling = sampling_of(flags.sampling)
   if not epath.Path(flags.workdir).is_dir():
     raise UserError(f'--workdir={flags.workdir}: no such folder; give the one that training wrote')
   if flags.data and not epath.Path(flags.data).is_file():
     raise UserError(f'--data={flags.data}: no such file; give JSON lines in the chat form')
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
-  from omni_jax.evaluate.run import run
+  from omni_jax.evaluate.run import limits_of, run
   omni = omni_jax.load(flags.workdir, step=flags.step, weights=flags.weights)
-  run(omni, flags.workdir, flags.out, seed=flags.seed, data=flags.data, log=functools.partial(print, flush=True))
+  limits = limits_of(omni.config)
+  limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
+  run(omni, flags.workdir, flags.out, seed=flags.seed, limits=limits, data=flags.data,
+      log=functools.partial(print, flush=True))
 
 
 if __name__ == '__main__':
