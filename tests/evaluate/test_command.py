@@ -4,11 +4,16 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
+from ml_collections import ConfigDict
 import pytest
 
+import omni_jax
 from omni_jax.errors import UserError
+from omni_jax.evaluate import __main__ as command
 from omni_jax.evaluate import charts, text_metrics
+from omni_jax.evaluate import run as run_lib
 from omni_jax.evaluate.runlog import Curve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -18,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     (['--workdir=missing'], 'missing: no such folder'),
     (['--workdir=.', '--data=no.jsonl'], 'no.jsonl: no such file'),
     (['--workdir=.', '--follow'], '--follow'),
+    (['--workdir=.', '--sampling=guidance'], '--sampling guidance: give KEY=NUMBER'),
     ([], '--workdir'),
 ])
 def test_mistakes_are_one_line(tmp_path, flags, said):
@@ -25,6 +31,15 @@ def test_mistakes_are_one_line(tmp_path, flags, said):
                         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
   assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
   assert list(tmp_path.iterdir()) == []
+
+
+def test_sampling_of_the_command_goes_before_that_of_the_config(monkeypatch):
+  asked = {}
+  config = ConfigDict(dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5))))
+  monkeypatch.setattr(omni_jax, 'load', lambda *_, **__: SimpleNamespace(config=config))
+  monkeypatch.setattr(run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling))
+  command.main(['--workdir=.', '--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8'])
+  assert asked == {'n': 3, 'guidance': 2.5, 'temperature': 0.5, 'dit_steps': 8}
 
 
 def test_ticks_are_round_and_inside():
