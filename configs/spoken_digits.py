@@ -3,7 +3,24 @@
   python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
 
-RESULTS
+Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60; other small jobs ran beside it),
+6.7 GB at the peak, most of it in evaluation. Codec 123 s, omni 5,000 steps at 1.6-2.0 steps/s, evaluation 324 s. Seed 0.
+On real test media that no training saw (MNIST's test images; FSDD's official test recordings), judges fitted to real
+training media, right on 97.7 % of test images, 99.2 % of test digits, 100 % of speakers:
+
+  image_to_text    98.7 %                               (bar 98.5; n = 10,000)
+  speech_to_text   98.8 %                               (bar 97; n = 250)
+  string_to_text   word error 2.8 %                     (bar 10; n = 500, two to five joined clips)
+  text_to_image    99.3 %  spread 0.86  copying 1.12    (bars 95, 0.7, 0.8; n = 1,000)
+  text_to_speech   99.9 %  speaker asked for 99.1 %     (bars 90, 90; n = 1,000)
+  image_to_image   96.0 %    speech_to_image 94.4 %
+  image_to_speech  97.4 %    speech_to_speech 98.4 %, speaker 98.8 %
+
+Codec on test recordings: mel distance 0.14, STOI 0.87, perplexity 165-175 of 256, judge 99.2 % on originals and 98.4 % on
+reconstructions. Drawn with guidance 3, which was chosen on valid.jsonl after the run; at 1.5, with which the run was
+timed, text_to_image is 90.2 % (`python -m omni_jax.evaluate --workdir=runs/spoken --sampling guidance=3`).
+The codec head knows its 2,096 training recordings by heart: 0.24 nats a code on them, 6.4 on test recordings. What it says
+is right and in the right voice, but how much of it is more than a replay was not measured.
 """
 
 import pathlib
