@@ -3,8 +3,8 @@
   python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
 
-Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60; other small jobs ran beside it),
-6.7 GB at the peak, most of it in evaluation. Codec 123 s, omni 5,000 steps at 1.6-2.0 steps/s, evaluation 324 s. Seed 0.
+Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60; with small jobs beside it), 6.7 GB
+at the peak, most of it in evaluation. Codec 123 s, omni 5,000 steps at 1.6-2.0 steps/s, evaluation 324 s. Seed 0.
 On real test media that no training saw (MNIST's test images; FSDD's official test recordings), judges fitted to real
 training media, right on 97.7 % of test images, 99.2 % of test digits, 100 % of speakers:
 
@@ -16,11 +16,11 @@ training media, right on 97.7 % of test images, 99.2 % of test digits, 100 % of 
   image_to_image   96.0 %    speech_to_image 94.4 %
   image_to_speech  97.4 %    speech_to_speech 98.4 %, speaker 98.8 %
 
-Codec on test recordings: mel distance 0.14, STOI 0.87, perplexity 165-175 of 256, judge 99.2 % on originals and 98.4 % on
-reconstructions. Drawn with guidance 3, which was chosen on valid.jsonl after the run; at 1.5, with which the run was
+Codec on test recordings: mel distance 0.14, STOI 0.87, perplexity 165-175 of 256, judge 99.2 % on originals and 98.4 %
+on reconstructions. Drawn with guidance 3, which was chosen on valid.jsonl after the run; at 1.5, with which the run was
 timed, text_to_image is 90.2 % (`python -m omni_jax.evaluate --workdir=runs/spoken --sampling guidance=3`).
-The codec head knows its 2,096 training recordings by heart: 0.24 nats a code on them, 6.4 on test recordings. What it says
-is right and in the right voice, but how much of it is more than a replay was not measured.
+The codec head knows its 2,096 training recordings by heart: 0.24 nats a code on them, 6.4 on test recordings. What it
+says is right and in the right voice; how much of it is more than a replay was not measured.
 """
 
 import pathlib
