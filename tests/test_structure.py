@@ -17,7 +17,7 @@ NAMES = {'.'.join(path.with_suffix('').parts).removesuffix('.__init__'): path fo
 HOST = {'errors', 'types', 'host'}
 DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
-    'errors': set(), 'types': set(), 'host': HOST, 'data': HOST,
+    'errors': set(), 'types': set(), 'host': HOST, 'data': HOST, 'convert': HOST | {'data'},
     'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE,
     'train': DEVICE | {'model', 'data'},
     'generate': DEVICE | {'model', 'data', 'train'},

@@ -109,10 +109,12 @@ def _check_part(raw: Any, where: str, media_key: str) -> Part:
   if kind == 'text':
     _check_keys(raw, where, required=('type', 'text'), optional=())
     return {'type': 'text', 'text': _check_text(raw['text'], f'{where}: "text"')}
-  _check_keys(raw, where, required=('type', media_key), optional=LABELS[kind])
-  labels = {key: _check_text(raw[key], f'{where}: "{key}"') for key in LABELS[kind] if key in raw}
+  digest = ('digest',) if media_key == 'data' else ()
+  _check_keys(raw, where, required=('type', media_key), optional=(*LABELS[kind], *digest))
+  kept = {key: _check_text(raw[key], f'{where}: "{key}"') for key in LABELS[kind] if key in raw}
   try:
-    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels}
+    kept |= {key: check_data(raw[key]) for key in digest if key in raw}
+    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **kept}
   except BadRecord as error:
     raise BadRecord(f'{where}: {error.reason}') from error
 
@@ -199,7 +201,7 @@ class JsonLines(collections.abc.Sequence):
     self.media = media
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
-    self._lines_n3 = _index(self.path)  # start and length in bytes, line number
+    self._lines_n3 = index_lines(self.path, parse_line)  # start and length in bytes, line number; mistakes found now
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != '_cache'}  # locks do not pickle
@@ -227,14 +229,14 @@ class JsonLines(collections.abc.Sequence):
     try:
       with self.path.open('rb') as file:
         file.seek(start)
-        example = _parse(file.read(length))
+        example = parse_line(file.read(length))
     except (OSError, BadRecord) as error:
       raise BadRecord(f'the file has changed since it was opened ({error})', name) from error
     return example | {'id': example['id'] or name}
 
   def read_file(self, path: str) -> bytes:
     """The bytes of a medium by its path in the file."""
-    return _read_beside(self.path.parent, path)
+    return read_beside(self.path.parent, path)
 
   def decode(self, part: Part) -> Part:
     """A medium as an array of the run's size, from its path; kept for the next time."""
@@ -245,7 +247,7 @@ class JsonLines(collections.abc.Sequence):
       raise BadRecord(f'{path}: {error.reason}') from error
 
 
-def _read_beside(folder: epath.Path, path: str) -> bytes:
+def read_beside(folder: epath.Path, path: str) -> bytes:
   """The bytes of a medium; a link may not lead out of the folder."""
   if not is_remote(folder):
     root = os.path.realpath(folder)
@@ -270,7 +272,7 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
       answer = [_check_message(last | {'content': ' '}, 'the last message', 'path') | {'content': []}]
       raw = raw | {'messages': messages[:-1]}
     example = map_media(check_example(raw, 'path'),
-                        lambda part: DECODE[part['type']](_read_beside(file.parent, part['path']), media))
+                        lambda part: DECODE[part['type']](read_beside(file.parent, part['path']), media))
   except (OSError, BadRecord) as error:
     raise UserError(f'prompt {file}: {error}') from error
   return example | {'messages': example['messages'] + answer} if answer else example
@@ -281,7 +283,8 @@ def read(path: epath.PathLike, media: MediaConfig) -> list[Example]:
   return list(JsonLines(path, media))
 
 
-def _parse(line: bytes) -> Example:
+def parse_line(line: bytes) -> Example:
+  """The example of a line, its structure checked."""
   return check_example(_load_json(line), 'path')
 
 
@@ -296,8 +299,8 @@ def _load_json(line: bytes) -> Any:
     raise BadRecord(f'not usable JSON ({error})') from error
 
 
-def _index(path: epath.Path) -> np.ndarray:
-  """Start, length and number of every line that is not blank; each is parsed once to find mistakes now."""
+def index_lines(path: epath.Path, check: Callable[[bytes], Any] = lambda line: None) -> np.ndarray:
+  """Start, length and number of every line that is not blank, (lines, 3); `check` may refuse a line by BadRecord."""
   lines = []
   try:
     with path.open('rb') as file:
@@ -308,7 +311,7 @@ def _index(path: epath.Path) -> np.ndarray:
         if len(line) > MAX_LINE:
           raise BadRecord(f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it')
         if line[bom:].strip():
-          _parse(line[bom:])
+          check(line[bom:])
           lines.append((start + bom, len(line) - bom, number))
         start += len(line)
   except BadRecord as error:

@@ -1,12 +1,14 @@
 """Examples as msgpack records with their media inside, and ArrayRecord files of them: the form for large data sets.
 
 A record is the example of a JSON line with the encoded bytes of each medium under 'data' in place of its 'path'. It is
-data, never code: only msgpack's plain types are read, and every type is checked.
+data, never code: only msgpack's plain types are read, and every type is checked. Beside the bytes of a medium stands
+their digest (BLAKE2b): it finds flipped bits that decoders accept.
 """
 
 import bisect
 import collections
 from collections.abc import Callable, Iterable, Sequence
+import hashlib
 import itertools
 import operator
 import os
@@ -22,6 +24,7 @@ from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
 MAX_RECORD = 256 << 20  # bytes
+DIGEST_BYTES = 16
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
 WRITER_OPTIONS = 'group_size:1'  # one record a group: random access reads nothing in vain
 
@@ -31,8 +34,18 @@ def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes
 
   With JSON lines: `encode_example(lines.encoded(i), lines.read_file)`.
   """
-  example = check_example(example, 'path')
-  return msgpack.packb(map_media(example, lambda part: {'type': part['type'], 'data': read_file(part['path'])}))
+  return pack_example(map_media(check_example(example, 'path'),
+                                lambda part: {'type': part['type'], 'data': read_file(part['path'])}))
+
+
+def pack_example(example: Example) -> bytes:
+  """The record of a checked example whose media parts hold their bytes; each medium gets its digest."""
+  return msgpack.packb(map_media(example, lambda part: {'type': part['type'], 'data': part['data'],
+                                                        'digest': digest_of(part['data'])}))
+
+
+def digest_of(data: bytes) -> bytes:
+  return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def decode_example(record: bytes, media: MediaConfig) -> Example:
@@ -45,9 +58,15 @@ def decode_example(record: bytes, media: MediaConfig) -> Example:
     raise BadRecord(f'not a msgpack record ({type(error).__name__}: {error})') from error
   example = check_example(raw, 'data')
   try:
-    return map_media(example, lambda part: DECODE[part['type']](part['data'], media))
+    return map_media(example, lambda part: _decoded(part, media))
   except BadRecord as error:
     raise BadRecord(error.reason, example['id']) from error
+
+
+def _decoded(part: Example, media: MediaConfig) -> Example:
+  if 'digest' in part and part['digest'] != digest_of(part['data']):
+    raise BadRecord(f'{part["type"]} of {len(part["data"]):,} bytes has changed since the conversion: digests differ')
+  return DECODE[part['type']](part['data'], media)
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:

@@ -1,6 +1,7 @@
 """The table of data sources: what `config.data.source` can name, and the examples or clips that it gives."""
 
 from collections.abc import Sequence
+import glob
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,16 @@ def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
 
 
 def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return ArrayRecordExamples(_files(config, 'train_file'), media)
+  return array_records(config, media, 'train_file')
+
+
+def array_records(config: Any, media: MediaConfig, name: str) -> ArrayRecordExamples:
+  """What `config.data.train_file` or `eval_file` names: folders that `omni_jax.convert` wrote, or single files."""
+  paths = []
+  for path in _files(config, name):
+    shards = sorted(glob.glob(f'{glob.escape(path)}/*.array_record'))
+    paths += shards or [path]
+  return ArrayRecordExamples(paths, media)
 
 
 def _text(config: Any, media: MediaConfig) -> Sequence[Example]:

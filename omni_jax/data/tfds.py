@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from omni_jax.data.interleave import Example
-from omni_jax.data.media import BadRecord, decode_audio, decode_image, wav_bytes
+from omni_jax.data.jsonl import DECODE, map_media
+from omni_jax.data.media import BadRecord, wav_bytes
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
@@ -21,21 +22,30 @@ class Field(NamedTuple):
   """A feature of the set as a part of an example."""
   name: str
   kind: str  # 'text', 'image', 'audio'
-  part: Callable[[Any], dict[str, Any]]  # from the value that is stored; may raise BadRecord
+  part: Callable[[Any], dict[str, Any]]  # from the value that is stored, media as bytes; may raise BadRecord
 
 
 class TfdsExamples(Sequence):
   """One split: what `read` holds is shown by the user, what `write` holds is the assistant's answer."""
 
-  def __init__(self, name: str, source: Sequence[Mapping[str, Any]], read: Field, write: Field, language: str = ''):
+  def __init__(self, name: str, source: Sequence[Mapping[str, Any]], read: Field, write: Field, media: MediaConfig,
+               language: str = ''):
     self.path = name  # as the files of other sources are called
-    self._source, self._read, self._write = source, read, write
+    self._source, self._read, self._write, self._media = source, read, write, media
     self._language = {'language': language} if language else {}
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: SupportsIndex) -> Example:
+    example = self.stored(index)
+    try:
+      return map_media(example, lambda part: DECODE[part['type']](part['data'], self._media))
+    except BadRecord as error:
+      raise BadRecord(error.reason, example['id']) from error
+
+  def stored(self, index: SupportsIndex) -> Example:
+    """The example with its media as the bytes of a file."""
     index = operator.index(index)
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
@@ -74,7 +84,7 @@ def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
   tfds = _library()
   builder = _prepared(tfds, config)
   features = builder.info.features
-  fields = {name: field for name in sorted(features) if (field := _field(tfds, name, features[name], config, media))}
+  fields = {name: field for name in sorted(features) if (field := _field(tfds, name, features[name], config))}
   read, write = _chosen(config, fields, builder.info.supervised_keys)
   for field in (read, write):
     if field.kind == 'audio' and not _rate(features[field.name], config):
@@ -89,7 +99,7 @@ def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
   except (KeyError, ValueError) as error:
     raise UserError(f'{config.name}: no split {split!r}; there are {", ".join(sorted(builder.info.splits))}, and parts '
                     "of them such as 'train[90%:]'") from error
-  return TfdsExamples(f'{config.name}/{split}', source, read, write, config.get('language', ''))
+  return TfdsExamples(f'{config.name}/{split}', source, read, write, media, config.get('language', ''))
 
 
 def _library() -> Any:
@@ -121,14 +131,14 @@ def _prepared(tfds: Any, config: Any) -> Any:
   return builder
 
 
-def _field(tfds: Any, name: str, feature: Any, config: Any, media: MediaConfig) -> Field | None:
+def _field(tfds: Any, name: str, feature: Any, config: Any) -> Field | None:
   """How a feature becomes a part; None for what is neither text nor a medium."""
   kinds = tfds.features
   if isinstance(feature, kinds.Image):
-    return Field(name, 'image', lambda data: {'type': 'image', 'pixels': decode_image(data, media.image)})
+    return Field(name, 'image', lambda data: {'type': 'image', 'data': data})
   if isinstance(feature, kinds.Audio) or (type(feature) is kinds.Tensor and tuple(feature.shape) == (None,)):
     rate = _rate(feature, config)
-    return Field(name, 'audio', lambda data: {'type': 'audio', 'wave': _wave(data, rate, media)})
+    return Field(name, 'audio', lambda data: {'type': 'audio', 'data': _sound(data, rate)})
   if isinstance(feature, kinds.ClassLabel):
     return Field(name, 'text', lambda number: {'type': 'text', 'text': feature.int2str(int(number))})
   if isinstance(feature, kinds.Text):
@@ -157,10 +167,10 @@ def _rate(feature: Any, config: Any) -> int:
   return getattr(feature, 'sample_rate', None) or config.get('rate') or 0
 
 
-def _wave(data: Any, rate: int, media: MediaConfig) -> np.ndarray:
-  """Samples of 16 bits or in [-1, 1], (samples,) or (samples, channels), or an encoded file, at the run's rate."""
+def _sound(data: Any, rate: int) -> bytes:
+  """A file of samples of 16 bits or in [-1, 1], (samples,) or (samples, channels); a file stays as it is."""
   if isinstance(data, bytes):
-    return decode_audio(data, media.audio)
+    return data
   wave = np.asarray(data)
   if wave.ndim == 2:
     wave = wave.mean(axis=1, dtype=np.float64)
@@ -168,7 +178,7 @@ def _wave(data: Any, rate: int, media: MediaConfig) -> np.ndarray:
     wave = wave / 32768
   if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) > 1:
     raise BadRecord('sound of samples that are neither of 16 bits nor between -1 and 1')
-  return decode_audio(wav_bytes(wave, rate), media.audio)  # a file of it, for the same checks and the same resampling
+  return wav_bytes(wave, rate)
 
 
 def _text(text: str | bytes) -> str:

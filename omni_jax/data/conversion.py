@@ -1,0 +1,156 @@
+"""Examples of any reader -> shards of ArrayRecord and a manifest, the same bytes whatever the number of workers.
+
+Every step is a pure function of what it is given. `converted` turns what was found into a record or a refusal; pieces
+of the input become spill files (`write_spill`), side by side; spill files become shards (`write_shard`), side by side:
+a record's shard is a hash of its id, and a shard is sorted by id. A spill file or a shard that is there is whole, so a
+conversion that was killed goes on with what is missing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import msgpack
+
+from omni_jax.data.inputs.reader import Example, Found, Reader
+from omni_jax.data.jsonl import check_example, DECODE
+from omni_jax.data.media import BadRecord
+from omni_jax.data.records import MAX_RECORD, pack_example, write_array_record
+from omni_jax.types import AudioConfig, MediaConfig
+
+SCHEMA = 1  # of a record
+LONGEST = 3600.0  # seconds of a sound; a run has a limit of its own
+MEDIA = ('images', 'sounds', 'seconds')  # what is counted
+CHECK = MediaConfig(audio=AudioConfig(seconds=LONGEST))  # decoding at the smallest size is enough to find damage
+Check = Callable[[Example], None]  # raises BadRecord for an example with decoded media that the run could not hold
+
+
+class Converted(NamedTuple):
+  """A record, or why there is none."""
+  id: str
+  record: bytes
+  refused: str
+  images: int
+  sounds: int
+  seconds: float  # of all its sounds
+
+  @property
+  def entry(self) -> list[Any]:
+    return [self.id, self.refused, self.images, self.sounds, self.seconds]
+
+
+class Entry(NamedTuple):
+  """Where a record lies in its spill file, or why there is none."""
+  id: str
+  refused: str
+  images: int
+  sounds: int
+  seconds: float
+  offset: int
+  length: int
+
+
+class ShardStats(NamedTuple):
+  file: str
+  records: int
+  bytes: int
+  sha256: str
+  images: int
+  sounds: int
+  seconds: float
+  refused: list[tuple[str, str]]  # id and reason
+
+
+def converted(found: Found, media: MediaConfig = CHECK, check: Check | None = None) -> Converted:
+  """The record of an example whose structure and media are sound, or the reason for refusing it."""
+  try:
+    example = check_example({**found.make(), 'id': found.id}, 'data')
+    parts = [part for message in example.get('messages') or [example] for part in message['content']]
+    decoded = [{**part, **DECODE[part['type']](part['data'], media)} if part['type'] in DECODE else part
+               for part in parts]
+    if check:
+      check(_with(example, iter(decoded)))
+    record = pack_example(example)
+    if len(record) > MAX_RECORD:
+      raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')
+  except BadRecord as error:
+    return Converted(found.id, b'', error.reason, 0, 0, 0.0)
+  sounds = [part for part in decoded if part['type'] == 'audio']
+  return Converted(found.id, record, '', sum(part['type'] == 'image' for part in decoded), len(sounds),
+                   sum(len(part['wave']) for part in sounds) / media.audio.rate)
+
+
+def _with(example: Example, parts: Iterator[Example]) -> Example:
+  """The example with other parts, in order."""
+  if 'content' in example:
+    return {**example, 'content': [next(parts) for _ in example['content']]}
+  return {**example, 'messages': [{**m, 'content': [next(parts) for _ in m['content']]} for m in example['messages']]}
+
+
+def shard_of(id: str, shards: int) -> int:
+  """Depends on the id only."""
+  return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), 'little') % shards
+
+
+def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, media: MediaConfig = CHECK,
+                check: Check | None = None) -> int:
+  """Converts a piece of the input into one file and its index, which comes last; returns how many examples it had."""
+  index: list[list[Entry]] = [[] for _ in range(shards)]
+  at = 0
+  with open(path, 'wb') as file:
+    for found in reader.read(items):
+      made = converted(found, media, check)
+      index[shard_of(made.id, shards)].append(Entry(*made.entry, at, len(made.record)))
+      at += file.write(made.record)
+  _write_whole(index_of(path), msgpack.packb(index))
+  return sum(map(len, index))
+
+
+def index_of(spill: pathlib.Path) -> pathlib.Path:
+  return spill.with_suffix('.index')
+
+
+def write_shard(spills: Sequence[pathlib.Path], shard: int, path: pathlib.Path) -> ShardStats:
+  """One shard, sorted by id, of what belongs to it in all spill files."""
+  kept, refused = [], []
+  found = [(entry.id, k, entry.offset, entry) for k, spill in enumerate(spills) for entry in _entries(spill, shard)]
+  for id, k, _, entry in sorted(found):
+    if entry.refused:
+      refused.append((id, entry.refused))
+    elif kept and kept[-1][1].id == id:
+      refused.append((id, 'its id occurs before'))
+    else:
+      kept.append((spills[k], entry))
+  size, digest = 0, ''
+  if kept:  # a shard without records has no file: it is nothing that could be read
+    write_array_record(path, _records(kept))
+    size = path.stat().st_size
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  return ShardStats(path.name, len(kept), size, digest, *(sum(getattr(entry, name) for _, entry in kept)
+                                                          for name in MEDIA), refused)
+
+
+def _entries(spill: pathlib.Path, shard: int) -> list[Entry]:
+  return [Entry(*entry) for entry in msgpack.unpackb(index_of(spill).read_bytes())[shard]]
+
+
+def _records(places: Sequence[tuple[pathlib.Path, Entry]]) -> Iterator[bytes]:
+  files: dict[pathlib.Path, Any] = {}
+  try:
+    for spill, entry in places:
+      if spill not in files:
+        files[spill] = open(spill, 'rb')  # noqa: SIM115  closed below, many at a time
+      files[spill].seek(entry.offset)
+      yield files[spill].read(entry.length)
+  finally:
+    for file in files.values():
+      file.close()
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_bytes(data)
+  os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""What a conversion can read; each reader is one file."""
