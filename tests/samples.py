@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from omni_jax.data.loader import prepare
+from omni_jax.data.making import prepare
 from omni_jax.data.pack import Laid, Packer
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import init_buffers

@@ -6,6 +6,7 @@ when an example is asked for (a `BadRecord` names the example).
 
 import collections
 from collections.abc import Callable, Mapping
+import hashlib
 import json
 import operator
 import os
@@ -211,6 +212,14 @@ class JsonLines(collections.abc.Sequence):
 
   def __len__(self) -> int:
     return len(self._lines_n3)
+
+  def identity(self) -> str:
+    """Digest of the file; media beside it are not looked at."""
+    with self.path.open('rb') as file:
+      digest = hashlib.blake2b(digest_size=8)
+      while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
   def __getitem__(self, index: SupportsIndex) -> Example:
     example = self.encoded(index)

@@ -1,8 +1,14 @@
-"""Examples -> packed batches through Grain, with an iterator state of bytes that resumes exactly."""
+"""Examples -> packed batches through Grain, with an iterator state of bytes that resumes exactly.
+
+The rows of a batch are cut into lanes, each with a packer and an even share of the order of its own. A process makes
+some of the lanes: whatever the number of processes and of workers, the global batches are the same.
+"""
 
 import collections
 from collections.abc import Callable, Sequence
+import dataclasses
 import json
+import math
 from typing import Any
 
 import grain
@@ -10,9 +16,11 @@ from grain.experimental import ThreadPrefetchIterDataset
 import numpy as np
 
 from omni_jax.data.augment import Augment
-from omni_jax.data.interleave import Example, interleave
+from omni_jax.data.interleave import Example
+from omni_jax.data.making import Here, Making, Place, Workers
 from omni_jax.data.media import BadRecord
-from omni_jax.data.pack import Laid, lay_out, Packer
+from omni_jax.data.mixture import Draw, ENDLESS, Mixture, Schedule
+from omni_jax.data.pack import Laid, Packer
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Batch, MediaConfig, RowBudget
@@ -21,30 +29,38 @@ WAITING = 16  # examples that may wait for a later batch before the present one 
 BAD_SHARE = 0.01  # more bad records than this stop the run
 
 
-class _PackIterator(grain.DatasetIterator):
-  """Fills a batch in the order of the examples; its whole state is where it stands and who waits."""
+class Order:
+  """The endless order of a mixture's examples: its shares, and in every pass over a source a new order of it.
 
-  def __init__(self, examples: grain.MapDataset, new_packer: Callable[[], Packer]):
-    super().__init__()
-    self._examples, self._new_packer = examples, new_packer
-    self._next, self._waiting, self._bad = 0, [], collections.Counter()
+  It depends on the seed and on the sizes and weights of the sources only.
+  """
+
+  def __init__(self, mixture: Mixture, seed: int):
+    self._schedule = Schedule(mixture.shares(), mixture.uses())
+    self._plain = mixture.uses() == [ENDLESS]
+    self._sources = [grain.MapDataset.range(start, start + len(source)).seed(seed + k).shuffle().repeat()
+                     for k, (start, source) in enumerate(zip(mixture.starts, mixture.sources, strict=True))]
+
+  def __getitem__(self, position: int) -> Place:
+    drawn = Draw(0, position) if self._plain else self._schedule[position]
+    return Place(position, int(self._sources[drawn.source][drawn.number]))
+
+
+class _Lane:
+  """Batches of some rows, filled in the order of the examples; its whole state is where it stands and who waits."""
+
+  def __init__(self, places: Callable[[int], Place], maker: Here | Workers, new_packer: Callable[[], Packer]):
+    self._places, self._maker, self._new_packer = places, maker, new_packer
+    self.restore({'next': 0, 'waiting': [], 'bad': {}})
+
+  def state(self) -> dict[str, Any]:
+    return {'next': self._next, 'waiting': list(self._waiting), 'bad': dict(self._bad)}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    self._next, self._waiting = state['next'], list(state['waiting'])
+    self._bad = collections.Counter(state['bad'])
+    self._asked: dict[int, Any] = {}
     self._laid: dict[int, Laid | None] = {}
-
-  def _get(self, index: int) -> Laid | None:
-    if index not in self._laid:
-      made = self._examples[index]
-      if isinstance(made, BadRecord):
-        self._count(made)
-        made = None
-      self._laid[index] = made
-    return self._laid[index]
-
-  def _count(self, bad: BadRecord) -> None:
-    self._bad[bad.reason] += 1
-    total = sum(self._bad.values())
-    if total > max(10, BAD_SHARE * self._next):
-      reasons = ', '.join(f'{reason}: {n}' for reason, n in self._bad.most_common())
-      raise UserError(f'{total} of {self._next + 1} records are bad ({reasons}), last {bad}; mend the data')
 
   def __next__(self) -> Batch:
     packer, waiting = self._new_packer(), []
@@ -61,61 +77,106 @@ class _PackIterator(grain.DatasetIterator):
     self._waiting = waiting + list(queue)
     return packer.batch()
 
+  def _get(self, index: int) -> Laid | None:
+    if index not in self._laid:
+      for k in (index, *range(self._next, self._next + self._maker.ahead)):
+        if k not in self._asked and k not in self._laid:
+          try:
+            self._asked[k] = self._maker.ask(self._places(k))
+          except IndexError:  # the order ends before what is asked for early
+            break
+      if index not in self._asked:
+        raise IndexError(f'after {index} examples')
+      made = self._maker.get(self._asked.pop(index))
+      if isinstance(made, BadRecord):
+        self._count(made)
+        made = None
+      self._laid[index] = made
+    return self._laid[index]
+
+  def _count(self, bad: BadRecord) -> None:
+    self._bad[bad.reason] += 1
+    total = sum(self._bad.values())
+    if total > max(10, BAD_SHARE * self._next):
+      reasons = ', '.join(f'{reason}: {n}' for reason, n in self._bad.most_common())
+      raise UserError(f'{total} of {self._next + 1} records are bad ({reasons}), last {bad}; mend the data')
+
+
+class _Lanes(grain.DatasetIterator):
+  """The lanes of this process side by side."""
+
+  def __init__(self, lanes: dict[int, _Lane]):
+    super().__init__()
+    self._lanes = lanes
+
+  def __next__(self) -> Batch:
+    batches = [next(lane) for lane in self._lanes.values()]
+    return Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True))) if len(batches) > 1 else batches[0]
+
   def get_state(self) -> dict[str, Any]:
-    return {'next': self._next, 'waiting': list(self._waiting), 'bad': dict(self._bad)}
+    return {str(k): lane.state() for k, lane in self._lanes.items()}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    self._next, self._waiting = state['next'], list(state['waiting'])
-    self._bad, self._laid = collections.Counter(state['bad']), {}
+    for k, lane in self._lanes.items():
+      lane.restore(state[str(k)])
 
 
-class _PackDataset(grain.IterDataset):
-  def __init__(self, examples: grain.MapDataset, new_packer: Callable[[], Packer]):
+class _LanesDataset(grain.IterDataset):
+  """What Grain's prefetching wants around an iterator."""
+
+  def __init__(self, new_lanes: Callable[[], _Lanes]):
     super().__init__()
-    self._examples, self._new_packer = examples, new_packer
+    self._new_lanes = new_lanes
 
-  def __iter__(self) -> _PackIterator:
-    return _PackIterator(self._examples, self._new_packer)
-
-
-def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
-  """An example with decoded media -> its positions."""
-  return lay_out(interleave(example, tokenizer), tokenizer, media, str(example.get('id', '')))
+  def __iter__(self) -> _Lanes:
+    return self._new_lanes()
 
 
 class Loader:
   """Endless batches of this process's rows. Same seed, same batches, wherever they are resumed.
 
   Args:
-    examples: random access, as `DigitExamples`, `JsonLines` or `ArrayRecordExamples`.
+    examples: random access, as `DigitExamples`, `JsonLines`, `ArrayRecordExamples` or a `Mixture` of such.
+    budget: of the global batch.
     seed: of the order and of the augmentation; each pass over the examples has an order of its own.
     augment: changes what is only read.
     shard: (index, count) of this process.
+    lanes: the rows are cut into; at least as many as there are ever processes.
+    workers: processes that make examples; 0 for the loader's own thread.
+    strict: refuse to go on with other data than those that the state is of.
 
   Raises:
     UserError: if there is no example, or one that no row can hold.
   """
 
   def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, media: MediaConfig, budget: RowBudget, *,
-               seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1), prefetch: int = 2):
+               seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1), prefetch: int = 2,
+               lanes: int = 0, workers: int = 0, strict: bool = True):
     if not len(examples):
       raise UserError('the data set is empty; check config.data')
+    index, count = shard
+    lanes = lanes or count
+    if budget.rows % lanes or lanes % count:
+      raise UserError(f'config.data.lanes={lanes}: {budget.rows} rows are cut into as many lanes, and the lanes shared '
+                      f'by {count} processes; nearest: {math.gcd(budget.rows, lanes) // count * count or count}')
+    mixture = Mixture.of(examples)
+    making = Making(mixture, tokenizer, media, seed, augment)
+    self._maker = Workers(making, workers) if workers else Here(making)
+    order, part = Order(mixture, seed), dataclasses.replace(budget, rows=budget.rows // lanes)
+    own = range(index * lanes // count, (index + 1) * lanes // count)
 
-    def made(index: int, rng: np.random.Generator) -> Laid | BadRecord:
-      try:
-        example = examples[index]
-        if augment:
-          example = augment(example, rng, rate=media.audio.rate, limit=media.audio.samples)
-        return prepare(example, tokenizer, media)
-      except BadRecord as bad:  # raised out of Grain's workers it would end the stream
-        return bad
+    def new_lanes() -> _Lanes:
+      return _Lanes({lane: _Lane(lambda k, lane=lane: order[lane + k * lanes], self._maker, lambda: Packer(part, media))
+                     for lane in own})
 
-    # Grain's generator is one of its place in the endless order: another one in every pass, the same after a restart.
-    order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat().random_map(made)
-    dataset = _PackDataset(order[shard[0]::shard[1]], lambda: Packer(budget, media))
-    if prefetch:
-      dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
-    self._iterator = iter(dataset)
+    dataset = _LanesDataset(new_lanes)
+    self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset)
+    self._strict = strict
+    self._made_of = {'examples': {name: [len(source), identity_of(source)] for name, source in
+                                  zip(mixture.names, mixture.sources, strict=True)},
+                     'shares': [round(share, 6) for share in mixture.shares()], 'uses': mixture.uses(),
+                     'seed': seed, 'lanes': lanes, 'budget': dataclasses.asdict(budget),
+                     'tokenizer': tokenizer.fingerprint(), 'augment': dataclasses.asdict(augment) if augment else None}
 
   def __iter__(self) -> 'Loader':
     return self
@@ -123,16 +184,46 @@ class Loader:
   def __next__(self) -> Batch:
     try:
       return next(self._iterator)
+    except IndexError as error:
+      raise UserError(f'all sources of the mixture are used up ({error}): give one of config.data.sources no epochs, '
+                      'or take fewer steps') from error
     except ValueError as error:
       if isinstance(error, UserError):
         raise
       raise UserError(f'{error}; raise config.data.budget.length or what stands beside it') from error
 
   def state(self) -> bytes:
-    return json.dumps(self._iterator.get_state()).encode()
+    return json.dumps({'lanes': self._iterator.get_state(), 'of': self._made_of}).encode()
 
   def restore(self, state: bytes) -> None:
-    self._iterator.set_state(json.loads(state))
+    """Goes on where `state` was taken.
+
+    Raises:
+      UserError: if the data are others, with what differs.
+    """
+    saved = json.loads(state)
+    differ = [f'{name} was {saved["of"].get(name)}, is {value}' for name, value in self._made_of.items()
+              if saved['of'].get(name) != value]
+    if differ and self._strict:
+      raise UserError(f'the data are not those of the checkpoint: {"; ".join(differ)}; take a new --workdir, or '
+                      '--config.data.strict=False to go on all the same')
+    missing = self._iterator.get_state().keys() - saved['lanes'].keys()
+    if missing:
+      raise UserError(f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
+                      'config.data.lanes was another')
+    self._iterator.set_state(saved['lanes'])
+
+  @staticmethod
+  def merged(states: Sequence[bytes]) -> bytes:
+    """The state of all processes from those of each: `restore` takes it in any number of processes."""
+    parts = [json.loads(state) for state in states]
+    return json.dumps(parts[0] | {'lanes': {k: lane for part in parts for k, lane in part['lanes'].items()}}).encode()
 
   def close(self) -> None:
     self._iterator.close()
+    self._maker.close()
+
+
+def identity_of(source: Sequence[Example]) -> str:
+  """A digest that changes when a source's records do, as far as it can tell: sources may have an `identity`."""
+  return source.identity() if hasattr(source, 'identity') else ''

@@ -121,6 +121,11 @@ class ArrayRecordExamples(collections.abc.Sequence):
   def __len__(self) -> int:
     return self._ends[-1]
 
+  def identity(self) -> str:
+    """Digest of the names and sizes of the files."""
+    sizes = [f'{os.path.basename(path)} {os.path.getsize(path)}' for path in self.paths]
+    return hashlib.blake2b('\n'.join(sizes).encode(), digest_size=8).hexdigest()
+
   def __getitem__(self, index: SupportsIndex) -> Example:
     index = operator.index(index)
     if not -len(self) <= index < len(self):

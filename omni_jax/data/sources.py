@@ -10,6 +10,7 @@ from omni_jax.data.digits import DigitExamples, load_digits
 from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
+from omni_jax.data.mixture import mixture_of
 from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import open_tfds
@@ -39,6 +40,9 @@ class WithoutVoice(Sequence):
 
   def __len__(self) -> int:
     return len(self._kept)
+
+  def identity(self) -> str:
+    return self.lines.identity()  # the number of examples tells what was left out
 
   def __getitem__(self, index: int) -> Example:
     return self.lines[self._kept[index]]
@@ -81,7 +85,12 @@ def _tfds(config: Any, media: MediaConfig) -> Sequence[Example]:
   return open_tfds(config, media, config.train_split)
 
 
-SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text, 'tfds': _tfds}
+def _mixture(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return mixture_of(config, lambda part: training_examples(part, media))
+
+
+SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text, 'tfds': _tfds,
+           'mixture': _mixture}
 
 
 def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:

@@ -32,6 +32,8 @@ from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
 from omni_jax.types import RowBudget
 
+DATA_SETTINGS = ('lanes', 'workers', 'strict')  # of config.data, that the loader takes
+
 
 def dataclass_of(kind: type, part: Any, name: str) -> Any:
   """A frozen dataclass from a part of the config; a misspelt key or a bad value is the user's error."""
@@ -144,7 +146,8 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   examples = training_examples(run.config.data, run.omni.media)
   shard = (jax.process_index(), jax.process_count())
   batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,
-                   augment=run.augment, shard=shard)
+                   augment=run.augment, shard=shard, **{name: run.config.data[name] for name in DATA_SETTINGS
+                                                        if name in run.config.data})
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
     state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)

@@ -8,7 +8,7 @@ from samples import tiny_run
 
 from omni_jax.data.digits import DigitExamples, INPUTS, LANGUAGES, load_digits, OUTPUTS
 from omni_jax.data.espeak import DIGIT_WORDS, HELDOUT_VARIANTS, TRAIN_VARIANTS
-from omni_jax.data.loader import prepare
+from omni_jax.data.making import prepare
 from omni_jax.data.pack import Packer
 from omni_jax.data.sources import training_clips, training_examples
 from omni_jax.errors import UserError

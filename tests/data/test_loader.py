@@ -3,16 +3,21 @@
 import collections
 import collections.abc
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, picture, text, tiny_model
 
+from omni_jax.data import making
+from omni_jax.data.augment import Augment
 from omni_jax.data.loader import Loader, WAITING
 from omni_jax.data.media import BadRecord
+from omni_jax.data.mixture import Drawing, Mixture
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import RowBudget
+from omni_jax.types import Batch, RowBudget
 
 MODEL = tiny_model()
 TOKENIZER = Tokenizer(MODEL.tokenizer)
@@ -68,7 +73,7 @@ def test_a_restored_loader_goes_on_bit_for_bit(prefetch):
   for _ in range(3):
     next(first)
   state = first.state()
-  assert json.loads(state)['waiting'], 'nothing waits: this test would show too little'
+  assert json.loads(state)['lanes']['0']['waiting'], 'nothing waits: this test would show too little'
   wanted = [next(first) for _ in range(4)]
   second = loader(mixed(), prefetch=prefetch)
   next(second)
@@ -102,7 +107,7 @@ def test_every_pass_holds_every_example_in_an_order_of_its_own():
 
 
 def test_shards_share_no_example_of_a_pass():
-  shards = [epochs(words(40), 20, shard=(i, 2))[:20] for i in (0, 1)]
+  shards = [epochs(words(40), 20, budget=FOUR, shard=(i, 2))[:20] for i in (0, 1)]
   assert not set(shards[0]) & set(shards[1])
   assert set(shards[0]) | set(shards[1]) == set(range(40))
 
@@ -110,7 +115,7 @@ def test_shards_share_no_example_of_a_pass():
 def test_an_example_waits_rather_than_being_split_or_lost():
   batches = loader(mixed(8), prefetch=0)
   next(batches)
-  state = json.loads(batches.state())
+  state = json.loads(batches.state())['lanes']['0']
   assert 0 < len(state['waiting']) <= WAITING
   assert state['next'] > len(state['waiting'])
 
@@ -126,7 +131,7 @@ def test_bad_records_are_skipped_and_counted():
   for _ in range(4):
     seen += letters(next(batches))
   assert not {7, 30} & set(seen)
-  assert json.loads(batches.state())['bad']['torn'] >= 2
+  assert json.loads(batches.state())['lanes']['0']['bad']['torn'] >= 2
   again = loader(Broken(words(60), [7, 30]), prefetch=0)
   again.restore(batches.state())
   assert_equal(next(again), next(batches))
@@ -161,3 +166,97 @@ def test_an_example_that_no_row_holds_is_named_with_both_sizes():
 def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
     next(loader([wrong], prefetch=2))
+
+
+FOUR = RowBudget(rows=4, length=96, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+
+
+def global_batch(loaders):
+  """What the processes make together."""
+  return Batch(*(np.concatenate(parts) for parts in zip(*map(next, loaders), strict=True)))
+
+
+def processes(items, count, **kwargs):
+  return [loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count), **kwargs) for k in range(count)]
+
+
+def test_the_number_of_processes_changes_nothing():
+  alone, two, four = (processes(mixed(), count) for count in (1, 2, 4))
+  for _ in range(4):
+    batch = global_batch(alone)
+    assert_equal(global_batch(two), batch)
+    assert_equal(global_batch(four), batch)
+  state = Loader.merged([one.state() for one in two])  # of two processes, taken up by one and by four
+  batch = global_batch(two)
+  for count in (1, 4):
+    resumed = processes(mixed(), count)
+    for one in resumed:
+      one.restore(state)
+    assert_equal(global_batch(resumed), batch)
+
+
+def test_lanes_that_do_not_fit_are_refused():
+  with pytest.raises(UserError, match=r'config.data.lanes=3: 4 rows are cut .* nearest: 1'):
+    loader(mixed(), budget=FOUR, lanes=3)
+  with pytest.raises(UserError, match='nearest: 2'):
+    loader(mixed(), budget=FOUR, lanes=1, shard=(0, 2))
+
+
+@pytest.mark.parametrize('prefetch', [0, 2])
+def test_workers_change_nothing(prefetch):
+  augment = Augment()
+  plain = loader(mixed(), prefetch=0, augment=augment)
+  helped = loader(mixed(), prefetch=prefetch, workers=2, augment=augment)
+  try:
+    for _ in range(3):
+      assert_equal(next(helped), next(plain))
+    state = helped.state()
+    assert state == plain.state()
+    again = loader(mixed(), prefetch=0, augment=augment)
+    again.restore(state)
+    assert_equal(next(again), next(helped))
+  finally:
+    helped.close()
+
+
+class Hangs(list):
+  def __getitem__(self, index):
+    time.sleep(30)
+
+
+class Dies(list):
+  def __getitem__(self, index):
+    os._exit(3)
+
+
+@pytest.mark.parametrize('kind, said', [(Hangs, 'has made nothing for 4 s'), (Dies, 'a data worker has died')])
+def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
+  monkeypatch.setattr(making, 'TIMEOUT', 4.0)
+  batches = loader(kind(mixed()), prefetch=0, workers=1)
+  began = time.monotonic()
+  try:
+    with pytest.raises(UserError, match=said):
+      next(batches)
+    assert time.monotonic() - began < 25
+  finally:
+    batches.close()
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(items=mixed(39)), r"examples was .*40.*, is .*39"), (dict(seed=1), 'seed was 0, is 1'),
+    (dict(augment=Augment()), 'augment was None'), (dict(budget=BUDGET), 'budget was')], ids=['items', 'seed', 'augment', 'budget'])
+def test_other_data_than_those_of_the_state_are_refused(change, said):
+  first = loader(mixed(), prefetch=0)
+  next(first)
+  change = dict(items=mixed()) | change
+  with pytest.raises(UserError, match=said):
+    loader(**change, prefetch=0).restore(first.state())
+  loader(**change, prefetch=0, strict=False).restore(first.state())
+
+
+def test_a_mixture_that_ends(tmp_path):
+  both = Mixture({'a': words(6), 'b': words(8)}, {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)})
+  batches = loader(both, prefetch=0)
+  with pytest.raises(UserError, match='used up .*give one of config.data.sources no epochs'):
+    for _ in range(20):
+      next(batches)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, tiny_model
 
-from omni_jax.data.loader import prepare
+from omni_jax.data.making import prepare
 from omni_jax.data.pack import pack_rows, Packer
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Layout, NONE, RowBudget

@@ -1,0 +1,109 @@
+"""From an example's number to its positions: what workers do, side by side, in processes that never load jax."""
+
+from collections.abc import Sequence
+import concurrent.futures
+import multiprocessing
+from typing import NamedTuple
+
+import numpy as np
+
+from omni_jax.data.augment import Augment
+from omni_jax.data.interleave import Example, interleave
+from omni_jax.data.media import BadRecord
+from omni_jax.data.pack import Laid, lay_out
+from omni_jax.errors import UserError
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.types import MediaConfig
+
+TIMEOUT = 300.0  # seconds for one example
+
+
+class Place(NamedTuple):
+  """Where an example stands in the endless order, and which one it is."""
+  position: int
+  example: int
+
+
+class Making(NamedTuple):
+  """Everything that an example's positions depend on, beside its place."""
+  examples: Sequence[Example]
+  tokenizer: Tokenizer
+  media: MediaConfig
+  seed: int
+  augment: Augment | None = None
+
+  def __call__(self, place: Place) -> Laid | BadRecord:
+    """Augmentation depends on seed and position: another one in every pass, the same after a restart."""
+    try:
+      example = self.examples[place.example]
+      if self.augment:
+        rng = np.random.default_rng((self.seed, place.position))
+        example = self.augment(example, rng, rate=self.media.audio.rate, limit=self.media.audio.samples)
+      return prepare(example, self.tokenizer, self.media)
+    except BadRecord as bad:  # raised, it would end the stream
+      return bad
+
+
+def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
+  """An example with decoded media -> its positions."""
+  return lay_out(interleave(example, tokenizer), tokenizer, media, str(example.get('id', '')))
+
+
+class Here:
+  """Makes examples when they are asked for."""
+  ahead = 0  # how many to ask for before they are needed
+
+  def __init__(self, making: Making):
+    self._making = making
+
+  def ask(self, place: Place) -> Place:
+    return place
+
+  def get(self, asked: Place) -> Laid | BadRecord:
+    return self._making(asked)
+
+  def close(self) -> None:
+    pass
+
+
+class Workers:
+  """Makes examples in processes of their own; the order of results is the order of asking."""
+
+  def __init__(self, making: Making, count: int):
+    self.ahead, self._timeout = 16 * count, TIMEOUT
+    context = multiprocessing.get_context('spawn')  # a fork would copy the locks of jax's threads
+    self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _Worker.start, (making,))
+
+  def ask(self, place: Place) -> concurrent.futures.Future:
+    return self._pool.submit(_Worker.make, place)
+
+  def get(self, asked: concurrent.futures.Future) -> Laid | BadRecord:
+    try:
+      return asked.result(self._timeout)
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UserError('a data worker has died (out of memory?); the same command goes on from the last '
+                      'checkpoint, config.data.workers=0 shows what it died of') from error
+    except TimeoutError as error:
+      self._kill()
+      raise UserError(f'a data worker has made nothing for {self._timeout:.0f} s: it hangs; '
+                      'config.data.workers=0 shows where') from error
+
+  def close(self) -> None:
+    self._pool.shutdown(wait=False, cancel_futures=True)
+
+  def _kill(self) -> None:
+    for process in list(self._pool._processes.values()):  # a hanging one would be waited for at exit
+      process.kill()
+
+
+class _Worker:
+  """What a worker process knows: it is sent once."""
+  making: Making | None = None
+
+  @classmethod
+  def start(cls, making: Making) -> None:
+    cls.making = making
+
+  @classmethod
+  def make(cls, place: Place) -> Laid | BadRecord:
+    return cls.making(place)
