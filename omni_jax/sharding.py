@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -96,3 +97,13 @@ def place(batch: Any, mesh: Mesh) -> Any:
   """Host rows of this process -> global arrays split over the batch axes."""
   sharding = NamedSharding(mesh, P(BATCH_AXES))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gather_bytes(own: bytes) -> list[bytes]:
+  """The bytes of every process, in every process."""
+  if jax.process_count() == 1:
+    return [own]
+  lengths = multihost_utils.process_allgather(np.int32(len(own)))
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[:len(own)] = np.frombuffer(own, np.uint8)
+  return [row[:n].tobytes() for row, n in zip(multihost_utils.process_allgather(padded), lengths, strict=True)]

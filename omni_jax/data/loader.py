@@ -15,15 +15,13 @@ import grain
 from grain.experimental import ThreadPrefetchIterDataset
 import numpy as np
 
-from omni_jax.data.augment import Augment
 from omni_jax.data.interleave import Example
 from omni_jax.data.making import Here, Making, Place, Workers
 from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Draw, ENDLESS, Mixture, Schedule
 from omni_jax.data.pack import Laid, Packer
 from omni_jax.errors import UserError
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import Batch, MediaConfig, RowBudget
+from omni_jax.types import Batch, RowBudget
 
 WAITING = 16  # examples that may wait for a later batch before the present one is called full
 BAD_SHARE = 0.01  # more bad records than this stop the run
@@ -136,10 +134,9 @@ class Loader:
   """Endless batches of this process's rows. Same seed, same batches, wherever they are resumed.
 
   Args:
-    examples: random access, as `DigitExamples`, `JsonLines`, `ArrayRecordExamples` or a `Mixture` of such.
+    making: what is made, and the seed of the order, too: each pass over the examples has an order of its own. Its
+      examples have random access, as `DigitExamples`, `JsonLines`, `ArrayRecordExamples` or a `Mixture` of such.
     budget: of the global batch.
-    seed: of the order and of the augmentation; each pass over the examples has an order of its own.
-    augment: changes what is only read.
     shard: (index, count) of this process.
     lanes: the rows are cut into; at least as many as there are ever processes.
     workers: processes that make examples; 0 for the loader's own thread.
@@ -149,34 +146,33 @@ class Loader:
     UserError: if there is no example, or one that no row can hold.
   """
 
-  def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, media: MediaConfig, budget: RowBudget, *,
-               seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1), prefetch: int = 2,
+  def __init__(self, making: Making, budget: RowBudget, *, shard: tuple[int, int] = (0, 1), prefetch: int = 2,
                lanes: int = 0, workers: int = 0, strict: bool = True):
-    if not len(examples):
+    if not len(making.examples):
       raise UserError('the data set is empty; check config.data')
     index, count = shard
     lanes = lanes or count
     if budget.rows % lanes or lanes % count:
       raise UserError(f'config.data.lanes={lanes}: {budget.rows} rows are cut into as many lanes, and the lanes shared '
                       f'by {count} processes; nearest: {math.gcd(budget.rows, lanes) // count * count or count}')
-    mixture = Mixture.of(examples)
-    making = Making(mixture, tokenizer, media, seed, augment)
+    mixture = Mixture.of(making.examples)
+    making = making._replace(examples=mixture)
     self._maker = Workers(making, workers) if workers else Here(making)
-    order, part = Order(mixture, seed), dataclasses.replace(budget, rows=budget.rows // lanes)
+    order, part = Order(mixture, making.seed), dataclasses.replace(budget, rows=budget.rows // lanes)
     own = range(index * lanes // count, (index + 1) * lanes // count)
 
-    def new_lanes() -> _Lanes:
-      return _Lanes({lane: _Lane(lambda k, lane=lane: order[lane + k * lanes], self._maker, lambda: Packer(part, media))
-                     for lane in own})
+    def new_lane(lane: int) -> _Lane:
+      return _Lane(lambda k: order[lane + k * lanes], self._maker, lambda: Packer(part, making.media))
 
-    dataset = _LanesDataset(new_lanes)
+    dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
     self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset)
     self._strict = strict
     self._made_of = {'examples': {name: [len(source), identity_of(source)] for name, source in
                                   zip(mixture.names, mixture.sources, strict=True)},
                      'shares': [round(share, 6) for share in mixture.shares()], 'uses': mixture.uses(),
-                     'seed': seed, 'lanes': lanes, 'budget': dataclasses.asdict(budget),
-                     'tokenizer': tokenizer.fingerprint(), 'augment': dataclasses.asdict(augment) if augment else None}
+                     'seed': making.seed, 'lanes': lanes, 'budget': dataclasses.asdict(budget),
+                     'tokenizer': making.tokenizer.fingerprint(),
+                     'augment': dataclasses.asdict(making.augment) if making.augment else None}
 
   def __iter__(self) -> 'Loader':
     return self

@@ -1,6 +1,6 @@
 """The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import signal
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import place
+from omni_jax.sharding import gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
@@ -24,7 +24,8 @@ PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of
 @runtime_checkable
 class Batches(Protocol):
   def __next__(self) -> Any: ...
-  def state(self) -> bytes: ...
+  def state(self) -> bytes: ...  # of this process
+  def merged(self, states: Sequence[bytes]) -> bytes: ...  # of all, from those of each
   def restore(self, state: bytes) -> None: ...
   def close(self) -> None: ...
 
@@ -133,7 +134,7 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
       tokens = float(figures.pop('tokens'))
       writer.write(step, figures | meter.report(tokens, stage))
     if save:
-      checkpoints.save(state, stage.batches.state())
+      checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())))
     if asked:
       raise Preempted
   return state

@@ -16,6 +16,7 @@ from omni_jax import sharding
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader
+from omni_jax.data.making import Making
 from omni_jax.data.sources import SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
@@ -88,6 +89,11 @@ class Run:
     return jax.eval_shape(init)
 
 
+def _shard() -> tuple[int, int]:
+  """Which process this is, of how many."""
+  return jax.process_index(), jax.process_count()
+
+
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
   return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
@@ -99,7 +105,7 @@ def _codec_stage(run: Run) -> loop.Stage:
   whole = sharding.replicated(run.mesh)
   init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
   batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
-                       frames=part.frames, seed=run.config.seed)
+                       frames=part.frames, seed=run.config.seed, shard=_shard())
   step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
   return _stage(run, 'codec', step=step, state=init(), batches=batches)
 
@@ -144,10 +150,9 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step, ema=part.ema,
                         freeze=part.freeze)
   examples = training_examples(run.config.data, run.omni.media)
-  shard = (jax.process_index(), jax.process_count())
-  batches = Loader(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.budget, seed=run.config.seed,
-                   augment=run.augment, shard=shard, **{name: run.config.data[name] for name in DATA_SETTINGS
-                                                        if name in run.config.data})
+  making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
+  batches = Loader(making, run.budget, shard=_shard(),
+                   **{name: run.config.data[name] for name in DATA_SETTINGS if name in run.config.data})
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
     state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)

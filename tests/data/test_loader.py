@@ -39,8 +39,8 @@ class Broken(collections.abc.Sequence):
     return self._items[index]
 
 
-def loader(items, *, seed=0, budget=SCARCE, **kwargs):
-  return Loader(items, TOKENIZER, MODEL.media, budget, seed=seed, **kwargs)
+def loader(items, *, seed=0, budget=SCARCE, augment=None, **kwargs):
+  return Loader(making.Making(items, TOKENIZER, MODEL.media, seed, augment), budget, **kwargs)
 
 
 def mixed(n=40):

@@ -15,6 +15,7 @@ from samples import BUDGET, examples, sound
 
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader
+from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -30,7 +31,8 @@ class Killed:
 
   def __init__(self, batches, n):
     self._batches, self._left = batches, n
-    self.state, self.restore, self.close = batches.state, batches.restore, batches.close
+    self.state, self.merged = batches.state, batches.merged
+    self.restore, self.close = batches.restore, batches.close
 
   def __next__(self):
     self._left -= 1
@@ -44,7 +46,7 @@ def omni_stage(kit):
   """A maker of the omni stage as every process would make it: everything fresh."""
   def make():
     items = [dict(example, id=f'{seed}/{i}') for seed in range(4) for i, example in enumerate(examples(seed))]
-    batches = Loader(items, Tokenizer(kit.config.tokenizer), kit.config.media, BUDGET, seed=0)
+    batches = Loader(Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0), BUDGET)
     return loop.Stage('omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100)
   return make
 
@@ -100,6 +102,9 @@ class Numbers:
   def __next__(self):
     self._next += 1
     return np.full((8,), self._values.get(self._next, 1.0), np.float32)
+
+  def merged(self, states):
+    return states[0]
 
   def state(self):
     return str(self._next).encode()

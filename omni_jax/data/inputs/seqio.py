@@ -1,7 +1,6 @@
 """A SeqIO task or mixture, as an input of a conversion. Importing SeqIO imports TensorFlow: only when asked for."""
 
 from collections.abc import Iterator, Mapping
-import importlib
 from typing import Any
 
 from omni_jax.data.inputs.reader import captioned, Example, Found
@@ -31,6 +30,7 @@ class SeqioReader:
     try:
       import seqio
       if self._module:
+        import importlib
         importlib.import_module(self._module)
     except ImportError as error:
       raise UserError(f"a SeqIO task needs the package {error.name!r}: pip install 'omni_jax[tf]', or --module=… names "
