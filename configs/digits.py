@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
   c.model = ConfigDict(dict(
       dtype='float32',
-      image=dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376),
+      image=dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376, fit='stretch'),
       audio=dict(rate=8000, seconds=0.96, mels=32, mel_hops=8, mel_window=256),
       tokenizer=dict(languages=LANGUAGES, voices=TRAIN_VARIANTS, max_grid=4),
       decoder=dict(width=128, layers=4, heads=4, kv_heads=2, head_dim=32, experts=8, top_k=2, expert_hidden=64,

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   c.stages = ('codec', 'omni')  # add 'evaluate' to score data.eval_file when it has learnt
   # Change: every picture becomes this size; height and width over patch is the grid, at most max_grid below.
   # channels=3 for colour; mean and std are those of your pixels in [0, 1].
-  c.model.image = ConfigDict(dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376))
+  c.model.image = ConfigDict(dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376, fit='stretch'))
   # Change: the longest sound; longer ones are skipped as bad records.
   c.model.audio.seconds = 0.96
   # Change: every language and voice that a message names.

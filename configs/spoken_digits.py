@@ -34,7 +34,7 @@ _digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))['ge
 
 def get_config() -> ConfigDict:
   c = _digits()
-  c.model.image = ConfigDict(dict(height=28, width=28, channels=1, patch=7, mean=0.13, std=0.31))
+  c.model.image = ConfigDict(dict(height=28, width=28, channels=1, patch=7, mean=0.13, std=0.31, fit='stretch'))
   c.model.audio.seconds = 3.2  # strings of up to five digits; one word lasts 1.04 s at most
   c.model.tokenizer = ConfigDict(dict(languages=('en',), voices=('george', 'jackson', 'nicolas', 'theo', 'yweweler'),
                                       max_grid=4))

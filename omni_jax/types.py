@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FRAMES_PER_SECOND = 12.5  # one unit of the time axis of a position
+FITS = ('stretch', 'keep')
 NONE = -1  # in a map: this position has no such payload
 
 
@@ -110,6 +111,8 @@ class ImageConfig:
   Attributes:
     height, width, channels: largest image, in pixels.
     patch: side of a patch, in pixels.
+    fit: how a file comes to that size: 'stretch' to all of it, or 'keep' its shape: as large as it can be in whole
+      patches, so that wide and high images take fewer positions.
     mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
   """
   height: int = 8
@@ -118,6 +121,11 @@ class ImageConfig:
   patch: int = 2
   mean: float = 0.305
   std: float = 0.376
+  fit: str = 'stretch'
+
+  def __post_init__(self):
+    if self.fit not in FITS:
+      raise ValueError(f'fit={self.fit!r} is none of {", ".join(FITS)}')
 
   @property
   def grid(self) -> tuple[int, int]:

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     'evaluate': DEVICE | {'model', 'data', 'generate', 'omni_jax'},  # train starts evaluate as a process of its own
     'posttrain': DEVICE | {'model', 'data', 'train', 'generate', 'evaluate'},
     'omni_jax': {'generate'},
+    'inspect_data': DEVICE | {'model', 'data', 'evaluate'},
 }
 AXES = {'data', 'fsdp', 'expert', 'tensor', 'context'}
 PLACING = {'P', 'PartitionSpec', 'NamedSharding', 'Mesh', 'make_mesh', 'axis_index', 'axis_size', 'all_gather', 'all_to_all',

@@ -58,7 +58,7 @@ def read_media(path: epath.PathLike) -> bytes:
 
 
 def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'height width channels']:
-  """Pixels in [0, 1], stretched to the run's height and width; gray where the run has one channel.
+  """Pixels in [0, 1] in a size of the run (`fitted`); gray where the run has one channel.
 
   EXIF rotation is applied, transparent pixels lie over white, of an animation only the first frame is used.
   """
@@ -81,8 +81,16 @@ def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'heigh
     raise BadRecord(f'damaged image ({type(error).__name__}: {error})') from error
 
 
+def fitted(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
+  """Width and height that an image of this size gets in the run."""
+  if config.fit == 'stretch':
+    return config.width, config.height
+  scale = min(config.width / width, config.height / height) / config.patch
+  return tuple(max(1, round(side * scale)) * config.patch for side in (width, height))
+
+
 def _pixels(image: Image.Image, config: ImageConfig) -> Float32[np.ndarray, 'height width channels']:
-  size = (config.width, config.height)
+  size = fitted(*image.size, config)
   if image.mode == 'F':
     raise BadRecord('image of floating-point pixels, whose range is unknown: save it with 8 or 16 bits a channel')
   if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion to 8 bits clips instead of scaling
@@ -94,7 +102,7 @@ def _pixels(image: Image.Image, config: ImageConfig) -> Float32[np.ndarray, 'hei
   else:
     image = _over_white(image).convert({1: 'L', 3: 'RGB'}[config.channels])
     pixels_hwc = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
-  return np.clip(pixels_hwc, 0, 1).reshape(config.height, config.width, config.channels)  # bicubic overshoots
+  return np.clip(pixels_hwc, 0, 1).reshape(size[1], size[0], config.channels)  # bicubic overshoots
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -54,9 +54,9 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 class Media:
-  """Writes media files into a folder and returns the HTML that shows them without the folder."""
+  """Writes media files into a folder (None: nowhere) and returns the HTML that shows them without the folder."""
 
-  def __init__(self, folder: epath.Path):
+  def __init__(self, folder: epath.Path | None):
     self._folder = folder
     self._counts: dict[str, int] = {}
 
@@ -87,7 +87,8 @@ class Media:
     """The file's name, which is new each time."""
     count = self._counts[name] = self._counts.get(name, -1) + 1
     file = f'{name}_{count:02d}.{suffix}'
-    (self._folder / file).write_bytes(raw)
+    if self._folder is not None:
+      (self._folder / file).write_bytes(raw)
     return file
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from omni_jax.data import media
-from omni_jax.data.media import BadRecord, decode_audio, decode_image, png_bytes, read_media, wav_bytes
+from omni_jax.data.media import BadRecord, decode_audio, decode_image, fitted, png_bytes, read_media, wav_bytes
 from omni_jax.types import AudioConfig, ImageConfig
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
@@ -219,3 +219,18 @@ def test_malformed_files_are_read_right_or_refused():
       assert np.isfinite(array).all() and np.abs(array).max() <= 1
       usable.add(entry['file'])
   assert usable == USABLE
+
+
+@pytest.mark.parametrize('size, wanted', [((64, 64), (16, 16)), ((64, 32), (16, 8)), ((30, 64), (8, 16)), ((500, 10), (16, 2)),
+                                          ((3, 3), (16, 16)), ((64, 47), (16, 12))])
+def test_shapes_are_kept_in_whole_patches(size, wanted):
+  config = ImageConfig(height=16, width=16, channels=1, patch=2, fit='keep')
+  assert fitted(*size, config) == wanted
+  pixels = decode_image(png_bytes(np.random.default_rng(0).random((size[1], size[0], 1))), config)
+  assert pixels.shape == (wanted[1], wanted[0], 1)
+  assert decode_image(png_bytes(pixels), ImageConfig(height=16, width=16, channels=1, patch=2)).shape == (16, 16, 1)
+
+
+def test_an_unknown_fit_is_refused():
+  with pytest.raises(ValueError, match="fit='crop' is none of stretch, keep"):
+    ImageConfig(fit='crop')
