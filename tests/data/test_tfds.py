@@ -1,6 +1,7 @@
 """Sets of TensorFlow Datasets, made here: images, sounds and labels become examples; what is missing is one clear line."""
 
 import json
+import pickle
 import sys
 import types
 
@@ -8,8 +9,11 @@ import ml_collections
 import numpy as np
 import pytest
 
+from omni_jax.convert import convert
 from omni_jax.data import sources
+from omni_jax.data.inputs.tfds import TfdsReader
 from omni_jax.data.media import BadRecord, png_bytes
+from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.data.tfds import open_tfds
 from omni_jax.errors import UserError
 from omni_jax.evaluate.jsonl_eval import case_of
@@ -63,6 +67,23 @@ def parts(example):
   user, assistant = example['messages']
   assert (user['role'], assistant['role'], assistant['language']) == ('user', 'assistant', 'en')
   return user['content'][0], assistant['content'][0], assistant['task']
+
+
+def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
+  reader = TfdsReader('pictures/train', root=str(root), language='en')
+  convert(pickle.loads(pickle.dumps(reader)), tmp_path / 'out', shards=2, workers=1, said='it', timeout=60, log=lambda line: None)
+  found = {example['id']: example for example in ArrayRecordExamples(sorted((tmp_path / 'out').glob('*.array_record')), MEDIA)}
+  for example in sources.training_examples(config(root, 'pictures'), MEDIA):
+    (picture, answer, task), (theirs, said, _) = parts(found[example['id']]), parts(example)
+    np.testing.assert_array_equal(picture['pixels'], theirs['pixels'])
+    assert (answer, task) == (said, 'write')
+  convert(TfdsReader('sounds/train', root=str(root), rate=8000, read='audio', write='label'), tmp_path / 'heard', shards=1,
+          workers=1, said='it', timeout=60, log=lambda line: None)
+  waves = [len(e['messages'][0]['content'][0]['wave']) for e in ArrayRecordExamples(
+      sorted((tmp_path / 'heard').glob('*.array_record')), MEDIA)]
+  assert sorted(waves) == [200, 201, 202]
+  with pytest.raises(UserError, match=r'--input=tfds:sounds/train: .*name the prompt by --read, the answer by --write'):
+    TfdsReader('sounds/train', root=str(root))
 
 
 def test_images_with_their_labels(root):
