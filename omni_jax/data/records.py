@@ -48,15 +48,20 @@ def digest_of(data: bytes) -> bytes:
   return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def decode_example(record: bytes, media: MediaConfig) -> Example:
-  """The example of a record, its media as arrays of the run's size."""
+def unpack_example(record: bytes) -> Example:
+  """The example of a record, its structure checked, its media as bytes."""
   if len(record) > MAX_RECORD:
     raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')
   try:
     raw = msgpack.unpackb(record)
   except (ValueError, msgpack.UnpackException) as error:
     raise BadRecord(f'not a msgpack record ({type(error).__name__}: {error})') from error
-  example = check_example(raw, 'data')
+  return check_example(raw, 'data')
+
+
+def decode_example(record: bytes, media: MediaConfig) -> Example:
+  """The example of a record, its media as arrays of the run's size."""
+  example = unpack_example(record)
   try:
     return map_media(example, lambda part: _decoded(part, media))
   except BadRecord as error:
@@ -126,7 +131,20 @@ class ArrayRecordExamples(collections.abc.Sequence):
     sizes = [f'{os.path.basename(path)} {os.path.getsize(path)}' for path in self.paths]
     return hashlib.blake2b('\n'.join(sizes).encode(), digest_size=8).hexdigest()
 
+  @property
+  def path(self) -> str:
+    """What stands for all files in messages."""
+    return self.paths[0] if len(self.paths) == 1 else os.path.dirname(self.paths[0])
+
   def __getitem__(self, index: SupportsIndex) -> Example:
+    example = self.encoded(index)
+    try:
+      return map_media(example, lambda part: _decoded(part, self.media))
+    except BadRecord as error:
+      raise BadRecord(error.reason, example['id']) from error
+
+  def encoded(self, index: SupportsIndex) -> Example:
+    """The example with the bytes of its media, nothing decoded."""
     index = operator.index(index)
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
@@ -135,7 +153,7 @@ class ArrayRecordExamples(collections.abc.Sequence):
     position = index - (self._ends[file - 1] if file else 0)
     name = f'{os.path.basename(self.paths[file])}:{position}'
     try:
-      example = decode_example(self._read(file, position), self.media)
+      example = unpack_example(self._read(file, position))
     except BadRecord as error:
       raise BadRecord(error.reason, error.id or name) from error
     return example | {'id': example['id'] or name}

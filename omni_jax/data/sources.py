@@ -104,7 +104,7 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   """Waves for the codec stage, once each.
 
   The digits' own clips; of JSON lines every sound that the model is to speak (of all that it hears, where it speaks
-  none); of records, whose media have no names, every sound of the first `limit`.
+  none); of records, whose media have no names, every sound of `limit` examples, evenly spread.
   """
   if config.source == 'digits':
     return [clip.wave for clip in load_digits(config).train_clips]
@@ -112,8 +112,8 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   waves, bad = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
   if not waves:
     why = f'{len(bad)} are refused, the first: {bad[0]}' if bad else 'there is none'
-    raise UserError(f'no sound in {config.get("name") or config.root} can be used ({why}): the codec stage needs some, '
-                    'or leave it out of config.stages')
+    raise UserError(f'no sound in {config.get("name") or config.get("root")} can be used ({why}): the codec stage needs '
+                    'some, or leave it out of config.stages')
   return list(waves.values())
 
 
@@ -137,7 +137,7 @@ def _spoken_waves(lines: JsonLines | WithoutVoice) -> tuple[dict[str, np.ndarray
 def _all_waves(examples: Sequence[Example], limit: int) -> tuple[dict[int, np.ndarray], list[BadRecord]]:
   """By content; and what cannot be used."""
   waves, bad = {}, []
-  for i in range(min(limit, len(examples))):
+  for i in range(0, len(examples), -(-len(examples) // limit)):
     try:
       example = examples[i]
     except BadRecord as error:

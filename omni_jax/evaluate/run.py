@@ -14,6 +14,8 @@ from omni_jax.data.digits import load_digits
 from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
+from omni_jax.data.records import ArrayRecordExamples
+from omni_jax.data.sources import array_records
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import open_tfds, TfdsExamples
 from omni_jax.errors import UserError
@@ -28,6 +30,7 @@ from omni_jax.model import OmniConfig
 VERSION = 1
 OTHER_SETTINGS = ('seed', 'targets')  # of config.evaluate, beside the limits
 Log = Callable[[str], None]
+Lines = JsonLines | TfdsExamples | ArrayRecordExamples
 
 
 class Measured(NamedTuple):
@@ -88,6 +91,8 @@ def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> M
   media = OmniConfig.from_config(omni.config.model).media
   if not data and own.source == 'tfds':
     lines = open_tfds(own, media, own.eval_split)
+  elif not data and own.source == 'array_record':
+    lines = array_records(own, media, 'eval_file')
   else:
     lines = JsonLines(data or epath.Path(own.get('root', '')) / own.eval_file, media)
   return on_examples(omni, lines, limits, seed=seed, log=log)
@@ -125,7 +130,7 @@ def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   return Measured(metrics, gallery.of_digits(outcomes, free, material, rate))
 
 
-def on_examples(omni: Any, lines: JsonLines | TfdsExamples, limits: Limits, *, seed: int, log: Log) -> Measured:
+def on_examples(omni: Any, lines: Lines, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Scores by kind of example; judges of what is labelled in JSON lines are fitted to the training file."""
   path, media = lines.path, OmniConfig.from_config(omni.config.model).media
   rate = media.audio.rate
@@ -169,7 +174,7 @@ def _training_file(omni: Any) -> Any | None:
   return path if path.is_file() else None
 
 
-def _some_of_each_group(lines: JsonLines | TfdsExamples, n: int, seed: int) -> list[int]:
+def _some_of_each_group(lines: Lines, n: int, seed: int) -> list[int]:
   """Line numbers: n of each group, drawn without putting back, or all of it."""
   members: dict[str, list[int]] = {}
   for k in range(len(lines)):

@@ -6,6 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+from omni_jax.convert import convert
+from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import wav_bytes
 from omni_jax.data.sources import training_clips, training_examples
@@ -93,3 +95,33 @@ def test_text_files_that_cannot_be_used_are_user_errors(tmp_path, content, lengt
     (tmp_path / 'input.txt').write_bytes(content)
   with pytest.raises(UserError, match=r'input\.txt'):
     TextFile(tmp_path / 'input.txt', length=length, train=True)
+
+
+def test_folders_of_a_conversion_are_training_data(root, tmp_path):
+  convert(JsonLinesReader(str(root / 'train.jsonl')), root / 'train', shards=2, workers=1, said='it', timeout=60,
+          log=lambda line: None)
+  settings = ml_collections.ConfigDict(dict(source='array_record', root=str(root), train_file='train'))
+  found = training_examples(settings, MediaConfig())
+  assert len(found) == 3 and {found[k]['id'] for k in range(3)} == {'train.jsonl:1', 'train.jsonl:2', 'train.jsonl:3'}
+  assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
+  assert len(training_clips(settings, MediaConfig())) == 3
+  settings.train_file = 'nothing'
+  with pytest.raises(UserError, match='nothing: no such file'):
+    training_examples(settings, MediaConfig())
+
+
+def test_a_mixture_of_sources(root):
+  part = dict(config(root))
+  settings = ml_collections.ConfigDict(dict(source='mixture', temperature=1.0, sources=dict(
+      a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0))))
+  found = training_examples(settings, MediaConfig())
+  assert len(found) == 4 and found.names == ('a', 'b') and found.shares() == [0.25, 0.75]
+  assert found[3]['id'].startswith('b/')
+  assert len(training_clips(settings, MediaConfig(), limit=2)) == 2  # of every second example: both sources are heard
+
+
+def test_clips_come_from_all_over_the_records(root):
+  settings = ml_collections.ConfigDict(dict(source='mixture', sources=dict(
+      a=dict(config(root)), b=dict(config(root, extra=0)) | dict(leave_out='ann'))))
+  waves = training_clips(settings, MediaConfig(), limit=4)
+  assert len(waves) == 3

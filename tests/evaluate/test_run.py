@@ -9,7 +9,9 @@ import ml_collections
 import numpy as np
 import pytest
 
+from omni_jax.convert import convert
 from omni_jax.data.espeak import DIGIT_WORDS
+from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.errors import UserError
 from omni_jax.evaluate import cascade, judges
@@ -99,8 +101,12 @@ def write_data(folder):
   return folder / 'data.jsonl'
 
 
-def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path):
-  omni = fake(source='jsonl', root=str(tmp_path), eval_file=write_data(tmp_path).name)
+@pytest.mark.parametrize('source', ['jsonl', 'array_record'])
+def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source):
+  path = write_data(tmp_path)
+  if source == 'array_record':
+    convert(JsonLinesReader(str(path)), tmp_path / 'test', shards=2, workers=1, said='it', timeout=60, log=lambda line: None)
+  omni = fake(source=source, root=str(tmp_path), eval_file={'jsonl': path.name, 'array_record': 'test'}[source])
   replies = {'text': [SimpleNamespace(type='text', text='seven')],
              'any': [SimpleNamespace(type='image', pixels=np.zeros((8, 8, 1))),
                      SimpleNamespace(type='audio', wave=np.sin(np.arange(8000) / 5), rate=8000)]}
