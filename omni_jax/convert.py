@@ -15,6 +15,7 @@ import argparse
 import collections
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
 import glob
 import json
 import multiprocessing
@@ -194,7 +195,7 @@ def _run(function: Callable[[Job, int], Any], job: Job, numbers: Sequence[int], 
       for future in done:
         try:
           yield future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except BrokenProcessPool as error:
           raise UserError('a worker has died (out of memory?): the same command goes on where it stopped') from error
 
 

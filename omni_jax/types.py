@@ -10,6 +10,7 @@ Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
   I layers               3 (time, height, width)
 """
 
+from collections.abc import Sequence
 import dataclasses
 import enum
 from typing import Any, NamedTuple
@@ -47,23 +48,47 @@ class Span:
   wave: np.ndarray | None = None
 
 
-class Layout(NamedTuple):
-  """The positions of one span (n of them), offsets relative to the span's start. NONE = payload absent."""
-  token_n: np.ndarray  # text id, or 0
-  modality_n: np.ndarray
-  offset_n3: np.ndarray  # float32 (time, height, width)
-  label_n: np.ndarray  # id that the text head must say to get here, or 0
-  seen_n: np.ndarray  # patch of the seen image
-  drawn_n: np.ndarray  # clean patch of the drawn image
-  query_n: np.ndarray  # query of the drawn image
-  heard_n: np.ndarray  # mel frame of the heard clip
-  spoken_n: np.ndarray  # coded frame of the spoken clip
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The positions of one span or one example (n of them), maps and offsets relative to its start. NONE = absent.
+
+  Whole numbers lie in one array, FIELDS by positions: this is made, joined and copied for every span of every example.
+
+  Attributes:
+    ids_Fn: int32; token (text id, or 0), modality, label (id that the text head must say to get here, or 0), seen
+      (patch of the seen image), drawn (clean patch of the drawn image), query (of the drawn image), heard (mel frame of
+      the heard clip), spoken (coded frame of the spoken clip).
+    offset_n3: float32 (time, height, width).
+  """
+  ids_Fn: np.ndarray
+  offset_n3: np.ndarray
 
   @classmethod
   def empty(cls, n: int) -> 'Layout':
-    maps = np.full((5, n), NONE, np.int32)  # few allocations: this runs for every span of every example
-    token_n, label_n = np.zeros((2, n), np.int32)
-    return cls(token_n, np.full(n, int(Modality.TEXT), np.int32), np.zeros((n, 3), np.float32), label_n, *maps)
+    """Text without ids."""
+    return cls(np.repeat(_EMPTY_F1, n, axis=1), np.zeros((n, 3), np.float32))
+
+  @classmethod
+  def joined(cls, parts: Sequence['Layout'], offset_n3: np.ndarray) -> 'Layout':
+    return cls(np.concatenate([part.ids_Fn for part in parts], axis=1), offset_n3)
+
+  def constant(self) -> 'Layout':
+    """Itself, no longer to be changed: for layouts that are made once and used often."""
+    self.ids_Fn.flags.writeable = self.offset_n3.flags.writeable = False
+    return self
+
+  token_n = property(lambda self: self.ids_Fn[0])
+  modality_n = property(lambda self: self.ids_Fn[1])
+  label_n = property(lambda self: self.ids_Fn[2])
+  seen_n = property(lambda self: self.ids_Fn[3])
+  drawn_n = property(lambda self: self.ids_Fn[4])
+  query_n = property(lambda self: self.ids_Fn[5])
+  heard_n = property(lambda self: self.ids_Fn[6])
+  spoken_n = property(lambda self: self.ids_Fn[7])
+
+
+FIELDS = ('token', 'modality', 'label', 'seen', 'drawn', 'query', 'heard', 'spoken')  # of `Layout.ids_Fn`
+_EMPTY_F1 = np.array([0, Modality.TEXT, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[:, None]
 
 
 class Batch(NamedTuple):

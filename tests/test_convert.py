@@ -23,9 +23,9 @@ from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord, png_bytes, wav_bytes
 from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.errors import UserError
-from omni_jax.types import ImageConfig, MediaConfig
+from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
-MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1))
+MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1), audio=AudioConfig(seconds=8.0))
 SHARED = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
 
@@ -74,6 +74,10 @@ def files_in(folder) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+class Killed(Exception):
+  """The process ends here."""
+
+
 class Small(JsonLinesReader):
   """Many pieces of a small file."""
   chunk = 2
@@ -114,11 +118,11 @@ def test_an_interrupted_conversion_goes_on(lines, tmp_path):
   class Dies(Small):
     def read(self, items):
       if items.start == 6:
-        raise KeyboardInterrupt
+        raise Killed
       return super().read(items)
 
   converted(Small(str(lines)), tmp_path / 'whole')
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Killed):
     converted(Dies(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
   said = []
@@ -152,9 +156,9 @@ def test_a_killed_conversion_goes_on(lines, tmp_path):
 def test_a_changed_input_is_not_mixed_with_the_old_one(lines, tmp_path):
   class Dies(Small):
     def read(self, items):
-      raise KeyboardInterrupt
+      raise Killed
 
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Killed):
     converted(Dies(str(lines)), tmp_path / 'out')
   with pytest.raises(UserError, match='out.partial was begun with another shards: remove it'):
     converted(Small(str(lines)), tmp_path / 'out', shards=4)

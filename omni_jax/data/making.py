@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
 import multiprocessing
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import MediaConfig
 
 TIMEOUT = 300.0  # seconds for one example
+DIED = ('a data worker has died (out of memory?); the same command goes on from the last checkpoint, '
+        'config.data.workers=0 shows what it died of')
 
 
 class Place(NamedTuple):
@@ -75,14 +78,16 @@ class Workers:
     self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _Worker.start, (making,))
 
   def ask(self, place: Place) -> concurrent.futures.Future:
-    return self._pool.submit(_Worker.make, place)
+    try:
+      return self._pool.submit(_Worker.make, place)
+    except BrokenProcessPool as error:
+      raise UserError(DIED) from error
 
   def get(self, asked: concurrent.futures.Future) -> Laid | BadRecord:
     try:
       return asked.result(self._timeout)
-    except concurrent.futures.process.BrokenProcessPool as error:
-      raise UserError('a data worker has died (out of memory?); the same command goes on from the last '
-                      'checkpoint, config.data.workers=0 shows what it died of') from error
+    except BrokenProcessPool as error:
+      raise UserError(DIED) from error
     except TimeoutError as error:
       self._kill()
       raise UserError(f'a data worker has made nothing for {self._timeout:.0f} s: it hangs; '

@@ -8,15 +8,14 @@ import numpy as np
 
 from omni_jax.data.interleave import HOSTS
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import Batch, Layout, MediaConfig, Modality, NONE, RowBudget, Span
+from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, RowBudget, Span
 
 ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
 
 
 class Laid(NamedTuple):
   """One example laid out: its positions (maps point into its own media) and its media."""
-  layout: Layout
-  position_n3: np.ndarray
+  layout: Layout  # its offsets are positions
   seen: list[np.ndarray]
   drawn: list[np.ndarray]
   heard: list[np.ndarray]
@@ -28,34 +27,42 @@ class Laid(NamedTuple):
 
   @property
   def length(self) -> int:
-    return len(self.position_n3)
+    return len(self.layout.offset_n3)
 
 
 def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = '') -> Laid:
   """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
-  patches, frames = media.image.patches, media.audio.frames
+  sizes = dict(seen=media.image.patches, drawn=media.image.patches, heard=media.audio.frames, spoken=media.audio.frames)
   items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
-  layouts, positions, start = [], [], 0.0
+  layouts, positions, shifts, start, at = [], [], [], 0.0, 0
   for span in spans:
     made = HOSTS[span.modality].layout(span, tokenizer, media)
+    stop = at + len(made.offset_n3)
     if span.modality != Modality.TEXT:
       kind = {Modality.IMAGE: ('seen', 'drawn'), Modality.AUDIO: ('heard', 'spoken')}[span.modality][span.written]
-      size = patches if span.modality == Modality.IMAGE else frames
-      for name in (kind,) + (('query',) if kind == 'drawn' else ()):
-        field = getattr(made, f'{name}_n')
-        field[field != NONE] += size * len(items[kind])
+      if items[kind]:  # a map's second item begins where its first ends
+        shifts += [(field, at, stop, sizes[kind] * len(items[kind]))
+                   for field in (kind,) + (('query',) if kind == 'drawn' else ())]
       items[kind].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
     positions.append(made.offset_n3 + np.float32(start))
-    start = float(positions[-1].max()) + 1
+    start, at = float(positions[-1].max()) + 1, stop
     layouts.append(made)
-  layout = Layout(*(np.concatenate(parts) for parts in zip(*layouts, strict=True)))
+  layout = Layout.joined(layouts, np.concatenate(positions))
+  for field, begin, stop, shift in shifts:
+    _shift(layout.ids_Fn[FIELDS.index(field), begin:stop], shift)
+  patches = media.image.patches
   draw_at = np.full((len(items['drawn']) * patches,), NONE, np.int32)
   queries, = np.nonzero(layout.query_n != NONE)
   draw_at[layout.query_n[queries]] = queries
   frames_at, = np.nonzero(layout.spoken_n != NONE)
   key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
-  return Laid(layout, np.concatenate(positions), **items, draw_at_NP=draw_at.reshape(-1, patches),
+  return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches),
               speak_at_Q=(frames_at - 1).astype(np.int32), speak_frame_Q=layout.spoken_n[frames_at], key=key)
+
+
+def _shift(map_n: np.ndarray, by: int) -> None:
+  """Adds to the entries of a map that are there, in place."""
+  np.add(map_n, by, out=map_n, where=map_n != NONE)
 
 
 class Packer:
@@ -64,11 +71,13 @@ class Packer:
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
     b, image = budget, media.image
-    ids = ('token_BL', 'modality_BL', 'segment_BL', 'target_BL')
+    self._ids_FBL = np.empty((len(FIELDS), b.rows, b.length), np.int32)  # filled at once; the batch's arrays are parts
+    self._ids_FBL[:] = np.array([0, 0, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[:, None, None]
+    fields = {('target' if name == 'label' else name) + '_BL': ids_BL
+              for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)}
     self._batch = batch = Batch(
-        **{name: np.zeros((b.rows, b.length), np.int32) for name in ids},
+        **fields, segment_BL=np.zeros((b.rows, b.length), np.int32),
         position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
-        **{f'{name}_BL': np.full((b.rows, b.length), NONE, np.int32) for name in ITEM_MAPS + ('query',)},
         **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)
            for name, n in (('seen', b.seen), ('drawn', b.drawn))},
         **{f'{name}_BMS': np.zeros((b.rows, n, media.audio.samples), np.float32)
@@ -105,20 +114,21 @@ class Packer:
     start, *used = (int(x) for x in self._used[row])
     stop = start + laid.length
     self._segments[row] += 1
-    batch.token_BL[row, start:stop] = layout.token_n
-    batch.modality_BL[row, start:stop] = layout.modality_n
+    here_Fn = self._ids_FBL[:, row, start:stop]
+    here_Fn[:] = layout.ids_Fn
     batch.segment_BL[row, start:stop] = self._segments[row]
-    batch.position_BL3[row, start:stop] = laid.position_n3
-    batch.target_BL[row, start:stop - 1] = layout.label_n[1:]
-    batch.weight_BL[row, start:stop - 1] = layout.label_n[1:] > 0
+    batch.position_BL3[row, start:stop] = layout.offset_n3
+    batch.target_BL[row, start:stop] = np.append(layout.label_n[1:], 0)  # what is said next
+    batch.weight_BL[row, start:stop] = batch.target_BL[row, start:stop] > 0
     patches, frames = self._media.image.patches, self._media.audio.frames
     sizes = dict(seen=patches, drawn=patches, heard=frames, spoken=frames)
     offsets = {name: used[i] * sizes[name] for i, name in enumerate(ITEM_MAPS)}
     for name in ITEM_MAPS:
-      values = getattr(layout, f'{name}_n')
-      getattr(batch, f'{name}_BL')[row, start:stop] = np.where(values == NONE, NONE, values + offsets[name])
-    # A query is known by its place in the image, whichever image of the row it belongs to.
-    batch.query_BL[row, start:stop] = np.where(layout.query_n == NONE, NONE, layout.query_n % patches)
+      if offsets[name] and getattr(laid, name):
+        _shift(here_Fn[FIELDS.index(name)], offsets[name])
+    if laid.drawn:  # a query is known by its place in the image, whichever image of the row it belongs to
+      query_n = here_Fn[FIELDS.index('query')]
+      np.remainder(query_n, patches, out=query_n, where=query_n != NONE)
     for i, name in enumerate(ITEM_MAPS):
       for j, item in enumerate(getattr(laid, name), start=used[i]):
         if name in ('seen', 'drawn'):

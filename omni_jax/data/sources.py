@@ -112,8 +112,8 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   waves, bad = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
   if not waves:
     why = f'{len(bad)} are refused, the first: {bad[0]}' if bad else 'there is none'
-    raise UserError(f'no sound in {config.get("name") or config.get("root")} can be used ({why}): the codec stage needs '
-                    'some, or leave it out of config.stages')
+    raise UserError(f'no sound in {config.get("name") or config.get("root")} can be used ({why}): the codec stage '
+                    'needs some, or leave it out of config.stages')
   return list(waves.values())
 
 

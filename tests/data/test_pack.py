@@ -11,7 +11,7 @@ from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, ti
 from omni_jax.data.making import prepare
 from omni_jax.data.pack import pack_rows, Packer
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import Layout, NONE, RowBudget
+from omni_jax.types import FIELDS, NONE, RowBudget
 
 MODEL = tiny_model()
 MEDIA, TOKENIZER = MODEL.media, Tokenizer(MODEL.tokenizer)
@@ -50,7 +50,7 @@ def assert_placed(batch, row, start, item):
   here = np.arange(start, start + item.length)
   for name in ('token', 'modality'):
     np.testing.assert_array_equal(getattr(batch, f'{name}_BL')[row, here], getattr(item.layout, f'{name}_n'))
-  np.testing.assert_array_equal(batch.position_BL3[row, here], item.position_n3)
+  np.testing.assert_array_equal(batch.position_BL3[row, here], item.layout.offset_n3)
   np.testing.assert_array_equal(batch.target_BL[row, here], [*item.layout.label_n[1:], 0])
   np.testing.assert_array_equal(batch.weight_BL[row, here], batch.target_BL[row, here] > 0)
   for name, size in (('seen', PATCHES), ('drawn', PATCHES), ('heard', FRAMES), ('spoken', FRAMES)):
@@ -140,12 +140,12 @@ def test_one_example_per_row_keeps_the_order():
 def test_a_span_starts_one_after_the_largest_coordinate():
   item = prepare(chat('', [picture(np.random.default_rng(0)), text('ab')], []), TOKENIZER, MEDIA)
   # <bos> <user> | <boi> <4> <4> 16 patches <eoi> | a b <sot> <eot>
-  np.testing.assert_array_equal(item.position_n3[:5, 0], [0, 1, 2, 3, 4])
-  patches = item.position_n3[5:21]
+  np.testing.assert_array_equal(item.layout.offset_n3[:5, 0], [0, 1, 2, 3, 4])
+  patches = item.layout.offset_n3[5:21]
   assert (patches[:, 0] == 5).all()
   np.testing.assert_array_equal(patches[:, 1], 5 + np.arange(16) // 4)
   np.testing.assert_array_equal(patches[:, 2], 5 + np.arange(16) % 4)
-  np.testing.assert_array_equal(item.position_n3[21:24, 0], [9, 10, 11])
+  np.testing.assert_array_equal(item.layout.offset_n3[21:24, 0], [9, 10, 11])
 
 
 def test_noise_keys_are_of_the_example_and_the_image():
@@ -158,8 +158,7 @@ def test_noise_keys_are_of_the_example_and_the_image():
 
 def test_every_payload_of_the_layout_reaches_the_batch():
   """A new kind of payload must not be forgotten by the packer or by this file."""
-  assert set(Layout._fields) == {'token_n', 'modality_n', 'offset_n3', 'label_n', 'seen_n', 'drawn_n', 'query_n', 'heard_n',
-                                 'spoken_n'}
+  assert FIELDS == ('token', 'modality', 'label', 'seen', 'drawn', 'query', 'heard', 'spoken')
   batch = pack_rows(laid(MODEL), rows(BUDGET, len(examples())), MEDIA)
   for name in ('seen', 'drawn', 'query', 'heard', 'spoken'):
     assert (getattr(batch, f'{name}_BL') != NONE).any()

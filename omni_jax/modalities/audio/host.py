@@ -1,5 +1,7 @@
 """Audio spans on the host: `<boa> frames <eoa>`, one position per 80 ms frame."""
 
+import functools
+
 import numpy as np
 
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -16,15 +18,19 @@ def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
 
 def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
   """Positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
-  n = frames_of(span.wave, media.audio)
+  return _layout(frames_of(span.wave, media.audio), span.written, tokenizer)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(n: int, written: bool, tokenizer: Tokenizer) -> Layout:
   made = Layout.empty(n + 2)
   made.token_n[[0, -1]] = tokenizer.special('boa'), tokenizer.special('eoa')
   made.modality_n[1:-1] = int(Modality.AUDIO)
   made.offset_n3[:] = np.arange(n + 2, dtype=np.float32)[:, None]
-  if span.written:
+  if written:
     made.label_n[:] = tokenizer.special('frame')
     made.label_n[[0, -1]] = made.token_n[[0, -1]]
     made.spoken_n[1:-1] = np.arange(n)
   else:
     made.heard_n[1:-1] = np.arange(n)
-  return made
+  return made.constant()

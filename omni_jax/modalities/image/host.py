@@ -1,5 +1,7 @@
 """Image spans on the host: `<boi> <h> <w> X… <eoi>` when read, `<boi> <h> <w> Q… X… <eoi>` when written."""
 
+import functools
+
 import numpy as np
 
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -29,21 +31,25 @@ def patch_indices(rows: int, columns: int, config: ImageConfig) -> np.ndarray:
 
 def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
   """Positions of one image; a query and the clean patch that it becomes share their place in space."""
-  rows, columns = grid_of(span.pixels, media.image)
+  return _layout(*grid_of(span.pixels, media.image), span.written, tokenizer, media.image)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(rows: int, columns: int, written: bool, tokenizer: Tokenizer, config: ImageConfig) -> Layout:
   n = rows * columns
-  made = Layout.empty(3 + n * (1 + span.written) + 1)
+  made = Layout.empty(3 + n * (1 + written) + 1)
   made.token_n[:3] = [tokenizer.special(name) for name in ('boi', f'size:{rows}', f'size:{columns}')]
   made.token_n[-1] = tokenizer.special('eoi')
   made.modality_n[3:-1] = int(Modality.IMAGE)
   made.offset_n3[:3] = np.arange(3, dtype=np.float32)[:, None]
   made.offset_n3[3:3 + n] = patch_positions(rows, columns, 3)
   made.offset_n3[-1] = 3 + max(rows, columns)
-  indices = patch_indices(rows, columns, media.image)
-  if span.written:
+  indices = patch_indices(rows, columns, config)
+  if written:
     made.label_n[:3] = made.token_n[:3]
     made.query_n[3:3 + n] = indices
     made.drawn_n[3 + n:-1] = indices
     made.offset_n3[3 + n:-1] = made.offset_n3[3:3 + n]
   else:
     made.seen_n[3:-1] = indices
-  return made
+  return made.constant()

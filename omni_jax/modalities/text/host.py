@@ -9,10 +9,9 @@ from omni_jax.types import Layout, MediaConfig, Span
 def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
   """One position per id, each one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
   del tokenizer, media
-  ids = np.asarray(span.tokens, np.int32)
-  made = Layout.empty(len(ids))
-  made.token_n[:] = ids
-  made.offset_n3[:] = np.arange(len(ids), dtype=np.float32)[:, None]
+  made = Layout.empty(len(span.tokens))
+  made.token_n[:] = span.tokens
+  made.offset_n3[:] = np.arange(len(span.tokens), dtype=np.float32)[:, None]
   if span.written:
-    made.label_n[:] = ids
+    made.label_n[:] = made.token_n
   return made
