@@ -10,8 +10,10 @@ import hashlib
 import json
 import operator
 import os
+import stat
 import threading
 from typing import Any, SupportsIndex
+import weakref
 
 from etils import epath
 import numpy as np
@@ -202,13 +204,14 @@ class JsonLines(collections.abc.Sequence):
     self.media = media
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
+    self._file: int | None = None
     self._lines_n3 = index_lines(self.path, parse_line)  # start and length in bytes, line number; mistakes found now
 
   def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key != '_cache'}  # locks do not pickle
+    return {key: value for key, value in self.__dict__.items() if key not in ('_cache', '_file')}  # neither pickles
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state, _cache=MediaCache(state['_cache_bytes']))
+    self.__dict__.update(state, _cache=MediaCache(state['_cache_bytes']), _file=None)
 
   def __len__(self) -> int:
     return len(self._lines_n3)
@@ -236,12 +239,20 @@ class JsonLines(collections.abc.Sequence):
     start, length, number = (int(value) for value in self._lines_n3[index])
     name = f'{self.path.name}:{number}'
     try:
-      with self.path.open('rb') as file:
-        file.seek(start)
-        example = parse_line(file.read(length))
+      example = parse_line(self._read(start, length))
     except (OSError, BadRecord) as error:
       raise BadRecord(f'the file has changed since it was opened ({error})', name) from error
     return example | {'id': example['id'] or name}
+
+  def _read(self, start: int, length: int) -> bytes:
+    if is_remote(self.path):
+      with self.path.open('rb') as file:
+        file.seek(start)
+        return file.read(length)
+    if self._file is None:  # opened once: that costs more than parsing a line
+      self._file = os.open(self.path, os.O_RDONLY)
+      weakref.finalize(self, os.close, self._file)
+    return os.pread(self._file, length, start)  # threads share no position
 
   def read_file(self, path: str) -> bytes:
     """The bytes of a medium by its path in the file."""
@@ -258,11 +269,27 @@ class JsonLines(collections.abc.Sequence):
 
 def read_beside(folder: epath.Path, path: str) -> bytes:
   """The bytes of a medium; a link may not lead out of the folder."""
-  if not is_remote(folder):
+  check_path(path)
+  if is_remote(folder):
+    return read_media(folder / path)
+  file = os.path.join(folder, path)
+  if _has_link(os.fspath(folder), path):
     root = os.path.realpath(folder)
-    if os.path.commonpath([root, os.path.realpath(os.path.join(root, check_path(path)))]) != root:
+    if os.path.commonpath([root, os.path.realpath(file)]) != root:
       raise BadRecord('is a link that leaves the folder of the JSON lines file')
-  return read_media(folder / check_path(path))
+  return read_media(file)
+
+
+def _has_link(folder: str, path: str) -> bool:
+  """Whether a part of the path below the folder is a link."""
+  for part in path.split('/'):
+    folder = os.path.join(folder, part)
+    try:
+      if stat.S_ISLNK(os.lstat(folder).st_mode):
+        return True
+    except OSError:  # it is not there: reading says so
+      return False
+  return False
 
 
 def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
