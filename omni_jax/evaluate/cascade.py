@@ -6,7 +6,7 @@ that text aloud. Text holds neither who spoke nor how, so the cascade's voice is
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import json
 import sys
 from typing import Any
@@ -35,8 +35,12 @@ def compare(omni: Any, *, n: int, seed: int = 0) -> dict[str, dict[str, float | 
   asked = [prompt for prompt in prompts.build(SPEECH, material, n=n, seed=seed) if prompt.group == 'main']
   found = {'direct': omni.generate_batch([prompt.example for prompt in asked], want='audio', seed=seed),
            'cascade': through_text(omni, asked, material.voices, seed=seed)}
+  heard = [prompt.source['wave'] for prompt in asked]
+  coded = omni.codec_decode(omni.codec_encode(heard))
   return {name: _scores(asked, replies, fitted, real) for name, replies in found.items()} | {
-      'judges on real test data': {key: fitted.real[key] for key in ('digit', 'language', 'voice')}}
+      'judges on real test data': {key: fitted.real[key] for key in ('digit', 'language', 'voice')},
+      # What the codec loses no answer can keep.
+      'codec alone': {'pitch correlation': _pitch_correlation(zip(heard, coded, strict=True), rate)}}
 
 
 def through_text(omni: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int) -> list[list[Any]]:
@@ -57,14 +61,19 @@ def _asking(part: dict[str, Any], **controls: str) -> dict[str, Any]:
 def _scores(asked: Sequence[Prompt], replies: Sequence[Sequence[Any]], fitted: judges.Judges,
             real: scoring.Real) -> dict[str, float | None]:
   verdicts = scoring.judge(SPEECH, asked, replies, fitted, real)
-  pitches = [(speech_metrics.pitch(prompt.source['wave'], rate=real.rate),
-              speech_metrics.pitch(scoring.wave_of(part, real.rate), rate=real.rate))
-             for prompt, reply in zip(asked, replies, strict=True) if (part := scoring.part_of(reply, 'audio'))]
-  known = np.log([pair for pair in pitches if None not in pair])
+  pairs = [(prompt.source['wave'], scoring.wave_of(part, real.rate))
+           for prompt, reply in zip(asked, replies, strict=True) if (part := scoring.part_of(reply, 'audio'))]
   return {'digit': share([v.digit == p.digit for v, p in zip(verdicts, asked, strict=True)]),
           'language': share([bool(v.language_right) for v in verdicts]),
           'voice': share([bool(v.voice_right) for v in verdicts]),
-          'pitch correlation': float(np.corrcoef(known.T)[0, 1]) if len(known) > 2 else None}
+          'pitch correlation': _pitch_correlation(pairs, real.rate)}
+
+
+def _pitch_correlation(pairs: Iterable[tuple[np.ndarray, np.ndarray]], rate: int) -> float | None:
+  """Of the log pitch of two waves each, over those pairs that have one."""
+  pitches = [tuple(speech_metrics.pitch(wave, rate=rate) for wave in pair) for pair in pairs]
+  known = np.log([pair for pair in pitches if None not in pair])
+  return float(np.corrcoef(known.T)[0, 1]) if len(known) > 2 else None
 
 
 def main(arguments: Sequence[str]) -> None:
