@@ -142,7 +142,7 @@ def _convert_slowly(path, out):
 
 def test_a_killed_conversion_goes_on(lines, tmp_path):
   converted(Small(str(lines)), tmp_path / 'whole')
-  process = multiprocessing.get_context('fork').Process(target=_convert_slowly, args=(str(lines), tmp_path / 'out'))
+  process = multiprocessing.get_context('spawn').Process(target=_convert_slowly, args=(str(lines), tmp_path / 'out'))
   process.start()
   first = index_of(tmp_path / 'out.partial' / 'spills' / '000001.spill')
   while not first.exists():
