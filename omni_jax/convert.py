@@ -14,11 +14,9 @@ number of workers.
 import argparse
 import collections
 from collections.abc import Callable, Iterator, Sequence
-import concurrent.futures
-from concurrent.futures.process import BrokenProcessPool
+import functools
 import glob
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -33,6 +31,7 @@ from omni_jax.data.inputs.reader import Reader
 from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
+from omni_jax.data.pool import Pool
 from omni_jax.errors import run_command, UserError
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
@@ -163,40 +162,20 @@ def _shard(job: Job, number: int) -> ShardStats:
   return write_shard([job.spill(k) for k in range(len(job.pieces()))], number, job.shard(number))
 
 
-class _Worker:
-  """The job of this process: it is sent once, not with every piece."""
-  job: Job | None = None
-
-  @classmethod
-  def start(cls, job: Job) -> None:
-    cls.job = job
-
-  @classmethod
-  def call(cls, function: Callable[[Job, int], Any], number: int) -> Any:
-    return function(cls.job, number)
-
-
 def _run(function: Callable[[Job, int], Any], job: Job, numbers: Sequence[int], workers: int, timeout: float
          ) -> Iterator[Any]:
-  """Results in the order in which they come; in this process with one worker."""
+  """Results in order; in this process with one worker."""
   if workers == 1 or len(numbers) < 2:
     yield from (function(job, number) for number in numbers)
     return
-  context = multiprocessing.get_context('spawn')  # a fork would copy the threads' locks
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(numbers)), context, _Worker.start, (job,)) as pool:
-    waiting = {pool.submit(_Worker.call, function, number) for number in numbers}
-    while waiting:
-      done, waiting = concurrent.futures.wait(waiting, timeout, concurrent.futures.FIRST_COMPLETED)
-      if not done:
-        for process in list(pool._processes.values()):  # otherwise leaving the pool would wait for them
-          process.kill()
-        raise UserError(f'no worker has finished anything for {timeout:.0f} s: they hang; the same command goes on, '
-                        '--workers=1 shows where')
-      for future in done:
-        try:
-          yield future.result()
-        except BrokenProcessPool as error:
-          raise UserError('a worker has died (out of memory?): the same command goes on where it stopped') from error
+  pool = Pool(functools.partial(function, job), min(workers, len(numbers)), timeout=timeout,
+              died='a worker has died (out of memory?): the same command goes on where it stopped',
+              hangs=f'no worker has finished anything for {timeout:.0f} s: they hang; the same command goes on, '
+                    '--workers=1 shows where')
+  try:
+    yield from map(pool.get, [pool.ask(number) for number in numbers])
+  finally:
+    pool.close()
 
 
 def _manifest(stats: Sequence[ShardStats], said: str) -> dict[str, Any]:

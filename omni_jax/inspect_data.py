@@ -6,7 +6,6 @@ and to hear. Look here first when training goes wrong.
 
 import collections
 import html
-import sys
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -14,17 +13,14 @@ from etils import epath
 from ml_collections import config_flags
 import numpy as np
 
-from omni_jax.data.augment import Augment
-from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
-from omni_jax.data.sources import training_examples
+from omni_jax.config_flags import read_config
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.charts import Line, lines_chart
 from omni_jax.evaluate.media import Media, Shown
 from omni_jax.evaluate.page import page
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import OmniConfig
-from omni_jax.types import Batch, MediaConfig, Modality, NONE, RowBudget
+from omni_jax.train.stages import omni_batches, Run
+from omni_jax.types import Batch, MediaConfig, Modality, NONE
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
@@ -171,13 +167,7 @@ def _places(batch: Batch, row: int) -> str:
 
 
 def main() -> None:
-  try:
-    _FLAGS(sys.argv)
-    config = _FLAGS['config'].value
-    if config is not None:
-      config.to_dict()  # a file that cannot be loaded says so only now
-  except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-    raise UserError(f'{error} (see --config and the overrides --config.name=value)') from error
+  config = read_config(_FLAGS)
   if config is None or not _FLAGS.out:
     raise UserError('give --config=configs/digits.py and --out=page.html')
   batch, tokenizer, media = _batch(config, _FLAGS.batch)
@@ -189,15 +179,12 @@ def main() -> None:
 
 def _batch(config: Any, number: int) -> tuple[Batch, Tokenizer, MediaConfig]:
   """As the omni stage of one process gets it."""
-  omni = OmniConfig.from_config(config.model)
-  tokenizer = Tokenizer(omni.tokenizer)
-  augment = Augment(**config.data.augment) if config.data.get('augment') else None
-  making = Making(training_examples(config.data, omni.media), tokenizer, omni.media, config.seed, augment)
-  loader = Loader(making, RowBudget(**config.data.budget), prefetch=0, lanes=config.data.get('lanes', 0))
+  run = Run(config, '')
+  batches = omni_batches(run)
   try:
-    return [next(loader) for _ in range(number + 1)][-1], tokenizer, omni.media
+    return [next(batches) for _ in range(number + 1)][-1], Tokenizer(run.omni.tokenizer), run.omni.media
   finally:
-    loader.close()
+    batches.close()
 
 
 if __name__ == '__main__':

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FRAMES_PER_SECOND = 12.5  # one unit of the time axis of a position
-FITS = ('stretch', 'keep')
 NONE = -1  # in a map: this position has no such payload
 
 
@@ -28,6 +27,12 @@ class Modality(enum.IntEnum):
   TEXT = 1
   IMAGE = 2
   AUDIO = 3
+
+
+class Fit(enum.StrEnum):
+  """How an image file comes to the size of a run."""
+  STRETCH = 'stretch'  # to all of it
+  KEEP = 'keep'  # its shape: as large as it can be in whole patches, so that wide and high images take fewer positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +141,8 @@ class ImageConfig:
   Attributes:
     height, width, channels: largest image, in pixels.
     patch: side of a patch, in pixels.
-    fit: how a file comes to that size: 'stretch' to all of it, or 'keep' its shape: as large as it can be in whole
-      patches, so that wide and high images take fewer positions.
     mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
+    fit: see Fit.
   """
   height: int = 8
   width: int = 8
@@ -146,11 +150,10 @@ class ImageConfig:
   patch: int = 2
   mean: float = 0.305
   std: float = 0.376
-  fit: str = 'stretch'
+  fit: Fit | str = Fit.STRETCH
 
   def __post_init__(self):
-    if self.fit not in FITS:
-      raise ValueError(f'fit={self.fit!r} is none of {", ".join(FITS)}')
+    object.__setattr__(self, 'fit', Fit(self.fit))
 
   @property
   def grid(self) -> tuple[int, int]:

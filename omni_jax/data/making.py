@@ -1,9 +1,6 @@
 """From an example's number to its positions: what workers do, side by side, in processes that never load jax."""
 
 from collections.abc import Sequence
-import concurrent.futures
-from concurrent.futures.process import BrokenProcessPool
-import multiprocessing
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +9,7 @@ from omni_jax.data.augment import Augment
 from omni_jax.data.interleave import Example, interleave
 from omni_jax.data.media import BadRecord
 from omni_jax.data.pack import Laid, lay_out
-from omni_jax.errors import UserError
+from omni_jax.data.pool import Pool
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import MediaConfig
 
@@ -69,46 +66,10 @@ class Here:
     pass
 
 
-class Workers:
-  """Makes examples in processes of their own; the order of results is the order of asking."""
+class Workers(Pool):
+  """Makes examples in processes of their own."""
 
   def __init__(self, making: Making, count: int):
-    self.ahead, self._timeout = 16 * count, TIMEOUT
-    context = multiprocessing.get_context('spawn')  # a fork would copy the locks of jax's threads
-    self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _Worker.start, (making,))
-
-  def ask(self, place: Place) -> concurrent.futures.Future:
-    try:
-      return self._pool.submit(_Worker.make, place)
-    except BrokenProcessPool as error:
-      raise UserError(DIED) from error
-
-  def get(self, asked: concurrent.futures.Future) -> Laid | BadRecord:
-    try:
-      return asked.result(self._timeout)
-    except BrokenProcessPool as error:
-      raise UserError(DIED) from error
-    except TimeoutError as error:
-      self._kill()
-      raise UserError(f'a data worker has made nothing for {self._timeout:.0f} s: it hangs; '
-                      'config.data.workers=0 shows where') from error
-
-  def close(self) -> None:
-    self._pool.shutdown(wait=False, cancel_futures=True)
-
-  def _kill(self) -> None:
-    for process in list(self._pool._processes.values()):  # a hanging one would be waited for at exit
-      process.kill()
-
-
-class _Worker:
-  """What a worker process knows: it is sent once."""
-  making: Making | None = None
-
-  @classmethod
-  def start(cls, making: Making) -> None:
-    cls.making = making
-
-  @classmethod
-  def make(cls, place: Place) -> Laid | BadRecord:
-    return cls.making(place)
+    super().__init__(making, count, timeout=TIMEOUT, died=DIED, hangs=f'a data worker has made nothing for '
+                     f'{TIMEOUT:.0f} s: it hangs; config.data.workers=0 shows where')
+    self.ahead = 16 * count

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 import soundfile
 import soxr
 
-from omni_jax.types import AudioConfig, ImageConfig
+from omni_jax.types import AudioConfig, Fit, ImageConfig
 
 MAX_BYTES = 64 << 20  # of one encoded file
 MAX_PIXELS = 50_000_000  # of one decoded image
@@ -92,7 +92,7 @@ def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'heigh
 
 def fitted(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
   """Width and height that an image of this size gets in the run."""
-  if config.fit == 'stretch':
+  if config.fit == Fit.STRETCH:
     return config.width, config.height
   scale = min(config.width / width, config.height / height) / config.patch
   return tuple(max(1, round(side * scale)) * config.patch for side in (width, height))

@@ -71,8 +71,8 @@ class Packer:
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
     b, image = budget, media.image
-    self._ids_FBL = np.empty((len(FIELDS), b.rows, b.length), np.int32)  # filled at once; the batch's arrays are parts
-    self._ids_FBL[:] = np.array([0, 0, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[:, None, None]
+    self._ids_FBL = np.full((len(FIELDS), b.rows, b.length), NONE, np.int32)  # at once: the batch's arrays are parts
+    self._ids_FBL[:3] = 0  # token, modality, label
     fields = {('target' if name == 'label' else name) + '_BL': ids_BL
               for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)}
     self._batch = batch = Batch(

@@ -12,10 +12,9 @@ import numpy as np
 from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import DECODE, map_media
 from omni_jax.data.media import BadRecord, wav_bytes
+from omni_jax.data.pairs import only_medium_and_text, pair
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
-
-TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak'}
 
 
 class Field(NamedTuple):
@@ -32,7 +31,7 @@ class TfdsExamples(Sequence):
                language: str = ''):
     self.path = name  # as the files of other sources are called
     self._source, self._read, self._write, self._media = source, read, write, media
-    self._language = {'language': language} if language else {}
+    self._language = language
 
   def __len__(self) -> int:
     return len(self._source)
@@ -64,8 +63,7 @@ class TfdsExamples(Sequence):
     return self._example(f'{self.path}:{operator.index(index)}', {'type': self._read.kind}, {'type': self._write.kind})
 
   def _example(self, id: str, read: dict[str, Any], write: dict[str, Any]) -> Example:
-    answer = {'role': 'assistant', 'task': TASKS[self._write.kind], **self._language, 'content': [write]}
-    return {'id': id, 'messages': [{'role': 'user', 'content': [read]}, answer]}
+    return {'id': id, **pair([read], write, self._language)}
 
 
 def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
@@ -148,12 +146,9 @@ def _field(tfds: Any, name: str, feature: Any, config: Any) -> Field | None:
 
 def _chosen(config: Any, fields: Mapping[str, Field], supervised: Any) -> tuple[Field, Field]:
   """Prompt and answer: what the config names, else what the set says, else its only medium and its only text."""
-  media = [name for name, field in fields.items() if field.kind != 'text']
-  texts = [name for name, field in fields.items() if field.kind == 'text']
+  guess = only_medium_and_text({name: field.kind for name, field in fields.items()})
   if isinstance(supervised, tuple) and len(supervised) == 2 and set(supervised) <= fields.keys():
     guess = supervised
-  else:
-    guess = (media[0], texts[0]) if len(media) == len(texts) == 1 else ('', '')
   names = config.get('read') or guess[0], config.get('write') or guess[1]
   if not set(names) <= fields.keys():
     known = ', '.join(f'{name} ({field.kind})' for name, field in fields.items()) or 'nothing that can be used'

@@ -102,15 +102,10 @@ def draw(params: Any, bias_IE: Array, rows: Rows, grammar: Grammar, sampling: Sa
   modality_BP = jnp.where(valid_BP, int(Modality.IMAGE), 0)
   query_BPD = jnp.broadcast_to(omni.image_embed.query[...].astype(dtype), (*valid_BP.shape, omni.config.decoder.width))
   now_B, later_B = split_rows(rows.key_B)
-  head = omni.heads['image']
-  if omni.sees_noise:
-    def run(x_BPD):
-      return append(omni, rows, x_BPD, modality_BP, position_BP3, bias_IE, mesh, valid_BP.astype(jnp.int32))
-    pixels_Bhwc, rows = head.sample(run, query_BPD, now_B, steps=steps)
-  else:
-    state_BPD, rows = append(omni, rows, query_BPD, modality_BP, position_BP3, bias_IE, mesh)
-    pixels_Bhwc = head.sample(state_BPD, valid_BP, now_B,
-                              guidance_U=jnp.broadcast_to(sampling.guidance, drawing_B.shape), steps=steps)
+  block_BP = valid_BP.astype(jnp.int32) if omni.sees_noise else None
+  pixels_Bhwc, rows = omni.heads['image'].draw(
+      lambda x_BPD: append(omni, rows, x_BPD, modality_BP, position_BP3, bias_IE, mesh, block_BP), query_BPD, valid_BP,
+      now_B, guidance_B=jnp.broadcast_to(sampling.guidance, drawing_B.shape), steps=steps)
   clean_BPD = omni.image_embed.patches(pixels_Bhwc[:, None], dtype) + omni.image_embed.clean[...].astype(dtype)
   end_BD = omni.text_embed.tokens(jnp.full(len(high_B), tokenizer.special('eoi')), dtype)
   end_time_B = rows.time_B + jnp.maximum(high_B, wide_B)

@@ -1,27 +1,20 @@
 """`python -m omni_jax.train --config=configs/digits.py --workdir=DIR [--config.omni.optim.lr=1e-3 …]`"""
 
 import os
-import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from omni_jax.config_flags import read_config
 from omni_jax.errors import run_command, UserError
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same folder goes on where it stopped.')
 
 
 def parse() -> tuple:
   """(config, workdir) of the command line; also of launch/lr_find.py."""
-  try:
-    flags.FLAGS(sys.argv)
-    config = _CONFIG.value
-    if config is not None:
-      config.to_dict()  # a file that cannot be loaded says so only now
-  except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-    said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its text in quotes
-    raise UserError(f'{said} (see --config and the overrides --config.name=value)') from error
+  config = read_config(flags.FLAGS)
   if config is None or not _WORKDIR.value:
     raise UserError('give --config=configs/digits.py and --workdir=DIR')
   return config, _WORKDIR.value

@@ -134,6 +134,14 @@ def restore_codec(run: Run) -> Any:
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}
 
 
+def omni_batches(run: Run) -> Loader:
+  """The batches of the omni stage, from its first."""
+  examples = training_examples(run.config.data, run.omni.media)
+  making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
+  return Loader(making, run.budget, shard=_shard(),
+                **{name: run.config.data[name] for name in DATA_SETTINGS if name in run.config.data})
+
+
 def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:
   """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step.
 
@@ -149,10 +157,7 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
   step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step, ema=part.ema,
                         freeze=part.freeze)
-  examples = training_examples(run.config.data, run.omni.media)
-  making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
-  batches = Loader(making, run.budget, shard=_shard(),
-                   **{name: run.config.data[name] for name in DATA_SETTINGS if name in run.config.data})
+  batches = omni_batches(run)
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
     state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)

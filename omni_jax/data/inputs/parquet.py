@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from omni_jax.data.inputs.reader import Example, Found
 from omni_jax.data.media import BadRecord
+from omni_jax.data.pairs import only_medium_and_text, pair
 from omni_jax.errors import UserError
-
-TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak'}
 
 
 class Column(NamedTuple):
@@ -48,10 +47,7 @@ class ParquetReader:
         yield Found(f'{base}/{group}/{number}', lambda row=row: self._example(row))
 
   def _example(self, row: Mapping[str, Any]) -> Example:
-    controls = {'language': self._language} if self._language else {}
-    answer = {'role': 'assistant', 'task': TASKS[self._write.kind], **controls}
-    return {'messages': [{'role': 'user', 'content': [_part(self._read, row)]},
-                         {**answer, 'content': [_part(self._write, row)]}]}
+    return pair([_part(self._read, row)], _part(self._write, row), self._language)
 
 
 def _library() -> Any:
@@ -82,9 +78,8 @@ def _columns(schema: Any) -> dict[str, Column]:
 
 
 def _chosen(columns: Mapping[str, Column], read: str, write: str, path: str) -> tuple[Column, Column]:
-  media = [name for name, column in columns.items() if column.kind != 'text']
-  texts = [name for name, column in columns.items() if column.kind == 'text']
-  read, write = read or (media[0] if len(media) == 1 else ''), write or (texts[0] if len(texts) == 1 else '')
+  medium, text = only_medium_and_text({name: column.kind for name, column in columns.items()})
+  read, write = read or medium, write or text
   if read not in columns or write not in columns:
     known = ', '.join(f'{column.name} ({column.kind})' for column in columns.values()) or 'nothing that can be used'
     raise UserError(f'{path} has {known}: name the prompt by --read, the answer by --write (now {read!r}, {write!r})')

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from omni_jax.data.media import BadRecord
+from omni_jax.data.pairs import pair
 
 Example = dict[str, Any]
 IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')
@@ -39,6 +40,4 @@ def captioned(media: Sequence[Example], text: str, language: str = '') -> Exampl
   """Media that a user shows and text that the assistant answers; without text a plain example, for pre-training."""
   if not text:
     return {'content': list(media)}
-  controls = {'language': language} if language else {}
-  return {'messages': [{'role': 'user', 'content': list(media)},
-                       {'role': 'assistant', 'task': 'write', **controls, 'content': [{'type': 'text', 'text': text}]}]}
+  return pair(media, {'type': 'text', 'text': text}, language)

@@ -3,8 +3,10 @@
 Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image.
 """
 
+from collections.abc import Callable
 import dataclasses
 import enum
+from typing import Any
 
 from flax import nnx
 import jax
@@ -117,3 +119,18 @@ class DiTHead(nnx.Module):
       return without_c + guidance_U[:, None, None] * (with_c - without_c)
 
     return unpatchify(sample(guided, start_noise(key_U, self.image), steps=steps), self.image)
+
+  def draw(self, run: Callable[[Array], tuple[Array, Any]], query_BPD: Float[Array, 'B P D'],
+           valid_BP: Bool[Array, 'B P'], key_B: Array, *, guidance_B: Array, steps: int
+           ) -> tuple[Float[Array, 'B h w c'], Any]:
+    """Draws images in [0, 1] behind what the decoder has read.
+
+    Args:
+      run: embeddings of the query positions -> (decoder states, what follows); starts from the same cache every time.
+      guidance_B, steps: as in `sample`.
+
+    Returns:
+      The images, and what follows the queries.
+    """
+    state_BPD, after = run(query_BPD)
+    return self.sample(state_BPD, valid_BP, key_B, guidance_U=guidance_B, steps=steps), after

@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.image.embed import patchify, unpatchify
@@ -66,16 +66,11 @@ class PatchHead(nnx.Module):
     state_BNPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(b, n, p, hidden_BLD.shape[-1])
     return flow_loss(self.velocity(state_BNPD)[:, :, None] - noised.velocity_BNKPY, draw_at_BNP >= 0)
 
-  def sample(self, run: Callable[[Array], tuple[Array, Any]], query_BPD: Float[Array, 'B P D'], key_B: Array, *,
-             steps: int) -> tuple[Float[Array, 'B h w c'], Any]:
-    """Draws images in [0, 1].
-
-    Args:
-      run: embeddings of the query positions -> (decoder states, what follows); starts from the same cache every time.
-
-    Returns:
-      The images, and what follows the finished patches.
-    """
+  def draw(self, run: Callable[[Array], tuple[Array, Any]], query_BPD: Float[Array, 'B P D'],
+           valid_BP: Bool[Array, 'B P'], key_B: Array, *, guidance_B: Array, steps: int
+           ) -> tuple[Float[Array, 'B h w c'], Any]:
+    """As `DiTHead.draw`, with a decoder pass a step; there is no null condition and so no guidance."""
+    del valid_BP, guidance_B
     def embedded(x_BPY, t):
       return query_BPD + self.noise_in(x_BPY, jnp.full(len(x_BPY), t), query_BPD.dtype)
 
