@@ -2,20 +2,21 @@
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold caches, idle machine: 12 min 35 s from process start to report.html (bar 20, target
-10) and 2.5 GB at the peak (bar 4), measured once, at commit a320c96. Codec 103 s, omni 586 s at 2.2-2.4 steps/s,
-evaluation 62 s. Seed 0; the last column is an earlier run (8cce86a, 17 min 59 s on a slower day), the figures are good
-to +-3 points:
+Two CPU cores, no accelerator, cold caches: 13 min 50 s from process start to report.html (bar 20, target 10) and 2.4 GB
+at the peak (bar 4), at commit dbc99d1. Evaluation 68 s. Seed 0, figures good to +-3 points. Two earlier runs beside it:
+a320c96 (12 min 35 s: codec 103 s, omni 586 s at 2.2-2.4 steps/s, evaluation 62 s) and 8cce86a (17 min 59 s, on a slower
+day of the machine); augmentation draws other numbers in each.
 
-  image_to_text       96.8 %  (bar 96)  98.0
-  speech_to_text      99.0 %  (bar 95)  96.2
-  text_to_text       100.0 %  (bar 90) 100.0
-  text_to_image       99.0 %  (bar 95)  99.5
-  image_to_image      95.0 %  (bar 90)  95.0
-  speech_to_image     95.5 %  (bar 90)  93.2
-  text_to_speech      99.3 %  (bar 90)  97.5
-  image_to_speech     93.8 %  (bar 90)  93.5
-  speech_to_speech    99.3 %  (bar 90)  98.8
+                      dbc99d1          a320c96  8cce86a
+  image_to_text       97.0 %  (bar 96)   96.8     98.0
+  speech_to_text      99.2 %  (bar 95)   99.0     96.2
+  text_to_text       100.0 %  (bar 90)  100.0    100.0
+  text_to_image       99.0 %  (bar 95)   99.0     99.5
+  image_to_image      92.5 %  (bar 90)   95.0     95.0
+  speech_to_image     95.0 %  (bar 90)   95.5     93.2
+  text_to_speech      97.8 %  (bar 90)   99.3     97.5
+  image_to_speech     91.8 %  (bar 90)   93.8     93.5
+  speech_to_speech    98.8 %  (bar 90)   99.3     98.8
 """
 
 from ml_collections import ConfigDict
