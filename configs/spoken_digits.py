@@ -4,8 +4,8 @@
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
 
 Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60; with small jobs beside it), 6.7 GB
-at the peak, most of it in evaluation. Codec 123 s, omni 5,000 steps at 1.6-2.0 steps/s, evaluation 324 s. Seed 0, code of
-a320c96 with the budget below (the loader has been rewritten since).
+at the peak, most of it in evaluation. Codec 123 s, omni 5,000 steps at 1.6-2.0 steps/s, evaluation 324 s. Seed 0, code
+of a320c96 with the budget below (the loader has been rewritten since).
 On real test media that no training saw (MNIST's test images; FSDD's official test recordings), judges fitted to real
 training media, right on 97.7 % of test images, 99.2 % of test digits, 100 % of speakers:
 

@@ -7,6 +7,7 @@ import jax
 import pytest
 from samples import ROOT
 
+from omni_jax.data.loader import LoaderConfig
 from omni_jax.data.sources import SOURCES
 from omni_jax.errors import UserError
 from omni_jax.evaluate.run import limits_of
@@ -38,6 +39,7 @@ def test_every_part_is_understood(path):
   assert set(config.stages) <= STAGES.keys() and set(config.mesh) <= set(AXES)
   assert config.data.source in SOURCES
   dataclass_of(RowBudget, config.data.budget, 'data.budget')
+  dataclass_of(LoaderConfig, config.loader, 'loader')
   dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
   for stage in ('codec', 'omni'):
     dataclass_of(OptimConfig, config[stage].optim, f'{stage}.optim')

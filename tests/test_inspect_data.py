@@ -64,7 +64,8 @@ def run(monkeypatch, *arguments):
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
-  run(monkeypatch, f'--config={ROOT / "configs" / "tiny.py"}', f'--out={tmp_path / "pages" / "x.html"}', '--rows=1', '--batch=1')
+  run(monkeypatch, f'--config={ROOT / "configs" / "tiny.py"}', f'--out={tmp_path / "pages" / "x.html"}', '--rows=1', '--batch=1',
+      '--config.mesh.data=1')
   assert (tmp_path / 'pages' / 'x.html').read_text().startswith('<!DOCTYPE html>')
   assert 'wrote' in capsys.readouterr().out
   with pytest.raises(UserError, match='give --config'):

@@ -18,14 +18,13 @@ HOST = {'errors', 'types', 'host'}
 DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
     'errors': set(), 'types': set(), 'host': HOST, 'data': HOST, 'convert': HOST | {'data'},
-    'config_flags': {'errors'},
     'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE,
-    'train': DEVICE | {'config_flags', 'model', 'data'},
+    'train': DEVICE | {'model', 'data'},
     'generate': DEVICE | {'model', 'data', 'train'},
     'evaluate': DEVICE | {'model', 'data', 'generate', 'omni_jax'},  # train starts evaluate as a process of its own
     'posttrain': DEVICE | {'model', 'data', 'train', 'generate', 'evaluate'},
     'omni_jax': {'generate'},
-    'inspect_data': DEVICE | {'config_flags', 'data', 'evaluate', 'train'},
+    'inspect_data': DEVICE | {'data', 'evaluate', 'train'},
 }
 AXES = {'data', 'fsdp', 'expert', 'tensor', 'context'}
 PLACING = {'P', 'PartitionSpec', 'NamedSharding', 'Mesh', 'make_mesh', 'axis_index', 'axis_size', 'all_gather', 'all_to_all',

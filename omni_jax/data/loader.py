@@ -27,6 +27,20 @@ WAITING = 16  # examples that may wait for a later batch before the present one 
 BAD_SHARE = 0.01  # more bad records than this stop the run
 
 
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+  """How batches are made; which, only as far as lanes go.
+
+  Attributes:
+    lanes: the rows are cut into; at least as many as there are ever processes; 0 for their number.
+    workers: processes that make examples; 0 for the loader's own thread.
+    strict: refuse to go on with other data than those that a checkpoint's state is of.
+  """
+  lanes: int = 0
+  workers: int = 0
+  strict: bool = True
+
+
 class Order:
   """The endless order of a mixture's examples: its shares, and in every pass over a source a new order of it.
 
@@ -138,26 +152,23 @@ class Loader:
       examples have random access, as `DigitExamples`, `JsonLines`, `ArrayRecordExamples` or a `Mixture` of such.
     budget: of the global batch.
     shard: (index, count) of this process.
-    lanes: the rows are cut into; at least as many as there are ever processes.
-    workers: processes that make examples; 0 for the loader's own thread.
-    strict: refuse to go on with other data than those that the state is of.
 
   Raises:
     UserError: if there is no example, or one that no row can hold.
   """
 
-  def __init__(self, making: Making, budget: RowBudget, *, shard: tuple[int, int] = (0, 1), prefetch: int = 2,
-               lanes: int = 0, workers: int = 0, strict: bool = True):
+  def __init__(self, making: Making, budget: RowBudget, config: LoaderConfig = LoaderConfig(), *,
+               shard: tuple[int, int] = (0, 1), prefetch: int = 2):
     if not len(making.examples):
       raise UserError('the data set is empty; check config.data')
     index, count = shard
-    lanes = lanes or count
+    lanes = config.lanes or count
     if budget.rows % lanes or lanes % count:
-      raise UserError(f'config.data.lanes={lanes}: {budget.rows} rows are cut into as many lanes, and the lanes shared '
-                      f'by {count} processes; nearest: {math.gcd(budget.rows, lanes) // count * count or count}')
+      raise UserError(f'config.loader.lanes={lanes}: {budget.rows} rows are cut into as many lanes, and the lanes '
+                      f'shared by {count} processes; nearest: {math.gcd(budget.rows, lanes) // count * count or count}')
     mixture = Mixture.of(making.examples)
     making = making._replace(examples=mixture)
-    self._maker = Workers(making, workers) if workers else Here(making)
+    self._maker = Workers(making, config.workers) if config.workers else Here(making)
     order, part = Order(mixture, making.seed), dataclasses.replace(budget, rows=budget.rows // lanes)
     own = range(index * lanes // count, (index + 1) * lanes // count)
 
@@ -166,7 +177,7 @@ class Loader:
 
     dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
     self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset)
-    self._strict = strict
+    self._strict = config.strict
     self._made_of = {'examples': {name: [len(source), identity_of(source)] for name, source in
                                   zip(mixture.names, mixture.sources, strict=True)},
                      'shares': [round(share, 6) for share in mixture.shares()], 'uses': mixture.uses(),
@@ -202,11 +213,11 @@ class Loader:
               if saved['of'].get(name) != value]
     if differ and self._strict:
       raise UserError(f'the data are not those of the checkpoint: {"; ".join(differ)}; take a new --workdir, or '
-                      '--config.data.strict=False to go on all the same')
+                      '--config.loader.strict=False to go on all the same')
     missing = self._iterator.get_state().keys() - saved['lanes'].keys()
     if missing:
       raise UserError(f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
-                      'config.data.lanes was another')
+                      'config.loader.lanes was another')
     self._iterator.set_state(saved['lanes'])
 
   @staticmethod

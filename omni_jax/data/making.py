@@ -15,7 +15,7 @@ from omni_jax.types import MediaConfig
 
 TIMEOUT = 300.0  # seconds for one example
 DIED = ('a data worker has died (out of memory?); the same command goes on from the last checkpoint, '
-        'config.data.workers=0 shows what it died of')
+        'config.loader.workers=0 shows what it died of')
 
 
 class Place(NamedTuple):
@@ -71,5 +71,5 @@ class Workers(Pool):
 
   def __init__(self, making: Making, count: int):
     super().__init__(making, count, timeout=TIMEOUT, died=DIED, hangs=f'a data worker has made nothing for '
-                     f'{TIMEOUT:.0f} s: it hangs; config.data.workers=0 shows where')
+                     f'{TIMEOUT:.0f} s: it hangs; config.loader.workers=0 shows where')
     self.ahead = 16 * count

@@ -10,12 +10,13 @@ from etils import epath
 from flax import nnx
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
-from omni_jax.data.loader import Loader
+from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.data.sources import SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
@@ -32,8 +33,6 @@ from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
 from omni_jax.types import RowBudget
-
-DATA_SETTINGS = ('lanes', 'workers', 'strict')  # of config.data, that the loader takes
 
 
 def dataclass_of(kind: type, part: Any, name: str) -> Any:
@@ -55,6 +54,7 @@ class Run:
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
     self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
     self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
+    self.loader = dataclass_of(LoaderConfig, config.get('loader') or ConfigDict(), 'loader')
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
     for rows in (self.budget.rows, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
@@ -138,8 +138,7 @@ def omni_batches(run: Run) -> Loader:
   """The batches of the omni stage, from its first."""
   examples = training_examples(run.config.data, run.omni.media)
   making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
-  return Loader(making, run.budget, shard=_shard(),
-                **{name: run.config.data[name] for name in DATA_SETTINGS if name in run.config.data})
+  return Loader(making, run.budget, run.loader, shard=_shard())
 
 
 def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:

@@ -12,7 +12,7 @@ from samples import BUDGET, chat, examples, picture, text, tiny_model
 
 from omni_jax.data import making
 from omni_jax.data.augment import Augment
-from omni_jax.data.loader import Loader, WAITING
+from omni_jax.data.loader import Loader, LoaderConfig, WAITING
 from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Drawing, Mixture
 from omni_jax.errors import UserError
@@ -39,8 +39,9 @@ class Broken(collections.abc.Sequence):
     return self._items[index]
 
 
-def loader(items, *, seed=0, budget=SCARCE, augment=None, **kwargs):
-  return Loader(making.Making(items, TOKENIZER, MODEL.media, seed, augment), budget, **kwargs)
+def loader(items, *, seed=0, budget=SCARCE, augment=None, shard=(0, 1), prefetch=2, **config):
+  return Loader(making.Making(items, TOKENIZER, MODEL.media, seed, augment), budget, LoaderConfig(**config), shard=shard,
+                prefetch=prefetch)
 
 
 def mixed(n=40):
@@ -196,7 +197,7 @@ def test_the_number_of_processes_changes_nothing():
 
 
 def test_lanes_that_do_not_fit_are_refused():
-  with pytest.raises(UserError, match=r'config.data.lanes=3: 4 rows are cut .* nearest: 1'):
+  with pytest.raises(UserError, match=r'config.loader.lanes=3: 4 rows are cut .* nearest: 1'):
     loader(mixed(), budget=FOUR, lanes=3)
   with pytest.raises(UserError, match='nearest: 2'):
     loader(mixed(), budget=FOUR, lanes=1, shard=(0, 2))
