@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
   c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bias_step=1e-3, ema=0.0, freeze=(),
-                           losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001),
+                           losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001, frame=1.0),
                            optim=dict(kind='muon', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
   c.generate = ConfigDict(dict(temperature=0.5, top_p=0.95, speech_temperature=0.3, guidance=1.5, max_new=32,

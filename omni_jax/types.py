@@ -10,7 +10,6 @@ Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
   I layers               3 (time, height, width)
 """
 
-from collections.abc import Sequence
 import dataclasses
 import enum
 from typing import Any, NamedTuple
@@ -64,18 +63,16 @@ class Layout:
       (patch of the seen image), drawn (clean patch of the drawn image), query (of the drawn image), heard (mel frame of
       the heard clip), spoken (coded frame of the spoken clip).
     offset_n3: float32 (time, height, width).
+    end: the largest of the offsets.
   """
   ids_Fn: np.ndarray
   offset_n3: np.ndarray
+  end: float
 
   @classmethod
-  def empty(cls, n: int) -> 'Layout':
-    """Text without ids."""
-    return cls(np.repeat(_EMPTY_F1, n, axis=1), np.zeros((n, 3), np.float32))
-
-  @classmethod
-  def joined(cls, parts: Sequence['Layout'], offset_n3: np.ndarray) -> 'Layout':
-    return cls(np.concatenate([part.ids_Fn for part in parts], axis=1), offset_n3)
+  def empty(cls, n: int, end: float) -> 'Layout':
+    """Text without ids, its offsets yet to be written."""
+    return cls(np.repeat(_EMPTY_F1, n, axis=1), np.empty((n, 3), np.float32), end)
 
   def constant(self) -> 'Layout':
     """Itself, no longer to be changed: for layouts that are made once and used often."""

@@ -201,6 +201,7 @@ class JsonLines(collections.abc.Sequence):
 
   def __init__(self, path: epath.PathLike, media: MediaConfig, *, cache_bytes: int = CACHE_BYTES):
     self.path = epath.Path(path)
+    self._name, self._folder = self.path.name, os.fspath(self.path.parent)  # epath takes as long as reading a line
     self.media = media
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
@@ -237,7 +238,7 @@ class JsonLines(collections.abc.Sequence):
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
     start, length, number = (int(value) for value in self._lines_n3[index])
-    name = f'{self.path.name}:{number}'
+    name = f'{self._name}:{number}'
     try:
       example = parse_line(self._read(start, length))
     except (OSError, BadRecord) as error:
@@ -245,7 +246,7 @@ class JsonLines(collections.abc.Sequence):
     return example | {'id': example['id'] or name}
 
   def _read(self, start: int, length: int) -> bytes:
-    if is_remote(self.path):
+    if self._file is None and is_remote(self.path):
       with self.path.open('rb') as file:
         file.seek(start)
         return file.read(length)
@@ -256,7 +257,7 @@ class JsonLines(collections.abc.Sequence):
 
   def read_file(self, path: str) -> bytes:
     """The bytes of a medium by its path in the file."""
-    return read_beside(self.path.parent, path)
+    return read_beside(self._folder, path)
 
   def decode(self, part: Part) -> Part:
     """A medium as an array of the run's size, from its path; kept for the next time."""
@@ -267,13 +268,13 @@ class JsonLines(collections.abc.Sequence):
       raise BadRecord(f'{path}: {error.reason}') from error
 
 
-def read_beside(folder: epath.Path, path: str) -> bytes:
+def read_beside(folder: str, path: str) -> bytes:
   """The bytes of a medium; a link may not lead out of the folder."""
   check_path(path)
   if is_remote(folder):
-    return read_media(folder / path)
+    return read_media(epath.Path(folder) / path)
   file = os.path.join(folder, path)
-  if _has_link(os.fspath(folder), path):
+  if _has_link(folder, path):
     root = os.path.realpath(folder)
     if os.path.commonpath([root, os.path.realpath(file)]) != root:
       raise BadRecord('is a link that leaves the folder of the JSON lines file')
@@ -308,7 +309,7 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
       answer = [_check_message(last | {'content': ' '}, 'the last message', 'path') | {'content': []}]
       raw = raw | {'messages': messages[:-1]}
     example = map_media(check_example(raw, 'path'),
-                        lambda part: DECODE[part['type']](read_beside(file.parent, part['path']), media))
+                        lambda part: DECODE[part['type']](read_beside(os.fspath(file.parent), part['path']), media))
   except (OSError, BadRecord) as error:
     raise UserError(f'prompt {file}: {error}') from error
   return example | {'messages': example['messages'] + answer} if answer else example

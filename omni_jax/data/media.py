@@ -20,6 +20,7 @@ from omni_jax.types import AudioConfig, Fit, ImageConfig
 
 MAX_BYTES = 64 << 20  # of one encoded file
 MAX_PIXELS = 50_000_000  # of one decoded image
+NONBLOCK = getattr(os, 'O_NONBLOCK', 0)  # a pipe would wait for ever for somebody who writes
 MAX_CHANNELS = 16  # of one decoded sound
 SAMPLE_RATES = (1_000, 384_000)  # lowest and highest that is resampled: a false rate would ask for huge memory
 # Named rather than "all that Pillow knows": EPS, for one, starts an interpreter on the file.
@@ -48,22 +49,26 @@ def read_media(path: epath.PathLike) -> bytes:
   """The bytes of a media file, if it is a regular file of a sensible size."""
   try:
     if is_remote(path):
-      size = epath.Path(path).stat().length
-    else:  # without epath, which costs as much as a small picture
-      status = os.stat(path)
-      size = status.st_size
-      if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block for ever
-        raise BadRecord('is not a regular file')
-    if size > MAX_BYTES:
-      raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
-    if is_remote(path):
+      _check_bytes(epath.Path(path).stat().length)
       return epath.Path(path).read_bytes()
-    with open(path, 'rb', buffering=0) as file:
-      return file.readall()
+    file = os.open(path, os.O_RDONLY | NONBLOCK)  # without epath, which costs as much as a small picture
+    try:
+      status = os.fstat(file)
+      if not stat.S_ISREG(status.st_mode):
+        raise BadRecord('is not a regular file')
+      _check_bytes(status.st_size)
+      return os.read(file, status.st_size)
+    finally:
+      os.close(file)
   except FileNotFoundError as error:
     raise BadRecord('no such file') from error
   except OSError as error:
     raise BadRecord(f'cannot be read ({error})') from error
+
+
+def _check_bytes(size: int) -> None:
+  if size > MAX_BYTES:
+    raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
 
 
 def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'height width channels']:
@@ -79,7 +84,8 @@ def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'heigh
         raise BadRecord(f'image of {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed')
       side = 4 * max(config.height, config.width)
       image.draft(None, (side, side))  # lets JPEG decode a large photograph at a fraction of its size
-      return _pixels(ImageOps.exif_transpose(image), config)
+      ImageOps.exif_transpose(image, in_place=True)
+      return _pixels(image, config)
   except BadRecord:
     raise
   except Image.DecompressionBombError as error:  # Pillow's own limit, met before ours
@@ -109,8 +115,10 @@ def _pixels(image: Image.Image, config: ImageConfig) -> Float32[np.ndarray, 'hei
     gray_hw = np.asarray(Image.fromarray(gray_hw).resize(size, Image.Resampling.BICUBIC))
     pixels_hwc = np.repeat(gray_hw[..., None], config.channels, axis=-1)
   else:
-    image = _over_white(image).convert({1: 'L', 3: 'RGB'}[config.channels])
-    pixels_hwc = np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
+    image, mode = _over_white(image), {1: 'L', 3: 'RGB'}[config.channels]
+    image = image if image.mode == mode else image.convert(mode)
+    image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    pixels_hwc = np.asarray(image).astype(np.float32) / 255
   return np.clip(pixels_hwc, 0, 1).reshape(size[1], size[0], config.channels)  # bicubic overshoots
 
 
@@ -198,8 +206,7 @@ def _check_ogg_is_whole(data: bytes) -> None:
 def _check_size(data: bytes) -> None:
   if not data:
     raise BadRecord('file is empty')
-  if len(data) > MAX_BYTES:
-    raise BadRecord(f'has {len(data):,} bytes, more than the {MAX_BYTES:,} allowed')
+  _check_bytes(len(data))
 
 
 def _one_line(error: Exception) -> str:

@@ -114,16 +114,16 @@ class Mixture(Sequence):
     return self._ends[-1]
 
   def __getitem__(self, index: SupportsIndex) -> Example:
-    k, at = self._find(index)
+    k, at = self.find(index)
     example = self.sources[k][at]
     return example | {'id': f'{self.names[k]}/{example.get("id", "")}'} if self.names[k] else example
 
   def encoded(self, index: SupportsIndex) -> Example:
     """As the source's own `encoded`: nothing is decoded."""
-    k, at = self._find(index)
+    k, at = self.find(index)
     return self.sources[k].encoded(at)
 
-  def _find(self, index: SupportsIndex) -> tuple[int, int]:
+  def find(self, index: SupportsIndex) -> tuple[int, int]:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')

@@ -10,6 +10,7 @@ from omni_jax.data.interleave import HOSTS
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, RowBudget, Span
 
+NOWHERE = np.zeros(0, np.int64)
 ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
 
 
@@ -45,16 +46,17 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
                    for field in (kind,) + (('query',) if kind == 'drawn' else ())]
       items[kind].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
     positions.append(made.offset_n3 + np.float32(start))
-    start, at = float(positions[-1].max()) + 1, stop
+    start, at = start + made.end + 1, stop
     layouts.append(made)
-  layout = Layout.joined(layouts, np.concatenate(positions))
+  layout = Layout(np.concatenate([made.ids_Fn for made in layouts], axis=1), np.concatenate(positions), start - 1)
   for field, begin, stop, shift in shifts:
     _shift(layout.ids_Fn[FIELDS.index(field), begin:stop], shift)
   patches = media.image.patches
   draw_at = np.full((len(items['drawn']) * patches,), NONE, np.int32)
-  queries, = np.nonzero(layout.query_n != NONE)
-  draw_at[layout.query_n[queries]] = queries
-  frames_at, = np.nonzero(layout.spoken_n != NONE)
+  if items['drawn']:
+    queries, = np.nonzero(layout.query_n != NONE)
+    draw_at[layout.query_n[queries]] = queries
+  frames_at, = np.nonzero(layout.spoken_n != NONE) if items['spoken'] else (NOWHERE,)
   key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
   return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches),
               speak_at_Q=(frames_at - 1).astype(np.int32), speak_frame_Q=layout.spoken_n[frames_at], key=key)
@@ -97,13 +99,12 @@ class Packer:
       ValueError: if it would not fit even an empty row.
     """
     needs = np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
-    if (needs > self._room).any():
-      raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
-                       f'a row has {self._room.tolist()}')
-    fits, = np.nonzero((self._used + needs <= self._room).all(axis=1))
-    if row is None and len(fits):
-      row = int(fits[0])
-    if row is None or row not in fits:
+    fits_B = (self._used + needs <= self._room).all(axis=1)
+    row = int(fits_B.argmax()) if row is None else row
+    if not fits_B[row]:
+      if (needs > self._room).any():
+        raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
+                         f'a row has {self._room.tolist()}')
       return False
     self._write(laid, row)
     self._used[row] += needs
@@ -118,7 +119,8 @@ class Packer:
     here_Fn[:] = layout.ids_Fn
     batch.segment_BL[row, start:stop] = self._segments[row]
     batch.position_BL3[row, start:stop] = layout.offset_n3
-    batch.target_BL[row, start:stop] = np.append(layout.label_n[1:], 0)  # what is said next
+    batch.target_BL[row, start:stop - 1] = layout.label_n[1:]  # what is said next
+    batch.target_BL[row, stop - 1] = 0
     batch.weight_BL[row, start:stop] = batch.target_BL[row, start:stop] > 0
     patches, frames = self._media.image.patches, self._media.audio.frames
     sizes = dict(seen=patches, drawn=patches, heard=frames, spoken=frames)
@@ -135,12 +137,14 @@ class Packer:
           getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
         else:
           getattr(batch, f'{name}_BMS')[row, j, :len(item)] = item
-    first, n = used[ITEM_MAPS.index('drawn')], len(laid.drawn)
-    batch.draw_at_BNP[row, first:first + n] = np.where(laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start)
-    batch.draw_key_BN[row, first:first + n] = (laid.key + np.arange(n)).astype(np.uint32)
-    first, n = used[-1], len(laid.speak_at_Q)
-    batch.speak_at_BQ[row, first:first + n] = laid.speak_at_Q + start
-    batch.speak_frame_BQ[row, first:first + n] = laid.speak_frame_Q + offsets['spoken']
+    if n := len(laid.drawn):
+      first = used[ITEM_MAPS.index('drawn')]
+      batch.draw_at_BNP[row, first:first + n] = np.where(laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start)
+      batch.draw_key_BN[row, first:first + n] = (laid.key + np.arange(n)).astype(np.uint32)
+    if n := len(laid.speak_at_Q):
+      first = used[-1]
+      batch.speak_at_BQ[row, first:first + n] = laid.speak_at_Q + start
+      batch.speak_frame_BQ[row, first:first + n] = laid.speak_frame_Q + offsets['spoken']
 
   def batch(self) -> Batch:
     return self._batch

@@ -4,19 +4,33 @@ from collections.abc import Mapping
 import dataclasses
 
 from jax import Array
+import jax.numpy as jnp
 
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.nn.moe_router import RouterStats
+from omni_jax.types import Batch, Modality
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weight of each loss in the sum; every head's loss is normalised by its own weight over all devices first."""
+  """Weight of each loss in the sum; every head's loss is normalised by its own weight over all devices first.
+
+  Attributes:
+    text, image, audio: of the heads.
+    balance, z: of the routers.
+    frame: of `<frame>` and `<eoa>` within the text head's loss, where a word weighs 1: a long sound has many frames.
+  """
   text: float = 1.0
   image: float = 1.0
   audio: float = 1.0
   balance: float = 0.01
   z: float = 0.001
+  frame: float = 1.0
+
+
+def text_weights(batch: Batch, config: LossConfig) -> Array:
+  """The weights of the text head's targets, by the modality of the position that says them; (B, L)."""
+  return batch.weight_BL * jnp.where(batch.modality_BL == Modality.AUDIO, config.frame, 1.0)
 
 
 def total_loss(heads: Mapping[str, HeadLoss], stats: RouterStats, config: LossConfig) -> Array:

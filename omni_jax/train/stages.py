@@ -134,11 +134,15 @@ def restore_codec(run: Run) -> Any:
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}
 
 
+def making_of(run: Run) -> Making:
+  """What the batches of the omni stage are made of."""
+  return Making(training_examples(run.config.data, run.omni.media), Tokenizer(run.omni.tokenizer), run.omni.media,
+                run.config.seed, run.augment)
+
+
 def omni_batches(run: Run) -> Loader:
   """The batches of the omni stage, from its first."""
-  examples = training_examples(run.config.data, run.omni.media)
-  making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
-  return Loader(making, run.budget, run.loader, shard=_shard())
+  return Loader(making_of(run), run.budget, run.loader, shard=_shard())
 
 
 def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:

@@ -14,7 +14,7 @@ from omni_jax.modalities.audio.codec_loss import codec_forward
 from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
 from omni_jax.model import encode_media, merge, OmniModel
 from omni_jax.nn.moe_router import mutual_information, updated_bias
-from omni_jax.train.losses import LossConfig, total_loss
+from omni_jax.train.losses import LossConfig, text_weights, total_loss
 from omni_jax.train.optim import frozen
 from omni_jax.train.state import codebooks_of, TrainState
 from omni_jax.types import Batch
@@ -69,6 +69,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
   """
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    batch = batch._replace(weight_BL=text_weights(batch, losses))
 
     def objective(params):
       params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen(params, freeze))

@@ -222,7 +222,7 @@ def test_workers_change_nothing(prefetch):
 
 class Hangs(list):
   def __getitem__(self, index):
-    time.sleep(30)
+    time.sleep(300)
 
 
 class Dies(list):
@@ -238,7 +238,7 @@ def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
   try:
     with pytest.raises(UserError, match=said):
       next(batches)
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 100  # a process takes its time to start where others run
   finally:
     batches.close()
 

@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.nn.moe_router import RouterStats
-from omni_jax.train.losses import LossConfig, total_loss
+from omni_jax.train.losses import LossConfig, text_weights, total_loss
 from omni_jax.train.state import codec_values
 from omni_jax.types import Modality
 
@@ -84,6 +84,15 @@ def test_losses_are_means_over_all_their_positions_before_they_are_weighed():
            'audio': HeadLoss(jnp.float32(0), jnp.float32(0))}
   config = LossConfig(text=1.0, image=2.0, audio=7.0, balance=0.1, z=0.01)
   assert float(total_loss(heads, stats, config)) == pytest.approx(2 + 10 + 0 + 0.2 + 0.2)
+
+
+def test_frames_of_long_sounds_can_weigh_less_than_words(batch):
+  within = np.asarray(batch.modality_BL) == Modality.AUDIO  # say <frame> or <eoa> next
+  assert batch.weight_BL[within].sum() > 0 and batch.weight_BL[~within].sum() > 0
+  np.testing.assert_array_equal(text_weights(batch, LossConfig()), batch.weight_BL)
+  lighter = np.asarray(text_weights(batch, LossConfig(frame=0.25)))
+  np.testing.assert_array_equal(lighter[within], 0.25 * batch.weight_BL[within])
+  np.testing.assert_array_equal(lighter[~within], batch.weight_BL[~within])
 
 
 def test_codec_values_are_what_the_omni_state_holds(kit):

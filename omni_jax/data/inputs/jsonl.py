@@ -37,7 +37,7 @@ class JsonLinesReader:
   def _with_media(self, example: Example) -> Example:
     def medium(part: Example) -> Example:
       try:
-        return {'type': part['type'], 'data': read_beside(self._path.parent, part['path'])}
+        return {'type': part['type'], 'data': read_beside(os.fspath(self._path.parent), part['path'])}
       except BadRecord as error:
         raise BadRecord(f'{part["path"]}: {error.reason}') from error
     return map_media(example, medium)

@@ -23,7 +23,7 @@ def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
 
 @functools.lru_cache(maxsize=1024)
 def _layout(n: int, written: bool, tokenizer: Tokenizer) -> Layout:
-  made = Layout.empty(n + 2)
+  made = Layout.empty(n + 2, n + 1)
   made.token_n[[0, -1]] = tokenizer.special('boa'), tokenizer.special('eoa')
   made.modality_n[1:-1] = int(Modality.AUDIO)
   made.offset_n3[:] = np.arange(n + 2, dtype=np.float32)[:, None]

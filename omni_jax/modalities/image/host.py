@@ -37,13 +37,13 @@ def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
 @functools.lru_cache(maxsize=1024)
 def _layout(rows: int, columns: int, written: bool, tokenizer: Tokenizer, config: ImageConfig) -> Layout:
   n = rows * columns
-  made = Layout.empty(3 + n * (1 + written) + 1)
+  made = Layout.empty(3 + n * (1 + written) + 1, 3 + max(rows, columns))
   made.token_n[:3] = [tokenizer.special(name) for name in ('boi', f'size:{rows}', f'size:{columns}')]
   made.token_n[-1] = tokenizer.special('eoi')
   made.modality_n[3:-1] = int(Modality.IMAGE)
   made.offset_n3[:3] = np.arange(3, dtype=np.float32)[:, None]
   made.offset_n3[3:3 + n] = patch_positions(rows, columns, 3)
-  made.offset_n3[-1] = 3 + max(rows, columns)
+  made.offset_n3[-1] = made.end
   indices = patch_indices(rows, columns, config)
   if written:
     made.label_n[:3] = made.token_n[:3]

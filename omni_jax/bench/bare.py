@@ -1,0 +1,65 @@
+"""The bare cost of decoding: what anybody pays who reads these files, with no check and nothing around it."""
+
+from collections.abc import Iterable, Sequence
+import io
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+import soundfile
+import soxr
+
+from omni_jax.data.mixture import Mixture
+from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+
+
+class Medium(NamedTuple):
+  """An encoded image or sound: its bytes, or the file that holds them."""
+  kind: str  # 'image' or 'audio'
+  place: bytes | str
+
+
+def stored(examples: Sequence[Any], index: int) -> list[Medium]:
+  """The encoded media of one example; none where the source makes its examples itself."""
+  if isinstance(examples, Mixture):
+    source, at = examples.find(index)
+    return stored(examples.sources[source], at)
+  if not hasattr(examples, 'encoded'):
+    return []
+  example = examples.encoded(index)
+  parts = [part for message in example.get('messages', [example]) for part in message['content']]
+  folder = os.path.dirname(os.fspath(examples.path))
+  return [Medium(part['type'], part['data'] if 'data' in part else os.path.join(folder, part['path']))
+          for part in parts if part['type'] != 'text']
+
+
+def decode(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:
+  """One after another: images as float32 (height, width, channels), sounds as float32 (samples,)."""
+  sizes = {'image': config.image, 'audio': config.audio}
+  return [DECODERS[medium.kind](_bytes(medium), sizes[medium.kind]) for medium in media]
+
+
+def _bytes(medium: Medium) -> bytes:
+  if isinstance(medium.place, bytes):
+    return medium.place
+  with open(medium.place, 'rb') as file:
+    return file.read()
+
+
+def _image(data: bytes, config: ImageConfig) -> np.ndarray:
+  with Image.open(io.BytesIO(data)) as image:
+    image = image.convert({1: 'L', 3: 'RGB'}[config.channels])
+    if image.size != (config.width, config.height):
+      image = image.resize((config.width, config.height), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32).reshape(config.height, config.width, config.channels) / 255
+
+
+def _audio(data: bytes, config: AudioConfig) -> np.ndarray:
+  wave_s, rate = soundfile.read(io.BytesIO(data), dtype='float32')
+  if wave_s.ndim > 1:
+    wave_s = wave_s.mean(axis=1)
+  return wave_s if rate == config.rate else soxr.resample(wave_s, rate, config.rate)
+
+
+DECODERS = {'image': _image, 'audio': _audio}
