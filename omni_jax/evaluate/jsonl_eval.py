@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.evaluate import image_metrics, speech_metrics, text_metrics
+from omni_jax.evaluate import image_metrics, slot_metrics, speech_metrics, text_metrics
 from omni_jax.evaluate.labelled import Classes
 from omni_jax.evaluate.scores import accuracy, share
 from omni_jax.evaluate.scoring import wave_of
 
 MOST_LOSSES = 512  # examples of a group whose loss is computed: it is a mean, and takes as long as the answers
+FORMS = {'slots': slot_metrics.slot_scores}  # what `meta.form` says of the texts -> scores of their own
 NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
 
@@ -137,8 +138,15 @@ def _text_scores(answered: Sequence[Answered]) -> dict:
   expected = [' '.join(part['text'] for part in item.case.answer if part['type'] == 'text') for item in answered]
   written = [' '.join(part.text for part in item.reply if part.type == 'text') for item in answered]
   right = accuracy(text_metrics.exact_match(expected, written))
+  forms = {(item.case.example.get('meta') or {}).get('form') for item in answered}
+  own = FORMS.get(forms.pop(), _no_scores) if len(forms) == 1 else _no_scores
   return {'exact_match': right['accuracy'], 'exact_match_interval': right['interval'],
-          'cer': text_metrics.cer(expected, written), 'wer': text_metrics.wer(expected, written)}
+          'cer': text_metrics.cer(expected, written), 'wer': text_metrics.wer(expected, written),
+          **own(expected, written)}
+
+
+def _no_scores(expected: Sequence[str], written: Sequence[str]) -> dict:
+  return {}
 
 
 def _pairs(answered: Sequence[Answered], kind: str) -> tuple[list[tuple[Any, Any]], int]:
