@@ -21,7 +21,7 @@ class Case(NamedTuple):
   example: Mapping[str, Any]
   prompt: dict[str, Any] | None  # the example without its last answer; None where nothing is asked
   answer: list[Mapping[str, Any]]  # the parts of that answer
-  group: str  # 'image+text_to_speech', or what the example's meta says; 'plain' for examples without messages
+  group: str  # what the example's meta says, or 'image+text_to_speech', 'plain' for examples without messages
 
 
 class Answered(NamedTuple):
@@ -31,16 +31,15 @@ class Answered(NamedTuple):
 
 def case_of(example: Mapping[str, Any]) -> Case:
   """The last assistant message is the answer; all before it is the prompt."""
-  messages = example.get('messages')
+  messages, group = example.get('messages'), (example.get('meta') or {}).get('group')
   if not messages:
-    return Case(example, None, [], 'plain')
+    return Case(example, None, [], str(group or 'plain'))
   last = max((k for k, message in enumerate(messages) if message['role'] == 'assistant'), default=None)
   if last is None or not messages[last]['content']:
     return Case(example, None, [], 'unanswered')
   answer = list(messages[last]['content'])
   prompt = {**example, 'messages': [*messages[:last], {**messages[last], 'content': []}]}
   shown = [part for message in messages[:last] for part in message['content']]
-  group = (example.get('meta') or {}).get('group')
   return Case(example, prompt, answer, str(group or f'{_kinds(shown)}_to_{_kinds(answer)}'))
 
 
