@@ -10,7 +10,7 @@ from omni_jax.data.digits import DigitExamples, load_digits
 from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
-from omni_jax.data.mixture import mixture_of
+from omni_jax.data.mixture import Mixture, mixture_of
 from omni_jax.data.ready.ready_set import ReadySet
 from omni_jax.data.ready.sets import open_ready, READY
 from omni_jax.data.records import ArrayRecordExamples
@@ -113,7 +113,8 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   """Waves for the codec stage, once each.
 
   The digits' own clips; of JSON lines and ready sets every sound that the model is to speak (of all that it hears,
-  where it speaks none); of records, whose media have no names, every sound of `limit` examples, evenly spread.
+  where it speaks none); of records, whose media have no names, every sound of `limit` examples, evenly spread; of a
+  mixture as many of each source.
   """
   if config.source == 'digits':
     return [clip.wave for clip in load_digits(config).train_clips]
@@ -146,12 +147,17 @@ def _spoken_waves(lines: JsonLines | ReadySet | WithoutVoice) -> tuple[dict[str,
 def _all_waves(examples: Sequence[Example], limit: int) -> tuple[dict[int, np.ndarray], list[BadRecord]]:
   """By content; and what cannot be used."""
   waves, bad = {}, []
-  for i in range(0, len(examples), -(-len(examples) // limit)):
-    try:
-      example = examples[i]
-    except BadRecord as error:
-      bad.append(error)
-      continue
-    for message in example.get('messages', [example]):
-      waves |= {hash(part['wave'].tobytes()): part['wave'] for part in message['content'] if part['type'] == 'audio'}
+  for source in Mixture.of(examples).sources:
+    for i in range(0, len(source), -(-len(source) // limit)):
+      try:
+        sounds = _sounds(source[i]) if not hasattr(source, 'encoded') or _sounds(source.encoded(i)) else []
+      except BadRecord as error:
+        bad.append(error)
+        continue
+      waves |= {hash(part['wave'].tobytes()): part['wave'] for part in sounds}
   return waves, bad
+
+
+def _sounds(example: Example) -> list[dict[str, Any]]:
+  return [part for message in example.get('messages', [example]) for part in message['content']
+          if part['type'] == 'audio']
