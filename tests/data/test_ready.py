@@ -34,7 +34,7 @@ FILES = {'fsdd': 'fsdd/recordings.zip', 'mnist': 'mnist/mnist.npz', 'emoji': 'em
          'barista': 'barista_speech/audio.zip', 'text20': 'text20/train/en.txt'}  # what is damaged below
 DIRECTIONS = [(name, write) for name, kind in READY.items() for write in kind.WRITES]
 every_set = pytest.mark.parametrize('name', READY)
-every_direction = pytest.mark.parametrize('name, write', DIRECTIONS, ids='-'.join)
+every_direction = pytest.mark.parametrize('name, write', DIRECTIONS)
 
 
 def tone(level: float, samples: int = 400) -> bytes:
