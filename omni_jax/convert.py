@@ -6,6 +6,7 @@
   --input='part-*.parquet'       columns --read and --write
   --input=tfds:mnist/train       a set of TensorFlow Datasets; --root is its folder
   --input=seqio:my_task/train    a SeqIO task; --module is imported first
+  --input=emoji:train            a ready set (docs/ready_sources.md); --root is the folder that holds its folder
 
 The output appears when it is whole; the same command goes on where a killed one stopped. It does not depend on the
 number of workers.
@@ -28,10 +29,12 @@ from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.inputs.parquet import ParquetReader
 from omni_jax.data.inputs.reader import Reader
+from omni_jax.data.inputs.ready import ReadyReader
 from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
 from omni_jax.data.pool import Pool
+from omni_jax.data.ready.sets import READY
 from omni_jax.errors import run_command, UserError
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
@@ -68,6 +71,9 @@ def reader_of(flags: Any) -> Reader:
   scheme, colon, rest = flags.input.partition(':')
   if colon and scheme in ('tfds', 'seqio'):
     return READERS[scheme]([rest], flags)
+  if colon and scheme in READY:
+    return ReadyReader(scheme, rest or 'train', root=flags.root, read=flags.read, write=flags.write,
+                       language=flags.language)
   paths = sorted(glob.glob(flags.input)) if glob.has_magic(flags.input) else [flags.input]
   if not paths or not all(map(os.path.exists, paths)):
     raise UserError(f'--input={flags.input}: no such file or folder')
@@ -197,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--workers', type=int, default=os.cpu_count())
   parser.add_argument('--timeout', type=float, default=600, help='seconds after which hanging workers are given up')
   for name, text in dict(read='column that the user shows', write='column that the assistant answers with',
-                         language='of the answers', root='folder of a TFDS set',
+                         language='of the answers', root='folder of a TFDS set or of the ready sets',
                          module='imported first, for SeqIO').items():
     parser.add_argument(f'--{name}', default='', help=text)
   parser.add_argument('--rate', type=int, default=0, help='of sounds whose TFDS feature does not say')

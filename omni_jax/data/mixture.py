@@ -94,6 +94,11 @@ class Mixture(Sequence):
     return examples if isinstance(examples, cls) else cls({'': examples}, {'': Drawing()})
 
   @property
+  def path(self) -> str:
+    """What stands for all sources in messages."""
+    return ', '.join(self.names)
+
+  @property
   def starts(self) -> tuple[int, ...]:
     """Where each source begins."""
     return (0, *self._ends[:-1])

@@ -10,7 +10,9 @@ from omni_jax.data.digits import DigitExamples, load_digits
 from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
-from omni_jax.data.mixture import mixture_of
+from omni_jax.data.mixture import Mixture, mixture_of
+from omni_jax.data.ready.ready_set import ReadySet
+from omni_jax.data.ready.sets import open_ready, READY
 from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import open_tfds
@@ -29,9 +31,9 @@ def _files(config: Any, name: str) -> list[str]:
 
 
 class WithoutVoice(Sequence):
-  """The examples of a file in which one voice neither is heard nor speaks."""
+  """The examples of a file or a ready set in which one voice neither is heard nor speaks."""
 
-  def __init__(self, lines: JsonLines, voice: str):
+  def __init__(self, lines: JsonLines | ReadySet, voice: str):
     self.lines = lines
     self._kept = [k for k in range(len(lines)) if voice not in _voices(lines.encoded(k))]
     if len(self._kept) in (0, len(lines)):
@@ -59,8 +61,15 @@ def _voices(example: Example) -> set[str]:
 
 def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
   file, = _files(config, 'train_file')
-  lines = JsonLines(file, media)
+  return _without_voice(config, JsonLines(file, media))
+
+
+def _without_voice(config: Any, lines: JsonLines | ReadySet) -> Sequence[Example]:
   return WithoutVoice(lines, config.leave_out) if config.get('leave_out') else lines
+
+
+def _ready(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return _without_voice(config, open_ready(config, media, config.train_split))
 
 
 def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -90,7 +99,7 @@ def _mixture(config: Any, media: MediaConfig) -> Sequence[Example]:
 
 
 SOURCES = {'digits': _digits, 'jsonl': _jsonl, 'array_record': _array_record, 'text': _text, 'tfds': _tfds,
-           'mixture': _mixture}
+           'mixture': _mixture, **dict.fromkeys(READY, _ready)}
 
 
 def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -103,13 +112,14 @@ def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
 def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list[np.ndarray]:
   """Waves for the codec stage, once each.
 
-  The digits' own clips; of JSON lines every sound that the model is to speak (of all that it hears, where it speaks
-  none); of records, whose media have no names, every sound of `limit` examples, evenly spread.
+  The digits' own clips; of JSON lines and ready sets every sound that the model is to speak (of all that it hears,
+  where it speaks none); of records, whose media have no names, every sound of `limit` examples, evenly spread; of a
+  mixture as many of each source.
   """
   if config.source == 'digits':
     return [clip.wave for clip in load_digits(config).train_clips]
   examples = training_examples(config, media)
-  waves, bad = _spoken_waves(examples) if config.source == 'jsonl' else _all_waves(examples, limit)
+  waves, bad = _spoken_waves(examples) if config.source in ('jsonl', *READY) else _all_waves(examples, limit)
   if not waves:
     why = f'{len(bad)} are refused, the first: {bad[0]}' if bad else 'there is none'
     raise UserError(f'no sound in {config.get("name") or config.get("root")} can be used ({why}): the codec stage '
@@ -117,7 +127,7 @@ def training_clips(config: Any, media: MediaConfig, limit: int = 20_000) -> list
   return list(waves.values())
 
 
-def _spoken_waves(lines: JsonLines | WithoutVoice) -> tuple[dict[str, np.ndarray], list[BadRecord]]:
+def _spoken_waves(lines: JsonLines | ReadySet | WithoutVoice) -> tuple[dict[str, np.ndarray], list[BadRecord]]:
   """By path; and what cannot be used, which the loader of the omni stage counts."""
   parts: dict[bool, dict[str, Example]] = {True: {}, False: {}}
   for k in range(len(lines)):
@@ -137,12 +147,17 @@ def _spoken_waves(lines: JsonLines | WithoutVoice) -> tuple[dict[str, np.ndarray
 def _all_waves(examples: Sequence[Example], limit: int) -> tuple[dict[int, np.ndarray], list[BadRecord]]:
   """By content; and what cannot be used."""
   waves, bad = {}, []
-  for i in range(0, len(examples), -(-len(examples) // limit)):
-    try:
-      example = examples[i]
-    except BadRecord as error:
-      bad.append(error)
-      continue
-    for message in example.get('messages', [example]):
-      waves |= {hash(part['wave'].tobytes()): part['wave'] for part in message['content'] if part['type'] == 'audio'}
+  for source in Mixture.of(examples).sources:
+    for i in range(0, len(source), -(-len(source) // limit)):
+      try:
+        sounds = _sounds(source[i]) if not hasattr(source, 'encoded') or _sounds(source.encoded(i)) else []
+      except BadRecord as error:
+        bad.append(error)
+        continue
+      waves |= {hash(part['wave'].tobytes()): part['wave'] for part in sounds}
   return waves, bad
+
+
+def _sounds(example: Example) -> list[dict[str, Any]]:
+  return [part for message in example.get('messages', [example]) for part in message['content']
+          if part['type'] == 'audio']

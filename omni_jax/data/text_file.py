@@ -30,6 +30,10 @@ class TextFile(Sequence):
   def __len__(self) -> int:
     return (len(self._data) - self._length) // self._stride + 1
 
+  def encoded(self, index: SupportsIndex) -> dict[str, Any]:
+    """As the examples of other sources whose media are not read: there are none."""
+    return self[index]
+
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
     index = operator.index(index)
     if not 0 <= index < len(self):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from omni_jax.data.interleave import Example
-from omni_jax.data.jsonl import DECODE, map_media
 from omni_jax.data.media import BadRecord, wav_bytes
 from omni_jax.data.pairs import only_medium_and_text, pair
+from omni_jax.data.stored import Stored
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
@@ -24,31 +24,20 @@ class Field(NamedTuple):
   part: Callable[[Any], dict[str, Any]]  # from the value that is stored, media as bytes; may raise BadRecord
 
 
-class TfdsExamples(Sequence):
+class TfdsExamples(Stored):
   """One split: what `read` holds is shown by the user, what `write` holds is the assistant's answer."""
 
   def __init__(self, name: str, source: Sequence[Mapping[str, Any]], read: Field, write: Field, media: MediaConfig,
                language: str = ''):
     self.path = name  # as the files of other sources are called
-    self._source, self._read, self._write, self._media = source, read, write, media
-    self._language = language
+    self.media = media
+    self._source, self._read, self._write, self._language = source, read, write, language
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: SupportsIndex) -> Example:
-    example = self.stored(index)
-    try:
-      return map_media(example, lambda part: DECODE[part['type']](part['data'], self._media))
-    except BadRecord as error:
-      raise BadRecord(error.reason, example['id']) from error
-
   def stored(self, index: SupportsIndex) -> Example:
-    """The example with its media as the bytes of a file."""
-    index = operator.index(index)
-    if not -len(self) <= index < len(self):
-      raise IndexError(f'example {index} of {len(self)}')
-    index %= len(self)
+    index = self.place(index)
     id = f'{self.path}:{index}'
     try:
       record = self._source[index]

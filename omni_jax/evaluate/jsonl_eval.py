@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.evaluate import image_metrics, speech_metrics, text_metrics
+from omni_jax.evaluate import image_metrics, slot_metrics, speech_metrics, text_metrics
 from omni_jax.evaluate.labelled import Classes
 from omni_jax.evaluate.scores import accuracy, share
 from omni_jax.evaluate.scoring import wave_of
 
 MOST_LOSSES = 512  # examples of a group whose loss is computed: it is a mean, and takes as long as the answers
+FORMS = {'slots': slot_metrics.slot_scores}  # what `meta.form` says of the texts -> scores of their own
 NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
 
@@ -20,7 +21,7 @@ class Case(NamedTuple):
   example: Mapping[str, Any]
   prompt: dict[str, Any] | None  # the example without its last answer; None where nothing is asked
   answer: list[Mapping[str, Any]]  # the parts of that answer
-  group: str  # 'image+text_to_speech', or what the example's meta says; 'plain' for examples without messages
+  group: str  # what the example's meta says, or 'image+text_to_speech', 'plain' for examples without messages
 
 
 class Answered(NamedTuple):
@@ -30,16 +31,15 @@ class Answered(NamedTuple):
 
 def case_of(example: Mapping[str, Any]) -> Case:
   """The last assistant message is the answer; all before it is the prompt."""
-  messages = example.get('messages')
+  messages, group = example.get('messages'), (example.get('meta') or {}).get('group')
   if not messages:
-    return Case(example, None, [], 'plain')
+    return Case(example, None, [], str(group or 'plain'))
   last = max((k for k, message in enumerate(messages) if message['role'] == 'assistant'), default=None)
   if last is None or not messages[last]['content']:
     return Case(example, None, [], 'unanswered')
   answer = list(messages[last]['content'])
   prompt = {**example, 'messages': [*messages[:last], {**messages[last], 'content': []}]}
   shown = [part for message in messages[:last] for part in message['content']]
-  group = (example.get('meta') or {}).get('group')
   return Case(example, prompt, answer, str(group or f'{_kinds(shown)}_to_{_kinds(answer)}'))
 
 
@@ -137,8 +137,15 @@ def _text_scores(answered: Sequence[Answered]) -> dict:
   expected = [' '.join(part['text'] for part in item.case.answer if part['type'] == 'text') for item in answered]
   written = [' '.join(part.text for part in item.reply if part.type == 'text') for item in answered]
   right = accuracy(text_metrics.exact_match(expected, written))
+  forms = {(item.case.example.get('meta') or {}).get('form') for item in answered}
+  own = FORMS.get(forms.pop(), _no_scores) if len(forms) == 1 else _no_scores
   return {'exact_match': right['accuracy'], 'exact_match_interval': right['interval'],
-          'cer': text_metrics.cer(expected, written), 'wer': text_metrics.wer(expected, written)}
+          'cer': text_metrics.cer(expected, written), 'wer': text_metrics.wer(expected, written),
+          **own(expected, written)}
+
+
+def _no_scores(expected: Sequence[str], written: Sequence[str]) -> dict:
+  return {}
 
 
 def _pairs(answered: Sequence[Answered], kind: str) -> tuple[list[tuple[Any, Any]], int]:

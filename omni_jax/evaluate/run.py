@@ -12,12 +12,14 @@ import numpy as np
 
 from omni_jax.data.digits import load_digits
 from omni_jax.data.espeak import DIGIT_WORDS
+from omni_jax.data.held_out import held_out
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
+from omni_jax.data.mixture import Mixture
+from omni_jax.data.ready.ready_set import ReadySet
 from omni_jax.data.records import ArrayRecordExamples
-from omni_jax.data.sources import array_records
 from omni_jax.data.text_file import TextFile
-from omni_jax.data.tfds import open_tfds, TfdsExamples
+from omni_jax.data.tfds import TfdsExamples
 from omni_jax.errors import UserError
 from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, labelled, report, runlog
 from omni_jax.evaluate.directions import Limits
@@ -30,7 +32,7 @@ from omni_jax.model import OmniConfig
 VERSION = 1
 OTHER_SETTINGS = ('seed', 'targets')  # of config.evaluate, beside the limits
 Log = Callable[[str], None]
-Lines = JsonLines | TfdsExamples | ArrayRecordExamples
+Lines = JsonLines | TfdsExamples | ArrayRecordExamples | ReadySet | Mixture
 
 
 class Measured(NamedTuple):
@@ -89,13 +91,7 @@ def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> M
   if not data and own.source == 'text':
     return on_text(omni)
   media = OmniConfig.from_config(omni.config.model).media
-  if not data and own.source == 'tfds':
-    lines = open_tfds(own, media, own.eval_split)
-  elif not data and own.source == 'array_record':
-    lines = array_records(own, media, 'eval_file')
-  else:
-    lines = JsonLines(data or epath.Path(own.get('root', '')) / own.eval_file, media)
-  return on_examples(omni, lines, limits, seed=seed, log=log)
+  return on_examples(omni, JsonLines(data, media) if data else held_out(own, media), limits, seed=seed, log=log)
 
 
 def on_text(omni: Any) -> Measured:

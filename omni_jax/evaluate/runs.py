@@ -12,7 +12,7 @@ from omni_jax.evaluate import runlog
 
 BESIDE = ('diversity', 'voice_accuracy')  # of a direction
 ROUTING = ('entropy', 'mutual_information')
-SCORES = ('exact_match', 'wer', 'image_accuracy', 'speech_accuracy', 'voice_accuracy')  # of a group of JSON lines
+SCORES = ('exact_match', 'wer', 'image_accuracy', 'speech_accuracy', 'voice_accuracy', 'slot_f1')  # of a group
 LOSSES = ('loss/', 'codec/loss')
 
 

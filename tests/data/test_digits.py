@@ -123,7 +123,7 @@ def test_the_codec_learns_from_training_voices_only():
 def test_an_unknown_source_names_the_known_ones():
   config = tiny_run().data
   config.source = 'nothing'
-  with pytest.raises(UserError, match=r"source='nothing' is unknown; it is one of \['array_record', 'digits', 'jsonl', 'mixture', 'text', 'tfds'\]"):
+  with pytest.raises(UserError, match=r"source='nothing' is unknown; it is one of \['array_record', 'barista', 'digits', 'emoji', 'fsdd', 'jsonl'"):
     training_examples(config, MediaConfig())
   config.source = 'jsonl'
   with pytest.raises(UserError, match=r'--config\.data\.root=DIR'):

@@ -125,3 +125,11 @@ def test_clips_come_from_all_over_the_records(root):
       a=dict(config(root)), b=dict(config(root, extra=0)) | dict(leave_out='ann'))))
   waves = training_clips(settings, MediaConfig(), limit=4)
   assert len(waves) == 3
+
+
+def test_a_small_source_beside_a_large_one_is_heard_whole(root):
+  """Of each source as many examples are looked at; those of the text file hold no sound."""
+  (root / 'long.txt').write_text('abcdefghij' * 1000)
+  settings = ml_collections.ConfigDict(dict(source='mixture', sources=dict(
+      a=dict(source='text', root=str(root), train_file='long.txt', piece=4), b=dict(config(root)))))
+  assert len(training_clips(settings, MediaConfig(), limit=3)) == 3

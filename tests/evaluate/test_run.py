@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 import wave
+import zipfile
 
 import ml_collections
 import numpy as np
@@ -122,6 +123,26 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
   assert both['image_rmse'] == pytest.approx(np.sqrt(np.mean(np.linspace(0, 1, 64)**2)), abs=0.01)
   page = (tmp_path / 'eval/7/report.html').read_text()
   assert 'image → text' in page and 'http' not in page
+
+
+def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
+  """The model writes the first order twice: all of one is right, of the other intent and size."""
+  (tmp_path / 'barista_speech').mkdir()
+  rows = [{'file': f'{k}.wav', 'intent': 'order', 'slots': {'drink': drink, 'size': 'small'}, 'split': split}
+          for k, (drink, split) in enumerate([('tea', 'train'), ('latte', 'test'), ('mocha', 'test')])]
+  (tmp_path / 'barista_speech/labels.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  with zipfile.ZipFile(tmp_path / 'barista_speech/audio.zip', 'w') as archive:
+    for row in rows:
+      archive.writestr(row['file'], wav_bytes(np.sin(np.arange(4000) / 5), 8000))
+  omni = fake(source='barista', root=str(tmp_path), train_split='train', eval_split='test')
+  omni.generate_batch = lambda prompts, *, want, seed: [
+      [SimpleNamespace(type='text', text='Order;  size: small; drink: latte')]] * len(prompts)
+  metrics = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)
+  assert metrics['data']['file'] == 'barista/test'
+  scores = metrics['data']['groups']['barista_speech_to_text']
+  assert (scores['n'], scores['exact_match'], scores['intent_accuracy'], scores['order_accuracy'], scores['slot_f1']) == (
+      2, 0, 1, 0.5, 0.75)
+  assert 'slot_f1' in (tmp_path / 'eval/7/report.html').read_text().replace(' ', '_')
 
 
 def test_data_that_cannot_be_read_is_refused_and_nothing_written(fake, tmp_path):

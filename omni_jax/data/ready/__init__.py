@@ -1,0 +1,1 @@
+"""Public data sets that are read as they lie in ../shared/data; each is one file."""
