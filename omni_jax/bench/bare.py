@@ -11,6 +11,7 @@ import soundfile
 import soxr
 
 from omni_jax.data.mixture import Mixture
+from omni_jax.data.stored import Stored
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 
@@ -25,12 +26,15 @@ def stored(examples: Sequence[Any], index: int) -> list[Medium]:
   if isinstance(examples, Mixture):
     source, at = examples.find(index)
     return stored(examples.sources[source], at)
-  if not hasattr(examples, 'encoded'):
+  if isinstance(examples, Stored):  # in archives, which are not what is measured
+    example = examples.stored(index)
+  elif hasattr(examples, 'encoded'):
+    example = examples.encoded(index)
+  else:
     return []
-  example = examples.encoded(index)
   parts = [part for message in example.get('messages', [example]) for part in message['content']]
-  folder = os.path.dirname(os.fspath(examples.path))
-  return [Medium(part['type'], part['data'] if 'data' in part else os.path.join(folder, part['path']))
+  return [Medium(part['type'], part['data'] if 'data' in part
+                 else os.path.join(os.path.dirname(examples.path), part['path']))
           for part in parts if part['type'] != 'text']
 
 

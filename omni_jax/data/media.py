@@ -113,13 +113,14 @@ def _pixels(image: Image.Image, config: ImageConfig) -> Float32[np.ndarray, 'hei
     if gray_hw.min() < 0 or gray_hw.max() > 1:
       raise BadRecord('image of more than 16 bits a channel')
     gray_hw = np.asarray(Image.fromarray(gray_hw).resize(size, Image.Resampling.BICUBIC))
-    pixels_hwc = np.repeat(gray_hw[..., None], config.channels, axis=-1)
+    pixels_hwc = np.repeat(np.clip(gray_hw, 0, 1)[..., None], config.channels, axis=-1)  # bicubic overshoots
   else:
     image, mode = _over_white(image), {1: 'L', 3: 'RGB'}[config.channels]
     image = image if image.mode == mode else image.convert(mode)
     image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    pixels_hwc = np.asarray(image).astype(np.float32) / 255
-  return np.clip(pixels_hwc, 0, 1).reshape(size[1], size[0], config.channels)  # bicubic overshoots
+    pixels_hwc = np.asarray(image).astype(np.float32)
+    pixels_hwc /= 255
+  return pixels_hwc.reshape(size[1], size[0], config.channels)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
