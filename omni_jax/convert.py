@@ -12,18 +12,13 @@ number of workers.
 """
 
 import argparse
-import collections
-from collections.abc import Callable, Iterator, Sequence
-import functools
+from collections.abc import Callable, Sequence
 import glob
-import json
 import os
 import pathlib
-import shutil
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
-from omni_jax.data.conversion import index_of, MEDIA, SCHEMA, ShardStats, write_shard, write_spill
 from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.inputs.parquet import ParquetReader
@@ -31,7 +26,7 @@ from omni_jax.data.inputs.reader import Reader
 from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
-from omni_jax.data.pool import Pool
+from omni_jax.data.local import convert
 from omni_jax.errors import run_command, UserError
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
@@ -44,23 +39,6 @@ READERS: dict[str, Callable[[list[str], Any], Reader]] = {
                                         language=f.language),
     'seqio': lambda paths, f: SeqioReader(_one(paths), module=f.module, language=f.language),
 }
-
-
-class Job(NamedTuple):
-  """What a worker needs."""
-  reader: Reader
-  folder: pathlib.Path
-  shards: int
-
-  def spill(self, number: int) -> pathlib.Path:
-    return self.folder / 'spills' / f'{number:06d}.spill'
-
-  def shard(self, number: int) -> pathlib.Path:
-    return self.folder / f'data-{number:05d}-of-{self.shards:05d}.array_record'
-
-  def pieces(self) -> list[range]:
-    n, chunk = len(self.reader), self.reader.chunk
-    return [range(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
 def reader_of(flags: Any) -> Reader:
@@ -93,98 +71,6 @@ def _one(paths: list[str]) -> str:
   if len(paths) > 1:
     raise UserError(f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): convert them one by one')
   return paths[0]
-
-
-def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, said: str, timeout: float,
-            log: Callable[[str], None] = print) -> dict[str, Any]:
-  """Writes the folder `output`; returns its manifest.
-
-  Args:
-    said: what the input is, for the manifest.
-    timeout: seconds after which a worker that has finished nothing is called dead.
-
-  Raises:
-    UserError: if the output exists, if the input has changed since an interrupted conversion, if no record is good,
-      or if a worker dies.
-  """
-  if output.exists():
-    raise UserError(f'--output={output} exists already: remove it or name another folder')
-  partial = output.with_name(f'{output.name}.partial')
-  job = Job(reader, partial, shards)
-  try:
-    _begin(partial, _plan(reader, said, shards))
-    pieces = range(len(job.pieces()))
-    missing = [k for k in pieces if not index_of(job.spill(k)).exists()]
-    if len(missing) < len(pieces):
-      log(f'convert: goes on, {len(pieces) - len(missing)} of {len(pieces)} pieces are there')
-    for done, (k, count) in enumerate(_run(_spill, job, missing, workers, timeout), start=1):
-      log(f'convert: piece {k} of {len(pieces)}, {count} examples ({done} of {len(missing)} done)')
-    stats = sorted(_run(_shard, job, range(shards), workers, timeout), key=lambda shard: shard.file)
-    manifest = _manifest(stats, said)
-    if not manifest['records']:
-      reasons = '; '.join(f'{n} x {reason}' for reason, n in list(manifest['refused'].items())[:3])
-      shutil.rmtree(partial)
-      raise UserError(f'{said}: no example can be used: {reasons}')
-    refused = sorted(pair for shard in stats for pair in shard.refused)
-    (partial / 'refused.jsonl').write_text(''.join(json.dumps({'id': id, 'reason': why}) + '\n' for id, why in refused))
-    (partial / 'manifest.json').write_text(json.dumps(manifest, indent=1) + '\n')
-    shutil.rmtree(partial / 'spills')
-    (partial / 'plan.json').unlink()
-    os.rename(partial, output)
-  except OSError as error:
-    raise UserError(f'{partial}: cannot be written ({error}): the same command goes on where it stopped') from error
-  return manifest
-
-
-def _plan(reader: Reader, said: str, shards: int) -> dict[str, Any]:
-  """What must be the same for an interrupted conversion to go on."""
-  stats = [os.stat(path) for path in reader.files]
-  return {'schema': SCHEMA, 'input': said, 'items': len(reader), 'shards': shards,
-          'files': [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
-
-
-def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
-  path = partial / 'plan.json'
-  if path.exists():
-    before = json.loads(path.read_text())
-    if differ := [name for name in plan if plan[name] != before.get(name)]:
-      raise UserError(f'{partial} was begun with another {" and ".join(differ)}: remove it to convert anew')
-  else:
-    (partial / 'spills').mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan))
-
-
-def _spill(job: Job, number: int) -> tuple[int, int]:
-  return number, write_spill(job.reader, job.pieces()[number], job.spill(number), job.shards)
-
-
-def _shard(job: Job, number: int) -> ShardStats:
-  return write_shard([job.spill(k) for k in range(len(job.pieces()))], number, job.shard(number))
-
-
-def _run(function: Callable[[Job, int], Any], job: Job, numbers: Sequence[int], workers: int, timeout: float
-         ) -> Iterator[Any]:
-  """Results in order; in this process with one worker."""
-  if workers == 1 or len(numbers) < 2:
-    yield from (function(job, number) for number in numbers)
-    return
-  pool = Pool(functools.partial(function, job), min(workers, len(numbers)), timeout=timeout,
-              died='a worker has died (out of memory?): the same command goes on where it stopped',
-              hangs=f'no worker has finished anything for {timeout:.0f} s: they hang; the same command goes on, '
-                    '--workers=1 shows where')
-  try:
-    yield from map(pool.get, [pool.ask(number) for number in numbers])
-  finally:
-    pool.close()
-
-
-def _manifest(stats: Sequence[ShardStats], said: str) -> dict[str, Any]:
-  reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
-  return {'schema': SCHEMA, 'input': said, 'records': sum(shard.records for shard in stats),
-          'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
-          'refused': dict(reasons.most_common()),
-          'shards': [{'file': shard.file, 'records': shard.records, 'bytes': shard.bytes, 'sha256': shard.sha256}
-                     for shard in stats if shard.records]}
 
 
 def main(arguments: Sequence[str]) -> None:
