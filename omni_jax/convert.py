@@ -9,6 +9,9 @@
 
 The output appears when it is whole; the same command goes on where a killed one stopped. It does not depend on the
 number of workers.
+
+With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
+or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
 """
 
 import argparse
@@ -19,6 +22,9 @@ import pathlib
 import sys
 from typing import Any
 
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
 from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.inputs.parquet import ParquetReader
@@ -27,7 +33,9 @@ from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
 from omni_jax.data.local import convert
+from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import run_command, UserError
+from omni_jax.train.__main__ import read_config
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
 READERS: dict[str, Callable[[list[str], Any], Reader]] = {
@@ -73,6 +81,17 @@ def _one(paths: list[str]) -> str:
   return paths[0]
 
 
+def _run_check(arguments: Sequence[str]) -> RunCheck | None:
+  """Of --config and its overrides; their reading is that of training, and loads no jax."""
+  if not arguments:
+    return None
+  if not arguments[0].startswith('--config=') or arguments[0] == '--config=':
+    raise UserError(f'{arguments[0]}: give --config=FILE before what overrides it')
+  argv, values = ['convert', *arguments], absl_flags.FlagValues()
+  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=argv)
+  return RunCheck.of(read_config(values, argv))
+
+
 def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog='python -m omni_jax.convert', description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,11 +106,13 @@ def main(arguments: Sequence[str]) -> None:
                          module='imported first, for SeqIO').items():
     parser.add_argument(f'--{name}', default='', help=text)
   parser.add_argument('--rate', type=int, default=0, help='of sounds whose TFDS feature does not say')
-  flags = parser.parse_args(arguments)
+  flags, rest = parser.parse_known_args(arguments)
+  if strange := [word for word in rest if not word.startswith(('--config=', '--config.'))]:
+    parser.error(f'unrecognized arguments: {" ".join(strange)}')
   if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
     raise UserError(f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0')
   made = convert(reader_of(flags), flags.output, shards=flags.shards, workers=flags.workers, said=flags.input,
-                 timeout=flags.timeout)
+                 timeout=flags.timeout, check=_run_check(rest))
   refused = sum(made['refused'].values())
   print(f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
         f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '

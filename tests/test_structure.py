@@ -17,9 +17,10 @@ NAMES = {'.'.join(path.with_suffix('').parts).removesuffix('.__init__'): path fo
 HOST = {'errors', 'types', 'host'}
 DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
-    'errors': set(), 'types': set(), 'host': HOST, 'data': HOST, 'convert': HOST | {'data'},
-    'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE,
-    'train': DEVICE | {'model', 'data'},
+    'errors': set(), 'types': set(), 'host': HOST, 'config': {'errors', 'types'}, 'data': HOST | {'config'},
+    'convert': HOST | {'data', 'train'},  # of train the reading of --config, which loads no jax
+    'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE | {'config'},
+    'train': DEVICE | {'config', 'model', 'data'},
     'generate': DEVICE | {'model', 'data', 'train'},
     'evaluate': DEVICE | {'model', 'data', 'generate', 'omni_jax'},  # train starts evaluate as a process of its own
     'posttrain': DEVICE | {'model', 'data', 'train', 'generate', 'evaluate'},
@@ -99,7 +100,7 @@ def test_host_side_has_no_jax(path):
   tree = TREES[path]
   if path.name == '__main__.py':
     tree = top_level(tree)  # a command answers a mistake before jax is loaded
-  elif room(path) not in ('errors', 'types', 'host', 'data') or path.name == 'loader.py':
+  elif room(path) not in ('errors', 'types', 'config', 'host', 'data', 'convert') or path.name == 'loader.py':
     return
   assert not {name.split('.')[0] for name in imports(tree)} & {'jax', 'flax', 'optax', 'grain', 'orbax'}
 
@@ -170,7 +171,7 @@ import omni_jax
 seconds = time.process_time() - before
 assert seconds < 0.5, seconds
 assert not [m for m in ('jax', 'flax', 'grain') if m in sys.modules]
-import {', '.join(sorted(name for name, path in NAMES.items() if room(path) in ('data', 'host') and path.name != 'loader.py'))}
+import {', '.join(sorted(name for name, path in NAMES.items() if room(path) in ('config', 'convert', 'data', 'host') and path.name != 'loader.py'))}
 loaded = [m for m in ('jax', 'flax', 'grain') if m in sys.modules]
 assert not loaded, loaded
 import omni_jax.train.stages, omni_jax.evaluate.run

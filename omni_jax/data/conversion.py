@@ -20,11 +20,11 @@ from omni_jax.data.jsonl import check_example, DECODE
 from omni_jax.data.manifest import MEDIA, ShardStats
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import MAX_RECORD, pack_example, write_array_record
+from omni_jax.data.run_check import RunCheck
 from omni_jax.types import AudioConfig, MediaConfig
 
 LONGEST = 3600.0  # seconds of a sound; a run has a limit of its own
 CHECK = MediaConfig(audio=AudioConfig(seconds=LONGEST))  # decoding at the smallest size is enough to find damage
-Check = Callable[[Example], None]  # raises BadRecord for an example with decoded media that the run could not hold
 
 
 class Converted(NamedTuple):
@@ -52,8 +52,9 @@ class Entry(NamedTuple):
   length: int
 
 
-def converted(found: Found, media: MediaConfig = CHECK, check: Check | None = None) -> Converted:
-  """The record of an example whose structure and media are sound, or the reason for refusing it."""
+def converted(found: Found, check: RunCheck | None = None) -> Converted:
+  """The record of an example that is sound and that the run can take, or the reason for refusing it."""
+  media = check.media if check else CHECK
   try:
     example = check_example({**found.make(), 'id': found.id}, 'data')
     parts = [part for message in example.get('messages') or [example] for part in message['content']]
@@ -88,14 +89,14 @@ def shard_of(id: str, shards: int) -> int:
   return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), 'little') % shards
 
 
-def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, media: MediaConfig = CHECK,
-                check: Check | None = None) -> int:
+def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, check: RunCheck | None = None
+                ) -> int:
   """Converts a piece of the input into one file and its index, which comes last; returns how many examples it had."""
   index: list[list[Entry]] = [[] for _ in range(shards)]
   at = 0
   with open(path, 'wb') as file:
     for found in reader.read(items):
-      made = converted(found, media, check)
+      made = converted(found, check)
       index[shard_of(made.id, shards)].append(Entry(*made.entry, at, len(made.record)))
       at += file.write(made.record)
   _write_whole(index_of(path), msgpack.packb(index))

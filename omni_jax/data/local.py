@@ -12,6 +12,7 @@ from omni_jax.data.conversion import index_of, pieces_of, shard_name, shard_of_s
 from omni_jax.data.inputs.reader import Reader
 from omni_jax.data.manifest import check_useful, lists_of, manifest_of, SCHEMA, ShardStats
 from omni_jax.data.pool import Pool
+from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import UserError
 
 
@@ -20,6 +21,7 @@ class Job(NamedTuple):
   reader: Reader
   folder: pathlib.Path
   shards: int
+  check: RunCheck | None
 
   def spill(self, number: int) -> pathlib.Path:
     return self.folder / 'spills' / f'{number:06d}.spill'
@@ -29,11 +31,12 @@ class Job(NamedTuple):
 
 
 def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, said: str, timeout: float,
-            log: Callable[[str], None] = print) -> dict[str, Any]:
+            check: RunCheck | None = None, log: Callable[[str], None] = print) -> dict[str, Any]:
   """Writes the folder `output`; returns its manifest.
 
   Args:
     said: what the input is, for the manifest.
+    check: the run that every example is checked against; its tokenizer's fingerprint goes into the manifest.
     timeout: seconds after which a worker that has finished nothing is called dead.
 
   Raises:
@@ -43,9 +46,9 @@ def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, 
   if output.exists():
     raise UserError(f'--output={output} exists already: remove it or name another folder')
   partial = output.with_name(f'{output.name}.partial')
-  job = Job(reader, partial, shards)
+  job = Job(reader, partial, shards, check)
   try:
-    _begin(partial, _plan(reader, said, shards))
+    _begin(partial, _plan(job, said))
     pieces = range(len(pieces_of(reader)))
     missing = [k for k in pieces if not index_of(job.spill(k)).exists()]
     if len(missing) < len(pieces):
@@ -53,7 +56,7 @@ def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, 
     for done, (k, count) in enumerate(_run(_spill, job, missing, workers, timeout), start=1):
       log(f'convert: piece {k} of {len(pieces)}, {count} examples ({done} of {len(missing)} done)')
     stats = list(_run(_shard, job, range(shards), workers, timeout))
-    manifest = manifest_of(stats, said, None)
+    manifest = manifest_of(stats, said, check.tokenizer.fingerprint() if check else None)
     if not manifest['records']:
       shutil.rmtree(partial)
     check_useful(manifest)
@@ -67,11 +70,11 @@ def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, 
   return manifest
 
 
-def _plan(reader: Reader, said: str, shards: int) -> dict[str, Any]:
+def _plan(job: Job, said: str) -> dict[str, Any]:
   """What must be the same for an interrupted conversion to go on."""
-  stats = [os.stat(path) for path in reader.files]
-  return {'schema': SCHEMA, 'input': said, 'items': len(reader), 'shards': shards,
-          'files': [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+  stats = [os.stat(path) for path in job.reader.files]
+  return {'schema': SCHEMA, 'input': said, 'items': len(job.reader), 'shards': job.shards,
+          'files': [[stat.st_size, stat.st_mtime_ns] for stat in stats], 'config': str(job.check or '')}
 
 
 def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -86,7 +89,7 @@ def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
 
 
 def _spill(job: Job, number: int) -> tuple[int, int]:
-  return number, write_spill(job.reader, pieces_of(job.reader)[number], job.spill(number), job.shards)
+  return number, write_spill(job.reader, pieces_of(job.reader)[number], job.spill(number), job.shards, job.check)
 
 
 def _shard(job: Job, number: int) -> ShardStats:

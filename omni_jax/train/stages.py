@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
+from omni_jax.config import dataclass_of
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader, LoaderConfig
@@ -33,14 +34,6 @@ from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
 from omni_jax.types import RowBudget
-
-
-def dataclass_of(kind: type, part: Any, name: str) -> Any:
-  """A frozen dataclass from a part of the config; a misspelt key or a bad value is the user's error."""
-  try:
-    return kind(**part.to_dict())
-  except (TypeError, ValueError) as error:
-    raise UserError(f'config.{name}: {error}') from error
 
 
 class Run:
