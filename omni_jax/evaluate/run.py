@@ -15,7 +15,7 @@ from omni_jax.data.espeak import DIGIT_WORDS
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import ArrayRecordExamples
-from omni_jax.data.sources import array_records
+from omni_jax.data.sources import array_records, check_tokenizers
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import open_tfds, TfdsExamples
 from omni_jax.errors import UserError
@@ -25,6 +25,7 @@ from omni_jax.evaluate.gallery import Gallery
 from omni_jax.evaluate.media import Media
 from omni_jax.evaluate.prompts import Material
 from omni_jax.evaluate.scoring import Real
+from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
 
 VERSION = 1
@@ -88,10 +89,12 @@ def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> M
     return on_digits(omni, limits, seed=seed, log=log)
   if not data and own.source == 'text':
     return on_text(omni)
-  media = OmniConfig.from_config(omni.config.model).media
+  model = OmniConfig.from_config(omni.config.model)
+  media = model.media
   if not data and own.source == 'tfds':
     lines = open_tfds(own, media, own.eval_split)
   elif not data and own.source == 'array_record':
+    check_tokenizers(own, Tokenizer(model.tokenizer), 'eval_file')
     lines = array_records(own, media, 'eval_file')
   else:
     lines = JsonLines(data or epath.Path(own.get('root', '')) / own.eval_file, media)

@@ -19,7 +19,7 @@ from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
-from omni_jax.data.sources import SOURCES, training_clips, training_examples
+from omni_jax.data.sources import check_tokenizers, SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -53,6 +53,7 @@ class Run:
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
+    check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
     if not 0 <= config.omni.ema < 1:
