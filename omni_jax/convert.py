@@ -10,6 +10,9 @@
 The output appears when it is whole; the same command goes on where a killed one stopped. It does not depend on the
 number of workers.
 
+--beam='--runner=FlinkRunner --parallelism=8' runs the same as a pipeline of Apache Beam, on a cluster or a service: the
+options are Beam's. Input and output must be where all workers see them; the output may lie in a bucket.
+
 With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
 or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
 """
@@ -25,6 +28,7 @@ from typing import Any
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from omni_jax.data import beam
 from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.inputs.parquet import ParquetReader
@@ -33,6 +37,7 @@ from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
 from omni_jax.data.local import convert
+from omni_jax.data.media import is_remote
 from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import run_command, UserError
 from omni_jax.train.__main__ import read_config
@@ -96,11 +101,12 @@ def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog='python -m omni_jax.convert', description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--input', required=True)
-  parser.add_argument('--output', required=True, type=pathlib.Path, help='folder to make')
+  parser.add_argument('--output', required=True, help='folder to make')
   parser.add_argument('--kind', choices=list(READERS), help='of the input, where its name does not say')
-  parser.add_argument('--shards', type=int, default=16)
+  parser.add_argument('--shards', type=int, default=16, help='each is sorted in memory by --beam: take more there')
   parser.add_argument('--workers', type=int, default=os.cpu_count())
   parser.add_argument('--timeout', type=float, default=600, help='seconds after which hanging workers are given up')
+  parser.add_argument('--beam', help='options of a pipeline of Apache Beam, in one word')
   for name, text in dict(read='column that the user shows', write='column that the assistant answers with',
                          language='of the answers', root='folder of a TFDS set',
                          module='imported first, for SeqIO').items():
@@ -111,8 +117,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.error(f'unrecognized arguments: {" ".join(strange)}')
   if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
     raise UserError(f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0')
-  made = convert(reader_of(flags), flags.output, shards=flags.shards, workers=flags.workers, said=flags.input,
-                 timeout=flags.timeout, check=_run_check(rest))
+  check = _run_check(rest)
+  if flags.beam is not None:
+    made = beam.convert(reader_of(flags), flags.output, shards=flags.shards, said=flags.input, options=flags.beam,
+                        check=check)
+  elif is_remote(flags.output):
+    raise UserError(f'--output={flags.output}: only --beam writes to a bucket; name a folder here and copy it')
+  else:
+    made = convert(reader_of(flags), pathlib.Path(flags.output), shards=flags.shards, workers=flags.workers,
+                   said=flags.input, timeout=flags.timeout, check=check)
   refused = sum(made['refused'].values())
   print(f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
         f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '

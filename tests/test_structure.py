@@ -27,6 +27,7 @@ MAY_IMPORT = {
     'omni_jax': {'generate'},
     'inspect_data': DEVICE | {'data', 'evaluate', 'train'},
 }
+BEAM = {pathlib.Path('omni_jax/data/beam.py'), pathlib.Path('omni_jax/data/beam_files.py')}
 AXES = {'data', 'fsdp', 'expert', 'tensor', 'context'}
 PLACING = {'P', 'PartitionSpec', 'NamedSharding', 'Mesh', 'make_mesh', 'axis_index', 'axis_size', 'all_gather', 'all_to_all',
            'ragged_all_to_all', 'psum', 'pmean', 'pmax', 'psum_scatter', 'ppermute'}
@@ -106,12 +107,13 @@ def test_host_side_has_no_jax(path):
 
 
 @every_file
-def test_orbax_grain_and_tensorflow_are_where_they_belong(path):
+def test_orbax_grain_beam_and_tensorflow_are_where_they_belong(path):
   top = {name.split('.')[0] for name in imports(TREES[path])}
   assert 'orbax' not in top or path.name == 'checkpoint.py'
   assert 'grain' not in top or path.name == 'loader.py'
   assert not top & {'tensorflow', 'tensorflow_datasets'} or path == pathlib.Path('omni_jax/data/tfds.py')
   assert not top & {'seqio', 'importlib'} or path == pathlib.Path('omni_jax/data/inputs/seqio.py')
+  assert 'apache_beam' not in top or path in BEAM
   assert 'torch' not in top
 
 
