@@ -59,7 +59,8 @@ def reader_of(flags: Any) -> Reader:
   scheme, colon, rest = flags.input.partition(':')
   if colon and scheme in ('tfds', 'seqio'):
     return READERS[scheme]([rest], flags)
-  paths = sorted(glob.glob(flags.input)) if glob.has_magic(flags.input) else [flags.input]
+  named = os.path.abspath(flags.input)  # workers of a pipeline are elsewhere
+  paths = sorted(glob.glob(named)) if glob.has_magic(flags.input) else [named]
   if not paths or not all(map(os.path.exists, paths)):
     raise UserError(f'--input={flags.input}: no such file or folder')
   kind = flags.kind or _kind_of(paths[0])

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import pathlib
 import shlex
 import tempfile
@@ -20,6 +21,7 @@ from omni_jax.data import beam_files
 from omni_jax.data.conversion import Converted, converted, pieces_of, shard_name, shard_of, write_shard
 from omni_jax.data.inputs.reader import Reader
 from omni_jax.data.manifest import check_useful, lists_of, MANIFEST, manifest_of, REFUSED, ShardStats
+from omni_jax.data.media import is_remote
 from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import UserError
 
@@ -41,7 +43,7 @@ def convert(reader: Reader, output: str, *, shards: int, said: str, options: str
       pipeline fails.
   """
   beam, settings = _library(), _settings(options)
-  output = output.rstrip('/')
+  output = output.rstrip('/') if is_remote(output) else os.path.abspath(output)
   if beam_files.is_there(output):
     raise UserError(f'--output={output} exists already: remove it or name another folder')
   partial = f'{output}.partial-beam'

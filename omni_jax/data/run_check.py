@@ -13,7 +13,7 @@ from omni_jax.types import MediaConfig, RowBudget
 
 
 class RunCheck(NamedTuple):
-  """What an example is checked against; may be pickled."""
+  """What an example is checked against, as it is: augmentation may yet make a sound longer. May be pickled."""
   tokenizer: Tokenizer
   media: MediaConfig
   budget: RowBudget
