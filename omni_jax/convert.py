@@ -10,21 +10,26 @@
 
 The output appears when it is whole; the same command goes on where a killed one stopped. It does not depend on the
 number of workers.
+
+--beam='--runner=FlinkRunner --parallelism=8' runs the same as a pipeline of Apache Beam, on a cluster or a service: the
+options are Beam's. Input and output must be where all workers see them; the output may lie in a bucket.
+
+With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
+or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
 """
 
 import argparse
-import collections
-from collections.abc import Callable, Iterator, Sequence
-import functools
+from collections.abc import Callable, Sequence
 import glob
-import json
 import os
 import pathlib
-import shutil
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
-from omni_jax.data.conversion import index_of, MEDIA, SCHEMA, ShardStats, write_shard, write_spill
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from omni_jax.data import beam
 from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.inputs.parquet import ParquetReader
@@ -33,9 +38,12 @@ from omni_jax.data.inputs.ready import ReadyReader
 from omni_jax.data.inputs.seqio import SeqioReader
 from omni_jax.data.inputs.tar import TarReader
 from omni_jax.data.inputs.tfds import TfdsReader
-from omni_jax.data.pool import Pool
+from omni_jax.data.local import convert
+from omni_jax.data.media import is_remote
 from omni_jax.data.ready.sets import READY
+from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import run_command, UserError
+from omni_jax.train.__main__ import read_config
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
 READERS: dict[str, Callable[[list[str], Any], Reader]] = {
@@ -49,23 +57,6 @@ READERS: dict[str, Callable[[list[str], Any], Reader]] = {
 }
 
 
-class Job(NamedTuple):
-  """What a worker needs."""
-  reader: Reader
-  folder: pathlib.Path
-  shards: int
-
-  def spill(self, number: int) -> pathlib.Path:
-    return self.folder / 'spills' / f'{number:06d}.spill'
-
-  def shard(self, number: int) -> pathlib.Path:
-    return self.folder / f'data-{number:05d}-of-{self.shards:05d}.array_record'
-
-  def pieces(self) -> list[range]:
-    n, chunk = len(self.reader), self.reader.chunk
-    return [range(start, min(start + chunk, n)) for start in range(0, n, chunk)]
-
-
 def reader_of(flags: Any) -> Reader:
   """The reader of --input, by --kind or by what its name looks like."""
   scheme, colon, rest = flags.input.partition(':')
@@ -74,7 +65,8 @@ def reader_of(flags: Any) -> Reader:
   if colon and scheme in READY:
     return ReadyReader(scheme, rest or 'train', root=flags.root, read=flags.read, write=flags.write,
                        language=flags.language)
-  paths = sorted(glob.glob(flags.input)) if glob.has_magic(flags.input) else [flags.input]
+  named = os.path.abspath(flags.input)  # workers of a pipeline are elsewhere
+  paths = sorted(glob.glob(named)) if glob.has_magic(flags.input) else [named]
   if not paths or not all(map(os.path.exists, paths)):
     raise UserError(f'--input={flags.input}: no such file or folder')
   kind = flags.kind or _kind_of(paths[0])
@@ -101,117 +93,46 @@ def _one(paths: list[str]) -> str:
   return paths[0]
 
 
-def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, said: str, timeout: float,
-            log: Callable[[str], None] = print) -> dict[str, Any]:
-  """Writes the folder `output`; returns its manifest.
-
-  Args:
-    said: what the input is, for the manifest.
-    timeout: seconds after which a worker that has finished nothing is called dead.
-
-  Raises:
-    UserError: if the output exists, if the input has changed since an interrupted conversion, if no record is good,
-      or if a worker dies.
-  """
-  if output.exists():
-    raise UserError(f'--output={output} exists already: remove it or name another folder')
-  partial = output.with_name(f'{output.name}.partial')
-  job = Job(reader, partial, shards)
-  try:
-    _begin(partial, _plan(reader, said, shards))
-    pieces = range(len(job.pieces()))
-    missing = [k for k in pieces if not index_of(job.spill(k)).exists()]
-    if len(missing) < len(pieces):
-      log(f'convert: goes on, {len(pieces) - len(missing)} of {len(pieces)} pieces are there')
-    for done, (k, count) in enumerate(_run(_spill, job, missing, workers, timeout), start=1):
-      log(f'convert: piece {k} of {len(pieces)}, {count} examples ({done} of {len(missing)} done)')
-    stats = sorted(_run(_shard, job, range(shards), workers, timeout), key=lambda shard: shard.file)
-    manifest = _manifest(stats, said)
-    if not manifest['records']:
-      reasons = '; '.join(f'{n} x {reason}' for reason, n in list(manifest['refused'].items())[:3])
-      shutil.rmtree(partial)
-      raise UserError(f'{said}: no example can be used: {reasons}')
-    refused = sorted(pair for shard in stats for pair in shard.refused)
-    (partial / 'refused.jsonl').write_text(''.join(json.dumps({'id': id, 'reason': why}) + '\n' for id, why in refused))
-    (partial / 'manifest.json').write_text(json.dumps(manifest, indent=1) + '\n')
-    shutil.rmtree(partial / 'spills')
-    (partial / 'plan.json').unlink()
-    os.rename(partial, output)
-  except OSError as error:
-    raise UserError(f'{partial}: cannot be written ({error}): the same command goes on where it stopped') from error
-  return manifest
-
-
-def _plan(reader: Reader, said: str, shards: int) -> dict[str, Any]:
-  """What must be the same for an interrupted conversion to go on."""
-  stats = [os.stat(path) for path in reader.files]
-  return {'schema': SCHEMA, 'input': said, 'items': len(reader), 'shards': shards,
-          'files': [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
-
-
-def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
-  path = partial / 'plan.json'
-  if path.exists():
-    before = json.loads(path.read_text())
-    if differ := [name for name in plan if plan[name] != before.get(name)]:
-      raise UserError(f'{partial} was begun with another {" and ".join(differ)}: remove it to convert anew')
-  else:
-    (partial / 'spills').mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan))
-
-
-def _spill(job: Job, number: int) -> tuple[int, int]:
-  return number, write_spill(job.reader, job.pieces()[number], job.spill(number), job.shards)
-
-
-def _shard(job: Job, number: int) -> ShardStats:
-  return write_shard([job.spill(k) for k in range(len(job.pieces()))], number, job.shard(number))
-
-
-def _run(function: Callable[[Job, int], Any], job: Job, numbers: Sequence[int], workers: int, timeout: float
-         ) -> Iterator[Any]:
-  """Results in order; in this process with one worker."""
-  if workers == 1 or len(numbers) < 2:
-    yield from (function(job, number) for number in numbers)
-    return
-  pool = Pool(functools.partial(function, job), min(workers, len(numbers)), timeout=timeout,
-              died='a worker has died (out of memory?): the same command goes on where it stopped',
-              hangs=f'no worker has finished anything for {timeout:.0f} s: they hang; the same command goes on, '
-                    '--workers=1 shows where')
-  try:
-    yield from map(pool.get, [pool.ask(number) for number in numbers])
-  finally:
-    pool.close()
-
-
-def _manifest(stats: Sequence[ShardStats], said: str) -> dict[str, Any]:
-  reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
-  return {'schema': SCHEMA, 'input': said, 'records': sum(shard.records for shard in stats),
-          'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
-          'refused': dict(reasons.most_common()),
-          'shards': [{'file': shard.file, 'records': shard.records, 'bytes': shard.bytes, 'sha256': shard.sha256}
-                     for shard in stats if shard.records]}
+def _run_check(arguments: Sequence[str]) -> RunCheck | None:
+  """Of --config and its overrides; their reading is that of training, and loads no jax."""
+  if not arguments:
+    return None
+  if not arguments[0].startswith('--config=') or arguments[0] == '--config=':
+    raise UserError(f'{arguments[0]}: give --config=FILE before what overrides it')
+  argv, values = ['convert', *arguments], absl_flags.FlagValues()
+  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=argv)
+  return RunCheck.of(read_config(values, argv))
 
 
 def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog='python -m omni_jax.convert', description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--input', required=True)
-  parser.add_argument('--output', required=True, type=pathlib.Path, help='folder to make')
+  parser.add_argument('--output', required=True, help='folder to make')
   parser.add_argument('--kind', choices=list(READERS), help='of the input, where its name does not say')
-  parser.add_argument('--shards', type=int, default=16)
+  parser.add_argument('--shards', type=int, default=16, help='each is sorted in memory by --beam: take more there')
   parser.add_argument('--workers', type=int, default=os.cpu_count())
   parser.add_argument('--timeout', type=float, default=600, help='seconds after which hanging workers are given up')
+  parser.add_argument('--beam', help='options of a pipeline of Apache Beam, in one word')
   for name, text in dict(read='column that the user shows', write='column that the assistant answers with',
                          language='of the answers', root='folder of a TFDS set or of the ready sets',
                          module='imported first, for SeqIO').items():
     parser.add_argument(f'--{name}', default='', help=text)
   parser.add_argument('--rate', type=int, default=0, help='of sounds whose TFDS feature does not say')
-  flags = parser.parse_args(arguments)
+  flags, rest = parser.parse_known_args(arguments)
+  if strange := [word for word in rest if not word.startswith(('--config=', '--config.'))]:
+    parser.error(f'unrecognized arguments: {" ".join(strange)}')
   if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
     raise UserError(f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0')
-  made = convert(reader_of(flags), flags.output, shards=flags.shards, workers=flags.workers, said=flags.input,
-                 timeout=flags.timeout)
+  check = _run_check(rest)
+  if flags.beam is not None:
+    made = beam.convert(reader_of(flags), flags.output, shards=flags.shards, said=flags.input, options=flags.beam,
+                        check=check)
+  elif is_remote(flags.output):
+    raise UserError(f'--output={flags.output}: only --beam writes to a bucket; name a folder here and copy it')
+  else:
+    made = convert(reader_of(flags), pathlib.Path(flags.output), shards=flags.shards, workers=flags.workers,
+                   said=flags.input, timeout=flags.timeout, check=check)
   refused = sum(made['refused'].values())
   print(f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
         f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from omni_jax import sharding
+from omni_jax.config import dataclass_of, media_of
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec, CodecConfig
 from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, Hearing
@@ -26,7 +27,7 @@ from omni_jax.modalities.text.head import TextHead
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
 from omni_jax.nn.layers import gather_rows
-from omni_jax.types import AudioConfig, Batch, ImageConfig, MediaConfig
+from omni_jax.types import Batch, MediaConfig
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -51,20 +52,15 @@ class OmniConfig:
     Raises:
       UserError: for a name or a value that a part does not take.
     """
-    def build(kind, name, part):
-      try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()})
-      except (TypeError, ValueError) as error:
-        raise UserError(f'config.model.{name}: {error}') from error
     known = {f.name for f in dataclasses.fields(cls)} - {'media'} | {'image', 'audio'}
     if unknown := sorted(set(config) - known):
       raise UserError(f'config.model: {unknown} is unknown; its parts are {sorted(known)}')
     if config.dtype not in DTYPES:
       raise UserError(f'config.model.dtype={config.dtype!r} is unknown; it is one of {DTYPES}')
     parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', 'dtype')}
-    media = MediaConfig(build(ImageConfig, 'image', config.image), build(AudioConfig, 'audio', config.audio))
-    return cls(media=media, dtype=config.dtype,
-               **{name: build(kind, name, config[name]) for name, kind in parts.items() if name in config})
+    return cls(media=media_of(config), dtype=config.dtype,
+               **{name: dataclass_of(kind, config[name], f'model.{name}') for name, kind in parts.items()
+                  if name in config})
 
 
 class Encoded(NamedTuple):

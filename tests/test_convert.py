@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from omni_jax import convert as command
+from omni_jax.data import local
 from omni_jax.data.conversion import index_of, shard_of, write_spill
 from omni_jax.data.inputs.folder import FolderReader
 from omni_jax.data.inputs.jsonl import JsonLinesReader
@@ -199,7 +200,7 @@ def test_nothing_usable_and_an_output_that_exists(tmp_path):
 def test_a_full_disk_is_said_in_one_line(lines, tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(command, 'write_spill', full)
+  monkeypatch.setattr(local, 'write_spill', full)
   with pytest.raises(UserError, match='out.partial: cannot be written .*No space left'):
     converted(Small(str(lines)), tmp_path / 'out')
 

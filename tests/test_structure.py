@@ -17,9 +17,10 @@ NAMES = {'.'.join(path.with_suffix('').parts).removesuffix('.__init__'): path fo
 HOST = {'errors', 'types', 'host'}
 DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
-    'errors': set(), 'types': set(), 'host': HOST, 'data': HOST, 'convert': HOST | {'data'},
-    'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE,
-    'train': DEVICE | {'model', 'data'},
+    'errors': set(), 'types': set(), 'host': HOST, 'config': {'errors', 'types'}, 'data': HOST | {'config'},
+    'convert': HOST | {'data', 'train'},  # of train the reading of --config, which loads no jax
+    'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE | {'config'},
+    'train': DEVICE | {'config', 'model', 'data'},
     'generate': DEVICE | {'model', 'data', 'train'},
     'evaluate': DEVICE | {'model', 'data', 'generate', 'omni_jax'},  # train starts evaluate as a process of its own
     'posttrain': DEVICE | {'model', 'data', 'train', 'generate', 'evaluate'},
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     'inspect_data': DEVICE | {'data', 'evaluate', 'train'},
     'bench': DEVICE | {'data', 'train'},
 }
+BEAM = {pathlib.Path('omni_jax/data/beam.py'), pathlib.Path('omni_jax/data/beam_files.py')}
 AXES = {'data', 'fsdp', 'expert', 'tensor', 'context'}
 PLACING = {'P', 'PartitionSpec', 'NamedSharding', 'Mesh', 'make_mesh', 'axis_index', 'axis_size', 'all_gather', 'all_to_all',
            'ragged_all_to_all', 'psum', 'pmean', 'pmax', 'psum_scatter', 'ppermute'}
@@ -100,18 +102,19 @@ def test_host_side_has_no_jax(path):
   tree = TREES[path]
   if path.name == '__main__.py':
     tree = top_level(tree)  # a command answers a mistake before jax is loaded
-  elif room(path) not in ('errors', 'types', 'host', 'data') or path.name == 'loader.py':
+  elif room(path) not in ('errors', 'types', 'config', 'host', 'data', 'convert') or path.name == 'loader.py':
     return
   assert not {name.split('.')[0] for name in imports(tree)} & {'jax', 'flax', 'optax', 'grain', 'orbax'}
 
 
 @every_file
-def test_orbax_grain_and_tensorflow_are_where_they_belong(path):
+def test_orbax_grain_beam_and_tensorflow_are_where_they_belong(path):
   top = {name.split('.')[0] for name in imports(TREES[path])}
   assert 'orbax' not in top or path.name == 'checkpoint.py'
   assert 'grain' not in top or path.name == 'loader.py'
   assert not top & {'tensorflow', 'tensorflow_datasets'} or path == pathlib.Path('omni_jax/data/tfds.py')
   assert not top & {'seqio', 'importlib'} or path == pathlib.Path('omni_jax/data/inputs/seqio.py')
+  assert 'apache_beam' not in top or path in BEAM
   assert 'torch' not in top or path == pathlib.Path('omni_jax/bench/peers.py')
 
 
@@ -171,7 +174,7 @@ import omni_jax
 seconds = time.process_time() - before
 assert seconds < 0.5, seconds
 assert not [m for m in ('jax', 'flax', 'grain') if m in sys.modules]
-import {', '.join(sorted(name for name, path in NAMES.items() if room(path) in ('data', 'host') and path.name != 'loader.py'))}
+import {', '.join(sorted(name for name, path in NAMES.items() if room(path) in ('config', 'convert', 'data', 'host') and path.name != 'loader.py'))}
 loaded = [m for m in ('jax', 'flax', 'grain') if m in sys.modules]
 assert not loaded, loaded
 import omni_jax.train.stages, omni_jax.evaluate.run

@@ -1,12 +1,13 @@
 """Examples of any reader -> shards of ArrayRecord and a manifest, the same bytes whatever the number of workers.
 
 Every step is a pure function of what it is given. `converted` turns what was found into a record or a refusal; pieces
-of the input become spill files (`write_spill`), side by side; spill files become shards (`write_shard`), side by side:
-a record's shard is a hash of its id, and a shard is sorted by id. A spill file or a shard that is there is whole, so a
-conversion that was killed goes on with what is missing.
+of the input become spill files (`write_spill`), side by side; spill files become shards (`shard_of_spills`), side by
+side: a record's shard is a hash of its id, and a shard is sorted by id. A spill file that is there is whole, so a
+conversion that was killed goes on with what is missing. A pipeline of Apache Beam has no spill files, and the same
+`converted`, `shard_of` and `write_shard`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import hashlib
 import os
 import pathlib
@@ -16,15 +17,14 @@ import msgpack
 
 from omni_jax.data.inputs.reader import Example, Found, Reader
 from omni_jax.data.jsonl import check_example, DECODE
+from omni_jax.data.manifest import MEDIA, ShardStats
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import MAX_RECORD, pack_example, write_array_record
+from omni_jax.data.run_check import RunCheck
 from omni_jax.types import AudioConfig, MediaConfig
 
-SCHEMA = 1  # of a record
 LONGEST = 3600.0  # seconds of a sound; a run has a limit of its own
-MEDIA = ('images', 'sounds', 'seconds')  # what is counted
 CHECK = MediaConfig(audio=AudioConfig(seconds=LONGEST))  # decoding at the smallest size is enough to find damage
-Check = Callable[[Example], None]  # raises BadRecord for an example with decoded media that the run could not hold
 
 
 class Converted(NamedTuple):
@@ -52,19 +52,9 @@ class Entry(NamedTuple):
   length: int
 
 
-class ShardStats(NamedTuple):
-  file: str
-  records: int
-  bytes: int
-  sha256: str
-  images: int
-  sounds: int
-  seconds: float
-  refused: list[tuple[str, str]]  # id and reason
-
-
-def converted(found: Found, media: MediaConfig = CHECK, check: Check | None = None) -> Converted:
-  """The record of an example whose structure and media are sound, or the reason for refusing it."""
+def converted(found: Found, check: RunCheck | None = None) -> Converted:
+  """The record of an example that is sound and that the run can take, or the reason for refusing it."""
+  media = check.media if check else CHECK
   try:
     example = check_example({**found.make(), 'id': found.id}, 'data')
     parts = [part for message in example.get('messages') or [example] for part in message['content']]
@@ -89,19 +79,24 @@ def _with(example: Example, parts: Iterator[Example]) -> Example:
   return {**example, 'messages': [{**m, 'content': [next(parts) for _ in m['content']]} for m in example['messages']]}
 
 
+def pieces_of(reader: Reader) -> list[range]:
+  """What one worker reads at a time: it depends on the input only."""
+  return [range(start, min(start + reader.chunk, len(reader))) for start in range(0, len(reader), reader.chunk)]
+
+
 def shard_of(id: str, shards: int) -> int:
   """Depends on the id only."""
   return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), 'little') % shards
 
 
-def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, media: MediaConfig = CHECK,
-                check: Check | None = None) -> int:
+def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, check: RunCheck | None = None
+                ) -> int:
   """Converts a piece of the input into one file and its index, which comes last; returns how many examples it had."""
   index: list[list[Entry]] = [[] for _ in range(shards)]
   at = 0
   with open(path, 'wb') as file:
     for found in reader.read(items):
-      made = converted(found, media, check)
+      made = converted(found, check)
       index[shard_of(made.id, shards)].append(Entry(*made.entry, at, len(made.record)))
       at += file.write(made.record)
   _write_whole(index_of(path), msgpack.packb(index))
@@ -112,25 +107,41 @@ def index_of(spill: pathlib.Path) -> pathlib.Path:
   return spill.with_suffix('.index')
 
 
-def write_shard(spills: Sequence[pathlib.Path], shard: int, path: pathlib.Path) -> ShardStats:
-  """One shard, sorted by id, of what belongs to it in all spill files."""
-  kept, refused = [], []
-  found = [(entry.id, k, entry.offset, entry) for k, spill in enumerate(spills) for entry in _entries(spill, shard)]
-  for id, k, _, entry in sorted(found):
+def shard_name(number: int, shards: int) -> str:
+  return f'data-{number:05d}-of-{shards:05d}.array_record'
+
+
+def write_shard(path: pathlib.Path, found: Iterable[tuple[Converted | Entry, Any]],
+                read: Callable[[Sequence[Any]], Iterable[bytes]]) -> ShardStats:
+  """One shard of all that belongs to it.
+
+  Args:
+    found: in order of id, then of the input: what is known of a record, and where it is.
+    read: the records of such places.
+  """
+  kept: list[tuple[Converted | Entry, Any]] = []
+  refused = []
+  for entry, place in found:
     if entry.refused:
-      refused.append((id, entry.refused))
-    elif kept and kept[-1][1].id == id:
-      refused.append((id, 'its id occurs before'))
+      refused.append((entry.id, entry.refused))
+    elif kept and kept[-1][0].id == entry.id:
+      refused.append((entry.id, 'its id occurs before'))
     else:
-      kept.append((spills[k], entry))
+      kept.append((entry, place))
   size, digest = 0, ''
   if kept:  # a shard without records has no file: it is nothing that could be read
-    write_array_record(path, _records(kept))
+    write_array_record(path, read([place for _, place in kept]))
     size = path.stat().st_size
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return ShardStats(path.name, len(kept), size, digest, *(sum(getattr(entry, name) for _, entry in kept)
+  return ShardStats(path.name, len(kept), size, digest, *(sum(getattr(entry, name) for entry, _ in kept)
                                                           for name in MEDIA), refused)
+
+
+def shard_of_spills(spills: Sequence[pathlib.Path], shard: int, path: pathlib.Path) -> ShardStats:
+  """One shard of what belongs to it in all spill files."""
+  found = [(entry.id, k, n, entry) for k, spill in enumerate(spills) for n, entry in enumerate(_entries(spill, shard))]
+  return write_shard(path, [(entry, (spills[k], entry)) for _, k, _, entry in sorted(found)], _records)
 
 
 def _entries(spill: pathlib.Path, shard: int) -> list[Entry]:

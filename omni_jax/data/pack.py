@@ -67,6 +67,22 @@ def _shift(map_n: np.ndarray, by: int) -> None:
   np.add(map_n, by, out=map_n, where=map_n != NONE)
 
 
+def _needs(laid: Laid) -> np.ndarray:
+  return np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
+
+
+def _room(b: RowBudget) -> np.ndarray:
+  return np.array([b.length, b.seen, b.drawn, b.heard, b.spoken, b.spoken_frames])
+
+
+def check_room(laid: Laid, budget: RowBudget) -> None:
+  """Raises ValueError for an example that would not fit even an empty row."""
+  needs, room = _needs(laid), _room(budget)
+  if (needs > room).any():
+    raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
+                     f'a row has {room.tolist()}')
+
+
 class Packer:
   """Fills one batch; `add` says whether the example found a row with room for all of it."""
 
@@ -89,7 +105,7 @@ class Packer:
         speak_at_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32),
         speak_frame_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32))
     self._used = np.zeros((batch.token_BL.shape[0], 6), np.int64)
-    self._room = np.array([b.length, b.seen, b.drawn, b.heard, b.spoken, b.spoken_frames])
+    self._room = _room(b)
     self._segments = np.zeros(b.rows, np.int32)
 
   def add(self, laid: Laid, row: int | None = None) -> bool:
@@ -98,13 +114,11 @@ class Packer:
     Raises:
       ValueError: if it would not fit even an empty row.
     """
-    needs = np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
+    needs = _needs(laid)
     fits_B = (self._used + needs <= self._room).all(axis=1)
     row = int(fits_B.argmax()) if row is None else row
     if not fits_B[row]:
-      if (needs > self._room).any():
-        raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
-                         f'a row has {self._room.tolist()}')
+      check_room(laid, self._budget)
       return False
     self._write(laid, row)
     self._used[row] += needs

@@ -1,7 +1,6 @@
 """The table of data sources: what `config.data.source` can name, and the examples or clips that it gives."""
 
 from collections.abc import Sequence
-import glob
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from omni_jax.data.digits import DigitExamples, load_digits
 from omni_jax.data.interleave import Example
 from omni_jax.data.jsonl import JsonLines
+from omni_jax.data.manifest import check_tokenizer, shards_in
 from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Mixture, mixture_of
 from omni_jax.data.ready.ready_set import ReadySet
@@ -17,6 +17,7 @@ from omni_jax.data.records import ArrayRecordExamples
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import open_tfds
 from omni_jax.errors import UserError
+from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import MediaConfig
 
 
@@ -78,11 +79,20 @@ def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
 
 def array_records(config: Any, media: MediaConfig, name: str) -> ArrayRecordExamples:
   """What `config.data.train_file` or `eval_file` names: folders that `omni_jax.convert` wrote, or single files."""
-  paths = []
-  for path in _files(config, name):
-    shards = sorted(glob.glob(f'{glob.escape(path)}/*.array_record'))
-    paths += shards or [path]
-  return ArrayRecordExamples(paths, media)
+  return ArrayRecordExamples([shard for path in _files(config, name) for shard in shards_in(path) or [path]], media)
+
+
+def check_tokenizers(config: Any, tokenizer: Tokenizer, name: str = 'train_file') -> None:
+  """Refuses folders, also those of a mixture, that were converted for another tokenizer; opens no shard.
+
+  Apart from the opening, so that a run says it before its first stage.
+  """
+  if config.source == 'mixture':
+    for part in config.sources.values():
+      check_tokenizers(part, tokenizer, name)
+  elif config.source == 'array_record' and config.get(name):
+    for path in _files(config, name):
+      check_tokenizer(path, tokenizer)
 
 
 def _text(config: Any, media: MediaConfig) -> Sequence[Example]:

@@ -18,6 +18,7 @@ from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Mixture
 from omni_jax.data.ready.ready_set import ReadySet
 from omni_jax.data.records import ArrayRecordExamples
+from omni_jax.data.sources import check_tokenizers
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import TfdsExamples
 from omni_jax.errors import UserError
@@ -27,6 +28,7 @@ from omni_jax.evaluate.gallery import Gallery
 from omni_jax.evaluate.media import Media
 from omni_jax.evaluate.prompts import Material
 from omni_jax.evaluate.scoring import Real
+from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
 
 VERSION = 1
@@ -90,8 +92,11 @@ def _measured(omni: Any, data: Any, limits: Limits, *, seed: int, log: Log) -> M
     return on_digits(omni, limits, seed=seed, log=log)
   if not data and own.source == 'text':
     return on_text(omni)
-  media = OmniConfig.from_config(omni.config.model).media
-  return on_examples(omni, JsonLines(data, media) if data else held_out(own, media), limits, seed=seed, log=log)
+  model = OmniConfig.from_config(omni.config.model)
+  if not data:
+    check_tokenizers(own, Tokenizer(model.tokenizer), 'eval_file')
+  lines = JsonLines(data, model.media) if data else held_out(own, model.media)
+  return on_examples(omni, lines, limits, seed=seed, log=log)
 
 
 def on_text(omni: Any) -> Measured:

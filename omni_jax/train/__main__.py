@@ -1,5 +1,6 @@
 """`python -m omni_jax.train --config=configs/digits.py --workdir=DIR [--config.omni.optim.lr=1e-3 …]`"""
 
+from collections.abc import Sequence
 import os
 import sys
 from typing import Any
@@ -13,10 +14,14 @@ config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same folder goes on where it stopped.')
 
 
-def read_config(values: flags.FlagValues) -> Any:
-  """Reads the command line into the flags and returns their `config`, or None where it was not given."""
+def read_config(values: flags.FlagValues, arguments: Sequence[str] | None = None) -> Any:
+  """Reads the command line into the flags and returns their `config`, or None where it was not given.
+
+  Args:
+    arguments: with the name of the command, instead of `sys.argv`; the flag has to be defined with the same `sys_argv`.
+  """
   try:
-    values(sys.argv)
+    values(sys.argv if arguments is None else arguments)
     config = values['config'].value
     if config is not None:
       config.to_dict()  # a file that cannot be loaded says so only now

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
+from omni_jax.config import dataclass_of
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
-from omni_jax.data.sources import SOURCES, training_clips, training_examples
+from omni_jax.data.sources import check_tokenizers, SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -33,14 +34,6 @@ from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
 from omni_jax.types import RowBudget
-
-
-def dataclass_of(kind: type, part: Any, name: str) -> Any:
-  """A frozen dataclass from a part of the config; a misspelt key or a bad value is the user's error."""
-  try:
-    return kind(**part.to_dict())
-  except (TypeError, ValueError) as error:
-    raise UserError(f'config.{name}: {error}') from error
 
 
 class Run:
@@ -60,6 +53,7 @@ class Run:
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
+    check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
     if not 0 <= config.omni.ema < 1:
