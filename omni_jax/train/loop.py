@@ -16,7 +16,7 @@ from omni_jax.sharding import gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
-from omni_jax.train.writer import say, Writer
+from omni_jax.train.writer import say, Silent, Writer
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
 
@@ -107,7 +107,9 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: dict[str, bool]) -> T
     start = int(state.step)
     if start >= stage.steps:
       return state
-    with Writer(workdir, stage.name, steps=stage.steps, start=start) as writer:
+    writer = Silent(workdir, stage.name) if jax.process_index() else Writer(workdir, stage.name, steps=stage.steps,
+                                                                            start=start)
+    with writer:
       return _steps(stage, state, checkpoints, writer, mesh, stop)
 
 
