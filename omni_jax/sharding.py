@@ -43,6 +43,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
                     f'set config.mesh so that the product divides {n}')
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
+  if math.prod(shape) < n and jax.process_count() > 1:
+    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
+                    'processes take all of them; set one axis of config.mesh to -1')
 
 
 def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
@@ -94,7 +97,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
-  """Host rows of this process -> global arrays split over the batch axes."""
+def input_part(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): which part of a batch's rows this process gives to `place`, of how many.
+
+  Processes have the same part where a mesh axis that does not split rows (tensor, context) lies across them.
+
+  Raises:
+    UserError: if processes share some rows and not others, or hold more rows than others.
+  """
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  rows: dict[int, set[int]] = {}
+  for device, (part,) in NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((ways,)).items():
+    rows.setdefault(device.process_index, set()).add(part.start or 0)
+  parts = sorted({tuple(sorted(own)) for own in rows.values()})
+  if sum(map(len, parts)) != ways or len({len(part) for part in parts}) > 1:
+    raise UserError(f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {ways} parts of the rows, which '
+                    'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes')
+  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+  """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
   sharding = NamedSharding(mesh, P(BATCH_AXES))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 

@@ -16,7 +16,7 @@ import optax
 from omni_jax import sharding
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
-from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.data.sources import SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
@@ -44,7 +44,7 @@ def dataclass_of(kind: type, part: Any, name: str) -> Any:
 
 
 class Run:
-  """What all stages share: the config, where it runs and the shapes of the network."""
+  """What all stages share: the config, where it runs, this process's part of the rows and the shapes of the network."""
 
   def __init__(self, config: Any, workdir: str):
     """Checks what can be checked before anything is written."""
@@ -58,6 +58,8 @@ class Run:
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
     for rows in (self.budget.rows, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
+    self.part = sharding.input_part(self.mesh)
+    lanes_of(self.budget.rows, self.loader, self.part[1])
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
@@ -89,11 +91,6 @@ class Run:
     return jax.eval_shape(init)
 
 
-def _shard() -> tuple[int, int]:
-  """Which process this is, of how many."""
-  return jax.process_index(), jax.process_count()
-
-
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
   return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
@@ -105,7 +102,7 @@ def _codec_stage(run: Run) -> loop.Stage:
   whole = sharding.replicated(run.mesh)
   init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
   batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
-                       frames=part.frames, seed=run.config.seed, shard=_shard())
+                       frames=part.frames, seed=run.config.seed, shard=run.part)
   step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
   return _stage(run, 'codec', step=step, state=init(), batches=batches)
 
@@ -138,7 +135,7 @@ def omni_batches(run: Run) -> Loader:
   """The batches of the omni stage, from its first."""
   examples = training_examples(run.config.data, run.omni.media)
   making = Making(examples, Tokenizer(run.omni.tokenizer), run.omni.media, run.config.seed, run.augment)
-  return Loader(making, run.budget, run.loader, shard=_shard())
+  return Loader(making, run.budget, run.loader, shard=run.part)
 
 
 def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:
