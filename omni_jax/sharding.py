@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -119,6 +120,18 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
   """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
   sharding = NamedSharding(mesh, P(BATCH_AXES))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+_largest = jax.jit(jnp.max)
+
+
+def anywhere(own: bool, mesh: Mesh) -> jax.Array:
+  """Whether any process says so; all of them ask at the same points.
+
+  The answer is made on the devices: who asks for it at once waits for all that they have to do before.
+  """
+  flags = np.full((jax.local_device_count(),), own, np.int32)
+  return _largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), flags))
 
 
 def gather_bytes(own: bytes) -> list[bytes]:
