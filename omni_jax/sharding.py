@@ -43,10 +43,10 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
   if math.prod(shape) > (n := jax.device_count()) or n % math.prod(shape):
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
                     f'set config.mesh so that the product divides {n}')
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
   if math.prod(shape) < n and jax.process_count() > 1:
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
                     'processes take all of them; set one axis of config.mesh to -1')
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
 
 
 def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
@@ -97,7 +97,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def place(batch: Any, mesh: Mesh) -> Any:
 def input_part(mesh: Mesh) -> tuple[int, int]:
   """(index, count): which part of a batch's rows this process gives to `place`, of how many.
 
@@ -117,6 +116,7 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
   return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
+def place(batch: Any, mesh: Mesh) -> Any:
   """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
   sharding = NamedSharding(mesh, P(BATCH_AXES))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

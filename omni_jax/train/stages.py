@@ -23,7 +23,7 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
-from omni_jax.train import loop
+from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
 from omni_jax.train.flops import omni_step_flops, peak_flops
@@ -170,7 +170,11 @@ def train_omni(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html."""
+  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html.
+
+  The first of several processes sees to it when the others are gone: they would not wait as long as it may take.
+  """
+  processes.disband()
   if jax.process_index():
     return
   done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False)
@@ -181,14 +185,25 @@ def evaluate(run: Run) -> None:
 STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
 
 
-def run_all(config: Any, workdir: str) -> None:
-  """All stages of the config, in order, in one process. The same call goes on where the last one stopped."""
+def _checked(config: Any, workdir: str) -> Run:
   if unknown := [name for name in config.stages if name not in STAGES]:
     raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}')
-  run = Run(config, workdir)
-  folder = epath.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  if 'evaluate' in config.stages[:-1] and jax.process_count() > 1:
+    raise UserError(f"config.stages={config.stages}: of several processes 'evaluate' is the last stage; the others "
+                    'end with it')
+  return Run(config, workdir)
+
+
+def run_all(config: Any, workdir: str) -> None:
+  """All stages of the config, in order, in one process or in the same order in several.
+
+  The same call goes on where the last one stopped.
+  """
+  run = processes.agreed(lambda: _checked(config, workdir))
+  if not jax.process_index():
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
   with jax.set_mesh(run.mesh):
     for name in config.stages:
       say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
