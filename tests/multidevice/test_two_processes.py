@@ -18,10 +18,10 @@ CHILD, PARTS = (pathlib.Path(__file__).with_name(name) for name in ('child.py', 
 SECONDS = 420  # for one run with its compilation on a machine that is busy with others; alone it takes half a minute
 CODEC_STEPS, STEPS, SAVED = 2, 4, 2
 # As in launch/local.sh with two processes and --config.loader.lanes=2, so that one process makes the same batches.
-ARGUMENTS = ["--config.stages=('codec','omni','evaluate')", '--config.loader.lanes=2', f'--config.codec.steps={CODEC_STEPS}',
+ARGUMENTS = ['--config.loader.lanes=2', f'--config.codec.steps={CODEC_STEPS}',
              '--config.codec.log_every=1', f'--config.omni.steps={STEPS}', '--config.omni.log_every=1',
              f'--config.omni.save_every={SAVED}', f'--config.compilation_cache={os.environ["OMNI_JAX_TEST_CACHE"]}/xla']
-OMNI = "--config.stages=('omni','evaluate')"  # where the codec is finished
+ALL, OMNI = "('codec','omni','evaluate')", "('omni','evaluate')"  # the latter where the codec is finished
 ALONE, TWO = ['--config.cpu_devices=2'], ['--config.cpu_devices=1', '--config.distributed=True']
 # The same sums over two devices, but gloo adds across processes and XLA within one, in what order each likes: seen are
 # differences of 2e-7, one or two units in the last place. Adam divides by small gradients, hence room for more.
@@ -40,23 +40,23 @@ def free_address():
     return f'localhost:{free.getsockname()[1]}'
 
 
-def started(workdir, count, *arguments, **variables):
+def started(workdir, count, *arguments, stages, **variables):
   """The processes of a run; `variables` are NAME=(process, value)."""
   address, processes = free_address(), []
   for k in range(count):
     own = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(k)) if count > 1 else {}
     own |= {name: value for name, (who, value) in variables.items() if who == k}
     environment = os.environ | own | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'NOTES': f'{workdir}.notes.{k}'}
-    command = [sys.executable, str(CHILD), f'--config={ROOT}/configs/tiny.py', f'--workdir={workdir}', *ARGUMENTS,
+    command = [sys.executable, str(CHILD), f'--config={ROOT}/configs/tiny.py', f'--workdir={workdir}', *ARGUMENTS, f'--config.stages={stages}',
                *(TWO if count > 1 else ALONE), *arguments]
     with open(f'{workdir}.out.{k}', 'w') as out, open(f'{workdir}.err.{k}', 'w') as err:  # a pipe may fill and block
       processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
   return processes
 
 
-def run(workdir, count, *arguments, **variables):
+def run(workdir, count, *arguments, stages=ALL, **variables):
   """What became of the processes of a run; to hang is to fail."""
-  processes, until, late = started(workdir, count, *arguments, **variables), time.monotonic() + SECONDS, []
+  processes, until, late = started(workdir, count, *arguments, stages=stages, **variables), time.monotonic() + SECONDS, []
   for k, process in enumerate(processes):
     try:
       process.wait(max(1, until - time.monotonic()))
@@ -144,7 +144,7 @@ def test_only_the_first_process_writes(stopped):
 def test_one_process_goes_on_where_two_stopped(alone, stopped, folder):
   parts = folder / 'stopped_then_one'
   shutil.copytree(stopped[0], parts)
-  (done,) = run(parts, 1, OMNI)
+  (done,) = run(parts, 1, stages=OMNI)
   assert done.code == 0 and f'omni: resumed at step 3 of {STEPS}' in done.out, done
   assert batches(parts, 1) == batches(alone, 1)[-1:]
   assert_same_figures(logged(parts), logged(alone))
@@ -154,7 +154,7 @@ def test_two_processes_go_on_where_one_stopped_and_one_evaluates(alone, folder):
   parts = folder / 'alone_then_two'
   shutil.copytree(alone, parts)
   shutil.rmtree(parts / 'checkpoints' / 'omni' / str(STEPS))
-  first, second = run(parts, 2, OMNI)
+  first, second = run(parts, 2, stages=OMNI)
   assert first.code == second.code == 0, (first, second)
   assert f'omni: resumed at step {SAVED} of {STEPS}' in first.out
   assert batches(parts, 2) == batches(alone, 1)[-(STEPS - SAVED):]
@@ -165,7 +165,7 @@ def test_two_processes_go_on_where_one_stopped_and_one_evaluates(alone, folder):
 def test_an_error_in_one_process_ends_both(alone, folder):
   parts = folder / 'torn'
   shutil.copytree(alone / 'checkpoints' / 'codec', parts / 'checkpoints' / 'codec')
-  first, second = run(parts, 2, OMNI, FAILS_AT=(1, '1'))
+  first, second = run(parts, 2, stages=OMNI, FAILS_AT=(1, '1'))
   assert second.code == 2 and 'error: process 1 of 2: torn on this host' in second.err, second
   assert first.code not in (0, 75), first
 
