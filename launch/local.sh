@@ -1,23 +1,57 @@
 #!/usr/bin/env bash
 # Trains on this machine and starts again after a preemption (exit code 75: saved, go on).
 #   launch/local.sh configs/digits.py runs/digits [--config.omni.steps=4000 …]
+#   PROCESSES=2 launch/local.sh configs/tiny.py runs/tiny    # that many processes of one device each, as hosts of a pod
 # DRY_RUN=1 prints the command instead.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: $0 CONFIG WORKDIR [overrides…]" >&2
   exit 2
 fi
-config=$1 workdir=$2
+config=$1 workdir=$2 processes=${PROCESSES:-1} stopped=0
 shift 2
-command=("${PYTHON:-python3}" -m omni_jax.train "--config=$config" "--workdir=$workdir" "$@")
+command=("${PYTHON:-python3}" -m omni_jax.train "--config=$config" "--workdir=$workdir")
+if [ "$processes" != 1 ]; then
+  command+=(--config.distributed=True --config.cpu_devices=1)
+  export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:29500} JAX_NUM_PROCESSES=$processes
+fi
+command+=("$@")
 if [ "${DRY_RUN:-0}" = 1 ]; then
   printf '%q ' "${command[@]}"
   echo
   exit 0
 fi
+
+together() {  # runs all processes; the first that failed gives the exit code, 75 where all have saved
+  local pids=() pid k code result=0
+  for ((k = 0; k < processes; k++)); do
+    JAX_PROCESS_ID=$k "${command[@]}" &
+    pids+=($!)
+  done
+  trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+  for pid in "${pids[@]}"; do
+    code=0
+    wait "$pid" || code=$?
+    while kill -0 "$pid" 2>/dev/null; do  # a signal to this script ended `wait` early
+      code=0
+      wait "$pid" || code=$?
+    done
+    if [ "$code" != 0 ] && { [ "$result" = 0 ] || [ "$result" = 75 ]; }; then
+      result=$code
+    fi
+  done
+  return "$result"
+}
+
 while true; do
   code=0
-  "${command[@]}" || code=$?
-  [ "$code" = 75 ] || exit "$code"
+  if [ "$processes" = 1 ]; then
+    "${command[@]}" || code=$?
+  else
+    together || code=$?
+  fi
+  if [ "$code" != 75 ] || [ "$stopped" = 1 ]; then
+    exit "$code"
+  fi
   echo 'preempted and saved; starting again' >&2
 done

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -42,6 +43,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
   if math.prod(shape) > (n := jax.device_count()) or n % math.prod(shape):
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
                     f'set config.mesh so that the product divides {n}')
+  if math.prod(shape) < n and jax.process_count() > 1:
+    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
+                    'processes take all of them; set one axis of config.mesh to -1')
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
 
 
@@ -93,10 +97,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def input_part(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): which part of a batch's rows this process gives to `place`, of how many.
+
+  Processes have the same part where a mesh axis that does not split rows (tensor, context) lies across them.
+
+  Raises:
+    UserError: if processes share some rows and not others, or hold more rows than others.
+  """
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  rows: dict[int, set[int]] = {}
+  for device, (part,) in NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((ways,)).items():
+    rows.setdefault(device.process_index, set()).add(part.start or 0)
+  parts = sorted({tuple(sorted(own)) for own in rows.values()})
+  if sum(map(len, parts)) != ways or len({len(part) for part in parts}) > 1:
+    raise UserError(f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {ways} parts of the rows, which '
+                    'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes')
+  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def place(batch: Any, mesh: Mesh) -> Any:
-  """Host rows of this process -> global arrays split over the batch axes."""
+  """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
   sharding = NamedSharding(mesh, P(BATCH_AXES))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+_largest = jax.jit(jnp.max)
+
+
+def anywhere(own: bool, mesh: Mesh) -> jax.Array:
+  """Whether any process says so; all of them ask at the same points.
+
+  The answer is made on the devices: who asks for it at once waits for all that they have to do before.
+  """
+  flags = np.full((jax.local_device_count(),), own, np.int32)
+  return _largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), flags))
 
 
 def gather_bytes(own: bytes) -> list[bytes]:

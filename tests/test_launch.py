@@ -3,7 +3,9 @@
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -38,6 +40,29 @@ def test_local_starts_again_only_after_a_preemption(tmp_path, codes, starts):
   done = run('local.sh', 'c.py', 'dir', PYTHON=str(fake))
   assert done.returncode == codes[-1]
   assert len((tmp_path / 'starts').read_text().split()) == starts
+
+
+def test_local_starts_several_processes_that_know_each_other(tmp_path):
+  fake = tmp_path / 'python'
+  fake.write_text(f'#!/bin/bash\ncd {tmp_path}; echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS $*" >> starts\n'
+                  '[ -e again ] && exit 0; [ $JAX_PROCESS_ID = 1 ] || { sleep 0.5; touch again; }; exit 75\n')
+  fake.chmod(0o755)
+  done = run('local.sh', 'c.py', 'dir', '--config.seed=1', PYTHON=str(fake), PROCESSES='2', JAX_COORDINATOR_ADDRESS='localhost:1')
+  assert done.returncode == 0 and done.stderr.count('starting again') == 1
+  lines = sorted((tmp_path / 'starts').read_text().splitlines())
+  said = 'of 2 at localhost:1 -m omni_jax.train --config=c.py --workdir=dir --config.distributed=True --config.cpu_devices=1 --config.seed=1'
+  assert lines == [f'0 {said}'] * 2 + [f'1 {said}'] * 2
+
+
+def test_local_hands_on_sigterm_and_does_not_start_again(tmp_path):
+  fake = tmp_path / 'python'
+  fake.write_text(f'#!/bin/bash\ntrap "exit 75" TERM; touch {tmp_path}/started.$JAX_PROCESS_ID; for k in $(seq 200); do sleep 0.05; done\n')
+  fake.chmod(0o755)
+  with subprocess.Popen(['bash', LAUNCH / 'local.sh', 'c.py', 'dir'], env=os.environ | dict(PYTHON=str(fake), PROCESSES='2')) as process:
+    while len(list(tmp_path.glob('started.*'))) < 2:
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 75
 
 
 def test_tpu_vm_installs_then_trains_on_every_worker():

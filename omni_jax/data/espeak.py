@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import itertools
+import os
 import pathlib
 import threading
 
@@ -67,7 +68,8 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
   """The library just loaded, and its sample rate; unloaded afterwards.
 
   What eSpeak says depends on everything it said before (its oscillators' phases survive even espeak_Terminate).
-  Loading the library anew costs 2 ms and makes a clip a function of its arguments.
+  Loading the library anew costs 2 ms; with the seeds of its breath noise, which it takes from the clock (voices f2, f3
+  and f5) and from C's rand (Reed, caleb), it makes a clip a function of its arguments.
   """
   try:
     import espeakng_loader
@@ -79,6 +81,9 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
     if rate <= 0:
       raise UserError(f'eSpeak NG does not start with the data of {data}: code {rate}')
+    lib.espeak_ng_SetRandSeed(ctypes.c_long(0))
+    if os.name == 'posix':
+      ctypes.CDLL(None).srand(1)
     yield lib, rate
     lib.espeak_Terminate()
   finally:

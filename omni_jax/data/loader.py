@@ -41,6 +41,19 @@ class LoaderConfig:
   strict: bool = True
 
 
+def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
+  """How many lanes the rows of a batch are cut into, where `count` processes make them.
+
+  Raises:
+    UserError: if rows do not divide by lanes, or lanes by processes.
+  """
+  lanes = config.lanes or count
+  if rows % lanes or lanes % count:
+    raise UserError(f'config.loader.lanes={lanes}: {rows} rows are cut into as many lanes, and the lanes '
+                    f'shared by {count} processes; nearest: {math.gcd(rows, lanes) // count * count or count}')
+  return lanes
+
+
 class Order:
   """The endless order of a mixture's examples: its shares, and in every pass over a source a new order of it.
 
@@ -162,10 +175,7 @@ class Loader:
     if not len(making.examples):
       raise UserError('the data set is empty; check config.data')
     index, count = shard
-    lanes = config.lanes or count
-    if budget.rows % lanes or lanes % count:
-      raise UserError(f'config.loader.lanes={lanes}: {budget.rows} rows are cut into as many lanes, and the lanes '
-                      f'shared by {count} processes; nearest: {math.gcd(budget.rows, lanes) // count * count or count}')
+    lanes = lanes_of(budget.rows, config, count)
     mixture = Mixture.of(making.examples)
     making = making._replace(examples=mixture)
     self._maker = Workers(making, config.workers) if config.workers else Here(making)

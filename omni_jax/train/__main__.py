@@ -54,12 +54,14 @@ def start_jax(config) -> None:
   import jax
   if config.cpu_devices > 1:
     jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
-    jax.config.update('jax_cpu_enable_async_dispatch', False)
+  if config.cpu_devices > 1 or config.distributed:
+    jax.config.update('jax_cpu_enable_async_dispatch', False)  # programs that wait for each other, in one order
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   if config.distributed:
-    jax.distributed.initialize()
+    from omni_jax.train.processes import join
+    join()
   jax.devices()  # reads the environment, which the evaluating process must not inherit: it has one device
   os.environ.clear()
   os.environ.update(before)
@@ -69,8 +71,16 @@ def main() -> None:
   config, workdir = parse()
   logging.set_verbosity(logging.ERROR)  # Orbax reports every file that it touches
   start_jax(config)
+  import jax
+
+  from omni_jax.train.processes import leave
   from omni_jax.train.stages import run_all  # after the devices are set up
-  run_all(config, workdir)
+  try:
+    run_all(config, workdir)
+  except Exception as error:
+    if not jax.distributed.is_initialized():  # no other process waits for this one
+      raise
+    leave(error)
 
 
 if __name__ == '__main__':

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import gather_bytes, place
+from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
-from omni_jax.train.writer import say, Writer
+from omni_jax.train.writer import say, Silent, Writer
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
 
@@ -87,17 +87,17 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     Preempted: after SIGTERM, once everything is saved.
     UserError: if the loss is no longer finite.
   """
-  with _sigterm() as stop:
+  with _sigterm(mesh) as stop:
     try:
       state = _resumed(stage, workdir, mesh, stop)
     finally:
       stage.batches.close()
-    if stop['asked']:
+    if stop.at_the_end():
       raise Preempted
     return state
 
 
-def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: dict[str, bool]) -> TrainState:
+def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
   with Checkpoints(workdir, stage.name) as checkpoints:
     state = stage.state
     if checkpoints.latest() is not None:
@@ -107,12 +107,14 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: dict[str, bool]) -> T
     start = int(state.step)
     if start >= stage.steps:
       return state
-    with Writer(workdir, stage.name, steps=stage.steps, start=start) as writer:
+    writer = Silent(workdir, stage.name) if jax.process_index() else Writer(workdir, stage.name, steps=stage.steps,
+                                                                            start=start)
+    with writer:
       return _steps(stage, state, checkpoints, writer, mesh, stop)
 
 
 def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh,
-           stop: dict[str, bool]) -> TrainState:
+           stop: '_Stop') -> TrainState:
   meter, trace = _Meter(), _Trace(stage.profile, str(writer.trace_folder))
   for step in range(int(state.step) + 1, stage.steps + 1):
     trace.before(step)
@@ -123,7 +125,7 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
     writer.advance()
     trace.after(step, state)
     log = step % stage.log_every == 0 or step == stage.steps
-    asked = stop['asked']  # read once: it may turn true at any moment
+    asked = stop.after_a_step()  # read once: it may turn true at any moment
     save = asked or step % stage.save_every == 0 or step == stage.steps
     if log or save:  # what is saved is finite, too
       figures = jax.device_get(metrics)
@@ -159,13 +161,31 @@ class _Trace:
       self._running = False
 
 
+class _Stop:
+  """Whether the machine is about to be taken away, or that of another process: all of them stop at the same step."""
+
+  def __init__(self, mesh: Mesh):
+    self.asked = False  # in this process
+    self._mesh, self._before = mesh, None
+
+  def after_a_step(self) -> bool:
+    """Of several processes, what they said a step ago: to wait for this step's answer would leave devices idle."""
+    if jax.process_count() == 1:
+      return self.asked
+    before, self._before = self._before, anywhere(self.asked, self._mesh)
+    return before is not None and bool(before)
+
+  def at_the_end(self) -> bool:
+    return self.asked if jax.process_count() == 1 else bool(anywhere(self.asked, self._mesh))
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[dict[str, bool]]:
-  """A value that turns true when the machine is about to be taken away. Afterwards the signal kills as before."""
-  stop = {'asked': False}
+def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
+  """A value that turns true when the signal comes. Afterwards the signal kills as before."""
+  stop = _Stop(mesh)
 
   def ask(*_):
-    stop['asked'] = True
+    stop.asked = True
 
   try:
     before = signal.signal(signal.SIGTERM, ask)

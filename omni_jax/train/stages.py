@@ -17,14 +17,14 @@ from omni_jax import sharding
 from omni_jax.config import dataclass_of
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
-from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.data.sources import check_tokenizers, SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
-from omni_jax.train import loop
+from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
 from omni_jax.train.flops import omni_step_flops, peak_flops
@@ -37,7 +37,7 @@ from omni_jax.types import RowBudget
 
 
 class Run:
-  """What all stages share: the config, where it runs and the shapes of the network."""
+  """What all stages share: the config, where it runs, this process's part of the rows and the shapes of the network."""
 
   def __init__(self, config: Any, workdir: str):
     """Checks what can be checked before anything is written."""
@@ -51,6 +51,8 @@ class Run:
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
     for rows in (self.budget.rows, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
+    self.part = sharding.input_part(self.mesh)
+    lanes_of(self.budget.rows, self.loader, self.part[1])
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
     check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
@@ -83,11 +85,6 @@ class Run:
     return jax.eval_shape(init)
 
 
-def _shard() -> tuple[int, int]:
-  """Which process this is, of how many."""
-  return jax.process_index(), jax.process_count()
-
-
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
   return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
@@ -99,7 +96,7 @@ def _codec_stage(run: Run) -> loop.Stage:
   whole = sharding.replicated(run.mesh)
   init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
   batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
-                       frames=part.frames, seed=run.config.seed, shard=_shard())
+                       frames=part.frames, seed=run.config.seed, shard=run.part)
   step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
   return _stage(run, 'codec', step=step, state=init(), batches=batches)
 
@@ -136,7 +133,7 @@ def making_of(run: Run) -> Making:
 
 def omni_batches(run: Run) -> Loader:
   """The batches of the omni stage, from its first."""
-  return Loader(making_of(run), run.budget, run.loader, shard=_shard())
+  return Loader(making_of(run), run.budget, run.loader, shard=run.part)
 
 
 def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:
@@ -171,7 +168,11 @@ def train_omni(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html."""
+  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html.
+
+  The first of several processes sees to it when the others are gone: they would not wait as long as it may take.
+  """
+  processes.disband()
   if jax.process_index():
     return
   done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False)
@@ -182,14 +183,25 @@ def evaluate(run: Run) -> None:
 STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
 
 
-def run_all(config: Any, workdir: str) -> None:
-  """All stages of the config, in order, in one process. The same call goes on where the last one stopped."""
+def _checked(config: Any, workdir: str) -> Run:
   if unknown := [name for name in config.stages if name not in STAGES]:
     raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}')
-  run = Run(config, workdir)
-  folder = epath.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  if 'evaluate' in config.stages[:-1] and jax.process_count() > 1:
+    raise UserError(f"config.stages={config.stages}: of several processes 'evaluate' is the last stage; the others "
+                    'end with it')
+  return Run(config, workdir)
+
+
+def run_all(config: Any, workdir: str) -> None:
+  """All stages of the config, in order, in one process or in the same order in several.
+
+  The same call goes on where the last one stopped.
+  """
+  run = processes.agreed(lambda: _checked(config, workdir))
+  if not jax.process_index():
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
   with jax.set_mesh(run.mesh):
     for name in config.stages:
       say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from etils import epath
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -67,6 +68,22 @@ class Writer:
           + (f" ({plain['speed/steps_per_second']:.2f} steps/s)" if 'speed/steps_per_second' in plain else ''))
 
 
+class Silent(Writer):
+  """What processes other than the first have: the figures are the same in all, and so is the folder."""
+
+  def __init__(self, workdir: str, stage: str):
+    self._stage, self._folder = stage, epath.Path(workdir)
+
+  def __exit__(self, *_) -> None:
+    pass
+
+  def advance(self) -> None:
+    pass
+
+  def write(self, step: int, figures: dict[str, Any]) -> None:
+    pass
+
+
 def _lines(metrics: epath.Path) -> list[dict[str, Any] | None]:
   """What metrics.jsonl holds; None for a line that a killed process left half-written."""
   def whole(line):
@@ -84,7 +101,9 @@ def _spent_before(metrics: str) -> float:
 
 
 def say(workdir: Any, text: str) -> None:
-  """A line on standard output and in log.txt."""
+  """A line on standard output and in log.txt; only the first process speaks."""
+  if jax.process_index():
+    return
   line = f'[{time.time() - START:7.1f} s] {text}'
   print(line, flush=True)
   with (epath.Path(workdir) / 'log.txt').open('a') as file:
