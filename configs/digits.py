@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
       budget=dict(rows=16, length=128, seen=3, drawn=2, heard=3, spoken=1, spoken_frames=12),
       root='', train_file='train.jsonl', eval_file='test.jsonl',
   ))
-  c.data.augment = ConfigDict(dict(turn=0.2, scale=0.12, shear=0.15, shift=0.075,
-                                   speed=0.11, pitch=0.0, gain=0.4, noise=0.01, delay=0.05))  # of what is only read
+  c.data.augment = ConfigDict(dict(turn=0.2, scale=0.12, shear=0.15, shift=0.075, speed=0.11, pitch=0.0, gain=3.0,
+                                   tone=0.0, noise=0.01, delay=0.05))  # of what is only read
   c.loader = ConfigDict(dict(lanes=0, workers=0, strict=True))
   c.data.rate = c.model.audio.get_ref('rate')
   c.data.seconds = c.model.audio.get_ref('seconds')

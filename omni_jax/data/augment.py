@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+TONES = 5
 WINDOW_SECONDS = 0.04  # of the pieces that a stretched wave is made of
 
 
@@ -20,7 +21,8 @@ class Augment:
   Attributes:
     turn: radians. scale: share of the size, for height and width. shear: columns a row. shift: share of the height.
     speed: share of the tempo, as a tape runs: the pitch goes with it (Ko et al. 2015). pitch: share of the frequency,
-      the tempo stays. gain: share of the loudness.
+      the tempo stays. gain: decibels, of the whole. tone: decibels, of TONES bands that flow into each other: rooms and
+      microphones differ so.
     noise: loudest white noise, full scale is 1; quieter down to a hundredth of it. delay: seconds of silence before.
   """
   turn: float = 0.2
@@ -29,7 +31,8 @@ class Augment:
   shift: float = 0.075
   speed: float = 0.11
   pitch: float = 0.0
-  gain: float = 0.4
+  gain: float = 3.0
+  tone: float = 0.0
   noise: float = 0.01
   delay: float = 0.05
 
@@ -71,9 +74,19 @@ def said(wave_S: np.ndarray, c: Augment, rng: np.random.Generator, *, rate: int,
   speed = max(speed, len(wave_S) / limit)
   wave_S = stretched(resampled(wave_S, speed * pitch), pitch, window=round(WINDOW_SECONDS * rate))[:limit]
   late = min(int(rng.uniform(0, c.delay) * rate), limit - len(wave_S))
-  wave_S = np.pad(wave_S, (late, 0)) * rng.uniform(1 - c.gain, 1 + c.gain)
+  wave_S = np.pad(wave_S, (late, 0)) * 10 ** (rng.uniform(-c.gain, c.gain) / 20)
+  wave_S = coloured(wave_S, rng.uniform(-c.tone, c.tone, TONES)) if c.tone else wave_S
+  wave_S = wave_S / max(1.0, np.abs(wave_S).max())
   noise = rng.standard_normal(len(wave_S)) * c.noise * 10 ** rng.uniform(-2, 0)
   return np.clip(wave_S + noise, -1, 1).astype(np.float32)
+
+
+def coloured(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
+  """Each of n frequencies, evenly spread from 0 to half the rate, louder by as much; those between them in between."""
+  spectrum = np.fft.rfft(wave_S, n := 1 << (len(wave_S) - 1).bit_length())
+  at = np.linspace(0, len(decibels_n) - 1, len(spectrum))
+  curve = 10 ** (np.interp(at, np.arange(len(decibels_n)), decibels_n) / 20)
+  return np.fft.irfft(spectrum * curve, n)[:len(wave_S)]
 
 
 def resampled(wave_S: np.ndarray, factor: float) -> np.ndarray:

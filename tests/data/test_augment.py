@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from omni_jax.data.augment import Augment, moved, said, stretched
+from omni_jax.data.augment import Augment, coloured, moved, said, stretched
 
 RATE, LIMIT = 8000, 7680
 NONE = Augment(**dict.fromkeys((field.name for field in dataclasses.fields(Augment)), 0.0))
@@ -62,6 +62,22 @@ def test_speed_moves_the_pitch_and_pitch_leaves_the_length():
   high = [said(tone(300), dataclasses.replace(NONE, pitch=0.2), rng, rate=RATE, limit=LIMIT) for _ in range(10)]
   assert all(len(wave) == pytest.approx(4000, abs=2) for wave in high)
   assert np.ptp([pitch_of(wave) for wave in high]) > 40
+
+
+def test_gain_and_tone_are_decibels():
+  rng = np.random.default_rng(2)
+  soft = 0.01 * (tone(500) + tone(3500))
+  level = lambda wave, hertz: 20 * np.log10(np.abs(np.fft.rfft(wave * np.hanning(len(wave))))[round(hertz * len(wave) / RATE)])
+  loud = [said(soft, dataclasses.replace(NONE, gain=12.0), rng, rate=RATE, limit=LIMIT) for _ in range(30)]
+  changes = [20 * np.log10(wave.std() / soft.std()) for wave in loud]
+  assert -12 <= min(changes) < -6 and 6 < max(changes) <= 12
+  other = [said(soft, dataclasses.replace(NONE, tone=10.0), rng, rate=RATE, limit=LIMIT) for _ in range(30)]
+  assert all(len(wave) == len(soft) for wave in other)
+  tilts = [level(wave, 500) - level(wave, 3500) for wave in other]
+  assert min(tilts) < -5 and max(tilts) > 5 and max(np.abs(tilts)) <= 20
+  half = coloured(soft, np.array([6.0, 0.0, 0.0, 0.0, 0.0]))  # 6 dB at 0 Hz, 3 at 500, none from 1000 on
+  assert level(half, 500) - level(soft, 500) == pytest.approx(3, abs=0.2)
+  assert level(half, 3500) == pytest.approx(level(soft, 3500), abs=0.1)
 
 
 def test_a_sound_of_the_longest_length_is_hurried_not_cut():
