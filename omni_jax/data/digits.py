@@ -6,6 +6,7 @@ Every example is drawn by its index, from one of the recipes below; nothing is d
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,14 @@ class DigitExamples(Sequence):
 
   def __len__(self) -> int:
     return self._length
+
+  def identity(self) -> str:
+    """Digest of what examples are made of, and how."""
+    asked, digits = (self._names, self._p.tolist(), self._seed, self._spoken_takes), self._digits
+    digest = hashlib.blake2b(repr(asked).encode(), digest_size=8)
+    for array in (digits.train_images, digits.train_labels, *(clip.wave for clip in digits.train_clips)):
+      digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     rng = np.random.default_rng((self._seed, index))

@@ -84,8 +84,9 @@ class _Lane:
   def restore(self, state: dict[str, Any]) -> None:
     self._next, self._waiting = state['next'], list(state['waiting'])
     self._bad = collections.Counter(state['bad'])
-    self._asked: dict[int, Any] = {}
-    self._laid: dict[int, Laid | None] = {}
+    self._asked: dict[int, Any] = {}  # by the first index of a block
+    self._made: dict[int, Laid | BadRecord] = {}
+    self._laid: dict[int, Laid | None] = {}  # of those that have been looked at and not packed
 
   def __next__(self) -> Batch:
     packer, waiting = self._new_packer(), []
@@ -104,20 +105,38 @@ class _Lane:
 
   def _get(self, index: int) -> Laid | None:
     if index not in self._laid:
-      for k in (index, *range(self._next, self._next + self._maker.ahead)):
-        if k not in self._asked and k not in self._laid:
-          try:
-            self._asked[k] = self._maker.ask(self._places(k))
-          except IndexError:  # the order ends before what is asked for early
-            break
-      if index not in self._asked:
-        raise IndexError(f'after {index} examples')
-      made = self._maker.get(self._asked.pop(index))
+      if index not in self._made:
+        self._make(index)
+      made = self._made.pop(index)
       if isinstance(made, BadRecord):
         self._count(made)
         made = None
       self._laid[index] = made
     return self._laid[index]
+
+  def _make(self, index: int) -> None:
+    """The block of this index, and those after the next example are asked for: blocks, since asking costs time, too."""
+    size, ahead = self._maker.block, self._maker.ahead
+    first = index - index % size
+    for start in (first, *range(self._next - self._next % size + size, self._next + size * ahead, size)):
+      if start not in self._asked and start not in self._made and (places := self._block(start, size)):
+        self._asked[start] = self._maker.ask(places)
+    if first not in self._asked:
+      raise IndexError(f'after {index} examples')
+    made = self._maker.get(self._asked.pop(first))
+    if index - first >= len(made):
+      raise IndexError(f'after {first + len(made)} examples')
+    self._made |= dict(enumerate(made, start=first))
+
+  def _block(self, start: int, size: int) -> list[Place]:
+    """The order may end within a block, or before it."""
+    places = []
+    for k in range(start, start + size):
+      try:
+        places.append(self._places(k))
+      except IndexError:
+        break
+    return places
 
   def _count(self, bad: BadRecord) -> None:
     self._bad[bad.reason] += 1

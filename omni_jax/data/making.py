@@ -44,6 +44,10 @@ class Making(NamedTuple):
       return bad
 
 
+  def block(self, places: Sequence[Place]) -> list[Laid | BadRecord]:
+    return list(map(self, places))
+
+
 def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
   """An example with decoded media -> its positions."""
   return lay_out(interleave(example, tokenizer), tokenizer, media, str(example.get('id', '')))
@@ -51,16 +55,17 @@ def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
 
 class Here:
   """Makes examples when they are asked for."""
-  ahead = 0  # how many to ask for before they are needed
+  block = 1  # examples asked for at once
+  ahead = 0  # blocks to ask for before they are needed
 
   def __init__(self, making: Making):
     self._making = making
 
-  def ask(self, place: Place) -> Place:
-    return place
+  def ask(self, places: list[Place]) -> list[Place]:
+    return places
 
-  def get(self, asked: Place) -> Laid | BadRecord:
-    return self._making(asked)
+  def get(self, asked: list[Place]) -> list[Laid | BadRecord]:
+    return self._making.block(asked)
 
   def close(self) -> None:
     pass
@@ -68,8 +73,9 @@ class Here:
 
 class Workers(Pool):
   """Makes examples in processes of their own."""
+  block = 16
 
   def __init__(self, making: Making, count: int):
-    super().__init__(making, count, timeout=TIMEOUT, died=DIED, hangs=f'a data worker has made nothing for '
+    super().__init__(making.block, count, timeout=TIMEOUT, died=DIED, hangs=f'a data worker has made nothing for '
                      f'{TIMEOUT:.0f} s: it hangs; config.loader.workers=0 shows where')
-    self.ahead = 16 * count
+    self.ahead = 3 * count

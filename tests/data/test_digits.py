@@ -1,5 +1,6 @@
 """The embedded data: real splits, examples drawn by their index, recipes that say what they are called."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,15 @@ def test_examples_depend_on_index_and_seed_only(digits):
   ids = lambda n, seed: str(DigitExamples(digits, dict.fromkeys(RECIPES, 1.0), seed=seed)[n])
   assert ids(5, 0) == str(several[5]) != str(several[6]) and ids(5, 1) != ids(5, 0)
   assert several[5]['id'] == 'digits/5' and len(several) > 10**6
+
+
+def test_the_identity_changes_with_all_that_examples_are_made_of(digits):
+  same = [DigitExamples(digits, {'image_to_text': 1.0}, seed=0).identity() for _ in range(2)]
+  louder = digits._replace(train_clips=[dataclasses.replace(digits.train_clips[0], wave=2 * digits.train_clips[0].wave),
+                                        *digits.train_clips[1:]])
+  others = [DigitExamples(digits, {'image_to_text': 1.0}, seed=1), DigitExamples(digits, {'image_to_image': 1.0}, seed=0),
+            DigitExamples(digits, {'image_to_text': 1.0}, seed=0, spoken_takes=2), DigitExamples(louder, {'image_to_text': 1.0}, seed=0)]
+  assert same[0] == same[1] and len({same[0], *(other.identity() for other in others)}) == 5
 
 
 def test_recipes_are_drawn_in_proportion(digits):
