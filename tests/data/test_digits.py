@@ -97,7 +97,7 @@ def test_examples_depend_on_index_and_seed_only(digits):
 
 def test_the_identity_changes_with_all_that_examples_are_made_of(digits):
   same = [DigitExamples(digits, {'image_to_text': 1.0}, seed=0).identity() for _ in range(2)]
-  louder = digits._replace(train_clips=[dataclasses.replace(digits.train_clips[0], wave=2 * digits.train_clips[0].wave),
+  louder = dataclasses.replace(digits, train_clips=[dataclasses.replace(digits.train_clips[0], wave=2 * digits.train_clips[0].wave),
                                         *digits.train_clips[1:]])
   others = [DigitExamples(digits, {'image_to_text': 1.0}, seed=1), DigitExamples(digits, {'image_to_image': 1.0}, seed=0),
             DigitExamples(digits, {'image_to_text': 1.0}, seed=0, spoken_takes=2), DigitExamples(louder, {'image_to_text': 1.0}, seed=0)]
