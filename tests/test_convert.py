@@ -340,8 +340,9 @@ def test_the_malformed_files(tmp_path):
   manifest = converted(FolderReader(str(SHARED / 'malformed')), tmp_path / 'out')
   assert examples_in(tmp_path / 'out').keys() == {'silence.wav', 'loud_float.wav', 'really_a_jpg.png', 'really_a_wav.flac'}
   expected = [entry['file'] for entry in json.loads((SHARED / 'malformed' / 'malformed.json').read_text())]
-  media = [name for name in expected if name.endswith(('.png', '.jpg', '.wav', '.flac'))]
-  assert sum(manifest['refused'].values()) == len(media) - 4 == 24
+  media = [name for name in expected if not name.endswith('.txt')]
+  assert sum(manifest['refused'].values()) == len(media) - 4 == 30
+  assert manifest['refused']["content[0]: type 'video' is none of text, image, audio"] == 6
   assert collections.Counter(manifest['refused'])['file is empty'] == 2
 
 
