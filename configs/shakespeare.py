@@ -9,7 +9,7 @@ two heads are on, but get nothing to do.
 
 Validation loss 1.617 (all 1,742 pieces of the last tenth, each without what stands before it); 9 min 47 s on two CPU
 cores with other jobs beside it (2.4 to 5 steps/s), seed 0, commit fae5565. Not the same network: eight experts of which
-two and a shared one work, 1.19 M parameters in the decoder of which 0.60 M are used for a position (nanoGPT: 0.80 M), and
+two and a shared one work, 1.19 M parameters in the decoder, 0.60 M of them for one position (nanoGPT: 0.80 M), and
 Muon in the place of AdamW.
 """
 
