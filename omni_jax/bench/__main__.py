@@ -40,7 +40,12 @@ def _data(run: Run) -> dict[str, Any]:
   data.describe(cost, rates)
   figures = {'overhead': dataclasses.asdict(cost), 'rates': [dataclasses.asdict(one) for one in rates]}
   if _FLAGS.peers:
-    figures['peers'] = peers.measure(making, workers, examples, print)
+    print('without augmentation, which the others do not do:')
+    plain = making._replace(augment=None)
+    rates = [data.rate(plain, run.budget, workers=count, examples=examples) for count in workers]
+    data.describe_rates(rates)
+    figures['peers'] = peers.measure(plain, workers, examples, print)
+    figures['rates_without_augmentation'] = [dataclasses.asdict(one) for one in rates]
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
       figures['memory'] = corpus.measure(folder, _FLAGS.corpus, making, run.budget, print)

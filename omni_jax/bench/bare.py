@@ -10,8 +10,8 @@ from PIL import Image
 import soundfile
 import soxr
 
+from omni_jax.data.example import parts_of
 from omni_jax.data.mixture import Mixture
-from omni_jax.data.stored import Stored
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 
@@ -26,16 +26,15 @@ def stored(examples: Sequence[Any], index: int) -> list[Medium]:
   if isinstance(examples, Mixture):
     source, at = examples.find(index)
     return stored(examples.sources[source], at)
-  if isinstance(examples, Stored):  # in archives, which are not what is measured
+  if hasattr(examples, 'stored'):  # in archives, which are not what is measured
     example = examples.stored(index)
   elif hasattr(examples, 'encoded'):
     example = examples.encoded(index)
   else:
     return []
-  parts = [part for message in example.get('messages', [example]) for part in message['content']]
   return [Medium(part['type'], part['data'] if 'data' in part
                  else os.path.join(os.path.dirname(examples.path), part['path']))
-          for part in parts if part['type'] != 'text']
+          for part in parts_of(example) if part['type'] != 'text']
 
 
 def decode(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:

@@ -22,14 +22,14 @@ HOURS = 3600.0
 
 class Pass(NamedTuple):
   """One process that reads a corpus once through."""
-  loader: Making
+  making: Making
   budget: RowBudget
   paths: list[str]
 
   def __call__(self, _: None) -> int:
     """The peak of its resident memory in MiB, since it was started."""
-    examples = ArrayRecordExamples(self.paths, self.loader.media)
-    loader, seen = Loader(self.loader._replace(examples=examples), self.budget), 0
+    examples = ArrayRecordExamples(self.paths, self.making.media)
+    loader, seen = Loader(self.making._replace(examples=examples), self.budget), 0
     while seen < len(examples):
       seen += int(next(loader).segment_BL.max(axis=1).sum())
     loader.close()

@@ -126,5 +126,9 @@ def describe(cost: Overhead, rates: Sequence[Rate], log: Callable[[str], None] =
   against = f'{cost.ratio:.2f} times the bare {cost.bare:.0f} us of decoding' if cost.bare else 'no media are stored'
   log(f'an example takes {cost.loader:.0f} us of processor time, {against}; augmentation adds {cost.augment:.0f} us')
   log(f'rows are {cost.filled:.1%} full')
+  describe_rates(rates, log)
+
+
+def describe_rates(rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
   for one in rates:
     log(f'{one.workers} workers: {one.examples:.0f} examples/s, {one.tokens:.0f} packed tokens/s')

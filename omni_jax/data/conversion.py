@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from omni_jax.data.example import check_example, DECODE, parts_of
 from omni_jax.data.inputs.reader import Example, Found, Reader
-from omni_jax.data.jsonl import check_example, DECODE
 from omni_jax.data.manifest import MEDIA, ShardStats
 from omni_jax.data.media import BadRecord
 from omni_jax.data.records import MAX_RECORD, pack_example, write_array_record
@@ -57,9 +57,8 @@ def converted(found: Found, check: RunCheck | None = None) -> Converted:
   media = check.media if check else CHECK
   try:
     example = check_example({**found.make(), 'id': found.id}, 'data')
-    parts = [part for message in example.get('messages') or [example] for part in message['content']]
     decoded = [{**part, **DECODE[part['type']](part['data'], media)} if part['type'] in DECODE else part
-               for part in parts]
+               for part in parts_of(example)]
     if check:
       check(_with(example, iter(decoded)))
     record = pack_example(example)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.mixture import Drawing, Mixture
 from omni_jax.data.ready.sets import open_ready, READY

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from omni_jax.data.example import Example
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio import host as audio
 from omni_jax.modalities.image import host as image
@@ -12,8 +13,6 @@ from omni_jax.types import Modality, Span
 
 HOSTS = {Modality.TEXT: text, Modality.IMAGE: image, Modality.AUDIO: audio}
 CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}  # key of a message -> kind of its token
-
-Example = dict[str, Any]
 
 
 def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:

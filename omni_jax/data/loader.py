@@ -15,7 +15,7 @@ import grain
 from grain.experimental import ThreadPrefetchIterDataset
 import numpy as np
 
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example
 from omni_jax.data.making import Here, Making, Place, Workers
 from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Draw, ENDLESS, Mixture, Schedule
@@ -126,7 +126,7 @@ class _Lane:
     made = self._maker.get(self._asked.pop(first))
     if index - first >= len(made):
       raise IndexError(f'after {first + len(made)} examples')
-    self._made |= dict(enumerate(made, start=first))
+    self._made |= {k: one for k, one in enumerate(made, start=first) if k >= index}  # earlier ones are packed by now
 
   def _block(self, start: int, size: int) -> list[Place]:
     """The order may end within a block, or before it."""

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from omni_jax.data.augment import Augment
-from omni_jax.data.interleave import Example, interleave
+from omni_jax.data.example import Example
+from omni_jax.data.interleave import interleave
 from omni_jax.data.media import BadRecord
 from omni_jax.data.pack import Laid, lay_out
 from omni_jax.data.pool import Pool

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example
 from omni_jax.errors import UserError
 
 ENDLESS = 1 << 62

@@ -6,11 +6,9 @@ their digest (BLAKE2b): it finds flipped bits that decoders accept.
 """
 
 import bisect
-import collections
 from collections.abc import Callable, Iterable, Sequence
 import hashlib
 import itertools
-import operator
 import os
 import threading
 from typing import Any, SupportsIndex
@@ -18,7 +16,7 @@ from typing import Any, SupportsIndex
 from etils import epath
 import msgpack
 
-from omni_jax.data.jsonl import check_example, DECODE, Example, map_media
+from omni_jax.data.example import check_example, DECODE, Example, map_media, Stored
 from omni_jax.data.media import BadRecord
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
@@ -97,7 +95,7 @@ def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
   return count
 
 
-class ArrayRecordExamples(collections.abc.Sequence):
+class ArrayRecordExamples(Stored):
   """The examples of one or more ArrayRecord files, one after another, in random order of access.
 
   May be read by many threads, and pickled into worker processes; files are opened when first read.
@@ -136,19 +134,9 @@ class ArrayRecordExamples(collections.abc.Sequence):
     """What stands for all files in messages."""
     return self.paths[0] if len(self.paths) == 1 else os.path.dirname(self.paths[0])
 
-  def __getitem__(self, index: SupportsIndex) -> Example:
-    example = self.encoded(index)
-    try:
-      return map_media(example, lambda part: _decoded(part, self.media))
-    except BadRecord as error:
-      raise BadRecord(error.reason, example['id']) from error
-
   def encoded(self, index: SupportsIndex) -> Example:
     """The example with the bytes of its media, nothing decoded."""
-    index = operator.index(index)
-    if not -len(self) <= index < len(self):
-      raise IndexError(f'example {index} of {len(self)}')
-    index %= len(self)
+    index = self.place(index)
     file = bisect.bisect_right(self._ends, index)
     position = index - (self._ends[file - 1] if file else 0)
     name = f'{os.path.basename(self.paths[file])}:{position}'
@@ -157,6 +145,9 @@ class ArrayRecordExamples(collections.abc.Sequence):
     except BadRecord as error:
       raise BadRecord(error.reason, error.id or name) from error
     return example | {'id': example['id'] or name}
+
+  def decode(self, part: Example) -> Example:
+    return _decoded(part, self.media)
 
   def _read(self, file: int, position: int) -> bytes:
     try:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from omni_jax.config import dataclass_of, media_of
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example
 from omni_jax.data.making import prepare
 from omni_jax.data.media import BadRecord
 from omni_jax.data.pack import check_room

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.data.digits import DigitExamples, load_digits
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example, parts_of
 from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.manifest import check_tokenizer, shards_in
 from omni_jax.data.media import BadRecord
@@ -55,9 +55,8 @@ class WithoutVoice(Sequence):
 
 
 def _voices(example: Example) -> set[str]:
-  messages = example.get('messages', [example])
-  return ({part.get('voice', '') for message in messages for part in message['content']}
-          | {message.get('voice', '') for message in messages})
+  return ({part.get('voice', '') for part in parts_of(example)}
+          | {message.get('voice', '') for message in example.get('messages', [])})
 
 
 def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -169,5 +168,4 @@ def _all_waves(examples: Sequence[Example], limit: int) -> tuple[dict[int, np.nd
 
 
 def _sounds(example: Example) -> list[dict[str, Any]]:
-  return [part for message in example.get('messages', [example]) for part in message['content']
-          if part['type'] == 'audio']
+  return [part for part in parts_of(example) if part['type'] == 'audio']

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example, Stored
 from omni_jax.data.media import BadRecord, wav_bytes
 from omni_jax.data.pairs import only_medium_and_text, pair
-from omni_jax.data.stored import Stored
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
@@ -36,7 +35,11 @@ class TfdsExamples(Stored):
   def __len__(self) -> int:
     return len(self._source)
 
+  def undecoded(self, index: SupportsIndex) -> Example:
+    return self.stored(index)
+
   def stored(self, index: SupportsIndex) -> Example:
+    """The example with its media as the bytes of files under 'data'."""
     index = self.place(index)
     id = f'{self.path}:{index}'
     try:

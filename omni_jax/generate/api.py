@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax import sharding
-from omni_jax.data.interleave import Example, interleave, prompt_spans
+from omni_jax.data.example import Example
+from omni_jax.data.interleave import interleave, prompt_spans
 from omni_jax.data.pack import Laid, lay_out, pack_rows
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import decode, draw, Sampling

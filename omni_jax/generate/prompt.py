@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from omni_jax.data.interleave import Example
+from omni_jax.data.example import Example
 from omni_jax.errors import UserError
 from omni_jax.generate.grammar import WANTS
 

@@ -5,8 +5,9 @@ import os
 
 from etils import epath
 
+from omni_jax.data.example import map_media
 from omni_jax.data.inputs.reader import Example, Found, refused
-from omni_jax.data.jsonl import index_lines, map_media, parse_line, read_beside
+from omni_jax.data.jsonl import index_lines, parse_line, read_beside
 from omni_jax.data.media import BadRecord
 
 

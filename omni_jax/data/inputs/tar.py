@@ -8,8 +8,8 @@ import pathlib
 import tarfile
 from typing import NamedTuple
 
+from omni_jax.data.example import check_example, map_media
 from omni_jax.data.inputs.reader import captioned, Example, Found, KIND, refused
-from omni_jax.data.jsonl import check_example, map_media
 from omni_jax.data.media import BadRecord, MAX_BYTES
 from omni_jax.errors import UserError
 

@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from omni_jax.data.jsonl import Example
+from omni_jax.data.example import Example
 from omni_jax.data.pairs import pair
 from omni_jax.data.ready.files import json_rows
 from omni_jax.data.ready.ready_set import LANGUAGES, ReadySet

@@ -1,19 +1,25 @@
 """MNIST (Y. LeCun, C. Cortes, C. Burges): handwritten digits and their English words, to be read or to be drawn."""
 
+import functools
 import os
-import threading
-from typing import Any
 
 import numpy as np
 
 from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.data.jsonl import Example
+from omni_jax.data.example import Example
 from omni_jax.data.media import png_bytes
 from omni_jax.data.pairs import pair
 from omni_jax.data.ready.files import DAMAGE, unusable
 from omni_jax.data.ready.ready_set import ReadySet
 
 WORDS = DIGIT_WORDS['en']
+
+
+@functools.lru_cache(maxsize=2)
+def _array(path: str, name: str) -> np.ndarray:
+  """Unpacked once in each process."""
+  with np.load(path, allow_pickle=False) as file:
+    return file[name]
 
 
 class Mnist(ReadySet):
@@ -26,7 +32,6 @@ class Mnist(ReadySet):
     return os.path.join(self.folder, 'mnist.npz'),
 
   def _open(self) -> list[tuple[int, int]]:
-    self._start()
     try:
       with np.load(self.files[0], allow_pickle=False) as file:
         labels = file[f'{self.asked.split}_labels']
@@ -39,24 +44,8 @@ class Mnist(ReadySet):
     except (*DAMAGE, KeyError, TypeError) as error:
       raise unusable(self.files[0], getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}') from error
 
-  def _start(self) -> None:
-    self._pixels_nhw: np.ndarray | None = None
-    self._lock = threading.Lock()
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key not in ('_pixels_nhw', '_lock')}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._start()
-
   def _images(self) -> np.ndarray:
-    """uint8 (n, height, width); unpacked once in each process."""
-    with self._lock:
-      if self._pixels_nhw is None:
-        with np.load(self.files[0], allow_pickle=False) as file:
-          self._pixels_nhw = file[f'{self.asked.split}_images']
-      return self._pixels_nhw
+    return _array(self.files[0], f'{self.asked.split}_images')
 
   def _example(self, row: tuple[int, int]) -> Example:
     number, digit = row

@@ -5,10 +5,9 @@ import hashlib
 import os
 from typing import Any, NamedTuple, SupportsIndex
 
-from omni_jax.data.jsonl import DECODE, Example, map_media, Part
+from omni_jax.data.example import DECODE, Example, map_media, Part, Stored
 from omni_jax.data.media import BadRecord
 from omni_jax.data.ready.files import Archive, unusable
-from omni_jax.data.stored import Stored
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
@@ -113,6 +112,7 @@ class ReadySet(Stored):
     return example | {'id': f'{self.path}/{example["id"]}', 'meta': {'group': group} | example.get('meta', {})}
 
   def stored(self, index: SupportsIndex) -> Example:
+    """The example with its media as the bytes of files under 'data'."""
     example = self.encoded(index)
     try:
       return map_media(example, lambda part: {'type': part['type'], 'data': self.read_file(part['path'])})
@@ -128,5 +128,5 @@ class ReadySet(Stored):
       raise BadRecord(f'{member}: {error.reason}') from error
 
   def decode(self, part: Part) -> Part:
-    """A medium as an array of the run's size, from its path."""
+    """From its path."""
     return DECODE[part['type']](self.read_file(part['path']), self.media)

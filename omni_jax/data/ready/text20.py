@@ -4,7 +4,7 @@ import itertools
 import os
 from typing import NamedTuple
 
-from omni_jax.data.jsonl import Example
+from omni_jax.data.example import Example
 from omni_jax.data.pairs import pair
 from omni_jax.data.ready.files import read_text, unusable
 from omni_jax.data.ready.ready_set import LANGUAGES, ReadySet
