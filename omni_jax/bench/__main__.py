@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -34,21 +35,22 @@ flags.DEFINE_string('out', '', 'JSON file for the figures', flag_values=_FLAGS)
 def _data(run: Run) -> dict[str, Any]:
   if not all(number.isdecimal() for number in _FLAGS.workers):
     raise UserError(f'--workers={",".join(_FLAGS.workers)}: numbers of processes, such as 0,1,2')
-  workers, examples, making = [int(number) for number in _FLAGS.workers], _FLAGS.examples, making_of(run)
-  cost = data.overhead(making, run.budget, examples)
-  rates = [data.rate(making, run.budget, workers=count, examples=examples) for count in workers]
+  workers, examples = [int(number) for number in _FLAGS.workers], _FLAGS.examples
+  fresh = functools.partial(making_of, run)
+  cost = data.overhead(fresh, run.budget, examples)
+  rates = [data.rate(fresh(), run.budget, workers=count, examples=examples) for count in workers]
   data.describe(cost, rates)
   figures = {'overhead': dataclasses.asdict(cost), 'rates': [dataclasses.asdict(one) for one in rates]}
   if _FLAGS.peers:
     print('without augmentation, which the others do not do:')
-    plain = making._replace(augment=None)
-    rates = [data.rate(plain, run.budget, workers=count, examples=examples) for count in workers]
+    rates = [data.rate(fresh()._replace(augment=None), run.budget, workers=count, examples=examples)
+             for count in workers]
     data.describe_rates(rates)
-    figures['peers'] = peers.measure(plain, workers, examples, print)
+    figures['peers'] = peers.measure(fresh(), workers, examples, print)
     figures['rates_without_augmentation'] = [dataclasses.asdict(one) for one in rates]
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
-      figures['memory'] = corpus.measure(folder, _FLAGS.corpus, making, run.budget, print)
+      figures['memory'] = corpus.measure(folder, _FLAGS.corpus, fresh(), run.budget, print)
   return figures
 
 

@@ -87,14 +87,19 @@ def rate(making: Making, budget: RowBudget, *, workers: int, examples: int) -> R
   return Rate(workers, counted.examples / seconds, counted.tokens / seconds)
 
 
-def overhead(making: Making, budget: RowBudget, examples: int) -> Overhead:
-  """Against the bare loop, on the same examples in the same order, one after another in this process."""
+def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> Overhead:
+  """Against the bare loop, on the same examples in the same order, one after another in this process.
+
+  Args:
+    fresh: gives sources that remember no decoded media.
+  """
+  making = fresh()
   mixture = Mixture.of(making.examples)
   order = Order(mixture, making.seed)
   each = max(10, examples // ROUNDS)
   media = [bare.stored(mixture, order[k].example) for k in range(ROUNDS * each)]
   plain = Loader(making._replace(augment=None), budget, prefetch=0)
-  changed = Loader(making, budget, prefetch=0) if making.augment else None
+  changed = Loader(fresh(), budget, prefetch=0) if making.augment else None
   times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
   counted = NOTHING
   for k in range(ROUNDS):

@@ -66,7 +66,7 @@ def test_counts_are_of_the_batches(making):
 
 
 def test_overhead_and_rates_are_measured(making):
-  cost = overhead(making, BUDGET, 100)
+  cost = overhead(lambda: making, BUDGET, 100)
   assert cost.loader > 0 and cost.bare > 0 and cost.augment == 0 and 0.5 < cost.filled <= 1
   assert cost.ratio == pytest.approx(cost.loader / cost.bare)
   assert rate(making, BUDGET, workers=0, examples=30).examples > 0
