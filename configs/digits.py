@@ -4,9 +4,9 @@
 
 Two CPU cores, no accelerator, cold caches: 15 min 28 s from process start to report.html (bar 20, target 10) and 2.4 GB
 at the peak (bar 4), at commit 162d2af, somebody reading beside it; omni at 1.9 steps/s, evaluation 78 s. It waits for
-data for 0.6 % of the codec stage and 4.3 % of the omni stage (medians; bar 2). Seed 0, figures good to +-3 points. Earlier
-runs beside it: dbc99d1 (13 min 50 s), a320c96 (12 min 35 s, 2.2-2.4 steps/s); augmentation draws other numbers in each,
-and three voices said something else every time before 162d2af.
+data for 0.6 % of the codec stage and 4.3 % of the omni stage (medians; bar 2). Seed 0, figures good to +-3 points.
+Earlier runs beside it: dbc99d1 (13 min 50 s), a320c96 (12 min 35 s, 2.2-2.4 steps/s); augmentation draws other numbers
+in each, and three voices said something else every time before 162d2af.
 
                       162d2af          dbc99d1  a320c96
   image_to_text       98.5 %  (bar 96)   97.0     96.8
