@@ -131,6 +131,50 @@ def test_big_endian_wav_is_read():
     decode_audio(data[:-2], AUDIO)
 
 
+def header_of(channels=1, rate=8000, bits=16, size=400, **other):
+  values = dict(riff=b'RIFF', whole=size + 36, wave=b'WAVE', fmt=b'fmt ', fmt_size=16, code=1, channels=channels, rate=rate,
+                bytes=rate * 2 * channels, block=2 * channels, bits=bits, data=b'data', size=size) | other
+  return media.PLAIN_WAV.pack(*values.values())
+
+
+SAMPLES = np.random.default_rng(0).integers(-32768, 32768, 200).astype('<i2').tobytes()
+
+
+def sound_or_reason(decode, data):
+  try:
+    sound = decode(data, AUDIO)
+    return sound and (sound.wave_sc.tobytes(), sound.wave_sc.shape, sound.rate)
+  except BadRecord as error:
+    return error.reason
+
+
+@pytest.mark.parametrize('channels, rate', [(1, 8000), (2, 8000), (1, 44100), (4, 11025), (17, 8000), (1, 999), (1, 400_000),
+                                            (1, 10)])
+def test_a_plain_wav_is_read_as_libsndfile_reads_it(channels, rate):
+  samples = SAMPLES[:400 // (2 * channels) * 2 * channels]
+  data = header_of(channels, rate, size=len(samples)) + samples
+  fast = sound_or_reason(media._plain_wav, data)
+  assert fast is not None and fast == sound_or_reason(media._any_sound, data)
+  too_long = header_of(size=2 * AUDIO.samples + 2) + bytes(2 * AUDIO.samples + 2)
+  assert 'longer than' in sound_or_reason(media._plain_wav, too_long) == sound_or_reason(media._any_sound, too_long)
+
+
+def test_a_damaged_header_is_read_as_libsndfile_reads_it():
+  """Whatever `_plain_wav` takes upon itself: sizes that do not fit, other codes, chunks behind the samples."""
+  rng, whole, taken = np.random.default_rng(0), header_of() + SAMPLES, 0
+  for k in range(600):
+    data = bytearray(whole)
+    at = k % media.PLAIN_WAV.size
+    data[at] = rng.integers(256) if k % 3 else data[at] ^ 1 << rng.integers(8)
+    fast = sound_or_reason(media._plain_wav, bytes(data))
+    taken += fast is not None
+    slow = sound_or_reason(media._any_sound, bytes(data))  # its reason may be libsndfile's own
+    assert fast in (None, slow) or (isinstance(fast, str) and isinstance(slow, str)), bytes(data[:44]).hex(' ')
+  assert 100 < taken < 500
+  for other in (whole + b'x', whole + b'LIST\0\0\0\0', whole[:-1], whole[:44], whole[:20], header_of(bits=8) + SAMPLES):
+    assert media._plain_wav(other, AUDIO) is None
+
+
 def test_channels_are_averaged_and_loud_sounds_scaled():
   stereo = np.array([[0.5, 0.0], [0.25, 0.25]], np.float32)
   np.testing.assert_allclose(decode_audio(sound_file(stereo, subtype='FLOAT'), AUDIO), [0.25, 0.25])
