@@ -34,8 +34,7 @@ class Fit(enum.StrEnum):
   KEEP = 'keep'  # its shape: as large as it can be in whole patches, so that wide and high images take fewer positions
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
   """A piece of one modality in an example, before it becomes positions.
 
   Attributes:

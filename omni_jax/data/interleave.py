@@ -1,6 +1,7 @@
 """Examples in the chat form <-> spans, by Whisper's grammar; the host table of modalities."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from omni_jax.data.example import Example
@@ -22,16 +23,16 @@ def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:
   an assistant's control tokens. Plain form: `<bos> content <eot>`, loss on everything after `<bos>`; a plain example
   that is `open` was cut from something that goes on, and has no `<eot>`.
   """
-  spans = [_special(tokenizer, ['bos'])]
+  spans = [_special(tokenizer, 'bos')]
   if 'content' in example:
     spans += _content(example['content'], tokenizer, written=True)
-    return _joined(spans if example.get('open') else [*spans, _special(tokenizer, ['eot'], written=True)])
+    return _joined(spans if example.get('open') else [*spans, _special(tokenizer, 'eot', written=True)])
   for message in example['messages']:
     if message['role'] == 'user':
-      spans += [_special(tokenizer, ['user'])] + _content(message['content'], tokenizer, written=False)
+      spans += [_special(tokenizer, 'user'), *_content(message['content'], tokenizer, written=False)]
     else:
-      spans += [_special(tokenizer, _controls(message))] + _content(message['content'], tokenizer, written=True)
-      spans += [_special(tokenizer, ['eot'], written=True)]
+      spans += [_special(tokenizer, *_controls(message)), *_content(message['content'], tokenizer, written=True),
+                _special(tokenizer, 'eot', written=True)]
   return _joined(spans)
 
 
@@ -39,7 +40,7 @@ def prompt_spans(example: Example, tokenizer: Tokenizer) -> list[Span]:
   """The spans up to where the assistant begins to write: the last message is an assistant's, its content empty."""
   *earlier, last = example['messages']
   assert last['role'] == 'assistant' and not last['content'], last
-  spans = interleave({'messages': earlier}, tokenizer) + [_special(tokenizer, _controls(last))]
+  spans = interleave({'messages': earlier}, tokenizer) + [_special(tokenizer, *_controls(last))]
   return _joined(spans)
 
 
@@ -77,7 +78,8 @@ def _controls(message: dict[str, Any]) -> list[str]:
   return ['sot'] + [f'{kind}:{message[key]}' for key, kind in CONTROLS.items() if message.get(key)]
 
 
-def _special(tokenizer: Tokenizer, names: Sequence[str], written: bool = False) -> Span:
+@functools.lru_cache(maxsize=1024)
+def _special(tokenizer: Tokenizer, *names: str, written: bool = False) -> Span:
   return Span(Modality.TEXT, written, tokens=tuple(tokenizer.special(name) for name in names))
 
 

@@ -1,8 +1,9 @@
 """Spans -> positions -> packed rows of static size; several examples share a row and never see each other."""
 
 from collections.abc import Iterable, Sequence
+import functools
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,18 +13,21 @@ from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, R
 
 NOWHERE = np.zeros(0, np.int64)
 ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
+KINDS = {(Modality.IMAGE, False): 'seen', (Modality.IMAGE, True): 'drawn',
+         (Modality.AUDIO, False): 'heard', (Modality.AUDIO, True): 'spoken'}
+SHORT = 64  # ids of text in an example that is likely to have been seen before but for its media
 
 
 class Laid(NamedTuple):
   """One example laid out: its positions (maps point into its own media) and its media."""
   layout: Layout  # its offsets are positions
+  draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
+  speak_at_Q: np.ndarray  # position before each spoken frame
+  speak_frame_Q: np.ndarray
   seen: list[np.ndarray]
   drawn: list[np.ndarray]
   heard: list[np.ndarray]
   spoken: list[np.ndarray]
-  draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
-  speak_at_Q: np.ndarray  # position before each spoken frame
-  speak_frame_Q: np.ndarray
   key: int
 
   @property
@@ -33,18 +37,39 @@ class Laid(NamedTuple):
 
 def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = '') -> Laid:
   """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
-  sizes = dict(seen=media.image.patches, drawn=media.image.patches, heard=media.audio.frames, spoken=media.audio.frames)
   items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
-  layouts, positions, shifts, start, at = [], [], [], 0.0, 0
+  forms, ids = [], 0
   for span in spans:
-    made = HOSTS[span.modality].layout(span, tokenizer, media)
-    stop = at + len(made.offset_n3)
+    forms.append((span.modality, span.written, HOSTS[span.modality].form(span, media)))
+    ids += len(span.tokens)
     if span.modality != Modality.TEXT:
-      kind = {Modality.IMAGE: ('seen', 'drawn'), Modality.AUDIO: ('heard', 'spoken')}[span.modality][span.written]
-      if items[kind]:  # a map's second item begins where its first ends
-        shifts += [(field, at, stop, sizes[kind] * len(items[kind]))
+      items[KINDS[span.modality, span.written]].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
+  positions = _positions if ids <= SHORT else _positions.__wrapped__
+  key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
+  return Laid(*positions(tuple(forms), tokenizer, media), **items, key=key)
+
+
+class _Positions(NamedTuple):
+  """The part of `Laid` that is the same for all examples of one form."""
+  layout: Layout
+  draw_at_NP: np.ndarray
+  speak_at_Q: np.ndarray
+  speak_frame_Q: np.ndarray
+
+
+@functools.lru_cache(maxsize=1024)
+def _positions(forms: tuple[tuple[Modality, bool, Any], ...], tokenizer: Tokenizer, media: MediaConfig) -> _Positions:
+  sizes = dict(seen=media.image.patches, drawn=media.image.patches, heard=media.audio.frames, spoken=media.audio.frames)
+  counts = dict.fromkeys(ITEM_MAPS, 0)
+  layouts, positions, shifts, start, at = [], [], [], 0.0, 0
+  for modality, written, form in forms:
+    made = HOSTS[modality].layout(form, written, tokenizer, media)
+    stop = at + len(made.offset_n3)
+    if kind := KINDS.get((modality, written)):
+      if counts[kind]:  # a map's second item begins where its first ends
+        shifts += [(field, at, stop, sizes[kind] * counts[kind])
                    for field in (kind,) + (('query',) if kind == 'drawn' else ())]
-      items[kind].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
+      counts[kind] += 1
     positions.append(made.offset_n3 + np.float32(start))
     start, at = start + made.end + 1, stop
     layouts.append(made)
@@ -52,14 +77,16 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
   for field, begin, stop, shift in shifts:
     _shift(layout.ids_Fn[FIELDS.index(field), begin:stop], shift)
   patches = media.image.patches
-  draw_at = np.full((len(items['drawn']) * patches,), NONE, np.int32)
-  if items['drawn']:
+  draw_at = np.full((counts['drawn'] * patches,), NONE, np.int32)
+  if counts['drawn']:
     queries, = np.nonzero(layout.query_n != NONE)
     draw_at[layout.query_n[queries]] = queries
-  frames_at, = np.nonzero(layout.spoken_n != NONE) if items['spoken'] else (NOWHERE,)
-  key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
-  return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches),
-              speak_at_Q=(frames_at - 1).astype(np.int32), speak_frame_Q=layout.spoken_n[frames_at], key=key)
+  frames_at, = np.nonzero(layout.spoken_n != NONE) if counts['spoken'] else (NOWHERE,)
+  made = _Positions(layout.constant(), draw_at.reshape(-1, patches), (frames_at - 1).astype(np.int32),
+                    layout.spoken_n[frames_at])
+  for array in made[1:]:
+    array.flags.writeable = False
+  return made
 
 
 def _shift(map_n: np.ndarray, by: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, laid, picture, rows, sound, text, tiny_model
 
+from omni_jax.data import pack
 from omni_jax.data.making import prepare
 from omni_jax.data.pack import pack_rows, Packer
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -146,6 +147,20 @@ def test_a_span_starts_one_after_the_largest_coordinate():
   np.testing.assert_array_equal(patches[:, 1], 5 + np.arange(16) // 4)
   np.testing.assert_array_equal(patches[:, 2], 5 + np.arange(16) % 4)
   np.testing.assert_array_equal(item.layout.offset_n3[21:24, 0], [9, 10, 11])
+
+
+def test_examples_of_one_form_share_their_positions(monkeypatch):
+  lay = lambda seed: [prepare(example, TOKENIZER, MEDIA) for example in examples(seed)]
+  first, second = lay(0), lay(1)  # the same kinds of examples, other media
+  monkeypatch.setattr(pack, 'SHORT', -1)  # nothing is remembered
+  for a, b, alone in zip(first, second, lay(1), strict=True):
+    assert a.layout is b.layout and alone.layout is not b.layout
+    np.testing.assert_array_equal(a.layout.ids_Fn, alone.layout.ids_Fn)
+    np.testing.assert_array_equal(a.layout.offset_n3, alone.layout.offset_n3)
+    for name in ('draw_at_NP', 'speak_at_Q', 'speak_frame_Q'):
+      np.testing.assert_array_equal(getattr(b, name), getattr(alone, name))
+    with pytest.raises(ValueError, match='read-only'):
+      a.layout.ids_Fn[:] = 0
 
 
 def test_noise_keys_are_of_the_example_and_the_image():

@@ -16,13 +16,16 @@ def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
   return frames
 
 
-def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
-  """Positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
-  return _layout(frames_of(span.wave, media.audio), span.written, tokenizer)
+def form(span: Span, media: MediaConfig) -> int:
+  """Frames."""
+  return frames_of(span.wave, media.audio)
 
 
 @functools.lru_cache(maxsize=1024)
-def _layout(n: int, written: bool, tokenizer: Tokenizer) -> Layout:
+def layout(form: int, written: bool, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+  """Positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
+  del media
+  n = form
   made = Layout.empty(n + 2, n + 1)
   made.token_n[[0, -1]] = tokenizer.special('boa'), tokenizer.special('eoa')
   made.modality_n[1:-1] = int(Modality.AUDIO)

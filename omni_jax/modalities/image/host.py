@@ -29,13 +29,15 @@ def patch_indices(rows: int, columns: int, config: ImageConfig) -> np.ndarray:
   return (r * config.grid[1] + c).astype(np.int32)
 
 
-def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
-  """Positions of one image; a query and the clean patch that it becomes share their place in space."""
-  return _layout(*grid_of(span.pixels, media.image), span.written, tokenizer, media.image)
+def form(span: Span, media: MediaConfig) -> tuple[int, int]:
+  """Rows and columns of patches."""
+  return grid_of(span.pixels, media.image)
 
 
 @functools.lru_cache(maxsize=1024)
-def _layout(rows: int, columns: int, written: bool, tokenizer: Tokenizer, config: ImageConfig) -> Layout:
+def layout(form: tuple[int, int], written: bool, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+  """Positions of one image; a query and the clean patch that it becomes share their place in space."""
+  rows, columns = form
   n = rows * columns
   made = Layout.empty(3 + n * (1 + written) + 1, 3 + max(rows, columns))
   made.token_n[:3] = [tokenizer.special(name) for name in ('boi', f'size:{rows}', f'size:{columns}')]
@@ -44,7 +46,7 @@ def _layout(rows: int, columns: int, written: bool, tokenizer: Tokenizer, config
   made.offset_n3[:3] = np.arange(3, dtype=np.float32)[:, None]
   made.offset_n3[3:3 + n] = patch_positions(rows, columns, 3)
   made.offset_n3[-1] = made.end
-  indices = patch_indices(rows, columns, config)
+  indices = patch_indices(rows, columns, media.image)
   if written:
     made.label_n[:3] = made.token_n[:3]
     made.query_n[3:3 + n] = indices

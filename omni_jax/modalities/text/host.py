@@ -6,12 +6,18 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Layout, MediaConfig, Span
 
 
-def layout(span: Span, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+def form(span: Span, media: MediaConfig) -> tuple[int, ...]:
+  """The ids."""
+  del media
+  return span.tokens
+
+
+def layout(form: tuple[int, ...], written: bool, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
   """One position per id, each one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
   del tokenizer, media
-  made = Layout.empty(len(span.tokens), len(span.tokens) - 1)
-  made.token_n[:] = span.tokens
-  made.offset_n3[:] = np.arange(len(span.tokens), dtype=np.float32)[:, None]
-  if span.written:
+  made = Layout.empty(len(form), len(form) - 1)
+  made.token_n[:] = form
+  made.offset_n3[:] = np.arange(len(form), dtype=np.float32)[:, None]
+  if written:
     made.label_n[:] = made.token_n
   return made

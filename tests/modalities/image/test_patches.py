@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.image.embed import patchify, unpatchify
-from omni_jax.modalities.image.host import grid_of, layout, patch_indices
+from omni_jax.modalities.image.host import form, grid_of, layout, patch_indices
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import ImageConfig, MediaConfig, Modality, NONE, Span
 
@@ -50,7 +50,7 @@ def test_an_image_that_does_not_fit_is_refused_with_both_sizes(shape):
 
 
 def test_a_read_image_is_its_size_and_its_patches():
-  made = layout(Span(Modality.IMAGE, pixels=pixels(4, 6)), TOKENIZER, MEDIA)
+  made = layout(form(Span(Modality.IMAGE, pixels=pixels(4, 6)), MEDIA), False, TOKENIZER, MEDIA)
   names = [TOKENIZER.name(i) for i in made.token_n.tolist() if i]
   assert names == ['boi', 'size:2', 'size:3', 'eoi'] and len(made.token_n) == 4 + 6
   np.testing.assert_array_equal(made.seen_n[3:-1], [0, 1, 2, 6, 7, 8])
@@ -58,7 +58,7 @@ def test_a_read_image_is_its_size_and_its_patches():
 
 
 def test_a_written_image_is_queries_and_their_clean_patches_in_the_same_places():
-  made = layout(Span(Modality.IMAGE, written=True, pixels=pixels(4, 6)), TOKENIZER, MEDIA)
+  made = layout(form(Span(Modality.IMAGE, pixels=pixels(4, 6)), MEDIA), True, TOKENIZER, MEDIA)
   assert len(made.token_n) == 4 + 12
   np.testing.assert_array_equal(made.query_n[3:9], [0, 1, 2, 6, 7, 8])
   np.testing.assert_array_equal(made.drawn_n[9:15], made.query_n[3:9])
