@@ -24,6 +24,7 @@ class Laid(NamedTuple):
   draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
   speak_at_Q: np.ndarray  # position before each spoken frame
   speak_frame_Q: np.ndarray
+  needs: np.ndarray  # of a row's room, in the order of `_room`
   seen: list[np.ndarray]
   drawn: list[np.ndarray]
   heard: list[np.ndarray]
@@ -55,6 +56,7 @@ class _Positions(NamedTuple):
   draw_at_NP: np.ndarray
   speak_at_Q: np.ndarray
   speak_frame_Q: np.ndarray
+  needs: np.ndarray
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,7 +85,7 @@ def _positions(forms: tuple[tuple[Modality, bool, Any], ...], tokenizer: Tokeniz
     draw_at[layout.query_n[queries]] = queries
   frames_at, = np.nonzero(layout.spoken_n != NONE) if counts['spoken'] else (NOWHERE,)
   made = _Positions(layout.constant(), draw_at.reshape(-1, patches), (frames_at - 1).astype(np.int32),
-                    layout.spoken_n[frames_at])
+                    layout.spoken_n[frames_at], np.array([at, *counts.values(), len(frames_at)]))
   for array in made[1:]:
     array.flags.writeable = False
   return made
@@ -94,19 +96,15 @@ def _shift(map_n: np.ndarray, by: int) -> None:
   np.add(map_n, by, out=map_n, where=map_n != NONE)
 
 
-def _needs(laid: Laid) -> np.ndarray:
-  return np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
-
-
 def _room(b: RowBudget) -> np.ndarray:
   return np.array([b.length, b.seen, b.drawn, b.heard, b.spoken, b.spoken_frames])
 
 
 def check_room(laid: Laid, budget: RowBudget) -> None:
   """Raises ValueError for an example that would not fit even an empty row."""
-  needs, room = _needs(laid), _room(budget)
-  if (needs > room).any():
-    raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
+  room = _room(budget)
+  if (laid.needs > room).any():
+    raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {laid.needs.tolist()}, '
                      f'a row has {room.tolist()}')
 
 
@@ -118,6 +116,7 @@ class Packer:
     b, image = budget, media.image
     self._ids_FBL = np.full((len(FIELDS), b.rows, b.length), NONE, np.int32)  # at once: the batch's arrays are parts
     self._ids_FBL[:3] = 0  # token, modality, label
+    # Labels become targets in `batch`.
     fields = {('target' if name == 'label' else name) + '_BL': ids_BL
               for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)}
     self._batch = batch = Batch(
@@ -141,14 +140,13 @@ class Packer:
     Raises:
       ValueError: if it would not fit even an empty row.
     """
-    needs = _needs(laid)
-    fits_B = (self._used + needs <= self._room).all(axis=1)
+    fits_B = (self._used + laid.needs <= self._room).all(axis=1)
     row = int(fits_B.argmax()) if row is None else row
     if not fits_B[row]:
       check_room(laid, self._budget)
       return False
     self._write(laid, row)
-    self._used[row] += needs
+    self._used[row] += laid.needs
     return True
 
   def _write(self, laid: Laid, row: int) -> None:
@@ -160,9 +158,6 @@ class Packer:
     here_Fn[:] = layout.ids_Fn
     batch.segment_BL[row, start:stop] = self._segments[row]
     batch.position_BL3[row, start:stop] = layout.offset_n3
-    batch.target_BL[row, start:stop - 1] = layout.label_n[1:]  # what is said next
-    batch.target_BL[row, stop - 1] = 0
-    batch.weight_BL[row, start:stop] = batch.target_BL[row, start:stop] > 0
     patches, frames = self._media.image.patches, self._media.audio.frames
     sizes = dict(seen=patches, drawn=patches, heard=frames, spoken=frames)
     offsets = {name: used[i] * sizes[name] for i, name in enumerate(ITEM_MAPS)}
@@ -188,7 +183,11 @@ class Packer:
       batch.speak_frame_BQ[row, first:first + n] = laid.speak_frame_Q + offsets['spoken']
 
   def batch(self) -> Batch:
-    return self._batch
+    """What has been added so far; a position's target is the label of the next one of its example."""
+    segment_BL, label_BL = self._batch.segment_BL, self._ids_FBL[FIELDS.index('label')]
+    target_BL = np.zeros_like(label_BL)
+    np.copyto(target_BL[:, :-1], label_BL[:, 1:], where=segment_BL[:, 1:] == segment_BL[:, :-1])
+    return self._batch._replace(target_BL=target_BL, weight_BL=(target_BL > 0).astype(np.float32))
 
   @property
   def filled(self) -> float:
