@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import grain
-from grain.experimental import ThreadPrefetchIterDataset
+from grain.experimental import index_shuffle, ThreadPrefetchIterDataset
 import numpy as np
 
 from omni_jax.data.example import Example
@@ -54,6 +54,18 @@ def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
   return lanes
 
 
+class Shuffled:
+  """A range of numbers endlessly, in every pass in a new order; Grain's shuffle, without its layers around it."""
+
+  def __init__(self, start: int, count: int, seed: int):
+    self._start, self._count = start, count
+    self._seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])  # as Grain derives it
+
+  def __getitem__(self, number: int) -> int:
+    turn, at = divmod(number, self._count)
+    return self._start + index_shuffle(at, max_index=self._count - 1, seed=(self._seed + turn) % 2**32, rounds=4)
+
+
 class Order:
   """The endless order of a mixture's examples: its shares, and in every pass over a source a new order of it.
 
@@ -63,12 +75,12 @@ class Order:
   def __init__(self, mixture: Mixture, seed: int):
     self._schedule = Schedule(mixture.shares(), mixture.uses())
     self._plain = mixture.uses() == [ENDLESS]
-    self._sources = [grain.MapDataset.range(start, start + len(source)).seed(seed + k).shuffle().repeat()
+    self._sources = [Shuffled(start, len(source), seed + k)
                      for k, (start, source) in enumerate(zip(mixture.starts, mixture.sources, strict=True))]
 
   def __getitem__(self, position: int) -> Place:
     drawn = Draw(0, position) if self._plain else self._schedule[position]
-    return Place(position, int(self._sources[drawn.source][drawn.number]))
+    return Place(position, self._sources[drawn.source][drawn.number])
 
 
 class _Lane:

@@ -3,8 +3,10 @@
 import bisect
 from collections.abc import Sequence
 import dataclasses
-import fractions
+import functools
+import heapq
 import itertools
+import math
 import operator
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -15,6 +17,7 @@ from omni_jax.errors import UserError
 
 ENDLESS = 1 << 62
 UNIT = 1_000_000  # shares are rounded to parts of it
+BLOCK = 128  # draws of a schedule that are worked out at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +53,41 @@ class Schedule:
   def __init__(self, shares: Sequence[float], uses: Sequence[int]):
     self._weights = [max(1, round(share * UNIT)) for share in shares]  # integers: the order does not hang on rounding
     self._total, self._uses = sum(self._weights), list(uses)
+    common = math.lcm(*self._weights)
+    self._halves = [common // weight for weight in self._weights]  # of the time between two draws, exact
+    self._block = functools.lru_cache(maxsize=8)(self._block_from)
 
   def __getitem__(self, place: int) -> Draw:
     """Raises IndexError when all sources are used up."""
     if place >= sum(self._uses):
       raise IndexError(f'place {place} of {sum(self._uses)}')
+    at = place % BLOCK
+    return self._block(place - at)[at]
+
+  def _block_from(self, place: int) -> list[Draw]:
+    """The draws from a place on: finding the place takes as long as a hundred draws."""
+    drawn = self._drawn(self._moment_before(place))
+    heap = [((2 * n + 1) * self._halves[k], k, n) for k, n in enumerate(drawn) if n < self._uses[k]]
+    heapq.heapify(heap)
+    draws, earlier = [], place - sum(drawn)
+    while heap and len(draws) < earlier + BLOCK:
+      time, k, n = heap[0]
+      draws.append(Draw(k, n))
+      if n + 1 < self._uses[k]:
+        heapq.heapreplace(heap, (time + 2 * self._halves[k], k, n + 1))
+      else:
+        heapq.heappop(heap)
+    return draws[earlier:]
+
+  def _moment_before(self, place: int) -> int:
+    """The last whole moment with no more draws than `place` before it."""
     low, high = 0, 1
     while sum(self._drawn(high)) <= place:
       low, high = high, 2 * high
-    while high - low > 1:  # the last whole moment before this place
+    while high - low > 1:
       middle = (low + high) // 2
       low, high = (middle, high) if sum(self._drawn(middle)) <= place else (low, middle)
-    drawn = self._drawn(low)
-    while True:
-      k = min((k for k, n in enumerate(drawn) if n < self._uses[k]),
-              key=lambda k: (fractions.Fraction(2 * drawn[k] + 1, self._weights[k]), k))
-      if sum(drawn) == place:
-        return Draw(k, drawn[k])
-      drawn[k] += 1
+    return low
 
   def _drawn(self, moment: int) -> list[int]:
     """Draws from each source up to a moment; draw n is at (n + 1/2) / share."""

@@ -6,13 +6,14 @@ import json
 import os
 import time
 
+import grain
 import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, picture, text, tiny_model
 
 from omni_jax.data import making
 from omni_jax.data.augment import Augment
-from omni_jax.data.loader import Loader, LoaderConfig, WAITING
+from omni_jax.data.loader import Loader, LoaderConfig, Shuffled, WAITING
 from omni_jax.data.media import BadRecord
 from omni_jax.data.mixture import Drawing, Mixture
 from omni_jax.errors import UserError
@@ -98,6 +99,13 @@ def epochs(items, wanted, **kwargs):
   while len(seen) < wanted:
     seen += letters(next(batches))
   return seen
+
+
+@pytest.mark.parametrize('start, count, seed', [(0, 1, 0), (7, 2, 3), (100, 1000, 2**31)])
+def test_the_order_is_that_of_grain(start, count, seed):
+  ours, theirs = Shuffled(start, count, seed), grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat()
+  for number in (*range(3 * count), 10**6, 10**12):
+    assert ours[number] == theirs[number]
 
 
 def test_every_pass_holds_every_example_in_an_order_of_its_own():
