@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import operator
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 from omni_jax.data.media import BadRecord, decode_audio, decode_image
 from omni_jax.types import MediaConfig
@@ -44,6 +44,30 @@ def check_data(data: Any) -> bytes:
 MEDIA_KEYS: Mapping[str, Callable[[Any], str | bytes]] = {'path': check_path, 'data': check_data}
 
 
+class Keys(NamedTuple):
+  """Which keys an object has."""
+  known: tuple[str, ...]
+  required: frozenset[str]
+  all: frozenset[str]
+
+  @classmethod
+  def of(cls, *required: str, optional: tuple[str, ...] = ()) -> 'Keys':
+    return cls(required + optional, frozenset(required), frozenset(required + optional))
+
+
+EXAMPLE_KEYS = Keys.of(optional=('messages', 'content', 'id', 'meta'))
+MESSAGE_KEYS = Keys.of('role', 'content', optional=MESSAGE_STRINGS)
+PART_KEYS = {where: {'text': Keys.of('type', 'text')}
+             | {kind: Keys.of('type', where, optional=labels + digest) for kind, labels in LABELS.items()}
+             for where, digest in (('path', ()), ('data', ('digest',)))}
+
+Where = tuple[str | int, ...]  # a place in an example, put into words only for those who did something wrong there
+
+
+def _words(where: Where) -> str:
+  return ''.join(f'[{step}]' if isinstance(step, int) else f'.{step}' for step in where).removeprefix('.')
+
+
 def check_example(raw: Any, media_key: str) -> Example:
   """The example with its structure checked: id a string ('' if none), content always a list of parts.
 
@@ -51,79 +75,84 @@ def check_example(raw: Any, media_key: str) -> Example:
     raw: what JSON or msgpack returned.
     media_key: 'path' or 'data', the key under which an image or audio part keeps its medium.
   """
-  _check_keys(raw, 'the example', required=(), optional=('messages', 'content', 'id', 'meta'))
+  _check_keys(raw, ('the example',), EXAMPLE_KEYS)
   if ('messages' in raw) == ('content' in raw):
     raise BadRecord('needs exactly one of "messages" (a chat) and "content" (plain)')
   id = raw.get('id', '')
   if not isinstance(id, str | int) or isinstance(id, bool):
     raise BadRecord(f'"id" is {id!r}, not a string')
-  example = {'id': _check_text(str(id), '"id"')}
+  example = {'id': _check_text(str(id), (), 'id')}
   if 'meta' in raw:
     if not isinstance(raw['meta'], dict):
       raise BadRecord(f'"meta" is of type {type(raw["meta"]).__name__}, not an object')
     example['meta'] = raw['meta']
   if 'content' in raw:
-    return example | {'content': _check_content(raw['content'], 'content', media_key)}
+    return example | {'content': _check_content(raw['content'], ('content',), media_key)}
   messages = raw['messages']
   if not isinstance(messages, list) or not messages:
     raise BadRecord('"messages" is not a list of at least one message')
-  return example | {'messages': [check_message(m, f'messages[{i}]', media_key) for i, m in enumerate(messages)]}
+  example['messages'] = [check_message(m, ('messages', i), media_key) for i, m in enumerate(messages)]
+  return example
 
 
-def check_message(raw: Any, where: str, media_key: str) -> dict[str, Any]:
-  _check_keys(raw, where, required=('role', 'content'), optional=MESSAGE_STRINGS)
+def check_message(raw: Any, where: Where, media_key: str) -> dict[str, Any]:
+  _check_keys(raw, where, MESSAGE_KEYS)
   if raw['role'] not in ROLES:
-    raise BadRecord(f'{where}: role {raw["role"]!r} is none of {", ".join(ROLES)}')
-  strings = {key: _check_text(raw[key], f'{where}: "{key}"') for key in MESSAGE_STRINGS if key in raw}
+    raise BadRecord(f'{_words(where)}: role {raw["role"]!r} is none of {", ".join(ROLES)}')
+  strings = {key: _check_text(raw[key], where, key) for key in MESSAGE_STRINGS if key in raw}
   if '' in strings.values():
-    raise BadRecord(f'{where}: empty {" or ".join(key for key in strings if not strings[key])}: leave the key out')
-  return {'role': raw['role'], **strings, 'content': _check_content(raw['content'], f'{where}.content', media_key)}
+    empty = ' or '.join(key for key in strings if not strings[key])
+    raise BadRecord(f'{_words(where)}: empty {empty}: leave the key out')
+  return {'role': raw['role'], **strings, 'content': _check_content(raw['content'], (*where, 'content'), media_key)}
 
 
-def _check_content(raw: Any, where: str, media_key: str) -> list[Part]:
+def _check_content(raw: Any, where: Where, media_key: str) -> list[Part]:
   if isinstance(raw, str):
     raw = [{'type': 'text', 'text': raw}]
   if not isinstance(raw, list) or not raw:
-    raise BadRecord(f'{where} is neither a string nor a list of at least one part')
-  return [_check_part(part, f'{where}[{i}]', media_key) for i, part in enumerate(raw)]
+    raise BadRecord(f'{_words(where)} is neither a string nor a list of at least one part')
+  return [_check_part(part, (*where, i), media_key) for i, part in enumerate(raw)]
 
 
-def _check_part(raw: Any, where: str, media_key: str) -> Part:
+def _check_part(raw: Any, where: Where, media_key: str) -> Part:
   kind = raw.get('type') if isinstance(raw, dict) else None
-  if not isinstance(kind, str) or kind not in ('text', *DECODE):
-    raise BadRecord(f'{where}: type {kind!r} is none of text, {", ".join(DECODE)}')
+  if not isinstance(kind, str) or kind not in PART_KEYS[media_key]:
+    raise BadRecord(f'{_words(where)}: type {kind!r} is none of text, {", ".join(DECODE)}')
+  _check_keys(raw, where, PART_KEYS[media_key][kind])
   if kind == 'text':
-    _check_keys(raw, where, required=('type', 'text'), optional=())
-    return {'type': 'text', 'text': _check_text(raw['text'], f'{where}: "text"')}
-  digest = ('digest',) if media_key == 'data' else ()
-  _check_keys(raw, where, required=('type', media_key), optional=(*LABELS[kind], *digest))
-  kept = {key: _check_text(raw[key], f'{where}: "{key}"') for key in LABELS[kind] if key in raw}
+    return {'type': 'text', 'text': _check_text(raw['text'], where, 'text')}
+  labels = {key: _check_text(raw[key], where, key) for key in LABELS[kind] if key in raw}
   try:
-    kept |= {key: check_data(raw[key]) for key in digest if key in raw}
-    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **kept}
+    digest = {'digest': check_data(raw['digest'])} if 'digest' in raw else {}
+    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels, **digest}
   except BadRecord as error:
-    raise BadRecord(f'{where}: {error.reason}') from error
+    raise BadRecord(f'{_words(where)}: {error.reason}') from error
 
 
-def _check_keys(raw: Any, where: str, *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _check_keys(raw: Any, where: Where, keys: Keys) -> None:
+  if isinstance(raw, dict) and keys.required <= raw.keys() <= keys.all:
+    return
   if not isinstance(raw, dict):
-    raise BadRecord(f'{where} is of type {type(raw).__name__}, not an object')
-  known = required + optional
-  if missing := [key for key in required if key not in raw]:
-    raise BadRecord(f'{where}: without {", ".join(missing)}')
-  if unknown := [str(key) for key in raw if key not in known]:  # a misspelt key would be ignored in silence
-    hint = '; fields of your own go under "meta"' if 'meta' in known else ''
-    raise BadRecord(f'{where}: unknown {", ".join(unknown)}; known are {", ".join(known)}{hint}')
+    raise BadRecord(f'{_words(where)} is of type {type(raw).__name__}, not an object')
+  if missing := [key for key in keys.known if key in keys.required and key not in raw]:
+    raise BadRecord(f'{_words(where)}: without {", ".join(missing)}')
+  unknown = [str(key) for key in raw if key not in keys.all]  # a misspelt key would be ignored in silence
+  hint = '; fields of your own go under "meta"' if 'meta' in keys.all else ''
+  raise BadRecord(f'{_words(where)}: unknown {", ".join(unknown)}; known are {", ".join(keys.known)}{hint}')
 
 
-def _check_text(text: Any, where: str) -> str:
+def _check_text(text: Any, where: Where, key: str) -> str:
   if not isinstance(text, str):
-    raise BadRecord(f'{where} is of type {type(text).__name__}, not a string')
+    raise BadRecord(f'{_text_at(where, key)} is of type {type(text).__name__}, not a string')
   try:
     text.encode()
   except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which no tokenizer takes
-    raise BadRecord(f'{where} holds half a surrogate pair at character {error.start}') from error
+    raise BadRecord(f'{_text_at(where, key)} holds half a surrogate pair at character {error.start}') from error
   return text
+
+
+def _text_at(where: Where, key: str) -> str:
+  return f'{_words(where)}: "{key}"' if where else f'"{key}"'
 
 
 def map_media(example: Example, change: Callable[[Part], Part]) -> Example:

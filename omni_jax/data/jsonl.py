@@ -94,13 +94,14 @@ class JsonLines(Stored):
 
   def encoded(self, index: SupportsIndex) -> Example:
     """The example with the paths of its media, nothing decoded."""
-    start, length, number = (int(value) for value in self._lines_n3[self.place(index)])
+    start, length, number = self._lines_n3[self.place(index)].tolist()
     name = f'{self._name}:{number}'
     try:
       example = parse_line(self._read(start, length))
     except (OSError, BadRecord) as error:
       raise BadRecord(f'the file has changed since it was opened ({error})', name) from error
-    return example | {'id': example['id'] or name}
+    example['id'] = example['id'] or name
+    return example
 
   def _read(self, start: int, length: int) -> bytes:
     if self._file is None and is_remote(self.path):
@@ -163,7 +164,7 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
     answer = []
     last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
     if isinstance(last, dict) and not last.get('content'):
-      answer = [check_message(last | {'content': ' '}, 'the last message', 'path') | {'content': []}]
+      answer = [check_message(last | {'content': ' '}, ('the last message',), 'path') | {'content': []}]
       raw = raw | {'messages': messages[:-1]}
     example = map_media(check_example(raw, 'path'),
                         lambda part: DECODE[part['type']](read_beside(os.fspath(file.parent), part['path']), media))
