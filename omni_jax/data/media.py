@@ -54,12 +54,11 @@ def read_media(path: epath.PathLike) -> bytes:
     if is_remote(path):
       _check_bytes(epath.Path(path).stat().length)
       return epath.Path(path).read_bytes()
-    with open(path, 'rb', buffering=0, opener=_opened) as file:  # epath costs as much as a small picture
-      status = os.fstat(file.fileno())
-      if not stat.S_ISREG(status.st_mode):
-        raise BadRecord('is not a regular file')
-      _check_bytes(status.st_size)
-      return file.readall()
+    file = os.open(path, os.O_RDONLY | NONBLOCK)  # epath, and open(), cost as much as a small picture
+    try:
+      return _read_regular(file)
+    finally:
+      os.close(file)
   except FileNotFoundError as error:
     raise BadRecord('no such file') from error
   except IsADirectoryError as error:
@@ -68,8 +67,16 @@ def read_media(path: epath.PathLike) -> bytes:
     raise BadRecord(f'cannot be read ({error})') from error
 
 
-def _opened(path: str, flags: int) -> int:
-  return os.open(path, flags | NONBLOCK)
+def _read_regular(file: int) -> bytes:
+  status = os.fstat(file)
+  if not stat.S_ISREG(status.st_mode):
+    raise BadRecord('is not a regular file')
+  _check_bytes(status.st_size)
+  pieces = []
+  while piece := os.read(file, status.st_size + 1):  # one byte more: the first piece is all, and the second tells so
+    pieces.append(piece)
+    _check_bytes(sum(map(len, pieces)))
+  return pieces[0] if len(pieces) == 1 else b''.join(pieces)
 
 
 def _check_bytes(size: int) -> None:
@@ -90,7 +97,9 @@ def decode_image(data: bytes, config: ImageConfig) -> Float32[np.ndarray, 'heigh
         raise BadRecord(f'image of {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed')
       side = 4 * max(config.height, config.width)
       image.draft(None, (side, side))  # lets JPEG decode a large photograph at a fraction of its size
-      ImageOps.exif_transpose(image, in_place=True)
+      image.load()
+      if image.info:  # where it says in any format how the camera was held
+        ImageOps.exif_transpose(image, in_place=True)
       return _pixels(image, config)
   except BadRecord:
     raise
@@ -124,8 +133,7 @@ def _pixels(image: Image.Image, config: ImageConfig) -> Float32[np.ndarray, 'hei
     image, mode = _over_white(image), {1: 'L', 3: 'RGB'}[config.channels]
     image = image if image.mode == mode else image.convert(mode)
     image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    pixels_hwc = np.asarray(image).astype(np.float32)
-    pixels_hwc /= 255
+    pixels_hwc = np.frombuffer(image.tobytes(), np.uint8) / np.float32(255)
   return pixels_hwc.reshape(size[1], size[0], config.channels)
 
 

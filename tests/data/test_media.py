@@ -67,12 +67,13 @@ def test_every_format_and_size_becomes_the_run_s(format, config):
   np.testing.assert_allclose(pixels, 0.8, atol=0.02)
 
 
-def test_exif_rotation_is_applied():
-  image = Image.new('L', (6, 4), 0)
-  image.paste(255, (0, 0, 3, 4))  # the left half is white
+@pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'TIFF'])
+def test_exif_rotation_is_applied(format):
+  image = Image.new('RGB', (6, 4), 0)
+  image.paste((255,) * 3, (0, 0, 3, 4))  # the left half is white
   exif = Image.Exif()
   exif[0x0112] = 6  # show rotated by 90 degrees clockwise: left becomes top
-  pixels = decode_image(image_file(image, exif=exif), ImageConfig(height=6, width=4, channels=1))[..., 0]
+  pixels = decode_image(image_file(image, format, exif=exif), ImageConfig(height=6, width=4, channels=1))[..., 0]
   assert pixels[:3].min() > 0.9 and pixels[3:].max() < 0.1
 
 
