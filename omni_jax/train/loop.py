@@ -115,13 +115,17 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
 
 def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh,
            stop: '_Stop') -> TrainState:
-  meter, trace = _Meter(), _Trace(stage.profile, str(writer.trace_folder))
+  meter, trace, metrics = _Meter(), _Trace(stage.profile, str(writer.trace_folder)), None
   for step in range(int(state.step) + 1, stage.steps + 1):
     trace.before(step)
     before = time.perf_counter()
     host = next(stage.batches)
     meter.waited(time.perf_counter() - before)
+    earlier = metrics
     state, metrics = stage.step(state, place(host, mesh))
+    # One step ahead of the devices is enough to keep them busy. Further ahead, the host would use up the prefetched
+    # batches, wait for each new one though no device does, and hold all of them in the devices' memory.
+    jax.block_until_ready(earlier)
     writer.advance()
     trace.after(step, state)
     log = step % stage.log_every == 0 or step == stage.steps

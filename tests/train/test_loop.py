@@ -138,6 +138,23 @@ def test_checkpoints_are_written_in_time_and_at_the_end(tmp_path):
   assert sorted(path.name for path in (tmp_path / 'checkpoints' / 'toy').iterdir() if path.name.isdigit()) == ['6', '7']
 
 
+def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(tmp_path, monkeypatch):
+  stage, made, events = toy(steps=4, log_every=10), [], []
+
+  def step(state, batch):
+    state, metrics = stage.step(state, batch)
+    made.append(metrics)
+    events.append(f'step {len(made)}')
+    return state, metrics
+
+  def wait(metrics):
+    events.append(f'wait {1 + next(k for k, one in enumerate(made) if one is metrics)}' if metrics else 'wait')
+
+  monkeypatch.setattr(jax, 'block_until_ready', wait)
+  loop.run(dataclasses.replace(stage, step=step), str(tmp_path), make_mesh())
+  assert events == ['step 1', 'wait', 'step 2', 'wait 1', 'step 3', 'wait 2', 'step 4', 'wait 3']
+
+
 def test_a_finished_stage_is_restored_and_not_run(tmp_path):
   done = loop.run(toy(), str(tmp_path), make_mesh())
   batches = Numbers({n: np.nan for n in range(20)})
