@@ -23,7 +23,7 @@ from omni_jax.data.pack import Laid, Packer
 from omni_jax.errors import UserError
 from omni_jax.types import Batch, RowBudget
 
-WAITING = 16  # examples that may wait for a later batch before the present one is called full
+WAITING = 24  # examples that may wait for a later batch before the present one is called full
 BAD_SHARE = 0.01  # more bad records than this stop the run
 
 
