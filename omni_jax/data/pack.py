@@ -61,6 +61,7 @@ class _Positions(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _positions(forms: tuple[tuple[Modality, bool, Any], ...], tokenizer: Tokenizer, media: MediaConfig) -> _Positions:
+  """Of spans given by modality, whether they are written, and what their host module calls their form."""
   sizes = dict(seen=media.image.patches, drawn=media.image.patches, heard=media.audio.frames, spoken=media.audio.frames)
   counts = dict.fromkeys(ITEM_MAPS, 0)
   layouts, positions, shifts, start, at = [], [], [], 0.0, 0
