@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from omni_jax.data.interleave import HOSTS
+from omni_jax.modalities.audio.host import frames_of
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, RowBudget, Span
 
 NOWHERE = np.zeros(0, np.int64)
 ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
+ROOM = ('length', 'seen', 'drawn', 'heard_frames', 'spoken_frames')  # of RowBudget, what an example takes of a row
 
 
 class Laid(NamedTuple):
@@ -22,8 +24,8 @@ class Laid(NamedTuple):
   heard: list[np.ndarray]
   spoken: list[np.ndarray]
   draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
-  speak_at_Q: np.ndarray  # position before each spoken frame
-  speak_frame_Q: np.ndarray
+  speak_at_R: np.ndarray  # position before each spoken frame
+  needs: np.ndarray  # of everything in ROOM
   key: int
 
   @property
@@ -33,18 +35,19 @@ class Laid(NamedTuple):
 
 def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = '') -> Laid:
   """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
-  sizes = dict(seen=media.image.patches, drawn=media.image.patches, heard=media.audio.frames, spoken=media.audio.frames)
   items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
+  used = dict.fromkeys(ITEM_MAPS, 0)  # patches or frames
   layouts, positions, shifts, start, at = [], [], [], 0.0, 0
   for span in spans:
     made = HOSTS[span.modality].layout(span, tokenizer, media)
     stop = at + len(made.offset_n3)
     if span.modality != Modality.TEXT:
-      kind = {Modality.IMAGE: ('seen', 'drawn'), Modality.AUDIO: ('heard', 'spoken')}[span.modality][span.written]
+      image = span.modality == Modality.IMAGE
+      kind = (('seen', 'drawn') if image else ('heard', 'spoken'))[span.written]
       if items[kind]:  # a map's second item begins where its first ends
-        shifts += [(field, at, stop, sizes[kind] * len(items[kind]))
-                   for field in (kind,) + (('query',) if kind == 'drawn' else ())]
-      items[kind].append(span.pixels if span.modality == Modality.IMAGE else span.wave)
+        shifts += [(field, at, stop, used[kind]) for field in (kind,) + (('query',) if kind == 'drawn' else ())]
+      items[kind].append(span.pixels if image else span.wave)
+      used[kind] += media.image.patches if image else frames_of(span.wave, media.audio)
     positions.append(made.offset_n3 + np.float32(start))
     start, at = start + made.end + 1, stop
     layouts.append(made)
@@ -58,8 +61,9 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
     draw_at[layout.query_n[queries]] = queries
   frames_at, = np.nonzero(layout.spoken_n != NONE) if items['spoken'] else (NOWHERE,)
   key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
-  return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches),
-              speak_at_Q=(frames_at - 1).astype(np.int32), speak_frame_Q=layout.spoken_n[frames_at], key=key)
+  needs = np.array([at, len(items['seen']), len(items['drawn']), used['heard'], used['spoken']])
+  return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches), speak_at_R=(frames_at - 1).astype(np.int32),
+              needs=needs, key=key)
 
 
 def _shift(map_n: np.ndarray, by: int) -> None:
@@ -67,20 +71,15 @@ def _shift(map_n: np.ndarray, by: int) -> None:
   np.add(map_n, by, out=map_n, where=map_n != NONE)
 
 
-def _needs(laid: Laid) -> np.ndarray:
-  return np.array([laid.length, *(len(getattr(laid, name)) for name in ITEM_MAPS), len(laid.speak_at_Q)])
-
-
-def _room(b: RowBudget) -> np.ndarray:
-  return np.array([b.length, b.seen, b.drawn, b.heard, b.spoken, b.spoken_frames])
+def _room(budget: RowBudget) -> np.ndarray:
+  return np.array([getattr(budget, name) for name in ROOM])
 
 
 def check_room(laid: Laid, budget: RowBudget) -> None:
   """Raises ValueError for an example that would not fit even an empty row."""
-  needs, room = _needs(laid), _room(budget)
-  if (needs > room).any():
-    raise ValueError(f'example needs (positions, seen, drawn, heard, spoken, spoken frames) = {needs.tolist()}, '
-                     f'a row has {room.tolist()}')
+  room = _room(budget)
+  if (laid.needs > room).any():
+    raise ValueError(f'example needs ({", ".join(ROOM)}) = {laid.needs.tolist()}, a row has {room.tolist()}')
 
 
 class Packer:
@@ -88,7 +87,8 @@ class Packer:
 
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
-    b, image = budget, media.image
+    b, image, frame = budget, media.image, media.audio.frame
+    pools = (('heard', b.heard_frames), ('spoken', b.spoken_frames))
     self._ids_FBL = np.full((len(FIELDS), b.rows, b.length), NONE, np.int32)  # at once: the batch's arrays are parts
     self._ids_FBL[:3] = 0  # token, modality, label
     fields = {('target' if name == 'label' else name) + '_BL': ids_BL
@@ -98,13 +98,12 @@ class Packer:
         position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
         **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)
            for name, n in (('seen', b.seen), ('drawn', b.drawn))},
-        **{f'{name}_BMS': np.zeros((b.rows, n, media.audio.samples), np.float32)
-           for name, n in (('heard', b.heard), ('spoken', b.spoken))},
+        **{f'{name}_BRS': np.zeros((b.rows, n, frame), np.float32) for name, n in pools},
+        **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n in pools},
         draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
         draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
-        speak_at_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32),
-        speak_frame_BQ=np.full((b.rows, b.spoken_frames), NONE, np.int32))
-    self._used = np.zeros((batch.token_BL.shape[0], 6), np.int64)
+        speak_at_BR=np.full((b.rows, b.spoken_frames), NONE, np.int32))
+    self._used = np.zeros((batch.token_BL.shape[0], len(ROOM)), np.int64)
     self._room = _room(b)
     self._segments = np.zeros(b.rows, np.int32)
 
@@ -114,14 +113,13 @@ class Packer:
     Raises:
       ValueError: if it would not fit even an empty row.
     """
-    needs = _needs(laid)
-    fits_B = (self._used + needs <= self._room).all(axis=1)
+    fits_B = (self._used + laid.needs <= self._room).all(axis=1)
     row = int(fits_B.argmax()) if row is None else row
     if not fits_B[row]:
       check_room(laid, self._budget)
       return False
     self._write(laid, row)
-    self._used[row] += needs
+    self._used[row] += laid.needs
     return True
 
   def _write(self, laid: Laid, row: int) -> None:
@@ -136,29 +134,28 @@ class Packer:
     batch.target_BL[row, start:stop - 1] = layout.label_n[1:]  # what is said next
     batch.target_BL[row, stop - 1] = 0
     batch.weight_BL[row, start:stop] = batch.target_BL[row, start:stop] > 0
-    patches, frames = self._media.image.patches, self._media.audio.frames
-    sizes = dict(seen=patches, drawn=patches, heard=frames, spoken=frames)
-    offsets = {name: used[i] * sizes[name] for i, name in enumerate(ITEM_MAPS)}
-    for name in ITEM_MAPS:
-      if offsets[name] and getattr(laid, name):
-        _shift(here_Fn[FIELDS.index(name)], offsets[name])
+    patches = self._media.image.patches
+    for name, first in zip(ITEM_MAPS, used, strict=True):
+      if first and getattr(laid, name):
+        _shift(here_Fn[FIELDS.index(name)], first * (patches if name in ('seen', 'drawn') else 1))
     if laid.drawn:  # a query is known by its place in the image, whichever image of the row it belongs to
       query_n = here_Fn[FIELDS.index('query')]
       np.remainder(query_n, patches, out=query_n, where=query_n != NONE)
-    for i, name in enumerate(ITEM_MAPS):
-      for j, item in enumerate(getattr(laid, name), start=used[i]):
-        if name in ('seen', 'drawn'):
-          getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
-        else:
-          getattr(batch, f'{name}_BMS')[row, j, :len(item)] = item
+    for name, first in zip(('seen', 'drawn'), used, strict=False):
+      for j, item in enumerate(getattr(laid, name), start=first):
+        getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
+    for name, first in zip(('heard', 'spoken'), used[2:], strict=True):
+      for wave in getattr(laid, name):
+        end = first + frames_of(wave, self._media.audio)
+        getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[:len(wave)] = wave
+        getattr(batch, f'{name}_clip_BR')[row, first:end] = 1 + first
+        first = end
     if n := len(laid.drawn):
       first = used[ITEM_MAPS.index('drawn')]
       batch.draw_at_BNP[row, first:first + n] = np.where(laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start)
       batch.draw_key_BN[row, first:first + n] = (laid.key + np.arange(n)).astype(np.uint32)
-    if n := len(laid.speak_at_Q):
-      first = used[-1]
-      batch.speak_at_BQ[row, first:first + n] = laid.speak_at_Q + start
-      batch.speak_frame_BQ[row, first:first + n] = laid.speak_frame_Q + offsets['spoken']
+    first = used[ITEM_MAPS.index('spoken')]
+    batch.speak_at_BR[row, first:first + len(laid.speak_at_R)] = laid.speak_at_R + start
 
   def batch(self) -> Batch:
     return self._batch

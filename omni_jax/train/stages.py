@@ -69,7 +69,7 @@ class Run:
         raise UserError(f"{said} takes a finished codec: take 'codec' out of config.stages")
       if not has_checkpoint(self.codec_from, 'codec'):
         raise UserError(f"{said}: no checkpoint of stage 'codec' there")
-    self.own_codec = bool('codec' in config.stages or not self.budget.spoken or self.codec_from)
+    self.own_codec = bool('codec' in config.stages or not self.budget.spoken_frames or self.codec_from)
     self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
     if self.starts:
       fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
@@ -112,7 +112,7 @@ def restore_codec(run: Run) -> Any:
   Fresh ones where they are replaced or nothing is spoken.
   """
   tx = make_optimizer(OptimConfig(), 1)
-  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken):
+  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken_frames):
     fresh = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))()
     return {'params': fresh.params, 'codebooks': fresh.buffers['codebooks']}
   like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
