@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   c.model.decoder.width = c.model.dit.width = 64
   c.model.dit.hidden = 128
   c.data = ConfigDict(dict(
-      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='',
+      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='', codes='computed',
       augment=c.data.augment,
       # Change: positions in a row, how many pictures it holds, and how much sound: 12.5 frames a second, at least those
       # of the longest that is heard or spoken. The run says so where an example does not fit.

@@ -132,6 +132,8 @@ def _row(batch: Batch, row: int, tokenizer: Tokenizer, media: MediaConfig) -> st
       what = f'<span class="small">{piece.stop - piece.start} learned queries: the image head draws here</span>'
     elif MEDIA[piece.kind] == 'image':
       what = shown.html(Shown('image', pixels=payload_of(batch, piece.kind)[row, piece.item]), piece.kind)
+    elif not payload_of(batch, piece.kind).shape[-1]:
+      what = f'<span class="small">stored codes of {piece.stop - piece.start} frames</span>'
     else:
       wave = payload_of(batch, piece.kind)[row, piece.item:piece.item + piece.stop - piece.start].ravel()
       what = shown.html(Shown('audio', wave=wave, rate=sounds.rate), piece.kind)

@@ -126,15 +126,16 @@ def codes_of(codec: Codec, codebooks: Any, frame_BRS: Float[Array, 'B R S'], cli
 
 
 def encode_media(config: OmniConfig, codec: Codec, codebooks: Any, batch: Batch, key: Array | None = None) -> Encoded:
-  """Codes of what is spoken, and of what is heard if the model hears codes; with the step's key, noise for the images
-  that are drawn."""
+  """Codes of what is spoken, and of what is heard if the model hears codes, as far as the batch does not carry them;
+  with the step's key, noise for the images that are drawn."""
   hears_codes = config.audio_embed.hearing == Hearing.CODES
   noised = None
   if key is not None:
     noised = noise_images(batch.drawn_BNhwc, batch.draw_key_BN, key, config.media.image, samples=config.dit.noises,
                           shift=config.dit.shift)
-  return Encoded(codes_of(codec, codebooks, batch.spoken_BRS, batch.spoken_clip_BR),
-                 codes_of(codec, codebooks, batch.heard_BRS, batch.heard_clip_BR) if hears_codes else None, noised)
+  codes = lambda code_BRJ, *pool: code_BRJ if code_BRJ.shape[-1] else codes_of(codec, codebooks, *pool)
+  return Encoded(codes(batch.spoken_code_BRJ, batch.spoken_BRS, batch.spoken_clip_BR),
+                 codes(batch.heard_code_BRJ, batch.heard_BRS, batch.heard_clip_BR) if hears_codes else None, noised)
 
 
 def abstract(config: OmniConfig) -> OmniModel:

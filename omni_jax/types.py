@@ -44,12 +44,14 @@ class Span:
     tokens: text ids, for TEXT.
     pixels: float32 in [0, 1], shape (height, width, channels), for IMAGE.
     wave: float32 in [-1, 1], shape (samples,), for AUDIO.
+    code: its stored codes, whole numbers of shape (frames, codebooks), where there are any.
   """
   modality: Modality
   written: bool = False
   tokens: tuple[int, ...] = ()
   pixels: np.ndarray | None = None
   wave: np.ndarray | None = None
+  code: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,10 @@ class Batch(NamedTuple):
   drawn_BNhwc: Any  # float32 in [0, 1]
   heard_BRS: Any  # float32 in [-1, 1]: the row's clips one behind the other, frame by frame
   heard_clip_BR: Any  # int32, which clip a frame is of: 1 + the clip's first frame, 0 where there is none
-  spoken_BRS: Any  # as heard_BRS
-  spoken_clip_BR: Any  # as heard_clip_BR
+  heard_code_BRJ: Any  # int32; J is 0 where the step computes them of the samples, else S is 0
+  spoken_BRS: Any  # this and the next two as of what is heard
+  spoken_clip_BR: Any
+  spoken_code_BRJ: Any
   draw_at_BNP: Any  # int32, position of each query, or NONE
   draw_key_BN: Any  # uint32, names (example, span): the noise of the diffusion loss depends on it and on the step only
   speak_at_BR: Any  # int32, position whose hidden state predicts the spoken frame, or NONE
@@ -206,5 +210,12 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
+  """What media are decoded to.
+
+  Attributes:
+    heard_codes, spoken_codes: codebooks of the stored codes that are taken in the place of samples; 0 for samples.
+  """
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()
+  heard_codes: int = 0
+  spoken_codes: int = 0

@@ -12,6 +12,9 @@ MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
 # Optional keys of a medium: what it shows or says, who speaks. The model never sees them; judges are fitted to them.
 LABELS: Mapping[str, tuple[str, ...]] = {'image': ('label',), 'audio': ('label', 'voice')}
 
+# Optional bytes beside a medium in a record: of its data, and what a codec makes of it.
+RECORD_KEYS: Mapping[str, tuple[str, ...]] = {'image': ('digest',), 'audio': ('digest', 'codes')}
+
 Example = dict[str, Any]
 Part = dict[str, Any]
 
@@ -95,11 +98,11 @@ def _check_part(raw: Any, where: str, media_key: str) -> Part:
   if kind == 'text':
     _check_keys(raw, where, required=('type', 'text'), optional=())
     return {'type': 'text', 'text': _check_text(raw['text'], f'{where}: "text"')}
-  digest = ('digest',) if media_key == 'data' else ()
-  _check_keys(raw, where, required=('type', media_key), optional=(*LABELS[kind], *digest))
+  beside = RECORD_KEYS[kind] if media_key == 'data' else ()
+  _check_keys(raw, where, required=('type', media_key), optional=(*LABELS[kind], *beside))
   kept = {key: _check_text(raw[key], f'{where}: "{key}"') for key in LABELS[kind] if key in raw}
   try:
-    kept |= {key: check_data(raw[key]) for key in digest if key in raw}
+    kept |= {key: check_data(raw[key]) for key in beside if key in raw}
     return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **kept}
   except BadRecord as error:
     raise BadRecord(f'{where}: {error.reason}') from error

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from omni_jax.data.interleave import HOSTS
+from omni_jax.errors import UserError
 from omni_jax.modalities.audio.host import frames_of
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, RowBudget, Span
@@ -21,7 +22,7 @@ class Laid(NamedTuple):
   layout: Layout  # its offsets are positions
   seen: list[np.ndarray]
   drawn: list[np.ndarray]
-  heard: list[np.ndarray]
+  heard: list[np.ndarray]  # samples, or codes (frames, codebooks)
   spoken: list[np.ndarray]
   draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
   speak_at_R: np.ndarray  # position before each spoken frame
@@ -46,7 +47,7 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
       kind = (('seen', 'drawn') if image else ('heard', 'spoken'))[span.written]
       if items[kind]:  # a map's second item begins where its first ends
         shifts += [(field, at, stop, used[kind]) for field in (kind,) + (('query',) if kind == 'drawn' else ())]
-      items[kind].append(span.pixels if image else span.wave)
+      items[kind].append(span.pixels if image else _sound(span, media))
       used[kind] += media.image.patches if image else frames_of(span.wave, media.audio)
     positions.append(made.offset_n3 + np.float32(start))
     start, at = start + made.end + 1, stop
@@ -64,6 +65,16 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
   needs = np.array([at, len(items['seen']), len(items['drawn']), used['heard'], used['spoken']])
   return Laid(layout, **items, draw_at_NP=draw_at.reshape(-1, patches), speak_at_R=(frames_at - 1).astype(np.int32),
               needs=needs, key=key)
+
+
+def _sound(span: Span, media: MediaConfig) -> np.ndarray:
+  """What the batch carries of a sound."""
+  if not (media.spoken_codes if span.written else media.heard_codes):
+    return span.wave
+  if span.code is None:
+    raise UserError("config.data.codes='stored': a sound has no codes; convert its data with --codes=RUN, or take "
+                    "config.data.codes='computed'")
+  return span.code
 
 
 def _shift(map_n: np.ndarray, by: int) -> None:
@@ -88,7 +99,7 @@ class Packer:
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
     b, image, frame = budget, media.image, media.audio.frame
-    pools = (('heard', b.heard_frames), ('spoken', b.spoken_frames))
+    pools = (('heard', b.heard_frames, media.heard_codes), ('spoken', b.spoken_frames, media.spoken_codes))
     self._ids_FBL = np.full((len(FIELDS), b.rows, b.length), NONE, np.int32)  # at once: the batch's arrays are parts
     self._ids_FBL[:3] = 0  # token, modality, label
     fields = {('target' if name == 'label' else name) + '_BL': ids_BL
@@ -98,8 +109,9 @@ class Packer:
         position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
         **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)
            for name, n in (('seen', b.seen), ('drawn', b.drawn))},
-        **{f'{name}_BRS': np.zeros((b.rows, n, frame), np.float32) for name, n in pools},
-        **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n in pools},
+        **{f'{name}_BRS': np.zeros((b.rows, n, 0 if books else frame), np.float32) for name, n, books in pools},
+        **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n, _ in pools},
+        **{f'{name}_code_BRJ': np.zeros((b.rows, n, books), np.int32) for name, n, books in pools},
         draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
         draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
         speak_at_BR=np.full((b.rows, b.spoken_frames), NONE, np.int32))
@@ -145,9 +157,13 @@ class Packer:
       for j, item in enumerate(getattr(laid, name), start=first):
         getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
     for name, first in zip(('heard', 'spoken'), used[2:], strict=True):
-      for wave in getattr(laid, name):
-        end = first + frames_of(wave, self._media.audio)
-        getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[:len(wave)] = wave
+      for sound in getattr(laid, name):
+        if sound.ndim == 2:
+          end = first + len(sound)
+          getattr(batch, f'{name}_code_BRJ')[row, first:end] = sound
+        else:
+          end = first + frames_of(sound, self._media.audio)
+          getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[:len(sound)] = sound
         getattr(batch, f'{name}_clip_BR')[row, first:end] = 1 + first
         first = end
     if n := len(laid.drawn):
