@@ -111,8 +111,8 @@ def _run_check(arguments: Sequence[str]) -> RunCheck | None:
 def _coded(folder: str, check: RunCheck | None) -> RunCheck:
   """With the codec of a run's folder; only here jax is loaded."""
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # workers side by side would contend for an accelerator
-  from omni_jax.train.checkpoint import saved_config
   from omni_jax.train.coder import coder_of
+  from omni_jax.train.saved_config import saved_config
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   config = saved_config(folder)
   check, coder = check or RunCheck.of(config), coder_of(folder, config)

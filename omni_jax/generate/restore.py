@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
-from omni_jax.train.checkpoint import Checkpoints, saved_config
+from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.saved_config import saved_config
 from omni_jax.train.state import codec_values, init_codec, init_omni, use_average
 
 AVERAGE, RAW = WEIGHTS = ('average', 'raw')
