@@ -51,10 +51,10 @@ def get_config() -> ConfigDict:
       codec=dict(latent=64, codebooks=4, entries=256, width=128, layers=2, hidden=256, window=16),
   ))
   c.data = ConfigDict(dict(
-      source='digits', seed=0, voices=14, takes=5, spoken_takes=1,
+      source='digits', seed=0, codes='computed', voices=14, takes=5, spoken_takes=1,
       recipes=dict(image_to_text=0.18, speech_to_text=0.19, text_to_text=0.04, text_to_image=0.11, image_to_image=0.11,
                    speech_to_image=0.13, text_to_speech=0.06, image_to_speech=0.06, speech_to_speech=0.08, reply=0.04),
-      budget=dict(rows=16, length=128, seen=3, drawn=2, heard=3, spoken=1, spoken_frames=12),
+      budget=dict(rows=16, length=128, seen=3, drawn=2, heard_frames=20, spoken_frames=12),
       root='', train_file='train.jsonl', eval_file='test.jsonl',
   ))
   c.data.augment = ConfigDict(dict(turn=0.2, scale=0.12, shear=0.15, shift=0.075, speed=0.11, pitch=0.0, gain=3.0,

@@ -28,11 +28,11 @@ def get_config() -> ConfigDict:
   c.model.decoder.width = c.model.dit.width = 64
   c.model.dit.hidden = 128
   c.data = ConfigDict(dict(
-      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='',
+      source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='', codes='computed',
       augment=c.data.augment,
-      # Change: positions in a row, and how many pictures and sounds it holds; the run says so where an example does
-      # not fit. spoken_frames: 12.5 for each second that is spoken.
-      budget=dict(rows=8, length=96, seen=2, drawn=2, heard=2, spoken=1, spoken_frames=12),
+      # Change: positions in a row, how many pictures it holds, and how much sound: 12.5 frames a second, at least those
+      # of the longest that is heard or spoken. The run says so where an example does not fit.
+      budget=dict(rows=8, length=96, seen=2, drawn=2, heard_frames=24, spoken_frames=12),
   ))
   c.codec.update(dict(steps=300, log_every=50, save_every=300))
   c.omni.update(dict(steps=600, log_every=50, save_every=600))

@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
   c.model.tokenizer = ConfigDict(dict(languages=LANGUAGES, max_grid=4,
                                       voices=('george', 'jackson', 'nicolas', 'theo', 'yweweler')))
   c.data = ConfigDict(dict(
-      source='mixture', seed=0, root='', temperature=1.0,
-      budget=dict(rows=8, length=384, seen=4, drawn=2, heard=3, spoken=2, spoken_frames=60)))
+      source='mixture', seed=0, root='', temperature=1.0, codes='computed',
+      budget=dict(rows=8, length=384, seen=4, drawn=2, heard_frames=188, spoken_frames=30)))
   text = dict(source='text20', longest=160)  # bytes of a line: prompt and answer share the 384 positions of a row
   c.data.sources = ConfigDict({
       'fsdd': _of(c, 'fsdd', weight=1.0), 'fsdd_said': _of(c, 'fsdd', weight=1.0, write='audio'),

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   c.model.codec_head.update(dict(width=16, layers=1, heads=1, hidden=16))
   c.model.codec.update(dict(latent=8, entries=8, width=16, layers=1, hidden=16))
   c.data = ConfigDict(dict(source='text', seed=0, root='', train_file='input.txt', piece=64,
-                           budget=dict(rows=12, length=65, seen=0, drawn=0, heard=0, spoken=0, spoken_frames=0)))
+                           budget=dict(rows=12, length=65, seen=0, drawn=0, heard_frames=0, spoken_frames=0)))
   c.omni.update(dict(steps=2000, log_every=100, save_every=1000))
   c.evaluate = ConfigDict()
   return c

@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
   c.codec.steps = 1000
   c.data = ConfigDict(dict(
       source='jsonl', seed=0, root='', train_file='train.jsonl', eval_file='test.jsonl', leave_out='', augment=augment,
-      budget=dict(rows=16, length=128, seen=3, drawn=1, heard=2, spoken=1, spoken_frames=13),
+      codes='computed',
+      budget=dict(rows=16, length=128, seen=3, drawn=1, heard_frames=40, spoken_frames=13),
   ))
   c.omni.steps = 5000
   c.omni.save_every = 1000

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   c.data = ConfigDict(dict(
       source='tfds', seed=0, name='mnist', root='', train_split='train', eval_split='test', read='', write='',
       language='en', rate=0, augment=c.data.augment,
-      budget=dict(rows=16, length=128, seen=4, drawn=0, heard=3, spoken=0, spoken_frames=0)))
+      budget=dict(rows=16, length=128, seen=4, drawn=0, heard_frames=40, spoken_frames=0)))
   c.omni.steps = 2000
   c.evaluate = ConfigDict(dict(n_data=10_000))
   return c

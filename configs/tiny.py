@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   c.model.codec = ConfigDict(dict(latent=16, codebooks=3, entries=32, width=32, layers=1, heads=2, hidden=32))
   c.model.tokenizer.voices = c.model.tokenizer.voices[:2]
   c.data.update(dict(voices=2, takes=2))
-  c.data.budget.update(dict(rows=4, length=96, seen=2, drawn=2, heard=2, spoken=1, spoken_frames=12))
+  c.data.budget.update(dict(rows=4, length=96, seen=2, drawn=2, heard_frames=24, spoken_frames=12))
   c.codec.update(dict(steps=30, batch=8, log_every=10, save_every=20))
   c.codec.optim.kind = c.omni.optim.kind = 'adamw'  # Muon takes longer to compile than the stage to run
   c.omni.update(dict(steps=30, log_every=10, save_every=20))

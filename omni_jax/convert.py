@@ -16,6 +16,9 @@ options are Beam's. Input and output must be where all workers see them; the out
 
 With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
 or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
+
+--codes=RUN stores beside every sound what the speech codec of that run makes of it, for config.data.codes='stored'.
+Without --config the run is RUN.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import sys
 from typing import Any
 
 from absl import flags as absl_flags
+from absl import logging
 from ml_collections import config_flags
 
 from omni_jax.data import beam
@@ -104,6 +108,20 @@ def _run_check(arguments: Sequence[str]) -> RunCheck | None:
   return RunCheck.of(read_config(values, argv))
 
 
+def _coded(folder: str, check: RunCheck | None) -> RunCheck:
+  """With the codec of a run's folder; only here jax is loaded."""
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # workers side by side would contend for an accelerator
+  from omni_jax.train.coder import coder_of
+  from omni_jax.train.saved_config import saved_config
+  logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
+  config = saved_config(folder)
+  check, coder = check or RunCheck.of(config), coder_of(folder, config)
+  ours, theirs = check.media.audio, coder.omni.media.audio
+  if ours.rate != theirs.rate:
+    raise UserError(f'--codes={folder} has a codec of {theirs.rate} samples a second, --config has {ours.rate}')
+  return check._replace(coder=coder)
+
+
 def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog='python -m omni_jax.convert', description=__doc__, allow_abbrev=False,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--shards', type=int, default=16, help='each is sorted in memory by --beam: take more there')
   parser.add_argument('--workers', type=int, default=os.cpu_count())
   parser.add_argument('--timeout', type=float, default=600, help='seconds after which hanging workers are given up')
+  parser.add_argument('--codes', help='folder of a run whose speech codec codes every sound')
   parser.add_argument('--beam', help='options of a pipeline of Apache Beam, in one word')
   for name, text in dict(read='column that the user shows', write='column that the assistant answers with',
                          language='of the answers', root='folder of a TFDS set or of the ready sets',
@@ -125,6 +144,8 @@ def main(arguments: Sequence[str]) -> None:
   if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
     raise UserError(f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0')
   check = _run_check(rest)
+  if flags.codes is not None:
+    check = _coded(flags.codes, check)
   if flags.beam is not None:
     made = beam.convert(reader_of(flags), flags.output, shards=flags.shards, said=flags.input, options=flags.beam,
                         check=check)

@@ -38,19 +38,17 @@ class Piece(NamedTuple):
   start: int
   stop: int
   kind: str  # 'text', 'query' or a map of MEDIA
-  item: int  # which medium of the row; 0 for the others
+  item: int  # which image of the row, or the clip's first frame; 0 for the others
 
 
 def pieces_of(batch: Batch, row: int, media: MediaConfig) -> list[Piece]:
   """The row from left to right, without padding."""
-  size = {'seen': media.image.patches, 'drawn': media.image.patches, 'heard': media.audio.frames,
-          'spoken': media.audio.frames}
   found: list[Piece] = []
   for at in range(int((batch.segment_BL[row] > 0).sum())):
     kind, item = ('query', 0) if batch.query_BL[row, at] != NONE else ('text', 0)
     for name in MEDIA:
       if (index := getattr(batch, f'{name}_BL')[row, at]) != NONE:
-        kind, item = name, int(index) // size[name]
+        kind, item = name, _item(batch, row, name, int(index), media)
     last = found[-1] if found else None
     if last and (last.kind, last.item) == (kind, item) and batch.segment_BL[row, at] == batch.segment_BL[row, at - 1]:
       found[-1] = last._replace(stop=at + 1)
@@ -59,9 +57,15 @@ def pieces_of(batch: Batch, row: int, media: MediaConfig) -> list[Piece]:
   return found
 
 
+def _item(batch: Batch, row: int, name: str, index: int, media: MediaConfig) -> int:
+  if MEDIA[name] == 'image':
+    return index // media.image.patches
+  return int(getattr(batch, f'{name}_clip_BR')[row, index]) - 1
+
+
 def payload_of(batch: Batch, name: str) -> np.ndarray:
-  """The media that a map of MEDIA points into: rows, items, and then pixels or samples."""
-  return getattr(batch, f'{name}_BNhwc' if MEDIA[name] == 'image' else f'{name}_BMS')
+  """The media that a map of MEDIA points into: rows, images or frames, and then pixels or samples."""
+  return getattr(batch, f'{name}_BNhwc' if MEDIA[name] == 'image' else f'{name}_BRS')
 
 
 def losses_of(batch: Batch, row: int) -> dict[str, np.ndarray]:
@@ -73,7 +77,7 @@ def losses_of(batch: Batch, row: int) -> dict[str, np.ndarray]:
     found[at[at != NONE]] = True
     return found
   return {'text': batch.weight_BL[row] > 0, 'image': marked(batch.draw_at_BNP[row].ravel()),
-          'audio': marked(batch.speak_at_BQ[row])}
+          'audio': marked(batch.speak_at_BR[row])}
 
 
 def words_of(batch: Batch, row: int, piece: Piece, tokenizer: Tokenizer) -> str:
@@ -109,9 +113,10 @@ def _room(batch: Batch, media: MediaConfig) -> str:
   used = collections.Counter(kind for _, kind, _ in items)
   for name, kind in MEDIA.items():
     room = payload_of(batch, name).shape[1] * len(rows)
-    lines += f'<tr><th>{name} ({kind})</th><td>{used[name]}</td><td>{room}</td></tr>'
-  frames = batch.speak_at_BQ
-  lines += f'<tr><th>spoken frames</th><td>{int((frames != NONE).sum())}</td><td>{frames.size}</td></tr>'
+    unit, n = 'images', used[name]
+    if kind == 'audio':
+      unit, n = 'frames', int((getattr(batch, f'{name}_clip_BR') > 0).sum())
+    lines += f'<tr><th>{name} ({unit})</th><td>{n}</td><td>{room}</td></tr>'
   return f'<table class="heat"><tr><th></th><th>used</th><th>room</th></tr>{lines}</table>'
 
 
@@ -127,8 +132,10 @@ def _row(batch: Batch, row: int, tokenizer: Tokenizer, media: MediaConfig) -> st
       what = f'<span class="small">{piece.stop - piece.start} learned queries: the image head draws here</span>'
     elif MEDIA[piece.kind] == 'image':
       what = shown.html(Shown('image', pixels=payload_of(batch, piece.kind)[row, piece.item]), piece.kind)
+    elif not payload_of(batch, piece.kind).shape[-1]:
+      what = f'<span class="small">stored codes of {piece.stop - piece.start} frames</span>'
     else:
-      wave = payload_of(batch, piece.kind)[row, piece.item][:(piece.stop - piece.start) * sounds.frame]
+      wave = payload_of(batch, piece.kind)[row, piece.item:piece.item + piece.stop - piece.start].ravel()
       what = shown.html(Shown('audio', wave=wave, rate=sounds.rate), piece.kind)
     lines += f'<tr><td>{where}</td><td>{piece.kind}</td><td>{what}</td></tr>'
   table = f'<table class="heat"><tr><th>positions</th><th>carries</th><th></th></tr>{lines}</table>'

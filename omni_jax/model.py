@@ -26,7 +26,6 @@ from omni_jax.modalities.text.embed import TextEmbed
 from omni_jax.modalities.text.head import TextHead
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
-from omni_jax.nn.layers import gather_rows
 from omni_jax.types import Batch, MediaConfig
 
 DTYPES = ('float32', 'bfloat16')
@@ -65,8 +64,8 @@ class OmniConfig:
 
 class Encoded(NamedTuple):
   """What a step makes of a batch's media before the model sees them."""
-  code_BNJ: Array  # codes of the spoken clips, clips and frames flattened (N = M·R)
-  heard_code_BNJ: Array | None = None  # likewise of the heard clips, in a model that hears codes
+  code_BRJ: Array  # codes of the spoken frames
+  heard_code_BRJ: Array | None = None  # of the heard frames, in a model that hears codes
   noised: Noised | None = None  # the drawn images, where a loss is asked for
 
 
@@ -99,7 +98,7 @@ class OmniModel(nnx.Module):
     """The sum of the payloads present at each position."""
     dtype = jnp.dtype(self.config.dtype)
     x_BLD = self.text_embed(batch, dtype) + self.image_embed(batch, dtype)
-    x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BNJ, encoded.heard_code_BNJ, dtype)
+    x_BLD = x_BLD + self.audio_embed(batch, encoded.code_BRJ, encoded.heard_code_BRJ, dtype)
     if self.sees_noise:
       x_BLD = self.heads['image'].embed(x_BLD, batch, encoded.noised)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
@@ -110,34 +109,33 @@ class OmniModel(nnx.Module):
 
   def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded) -> dict[str, HeadLoss]:
     """Loss of every head."""
-    code_BQJ = gather_rows(encoded.code_BNJ, batch.speak_frame_BQ)
     return {
         'text': self.heads['text'].loss(hidden_BLD, batch.target_BL, batch.weight_BL),
         'image': self.heads['image'].loss(hidden_BLD, encoded.noised, batch.draw_at_BNP),
-        'audio': self.heads['audio'].loss(hidden_BLD, batch.speak_at_BQ, code_BQJ),
+        'audio': self.heads['audio'].loss(hidden_BLD, batch.speak_at_BR, encoded.code_BRJ),
     }
 
 
-def codes_of(codec: Codec, codebooks: Any, wave_BMS: Float[Array, 'B M S']) -> Int[Array, 'B N J']:
-  """Codes of clips from the frozen codec, clips and frames flattened; no gradient flows into it."""
-  b, m, s = wave_BMS.shape
-  if not m:
-    return jnp.zeros((b, 0, codec.config.codebooks), jnp.int32)
-  latent = codec.encode(wave_BMS.reshape(b * m, s))
-  code_NRJ: Int[Array, 'N R J'] = quantize(latent, codebooks, jnp.ones(latent.shape[:2])).code_NRJ
-  return jax.lax.stop_gradient(code_NRJ.reshape(b, -1, code_NRJ.shape[-1]))
+def codes_of(codec: Codec, codebooks: Any, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R']
+             ) -> Int[Array, 'B R J']:
+  """Codes of the clips of a row, one behind the other, from the frozen codec; no gradient flows into it."""
+  if not clip_BR.size:
+    return jnp.zeros((*clip_BR.shape, codec.config.codebooks), jnp.int32)
+  latent_BRZ = codec.encode_pool(frame_BRS, clip_BR)
+  return jax.lax.stop_gradient(quantize(latent_BRZ, codebooks, jnp.ones(clip_BR.shape)).code_NRJ)
 
 
 def encode_media(config: OmniConfig, codec: Codec, codebooks: Any, batch: Batch, key: Array | None = None) -> Encoded:
-  """Codes of what is spoken, and of what is heard if the model hears codes; with the step's key, noise for the images
-  that are drawn."""
+  """Codes of what is spoken, and of what is heard if the model hears codes, as far as the batch does not carry them;
+  with the step's key, noise for the images that are drawn."""
   hears_codes = config.audio_embed.hearing == Hearing.CODES
   noised = None
   if key is not None:
     noised = noise_images(batch.drawn_BNhwc, batch.draw_key_BN, key, config.media.image, samples=config.dit.noises,
                           shift=config.dit.shift)
-  return Encoded(codes_of(codec, codebooks, batch.spoken_BMS),
-                 codes_of(codec, codebooks, batch.heard_BMS) if hears_codes else None, noised)
+  codes = lambda code_BRJ, *pool: code_BRJ if code_BRJ.shape[-1] else codes_of(codec, codebooks, *pool)
+  return Encoded(codes(batch.spoken_code_BRJ, batch.spoken_BRS, batch.spoken_clip_BR),
+                 codes(batch.heard_code_BRJ, batch.heard_BRS, batch.heard_clip_BR) if hears_codes else None, noised)
 
 
 def abstract(config: OmniConfig) -> OmniModel:

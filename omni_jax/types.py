@@ -4,10 +4,10 @@ Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
 
   B rows of a batch      L positions in a row   D model width         T tokens = B·L        V vocabulary
   E experts              K router choices       F expert width        H query heads         G key/value heads
-  A width of a head      N images in a row      P patches in an image Y values in a patch   M clips in a row
-  S samples in a clip    R frames in a clip     J codebooks           X mel values a frame  Z latent width
-  Q spoken frames in a row                      U images of a batch   W width inside a head
-  I layers               3 (time, height, width)
+  A width of a head      N images in a row      P patches in an image Y values in a patch
+  R frames of a clip, or of all clips of a row  S samples of a clip, or of a frame
+  J codebooks            X mel values a frame   Z latent width
+  U images of a batch    W width inside a head  I layers              3 (time, height, width)
 """
 
 import dataclasses
@@ -43,12 +43,14 @@ class Span(NamedTuple):
     tokens: text ids, for TEXT.
     pixels: float32 in [0, 1], shape (height, width, channels), for IMAGE.
     wave: float32 in [-1, 1], shape (samples,), for AUDIO.
+    code: its stored codes, whole numbers of shape (frames, codebooks), where there are any.
   """
   modality: Modality
   written: bool = False
   tokens: tuple[int, ...] = ()
   pixels: np.ndarray | None = None
   wave: np.ndarray | None = None
+  code: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,27 +108,36 @@ class Batch(NamedTuple):
   seen_BL: Any  # int32 into N·P
   drawn_BL: Any  # int32 into N·P
   query_BL: Any  # int32 into P
-  heard_BL: Any  # int32 into M·R
-  spoken_BL: Any  # int32 into M·R
+  heard_BL: Any  # int32 into R
+  spoken_BL: Any  # int32 into R
   seen_BNhwc: Any  # float32 in [0, 1]
   drawn_BNhwc: Any  # float32 in [0, 1]
-  heard_BMS: Any  # float32 in [-1, 1]
-  spoken_BMS: Any  # float32 in [-1, 1]
+  heard_BRS: Any  # float32 in [-1, 1]: the row's clips one behind the other, frame by frame
+  heard_clip_BR: Any  # int32, which clip a frame is of: 1 + the clip's first frame, 0 where there is none
+  heard_code_BRJ: Any  # int32; J is 0 where the step computes them of the samples, else S is 0
+  spoken_BRS: Any  # this and the next two as of what is heard
+  spoken_clip_BR: Any
+  spoken_code_BRJ: Any
   draw_at_BNP: Any  # int32, position of each query, or NONE
   draw_key_BN: Any  # uint32, names (example, span): the noise of the diffusion loss depends on it and on the step only
-  speak_at_BQ: Any  # int32, position whose hidden state predicts the frame, or NONE
-  speak_frame_BQ: Any  # int32 into M·R, that frame
+  speak_at_BR: Any  # int32, position whose hidden state predicts the spoken frame, or NONE
 
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
-  """Static sizes of a row; the packer refuses what overflows them."""
+  """Static sizes of a row; the packer refuses what overflows them.
+
+  Attributes:
+    rows: of the global batch.
+    length: positions.
+    seen, drawn: images.
+    heard_frames, spoken_frames: frames of 80 ms that all clips of the row share, whatever their lengths.
+  """
   rows: int
   length: int
   seen: int = 2
   drawn: int = 2
-  heard: int = 2
-  spoken: int = 2
+  heard_frames: int = 24
   spoken_frames: int = 16
 
 
@@ -198,5 +209,12 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
+  """What media are decoded to.
+
+  Attributes:
+    heard_codes, spoken_codes: codebooks of the stored codes that are taken in the place of samples; 0 for samples.
+  """
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()
+  heard_codes: int = 0
+  spoken_codes: int = 0

@@ -29,7 +29,7 @@ from omni_jax.train.step import make_omni_step, omni_losses
 from omni_jax.types import Batch, MediaConfig, RowBudget
 
 ROOT = pathlib.Path(__file__).parents[1]
-BUDGET = RowBudget(rows=2, length=96, seen=2, drawn=2, heard=2, spoken=2, spoken_frames=8)
+BUDGET = RowBudget(rows=2, length=96, seen=2, drawn=2, heard_frames=8, spoken_frames=8)
 
 
 def tiny_run() -> ConfigDict:

@@ -45,7 +45,7 @@ def test_a_run_refuses_what_it_could_not_take(lines, tmp_path):
   manifest, refused = made('own', CONFIG, '--workers=2')
   assert manifest['records'] == 1 and manifest['tokenizer'] == own_data().tokenizer.fingerprint()
   assert refused['german'] == "no token <lang:de> in this run; lang is one of ['en']"
-  assert '= [202, 0, 0, 0, 0, 0], a row has [96, 2, 2, 2, 1, 12]' in refused['long']
+  assert '= [202, 0, 0, 0, 0], a row has [96, 2, 2, 24, 12]' in refused['long']
   larger, refused = made('larger', CONFIG, '--workers=1', '--config.data.budget.length=256',
                          "--config.model.tokenizer.languages=('en', 'de')")
   assert larger['records'] == 3 and not refused and larger['tokenizer'] not in (None, manifest['tokenizer'])

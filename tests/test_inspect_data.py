@@ -37,7 +37,7 @@ def test_losses_fall_where_the_batch_says(batch):
     found = losses_of(batch, row)
     np.testing.assert_array_equal(found['text'], batch.weight_BL[row] > 0)
     assert found['image'].sum() == (batch.draw_at_BNP[row] != NONE).sum()
-    assert found['audio'].sum() == (batch.speak_at_BQ[row] != NONE).sum()
+    assert found['audio'].sum() == (batch.speak_at_BR[row] != NONE).sum()
 
 
 def test_words_are_those_of_the_examples(batch):

@@ -53,14 +53,14 @@ def test_nothing_knows_the_future_or_other_examples_by_gradients(kit, row):
 
   def gradients(push, seen, drawn, heard):
     run = lambda push, seen, drawn, heard: hidden_states(
-        kit, row._replace(seen_BNhwc=seen, drawn_BNhwc=drawn, heard_BMS=heard), push)
+        kit, row._replace(seen_BNhwc=seen, drawn_BNhwc=drawn, heard_BRS=heard), push)
     _, pull = jax.vjp(run, push, seen, drawn, heard)
     direction_D = jax.random.normal(KEY, (width,))
     # Position by position. Not vmap: XLA on CPU (jaxlib 0.10.2) sums a vmapped RMS norm's gradient wrongly.
     return jax.lax.map(lambda p: pull(jax.nn.one_hot(p, length)[None, :, None] * direction_D), jnp.arange(length))
 
   push, seen, drawn, heard = kit.meshed(gradients)(jnp.zeros((1, length, width)), row.seen_BNhwc, row.drawn_BNhwc,
-                                                   row.heard_BMS)
+                                                   row.heard_BRS)
   real = row.segment_BL[0] > 0
   found = lambda x: (np.abs(np.asarray(x)) > 0).reshape(length, x.shape[1], -1).any(axis=-1)[real]
   np.testing.assert_array_equal(found(push[:, 0]), mask_LL[real], 'embeddings')
@@ -68,8 +68,7 @@ def test_nothing_knows_the_future_or_other_examples_by_gradients(kit, row):
   for name, grads, shown in (('seen', squares(seen[:, 0]), row.seen_BL), ('drawn', squares(drawn[:, 0]), row.drawn_BL)):
     grads = grads.reshape(length, -1, grads.shape[-1])
     np.testing.assert_array_equal(found(grads), reach(mask_LL, shown[0], grads.shape[1])[real], name)
-  frames = heard[:, 0].reshape(length, -1, kit.config.media.audio.frame)
-  np.testing.assert_array_equal(found(frames), reach(mask_LL, row.heard_BL[0], frames.shape[1])[real], 'heard')
+  np.testing.assert_array_equal(found(heard[:, 0]), reach(mask_LL, row.heard_BL[0], heard.shape[2])[real], 'heard')
 
 
 def test_nothing_knows_the_future_or_other_examples_by_changes(kit, row):
@@ -81,10 +80,8 @@ def test_nothing_knows_the_future_or_other_examples_by_changes(kit, row):
   many = jax.tree.map(lambda x: np.repeat(x, 1 + len(texts) + len(spoken), axis=0), row)
   for i, q in enumerate(texts, start=1):
     many.token_BL[i, q] += 1
-  frame = kit.config.media.audio.frame
   for i, q in enumerate(spoken, start=1 + len(texts)):
-    clips = many.spoken_BMS[i].reshape(-1, frame)
-    clips[row.spoken_BL[0, q]] = np.random.default_rng(0).standard_normal(frame)
+    many.spoken_BRS[i, row.spoken_BL[0, q]] = np.random.default_rng(0).standard_normal(kit.config.media.audio.frame)
   hidden = np.asarray(kit.meshed(lambda many: hidden_states(kit, many))(many))
   moved = np.abs(hidden[1:] - hidden[:1]).max(axis=-1) > 1e-4
   moved[:, row.segment_BL[0] == 0] = False
@@ -132,39 +129,38 @@ def test_every_head_overfits_one_batch(overfit, head, left):
 
 def crossed_gradients(kit, batch):
   """In one jitted function: the speech loss by the pixels seen, the image loss by the mel features heard."""
-  audio = kit.config.media.audio
-  heard = log_mel_patches(jnp.asarray(batch.heard_BMS).reshape(-1, audio.samples), audio)
+  heard = log_mel_patches(jnp.asarray(batch.heard_BRS), jnp.asarray(batch.heard_clip_BR), kit.config.media.audio)
 
   def losses(state, pixels, mel, name):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(audio_embed, 'log_mel_patches', lambda wave, config: mel)
+      patch.setattr(audio_embed, 'log_mel_patches', lambda frames, clips, config: mel)
       shown = jax.tree.map(jnp.asarray, batch._replace(seen_BNhwc=pixels))
       heads, _ = omni_losses(state.params, state.buffers, shown, KEY, model=kit.model, codec=kit.codec, mesh=kit.mesh)
     return heads[name].mean
 
   both = lambda state: (jax.grad(losses, argnums=1)(state, jnp.asarray(batch.seen_BNhwc), heard, 'audio'),
                         jax.grad(losses, argnums=2)(state, jnp.asarray(batch.seen_BNhwc), heard, 'image'))
-  return kit.meshed(both), heard.shape[1]
+  return kit.meshed(both)
 
 
 def test_gradients_cross_from_speech_to_pixels_and_from_images_to_sound(kit, batch, fifth):
-  gradients, frames = crossed_gradients(kit, batch)
+  gradients = crossed_gradients(kit, batch)
   _, mel = gradients(kit.state)
   assert not mel.any(), 'adaLN-Zero: the fresh image head looks at nothing'
   pixels, mel = (np.abs(np.asarray(x)) for x in gradients(fifth))
-  # An image has a gradient where its own example speaks, a clip where its own example draws; elsewhere exactly none.
+  # An image has a gradient where its own example speaks, a frame where its own example draws; elsewhere exactly none.
   says = lambda row, segment: np.isin(segment, batch.segment_BL[row][batch.spoken_BL[row] != NONE])
   draws = lambda row, segment: np.isin(segment, batch.segment_BL[row][batch.query_BL[row] != NONE])
-  expected_pixels, expected_mel = np.zeros(pixels.shape[:2], bool), np.zeros(batch.heard_BMS.shape[:2], bool)
+  expected_pixels, expected_mel = np.zeros(pixels.shape[:2], bool), np.zeros(batch.heard_clip_BR.shape, bool)
   for row in range(len(pixels)):
     for q in np.flatnonzero(batch.seen_BL[row] != NONE):
       item = batch.seen_BL[row, q] // kit.config.media.image.patches
       expected_pixels[row, item] = says(row, batch.segment_BL[row, q])
     for q in np.flatnonzero(batch.heard_BL[row] != NONE):
-      expected_mel[row, batch.heard_BL[row, q] // frames] = draws(row, batch.segment_BL[row, q])
+      expected_mel[row, batch.heard_BL[row, q]] = draws(row, batch.segment_BL[row, q])
   assert expected_pixels.any() and expected_mel.any()
   np.testing.assert_array_equal(pixels.max(axis=(2, 3, 4)) > 1e-9, expected_pixels)
-  np.testing.assert_array_equal(mel.max(axis=(1, 2)).reshape(expected_mel.shape) > 1e-9, expected_mel)
+  np.testing.assert_array_equal(mel.max(axis=2) > 1e-9, expected_mel)
 
 
 def test_every_weight_gets_a_gradient(kit, batch, fifth):

@@ -36,7 +36,7 @@ def convert(reader: Reader, output: str, *, shards: int, said: str, options: str
     output: where this process and all workers see it.
     said: what the input is, for the manifest.
     options: of Beam, as on its command line.
-    check: the run that every example is checked against; its tokenizer's fingerprint goes into the manifest.
+    check: the run that every example is checked against; its fingerprints go into the manifest.
 
   Raises:
     UserError: if Beam is missing or takes no such options, if the output exists, if no record is good, or if the
@@ -57,7 +57,7 @@ def convert(reader: Reader, output: str, *, shards: int, said: str, options: str
        | 'Write' >> beam.Map(functools.partial(write_group, folder=partial, shards=shards))
        | 'Gather' >> beam.combiners.ToList()
        | 'List' >> beam.Map(functools.partial(write_lists, folder=partial, said=said,
-                                              tokenizer=check.tokenizer.fingerprint() if check else None)))
+                                              fingerprints=check.fingerprints if check else (None,))))
   except Exception as error:  # each runner has errors of its own; Beam has logged where it was
     raise UserError(f'--beam={options!r}: the pipeline failed: {_last_line(error)}') from error
   return _published(partial, output)
@@ -98,10 +98,11 @@ def write_group(group: tuple[int, Iterable[Facts]], *, folder: str, shards: int)
   return tuple(stats)
 
 
-def write_lists(stats: list[tuple[Any, ...]], *, folder: str, said: str, tokenizer: str | None) -> None:
+def write_lists(stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: tuple[str | None, ...]
+                ) -> None:
   """The manifest and the refused, when all shards are there."""
   shards = sorted((ShardStats(*values) for values in stats), key=lambda shard: shard.file)
-  for name, text in lists_of(manifest_of(shards, said, tokenizer), shards).items():
+  for name, text in lists_of(manifest_of(shards, said, *fingerprints), shards).items():
     beam_files.write(folder, name, io.BytesIO(text.encode()))
 
 

@@ -61,6 +61,10 @@ def converted(found: Found, check: RunCheck | None = None) -> Converted:
                for part in parts_of(example)]
     if check:
       check(_with(example, iter(decoded)))
+    if check and check.coder:
+      codes = lambda wave: {'codes': check.coder(wave).astype('<u2').tobytes()}
+      example = _with(example, (part | codes(found['wave']) if part['type'] == 'audio' else part
+                                for part, found in zip(parts_of(example), decoded, strict=True)))
     record = pack_example(example)
     if len(record) > MAX_RECORD:
       raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')

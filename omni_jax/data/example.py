@@ -12,6 +12,9 @@ MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
 # Optional keys of a medium: what it shows or says, who speaks. The model never sees them; judges are fitted to them.
 LABELS: Mapping[str, tuple[str, ...]] = {'image': ('label',), 'audio': ('label', 'voice')}
 
+# Optional bytes beside a medium in a record: of its data, and what a codec makes of it.
+RECORD_KEYS: Mapping[str, tuple[str, ...]] = {'image': ('digest',), 'audio': ('digest', 'codes')}
+
 Example = dict[str, Any]
 Part = dict[str, Any]
 
@@ -58,8 +61,8 @@ class Keys(NamedTuple):
 EXAMPLE_KEYS = Keys.of(optional=('messages', 'content', 'id', 'meta'))
 MESSAGE_KEYS = Keys.of('role', 'content', optional=MESSAGE_STRINGS)
 PART_KEYS = {where: {'text': Keys.of('type', 'text')}
-             | {kind: Keys.of('type', where, optional=labels + digest) for kind, labels in LABELS.items()}
-             for where, digest in (('path', ()), ('data', ('digest',)))}
+             | {kind: Keys.of('type', where, optional=labels + beside.get(kind, ())) for kind, labels in LABELS.items()}
+             for where, beside in (('path', {}), ('data', RECORD_KEYS))}
 
 Where = tuple[str | int, ...]  # a place in an example, put into words only for those who did something wrong there
 
@@ -123,8 +126,8 @@ def _check_part(raw: Any, where: Where, media_key: str) -> Part:
     return {'type': 'text', 'text': _check_text(raw['text'], where, 'text')}
   labels = {key: _check_text(raw[key], where, key) for key in LABELS[kind] if key in raw}
   try:
-    digest = {'digest': check_data(raw['digest'])} if 'digest' in raw else {}
-    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels, **digest}
+    beside = {key: check_data(raw[key]) for key in RECORD_KEYS[kind] if key in raw}
+    return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels, **beside}
   except BadRecord as error:
     raise BadRecord(f'{_words(where)}: {error.reason}') from error
 

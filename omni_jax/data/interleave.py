@@ -91,7 +91,7 @@ def _content(parts: Sequence[dict[str, Any]], tokenizer: Tokenizer, *, written: 
     elif part['type'] == 'image':
       spans.append(Span(Modality.IMAGE, written, pixels=part['pixels']))
     elif part['type'] == 'audio':
-      spans.append(Span(Modality.AUDIO, written, wave=part['wave']))
+      spans.append(Span(Modality.AUDIO, written, wave=part['wave'], code=part.get('code')))
     else:
       raise UserError(f"content of type {part['type']!r} is unknown; it is one of text, image, audio")
   return spans

@@ -36,7 +36,7 @@ def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, 
 
   Args:
     said: what the input is, for the manifest.
-    check: the run that every example is checked against; its tokenizer's fingerprint goes into the manifest.
+    check: the run that every example is checked against; its fingerprints go into the manifest.
     timeout: seconds after which a worker that has finished nothing is called dead.
 
   Raises:
@@ -56,7 +56,7 @@ def convert(reader: Reader, output: pathlib.Path, *, shards: int, workers: int, 
     for done, (k, count) in enumerate(_run(_spill, job, missing, workers, timeout), start=1):
       log(f'convert: piece {k} of {len(pieces)}, {count} examples ({done} of {len(missing)} done)')
     stats = list(_run(_shard, job, range(shards), workers, timeout))
-    manifest = manifest_of(stats, said, check.tokenizer.fingerprint() if check else None)
+    manifest = manifest_of(stats, said, *(check.fingerprints if check else (None,)))
     if not manifest['records']:
       shutil.rmtree(partial)
     check_useful(manifest)

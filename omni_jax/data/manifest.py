@@ -26,17 +26,20 @@ class ShardStats(NamedTuple):
   refused: list[tuple[str, str]]  # id and reason
 
 
-def manifest_of(stats: Sequence[ShardStats], said: str, tokenizer: str | None) -> dict[str, Any]:
+def manifest_of(stats: Sequence[ShardStats], said: str, tokenizer: str | None, codec: str | None = None
+                ) -> dict[str, Any]:
   """What is written as manifest.json.
 
   Args:
     stats: of all shards, in any order; a shard without records has no file and is not listed.
     said: what the input is.
     tokenizer: fingerprint of the tokenizer that every record was checked against, or None.
+    codec: fingerprint of the speech codec whose codes stand beside the sounds, or None.
   """
   stats = sorted(stats, key=lambda shard: shard.file)
   reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
-  return {'schema': SCHEMA, 'input': said, 'tokenizer': tokenizer, 'records': sum(shard.records for shard in stats),
+  return {'schema': SCHEMA, 'input': said, 'tokenizer': tokenizer, 'codec': codec,
+          'records': sum(shard.records for shard in stats),
           'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
           'refused': dict(reasons.most_common()),
           'shards': [{'file': shard.file, 'records': shard.records, 'bytes': shard.bytes, 'sha256': shard.sha256}
@@ -86,6 +89,15 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
   if theirs not in (None, ours):
     raise UserError(f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert again with the '
                     '--config of this run, or train with the config.model.tokenizer of the conversion')
+
+
+def check_codec(folder: str, ours: str) -> None:
+  """Raises UserError where the folder has no codes of the speech codec with this fingerprint."""
+  theirs = (_read(folder) or {}).get('codec')
+  if theirs != ours:
+    raise UserError(f'{folder} holds codes of the speech codec {theirs}, this run has {ours}: convert again with '
+                    "--codes=RUN of this run's codec, set config.codec.init_from to the run that made the codes, or "
+                    "take config.data.codes='computed'")
 
 
 def _read(folder: str) -> dict[str, Any] | None:

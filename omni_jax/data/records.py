@@ -2,7 +2,8 @@
 
 A record is the example of a JSON line with the encoded bytes of each medium under 'data' in place of its 'path'. It is
 data, never code: only msgpack's plain types are read, and every type is checked. Beside the bytes of a medium stands
-their digest (BLAKE2b): it finds flipped bits that decoders accept.
+their digest (BLAKE2b): it finds flipped bits that decoders accept. Beside a sound may stand its codes, uint16 frame by
+frame.
 """
 
 import bisect
@@ -15,10 +16,12 @@ from typing import Any, SupportsIndex
 
 from etils import epath
 import msgpack
+import numpy as np
 
 from omni_jax.data.example import check_example, DECODE, Example, map_media, Stored
 from omni_jax.data.media import BadRecord
 from omni_jax.errors import UserError
+from omni_jax.modalities.audio.host import frames_of
 from omni_jax.types import MediaConfig
 
 MAX_RECORD = 256 << 20  # bytes
@@ -38,8 +41,9 @@ def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes
 
 def pack_example(example: Example) -> bytes:
   """The record of a checked example whose media parts hold their bytes; each medium gets its digest."""
-  return msgpack.packb(map_media(example, lambda part: {'type': part['type'], 'data': part['data'],
-                                                        'digest': digest_of(part['data'])}))
+  return msgpack.packb(map_media(example, lambda part: {
+      'type': part['type'], 'data': part['data'], 'digest': digest_of(part['data']),
+      **({'codes': part['codes']} if 'codes' in part else {})}))
 
 
 def digest_of(data: bytes) -> bytes:
@@ -69,7 +73,16 @@ def decode_example(record: bytes, media: MediaConfig) -> Example:
 def _decoded(part: Example, media: MediaConfig) -> Example:
   if 'digest' in part and part['digest'] != digest_of(part['data']):
     raise BadRecord(f'{part["type"]} of {len(part["data"]):,} bytes has changed since the conversion: digests differ')
-  return DECODE[part['type']](part['data'], media)
+  decoded = DECODE[part['type']](part['data'], media)
+  if 'codes' in part and (books := media.spoken_codes or media.heard_codes):
+    decoded['code'] = _code_of(part['codes'], frames_of(decoded['wave'], media.audio), books)
+  return decoded
+
+
+def _code_of(data: bytes, frames: int, books: int) -> np.ndarray:
+  if len(data) != 2 * frames * books:
+    raise BadRecord(f'codes of {len(data)} bytes are not those of {frames} frames of {books} codebooks')
+  return np.frombuffer(data, '<u2').reshape(frames, books)
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:

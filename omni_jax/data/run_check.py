@@ -1,6 +1,8 @@
-"""Whether a run could take an example: its tokenizer, its media and one of its rows."""
+"""Whether a run could take an example: its tokenizer, its media and one of its rows; and the codes of its sounds."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from omni_jax.config import dataclass_of, media_of
 from omni_jax.data.example import Example
@@ -12,11 +14,20 @@ from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import MediaConfig, RowBudget
 
 
+class Coder(Protocol):
+  """A speech codec that turns a wave into whole numbers (frames, codebooks); it must pickle."""
+  fingerprint: str
+
+  def __call__(self, wave: np.ndarray) -> np.ndarray:
+    ...
+
+
 class RunCheck(NamedTuple):
   """What an example is checked against, as it is: augmentation may yet make a sound longer. May be pickled."""
   tokenizer: Tokenizer
   media: MediaConfig
   budget: RowBudget
+  coder: Coder | None = None  # of the codes that are stored
 
   @classmethod
   def of(cls, config: Any) -> 'RunCheck':
@@ -40,4 +51,9 @@ class RunCheck(NamedTuple):
 
   def __str__(self) -> str:
     """All that its answers depend on."""
-    return f'{self.tokenizer.config} {self.media} {self.budget}'
+    return f'{self.tokenizer.config} {self.media} {self.budget} {self.coder and self.coder.fingerprint}'
+
+  @property
+  def fingerprints(self) -> tuple[str, str | None]:
+    """Of the tokenizer and of the codec, for the manifest."""
+    return self.tokenizer.fingerprint(), self.coder and self.coder.fingerprint

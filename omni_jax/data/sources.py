@@ -81,17 +81,20 @@ def array_records(config: Any, media: MediaConfig, name: str) -> ArrayRecordExam
   return ArrayRecordExamples([shard for path in _files(config, name) for shard in shards_in(path) or [path]], media)
 
 
-def check_tokenizers(config: Any, tokenizer: Tokenizer, name: str = 'train_file') -> None:
-  """Refuses folders, also those of a mixture, that were converted for another tokenizer; opens no shard.
+def converted_folders(config: Any, name: str = 'train_file') -> list[str]:
+  """What of the data was converted, also within a mixture; opens no shard.
 
-  Apart from the opening, so that a run says it before its first stage.
+  Apart from the opening, so that a run can refuse a folder before its first stage.
   """
   if config.source == 'mixture':
-    for part in config.sources.values():
-      check_tokenizers(part, tokenizer, name)
-  elif config.source == 'array_record' and config.get(name):
-    for path in _files(config, name):
-      check_tokenizer(path, tokenizer)
+    return [path for part in config.sources.values() for path in converted_folders(part, name)]
+  return _files(config, name) if config.source == 'array_record' and config.get(name) else []
+
+
+def check_tokenizers(config: Any, tokenizer: Tokenizer, name: str = 'train_file') -> None:
+  """Refuses folders that were converted for another tokenizer."""
+  for path in converted_folders(config, name):
+    check_tokenizer(path, tokenizer)
 
 
 def _text(config: Any, media: MediaConfig) -> Sequence[Example]:

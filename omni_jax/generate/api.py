@@ -13,7 +13,7 @@ import numpy as np
 from omni_jax import sharding
 from omni_jax.data.example import Example
 from omni_jax.data.interleave import interleave, prompt_spans
-from omni_jax.data.pack import Laid, lay_out, pack_rows
+from omni_jax.data.pack import Laid, lay_out, pack_rows, ROOM
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import decode, draw, Sampling
 from omni_jax.generate.grammar import Grammar, grammar, Mode
@@ -22,6 +22,7 @@ from omni_jax.generate.prompt import chat
 from omni_jax.generate.reply import Part, parts_of, with_sound
 from omni_jax.generate.restore import restore_run
 from omni_jax.modalities.audio.codec import Codec
+from omni_jax.modalities.audio.host import frames_of
 from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, codes_of, encode_media, Encoded, merge, OmniConfig
@@ -48,7 +49,8 @@ class Omni:
     self._decode = jax.jit(functools.partial(decode, **parts))
     self._draw = jax.jit(functools.partial(draw, **parts), static_argnames='steps')
     self._encode = jax.jit(lambda params, books, batch: encode_media(self.omni, merge(codec, params), books, batch))
-    self._codes = jax.jit(lambda params, books, wave_BMS: codes_of(merge(codec, params), books, wave_BMS))
+    self._codes = jax.jit(lambda params, books, frame_BRS, clip_BR: codes_of(merge(codec, params), books, frame_BRS,
+                                                                                   clip_BR))
     self._speak = jax.jit(lambda params, books, code: merge(codec, params).decode(dequantize(code, books)))
     self._losses = jax.jit(functools.partial(omni_losses, codec=codec, **parts))
 
@@ -98,10 +100,9 @@ class Omni:
 
   def _rows(self, laid: Sequence[Laid], rows: int) -> Batch:
     """One example per row; rows that are left over repeat the first."""
-    most = {name: max(1, *(len(getattr(x, name)) for x in laid)) for name in ('seen', 'drawn', 'heard', 'spoken')}
-    length = -(-max(x.length for x in laid) // PIECE) * PIECE
-    frames = -(-max(1, *(len(x.speak_at_Q) for x in laid)) // PIECE) * PIECE
-    budget = RowBudget(rows, length, **most, spoken_frames=frames)
+    most = dict(zip(ROOM, np.maximum(1, np.max([x.needs for x in laid], axis=0)).tolist(), strict=True))
+    padded = {name: _whole_pieces(most[name]) for name in ('length', 'heard_frames', 'spoken_frames')}
+    budget = RowBudget(rows, **most | padded)
     return pack_rows([*laid, *[laid[0]] * (rows - len(laid))], budget, self.omni.media)
 
   def _write(self, laid: Sequence[Laid], rules: Grammar, settings: dict[str, Any], key_B: jax.Array
@@ -131,8 +132,12 @@ class Omni:
     audio, codec, codes = self.omni.media.audio, self._buffers['codec'], []
     for first in range(0, len(waves), BATCH):
       piece = waves[first:first + BATCH]
-      made = self._codes(codec['params'], self._codebooks, _padded(piece, (1, audio.samples)))
-      codes += [code[:-(-len(wave) // audio.frame)] for code, wave in zip(np.asarray(made), piece, strict=False)]
+      frames = [frames_of(wave, audio) for wave in piece]
+      padded = np.zeros((BATCH, _whole_pieces(max(frames)), audio.frame), np.float32)
+      for row, wave in zip(padded, piece, strict=False):
+        row.reshape(-1)[:len(wave)] = wave
+      made = self._codes(codec['params'], self._codebooks, padded, np.ones(padded.shape[:2], np.int32))
+      codes += [code[:n] for code, n in zip(np.asarray(made), frames, strict=False)]
     return codes
 
   def codec_decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -140,7 +145,7 @@ class Omni:
     audio, codec, waves = self.omni.media.audio, self._buffers['codec'], []
     for first in range(0, len(codes), BATCH):
       piece = codes[first:first + BATCH]
-      padded = np.zeros((BATCH, audio.frames, self.omni.codec.codebooks), np.int32)
+      padded = np.zeros((BATCH, _whole_pieces(max(map(len, piece))), self.omni.codec.codebooks), np.int32)
       for row, code in zip(padded, piece, strict=False):
         row[:len(code)] = code
       made = np.asarray(self._speak(codec['params'], self._codebooks, padded))
@@ -161,11 +166,8 @@ class Omni:
     return {name: float(total / weight) for name, (total, weight) in totals.items() if weight}
 
 
-def _padded(waves: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  padded = np.zeros((BATCH, *shape), np.float32)
-  for row, wave in zip(padded, waves, strict=False):
-    row[0, :len(wave)] = wave
-  return padded
+def _whole_pieces(n: int) -> int:
+  return -(-n // PIECE) * PIECE
 
 
 def load(workdir: str, step: int | None = None, weights: str = 'average') -> Omni:

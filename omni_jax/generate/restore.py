@@ -1,10 +1,8 @@
 """A run's folder -> its config, parameters and buffers, on one device."""
 
 import functools
-import json
 from typing import Any
 
-from etils import epath
 import jax
 from ml_collections import ConfigDict
 
@@ -12,6 +10,7 @@ from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.saved_config import saved_config
 from omni_jax.train.state import codec_values, init_codec, init_omni, use_average
 
 AVERAGE, RAW = WEIGHTS = ('average', 'raw')
@@ -26,15 +25,8 @@ def restore_run(workdir: str, step: int | None, weights: str = AVERAGE) -> tuple
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
-  path = epath.Path(workdir) / 'config.json'
-  if not path.exists():
-    raise UserError(f'{workdir} holds no run: {path} is missing; train first, or check --workdir')
-  try:
-    config = ConfigDict(json.loads(path.read_text()))
-    omni = OmniConfig.from_config(config.model)
-  except (ValueError, AttributeError, KeyError, TypeError) as error:
-    raise UserError(f'{path} is not the config of a run: {error}') from error
-
+  config = saved_config(workdir)
+  omni = OmniConfig.from_config(config.model)
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
 

@@ -1,5 +1,6 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -19,21 +20,26 @@ from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
 from omni_jax.data.making import Making
-from omni_jax.data.sources import check_tokenizers, SOURCES, training_clips, training_examples
+from omni_jax.data.manifest import check_codec
+from omni_jax.data.sources import check_tokenizers, converted_folders, SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
+from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
+from omni_jax.train.checkpoint import has_checkpoint
+from omni_jax.train.coder import fingerprint, restore_values
 from omni_jax.train.flops import omni_step_flops, peak_flops
 from omni_jax.train.init_from import fresh_names, start_from
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import make_codec_step, make_omni_step
 from omni_jax.train.writer import say
-from omni_jax.types import RowBudget
+from omni_jax.types import MediaConfig, RowBudget
+
+CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
 
 
 class Run:
@@ -55,6 +61,8 @@ class Run:
     lanes_of(self.budget.rows, self.loader, self.part[1])
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
+    if (codes := config.data.get('codes', 'computed')) not in CODES:
+      raise UserError(f'config.data.codes={codes!r} is unknown; it is one of {CODES}')
     check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
@@ -69,10 +77,27 @@ class Run:
         raise UserError(f"{said} takes a finished codec: take 'codec' out of config.stages")
       if not has_checkpoint(self.codec_from, 'codec'):
         raise UserError(f"{said}: no checkpoint of stage 'codec' there")
-    self.own_codec = bool('codec' in config.stages or not self.budget.spoken or self.codec_from)
+    self.stored_codes = codes == 'stored'
+    self.own_codec = bool('codec' in config.stages or not self.budget.spoken_frames or self.codec_from)
+    self.media = self._media_of_batches()
     self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
     if self.starts:
       fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
+
+  def _media_of_batches(self) -> MediaConfig:
+    """What the loader makes of sounds: samples, or codes that were stored for the codec that this run has."""
+    if not self.stored_codes:
+      return self.omni.media
+    said, hears = "config.data.codes='stored'", self.omni.audio_embed.hearing == Hearing.CODES
+    of_another = self.config.init_from and not self.own_codec
+    if not self.codec_from and (of_another or not has_checkpoint(self.workdir, 'codec')):
+      raise UserError(f'{said}: this run has not got the codec that made them; set config.codec.init_from to the run '
+                      "that has, and take 'codec' out of config.stages")
+    if hears and self.augment:
+      raise UserError(f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
+                      "it: take config.data.augment out of the config, or config.data.codes='computed'")
+    books = self.omni.codec.codebooks
+    return dataclasses.replace(self.omni.media, spoken_codes=books, heard_codes=books if hears else 0)
 
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
@@ -111,23 +136,20 @@ def restore_codec(run: Run) -> Any:
 
   Fresh ones where they are replaced or nothing is spoken.
   """
-  tx = make_optimizer(OptimConfig(), 1)
-  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken):
-    fresh = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))()
-    return {'params': fresh.params, 'codebooks': fresh.buffers['codebooks']}
-  like = jax.eval_shape(lambda: states.init_codec(run.omni, tx, seed=0))
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(run.mesh)), like)
-  with Checkpoints(run.codec_from or run.workdir, 'codec', read_only=True) as checkpoints:
-    model, step = checkpoints.restore_model({'params': like.params, 'buffers': like.buffers})
+  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken_frames):
+    tx = make_optimizer(OptimConfig(), 1)
+    init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))
+    return states.codec_values(init())
+  values, step = restore_values(run.codec_from or run.workdir, run.omni, sharding.replicated(run.mesh))
   if not run.codec_from and step < run.config.codec.steps:
     raise UserError(f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
                     f"config.stages must hold 'codec' before 'omni'")
-  return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}
+  return values
 
 
 def making_of(run: Run) -> Making:
   """What the batches of the omni stage are made of."""
-  return Making(training_examples(run.config.data, run.omni.media), Tokenizer(run.omni.tokenizer), run.omni.media,
+  return Making(training_examples(run.config.data, run.media), Tokenizer(run.omni.tokenizer), run.media,
                 run.config.seed, run.augment)
 
 
@@ -143,6 +165,10 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
     rate: a learning rate by step instead of the config's schedule.
   """
   part, model = run.config.omni, abstract(run.omni)
+  if run.stored_codes:
+    ours = fingerprint(codec_values, run.omni.media.audio)
+    for folder in converted_folders(run.config.data):
+      check_codec(folder, ours)
   tx = make_optimizer(run.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
 
   def init(codec):

@@ -22,7 +22,7 @@ from omni_jax.types import Batch, RowBudget
 
 MODEL = tiny_model()
 TOKENIZER = Tokenizer(MODEL.tokenizer)
-SCARCE = RowBudget(rows=2, length=96, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+SCARCE = RowBudget(rows=2, length=96, seen=2, drawn=1, heard_frames=6, spoken_frames=4)
 
 
 class Broken(collections.abc.Sequence):
@@ -177,7 +177,7 @@ def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
     next(loader([wrong], prefetch=2))
 
 
-FOUR = RowBudget(rows=4, length=96, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+FOUR = RowBudget(rows=4, length=96, seen=2, drawn=1, heard_frames=6, spoken_frames=4)
 
 
 def global_batch(loaders):

@@ -16,8 +16,8 @@ from omni_jax.types import FIELDS, NONE, RowBudget
 
 MODEL = tiny_model()
 MEDIA, TOKENIZER = MODEL.media, Tokenizer(MODEL.tokenizer)
-PATCHES, FRAMES = MEDIA.image.patches, MEDIA.audio.frames
-SMALL = RowBudget(rows=3, length=80, seen=2, drawn=1, heard=2, spoken=1, spoken_frames=4)
+PATCHES = MEDIA.image.patches
+SMALL = RowBudget(rows=3, length=80, seen=2, drawn=1, heard_frames=6, spoken_frames=4)
 
 
 def part(kind, seed):
@@ -31,7 +31,8 @@ parts = st.lists(st.tuples(st.sampled_from(['text', 'image', 'sound']), st.integ
 
 
 def needs(item):
-  return np.array([item.length, len(item.seen), len(item.drawn), len(item.heard), len(item.spoken), len(item.speak_at_Q)])
+  frames = lambda waves: sum(-(-len(wave) // MEDIA.audio.frame) for wave in waves)
+  return np.array([item.length, len(item.seen), len(item.drawn), frames(item.heard), frames(item.spoken)])
 
 
 def patch_of(pixels, index):
@@ -41,9 +42,10 @@ def patch_of(pixels, index):
   return pixels[r * p:(r + 1) * p, c * p:(c + 1) * p]
 
 
-def frame_of(wave, index):
+def frames_of(waves):
+  """(frame, which wave it is of) of all frames, one wave behind the other."""
   size = MEDIA.audio.frame
-  return np.pad(wave, (0, size))[index * size:(index + 1) * size]
+  return [(np.pad(wave, (0, size))[at:at + size], i) for i, wave in enumerate(waves) for at in range(0, len(wave), size)]
 
 
 def assert_placed(batch, row, start, item):
@@ -54,15 +56,21 @@ def assert_placed(batch, row, start, item):
   np.testing.assert_array_equal(batch.position_BL3[row, here], item.layout.offset_n3)
   np.testing.assert_array_equal(batch.target_BL[row, here], [*item.layout.label_n[1:], 0])
   np.testing.assert_array_equal(batch.weight_BL[row, here], batch.target_BL[row, here] > 0)
-  for name, size in (('seen', PATCHES), ('drawn', PATCHES), ('heard', FRAMES), ('spoken', FRAMES)):
+  for name in ('seen', 'drawn', 'heard', 'spoken'):
     theirs, ours = getattr(item.layout, f'{name}_n'), getattr(batch, f'{name}_BL')[row, here]
     np.testing.assert_array_equal(ours == NONE, theirs == NONE)
-    for a, b in zip(theirs[theirs != NONE], ours[ours != NONE], strict=True):
-      image = size == PATCHES
-      source = getattr(item, name)[a // size]
-      copy = getattr(batch, f'{name}_BNhwc' if image else f'{name}_BMS')[row, b // size]
-      of = patch_of if image else frame_of
-      np.testing.assert_array_equal(of(copy, b % size), of(source, a % size))
+    theirs, ours = theirs[theirs != NONE], ours[ours != NONE]
+    if name in ('seen', 'drawn'):
+      for a, b in zip(theirs, ours, strict=True):
+        copy = getattr(batch, f'{name}_BNhwc')[row, b // PATCHES]
+        np.testing.assert_array_equal(patch_of(copy, b % PATCHES), patch_of(getattr(item, name)[a // PATCHES], a % PATCHES))
+    else:
+      frames, clip_R = frames_of(getattr(item, name)), getattr(batch, f'{name}_clip_BR')[row]
+      np.testing.assert_array_equal(theirs, np.arange(len(frames)))
+      for b, (frame, i) in zip(ours, frames, strict=True):
+        np.testing.assert_array_equal(getattr(batch, f'{name}_BRS')[row, b], frame)
+        np.testing.assert_array_equal(clip_R[ours] == clip_R[b], [i == other for _, other in frames])
+      assert (clip_R > 0).sum() == (getattr(batch, f'{name}_BL')[row] != NONE).sum()
 
 
 def assert_heads_find_their_places(batch, row):
@@ -75,8 +83,8 @@ def assert_heads_find_their_places(batch, row):
     clean, = np.flatnonzero(batch.drawn_BL[row] == n * PATCHES + p)
     assert clean > listed[n, p] and batch.segment_BL[row, clean] == batch.segment_BL[row, listed[n, p]]
     np.testing.assert_array_equal(batch.position_BL3[row, clean], batch.position_BL3[row, listed[n, p]])
-  used = batch.speak_at_BQ[row] != NONE
-  np.testing.assert_array_equal(batch.spoken_BL[row, batch.speak_at_BQ[row, used] + 1], batch.speak_frame_BQ[row, used])
+  used = batch.speak_at_BR[row] != NONE
+  np.testing.assert_array_equal(batch.spoken_BL[row, batch.speak_at_BR[row, used] + 1], np.flatnonzero(used))
   assert used.sum() == (batch.spoken_BL[row] != NONE).sum() and (np.diff(used.astype(int)) <= 0).all()
 
 
@@ -86,7 +94,7 @@ def test_every_token_lands_in_exactly_one_slot(drawn):
   made = [[[part(*x) for x in side] for side in both] for both in drawn]
   candidates = [prepare(chat(str(i), *both), TOKENIZER, MEDIA) for i, both in enumerate(made)]
   packer, placed = Packer(SMALL, MEDIA), [[] for _ in range(SMALL.rows)]
-  room = np.tile([SMALL.length, SMALL.seen, SMALL.drawn, SMALL.heard, SMALL.spoken, SMALL.spoken_frames], (SMALL.rows, 1))
+  room = np.tile([SMALL.length, SMALL.seen, SMALL.drawn, SMALL.heard_frames, SMALL.spoken_frames], (SMALL.rows, 1))
   before = room.copy()
   for item in candidates:
     if (needs(item) > before[0]).any():
@@ -115,8 +123,8 @@ def test_overflow_of_every_budget_is_refused_with_both_sides():
   item = laid(MODEL)[3]  # text, image and speech in one answer
   whole = dataclasses.replace(BUDGET, rows=1)
   assert Packer(whole, MEDIA).add(item)
-  for name, limit in (('length', item.length - 1), ('drawn', 0), ('spoken', 0), ('spoken_frames', 1)):
-    with pytest.raises(ValueError, match=r'example needs .* a row has'):
+  for name, limit in (('length', item.length - 1), ('drawn', 0), ('spoken_frames', 1)):
+    with pytest.raises(ValueError, match=r'example needs .*spoken_frames\) = .* a row has'):
       Packer(dataclasses.replace(whole, **{name: limit}), MEDIA).add(item)
 
 
@@ -157,7 +165,7 @@ def test_examples_of_one_form_share_their_positions(monkeypatch):
     assert a.layout is b.layout and alone.layout is not b.layout
     np.testing.assert_array_equal(a.layout.ids_Fn, alone.layout.ids_Fn)
     np.testing.assert_array_equal(a.layout.offset_n3, alone.layout.offset_n3)
-    for name in ('draw_at_NP', 'speak_at_Q', 'speak_frame_Q'):
+    for name in ('draw_at_NP', 'speak_at_R', 'needs'):
       np.testing.assert_array_equal(getattr(b, name), getattr(alone, name))
     with pytest.raises(ValueError, match='read-only'):
       a.layout.ids_Fn[:] = 0

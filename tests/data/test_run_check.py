@@ -19,7 +19,7 @@ def config() -> ConfigDict:
   return ConfigDict(dict(
       model=dict(tokenizer=dict(languages=('en',), voices=('ann',), max_grid=4),
                  image=dict(height=8, width=8, channels=1, patch=2), audio=dict(seconds=0.48)),
-      data=dict(budget=dict(rows=2, length=40, seen=1, drawn=1, heard=1, spoken=1, spoken_frames=4))))
+      data=dict(budget=dict(rows=2, length=40, seen=1, drawn=1, heard_frames=6, spoken_frames=4))))
 
 
 def chat(*asked, answer='ok', **controls) -> dict:
@@ -53,9 +53,9 @@ def test_what_a_run_can_take_is_no_other_record(example):
     (chat('a?', language='de'), "no token <lang:de> in this run; lang is one of ['en']"),
     (chat('a?', voice='theo'), "no token <voice:theo> in this run; voice is one of ['ann']"),
     (chat('a?', task='sing'), 'no token <task:sing> in this run; task is one of '),
-    (chat('a' * 40), 'example needs (positions, seen, drawn, heard, spoken, spoken frames) = [46, 0, 0, 0, 0, 0], a row has [40,'),
-    (chat(picture(), picture()), ', 2, 0, 0, 0, 0], a row has [40, 1, 1, 1, 1, 4]'),
-    (chat('say', answer=sound(0.4)), ', 0, 0, 0, 1, 5], a row has [40, 1, 1, 1, 1, 4]'),
+    (chat('a' * 40), 'example needs (length, seen, drawn, heard_frames, spoken_frames) = [46, 0, 0, 0, 0], a row has [40,'),
+    (chat(picture(), picture()), ', 2, 0, 0, 0], a row has [40, 1, 1, 6, 4]'),
+    (chat('say', answer=sound(0.4)), ', 0, 0, 0, 5], a row has [40, 1, 1, 6, 4]'),
     (chat(sound(0.6)), 'sound of 0.60 s, longer than the 0.48 s of this run')],
     ids=['language', 'voice', 'task', 'length', 'images', 'frames', 'seconds'])
 def test_what_a_run_cannot_take(example, reason):

@@ -46,7 +46,7 @@ def test_piece_by_piece_equals_one_pass(omni):
   model = merge(abstract(omni.omni), omni.params)
   example = samples.chat('x', [a_picture(), a_sound()], [samples.text('ab'), a_picture(1), a_sound(1)], task='reply')
   laid = lay_out(interleave(example, omni.tokenizer), omni.tokenizer, omni.omni.media)
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 1, 1, 1, 1, 8), omni.omni.media))
+  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 1, 1, 8, 8), omni.omni.media))
   encoded: Encoded = omni._encode(omni._buffers['codec']['params'], omni._codebooks, batch)
   bias = omni._buffers['router_bias']
   with jax.set_mesh(omni._mesh):
@@ -86,12 +86,10 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
              'image': lambda p: Span(Modality.IMAGE, True, pixels=p.pixels),
              'audio': lambda p: Span(Modality.AUDIO, True, wave=np.zeros(len(p.wave) * frame, np.float32))}
   laid = lay_out(spans + [written[part.type](part) for part in parts], omni.tokenizer, omni.omni.media)
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 2, 5, 1, max(1, len(codes)), 64), omni.omni.media))
-  frames = omni.omni.media.audio.frames
-  code_BNJ = np.zeros((1, max(1, len(codes)) * frames, omni.omni.codec.codebooks), np.int32)
-  for i, code in enumerate(codes):
-    code_BNJ[0, i * frames:i * frames + len(code)] = code
-  model, encoded = merge(abstract(omni.omni), omni.params), Encoded(jnp.asarray(code_BNJ))
+  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 2, 5, 8, 64), omni.omni.media))
+  code_BRJ = np.zeros((1, 64, omni.omni.codec.codebooks), np.int32)
+  code_BRJ[0, :sum(map(len, codes))] = np.concatenate(codes) if codes else 0
+  model, encoded = merge(abstract(omni.omni), omni.params), Encoded(jnp.asarray(code_BRJ))
   with jax.set_mesh(omni._mesh):
     hidden = model(batch, encoded, omni._buffers['router_bias'], omni._mesh).hidden_BLD
     logits = np.asarray(model.heads['text'].logits(hidden))[0]
@@ -107,10 +105,9 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
       assert logits[at - 1][label] >= logits[at - 1][allowed].max() - 1e-4
     mode = int(np.asarray(rules.next_MV)[mode, label])
   if codes:
-    state = gather_rows(hidden, batch.speak_at_BQ)[0]
-    truth = np.asarray(gather_rows(encoded.code_BNJ, batch.speak_frame_BQ))[0]
+    state, truth = gather_rows(hidden, batch.speak_at_BR)[0], code_BRJ[0]
     best = np.asarray(model.heads['audio'].logits(state, jnp.asarray(truth))).argmax(axis=-1)
-    valid = batch.speak_at_BQ[0] != NONE
+    valid = batch.speak_at_BR[0] != NONE
     assert valid.sum() == sum(map(len, codes))
     np.testing.assert_array_equal(best[valid], truth[valid])
 
@@ -146,8 +143,9 @@ def test_codec_round_trip_has_whole_frames(omni):
   codes = omni.codec_encode(waves)
   assert [len(code) for code in codes] == [3, 2]
   assert [len(wave) for wave in omni.codec_decode(codes)] == [3 * 640, 2 * 640]
-  direct = codes_of(merge(omni_codec(omni), omni._buffers['codec']['params']), omni._codebooks,
-                    jnp.asarray(np.pad(waves[0], (0, omni.omni.media.audio.samples - len(waves[0])))[None, None]))
+  frames = jnp.asarray(np.pad(waves[0], (0, 3 * 640 - len(waves[0]))).reshape(1, 3, 640))
+  direct = codes_of(merge(omni_codec(omni), omni._buffers['codec']['params']), omni._codebooks, frames,
+                    jnp.ones((1, 3), jnp.int32))
   np.testing.assert_array_equal(codes[0], np.asarray(direct)[0, :3])
 
 

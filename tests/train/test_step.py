@@ -43,7 +43,7 @@ def test_figures_say_what_they_are_called(kit, batch, stepped):
   counted = np.bincount(batch.modality_BL[batch.segment_BL > 0], minlength=len(Modality)) * decoder.layers * decoder.top_k
   np.testing.assert_array_equal(figures['routing/expert_by_modality'].sum(axis=1), counted)
   assert figures['weight/image'] == (batch.draw_at_BNP >= 0).any(axis=-1).sum()
-  assert figures['weight/audio'] == (batch.speak_at_BQ >= 0).sum() and figures['weight/text'] == batch.weight_BL.sum()
+  assert figures['weight/audio'] == (batch.speak_at_BR >= 0).sum() and figures['weight/text'] == batch.weight_BL.sum()
   assert figures['loss/text'] == pytest.approx(np.log(kit.model.text_embed.tokens.table.shape[0]), rel=0.3)
   assert figures['loss/audio'] == pytest.approx(np.log(kit.config.codec.entries), rel=0.3)
 
@@ -72,7 +72,7 @@ def test_the_same_state_and_batch_give_the_same_and_another_step_other_noise(kit
 
 def test_a_head_without_its_modality_is_no_number_out_of_range(kit, batch):
   nothing = batch._replace(draw_at_BNP=np.full_like(batch.draw_at_BNP, -1), query_BL=np.full_like(batch.query_BL, -1),
-                           speak_at_BQ=np.full_like(batch.speak_at_BQ, -1), speak_frame_BQ=np.full_like(batch.speak_frame_BQ, -1))
+                           speak_at_BR=np.full_like(batch.speak_at_BR, -1))
   state, figures = kit.step(kit.state, nothing)
   assert figures['loss/image'] == figures['loss/audio'] == figures['grad_norm/image_head'] == 0 < figures['loss/text']
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))

@@ -2,7 +2,8 @@
 
 A frame is cut into `subframes` patches; windowed-attention layers run over the patches; the patches of a frame are
 merged into one latent, which `quantizer.py` codes; the decoder mirrors it. Nothing looks ahead, so a whole clip and any
-split of it into chunks of whole frames give the same latents.
+split of it into chunks of whole frames give the same latents; nor into another clip, so clips that lie one behind the
+other give the same latents as each alone.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from omni_jax import sharding
-from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix
+from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix, with_past
 from omni_jax.modalities.audio.quantizer import QuantizerConfig
 from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.types import AudioConfig
@@ -57,21 +58,21 @@ class CodecConfig(QuantizerConfig):
 
 
 class LayerCache(NamedTuple):
-  """Keys and values of the last window-1 patches; `valid` is 0 before the start of the clip."""
+  """Keys and values of the last window-1 patches, and the number of the clip that each is of; 0 before its start."""
   key_NLHA: Array
   value_NLHA: Array
-  valid_NL: Array
+  clip_NL: Array
 
 
 class StreamCache(NamedTuple):
   """What the encoder or the decoder remembers between two chunks."""
-  past_NS: Array  # encoder: last samples heard
+  past_NS: Array  # encoder: last frame heard
   tail_NS: Array  # decoder: what the last hop adds to the next
   layers: tuple[LayerCache, ...]
 
 
 class Layer(nnx.Module):
-  """Pre-norm attention over the last `window` patches with a learned bias per distance, then SwiGLU."""
+  """Pre-norm attention over the clip's last `window` patches with a learned bias per distance, then SwiGLU."""
 
   def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
     assert config.width % config.heads == 0, (config.width, config.heads)
@@ -83,22 +84,24 @@ class Layer(nnx.Module):
     self.mlp_norm = RMSNorm(config.width, rngs=rngs)
     self.mlp = SwiGLU(config.width, config.hidden, rngs=rngs)
 
-  def __call__(self, x_NLD: Float[Array, 'N L D'], cache: LayerCache) -> tuple[Float[Array, 'N L D'], LayerCache]:
+  def __call__(self, x_NLD: Float[Array, 'N L D'], clip_NL: Int[Array, 'N L'], cache: LayerCache
+               ) -> tuple[Float[Array, 'N L D'], LayerCache]:
     n, l, d = x_NLD.shape
-    past = cache.valid_NL.shape[1]
+    past = cache.clip_NL.shape[1]
     q, k, v = jnp.split(self.qkv(self.norm(x_NLD)).reshape(n, l, 3 * self.heads, d // self.heads), 3, axis=2)
     k = jnp.concatenate([cache.key_NLHA, k], axis=1)
     v = jnp.concatenate([cache.value_NLHA, v], axis=1)
-    valid = jnp.concatenate([cache.valid_NL, jnp.ones((n, l))], axis=1)
+    clip = jnp.concatenate([cache.clip_NL, clip_NL], axis=1)
+    same = clip_NL[:, :, None] == clip[:, None]
     distance = jnp.arange(l)[:, None] + past - jnp.arange(past + l)[None]
     near = (distance >= 0) & (distance < self.window)
     bias = self.bias_HW[...][:, jnp.clip(distance, 0, self.window - 1)]
     score = jnp.einsum('nqha,nkha->nhqk', q, k) * (d // self.heads) ** -0.5 + bias[None]
-    score = jnp.where(near[None, None] & (valid[:, None, None] > 0), score, -1e30)
+    score = jnp.where((near[None] & same)[:, None], score, -1e30)
     seen = jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), v)
     x_NLD = x_NLD + self.out(seen.reshape(n, l, d))
     keep = self.window - 1
-    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, valid)))
+    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, clip)))
     return x_NLD + self.mlp(self.mlp_norm(x_NLD)), cache
 
 
@@ -125,8 +128,12 @@ class Codec(nnx.Module):
     self.phase = sharding.param(rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi))
 
   def encode(self, wave_NS: Float[Array, 'N S']) -> Float[Array, 'N R Z']:
-    """Latents of whole frames; samples in [-1, 1]."""
+    """Latents of the whole frames of clips, one a row; samples in [-1, 1]."""
     return self.encode_stream(self._start(wave_NS.shape[0], 0), wave_NS)[1]
+
+  def encode_pool(self, frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R']) -> Float[Array, 'N R Z']:
+    """Latents of the frames of clips that lie one behind the other, each with a number of its own."""
+    return self._encode(self._start(frame_NRS.shape[0], 0), frame_NRS, clip_NR)[1]
 
   def decode(self, latent_NRZ: Float[Array, 'N R Z']) -> Float[Array, 'N S']:
     return self.decode_stream(self._start(latent_NRZ.shape[0], 0), latent_NRZ)[1]
@@ -138,34 +145,50 @@ class Codec(nnx.Module):
   def _start(self, n: int, past: int) -> StreamCache:
     head = self.config.width // self.config.heads
     key = jnp.zeros((n, past, self.config.heads, head))
-    layer = LayerCache(key, key, jnp.zeros((n, past)))
+    layer = LayerCache(key, key, jnp.zeros((n, past), jnp.int32))
     return StreamCache(jnp.zeros((n, self.audio.frame)), jnp.zeros((n, self.ramp)),
                        (layer,) * self.config.layers)
 
   def encode_stream(self, cache: StreamCache, wave_NS: Float[Array, 'N S']
                     ) -> tuple[StreamCache, Float[Array, 'N R Z']]:
-    """Latents of the next whole frames."""
+    """Latents of the next whole frames of clips, one a row."""
     n, samples = wave_NS.shape
     frame = self.audio.frame
     assert samples % frame == 0, (samples, frame)
-    heard_NS = jnp.concatenate([cache.past_NS, wave_NS], axis=1)
-    mel_NLX = log_mel_patches(heard_NS, self.audio)[:, 1:].reshape(n, samples // self.patch, -1)
-    patch_NLS = heard_NS[:, frame - self.patch:].reshape(n, -1, self.patch)
+    frame_NRS = wave_NS.reshape(n, samples // frame, frame)
+    return self._encode(cache, frame_NRS, jnp.ones(frame_NRS.shape[:2], jnp.int32))
+
+  def _encode(self, cache: StreamCache, frame_NRS: Array, clip_NR: Array) -> tuple[StreamCache, Array]:
+    n, r, _ = frame_NRS.shape
+    heard_NRS = jnp.concatenate([cache.past_NS[:, None], frame_NRS], axis=1)
+    heard_NR = jnp.concatenate([clip_NR[:, :1], clip_NR], axis=1)
+    mel_NRX = log_mel_patches(heard_NRS, heard_NR, self.audio)[:, 1:]
+    patch_NRLS = with_past(heard_NRS, heard_NR, self.patch)[:, 1:].reshape(n, r, -1, self.patch)
     # Loudness spans decades: the wave as such for the phase, the mel columns for the rest.
-    x_NLD = self.embed(jnp.concatenate([10 * patch_NLS[:, :-1], 10 * patch_NLS[:, 1:], mel_NLX], axis=-1))
-    x_NLD, layers = _run(self.encoder, x_NLD, cache.layers)
+    x_NRLX = jnp.concatenate([10 * patch_NRLS[:, :, :-1], 10 * patch_NRLS[:, :, 1:],
+                              mel_NRX.reshape(n, r, self.config.subframes, -1)], axis=-1)
+    x_NLD = self.embed(x_NRLX.reshape(n, r * self.config.subframes, -1))
+    x_NLD, layers = self._run(self.encoder, x_NLD, clip_NR, cache.layers)
     # Of fixed size: otherwise the commitment shrinks the latents and the last codebooks go unused.
-    latent_NRZ = rms_norm(self.merge(self.merge_norm(x_NLD).reshape(n, samples // frame, -1)))
-    return StreamCache(heard_NS[:, samples:], cache.tail_NS, layers), latent_NRZ
+    latent_NRZ = rms_norm(self.merge(self.merge_norm(x_NLD).reshape(n, r, -1)))
+    return StreamCache(heard_NRS[:, -1], cache.tail_NS, layers), latent_NRZ
 
   def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']
                     ) -> tuple[StreamCache, Float[Array, 'N S']]:
-    """Samples of the next frames."""
+    """Samples of the next frames of clips, one a row."""
     n, r, _ = latent_NRZ.shape
     x_NLD = self.split(latent_NRZ).reshape(n, r * self.config.subframes, self.config.width)
-    x_NLD, layers = _run(self.decoder, x_NLD, cache.layers)
+    x_NLD, layers = self._run(self.decoder, x_NLD, jnp.ones((n, r), jnp.int32), cache.layers)
     wave_NS, tail_NS = self._synthesize(self.head_norm(x_NLD), cache.tail_NS)
     return StreamCache(cache.past_NS, tail_NS, layers), wave_NS
+
+  def _run(self, layers: Sequence[Layer], x_NLD: Array, clip_NR: Array, caches: tuple[LayerCache, ...]
+           ) -> tuple[Array, tuple[LayerCache, ...]]:
+    clip_NL, after = jnp.repeat(clip_NR, self.config.subframes, axis=1), []
+    for layer, cache in zip(layers, caches, strict=True):
+      x_NLD, cache = layer(x_NLD, clip_NL, cache)
+      after.append(cache)
+    return x_NLD, tuple(after)
 
   def _synthesize(self, x_NLD: Array, tail_NS: Array) -> tuple[Array, Array]:
     """Spectra of short hops, magnitude and phase (Vocos, Siuzdak 2023), laid over each other: (samples, last tail).
@@ -183,11 +206,3 @@ class Codec(nnx.Module):
     start_NLS = sound_NLS[:, :, :self.ramp] + tails_NLS[:, :-1]
     wave_NLS = jnp.concatenate([start_NLS, sound_NLS[:, :, self.ramp:self.hop]], axis=-1)
     return wave_NLS.reshape(n, l * self.patch), tails_NLS[:, -1]
-
-
-def _run(layers: Sequence[Layer], x_NLD: Array, caches: tuple[LayerCache, ...]) -> tuple[Array, tuple[LayerCache, ...]]:
-  after = []
-  for layer, cache in zip(layers, caches, strict=True):
-    x_NLD, cache = layer(x_NLD, cache)
-    after.append(cache)
-  return x_NLD, tuple(after)

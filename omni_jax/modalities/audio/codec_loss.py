@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from omni_jax.modalities.audio.codec import Codec
-from omni_jax.modalities.audio.mel import log_mel_columns
+from omni_jax.modalities.audio.mel import log_mel_columns, overlap
 from omni_jax.modalities.audio.quantizer import CodecBuffers, CodeStats, perplexity, quantize
 from omni_jax.types import AudioConfig
 
@@ -42,8 +42,9 @@ def mel_distance(wave_NS: Float[Array, 'N S'], other_NS: Float[Array, 'N S'], ma
   for window in scaled_windows(audio.rate):
     hop = window // 4
     columns = functools.partial(log_mel_columns, rate=audio.rate, mels=window * 5 // 32, window=window, hop=hop)
+    padded, other = (jnp.pad(x, ((0, 0), (overlap(window, hop), 0))) for x in (wave_NS, other_NS))
     mask_NC = jnp.repeat(mask_NR, audio.frame // hop, axis=1)
-    distance_NC = jnp.abs(columns(wave_NS) - columns(other_NS)).mean(-1)
+    distance_NC = jnp.abs(columns(padded) - columns(other)).mean(-1)
     total += (distance_NC * mask_NC).sum() / jnp.maximum(mask_NC.sum(), 1)
   return total / len(WINDOWS)
 

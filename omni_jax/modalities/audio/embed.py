@@ -43,19 +43,18 @@ class AudioEmbed(nnx.Module):
       self.listens = sharding.param(rngs, (width,), (None,), normal(1.0))  # heard, not said
     self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks ** -0.5)
 
-  def hear(self, wave_NS: Float[Array, 'N S'], dtype) -> Float[Array, 'N R D']:
-    mel_NRX = log_mel_patches(wave_NS, self.audio).astype(dtype)
-    return self.mel_out(jax.nn.gelu(self.mel_in(mel_NRX)))
+  def hear(self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype) -> Float[Array, 'B R D']:
+    mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio).astype(dtype)
+    return self.mel_out(jax.nn.gelu(self.mel_in(mel_BRX)))
 
   def embed_codes(self, code: Int[Array, '... J'], dtype) -> Float[Array, '... D']:
     return self.codes(code + jnp.arange(self.codebooks) * self.entries, dtype).sum(axis=-2)
 
-  def __call__(self, batch: Batch, code_BNJ: Int[Array, 'B N J'], heard_code_BNJ: Int[Array, 'B N J'] | None, dtype
-               ) -> Float[Array, 'B L D']:
-    """`code_BNJ`, `heard_code_BNJ`: codes of the clips, clips and frames flattened; None: mel is heard."""
-    if heard_code_BNJ is None:
-      b, m, s = batch.heard_BMS.shape
-      heard = self.hear(batch.heard_BMS.reshape(b * m, s), dtype).reshape(b, -1, self.codes.table.shape[-1])
+  def __call__(self, batch: Batch, code_BRJ: Int[Array, 'B spoken J'], heard_code_BRJ: Int[Array, 'B heard J'] | None,
+               dtype) -> Float[Array, 'B L D']:
+    """`code_BRJ`, `heard_code_BRJ`: codes of the frames that are spoken and heard; None: mel is heard."""
+    if heard_code_BRJ is None:
+      heard_BRD = self.hear(batch.heard_BRS, batch.heard_clip_BR, dtype)
     else:
-      heard = self.embed_codes(heard_code_BNJ, dtype) + self.listens[...].astype(dtype)
-    return gather_rows(heard, batch.heard_BL) + gather_rows(self.embed_codes(code_BNJ, dtype), batch.spoken_BL)
+      heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(dtype)
+    return gather_rows(heard_BRD, batch.heard_BL) + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL)

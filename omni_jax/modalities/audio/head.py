@@ -66,14 +66,14 @@ class CodecHead(nnx.Module):
       x_UJW = block(x_UJW, mask_UJJ)
     return jnp.einsum('ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)).astype(jnp.float32)
 
-  def loss(self, hidden_BLD: Float[Array, 'B L D'], speak_at_BQ: Int[Array, 'B Q'],
-           code_BQJ: Int[Array, 'B Q J']) -> HeadLoss:
+  def loss(self, hidden_BLD: Float[Array, 'B L D'], speak_at_BR: Int[Array, 'B R'],
+           code_BRJ: Int[Array, 'B R J']) -> HeadLoss:
     """Cross-entropy per frame in nats, a weighted mean over codebooks, at the positions before spoken frames."""
-    state = gather_rows(hidden_BLD, speak_at_BQ)
-    state_UD, code_UJ = state.reshape(-1, state.shape[-1]), code_BQJ.reshape(-1, self.codebooks)
+    state = gather_rows(hidden_BLD, speak_at_BR)
+    state_UD, code_UJ = state.reshape(-1, state.shape[-1]), code_BRJ.reshape(-1, self.codebooks)
     logp_UJ = jnp.take_along_axis(jax.nn.log_softmax(self.logits(state_UD, code_UJ)), code_UJ[..., None], -1)[..., 0]
     weight_J = jnp.ones(self.codebooks).at[0].set(self.config.first_weight)
-    valid_U = (speak_at_BQ >= 0).reshape(-1)
+    valid_U = (speak_at_BR >= 0).reshape(-1)
     return HeadLoss(-jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
                     valid_U.sum().astype(jnp.float32))
 

@@ -5,7 +5,7 @@ import math
 
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 from omni_jax.types import AudioConfig
@@ -53,33 +53,57 @@ def fourier_matrix(window: int, length: int) -> np.ndarray:
   return np.pad(matrix, ((length - window, 0), (0, 0))).astype(np.float32)
 
 
+def overlap(window: int, hop: int) -> int:
+  """Samples before a hop that its window may need: whole hops."""
+  return (math.ceil(window / hop) - 1) * hop
+
+
 def power_columns(wave_NS: Float[Array, 'N S'], window: int, hop: int) -> Float[Array, 'N C bins']:
-  """Power spectrum of the `window` samples that end with each hop; zeros stand before the clip's start. Causal."""
+  """Power spectrum of the `window` samples that end with each hop. Causal.
+
+  The first `overlap(window, hop)` samples are only looked back at: there are no columns of them.
+  """
   n, samples = wave_NS.shape
   assert samples % hop == 0, (samples, hop)
-  columns, hops = samples // hop, math.ceil(window / hop)
-  padded = jnp.pad(wave_NS, ((0, 0), ((hops - 1) * hop, 0))).reshape(n, columns + hops - 1, hop)
-  frames = jnp.concatenate([padded[:, i:i + columns] for i in range(hops)], axis=-1)
+  hops = math.ceil(window / hop)
+  hop_NCS = wave_NS.reshape(n, samples // hop, hop)
+  columns = samples // hop - hops + 1
+  frames = jnp.concatenate([hop_NCS[:, i:i + columns] for i in range(hops)], axis=-1)
   cosine, sine = jnp.split(frames @ jnp.asarray(fourier_matrix(window, hops * hop)), 2, axis=-1)
   return jnp.square(cosine) + jnp.square(sine)
 
 
 def log_mel_columns(wave_NS: Float[Array, 'N S'], *, rate: int, mels: int, window: int, hop: int
                     ) -> Float[Array, 'N C mels']:
-  """Natural log of mel power, floored softly."""
+  """Natural log of mel power, floored softly, of the columns of `power_columns`."""
   return jnp.log(power_columns(wave_NS, window, hop) @ jnp.asarray(mel_filterbank(mels, window, rate)) + FLOOR)
 
 
-def log_mel_patches(wave_NS: Float[Array, 'N S'], audio: AudioConfig) -> Float[Array, 'N R X']:
+def with_past(frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R'], samples: int) -> Float[Array, 'N R past']:
+  """Every frame behind the `samples` of its own clip that come before it; zeros stand before a clip's start."""
+  r, frame = frame_NRS.shape[1:]
+  parts = [frame_NRS]
+  for back in range(1, 1 + math.ceil(samples / frame)):
+    earlier_NRS, earlier_NR = (jnp.pad(x, ((0, 0), (back, 0), (0, 0))[:x.ndim])[:, :r] for x in (frame_NRS, clip_NR))
+    parts.insert(0, jnp.where((earlier_NR == clip_NR)[..., None], earlier_NRS, 0))
+  return jnp.concatenate(parts, axis=-1)[..., -(samples + frame):]
+
+
+def log_mel_patches(frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R'], audio: AudioConfig
+                    ) -> Float[Array, 'N R X']:
   """What the model hears of each frame: its `mel_hops` log-mel columns side by side, X = mel_hops · mels.
 
-  A frame depends on its own and earlier samples only. Silence is about -1.7, speech is within ±2.
+  A frame depends on its own and earlier samples of its clip only. Silence is about -1.7, speech is within ±2.
+
+  Args:
+    clip_NR: a number for each clip: clips may lie one behind the other.
   """
-  n, samples = wave_NS.shape
-  assert audio.frame % audio.mel_hops == 0, (audio.frame, audio.mel_hops)
-  columns = log_mel_columns(wave_NS, rate=audio.rate, mels=audio.mels, window=audio.mel_window,
-                            hop=audio.frame // audio.mel_hops)
-  return ((columns - MEAN) / DEVIATION).reshape(n, samples // audio.frame, audio.mel_hops * audio.mels)
+  n, r, frame = frame_NRS.shape
+  assert frame == audio.frame and frame % audio.mel_hops == 0, (frame, audio.frame, audio.mel_hops)
+  hop = frame // audio.mel_hops
+  heard_TS = with_past(frame_NRS, clip_NR, overlap(audio.mel_window, hop)).reshape(n * r, -1)
+  columns = log_mel_columns(heard_TS, rate=audio.rate, mels=audio.mels, window=audio.mel_window, hop=hop)
+  return ((columns - MEAN) / DEVIATION).reshape(n, r, audio.mel_hops * audio.mels)
 
 
 @functools.cache

@@ -1,0 +1,26 @@
+"""The config of a run's folder."""
+
+import json
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from omni_jax.errors import UserError
+from omni_jax.model import OmniConfig
+
+
+def saved_config(workdir: str) -> ConfigDict:
+  """The config that a run was last started with.
+
+  Raises:
+    UserError: if there is no such run, or if its config.json is not one.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir} holds no run: {path} is missing; train first, or check the name')
+  try:
+    config = ConfigDict(json.loads(path.read_text()))
+    OmniConfig.from_config(config.model)
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is not the config of a run: {error}') from error
+  return config
