@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
       decoder=dict(width=128, layers=4, heads=4, kv_heads=2, head_dim=32, experts=8, top_k=2, expert_hidden=64,
                    shared_hidden=128, routing='token', block=64, theta=1000.0, remat='none', unroll=1),
       image_embed=dict(layers=0, heads=4, hidden=256),
-      audio_embed=dict(hearing='mel', hidden=256),
+      audio_embed=dict(hearing='mel', level='fixed', channels=0, hidden=256),
       dit=dict(width=128, layers=3, heads=4, hidden=256, noises=2, null=0.1, shift=1.0, denoiser='dit'),
       codec_head=dict(width=128, layers=2, heads=4, hidden=256, first_weight=3.0),
       codec=dict(latent=64, codebooks=4, entries=256, width=128, layers=2, hidden=256, window=16),

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from omni_jax import sharding
-from omni_jax.modalities.audio.mel import log_mel_patches
+from omni_jax.errors import UserError
+from omni_jax.modalities.audio.mel import levelled, log_mel_patches, with_past
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal
 from omni_jax.types import AudioConfig, Batch
+
+TAPS = 3  # columns that a convolution sees
 
 
 class Hearing(enum.StrEnum):
@@ -20,14 +23,42 @@ class Hearing(enum.StrEnum):
   CODES = 'codes'  # discrete: what the speech codec makes of the clip, by the same table as the model's own speech
 
 
+class Level(enum.StrEnum):
+  """How loud a mel band is."""
+  FIXED = 'fixed'  # as it is recorded
+  CLIP = 'clip'  # against the mean of the clip: needs all of it, so not for speech that is answered while it goes on
+
+
 @dataclasses.dataclass(frozen=True)
 class AudioEmbedConfig:
-  """Attributes: hearing: see Hearing. hidden: width of the perceptron between a mel frame and the decoder."""
+  """How sounds are heard.
+
+  Attributes:
+    hearing, level: see Hearing and Level.
+    channels: of two causal convolutions over mel columns, before a frame is formed; 0: none.
+    hidden: width of the perceptron between a frame and the decoder.
+  """
   hearing: Hearing | str = Hearing.MEL
+  level: Level | str = Level.FIXED
+  channels: int = 0
   hidden: int = 256
 
   def __post_init__(self):
     object.__setattr__(self, 'hearing', Hearing(self.hearing))
+    object.__setattr__(self, 'level', Level(self.level))
+
+
+class CausalConv(nnx.Module):
+  """Three columns of a clip at a time, then the larger of every two: half as many columns."""
+
+  def __init__(self, d_in: int, d_out: int, *, rngs: nnx.Rngs):
+    self.mix = Linear(TAPS * d_in, d_out, (None, 'mlp'), rngs=rngs, bias=True)
+
+  def __call__(self, x_NRCW: Float[Array, 'N R C W'], clip_NR: Int[Array, 'N R']) -> Float[Array, 'N R half V']:
+    n, r, columns, width = x_NRCW.shape
+    past = with_past(x_NRCW.reshape(n, r, -1), clip_NR, (TAPS - 1) * width).reshape(n, r, -1, width)
+    y = jax.nn.gelu(self.mix(jnp.concatenate([past[:, :, k:k + columns] for k in range(TAPS)], axis=-1)))
+    return y.reshape(n, r, columns // 2, 2, -1).max(axis=3)
 
 
 class AudioEmbed(nnx.Module):
@@ -35,17 +66,28 @@ class AudioEmbed(nnx.Module):
 
   def __init__(self, c: AudioEmbedConfig, audio: AudioConfig, codebooks: int, entries: int, width: int, *,
                rngs: nnx.Rngs):
-    self.audio, self.codebooks, self.entries = audio, codebooks, entries
+    self.audio, self.codebooks, self.entries, self.level = audio, codebooks, entries, c.level
     if c.hearing == Hearing.MEL:
-      self.mel_in = Linear(audio.mels * audio.mel_hops, c.hidden, (None, 'mlp'), rngs=rngs, bias=True)
+      if c.channels and audio.mel_hops % 4:
+        raise UserError(f'config.model.audio_embed.channels={c.channels} halves the {audio.mel_hops} mel '
+                        'columns of a frame twice; set config.model.audio.mel_hops to a multiple of 4, or channels=0')
+      sizes = [(audio.mels, c.channels), (c.channels, c.channels)] if c.channels else []
+      self.convs = nnx.List([CausalConv(*size, rngs=rngs) for size in sizes])
+      frame = audio.mel_hops // 4 * c.channels if c.channels else audio.mel_hops * audio.mels
+      self.mel_in = Linear(frame, c.hidden, (None, 'mlp'), rngs=rngs, bias=True)
       self.mel_out = Linear(c.hidden, width, ('mlp', 'embed'), rngs=rngs, bias=True)
     else:
       self.listens = sharding.param(rngs, (width,), (None,), normal(1.0))  # heard, not said
     self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks ** -0.5)
 
   def hear(self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype) -> Float[Array, 'B R D']:
-    mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio).astype(dtype)
-    return self.mel_out(jax.nn.gelu(self.mel_in(mel_BRX)))
+    mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio)
+    if self.level == Level.CLIP:
+      mel_BRX = levelled(mel_BRX, clip_BR, self.audio.mels)
+    x_BRCW = mel_BRX.astype(dtype).reshape(*clip_BR.shape, self.audio.mel_hops, self.audio.mels)
+    for conv in self.convs:
+      x_BRCW = conv(x_BRCW, clip_BR)
+    return self.mel_out(jax.nn.gelu(self.mel_in(x_BRCW.reshape(*clip_BR.shape, -1))))
 
   def embed_codes(self, code: Int[Array, '... J'], dtype) -> Float[Array, '... D']:
     return self.codes(code + jnp.arange(self.codebooks) * self.entries, dtype).sum(axis=-2)

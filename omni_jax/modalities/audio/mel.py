@@ -12,6 +12,8 @@ from omni_jax.types import AudioConfig
 
 # Of log power, over synthesised speech of rms 0.1: brings `log_mel_patches` to about zero mean and unit deviation.
 MEAN, DEVIATION = -11.0, 3.0
+LOUD = 2.0  # below the loudest column of a clip, in deviations: 26 dB
+QUIET = -2.5  # below the mean of a clip, in deviations: what is quieter counts as silence
 FLOOR = 1e-7  # power below which everything is silence; a sine of amplitude 1 has 1/4
 
 
@@ -104,6 +106,21 @@ def log_mel_patches(frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R']
   heard_TS = with_past(frame_NRS, clip_NR, overlap(audio.mel_window, hop)).reshape(n * r, -1)
   columns = log_mel_columns(heard_TS, rate=audio.rate, mels=audio.mels, window=audio.mel_window, hop=hop)
   return ((columns - MEAN) / DEVIATION).reshape(n, r, audio.mel_hops * audio.mels)
+
+
+def levelled(mel_NRX: Float[Array, 'N R X'], clip_NR: Int[Array, 'N R'], mels: int) -> Float[Array, 'N R X']:
+  """Columns of `log_mel_patches` less the mean of their clip's loud ones, band by band: what room, microphone and
+  distance add to every column of a clip is gone (cepstral mean normalisation, Atal 1974). Not causal.
+  """
+  column_NRCM = mel_NRX.reshape(*clip_NR.shape, -1, mels)
+  same_NRR = clip_NR[:, :, None] == clip_NR[:, None]
+  level_NRC = column_NRCM.mean(axis=-1)
+  loudest_NR = jnp.where(same_NRR, level_NRC.max(axis=-1)[:, None], -jnp.inf).max(axis=-1)
+  loud_NRC = (level_NRC > loudest_NR[..., None] - LOUD).astype(mel_NRX.dtype)
+  sums_NRM = jnp.einsum('nrs,nscm,nsc->nrm', same_NRR.astype(mel_NRX.dtype), column_NRCM, loud_NRC)
+  counts_NR = jnp.einsum('nrs,nsc->nr', same_NRR.astype(mel_NRX.dtype), loud_NRC)
+  mean_NRM = sums_NRM / counts_NR[..., None]  # the loudest column is a loud one
+  return jnp.maximum(column_NRCM - mean_NRM[:, :, None], QUIET).reshape(mel_NRX.shape)
 
 
 @functools.cache
