@@ -4,8 +4,8 @@
 
 writes DIR/{train,valid,test}.jsonl, DIR/images/*.png, DIR/speech/*.wav. Recordings follow FSDD's official split (test
 is the takes 0-4 of every speaker and digit; valid the takes 5-7 of its training part), images MNIST's. Every medium is
-labelled with what it shows or says and with its voice. speaker_NAME.jsonl holds all recordings of one speaker, for runs
-that leave that speaker out. The same seed gives the same files.
+labelled with what it shows or says and with its voice. speaker_NAME.jsonl holds all recordings of one speaker and
+speakers.jsonl those of all, for runs that leave one out. The same seed gives the same files.
 """
 
 import argparse
@@ -203,13 +203,14 @@ def _write_strings(output: Path, clips: list[Item], count: int, seconds: float, 
 
 
 def _write_speakers(output: Path, clips: list[Item]) -> list[str]:
-  """speaker_NAME.jsonl: every recording of one speaker, to be transcribed."""
+  """speaker_NAME.jsonl: every recording of one speaker, to be transcribed; speakers.jsonl: those of all."""
   names = sorted({clip.voice for clip in clips})
-  for name in names:
-    rows = [_row(f'speaker_{name}/{n}', KINDS['speech_to_text'], clip, {'text': clip})
-            for n, clip in enumerate(clip for clip in clips if clip.voice == name)]
-    (output / f'speaker_{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return [f'speaker_NAME.jsonl of {", ".join(names)}']
+  lines = {name: [json.dumps(_row(f'speaker_{name}/{n}', KINDS['speech_to_text'], clip, {'text': clip})) + '\n'
+                  for n, clip in enumerate(clip for clip in clips if clip.voice == name)] for name in names}
+  for name, own in lines.items():
+    (output / f'speaker_{name}.jsonl').write_text(''.join(own))
+  (output / 'speakers.jsonl').write_text(''.join(line for own in lines.values() for line in own))
+  return [f'speaker_NAME.jsonl of {", ".join(names)}, speakers.jsonl of all']
 
 
 def _unusable(error: Exception, files: str) -> UserError:

@@ -85,6 +85,8 @@ def test_a_speaker_file_holds_all_recordings_of_one_speaker(built):
   heard = [parts(example)[0] for example in JsonLines(built[0] / 'speaker_theo.jsonl', MEDIA)]
   assert {part['voice'] for part in heard} == {'theo'}
   assert len({part['path'] for part in built_lines(built, 'speaker_theo')}) == len(heard) == 99  # one is too long
+  everybody = [part['path'] for name in ('george', 'theo') for part in built_lines(built, f'speaker_{name}')]
+  assert [part['path'] for part in built_lines(built, 'speakers')] == everybody
 
 
 def built_lines(built, name):
