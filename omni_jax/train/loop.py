@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from typing import Any, Protocol, runtime_checkable
@@ -98,11 +99,11 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
 
 def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
-  with Checkpoints(workdir, stage.name) as checkpoints:
+  with Checkpoints(workdir, stage.name, say=functools.partial(say, workdir)) as checkpoints:
     state = stage.state
-    if checkpoints.latest() is not None:
-      state, iterator = checkpoints.restore(stage.state)
-      stage.batches.restore(iterator)
+    if found := checkpoints.resume(stage.state):
+      state = found.state
+      stage.batches.restore(found.iterator)
       say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
     start = int(state.step)
     if start >= stage.steps:
@@ -117,6 +118,7 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
            stop: '_Stop') -> TrainState:
   meter, trace = _Meter(), _Trace(stage.profile, str(writer.trace_folder))
   for step in range(int(state.step) + 1, stage.steps + 1):
+    checkpoints.check()
     trace.before(step)
     before = time.perf_counter()
     host = next(stage.batches)
