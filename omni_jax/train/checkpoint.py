@@ -129,10 +129,7 @@ class Checkpoints:
 
   def restore(self, like: TrainState, step: int | None = None) -> Restored:
     """State and iterator of a step (default: the last good one), placed as `like`: shapes and shardings."""
-    found = self.resume(like) if step is None else self._read_all(self._named(step), like)
-    if found is None:
-      raise UserError(f'no step in {self._path}')
-    return found
+    return self._read_all(self._named(step), like)
 
   def resume(self, like: TrainState) -> Restored | None:
     """The last step that is as it was saved; None where nothing was ever saved. What is damaged is put aside, loudly.
@@ -157,7 +154,7 @@ class Checkpoints:
                         f'{steps.listed(self._path)}') from error
     found = self._last_good(read)
     if found is None:
-      raise UserError(f'no step in {self._path}; train first')
+      self._named(None)
     return found
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
@@ -217,8 +214,8 @@ class Checkpoints:
         self._say(f'WARNING: {self._path}/{step} is damaged: {error}; {instead}' + self._put_aside(step, str(error)))
     gone = [] if self._read_only else [str(path) for path in steps.aside(self._path)]
     if bad or gone:
-      raise UserError(f'no good step in {self._path} ({"; ".join(bad) or "put aside before"}): restore it from a copy, '
-                      f'or remove {self._path} to begin this stage anew')
+      raise UserError(f'no good step in {self._path}: {"; ".join(bad) or "all were put aside before"}; restore one from a '
+                      f'copy, or remove {self._path} to begin this stage anew')
     return None
 
   def _put_aside(self, step: int, why: str) -> str:
@@ -278,7 +275,10 @@ class Checkpoints:
       raise Damaged(f'{where} cannot be read: {type(error).__name__}: {_first_line(error)}') from error
 
   def _named(self, step: int | None) -> int:
-    there = steps.listed(self._path)
+    there, all_ = steps.listed(self._path), steps.folders(self._path)
+    if not there and all_:
+      raise UserError(f'no step in {self._path} that counts: {all_} have no {manifest.NAME}; they are not finished, or '
+                      'of older code, which did not write one: train anew')
     if not there or (step is not None and step not in there):
       raise UserError(f'no step {"" if step is None else step} in {self._path}; there are {there}')
     return max(there) if step is None else step

@@ -80,7 +80,7 @@ def write(folder: epath.Path, step: int, leaves: Mapping[str, Leaf], about: Mapp
 
   Where a file is not written at once, its first line tells: the digest of the second.
   """
-  files = {name: _measured(folder / name) for name in files_in(folder) if epath.Path(name).name not in OWN_FILES}
+  files = {name: _measured(folder / name) for name in files_in(folder) if name not in OWN_FILES}
   body = json.dumps({'version': VERSION, **Manifest(step, leaves, files, about)._asdict()}, default=list)
   (folder / NAME).write_text(f'{json.dumps({"blake2b": _digest(body.encode())})}\n{body}\n')
 

@@ -14,10 +14,11 @@ ASIDE, UNFINISHED = 'quarantine', '.unfinished'
 
 def listed(folder: epath.Path) -> list[int]:
   """The steps that count, in order."""
-  return [step for step in _folders(folder) if (folder / str(step) / manifest.NAME).exists()]
+  return [step for step in folders(folder) if (folder / str(step) / manifest.NAME).exists()]
 
 
-def _folders(folder: epath.Path) -> list[int]:
+def folders(folder: epath.Path) -> list[int]:
+  """All that have a folder, in order."""
   if not folder.exists():
     return []
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
@@ -76,7 +77,7 @@ def tidy(folder: epath.Path) -> list[str]:
     Lines on what it did.
   """
   said, good = [], listed(folder)
-  for step in _folders(folder):
+  for step in folders(folder):
     if step in good:
       end(folder, step)
     elif _mark(folder, step).exists():
