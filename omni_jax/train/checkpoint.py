@@ -65,12 +65,14 @@ class Checkpoints:
       for line in steps.tidy(self._path):
         say(line)
     self._shared(b'')  # nobody looks before it is tidy
-    handler = ocp.CompositeCheckpointHandler(**{MODEL: ocp.StandardCheckpointHandler(),
-                                                TRAIN: ocp.StandardCheckpointHandler(),
-                                                ITERATOR: ocp.JsonCheckpointHandler()})
     # Written in place, as on a store that cannot rename: our manifest alone says that a step is whole.
+    in_place = ocp.path.atomicity.CommitFileTemporaryPath
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(temporary_path_class=in_place),
+        **{MODEL: ocp.StandardCheckpointHandler(), TRAIN: ocp.StandardCheckpointHandler(),
+           ITERATOR: ocp.JsonCheckpointHandler()})
     self._writer = ocp.AsyncCheckpointer(
-        handler, temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
+        handler, temporary_path_class=in_place,
         async_options=ocp.options.AsyncOptions(post_finalization_callback=self._complete))
 
   def __enter__(self) -> 'Checkpoints':
