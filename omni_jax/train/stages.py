@@ -1,5 +1,6 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -27,6 +28,7 @@ from omni_jax.model import abstract, OmniConfig
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
+from omni_jax.train.claim import claimed
 from omni_jax.train.flops import omni_step_flops, peak_flops
 from omni_jax.train.init_from import fresh_names, start_from
 from omni_jax.train.losses import LossConfig
@@ -198,11 +200,20 @@ def run_all(config: Any, workdir: str) -> None:
   The same call goes on where the last one stopped.
   """
   run = processes.agreed(lambda: _checked(config, workdir))
-  if not jax.process_index():
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
-  with jax.set_mesh(run.mesh):
+  with contextlib.ExitStack() as stack:
+    if not jax.process_index():
+      processes.agreed(lambda: stack.enter_context(claimed(workdir)))
+      _write_config(config, epath.Path(workdir))
+    else:
+      processes.agreed(lambda: None)
+    stack.enter_context(jax.set_mesh(run.mesh))
     for name in config.stages:
       say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
       STAGES[name](run)
+
+
+def _write_config(config: Any, folder: epath.Path) -> None:
+  """Whole or not at all: other commands read it at any time."""
+  part = folder / 'config.json.part'
+  part.write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  part.replace(folder / 'config.json')
