@@ -1,6 +1,7 @@
-"""Checkpoints of one stage through Orbax: model, optimizer and the data iterator's bytes, and a manifest of them all."""
+"""Checkpoints of one stage through Orbax: model, optimizer, the data iterator's bytes, and a manifest of it all."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import json
 import sys
@@ -169,10 +170,6 @@ class Checkpoints:
     saved = ocp.StandardCheckpointHandler().metadata(self._path / str(step) / MODEL)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
 
-  def about(self, step: int) -> Mapping[str, Any]:
-    """What the writer of a step said about it."""
-    return manifest.read(self._path / str(step)).about
-
   def _complete(self) -> None:
     """In the background, in the first process, once all files of a step are there: now it counts."""
     saving, self._saving = self._saving, None
@@ -191,8 +188,9 @@ class Checkpoints:
 
   def _failed(self, error: Exception) -> SaveFailed:
     step = '' if self._saving is None else f' {self._saving.step}'
-    return SaveFailed(f'saving step{step} in {self._path} failed: {type(error).__name__}: {_first_line(error)}; the last '
-                      f'good step is {max(steps.listed(self._path), default=None)}; make room or mend the folder, then start again')
+    good = max(steps.listed(self._path), default=None)
+    return SaveFailed(f'saving step{step} in {self._path} failed: {type(error).__name__}: {_first_line(error)}; the '
+                      f'last good step is {good}; make room or mend the folder, then start again')
 
   def _shared(self, own: bytes) -> bytes:
     """The first process's bytes in all of them."""
@@ -216,8 +214,8 @@ class Checkpoints:
         self._say(f'WARNING: {self._path}/{step} is damaged: {error}; {instead}' + self._put_aside(step, str(error)))
     gone = [] if self._read_only else [str(path) for path in steps.aside(self._path)]
     if bad or gone:
-      raise UserError(f'no good step in {self._path}: {"; ".join(bad) or "all were put aside before"}; restore one from a '
-                      f'copy, or remove {self._path} to begin this stage anew')
+      raise UserError(f'no good step in {self._path}: {"; ".join(bad) or "all were put aside before"}; restore one '
+                      f'from a copy, or remove {self._path} to begin this stage anew')
     return None
 
   def _put_aside(self, step: int, why: str) -> str:
@@ -291,6 +289,15 @@ def has_checkpoint(workdir: str, stage: str) -> bool:
   return bool(steps.listed(_folder(workdir, stage)))
 
 
+def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
+  """(step, what its writer said about it) of the last step with a whole manifest; (0, {}) where there is none."""
+  folder = _folder(workdir, stage)
+  for step in reversed(steps.listed(folder)):
+    with contextlib.suppress(Damaged):
+      return step, manifest.read(folder / str(step)).about
+  return 0, {}
+
+
 def _folder(workdir: str, stage: str) -> epath.Path:
   return epath.Path(workdir).absolute() / 'checkpoints' / stage
 
@@ -309,7 +316,8 @@ def _first_line(error: BaseException) -> str:
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
   """Shape and dtype of every array by its name."""
-  return {name_of(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {name_of(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 
 
 def _check(folder: epath.Path, found: Manifest, like: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def claimed(workdir: str) -> Iterator[None]:
 
 def _held(folder: epath.Path) -> IO[str]:
   """The open lock file, with its owner's name in it; its close gives the lock back."""
-  file = open(folder / NAME, 'a+')  # noqa: SIM115: closed by the caller, or with the process
+  file = open(folder / NAME, 'a+')  # noqa: SIM115 (closed by the caller, or with the process)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

@@ -45,16 +45,15 @@ def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[i
     xp: numpy, or jax.numpy inside a program.
     start: where the part begins in the whole.
   """
-  stride = [math.prod(whole[axis + 1:]) % 2**32 for axis in range(len(whole))]
-  base = functools.reduce(lambda total, axis: total + xp.uint32(start[axis]) * np.uint32(stride[axis]),
-                          [axis for axis in range(len(whole)) if not isinstance(start[axis], int)], xp.uint32(0x9E3779B9))
-  known = sum(start[axis] * stride[axis] for axis in range(len(whole)) if isinstance(start[axis], int))
-  base = xp.asarray(base)[None] + np.uint32(known % 2**32)
+  stride = [np.uint32(math.prod(whole[axis + 1:]) % 2**32) for axis in range(len(whole))]
+  base = xp.full((1,), 0x9E3779B9, np.uint32)
+  for first, n in zip(start, stride, strict=True):
+    base = base + xp.asarray(first).astype(np.uint32) * n
   if tuple(part[1:]) == tuple(whole[1:]):  # at most the first axis is split: what is flat here is flat there
     return lambda first, size: xp.arange(size, dtype=np.uint32) + np.uint32(first % 2**32) + base
   inside = base
   for axis, n in enumerate(part):
-    steps = xp.arange(n, dtype=np.uint32) * np.uint32(stride[axis])
+    steps = xp.arange(n, dtype=np.uint32) * stride[axis]
     inside = inside + steps.reshape(-1, *[1] * (len(part) - axis - 1))
   return lambda first, size: inside.reshape(-1)[first:first + size]
 
@@ -119,6 +118,28 @@ def _gathered(small: Mapping[str, Array]) -> dict[str, np.ndarray]:
   sums = {name: own(x) for name, x in small.items()}
   everywhere = [json.loads(text) for text in gather_bytes(json.dumps(sums).encode())]
   return {name: sum(np.array(own[name], np.uint32) for own in everywhere) for name in sums}
+
+
+@jax.jit
+def _spoilt(x: Array) -> Array:
+  """Not a number where any element is none or infinite, else zero; in pieces, see `_PIECES`."""
+  size = x.size // _PIECES if x.size % _PIECES == 0 else x.size
+  flat, total = x.reshape(-1), jnp.zeros(size, x.dtype)
+  for k in range(0, x.size, size):
+    total += flat[k:k + size] * 0
+  return jnp.sum(total)
+
+
+def not_finite(tree: Any) -> list[str]:
+  """Names of the arrays with an element that is not finite; all processes together."""
+  def bad(x):
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return False
+    if x.size >= LARGE:
+      return not np.isfinite(np.asarray(_spoilt(x), np.float32))
+    return not all(np.isfinite(np.asarray(shard.data).astype(np.float32)).all() for shard in x.addressable_shards)
+  own = [name_of(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)]
+  return sorted({name for text in gather_bytes(json.dumps(own).encode()) for name in json.loads(text)})
 
 
 def begin(tree: Any) -> dict[str, Any]:

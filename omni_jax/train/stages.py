@@ -25,9 +25,9 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
-from omni_jax.train import loop, processes
+from omni_jax.train import changes, loop, processes
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import Checkpoints, has_checkpoint
+from omni_jax.train.checkpoint import Checkpoints, has_checkpoint, last_about
 from omni_jax.train.claim import claimed
 from omni_jax.train.flops import omni_step_flops, peak_flops
 from omni_jax.train.init_from import fresh_names, start_from
@@ -89,7 +89,9 @@ class Run:
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
-  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
+  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every,
+                    bad_steps=part.get('bad_steps', 0), repeat_every=run.config.get('repeat_every', 0),
+                    about={'config': changes.plain(run.config)}, **parts)
 
 
 def _codec_stage(run: Run) -> loop.Stage:
@@ -202,7 +204,8 @@ def run_all(config: Any, workdir: str) -> None:
   run = processes.agreed(lambda: _checked(config, workdir))
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
-      processes.agreed(lambda: stack.enter_context(claimed(workdir)))
+      for line in processes.agreed(lambda: _claimed(stack, config, workdir)):
+        say(workdir, line)
       _write_config(config, epath.Path(workdir))
     else:
       processes.agreed(lambda: None)
@@ -210,6 +213,20 @@ def run_all(config: Any, workdir: str) -> None:
     for name in config.stages:
       say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
       STAGES[name](run)
+
+
+def _claimed(stack: contextlib.ExitStack, config: Any, workdir: str) -> list[str]:
+  """Takes the folder, and compares the config with those of its checkpoints, before anything is written there."""
+  stack.enter_context(claimed(workdir))
+  said, now = [], changes.plain(config)
+  for stage in changes.NETWORK:
+    step, about = last_about(workdir, stage)
+    if stage in config.stages and 'config' in about:
+      found = changes.between(stage, about['config'], now)
+      if step >= config[stage].steps:  # done: it reads no more data
+        found = found._replace(data=[], free=[])
+      said += changes.checked(workdir, stage, step, found, strict=config.get('loader', {}).get('strict', True))
+  return said
 
 
 def _write_config(config: Any, folder: epath.Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -77,9 +78,9 @@ def update(state, batch):
   return after, {'loss/total': value, 'tokens': jnp.float32(8), 'batch': batch.mean()}
 
 
-def stage(steps=8, size=64, batches=None, **options):
+def stage(steps=8, size=64, batches=None, step_fn=update, **options):
   from omni_jax.train.loop import Stage
-  return Stage('toy', steps, update, fresh(size), batches or Numbers(), **dict(log_every=1, save_every=2) | options)
+  return Stage('toy', steps, step_fn, fresh(size), batches or Numbers(), **dict(log_every=1, save_every=2) | options)
 
 
 def same(ours, theirs):
@@ -94,10 +95,8 @@ def logged(workdir):
   file = pathlib.Path(workdir) / 'metrics.jsonl'
   found = []
   for line in file.read_text().splitlines() if file.exists() else []:
-    try:
+    with contextlib.suppress(json.JSONDecodeError):
       found.append({k: v for k, v in json.loads(line).items() if k != 'seconds' and not k.startswith('speed/')})
-    except json.JSONDecodeError:
-      pass
   return found
 
 
