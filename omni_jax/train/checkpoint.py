@@ -155,20 +155,23 @@ class Checkpoints:
       except Damaged as error:
         raise UserError(f'{self._path}/{step} is damaged: {error}; take another step of '
                         f'{steps.listed(self._path)}') from error
-    found = self._last_good(read)
-    if found is None:
-      self._named(None)
-    return found
+    for _ in range(manifest.ATTEMPTS):
+      if found := self._last_good(read):
+        return found
+      self._named(None)  # where there are steps now, all of the first list were removed while they were read
+    raise UserError(f'steps of {self._path} are removed faster than they are read')
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
     """{'params', 'buffers'} of a step as they were saved, with shapes in place of arrays."""
-    step = self._named(step)
-    try:
-      manifest.check_files(self._path / str(step), manifest.read(self._path / str(step)), (MODEL,), arrays=False)
-    except Damaged as error:
-      raise UserError(f'{self._path}/{step} is damaged: {error}') from error
-    saved = ocp.StandardCheckpointHandler().metadata(self._path / str(step) / MODEL)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
+    last = self._named(step)
+    for known in (last,) if step is not None else reversed(steps.listed(self._path)):
+      try:
+        manifest.check_files(self._path / str(known), manifest.read(self._path / str(known)), (MODEL,), arrays=False)
+        saved = ocp.StandardCheckpointHandler().metadata(self._path / str(known) / MODEL)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
+      except (Damaged, FileNotFoundError) as error:
+        found = error
+    raise UserError(f'{self._path}/{last} is damaged: {found}') from found
 
   def _complete(self) -> None:
     """In the background, in the first process, once all files of a step are there: now it counts."""
@@ -286,7 +289,12 @@ class Checkpoints:
 
 def has_checkpoint(workdir: str, stage: str) -> bool:
   """Whether a stage of a run has saved anything yet; makes no folder."""
-  return bool(steps.listed(_folder(workdir, stage)))
+  return bool(listed_steps(workdir, stage))
+
+
+def listed_steps(workdir: str, stage: str) -> list[int]:
+  """The steps that count."""
+  return steps.listed(_folder(workdir, stage))
 
 
 def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:

@@ -72,7 +72,8 @@ def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np
 
 def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
   """The same inside a program."""
-  bits = part.astype(jnp.uint8) if part.dtype == bool else jax.lax.bitcast_convert_type(part, _UINT[part.dtype.itemsize])
+  part = part.astype(jnp.uint8) if part.dtype == bool else part
+  bits = jax.lax.bitcast_convert_type(part, _UINT[part.dtype.itemsize])
   extra = [*bits.shape[part.ndim:]]
   word, index = bits.reshape(-1), _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra])
   size = word.size // _PIECES if word.size % _PIECES == 0 else word.size

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import signal
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from omni_jax.errors import UserError
 from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import BadSteps, check_state, not_finite, same_twice, SKIPPED
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
@@ -108,10 +109,13 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
 def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
   with Checkpoints(workdir, stage.name, say=functools.partial(say, workdir)) as checkpoints:
-    state = stage.state
-    if found := checkpoints.resume(stage.state):
+    state, good = stage.state, Goodput(workdir, stage.name)
+    with good.spent(RESTORE):
+      found = checkpoints.resume(stage.state)
+    if found:
       state = found.state
       stage.batches.restore(found.iterator)
+      good.resumed(int(state.step))
       say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
     start = int(state.step)
     if start >= stage.steps:
@@ -120,21 +124,38 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
                                                                             start=start)
     with writer:
       bad = BadSteps(workdir, stage.name, stage.bad_steps)
-      return _steps(stage, state, checkpoints, writer, mesh, stop, bad)
+      state = _steps(_Tools(checkpoints, writer, good, bad), stage, state, mesh, stop)
+      with good.spent(SAVE):
+        checkpoints.latest()  # waits for the last save
+      good.write(start, stage.steps)
+      return state
 
 
-def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh,
-           stop: '_Stop', bad: BadSteps) -> TrainState:
+class _Tools(NamedTuple):
+  """Where what a stage says and saves goes."""
+  checkpoints: Checkpoints
+  writer: Writer
+  good: Goodput
+  bad: BadSteps
+
+
+def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop') -> TrainState:
+  checkpoints, writer, good, bad = tools
   meter, trace = _Meter(), _Trace(stage.profile, str(writer.trace_folder))
-  for step in range(int(state.step) + 1, stage.steps + 1):
+  start = int(state.step)
+  for step in range(start + 1, stage.steps + 1):
     checkpoints.check()
     trace.before(step)
     before, records = time.perf_counter(), stage.batches.state()
-    host = next(stage.batches)
+    with good.spent(DATA):
+      host = next(stage.batches)
     meter.waited(time.perf_counter() - before)
     state, metrics = _updated(stage, state, place(host, mesh), step)
     bad.after(step, metrics, records)
     writer.advance()
+    if step == start + 1:
+      jax.block_until_ready(metrics)
+      good.first_step()
     trace.after(step, state)
     log = step % stage.log_every == 0 or step == stage.steps
     asked = stop.after_a_step()  # read once: it may turn true at any moment
@@ -151,8 +172,11 @@ def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Wr
       figures |= {SKIPPED: bad.count} if bad.count else {}
       writer.write(step, figures | meter.report(tokens, stage))
     if save:
-      check_state(state)
-      checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about)
+      with good.spent(SAVE):
+        check_state(state)
+        checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about)
+    if log or save:
+      good.write(start, step)
     if asked:
       raise Preempted
   return state

@@ -1,4 +1,4 @@
-"""What makes a folder a checkpoint: a manifest, written last, with a digest of every array and the size of every file."""
+"""What makes a folder a checkpoint: a manifest, written last, with digests of the arrays and sizes of the files."""
 
 from collections.abc import Callable, Iterator, Mapping
 import hashlib

@@ -1,4 +1,4 @@
-"""What becomes of an update that is not finite: never into the state, counted, written out, and the run stops or goes on."""
+"""What becomes of an update that is not finite: it is left out, counted and written out; the run ends or goes on."""
 
 import json
 from typing import Any
@@ -67,8 +67,9 @@ class BadSteps:
   def _say(self, step: int, figures: dict[str, Any], records: bytes) -> None:
     bad = not_finite(figures)
     if not jax.process_index():
+      line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': json.loads(records)}
       with self._file.open('a') as file:
-        file.write(json.dumps({'stage': self._stage, 'step': step, 'not_finite': bad, 'records': json.loads(records)}) + '\n')
+        file.write(json.dumps(line) + '\n')
     said = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'
     if self.count > self._limit:
       raise UserError(f'{said}; the update is left out, as {self.count} in all, config.{self._stage}.bad_steps='

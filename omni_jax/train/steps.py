@@ -1,4 +1,4 @@
-"""The folder of a stage: which of its steps count, and how one is begun, ended, removed or put aside, without renaming folders.
+"""The folder of a stage: which steps count, and how one is begun, ended, removed or put aside without renaming.
 
 A step counts while its folder holds a manifest. Object stores have no atomic rename, so none is used: a file
 `STEP.unfinished` beside the folder says that a step is being written or removed. A folder without manifest is the rest

@@ -29,9 +29,8 @@ def crashed(workdir, crash_at):
   """Saves step 3, which removes step 1; the process ends at that write, if there are so many. Returns the writes."""
   folder = workdir / 'checkpoints'
   checkpoints = Checkpoints(str(workdir), 'toy', keep=2)
-  with watched(folder, crash_at=crash_at) as seen:
-    with contextlib.suppress(Crash, SaveFailed), checkpoints:
-      checkpoints.save(states(3)[0], b'{"next": 3}')
+  with watched(folder, crash_at=crash_at) as seen, contextlib.suppress(Crash, SaveFailed), checkpoints:
+    checkpoints.save(states(3)[0], b'{"next": 3}')
   return list(seen)
 
 

@@ -26,7 +26,7 @@ def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   while len(logged(tmp_path / 'run')) < 6 and process.poll() is None:
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
-  code, out, err = finished(process)
+  code, _, err = finished(process)
   assert code == 75, err
   assert max(steps.listed(epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy'))) == logged(tmp_path / 'run')[-1]['step']
 
