@@ -24,6 +24,7 @@ PARTS = {MODEL: ('params', 'buffers'), TRAIN: ('opt_state', 'step', 'rng')}  # o
 NOT_DAMAGE = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 T = TypeVar('T')
+Check = Callable[[epath.Path, Manifest, dict[str, Any]], None]  # of what a manifest says with what is wanted
 
 
 class SaveFailed(UserError):
@@ -111,15 +112,15 @@ class Checkpoints:
     if step in self._shared_steps():
       return
     self._wait()
-    parts, items = state._asdict(), _items(state)
+    parts = state._asdict()
     begun = digest.begin(parts)  # on the devices ahead of the copies, and ahead of a step that donates the arrays
     self._saving = _Saving(step, _shapes(parts), begun, about or {})
     try:
       if not jax.process_index():
         steps.begin(self._path, step)
-      self._writer.save(self._path / str(step), args=ocp.args.Composite(**{
-          MODEL: ocp.args.StandardSave(items[MODEL]), TRAIN: ocp.args.StandardSave(items[TRAIN]),
-          ITERATOR: ocp.args.JsonSave({'state': iterator.decode()})}))
+      items = {item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
+      items[ITERATOR] = ocp.args.JsonSave({'state': iterator.decode()})
+      self._writer.save(self._path / str(step), args=ocp.args.Composite(**items))
     except (OSError, ValueError) as error:
       raise self._failed(error) from error
 
@@ -147,8 +148,11 @@ class Checkpoints:
 
     By default of the last good step. One that is named is refused where it is damaged or gone.
     """
+    return self._restore_model(like, step, _check)
+
+  def _restore_model(self, like: dict[str, Any], step: int | None, check: Check) -> tuple[dict[str, Any], int]:
     def read(step: int) -> tuple[dict[str, Any], int]:
-      return self._read(step, {MODEL: like})[MODEL], step
+      return self._read(step, {MODEL: like}, check)[MODEL], step
     if step is not None:
       try:
         return read(self._named(step))
@@ -160,6 +164,10 @@ class Checkpoints:
         return found
       self._named(None)  # where there are steps now, all of the first list were removed while they were read
     raise UserError(f'steps of {self._path} are removed faster than they are read')
+
+  def restore_some(self, like: dict[str, Any], step: int | None = None) -> tuple[dict[str, Any], int]:
+    """As `restore_model`, but only the arrays in `like`: of the others, whatever their size, nothing is read."""
+    return self._restore_model(like, step, _check_some)
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
     """{'params', 'buffers'} of a step as they were saved, with shapes in place of arrays."""
@@ -230,7 +238,7 @@ class Checkpoints:
     return f'; moved to {self._path}/{steps.ASIDE}'
 
   def _read_all(self, step: int, like: TrainState) -> Restored:
-    got = self._read(step, _items(like) | {ITERATOR: None})
+    got = self._read(step, _items(like) | {ITERATOR: None}, _check)
     return Restored(TrainState(**got[MODEL], **got[TRAIN]), got[ITERATOR]['state'].encode())
 
   def _agreed(self, read: Callable[[], T]) -> Any:
@@ -245,20 +253,20 @@ class Checkpoints:
       raise Damaged(said[0].decode()) from error
     return made
 
-  def _read(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+  def _read(self, step: int, like: dict[str, Any], check: Check) -> dict[str, Any]:
     """Reads items as `like` has them, and compares all of it with the manifest; all processes together."""
     folder = self._path / str(step)
-    saved, got = self._agreed(lambda: self._load(folder, like))
+    saved, got = self._agreed(lambda: self._load(folder, like, check))
     trees = {item: tree for item, tree in got.items() if item != ITERATOR}
     manifest.check_leaves(saved, digest.digests(_together(trees)))
     self._agreed(lambda: manifest.check_files(folder, saved, tuple(trees), arrays=True))
     return got
 
-  def _load(self, folder: epath.Path, like: dict[str, Any]) -> tuple[Manifest, dict[str, Any]]:
+  def _load(self, folder: epath.Path, like: dict[str, Any], check: Check) -> tuple[Manifest, dict[str, Any]]:
     """What a process can do without waiting for another, since it may fail in one only."""
     saved = manifest.read(folder)
     trees = {item: tree for item, tree in like.items() if item != ITERATOR}
-    _check(folder, saved, _together(trees))
+    check(folder, saved, _together(trees))
     manifest.check_files(folder, saved, tuple(like), arrays=False)
     got = {item: self._read_item(folder / item, tree, saved) for item, tree in trees.items()}
     return saved, got | ({ITERATOR: ocp.JsonCheckpointHandler().restore(folder / ITERATOR)} if ITERATOR in like else {})
@@ -266,8 +274,9 @@ class Checkpoints:
   def _read_item(self, folder: epath.Path, like: Any, saved: Manifest) -> Any:
     """Through the handler alone: a Checkpointer would wait for other processes, which may have failed."""
     try:
-      return manifest.patiently(
-          lambda: ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(like)), folder)
+      args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                                    partial_restore=True)
+      return manifest.patiently(lambda: ocp.PyTreeCheckpointHandler().restore(folder, args=args), folder)
     except MemoryError:
       raise
     except Exception as error:
@@ -331,7 +340,16 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def _check(folder: epath.Path, found: Manifest, like: dict[str, Any]) -> None:
   """Orbax casts a changed dtype and fails late on a changed shape: compare before anything is read or allocated."""
   saved = {name: (leaf.shape, leaf.dtype) for name, leaf in found.leaves.items() if name.partition('.')[0] in like}
+  _compare(folder, saved, _shapes(like))
+
+
+def _check_some(folder: epath.Path, found: Manifest, like: dict[str, Any]) -> None:
   wanted = _shapes(like)
+  saved = {name: (leaf.shape, leaf.dtype) for name, leaf in found.leaves.items() if name in wanted}
+  _compare(folder, saved, wanted)
+
+
+def _compare(folder: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   differ = [name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)]
   if differ:
     name = min(differ, key=lambda name: (not name.startswith('params.'), name))  # moments follow their weights

@@ -28,14 +28,13 @@ def _mixed(x: Any) -> Any:
   return x ^ (x >> 16)
 
 
-def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
-  """Two hashes of every word at its index, of NumPy or of jax.
+def _hash(word: Any, index: Any) -> Any:
+  """Of every word at its index, of NumPy or of jax; indices count mod 2^32.
 
-  The first is one to one in the word: to change one, be it by a bit, always changes the sum. The second is another
-  function of both, so that several changes cancel in both sums with a chance of about 2^-64. Indices count mod 2^32.
+  One to one in the word: to change one, be it by a bit, always changes the sum of all. Several changes cancel with a
+  chance of 2^-32. A second sum of another hash would make that 2^-64 and cost as much again (0.16 s a GB on one core).
   """
-  key = _mixed(index)
-  return _mixed(word ^ key), (word ^ (word >> 16)) * (key | np.uint32(1))
+  return _mixed(word ^ _mixed(index))
 
 
 def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[int]) -> Callable[[int, int], Any]:
@@ -58,16 +57,16 @@ def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[i
   return lambda first, size: inside.reshape(-1)[first:first + size]
 
 
-def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-  """The two sums over a part of an array of this shape."""
+def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> int:
+  """The sum over a part of an array of this shape."""
   word = np.ascontiguousarray(part).reshape(-1).view(_UINT[part.dtype.itemsize])
   extra = [part.dtype.itemsize // 4] if part.dtype.itemsize == 8 else []  # the words of an element of 8 bytes
   index = _index(np, [*part.shape, *extra], [*start, *[0 for _ in extra]], [*shape, *extra])
-  total = np.zeros(2, np.uint32)
+  total = 0
   for k in range(0, word.size, _CHUNK):
     own = word[k:k + _CHUNK].astype(np.uint32)
-    total += np.array([sums.sum(dtype=np.uint32) for sums in _hashes(own, index(k, own.size))], np.uint32)
-  return total
+    total += int(_hash(own, index(k, own.size)).sum(dtype=np.uint32))
+  return total % 2**32
 
 
 def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
@@ -77,11 +76,10 @@ def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array
   extra = [*bits.shape[part.ndim:]]
   word, index = bits.reshape(-1), _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra])
   size = word.size // _PIECES if word.size % _PIECES == 0 else word.size
-  first, second = jnp.zeros(size, jnp.uint32), jnp.zeros(size, jnp.uint32)
+  total = jnp.zeros(size, jnp.uint32)
   for k in range(0, word.size, max(size, 1)):
-    one, other = _hashes(word[k:k + size].astype(jnp.uint32), index(k, size))
-    first, second = first + one, second + other
-  return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
+    total += _hash(word[k:k + size].astype(jnp.uint32), index(k, size))
+  return jnp.sum(total, dtype=jnp.uint32)
 
 
 @functools.cache
@@ -104,21 +102,17 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
   return jax.jit(sums)
 
 
-def _gathered(small: Mapping[str, Array]) -> dict[str, np.ndarray]:
+def _gathered(small: Mapping[str, Array]) -> dict[str, int]:
   """Sums of small arrays; every process adds the parts that it alone answers for."""
   def own(x):
-    total = np.zeros(2, np.uint32)
-    for shard in x.addressable_shards:
-      if shard.replica_id == 0:
-        data = np.asarray(shard.data)
-        start = [part.start or 0 for part in shard.index]
-        total += _on_host(data, start, x.shape)
-    return total.tolist()
+    parts = [(np.asarray(shard.data), [part.start or 0 for part in shard.index]) for shard in x.addressable_shards
+             if shard.replica_id == 0]
+    return sum(_on_host(data, start, x.shape) for data, start in parts)
   for x in small.values():
     x.copy_to_host_async()
   sums = {name: own(x) for name, x in small.items()}
   everywhere = [json.loads(text) for text in gather_bytes(json.dumps(sums).encode())]
-  return {name: sum(np.array(own[name], np.uint32) for own in everywhere) for name in sums}
+  return {name: sum(own[name] for own in everywhere) % 2**32 for name in sums}
 
 
 @jax.jit
@@ -144,7 +138,7 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def begin(tree: Any) -> dict[str, Any]:
-  """The two sums of every array by its name, those of large ones not yet waited for; all processes together.
+  """The sum of every array by its name, that of large ones not yet waited for; all processes together.
 
   Devices see to them before anything that is dispatched later, such as a step that donates the arrays.
   """
@@ -156,9 +150,9 @@ def begin(tree: Any) -> dict[str, Any]:
 
 def finish(begun: Mapping[str, Any]) -> dict[str, str]:
   """What `begin` returned, as hexadecimal text."""
-  return {name: ''.join(f'{word:08x}' for word in jax.device_get(sums).tolist()) for name, sums in begun.items()}
+  return {name: f'{int(jax.device_get(total)):08x}' for name, total in begun.items()}
 
 
 def digests(tree: Any) -> dict[str, str]:
-  """{name: 16 hexadecimal digits} of every array of a tree."""
+  """{name: 8 hexadecimal digits} of every array of a tree."""
   return finish(begin(tree))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
+import os
 import time
 from typing import Any, NamedTuple, TypeVar
 
@@ -98,14 +99,24 @@ def read(folder: epath.Path) -> Manifest:
   body = body.removesuffix(b'\n')
   try:
     wanted, made = json.loads(head)['blake2b'], json.loads(body)
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise Damaged(f'{NAME} is not whole') from error
   if wanted != (found := _digest(body)):
     raise Damaged(f'{NAME} has digest {found}, written was {wanted}')
-  if made['version'] != VERSION:
-    raise Damaged(f'{NAME} is of version {made["version"]}, this code reads {VERSION}')
-  leaves = {name: Leaf(tuple(shape), dtype, digest) for name, (shape, dtype, digest) in made['leaves'].items()}
-  return Manifest(made['step'], leaves, {name: tuple(file) for name, file in made['files'].items()}, made['about'])
+  return _checked(made)
+
+
+def _checked(made: Any) -> Manifest:
+  """What a manifest holds, every type of it checked: it may come from anywhere."""
+  try:
+    if made['version'] != VERSION:
+      raise Damaged(f'{NAME} is of version {made["version"]}, this code reads {VERSION}')
+    leaves = {name: Leaf(tuple(int(n) for n in shape), str(dtype), str(digest))
+              for name, (shape, dtype, digest) in made['leaves'].items()}
+    files = {name: (int(size), str(digest)) for name, (size, digest) in made['files'].items()}
+    return Manifest(int(made['step']), leaves, files, dict(made['about']))
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    raise Damaged(f'{NAME} is not of the form that this code writes: {type(error).__name__}: {error}') from error
 
 
 def is_array_data(name: str) -> bool:
@@ -120,10 +131,13 @@ def check_files(folder: epath.Path, manifest: Manifest, items: tuple[str, ...], 
     arrays: whether to digest the small files with arrays, too, or everything but these.
 
   Raises:
-    Damaged: for a file that is missing or differs.
+    Damaged: for a file that is missing or differs, or that is, or lies behind, a link: a step is data of its own.
   """
   listed = {name: file for name, file in manifest.files.items() if name.startswith(tuple(f'{item}/' for item in items))}
   for name, (size, digest) in listed.items():
+    parts = name.split('/')
+    if '..' in parts or any(os.path.islink(folder / '/'.join(parts[:k + 1])) for k in range(len(parts))):
+      raise Damaged(f'{name} leads out of the folder')
     try:
       found = patiently((folder / name).stat, folder / name).length
       if found != size:

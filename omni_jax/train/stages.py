@@ -158,7 +158,7 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   batches = omni_batches(run)
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
-    state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)
+    state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
     say(run.workdir, said)
   return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), state=state,
                 batches=batches,

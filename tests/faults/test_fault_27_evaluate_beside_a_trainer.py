@@ -42,14 +42,14 @@ def test_fault_27_a_reader_beside_a_fast_trainer_gets_whole_steps_only(tmp_path)
 @pytest.mark.parametrize('others, expected', [((5, 6), 6), ((), None)], ids=['a_newer_step', 'none'])
 def test_fault_27_a_step_that_goes_between_its_manifest_and_its_arrays(tmp_path, monkeypatch, others, expected):
   save(tmp_path, 4)
-  restore = ocp.StandardCheckpointHandler.restore
+  restore = ocp.PyTreeCheckpointHandler.restore
   def removed_first(self, path, *args, **kwargs):
     if epath.Path(path).parent.name == '4':
       steps.remove(epath.Path(path).parents[1], 4)
-      monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', restore)
+      monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', restore)
       save(tmp_path, *others) if others else None
     return restore(self, path, *args, **kwargs)
-  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', removed_first)
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', removed_first)
   said = []
   with Checkpoints(str(tmp_path), 'omni', read_only=True, say=said.append) as checkpoints:
     if expected is None:
