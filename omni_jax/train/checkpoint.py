@@ -277,7 +277,7 @@ class Checkpoints:
       args = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                                     partial_restore=True)
       return manifest.patiently(lambda: ocp.PyTreeCheckpointHandler().restore(folder, args=args), folder)
-    except MemoryError:
+    except (MemoryError, UserError):
       raise
     except Exception as error:
       if any(word in str(error) for word in NOT_DAMAGE):

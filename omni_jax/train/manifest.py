@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 from absl import logging
 from etils import epath
 
+from omni_jax.errors import UserError
+
 NAME = 'manifest.json'
 VERSION = 1
 SMALL = 1 << 20  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
@@ -47,15 +49,19 @@ def _digest(data: bytes) -> str:
 
 
 def patiently(read: Callable[[], T], what: Any) -> T:
-  """What `read` returns. Errors of the storage that may pass are met by a few more attempts, each with a line."""
+  """What `read` returns. Errors of the storage that may pass are met by a few more attempts, each with a line.
+
+  Raises:
+    UserError: if they do not pass.
+  """
   for attempt in range(1, ATTEMPTS + 1):
     try:
       return read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       raise
     except OSError as error:
       if attempt == ATTEMPTS:
-        raise
+        raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
       logging.error('%s cannot be read (%s): attempt %d of %d follows', what, error, attempt + 1, ATTEMPTS)
       time.sleep(PAUSE * 2 ** (attempt - 1))
   raise AssertionError('no attempt')

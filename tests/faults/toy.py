@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -24,15 +25,16 @@ TX = optax.adam(1e-2)
 
 
 class Numbers:
-  """Batches that depend on their number; `pause` seconds each."""
+  """Batches that depend on their number, split between processes; `pause` seconds each."""
 
-  def __init__(self, pause=0.0, replace=None):
+  def __init__(self, pause=0.0, processes=1, replace=None):
     self._next, self._pause, self._replace, self.closed = 0, pause, dict(replace or {}), False
+    self._rows = 8 // processes
 
   def __next__(self):
     self._next += 1
     time.sleep(self._pause)
-    return np.full((8,), self._replace.get(self._next, self._next % 7), np.float32)
+    return np.full((self._rows,), self._replace.get(self._next, self._next % 7), np.float32)
 
   def merged(self, states):
     return states[0]
@@ -128,8 +130,8 @@ def main():
   from absl import logging
   logging.set_verbosity(logging.FATAL)
   from omni_jax.errors import run_command
-  from omni_jax.sharding import make_mesh
-  from omni_jax.train import loop
+  from omni_jax.sharding import make_mesh, replicated
+  from omni_jax.train import loop, processes
   from omni_jax.train.checkpoint import Checkpoints
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -138,7 +140,12 @@ def main():
       with Checkpoints(flags.workdir, 'toy') as checkpoints:
         checkpoints.save(fresh(flags.size)._replace(step=jnp.int32(1)), b'{}')
         raise RuntimeError('torn right after the save')
-    loop.run(stage(flags.steps, flags.size, Numbers(flags.pause), save_every=flags.save_every), flags.workdir, make_mesh())
+    if 'JAX_NUM_PROCESSES' in os.environ:
+      processes.join()
+    mesh = make_mesh({'data': -1})
+    made = stage(flags.steps, flags.size, Numbers(flags.pause, jax.process_count()), save_every=flags.save_every)
+    made = dataclasses.replace(made, state=jax.device_put(made.state, replicated(mesh)))
+    loop.run(made, flags.workdir, mesh)
     if flags.after == 'raise':
       raise RuntimeError('torn at the end')
   run_command(functools.partial(run))
