@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
   c.distributed = False
   c.profile = ''
+  c.repeat_every = 0  # makes every so manieth step twice and compares the bits, to find hardware that computes wrong
   c.init_from = ''  # FOLDER or FOLDER@STEP of a run whose weights the omni stage starts from
   c.compilation_cache = '~/.cache/omni_jax/xla'
 
@@ -65,9 +66,10 @@ def get_config() -> ConfigDict:
 
   # codec.init_from: FOLDER of a run whose codec is used instead of an own one; take 'codec' out of c.stages then
   c.codec = ConfigDict(dict(init_from='', steps=700, batch=32, frames=6, log_every=50, save_every=350,
+                            bad_steps=0,  # updates that are not finite and may be left out; one more ends the run
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
-  c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bias_step=1e-3, ema=0.0, freeze=(),
+  c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bad_steps=0, bias_step=1e-3, ema=0.0, freeze=(),
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001, frame=1.0),
                            optim=dict(kind='muon', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))

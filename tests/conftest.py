@@ -35,6 +35,7 @@ hypothesis.settings.load_profile('same_every_time')
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--regenerate', action='store_true', help='write tests/golden/*.txt anew from what the code does now')
+  parser.addoption('--long', action='store_true', help='faults: twenty kills instead of three, every flip, every mesh')
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=F.jsonl] [--out=DIR] [--sampling K=V]"""
+"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=F.jsonl] [--out=DIR] [--follow]"""
 
 import argparse
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--seed', type=int, default=0, help='of prompts and sampling')
   parser.add_argument('--sampling', action='append', default=[], metavar='KEY=VALUE', help='in the place of a value of '
                       "the run's config.generate, such as guidance=2; may be repeated")
+  parser.add_argument('--follow', action='store_true', help='evaluate every new step of a run that is being trained, '
+                      'until it is done')
   return parser.parse_args(arguments)
 
 
@@ -46,14 +48,25 @@ def main(arguments: Sequence[str]) -> None:
     raise UserError(f'--workdir={flags.workdir}: no such folder; give the one that training wrote')
   if flags.data and not epath.Path(flags.data).is_file():
     raise UserError(f'--data={flags.data}: no such file; give JSON lines in the chat form')
+  if flags.follow and (flags.step is not None or flags.out):
+    raise UserError('--follow evaluates every new step into WORKDIR/eval/STEP: give neither --step nor --out')
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
   from omni_jax.evaluate.run import limits_of, run
-  omni = omni_jax.load(flags.workdir, step=flags.step, weights=flags.weights)
-  limits = limits_of(omni.config)
-  limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
-  run(omni, flags.workdir, flags.out, seed=flags.seed, limits=limits, data=flags.data,
-      log=functools.partial(print, flush=True))
+  log = functools.partial(print, flush=True)
+
+  def evaluate(step: int | None) -> None:
+    omni = omni_jax.load(flags.workdir, step=step, weights=flags.weights)
+    limits = limits_of(omni.config)
+    limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
+    run(omni, flags.workdir, flags.out, seed=flags.seed, limits=limits, data=flags.data, log=log)
+
+  if not flags.follow:
+    evaluate(flags.step)
+    return
+  from omni_jax.evaluate.follow import follow
+  from omni_jax.generate.restore import last_step, steps_of
+  follow(evaluate, functools.partial(steps_of, flags.workdir), functools.partial(last_step, flags.workdir), log=log)
 
 
 if __name__ == '__main__':

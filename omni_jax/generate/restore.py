@@ -8,12 +8,23 @@ from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
-from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.checkpoint import Checkpoints, listed_steps
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.saved_config import saved_config
 from omni_jax.train.state import codec_values, init_codec, init_omni, use_average
 
 AVERAGE, RAW = WEIGHTS = ('average', 'raw')
+
+
+def steps_of(workdir: str) -> list[int]:
+  """The steps of the omni stage that can be restored now; a trainer adds and removes some."""
+  return listed_steps(workdir, 'omni')
+
+
+def last_step(workdir: str) -> int:
+  """The step at which the run will be done, by its config; -1 while there is none."""
+  path = epath.Path(workdir) / 'config.json'
+  return json.loads(path.read_text())['omni']['steps'] if path.exists() else -1
 
 
 def restore_run(workdir: str, step: int | None, weights: str = AVERAGE) -> tuple[ConfigDict, dict[str, Any], int]:

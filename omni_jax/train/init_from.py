@@ -3,10 +3,8 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import replicated
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import name_of
 from omni_jax.train.state import fresh_average, TrainState, use_average
@@ -33,6 +31,11 @@ def _wanted(state: TrainState, own_codec: bool) -> dict[str, Any]:
 
 def _by_name(tree: Any) -> dict[str, Any]:
   return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+  kept = {name: _without_none(part) if isinstance(part, dict) else part for name, part in tree.items()}
+  return {name: part for name, part in kept.items() if part is not None and part != {}}
 
 
 def fresh_names(init_from: str, state: TrainState, *, own_codec: bool) -> list[str]:
@@ -62,7 +65,7 @@ def fresh_names(init_from: str, state: TrainState, *, own_codec: bool) -> list[s
   return fresh
 
 
-def start_from(init_from: str, state: TrainState, mesh: Mesh, *, own_codec: bool) -> tuple[TrainState, str]:
+def start_from(init_from: str, state: TrainState, *, own_codec: bool) -> tuple[TrainState, str]:
   """A fresh state with the other run's parameters (its average where it keeps one), router biases and codec.
 
   Optimizer, step and data start anew. As `fresh_names`, whose arrays stay as they are; the text says which.
@@ -75,9 +78,10 @@ def start_from(init_from: str, state: TrainState, mesh: Mesh, *, own_codec: bool
     def placed(path, leaf):
       own = ours.get(name_of(path).replace('buffers.ema.', 'params.', 1))
       fits = own is not None and own.shape == leaf.shape
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own.sharding if fits else replicated(mesh))
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own.sharding) if fits else None
 
-    model, step = checkpoints.restore_model(jax.tree_util.tree_map_with_path(placed, saved), source.step)
+    wanted = _without_none(jax.tree_util.tree_map_with_path(placed, saved))
+    model, step = checkpoints.restore_some(wanted, source.step)
   theirs = _by_name(use_average(model))
 
   def chosen(path, own):

@@ -1,19 +1,23 @@
 """The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
 from omni_jax.errors import UserError
 from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
+from omni_jax.train.numerics import BadSteps, check_state, not_finite, same_twice, SKIPPED
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
 from omni_jax.train.writer import say, Silent, Writer
@@ -40,6 +44,9 @@ class Stage:
     flops: model FLOPs of an update, for MFU; 0 if not counted.
     log_every, save_every: in steps.
     profile: 'first:last' steps to trace, or ''.
+    bad_steps: updates that are not finite and may be left out; one more ends the run.
+    about: plain values for the manifests of its checkpoints.
+    repeat_every: make every so manieth step twice and compare the bits; 0 for none.
   """
   name: str
   steps: int
@@ -51,6 +58,9 @@ class Stage:
   log_every: int = 50
   save_every: int = 500
   profile: str = ''
+  bad_steps: int = 0
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  repeat_every: int = 0
 
 
 class Preempted(SystemExit):
@@ -85,7 +95,7 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
   Raises:
     Preempted: after SIGTERM, once everything is saved.
-    UserError: if the loss is no longer finite.
+    UserError: if the loss is no longer finite, or a save failed.
   """
   with _sigterm(mesh) as stop:
     try:
@@ -98,11 +108,14 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
 
 def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
-  with Checkpoints(workdir, stage.name) as checkpoints:
-    state = stage.state
-    if checkpoints.latest() is not None:
-      state, iterator = checkpoints.restore(stage.state)
-      stage.batches.restore(iterator)
+  with Checkpoints(workdir, stage.name, say=functools.partial(say, workdir)) as checkpoints:
+    state, good = stage.state, Goodput(workdir, stage.name)
+    with good.spent(RESTORE):
+      found = checkpoints.resume(stage.state)
+    if found:
+      state = found.state
+      stage.batches.restore(found.iterator)
+      good.resumed(int(state.step))
       say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
     start = int(state.step)
     if start >= stage.steps:
@@ -110,40 +123,77 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
     writer = Silent(workdir, stage.name) if jax.process_index() else Writer(workdir, stage.name, steps=stage.steps,
                                                                             start=start)
     with writer:
-      return _steps(stage, state, checkpoints, writer, mesh, stop)
+      bad = BadSteps(workdir, stage.name, stage.bad_steps)
+      state = _steps(_Tools(checkpoints, writer, good, bad), stage, state, mesh, stop)
+      with good.spent(SAVE):
+        checkpoints.latest()  # waits for the last save
+      good.write(start, stage.steps)
+      return state
 
 
-def _steps(stage: Stage, state: TrainState, checkpoints: Checkpoints, writer: Writer, mesh: Mesh,
-           stop: '_Stop') -> TrainState:
+class _Tools(NamedTuple):
+  """Where what a stage says and saves goes."""
+  checkpoints: Checkpoints
+  writer: Writer
+  good: Goodput
+  bad: BadSteps
+
+
+def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop') -> TrainState:
+  checkpoints, writer, good, bad = tools
   meter, trace, metrics = _Meter(), _Trace(stage.profile, str(writer.trace_folder)), None
-  for step in range(int(state.step) + 1, stage.steps + 1):
+  start = int(state.step)
+  for step in range(start + 1, stage.steps + 1):
+    checkpoints.check()
     trace.before(step)
-    before = time.perf_counter()
-    host = next(stage.batches)
+    before, records = time.perf_counter(), stage.batches.state()
+    with good.spent(DATA):
+      host = next(stage.batches)
     meter.waited(time.perf_counter() - before)
     earlier = metrics
-    state, metrics = stage.step(state, place(host, mesh))
+    state, metrics = _updated(stage, state, place(host, mesh), step)
     # One step ahead of the devices is enough to keep them busy. Further ahead, the host would use up the prefetched
     # batches, wait for each new one though no device does, and hold all of them in the devices' memory.
     jax.block_until_ready(earlier)
+    bad.after(step, metrics, records)
     writer.advance()
+    if step == start + 1:
+      jax.block_until_ready(metrics)
+      good.first_step()
     trace.after(step, state)
     log = step % stage.log_every == 0 or step == stage.steps
     asked = stop.after_a_step()  # read once: it may turn true at any moment
     save = asked or step % stage.save_every == 0 or step == stage.steps
-    if log or save:  # what is saved is finite, too
+    if log or save:
+      bad.now()
       figures = jax.device_get(metrics)
-      if bad := sorted(name for name, value in figures.items() if not np.isfinite(value).all()):
-        raise UserError(f'{stage.name}: {", ".join(bad)} is no longer finite at step {step}; the last checkpoint is '
+      if SKIPPED not in metrics and (spoilt := not_finite(figures)):
+        raise UserError(f'{stage.name}: {", ".join(spoilt)} is no longer finite at step {step}; the last checkpoint is '
                         f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr')
     if log:
       tokens = float(figures.pop('tokens'))
+      figures = {name: value for name, value in figures.items() if np.isfinite(value).all()}  # of a step left out
+      figures |= {SKIPPED: bad.count} if bad.count else {}
       writer.write(step, figures | meter.report(tokens, stage))
     if save:
-      checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())))
+      with good.spent(SAVE):
+        check_state(state)
+        checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about)
+    if log or save:
+      good.write(start, step)
     if asked:
       raise Preempted
   return state
+
+
+def _updated(stage: Stage, state: TrainState, batch: Any, step: int) -> tuple[TrainState, Any]:
+  """The state after one more step. To find silent corruption, some are made twice: the first time from a copy."""
+  if not stage.repeat_every or step % stage.repeat_every:
+    return stage.step(state, batch)
+  first, _ = stage.step(jax.tree.map(jnp.copy, state), batch)
+  second, metrics = stage.step(state, batch)
+  same_twice(first, second, step)
+  return second, metrics
 
 
 class _Trace:

@@ -1,5 +1,6 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -27,9 +28,10 @@ from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig
-from omni_jax.train import loop, processes
+from omni_jax.train import changes, loop, processes
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import has_checkpoint
+from omni_jax.train.checkpoint import has_checkpoint, last_about
+from omni_jax.train.claim import claimed
 from omni_jax.train.coder import fingerprint, restore_values
 from omni_jax.train.flops import omni_step_flops, peak_flops
 from omni_jax.train.init_from import fresh_names, start_from
@@ -112,7 +114,9 @@ class Run:
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
-  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every, **parts)
+  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every,
+                    bad_steps=part.get('bad_steps', 0), repeat_every=run.config.get('repeat_every', 0),
+                    about={'config': changes.plain(run.config)}, **parts)
 
 
 def _codec_stage(run: Run) -> loop.Stage:
@@ -180,7 +184,7 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   batches = omni_batches(run)
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
-    state, said = start_from(run.config.init_from, state, run.mesh, own_codec=run.own_codec)
+    state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
     say(run.workdir, said)
   return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), state=state,
                 batches=batches,
@@ -224,11 +228,35 @@ def run_all(config: Any, workdir: str) -> None:
   The same call goes on where the last one stopped.
   """
   run = processes.agreed(lambda: _checked(config, workdir))
-  if not jax.process_index():
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
-  with jax.set_mesh(run.mesh):
+  with contextlib.ExitStack() as stack:
+    if not jax.process_index():
+      for line in processes.agreed(lambda: _claimed(stack, config, workdir)):
+        say(workdir, line)
+      _write_config(config, epath.Path(workdir))
+    else:
+      processes.agreed(lambda: None)
+    stack.enter_context(jax.set_mesh(run.mesh))
     for name in config.stages:
       say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
       STAGES[name](run)
+
+
+def _claimed(stack: contextlib.ExitStack, config: Any, workdir: str) -> list[str]:
+  """Takes the folder, and compares the config with those of its checkpoints, before anything is written there."""
+  stack.enter_context(claimed(workdir))
+  said, now = [], changes.plain(config)
+  for stage in changes.NETWORK:
+    step, about = last_about(workdir, stage)
+    if stage in config.stages and 'config' in about:
+      found = changes.between(stage, about['config'], now)
+      if step >= config[stage].steps:  # done: it reads no more data
+        found = found._replace(data=[], free=[])
+      said += changes.checked(workdir, stage, step, found, strict=config.get('loader', {}).get('strict', True))
+  return said
+
+
+def _write_config(config: Any, folder: epath.Path) -> None:
+  """Whole or not at all: other commands read it at any time."""
+  part = folder / 'config.json.part'
+  part.write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  part.replace(folder / 'config.json')

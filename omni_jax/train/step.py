@@ -15,6 +15,7 @@ from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
 from omni_jax.model import encode_media, merge, OmniModel
 from omni_jax.nn.moe_router import mutual_information, updated_bias
 from omni_jax.train.losses import LossConfig, text_weights, total_loss
+from omni_jax.train.numerics import guarded
 from omni_jax.train.optim import frozen
 from omni_jax.train.state import codebooks_of, TrainState
 from omni_jax.types import Batch
@@ -92,7 +93,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     if 'ema' in buffers:
       average = averaged(buffers['ema'], after.params, state.step, ema)
       after = after._replace(buffers=buffers | {'ema': average})
-    return after, metrics
+    return guarded(state, after, metrics)
   return step
 
 
@@ -111,5 +112,5 @@ def make_codec_step(codec: Codec, tx: optax.GradientTransformation) -> StepFn:
     metrics = {'codec/loss': loss, 'grad_norm/total': optax.tree.norm(grads)}
     metrics |= {f'codec/{name}': value for name, value in figures._asdict().items()}
     metrics['tokens'] = jnp.sum(clips[1])
-    return _apply(state, grads, {'codebooks': updated._asdict()}, tx), metrics
+    return guarded(state, _apply(state, grads, {'codebooks': updated._asdict()}, tx), metrics)
   return step

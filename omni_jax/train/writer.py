@@ -40,7 +40,9 @@ class Writer:
     found = _lines(self._metrics)
     kept = [line for line in found if line and (line['stage'] != self._stage or line['step'] <= start)]
     if len(kept) < len(found):
-      self._metrics.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+      part = self._folder / 'metrics.jsonl.part'  # a process that is killed here loses nothing
+      part.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+      part.replace(self._metrics)
 
   @property
   def trace_folder(self) -> epath.Path:

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.parametrize(('flags', 'said'), [
     (['--workdir=missing'], 'missing: no such folder'),
     (['--workdir=.', '--data=no.jsonl'], 'no.jsonl: no such file'),
-    (['--workdir=.', '--follow'], '--follow'),
+    (['--workdir=.', '--follow', '--step=3'], '--follow evaluates every new step'),
     (['--workdir=.', '--sampling=guidance'], '--sampling guidance: give KEY=NUMBER'),
     ([], '--workdir'),
 ])

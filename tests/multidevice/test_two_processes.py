@@ -133,7 +133,7 @@ def test_sigterm_to_one_saves_the_same_step_in_both(stopped):
 
 def test_only_the_first_process_writes(stopped):
   workdir, (first, second) = stopped
-  assert sorted(path.name for path in workdir.iterdir()) == ['checkpoints', 'config.json', 'log.txt', 'metrics.jsonl', 'tensorboard']
+  assert sorted(path.name for path in workdir.iterdir()) == ['checkpoints', 'config.json', 'goodput.jsonl', 'lock', 'log.txt', 'metrics.jsonl', 'tensorboard']
   assert [len(list((workdir / 'tensorboard' / stage).iterdir())) for stage in ('codec', 'omni')] == [1, 1]
   said = [line.partition('] ')[2] for line in (workdir / 'log.txt').read_text().splitlines()]
   assert len(said) == 2 + CODEC_STEPS + 3 and said[0] == 'stage codec on 2 x cpu'

@@ -59,14 +59,14 @@ def test_the_step_may_be_named():
 def test_all_that_agrees_is_taken_and_the_rest_starts_anew(kit, other, step, less):
   folder, made = other
   ours = state(average=True)
-  got, said = start_from(f'{folder}{step}', ours, kit.mesh, own_codec=False)
+  got, said = start_from(f'{folder}{step}', ours, own_codec=False)
   assert_same(got.params, jax.tree.map(lambda x: x - less, made.buffers['ema']))
   assert_same(got.buffers['ema'], got.params)
   assert_same(got.buffers['router_bias'], made.buffers['router_bias'])
   assert_same(got.buffers['codec'], made.buffers['codec'])
   assert_same((got.opt_state, got.step, got.rng), (ours.opt_state, ours.step, ours.rng))
   assert 'fresh' not in said and f'at step {step[1:] or 3}' in said
-  mine = start_from(f'{folder}{step}', ours, kit.mesh, own_codec=True)[0]
+  mine = start_from(f'{folder}{step}', ours, own_codec=True)[0]
   assert_same(mine.buffers['codec'], ours.buffers['codec'])
   assert_same(mine.params, got.params)
 
@@ -74,7 +74,7 @@ def test_all_that_agrees_is_taken_and_the_rest_starts_anew(kit, other, step, les
 def test_what_differs_stays_fresh_and_is_named_in_one_line(kit, other):
   folder, made = other
   ours = state(tiny_model(experts=8))
-  got, said = start_from(str(folder), ours, kit.mesh, own_codec=False)
+  got, said = start_from(str(folder), ours, own_codec=False)
   assert_same(got.params['decoder']['blocks']['moe']['up'], ours.params['decoder']['blocks']['moe']['up'])
   assert_same(got.params['decoder']['norm'], made.buffers['ema']['decoder']['norm'])
   assert 'ema' not in got.buffers

@@ -1,0 +1,92 @@
+"""The folder of a stage: which steps count, and how one is begun, ended, removed or put aside without renaming.
+
+A step counts while its folder holds a manifest. Object stores have no atomic rename, so none is used: a file
+`STEP.unfinished` beside the folder says that a step is being written or removed. A folder without manifest is the rest
+of such a process where that file is there; otherwise somebody else took the manifest away, and the step is put aside.
+"""
+
+from etils import epath
+
+from omni_jax.train import manifest
+
+ASIDE, UNFINISHED = 'quarantine', '.unfinished'
+
+
+def listed(folder: epath.Path) -> list[int]:
+  """The steps that count, in order."""
+  return [step for step in folders(folder) if (folder / str(step) / manifest.NAME).exists()]
+
+
+def folders(folder: epath.Path) -> list[int]:
+  """All that have a folder, in order."""
+  if not folder.exists():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def _mark(folder: epath.Path, step: int) -> epath.Path:
+  return folder / f'{step}{UNFINISHED}'
+
+
+def begin(folder: epath.Path, step: int) -> None:
+  """Before anything of a step is written."""
+  folder.mkdir(parents=True, exist_ok=True)
+  _mark(folder, step).write_text('')
+
+
+def end(folder: epath.Path, step: int) -> None:
+  """After its manifest."""
+  _mark(folder, step).unlink(missing_ok=True)
+
+
+def remove(folder: epath.Path, step: int) -> None:
+  """Takes a step out of the list first, and then away."""
+  begin(folder, step)
+  (folder / str(step) / manifest.NAME).unlink(missing_ok=True)
+  if (folder / str(step)).exists():
+    (folder / str(step)).rmtree()
+  end(folder, step)
+
+
+def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
+  """Moves a step file by file into the folder `quarantine`, its manifest first, so that it no longer counts.
+
+  Returns:
+    Where it lies now, with `why` in a file of its own.
+  """
+  source, names = folder / str(step), [path.name for path in aside(folder)]
+  target = folder / ASIDE / next(name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names)
+  target.mkdir(parents=True)
+  (target / 'why.txt').write_text(f'{why}\n')
+  for name in sorted(manifest.files_in(source), key=lambda name: name != manifest.NAME):
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).replace(target / name)
+  source.rmtree()
+  return target
+
+
+def aside(folder: epath.Path) -> list[epath.Path]:
+  """The steps that were put aside."""
+  return sorted((folder / ASIDE).iterdir()) if (folder / ASIDE).exists() else []
+
+
+def tidy(folder: epath.Path) -> list[str]:
+  """Ends what a killed process began; only for the one process that writes here.
+
+  Returns:
+    Lines on what it did.
+  """
+  said, good = [], listed(folder)
+  for step in folders(folder):
+    if step in good:
+      end(folder, step)
+    elif _mark(folder, step).exists():
+      remove(folder, step)
+      said.append(f'{folder}/{step} was not finished and is removed')
+    else:
+      why = f'{manifest.NAME} is missing: it was removed, or the step was saved by older code or is half copied'
+      said.append(f'WARNING: {folder}/{step} does not count: {why}; moved to {put_aside(folder, step, why)}')
+  for path in folder.iterdir() if folder.exists() else ():
+    if path.name.endswith(UNFINISHED) and path.name.removesuffix(UNFINISHED).isdecimal():
+      end(folder, int(path.name.removesuffix(UNFINISHED)))
+  return said

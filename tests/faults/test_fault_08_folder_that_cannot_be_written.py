@@ -1,0 +1,52 @@
+"""Fault 8: the folder of the run is read-only, or no folder: refused before the first step, in one line."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+
+from faults.storage import small_disk
+import pytest
+from samples import tiny_run
+
+from omni_jax.errors import UserError
+from omni_jax.train import stages
+from omni_jax.train.claim import claimed
+
+
+@contextlib.contextmanager
+def read_only(folder):
+  """Root writes in spite of the mode: for root a file system that is mounted so."""
+  with small_disk(folder, 100) as disk:
+    if disk is not None:
+      subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
+    else:
+      pathlib.Path(folder).chmod(0o500)
+    yield folder
+
+
+def refused(workdir):
+  config = tiny_run()
+  config.data.budget.rows = 8
+  with pytest.raises(UserError, match=r'--workdir=.* cannot be written: .*; make room there'):
+    stages.run_all(config, str(workdir))
+
+
+def test_fault_08_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
+  with read_only(tmp_path / 'disk') as disk:
+    refused(disk)
+    refused(disk / 'run')
+
+
+def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
+  (tmp_path / 'run').write_text('a file')
+  refused(tmp_path / 'run')
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'checkpoints').write_text('a file')
+  refused(tmp_path / 'other')
+  assert os.listdir(tmp_path / 'other') == ['checkpoints']
+
+
+def test_fault_08_the_probe_leaves_nothing_behind(tmp_path):
+  with claimed(str(tmp_path / 'run')):
+    assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints', 'lock'] and not os.listdir(tmp_path / 'run' / 'checkpoints')

@@ -1,0 +1,139 @@
+"""Faults 16, 17, 18: damaged and hostile sounds, images and archives, through the real readers, as records with an id."""
+
+import io
+import os
+import struct
+import tarfile
+import zlib
+
+from faults.records import image, lines, MEDIA, refusal, sound
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+import soundfile
+
+from omni_jax.data.inputs.tar import TarReader
+from omni_jax.data.jsonl import JsonLines
+from omni_jax.data.media import BadRecord, decode_audio, decode_image
+from omni_jax.data.records import decode_example, pack_example
+
+
+def encoded(wave, rate=8000, format='WAV', subtype='PCM_16'):
+  out = io.BytesIO()
+  soundfile.write(out, wave, rate, format=format, subtype=subtype)
+  return out.getvalue()
+
+
+def saved(picture, format='PNG', **options):
+  out = io.BytesIO()
+  picture.save(out, format=format, **options)
+  return out.getvalue()
+
+
+def png_of(width, height):
+  """A header that promises this size."""
+  head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  chunk = lambda name, data: struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0' * 99)) + chunk(b'IEND', b'')
+
+
+TONE = 0.5 * np.sin(np.arange(1200) / 5)
+BAD_SOUNDS = {
+    'truncated.wav': (sound()[:-900], 'cut off'), 'lying.wav': (sound()[:40] + struct.pack('<I', 1 << 30) + sound()[44:], 'promises'),
+    'nan.wav': (encoded(np.where(np.arange(1200) == 7, np.nan, TONE), subtype='FLOAT'), 'NaN'), 'none.wav': (encoded(TONE[:0]), 'without samples'),
+    'hour.flac': (encoded(np.zeros(8000 * 3600), format='FLAC'), 'longer than the 0.48 s'), 'empty.wav': (b'', 'is empty')}
+GOOD_SOUNDS = {'eight.wav': encoded(TONE, subtype='PCM_U8'), 'surround.wav': encoded(np.stack([TONE] * 6, 1)),
+               'fast.wav': encoded(0.5 * np.sin(np.arange(14400) / 60), rate=96000), 'good.wav': encoded(TONE)}
+
+
+def test_fault_16_bad_sounds_are_named_with_a_reason_and_odd_ones_become_the_run_s(tmp_path):
+  path = lines(tmp_path, {name: data for name, (data, _) in BAD_SOUNDS.items()} | GOOD_SOUNDS)
+  found = refusal(path)
+  assert found.keys() == BAD_SOUNDS.keys()
+  for name, (_, said) in BAD_SOUNDS.items():
+    assert said in found[name], (name, found[name])
+  waves = {example['id']: example['content'][1]['wave'] for example in map(JsonLines(path, MEDIA).__getitem__, range(6, 10))}
+  for name in GOOD_SOUNDS:
+    assert abs(len(waves[name]) - 1200) <= 1 and waves[name].dtype == np.float32
+    np.testing.assert_allclose(waves[name][50:1100], waves['good.wav'][50:1100], atol=0.02, err_msg=name)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 16, 3), np.uint8))
+BAD_IMAGES = {
+    'cut.png': saved(PHOTO)[:200], 'cut.jpg': saved(PHOTO, 'JPEG')[:300], 'cut.webp': saved(PHOTO, 'WEBP')[:60],
+    'flipped.png': saved(PHOTO)[:60] + bytes([saved(PHOTO)[60] ^ 4]) + saved(PHOTO)[61:], 'huge.png': png_of(60_000, 60_000), 'wide.png': png_of(2**31 - 1, 1)}
+ODD_IMAGES = {'cmyk.jpg': saved(PHOTO.convert('CMYK'), 'JPEG'), 'deep.png': saved(Image.fromarray(np.full((8, 8), 40000, np.uint16))),
+              'moving.gif': saved(PHOTO, 'GIF', save_all=True, append_images=[PHOTO.rotate(90)]),
+              'turned.jpg': saved(PHOTO, 'JPEG', exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0')}
+
+
+def test_fault_17_bad_images_are_named_with_a_reason_and_odd_ones_become_the_run_s(tmp_path):
+  path = lines(tmp_path, BAD_IMAGES | ODD_IMAGES)
+  assert refusal(path).keys() == BAD_IMAGES.keys()
+  for example in map(JsonLines(path, MEDIA).__getitem__, range(6, 10)):
+    pixels = example['content'][1]['pixels']
+    assert pixels.shape == (8, 8, 1) and pixels.dtype == np.float32 and 0 <= pixels.min() <= pixels.max() <= 1, example['id']
+
+
+def test_fault_17_a_flip_that_decoders_miss_is_found_by_the_converter_s_digest():
+  data = sound()
+  record = bytearray(pack_example({'id': 'a', 'content': [{'type': 'audio', 'data': data}]}))
+  record[record.index(data) + 700] ^= 1
+  decode_audio(bytes(record[record.index(b'RIFF'):][:len(data)]), MEDIA.audio)
+  with pytest.raises(BadRecord, match='a: audio of .* has changed since the conversion'):
+    decode_example(bytes(record), MEDIA)
+
+
+def test_fault_18_sizes_are_checked_from_headers_before_anything_is_decoded(tmp_path, monkeypatch):
+  def decoded(*_, **__):
+    raise AssertionError('decoded')
+  monkeypatch.setattr(Image.Image, 'load', decoded)
+  monkeypatch.setattr(soundfile.SoundFile, 'read', decoded)
+  bad = {'huge.png': BAD_IMAGES['huge.png'], 'hour.flac': BAD_SOUNDS['hour.flac'][0]}
+  found = refusal(lines(tmp_path, bad))
+  assert found.keys() == bad.keys() and 'pixels' in found['huge.png'] and 'longer' in found['hour.flac']
+
+
+def test_fault_18_an_archive_leads_nowhere(tmp_path):
+  """A `..`, an absolute path and a link in a tar file, as `omni_jax.convert` reads it: nothing is written, nothing followed."""
+  secret = tmp_path / 'secret.png'
+  secret.write_bytes(image())
+  with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+    def add(name, data=b'', **fields):
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      for key, value in fields.items():
+        setattr(info, key, value)
+      tar.addfile(info, io.BytesIO(data))
+    add('good.png', image())
+    add('good.txt', b'a')
+    add('../up.png', image())
+    add(str(tmp_path / 'absolute.png'), image())
+    add('link.png', type=tarfile.SYMTYPE, linkname=str(secret))
+  before = sorted(os.listdir(tmp_path))
+  good, refused = [], []
+  for found in TarReader([str(tmp_path / 'a.tar')]).read(range(1)):
+    try:
+      good.append(found.make()['messages'][0]['content'][0]['data'])
+    except BadRecord as error:
+      refused.append((found.id, error.reason))
+  assert sorted(os.listdir(tmp_path)) == before
+  assert good == [image()] and len(refused) == 3, refused
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(st.sampled_from([image(), sound(), saved(PHOTO, 'JPEG'), saved(PHOTO, 'WEBP'), BAD_SOUNDS['hour.flac'][0][:2000]]),
+                  st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6), st.integers(0, 2000))
+def test_fault_16_17_any_bytes_are_read_right_or_refused(data, changes, cut):
+  damaged = bytearray(data[:cut] if cut % 3 == 0 else data)
+  for at, value in changes:
+    if damaged:
+      damaged[at % len(damaged)] = value
+  for decode, config, good in ((decode_image, MEDIA.image, lambda x: x.shape == (8, 8, 1)), (decode_audio, MEDIA.audio, lambda x: 0 < len(x) <= MEDIA.audio.samples)):
+    try:
+      found = decode(bytes(damaged), config)
+    except BadRecord:
+      continue
+    assert good(found) and np.isfinite(found).all() and np.abs(found).max() <= 1

@@ -1,0 +1,94 @@
+"""Fault 27: an evaluation reads a step while the trainer removes it: another step or a clean failure, never half a tree."""
+
+import threading
+
+from etils import epath
+from faults.toy import fresh, same, states
+import orbax.checkpoint as ocp
+import pytest
+
+from omni_jax.errors import UserError
+from omni_jax.evaluate.follow import follow
+from omni_jax.train import steps
+from omni_jax.train.checkpoint import Checkpoints, listed_steps
+
+LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
+
+
+def save(workdir, *wanted, keep=1):
+  with Checkpoints(str(workdir), 'omni', keep=keep) as checkpoints:
+    for one in states(*wanted):
+      checkpoints.save(one, b'{}')
+
+
+def test_fault_27_a_reader_beside_a_fast_trainer_gets_whole_steps_only(tmp_path):
+  save(tmp_path, 1)
+  trainer = threading.Thread(target=save, args=(tmp_path, *range(2, 40)))
+  trainer.start()
+  seen, failed = set(), 0
+  while trainer.is_alive():
+    with Checkpoints(str(tmp_path), 'omni', read_only=True, say=lambda text: None) as checkpoints:
+      try:
+        found, step = checkpoints.restore_model(LIKE)
+      except UserError:
+        failed += 1
+        continue
+    assert same(found['params'], states(step)[0].params) and same(found['buffers'], states(step)[0].buffers)
+    seen.add(step)
+  trainer.join()
+  assert len(seen) > 3, (seen, failed)
+
+
+@pytest.mark.parametrize('others, expected', [((5, 6), 6), ((), None)], ids=['a_newer_step', 'none'])
+def test_fault_27_a_step_that_goes_between_its_manifest_and_its_arrays(tmp_path, monkeypatch, others, expected):
+  save(tmp_path, 4)
+  restore = ocp.PyTreeCheckpointHandler.restore
+  def removed_first(self, path, *args, **kwargs):
+    if epath.Path(path).parent.name == '4':
+      steps.remove(epath.Path(path).parents[1], 4)
+      monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', restore)
+      save(tmp_path, *others) if others else None
+    return restore(self, path, *args, **kwargs)
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', removed_first)
+  said = []
+  with Checkpoints(str(tmp_path), 'omni', read_only=True, say=said.append) as checkpoints:
+    if expected is None:
+      with pytest.raises(UserError, match=r'no step  in .*; there are \[\]'):
+        checkpoints.restore_model(LIKE)
+    else:
+      found, step = checkpoints.restore_model(LIKE)
+      assert step == expected and same(found['params'], states(step)[0].params)
+  assert 'step 4 in' in said[0] and 'was removed while it was read' in said[0]
+
+
+def test_fault_27_follow_evaluates_new_steps_and_survives_that_one_is_removed(tmp_path):
+  """The trainer removes step 2 while it is evaluated, and later saves 6, its last; 3 and 4 came and went."""
+  save(tmp_path, 1)
+  evaluated, said, waited = [], [], []
+
+  def evaluate(step):
+    if step == 2:
+      save(tmp_path, 3, 4)
+    with Checkpoints(str(tmp_path), 'omni', read_only=True, say=said.append) as checkpoints:
+      found, got = checkpoints.restore_model(LIKE, step)
+    assert got == step and same(found['params'], states(step)[0].params)
+    evaluated.append(step)
+
+  def wait():
+    waited.append(True)
+    assert len(waited) < 9
+    if len(waited) == 2:
+      save(tmp_path, 2)
+    if len(waited) == 4:
+      save(tmp_path, 6)
+  follow(evaluate, lambda: listed_steps(str(tmp_path), 'omni'), lambda: 6, log=said.append, wait=wait)
+  assert evaluated == [1, 4, 6]
+  assert len(said) == 1 and 'step 2 was removed while it was read' in said[0]
+
+
+def test_fault_27_follow_does_not_hide_a_step_that_is_damaged(tmp_path):
+  save(tmp_path, 1)
+  def evaluate(step):
+    raise UserError('bad')
+  with pytest.raises(UserError, match='bad'):
+    follow(evaluate, lambda: listed_steps(str(tmp_path), 'omni'), lambda: 6, log=print, wait=lambda: None)
