@@ -210,7 +210,8 @@ class Loader:
     mixture = Mixture.of(making.examples)
     making = making._replace(examples=mixture)
     self._maker = Workers(making, config.workers) if config.workers else Here(making)
-    order, part = Order(mixture, making.seed), dataclasses.replace(budget, rows=budget.rows // lanes)
+    self._order, self._lane_count, self._examples = (order := Order(mixture, making.seed)), lanes, mixture
+    part = dataclasses.replace(budget, rows=budget.rows // lanes)
     own = range(index * lanes // count, (index + 1) * lanes // count)
 
     def new_lane(lane: int) -> _Lane:
@@ -260,6 +261,19 @@ class Loader:
       raise UserError(f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
                       'config.loader.lanes was another')
     self._iterator.set_state(saved['lanes'])
+
+  def ids(self, before: bytes, after: bytes) -> list[str]:
+    """Names of this process's examples that were packed between two states; of one that has none, its number."""
+    old, new, names = json.loads(before)['lanes'], json.loads(after)['lanes'], []
+    for lane in old:
+      taken = {*old[lane]['waiting'], *range(old[lane]['next'], new[lane]['next'])} - {*new[lane]['waiting']}
+      for k in sorted(taken):
+        example = self._order[int(lane) + k * self._lane_count].example
+        try:
+          names.append(str(self._examples[example].get('id') or example))
+        except BadRecord as bad:  # it was left out
+          names.append(str(bad))
+    return names
 
   @staticmethod
   def merged(states: Sequence[bytes]) -> bytes:

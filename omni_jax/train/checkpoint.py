@@ -183,7 +183,7 @@ class Checkpoints:
 
   def _complete(self) -> None:
     """In the background, in the first process, once all files of a step are there: now it counts."""
-    saving, self._saving = self._saving, None
+    saving = self._saving
     found = digest.finish(saving.digests)
     leaves = {name: Leaf(*shape, found[name]) for name, shape in saving.shapes.items()}
     manifest.write(self._path / str(saving.step), saving.step, leaves, saving.about)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import json
 import signal
 import time
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -32,6 +33,12 @@ class Batches(Protocol):
   def merged(self, states: Sequence[bytes]) -> bytes: ...  # of all, from those of each
   def restore(self, state: bytes) -> None: ...
   def close(self) -> None: ...
+
+
+@runtime_checkable
+class Named(Protocol):
+  """Batches that know what a batch is made of."""
+  def ids(self, before: bytes, after: bytes) -> list[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +149,11 @@ class _Tools(NamedTuple):
 def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop') -> TrainState:
   checkpoints, writer, good, bad = tools
   meter, trace, metrics = _Meter(), _Trace(stage.profile, str(writer.trace_folder)), None
-  start = int(state.step)
+  start, where = int(state.step), stage.batches.state()
   for step in range(start + 1, stage.steps + 1):
     checkpoints.check()
     trace.before(step)
-    before, records = time.perf_counter(), stage.batches.state()
+    before = time.perf_counter()
     with good.spent(DATA):
       host = next(stage.batches)
     meter.waited(time.perf_counter() - before)
@@ -155,7 +162,8 @@ def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_S
     # One step ahead of the devices is enough to keep them busy. Further ahead, the host would use up the prefetched
     # batches, wait for each new one though no device does, and hold all of them in the devices' memory.
     jax.block_until_ready(earlier)
-    bad.after(step, metrics, records)
+    was, where = where, stage.batches.state()
+    bad.after(step, metrics, functools.partial(_records, stage.batches, was, where))
     writer.advance()
     if step == start + 1:
       jax.block_until_ready(metrics)
@@ -184,6 +192,12 @@ def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_S
     if asked:
       raise Preempted
   return state
+
+
+def _records(batches: Batches, before: bytes, after: bytes) -> Any:
+  """What a batch was made of: names of its examples, or where the data stood before it; of all processes."""
+  own = batches.ids(before, after) if isinstance(batches, Named) else [json.loads(before)]
+  return [name for part in gather_bytes(json.dumps(own).encode()) for name in json.loads(part)]
 
 
 def _updated(stage: Stage, state: TrainState, batch: Any, step: int) -> tuple[TrainState, Any]:

@@ -1,5 +1,6 @@
 """What becomes of an update that is not finite: it is left out, counted and written out; the run ends or goes on."""
 
+from collections.abc import Callable
 import json
 from typing import Any
 
@@ -39,11 +40,11 @@ class BadSteps:
     self._file, self._workdir, self._stage, self._limit = epath.Path(workdir) / FILE, workdir, stage, limit
     self.count, self._open = 0, []
 
-  def after(self, step: int, metrics: dict[str, Array], records: bytes) -> None:
+  def after(self, step: int, metrics: dict[str, Array], records: Callable[[], Any]) -> None:
     """Looks at the step before this one: to wait for this one would leave the devices idle.
 
     Args:
-      records: where the data stood before the batch, to be written out if it was a bad one.
+      records: names what the batch was made of; called in all processes, if it was a bad one.
     """
     if SKIPPED in metrics:
       self._open.append((step, metrics, records))
@@ -64,10 +65,10 @@ class BadSteps:
         self.count += 1
         self._say(step, jax.device_get(metrics), records)
 
-  def _say(self, step: int, figures: dict[str, Any], records: bytes) -> None:
-    bad = not_finite(figures)
+  def _say(self, step: int, figures: dict[str, Any], records: Callable[[], Any]) -> None:
+    bad, names = not_finite(figures), records()
     if not jax.process_index():
-      line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': json.loads(records)}
+      line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': names}
       with self._file.open('a') as file:
         file.write(json.dumps(line) + '\n')
     said = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'

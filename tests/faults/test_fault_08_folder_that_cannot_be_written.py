@@ -38,6 +38,12 @@ def test_fault_08_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
     refused(disk / 'run')
 
 
+def test_fault_08_checkpoints_alone_are_read_only(tmp_path):
+  with read_only(tmp_path / 'run' / 'checkpoints'):
+    refused(tmp_path / 'run')
+  assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints']
+
+
 def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
   (tmp_path / 'run').write_text('a file')
   refused(tmp_path / 'run')

@@ -8,8 +8,8 @@ from etils import epath
 from faults.toy import finished, fresh, logged, same, start, states
 import pytest
 
-from omni_jax.train import steps
-from omni_jax.train.checkpoint import Checkpoints
+from omni_jax.train import manifest, steps
+from omni_jax.train.checkpoint import Checkpoints, SaveFailed
 
 
 @pytest.mark.parametrize('after, code, step', [('return', 0, 4), ('raise', 1, 4), ('save_and_raise', 1, 1)])
@@ -29,6 +29,19 @@ def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   code, _, err = finished(process)
   assert code == 75, err
   assert max(steps.listed(epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy'))) == logged(tmp_path / 'run')[-1]['step']
+
+
+@pytest.mark.parametrize('inside, raised', [(None, SaveFailed), (SystemExit(75), SaveFailed), (RuntimeError('mine'), RuntimeError)], ids=repr)
+def test_fault_09_a_save_that_fails_at_the_end_is_said_and_75_never_lies(tmp_path, monkeypatch, inside, raised):
+  def full(*_, **__):
+    raise OSError('No space left on device')
+  monkeypatch.setattr(manifest, 'write', full)
+  said = []
+  with pytest.raises(raised), Checkpoints(str(tmp_path), 'toy', say=said.append) as checkpoints:
+    checkpoints.save(states(1)[0], b'{}')
+    if inside:
+      raise inside
+  assert len(said) == (raised is RuntimeError) and all('saving step 1' in line and 'No space left' in line for line in said)
 
 
 @pytest.mark.parametrize('error', [RuntimeError('mine'), KeyboardInterrupt(), SystemExit(3)], ids=repr)

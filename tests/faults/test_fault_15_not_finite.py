@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import BUDGET, examples
 
+from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.data.making import Making
 from omni_jax.errors import UserError
+from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
 from omni_jax.train.checkpoint import Checkpoints
@@ -30,7 +34,7 @@ def test_fault_15_a_bad_update_is_left_out_and_its_records_are_written_out(tmp_p
   done = loop.run(bad_stage(bad=(3, 4), value=value, bad_steps=2), str(tmp_path), make_mesh())
   assert int(done.step) == 8 and all(np.isfinite(x).all() for x in jax.tree.leaves(done))
   dumped = [json.loads(line) for line in (tmp_path / 'bad_steps.jsonl').read_text().splitlines()]
-  assert [(line['step'], line['records']) for line in dumped] == [(3, {'next': 2}), (4, {'next': 3})]
+  assert [(line['step'], line['records']) for line in dumped] == [(3, [{'next': 2}]), (4, [{'next': 3}])]
   assert 'loss/total' in dumped[0]['not_finite']
   assert [line.get('skipped') for line in logged(tmp_path)] == [0, 0, 1, 2, 2, 2, 2, 2]
   assert 'loss/total' not in logged(tmp_path)[2] and json.loads(json.dumps(logged(tmp_path), allow_nan=False))
@@ -74,6 +78,19 @@ def test_fault_15_the_real_step_keeps_its_state(kit, batch):
   assert same(after._replace(step=kit.state.step), kit.state) and int(after.step) == int(kit.state.step) + 1
   after, metrics = kit.step(kit.state, batch)
   assert int(metrics['skipped']) == 0 and not same(after.opt_state, kit.state.opt_state)  # its first rate is zero
+
+
+def test_fault_15_the_records_of_a_bad_batch_are_named(tmp_path, kit):
+  """With the real loader: those whose pixels are spoilt, and what lies in the same batch."""
+  items = [dict(example, id=f'{seed}/{i}') for seed in range(4) for i, example in enumerate(examples(seed))]
+  bad = next(k for k, item in enumerate(items) if item['id'] == '2/0')
+  items[bad]['messages'][0]['content'] = [{'type': 'image', 'pixels': np.full((8, 8, 1), np.nan, np.float32)}]
+  batches = Loader(Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0), BUDGET, LoaderConfig(lanes=2))
+  real = loop.Stage('omni', 8, kit.step, kit.state, batches, log_every=4, save_every=100, bad_steps=8)
+  loop.run(real, str(tmp_path), kit.mesh)
+  dumped = [json.loads(line) for line in (tmp_path / 'bad_steps.jsonl').read_text().splitlines()]
+  assert dumped and all('2/0' in line['records'] for line in dumped)
+  assert all(1 < len(line['records']) < 12 and set(line['records']) <= {item['id'] for item in items} for line in dumped)
 
 
 def test_fault_15_a_step_made_twice_finds_silent_corruption(tmp_path):

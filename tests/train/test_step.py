@@ -23,7 +23,7 @@ def test_every_figure_is_reported_and_finite(stepped):
   figures = jax.device_get(stepped[1])
   wanted = {f'{kind}/{head}' for kind in ('loss', 'weight') for head in HEADS}
   wanted |= {'loss/total', 'loss/balance', 'loss/z', 'routing/entropy', 'routing/load_max', 'routing/load_min',
-             'routing/expert_by_modality', 'routing/mutual_information', 'tokens', 'filled', 'grad_norm/total', 'grad_norm/decoder',
+             'routing/expert_by_modality', 'routing/mutual_information', 'tokens', 'filled', 'skipped', 'grad_norm/total', 'grad_norm/decoder',
              *(f'grad_norm/{head}_head' for head in HEADS), *(f'grad_norm/{head}_embed' for head in HEADS)}
   assert set(figures) == wanted
   assert all(np.isfinite(value).all() for value in figures.values())
