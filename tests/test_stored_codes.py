@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -42,11 +43,11 @@ def run_folder(folder: pathlib.Path, seed: int, steps: int | None = None) -> pat
   values = samples.codec_values(omni, seed)
   state = init_codec(omni, make_optimizer(OptimConfig(), 1), seed=0)
   state = state._replace(params=values['params'], buffers={'codebooks': values['codebooks']},
-                         step=np.int32(config.codec.steps if steps is None else steps))
+                         step=jnp.int32(config.codec.steps if steps is None else steps))
   folder.mkdir(exist_ok=True)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
   with Checkpoints(str(folder), 'codec') as checkpoints:
-    checkpoints.save(state, b'{}')
+    checkpoints.save(jax.tree.map(jnp.asarray, state), b'{}')
   return folder
 
 

@@ -32,7 +32,7 @@ def run(tmp_path, **values):
     for name, value in (DATA | values).items():
       config.update_from_flattened_dict({name: value})
   config.stages = ('omni',)
-  config.data.budget.spoken = 0
+  config.data.budget.spoken_frames = 0
   stages.run_all(config, str(tmp_path / 'run'))
 
 
@@ -73,7 +73,7 @@ def test_fault_20_every_token_is_inside_the_vocabulary():
 
 
 def test_fault_21_a_sample_longer_than_a_row_is_named_and_no_span_is_cut():
-  with pytest.raises(UserError, match=r'example needs \(positions, .*\) = \[\d{3}.*, a row has \[96, .*raise config\.data\.budget'):
+  with pytest.raises(UserError, match=r'example needs \(length, .*\) = \[\d{3}.*, a row has \[96, .*raise config\.data\.budget'):
     next(loader([chat('long', [text('x' * 200)], [text('y')])]))
   drawn = next(loader(examples(0), budget=rows(BUDGET, 4)))
   for at in drawn.draw_at_BNP.reshape(-1, MODEL.media.image.patches):
