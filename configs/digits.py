@@ -2,22 +2,21 @@
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold caches: 15 min 28 s from process start to report.html (bar 20, target 10) and 2.4 GB
-at the peak (bar 4), at commit 162d2af, somebody reading beside it; omni at 1.9 steps/s, evaluation 78 s. It waits for
-data for 0.6 % of the codec stage and 4.3 % of the omni stage (medians; bar 2). Seed 0, figures good to +-3 points.
-Earlier runs beside it: dbc99d1 (13 min 50 s), a320c96 (12 min 35 s, 2.2-2.4 steps/s); augmentation draws other numbers
-in each, and three voices said something else every time before 162d2af.
+Two CPU cores, no accelerator, cold caches: 11 min 38 s from process start to report.html (bar 20, target 10) and 2.3 GB
+at the peak (bar 4), at commit d8be97a, nothing beside it; omni at 2.5 steps/s, evaluation 68 s. It waits for data for
+1.2 % of the omni stage (medians; bar 2) and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Earlier
+versions beside it: 162d2af (15 min 28 s), dbc99d1 (13 min 50 s); rows are packed differently in each.
 
-                      162d2af          dbc99d1  a320c96
-  image_to_text       98.5 %  (bar 96)   97.0     96.8
-  speech_to_text      99.0 %  (bar 95)   99.2     99.0
-  text_to_text       100.0 %  (bar 90)  100.0    100.0
-  text_to_image       99.0 %  (bar 95)   99.0     99.0
-  image_to_image      93.5 %  (bar 90)   92.5     95.0
-  speech_to_image     94.8 %  (bar 90)   95.0     95.5
-  text_to_speech      96.5 %  (bar 90)   97.8     99.3
-  image_to_speech     90.5 %  (bar 90)   91.8     93.8
-  speech_to_speech    96.2 %  (bar 90)   98.8     99.3
+                      d8be97a          162d2af  dbc99d1
+  image_to_text        97.5 %  (bar 96)   98.5     97.0
+  speech_to_text       98.2 %  (bar 95)   99.0     99.2
+  text_to_text        100.0 %  (bar 90)  100.0    100.0
+  text_to_image        99.2 %  (bar 95)   99.0     99.0
+  image_to_image       95.5 %  (bar 90)   93.5     92.5
+  speech_to_image      95.5 %  (bar 90)   94.8     95.0
+  text_to_speech       98.8 %  (bar 90)   96.5     97.8
+  image_to_speech      93.8 %  (bar 90)   90.5     91.8
+  speech_to_speech     97.8 %  (bar 90)   96.2     98.8
 """
 
 from ml_collections import ConfigDict

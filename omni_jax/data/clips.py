@@ -33,9 +33,9 @@ class ClipLoader:
     wave_NS = np.zeros((self._batch, frames * frame), np.float32)
     mask_NR = np.zeros((self._batch, frames), np.float32)
     for n, pick in enumerate(rng.integers(len(self._waves), size=self._batch)):
-      wave = self._waves[pick] * np.float32(rng.uniform(0.6, 1.2))
+      wave, loud = self._waves[pick], np.float32(rng.uniform(0.6, 1.2))
       start = int(rng.integers(0, max(0, len(wave) - frames * frame) + 1))
-      crop = wave[start:start + frames * frame]
+      crop = wave[start:start + frames * frame] * loud
       wave_NS[n, :len(crop)] = crop
       mask_NR[n, :-(-len(crop) // frame)] = 1
     return wave_NS[self._own], mask_NR[self._own]
