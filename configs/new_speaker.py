@@ -4,8 +4,8 @@
   python -m omni_jax.train --config=configs/new_speaker.py --config.data.root=data/spoken_digits \
     --workdir=runs/new_speaker --config.data.leave_out=theo --config.data.eval_file=speaker_theo.jsonl
 
-One CPU core: 5 to 8 minutes (busy machine). Seed 0, right words in % by who is left out, 500 recordings each (bar 80): george 75.0,
-jackson 85.4, nicolas 84.0, theo 83.9, yweweler 83.4. Settings were chosen on george; docs/results.md says which.
+One CPU core, busy: 5 to 8 minutes. Seed 0, right words in % by who is left out, 500 recordings each (bar 80): george
+75.0, jackson 85.4, nicolas 84.0, theo 83.9, yweweler 83.4. Settings were chosen on george; docs/results.md says which.
 """
 
 import pathlib
