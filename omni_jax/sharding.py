@@ -16,10 +16,10 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS = 'expert'
+EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
 RULES = {
     # activations
-    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor',
+    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
     # weights
     'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
 }
@@ -62,6 +62,11 @@ def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
 def spec(*axes: str | None) -> P:
   """PartitionSpec of an array whose dimensions have these logical axes."""
   return P(*(RULES[axis] if axis else None for axis in axes))
+
+
+def ways(mesh: Mesh, axis: str) -> int:
+  """Into how many parts the mesh splits a dimension with this logical axis."""
+  return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
