@@ -44,7 +44,8 @@ class Attention(nnx.Module):
     heads, kv_heads, head_dim = self.shape
     b, l, _ = x_BLD.shape
     q = self.q_norm(self.q(x_BLD).reshape(b, l, heads, head_dim))
-    k, v = jnp.split(self.kv(x_BLD).reshape(b, l, 2 * kv_heads, head_dim), 2, axis=2)
+    # Key and value of a head lie side by side, so that splitting the columns over devices does not part them.
+    k, v = jnp.moveaxis(self.kv(x_BLD).reshape(b, l, kv_heads, 2, head_dim), 3, 0)
     k = self.k_norm(k)
     if angle_BLa is not None:
       q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)

@@ -17,7 +17,7 @@ def test_equals_softmax_attention_written_out():
   module, x = attention()
   reach = packed_rows(jnp.asarray([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1]]))
   q = module.q_norm(module.q(x).reshape(2, 7, 4, 8))
-  k, v = jnp.split(module.kv(x).reshape(2, 7, 4, 8), 2, axis=2)
+  k, v = jnp.moveaxis(module.kv(x).reshape(2, 7, 2, 2, 8), 3, 0)
   k, v = (jnp.repeat(a, 2, axis=2) for a in (module.k_norm(k), v))  # heads 0, 1 share the first pair; 2, 3 the other
   score = jnp.where(mask_of(reach)[:, None], jnp.einsum('bqha,bkha->bhqk', q, k) / 8**0.5, -jnp.inf)
   y = jnp.einsum('bhqk,bkha->bqha', jax.nn.softmax(score), v).reshape(2, 7, 32)
