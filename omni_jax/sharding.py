@@ -16,7 +16,8 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
+EXPERT_AXIS, WIDTH_AXIS, CONTEXT_AXIS = 'expert', 'fsdp', 'context'
+TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
 RULES = {
     # activations
     'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
@@ -96,6 +97,17 @@ def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
     return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
   return NamedSharding(mesh, P(*(a if n % ways(a) == 0 else None for a, n in zip(padded, shape, strict=True))))
+
+
+def whole_width(w: jax.Array, pspec: P) -> jax.Array:
+  """A weight as `pspec` lays it out, gathered over the axis that only saves memory; for use inside a shard_map.
+
+  Its gradient goes back by reduce-scatter.
+  """
+  for dimension, axis in enumerate(pspec):
+    if axis == WIDTH_AXIS:
+      w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+  return w
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

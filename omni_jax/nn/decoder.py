@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from omni_jax import sharding
 from omni_jax.nn import moe_router
 from omni_jax.nn.attention import Attention, KVCache
+from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE
 from omni_jax.nn.reach import cached, packed_rows
@@ -42,7 +43,7 @@ class DecoderConfig:
     experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
     shared_hidden: hidden width of the shared expert; 0 for none.
     routing: see Routing.
-    block: slots in a block of the dropless expert matmul.
+    exchange, capacity, block: how the experts are computed, see expert_parallel.Dispatch.
     theta: base of the rotary frequencies.
     remat: see Remat.
     unroll: layers in one turn of the scan.
@@ -57,6 +58,8 @@ class DecoderConfig:
   expert_hidden: int = 128
   shared_hidden: int = 128
   routing: Routing | str = Routing.TOKEN
+  exchange: Exchange | str = Exchange.GATHER
+  capacity: float = 2.0
   block: int = 64
   theta: float = 1000.0
   remat: Remat | str = Remat.NONE
@@ -65,6 +68,7 @@ class DecoderConfig:
   def __post_init__(self):
     object.__setattr__(self, 'remat', Remat(self.remat))
     object.__setattr__(self, 'routing', Routing(self.routing))
+    object.__setattr__(self, 'exchange', Exchange(self.exchange))
     if self.heads % self.kv_heads:
       raise ValueError(f'{self.heads} heads do not divide by {self.kv_heads} key/value heads')
     if self.top_k > self.experts:
@@ -78,7 +82,8 @@ class Block(nnx.Module):
     c = config
     self.attention_norm, self.moe_norm = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
-    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden, c.block,
+    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden,
+                   Dispatch(c.exchange, c.capacity, c.block),
                    routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1, rngs=rngs)
 
   def __call__(self, x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):

@@ -85,6 +85,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     metrics |= {'loss/balance': stats.balance.mean(), 'loss/z': stats.z.mean(), 'routing/entropy': stats.entropy.mean(),
                 'routing/load_max': stats.load_E.max() * stats.load_E.shape[-1],
                 'routing/load_min': stats.load_E.min() * stats.load_E.shape[-1],
+                'routing/dropped': stats.dropped.mean(),
                 'routing/mutual_information': jax.vmap(mutual_information)(stats.load_ME).mean(),
                 'routing/expert_by_modality': stats.load_ME.sum(axis=0),
                 'tokens': (batch.segment_BL > 0).sum(), 'filled': (batch.segment_BL > 0).mean()}
