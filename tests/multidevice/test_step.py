@@ -9,7 +9,9 @@ from samples import BUDGET, laid, make_kit, packed, rows, tiny_model
 
 from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
 
-MESHES = [dict(data=2, fsdp=2, expert=2), dict(data=8), dict(expert=8)]
+AXES_ALONE = [dict(data=8), dict(fsdp=8), dict(expert=8), dict(tensor=8), dict(context=8)]
+TOGETHER = [dict(data=2, fsdp=2, expert=2), dict(data=2, tensor=2, context=2), dict(fsdp=2, expert=2, context=2),
+            dict(expert=2, tensor=2, context=2), dict(expert=4, tensor=2), dict(tensor=2, context=4)]
 CONFIG = tiny_model(experts=8)
 STEPS = 2
 
@@ -42,7 +44,7 @@ def one_device(eight_rows):
   return trained(descent(), eight_rows)
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@pytest.mark.parametrize('sizes', AXES_ALONE + TOGETHER, ids=str)
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   state, metrics = trained(descent(), eight_rows, **sizes)
   wanted, wanted_metrics = one_device
