@@ -67,6 +67,11 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
+def row_ways(mesh: Mesh) -> int:
+  """Parts that a batch's rows are split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
   """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -118,6 +123,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
   """Of everything in a batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def cache_layout(mesh: Mesh) -> NamedSharding:
+  """Of keys and values: layers, rows, slots, heads, width."""
+  return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
 def input_part(mesh: Mesh) -> tuple[int, int]:

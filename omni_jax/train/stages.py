@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
+from omni_jax.chips import peak_flops
 from omni_jax.config import dataclass_of
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
@@ -28,7 +29,7 @@ from omni_jax.train import state as states
 from omni_jax.train.checkpoint import has_checkpoint, last_about
 from omni_jax.train.claim import claimed
 from omni_jax.train.coder import fingerprint, restore_values
-from omni_jax.train.flops import omni_step_flops, peak_flops
+from omni_jax.train.flops import step_flops
 from omni_jax.train.init_from import fresh_names, start_from
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.plan import omni_program, Plan
@@ -153,7 +154,7 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
     state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
     say(run.workdir, said)
   return _stage(run, 'omni', step=program.step, state=state, batches=batches,
-                flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),
+                flops=step_flops(run.omni, run.budget).model, peak=peak_flops(jax.devices()[0].device_kind),
                 profile=run.config.profile)
 
 
