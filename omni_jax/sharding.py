@@ -1,12 +1,12 @@
 """Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,28 +26,51 @@ RULES = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with the named axis sizes; axes that are not named have size 1, one of size -1 takes the devices left over.
+
+  Args:
+    devices: other than all of this process's backend, such as those of a described topology.
 
   Raises:
     UserError: if an axis is unknown or the product of the sizes does not divide the number of devices.
   """
-  sizes = dict(sizes or {})
+  sizes, devices = dict(sizes or {}), list(jax.devices() if devices is None else devices)
   if unknown := set(sizes) - set(AXES):
     raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
   shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
   if shape.count(-1) == 1:
-    rest = max(1, jax.device_count() // -math.prod(shape))
+    rest = max(1, len(devices) // -math.prod(shape))
     shape = tuple(rest if n == -1 else n for n in shape)
   if min(shape) < 1:
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))}: sizes are 1 and more, at most one of them -1')
-  if math.prod(shape) > (n := jax.device_count()) or n % math.prod(shape):
+  if math.prod(shape) > (n := len(devices)) or n % math.prod(shape):
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
                     f'set config.mesh so that the product divides {n}')
   if math.prod(shape) < n and jax.process_count() > 1:
     raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
                     'processes take all of them; set one axis of config.mesh to -1')
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:math.prod(shape)])
+  return Mesh(_laid_out(shape, devices[:math.prod(shape)]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+  """Devices so that mesh axes follow the links between chips; of several slices, the first axis goes across them."""
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices > 1 and devices[0].platform == 'tpu':
+    if shape[0] % slices:
+      raise UserError(f'mesh axis {AXES[0]!r} of size {shape[0]} does not divide by {slices} slices, which it goes '
+                      f'across; nearest: {max(1, shape[0] // slices) * slices}')
+    within, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:  # no set of the torus's sides makes up one of the axes: parts of sides have to
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def row_ways(mesh: Mesh) -> int:
+  """Parts that a batch's rows are split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
@@ -119,6 +142,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def by_rows(mesh: Mesh) -> NamedSharding:
+  """Of everything in a batch."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def cache_layout(mesh: Mesh) -> NamedSharding:
+  """Of keys and values: layers, rows, slots, heads, width."""
+  return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
 def input_part(mesh: Mesh) -> tuple[int, int]:
   """(index, count): which part of a batch's rows this process gives to `place`, of how many.
 
@@ -140,8 +173,7 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
 
 def place(batch: Any, mesh: Mesh) -> Any:
   """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
-  sharding = NamedSharding(mesh, P(BATCH_AXES))
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)
 
 
 _largest = jax.jit(jnp.max)

@@ -19,13 +19,14 @@ DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
     'errors': set(), 'types': set(), 'host': HOST, 'config': {'errors', 'types'}, 'data': HOST | {'config'},
     'convert': HOST | {'data', 'train'},  # of train the reading of --config, which loads no jax
-    'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE | {'config'},
-    'train': DEVICE | {'config', 'model', 'data'},
+    'chips': set(), 'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE | {'config'},
+    'train': DEVICE | {'chips', 'config', 'model', 'data'},
     'generate': DEVICE | {'model', 'data', 'train'},
     'evaluate': DEVICE | {'model', 'data', 'generate', 'omni_jax'},  # train starts evaluate as a process of its own
     'posttrain': DEVICE | {'model', 'data', 'train', 'generate', 'evaluate'},
     'omni_jax': {'generate'},
     'inspect_data': DEVICE | {'data', 'evaluate', 'train'},
+    'compile': DEVICE | {'chips', 'model', 'data', 'train', 'generate'},
     'bench': DEVICE | {'data', 'train'},
 }
 BEAM = {pathlib.Path('omni_jax/data/beam.py'), pathlib.Path('omni_jax/data/beam_files.py')}

@@ -47,7 +47,7 @@ def grammar(tokenizer: Tokenizer, want: str) -> Grammar:
     following[mode, ids] = to
 
   special = tokenizer.special
-  letters = np.arange(tokenizer.first_byte, tokenizer.vocab_size)
+  letters = np.arange(tokenizer.first_byte, tokenizer.used)
   sizes = [special(f'size:{n}') for n in range(1, tokenizer.config.max_grid + 1)]
   after = Mode.TEXT if want == 'any' else Mode.END
   for mode in (Mode.START, Mode.TEXT):

@@ -1,7 +1,6 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
 import contextlib
-import dataclasses
 import json
 import re
 import subprocess
@@ -9,13 +8,12 @@ import sys
 from typing import Any
 
 from etils import epath
-from flax import nnx
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
+from omni_jax.chips import peak_flops
 from omni_jax.config import dataclass_of
 from omni_jax.data.augment import Augment
 from omni_jax.data.clips import ClipLoader
@@ -24,54 +22,37 @@ from omni_jax.data.making import Making
 from omni_jax.data.manifest import check_codec
 from omni_jax.data.sources import check_tokenizers, converted_folders, SOURCES, training_clips, training_examples
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, OmniConfig
 from omni_jax.train import changes, loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.checkpoint import has_checkpoint, last_about
 from omni_jax.train.claim import claimed
 from omni_jax.train.coder import fingerprint, restore_values
-from omni_jax.train.flops import omni_step_flops, peak_flops
+from omni_jax.train.flops import step_flops
 from omni_jax.train.init_from import fresh_names, start_from
-from omni_jax.train.losses import LossConfig
-from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
-from omni_jax.train.step import make_codec_step, make_omni_step
+from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.plan import omni_program, Plan
+from omni_jax.train.step import make_codec_step
 from omni_jax.train.writer import say
-from omni_jax.types import MediaConfig, RowBudget
-
-CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
 
 
-class Run:
-  """What all stages share: the config, where it runs, this process's part of the rows and the shapes of the network."""
+class Run(Plan):
+  """What all stages share: the plan, where it runs, and this process's part of the rows."""
 
   def __init__(self, config: Any, workdir: str):
     """Checks what can be checked before anything is written."""
-    self.config, self.workdir = config, workdir
-    self.omni = OmniConfig.from_config(config.model)
-    self.mesh: Mesh = sharding.make_mesh(config.mesh.to_dict())
-    self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
-    self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
+    super().__init__(config)
+    self.workdir = workdir
     self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
     self.loader = dataclass_of(LoaderConfig, config.get('loader') or ConfigDict(), 'loader')
-    self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
-    for rows in (self.budget.rows, config.codec.batch):
-      sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     self.part = sharding.input_part(self.mesh)
     lanes_of(self.budget.rows, self.loader, self.part[1])
     if config.data.source not in SOURCES:
       raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
-    if (codes := config.data.get('codes', 'computed')) not in CODES:
-      raise UserError(f'config.data.codes={codes!r} is unknown; it is one of {CODES}')
     check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
-    if not 0 <= config.omni.ema < 1:
-      raise UserError(f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1')
-    if config.omni.freeze:  # a pattern that fits nothing is refused here
-      frozen(sharding.param_specs(abstract(self.omni)), config.omni.freeze)
     self.codec_from = config.codec.get('init_from')
     if self.codec_from:
       said = f'config.codec.init_from={self.codec_from}'
@@ -79,17 +60,16 @@ class Run:
         raise UserError(f"{said} takes a finished codec: take 'codec' out of config.stages")
       if not has_checkpoint(self.codec_from, 'codec'):
         raise UserError(f"{said}: no checkpoint of stage 'codec' there")
-    self.stored_codes = codes == 'stored'
     self.own_codec = bool('codec' in config.stages or not self.budget.spoken_frames or self.codec_from)
-    self.media = self._media_of_batches()
+    self._check_codes()
     self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
     if self.starts:
       fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
 
-  def _media_of_batches(self) -> MediaConfig:
-    """What the loader makes of sounds: samples, or codes that were stored for the codec that this run has."""
+  def _check_codes(self) -> None:
+    """Codes that were stored are of use to a run that has the codec that made them."""
     if not self.stored_codes:
-      return self.omni.media
+      return
     said, hears = "config.data.codes='stored'", self.omni.audio_embed.hearing == Hearing.CODES
     of_another = self.config.init_from and not self.own_codec
     if not self.codec_from and (of_another or not has_checkpoint(self.workdir, 'codec')):
@@ -98,11 +78,6 @@ class Run:
     if hears and self.augment:
       raise UserError(f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
                       "it: take config.data.augment out of the config, or config.data.codes='computed'")
-    books = self.omni.codec.codebooks
-    return dataclasses.replace(self.omni.media, spoken_codes=books, heard_codes=books if hears else 0)
-
-  def abstract_codec(self) -> Codec:
-    return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
 
   def _shapes(self) -> states.TrainState:
     """Of the omni stage's state."""
@@ -168,27 +143,18 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   Args:
     rate: a learning rate by step instead of the config's schedule.
   """
-  part, model = run.config.omni, abstract(run.omni)
   if run.stored_codes:
     ours = fingerprint(codec_values, run.omni.media.audio)
     for folder in converted_folders(run.config.data):
       check_codec(folder, ours)
-  tx = make_optimizer(run.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
-
-  def init(codec):
-    return states.init_omni(run.omni, tx, codec, seed=run.config.seed, average=part.ema > 0)
-
-  layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
-  step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step, ema=part.ema,
-                        freeze=part.freeze)
+  program = omni_program(run, codec_values, rate)
   batches = omni_batches(run)
-  state = jax.jit(init, out_shardings=layout)(codec_values)
+  state = program.init(codec_values)
   if run.starts:
     state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
     say(run.workdir, said)
-  return _stage(run, 'omni', step=jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), state=state,
-                batches=batches,
-                flops=omni_step_flops(run.omni, run.budget), peak=peak_flops(jax.devices()[0]),
+  return _stage(run, 'omni', step=program.step, state=state, batches=batches,
+                flops=step_flops(run.omni, run.budget).model, peak=peak_flops(jax.devices()[0].device_kind),
                 profile=run.config.profile)
 
 

@@ -38,7 +38,7 @@ def omni_losses(params: Any, buffers: Any, batch: Batch, key: Array, *, model: O
   frozen = jax.lax.stop_gradient(buffers['codec'])
   encoded = encode_media(model.config, merge(codec, frozen['params']), codebooks_of(frozen), batch, key)
   decoded = omni(batch, encoded, buffers['router_bias'], mesh)
-  return omni.losses(decoded.hidden_BLD, batch, encoded), decoded.stats
+  return omni.losses(decoded.hidden_BLD, batch, encoded, mesh), decoded.stats
 
 
 def _group_norms(grads: Any) -> Metrics:

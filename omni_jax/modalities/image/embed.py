@@ -70,7 +70,8 @@ class ImageEmbed(nnx.Module):
   def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
     x_BNPY = patchify(pixels_BNhwc, self.config).astype(dtype)
     x_BNPD = self.patch(x_BNPY) + self.place[...].astype(dtype)
-    return x_BNPD.reshape(x_BNPD.shape[0], -1, x_BNPD.shape[-1])
+    b, n, p, d = x_BNPD.shape
+    return x_BNPD.reshape(b, n * p, d)
 
   def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
     seen_BND = self.patches(batch.seen_BNhwc, dtype)

@@ -18,14 +18,21 @@ class TokenizerConfig:
     languages: language codes, `<lang:xx>`.
     voices: speakers, `<voice:name>`.
     max_grid: largest count of patches along a side of an image, `<size:n>`.
+    size: ids in all, so that a table has room for a larger vocabulary later; 0: as many as have a meaning.
   """
   languages: tuple[str, ...] = ('en',)
   voices: tuple[str, ...] = ()
   max_grid: int = 8
+  size: int = 0
+
+  def __post_init__(self):
+    named = len(FIXED) + len(TASKS) + self.max_grid + len(self.languages) + len(self.voices)
+    if self.size and self.size < named + 256:
+      raise ValueError(f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many as these')
 
 
 class Tokenizer:
-  """Text <-> ids. Ids: 0 is padding, then the named specials, then the 256 bytes."""
+  """Text <-> ids. Ids: 0 is padding, then the named specials, then the 256 bytes, then those without a meaning."""
 
   def __init__(self, config: TokenizerConfig):
     self.config = config
@@ -34,7 +41,8 @@ class Tokenizer:
                   + tuple(f'lang:{x}' for x in config.languages) + tuple(f'voice:{x}' for x in config.voices))
     self._id = {name: i for i, name in enumerate(self.names)}
     self.first_byte = len(self.names)
-    self.vocab_size = self.first_byte + 256
+    self.used = self.first_byte + 256
+    self.vocab_size = config.size or self.used
 
   def special(self, name: str) -> int:
     """Id of a named special such as 'eot' or 'lang:de'.
@@ -56,9 +64,11 @@ class Tokenizer:
     return tuple(byte + self.first_byte for byte in text.encode('utf-8'))
 
   def decode(self, tokens: tuple[int, ...]) -> str:
-    """Bytes back to text; specials are left out, broken UTF-8 becomes U+FFFD."""
-    return bytes(t - self.first_byte for t in tokens if t >= self.first_byte).decode('utf-8', errors='replace')
+    """Bytes back to text; all other ids are left out, broken UTF-8 becomes U+FFFD."""
+    said = bytes(t - self.first_byte for t in tokens if self.first_byte <= t < self.used)
+    return said.decode('utf-8', errors='replace')
 
   def fingerprint(self) -> str:
     """Changes when any id would mean something else."""
-    return hashlib.sha256('\n'.join(itertools.chain(self.names, ['bytes'])).encode()).hexdigest()[:16]
+    kinds = ['bytes'] + ([f'size:{self.config.size}'] if self.config.size else [])
+    return hashlib.sha256('\n'.join(itertools.chain(self.names, kinds)).encode()).hexdigest()[:16]

@@ -42,3 +42,17 @@ def test_fingerprint_changes_with_the_meaning_of_any_id():
   other = Tokenizer(TokenizerConfig(languages=('de', 'en'), voices=('f1',), max_grid=4))
   same = Tokenizer(TokenizerConfig(languages=('en', 'de'), voices=('f1',), max_grid=4))
   assert same.fingerprint() == TOKENIZER.fingerprint() != other.fingerprint()
+
+
+def test_room_for_a_larger_vocabulary_changes_no_id_and_is_never_text():
+  roomy = Tokenizer(TokenizerConfig(languages=('en', 'de'), voices=('f1',), max_grid=4, size=1000))
+  assert roomy.vocab_size == 1000 and roomy.names == TOKENIZER.names and roomy.encode('ü') == TOKENIZER.encode('ü')
+  assert roomy.decode((999, *roomy.encode('a'), roomy.used)) == 'a'
+  assert roomy.fingerprint() != TOKENIZER.fingerprint()
+
+
+def test_a_vocabulary_that_is_too_small_says_what_is_needed():
+  used = TOKENIZER.used
+  assert Tokenizer(TokenizerConfig(('en', 'de'), ('f1',), 4, size=used)).vocab_size == used
+  with pytest.raises(ValueError, match=f'size={used - 1}: .* need {used} ids'):
+    TokenizerConfig(('en', 'de'), ('f1',), 4, size=used - 1)

@@ -1,0 +1,30 @@
+"""Text, images and speech around a decoder of Qwen3-30B-A3B's shape: 32 chips of TPU v5p, or 64 of v6e.
+
+  python -m omni_jax.train --config=configs/omni_30b_a3b.py --config.data.root=DATA --workdir=gs://BUCKET/omni_30b_a3b
+  python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v5p:4x4x2
+  python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v6e:8x8 --config.data.budget.rows=64
+
+The shape is that of arXiv 2505.09388: width 2048, 48 layers, 32 heads, 4 of keys and values, 128 experts of 768, eight a
+token, none that all tokens share. Data, images and sounds as in configs/omni_1b.py; what it takes on chips, measured by
+compiling: docs/pods.md. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+# By path: a config file is run as a file, wherever the command is called from.
+_base = runpy.run_path(str(pathlib.Path(__file__).with_name('omni_1b.py')))
+
+
+def get_config(only: str = '') -> ConfigDict:
+  c = _base['get_config']()
+  c.mesh.expert = 4
+  c.model.decoder.update(dict(width=2048, layers=48, heads=32, kv_heads=4, head_dim=128, experts=128, top_k=8,
+                              expert_hidden=768, shared_hidden=0))
+  c.model.tokenizer.size = 151936
+  c.model.dit.update(dict(width=1536, layers=16, heads=12, hidden=4096))
+  c.data.budget.rows = 128
+  c.omni.optim.lr = 1e-4
+  return _base['text_only'](c) if only else c
