@@ -46,14 +46,20 @@ def one_device(eight_rows):
 
 @pytest.mark.parametrize('sizes', AXES_ALONE + TOGETHER, ids=str)
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
+  """Every number, next to the largest of its kind: weights, and momenta, which are sums of gradients.
+
+  The same numbers are added up in fp32, in another order. Seen over all these meshes: 1.5e-7 for the figures and 1.0e-6
+  of the largest for the leaves (2^-24 is 6e-8). Ten times that is for other processors; what is missing or counted
+  twice on one device changes its leaf by an eighth.
+  """
   state, metrics = trained(descent(), eight_rows, **sizes)
   wanted, wanted_metrics = one_device
   for step in range(STEPS):
     for name, value in metrics[step].items():
-      np.testing.assert_allclose(value, wanted_metrics[step][name], rtol=2e-5, atol=2e-5, err_msg=f'{name}, step {step}')
+      np.testing.assert_allclose(value, wanted_metrics[step][name], rtol=2e-6, atol=2e-6, err_msg=f'{name}, step {step}')
   leaves = jax.tree_util.tree_leaves_with_path(wanted)
   for (path, theirs), ours in zip(leaves, jax.tree.leaves(state), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name_of(path))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(np.abs(theirs).max()), err_msg=name_of(path))
 
 
 @pytest.mark.parametrize('sizes, place', [
