@@ -6,11 +6,11 @@ does not count. Products inside a Pallas kernel are those of its declared cost e
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import re
 from typing import NamedTuple
 
-from omni_jax.compile.hlo import Computation, Instruction, Module, PLAIN, Shape, trip_count
+from omni_jax.compile.hlo import Computation, Instruction, loop_constants, Module, PLAIN, Shape, trip_count, unchanged
 
 FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id', 'replica-id',
         'opt-barrier', 'add-dependency', 'domain'}
@@ -138,14 +138,14 @@ class Walker:
     self._walk(self._module.entry, 1)
     return self.cost
 
-  def _walk(self, where: Computation, times: int) -> None:
+  def _walk(self, where: Computation, times: int, known: Mapping[int, int] | None = None) -> None:
     seen: set[str] = set()  # channels of collectives inside of fusions: one transfer has a start, parts and an end
     for one in where.instructions:
       kind = one.opcode.removesuffix('-start')
       if one.opcode in FREE or one.opcode.endswith(('-done', '-update')):
         continue
       if one.opcode == 'while':
-        self._loop(where, one, times)
+        self._loop(where, one, times, known)
       elif one.opcode == 'conditional':
         self._branch(one, times)
       elif one.opcode in ('call', 'async-start'):
@@ -162,11 +162,13 @@ class Walker:
     if flops or size:
       self.cost.work.append(Work(one.name, times, flops, size, source_of(one)))
 
-  def _loop(self, where: Computation, one: Instruction, times: int) -> None:
-    turns = trip_count(self._module, where, one)
+  def _loop(self, where: Computation, one: Instruction, times: int, known: Mapping[int, int] | None) -> None:
+    turns = trip_count(self._module, where, one, known)
     if turns is None:
       self.cost.endless.append(f'{one.name} ({source_of(one)})')
-    self._walk(self._module.computations[one.called('body')], times * (1 if turns is None else turns))
+    body = self._module.computations[one.called('body')]
+    state = unchanged(body, loop_constants(self._module, where, one, known))
+    self._walk(body, times * (1 if turns is None else turns), state)
 
   def _branch(self, one: Instruction, times: int) -> None:
     """The branch with most work counts."""
