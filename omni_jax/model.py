@@ -107,10 +107,11 @@ class OmniModel(nnx.Module):
     return self.decoder(self.embed(batch, encoded), batch.segment_BL, batch.modality_BL, batch.position_BL3, bias_IE,
                         mesh, self.open_blocks(batch))
 
-  def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded) -> dict[str, HeadLoss]:
+  def losses(self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded, mesh: Mesh
+             ) -> dict[str, HeadLoss]:
     """Loss of every head."""
     return {
-        'text': self.heads['text'].loss(hidden_BLD, batch.target_BL, batch.weight_BL),
+        'text': self.heads['text'].loss(hidden_BLD, batch.target_BL, batch.weight_BL, mesh),
         'image': self.heads['image'].loss(hidden_BLD, encoded.noised, batch.draw_at_BNP),
         'audio': self.heads['audio'].loss(hidden_BLD, batch.speak_at_BR, encoded.code_BRJ),
     }

@@ -16,10 +16,11 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS = 'expert'
+EXPERT_AXIS, WIDTH_AXIS, CONTEXT_AXIS = 'expert', 'fsdp', 'context'
+TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
 RULES = {
     # activations
-    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor',
+    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
     # weights
     'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
 }
@@ -87,6 +88,11 @@ def spec(*axes: str | None) -> P:
   return P(*(RULES[axis] if axis else None for axis in axes))
 
 
+def ways(mesh: Mesh, axis: str) -> int:
+  """Into how many parts the mesh splits a dimension with this logical axis."""
+  return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
+
+
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
   """Constrains an activation to the layout of its logical axes. The mesh is the one set by `jax.set_mesh`."""
   return jax.lax.with_sharding_constraint(x, spec(*axes))
@@ -114,6 +120,17 @@ def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
     return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
   return NamedSharding(mesh, P(*(a if n % ways(a) == 0 else None for a, n in zip(padded, shape, strict=True))))
+
+
+def whole_width(w: jax.Array, pspec: P) -> jax.Array:
+  """A weight as `pspec` lays it out, gathered over the axis that only saves memory; for use inside a shard_map.
+
+  Its gradient goes back by reduce-scatter.
+  """
+  for dimension, axis in enumerate(pspec):
+    if axis == WIDTH_AXIS:
+      w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+  return w
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

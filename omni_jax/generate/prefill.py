@@ -41,7 +41,7 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
 
 def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, position_BL3: Array, bias_IE: Array,
            mesh: Mesh, block_BL: Array | None = None) -> tuple[Array, Rows]:
-  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` as in `cache_mask`.
+  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` as in `cached`.
 
   Returns:
     hidden_BLD of the piece, and the rows with cache and length moved on (time and hidden state are the caller's).

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 from flax import nnx
-import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
+from omni_jax.nn.context import attend
 from omni_jax.nn.layers import Linear, RMSNorm
+from omni_jax.nn.reach import Reach
 from omni_jax.nn.rope import rotate
 
 
@@ -16,34 +18,6 @@ class KVCache(NamedTuple):
   """Keys and values of one layer (or, stacked, of all): rows B, slots S."""
   key_BSGA: Array
   value_BSGA: Array
-
-
-def attention_mask(segment_BL: Int[Array, 'B L'], block_BL: Int[Array, 'B L'] | None = None) -> Bool[Array, 'B L L']:
-  """True where query position q may look at key position k: same example of the row, and not the future.
-
-  Segment 0 is padding: it looks at nothing and nothing looks at it.
-
-  Args:
-    block_BL: positions of the same block (> 0) also see what comes later in it; None for a decoder that is causal.
-  """
-  same_BLL = segment_BL[:, :, None] == segment_BL[:, None, :]
-  past_BLL = jnp.tri(segment_BL.shape[1], dtype=bool)[None]
-  if block_BL is not None:
-    past_BLL |= (block_BL[:, :, None] == block_BL[:, None, :]) & (block_BL > 0)[:, :, None]
-  return same_BLL & past_BLL & (segment_BL > 0)[:, :, None]
-
-
-def cache_mask(slot_BL: Int[Array, 'B L'], slots: int, block_BL: Int[Array, 'B L'] | None = None
-               ) -> Bool[Array, 'B L S']:
-  """True where a query in cache slot `slot` may look at slot s: itself and what came before it in its row.
-
-  Args:
-    block_BL: positions of the same block (> 0) look as far as the last of them.
-  """
-  if block_BL is not None:
-    same_BLL = (block_BL[:, :, None] == block_BL[:, None, :]) & (block_BL > 0)[:, :, None]
-    slot_BL = jnp.maximum(slot_BL, jnp.where(same_BLL, slot_BL[:, None, :], -1).max(axis=2))
-  return jnp.arange(slots)[None, None] <= slot_BL[:, :, None]
 
 
 class Attention(nnx.Module):
@@ -57,17 +31,21 @@ class Attention(nnx.Module):
     self.q_norm = RMSNorm(head_dim, rngs=rngs)
     self.k_norm = RMSNorm(head_dim, rngs=rngs)
 
-  def __call__(self, x_BLD: Float[Array, 'B L D'], mask: Bool[Array, 'B L S'], angle_BLa: Float[Array, 'B L a'] | None,
-               cache: KVCache | None = None, slot_BL: Int[Array, 'B L'] | None = None
+  def __call__(self, x_BLD: Float[Array, 'B L D'], reach: Reach, angle_BLa: Float[Array, 'B L a'] | None = None,
+               mesh: Mesh | None = None, cache: KVCache | None = None, slot_BL: Int[Array, 'B L'] | None = None
                ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Attends to the row itself, or, with a cache, to the cache after writing x into its slots.
 
     A slot outside the cache is not written: that is how padding is kept out.
+
+    Args:
+      mesh: as in `context.attend`.
     """
     heads, kv_heads, head_dim = self.shape
     b, l, _ = x_BLD.shape
     q = self.q_norm(self.q(x_BLD).reshape(b, l, heads, head_dim))
-    k, v = jnp.split(self.kv(x_BLD).reshape(b, l, 2 * kv_heads, head_dim), 2, axis=2)
+    # Key and value of a head lie side by side, so that splitting the columns over devices does not part them.
+    k, v = jnp.moveaxis(self.kv(x_BLD).reshape(b, l, kv_heads, 2, head_dim), 3, 0)
     k = self.k_norm(k)
     if angle_BLa is not None:
       q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)
@@ -76,5 +54,5 @@ class Attention(nnx.Module):
       cache = KVCache(cache.key_BSGA.at[row, slot_BL].set(k.astype(cache.key_BSGA.dtype), mode='drop'),
                       cache.value_BSGA.at[row, slot_BL].set(v.astype(cache.value_BSGA.dtype), mode='drop'))
       k, v = cache
-    y = jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask[:, None])
+    y = attend(q, k.astype(q.dtype), v.astype(q.dtype), reach, mesh)
     return self.out(y.reshape(b, l, heads * head_dim)), cache

@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import moe_router
-from omni_jax.nn.attention import Attention, attention_mask, cache_mask, KVCache
+from omni_jax.nn.attention import Attention, KVCache
+from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE
+from omni_jax.nn.reach import cached, packed_rows
 from omni_jax.nn.rope import mrope_angles
 
 
@@ -41,7 +43,7 @@ class DecoderConfig:
     experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
     shared_hidden: hidden width of the shared expert; 0 for none.
     routing: see Routing.
-    block: slots in a block of the dropless expert matmul.
+    exchange, capacity, block: how the experts are computed, see expert_parallel.Dispatch.
     theta: base of the rotary frequencies.
     remat: see Remat.
     unroll: layers in one turn of the scan.
@@ -56,6 +58,8 @@ class DecoderConfig:
   expert_hidden: int = 128
   shared_hidden: int = 128
   routing: Routing | str = Routing.TOKEN
+  exchange: Exchange | str = Exchange.GATHER
+  capacity: float = 2.0
   block: int = 64
   theta: float = 1000.0
   remat: Remat | str = Remat.NONE
@@ -64,6 +68,7 @@ class DecoderConfig:
   def __post_init__(self):
     object.__setattr__(self, 'remat', Remat(self.remat))
     object.__setattr__(self, 'routing', Routing(self.routing))
+    object.__setattr__(self, 'exchange', Exchange(self.exchange))
     if self.heads % self.kv_heads:
       raise ValueError(f'{self.heads} heads do not divide by {self.kv_heads} key/value heads')
     if self.top_k > self.experts:
@@ -77,11 +82,12 @@ class Block(nnx.Module):
     c = config
     self.attention_norm, self.moe_norm = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
-    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden, c.block,
+    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden,
+                   Dispatch(c.exchange, c.capacity, c.block),
                    routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1, rngs=rngs)
 
-  def __call__(self, x_BLD, mask, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):
-    y_BLD, cache = self.attention(self.attention_norm(x_BLD), mask, angle_BLa, cache, slot_BL)
+  def __call__(self, x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):
+    y_BLD, cache = self.attention(self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL)
     x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
     y_BLD, stats = self.moe(self.moe_norm(x_BLD), modality_BL, bias_E, mesh)
     return sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed'), stats, cache
@@ -105,27 +111,27 @@ class Decoder(nnx.Module):
   def __call__(self, x_BLD: Float[Array, 'B L D'], segment_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
                position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh,
                block_BL: Int[Array, 'B L'] | None = None) -> Decoded:
-    """Whole packed rows, as in training; `block_BL` as in `attention_mask`."""
-    return self._scan(x_BLD, attention_mask(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh)
+    """Whole packed rows, as in training; `block_BL` as in `packed_rows`."""
+    return self._scan(x_BLD, packed_rows(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh)
 
   def extend(self, x_BLD: Float[Array, 'B L D'], slot_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
              position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache,
              block_BL: Int[Array, 'B L'] | None = None) -> Decoded:
     """The next L positions of each row, against a cache; positions with a slot past its end are padding.
 
-    `block_BL` as in `cache_mask`.
+    `block_BL` as in `cached`.
     """
-    mask = cache_mask(slot_BL, cache.key_BSGA.shape[2], block_BL)
-    return self._scan(x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
+    reach = cached(slot_BL, cache.key_BSGA.shape[2], block_BL)
+    return self._scan(x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
 
-  def _scan(self, x_BLD, mask, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:
+  def _scan(self, x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
 
     def body(x_BLD, layer):
       weights, bias_E, layer_cache = layer
-      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, mask, angle_BLa, modality_BL, bias_E, mesh,
+      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh,
                                                             layer_cache, slot_BL)
       return x_BLD, (stats, layer_cache)
 

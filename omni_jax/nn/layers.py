@@ -56,18 +56,20 @@ class RMSNorm(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-  """`down(silu(gate(x)) · up(x))` (Shazeer 2020); gate and up are one matmul."""
+  """`down(silu(gate(x)) · up(x))` (Shazeer 2020). Gate and up are two weights, so that both are cut alike."""
 
   def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-    self.up = Linear(width, 2 * hidden, ('embed', 'mlp'), rngs=rngs)
+    self.gate = Linear(width, hidden, ('embed', 'mlp'), rngs=rngs)
+    self.up = Linear(width, hidden, ('embed', 'mlp'), rngs=rngs)
     self.down = Linear(hidden, width, ('mlp', 'embed'), rngs=rngs)
 
   def __call__(self, x: Float[Array, '... width']) -> Float[Array, '... width']:
-    gate, up = jnp.split(self.up(x), 2, axis=-1)
-    return self.down(jax.nn.silu(gate) * up)
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 def gather_rows(item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Shaped[Array, 'B L D']:
   """item[b, index[b, l]], zeros where the index is below 0."""
+  if not item_BND.shape[1]:
+    return jnp.zeros((*index_BL.shape, item_BND.shape[2]), item_BND.dtype)
   picked_BLD = jnp.take_along_axis(item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1)
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

@@ -11,7 +11,7 @@ MODALITIES = 4  # rows of the expert × modality table; types.Modality
 
 
 class Routing(NamedTuple):
-  """Choices of T tokens. A token that is padding has expert E (one past the last) and weight 0."""
+  """Choices of T tokens, which may lie in several dimensions. Padding has expert E (one past the last) and weight 0."""
   expert_TK: Array  # int32
   weight_TK: Array  # how much of each; sums to 1 over K
   load_E: Array  # share of the valid choices (all K of them) that each expert got; sums to 1
@@ -25,24 +25,31 @@ class RouterStats(NamedTuple):
   entropy: Array  # of a token's router probabilities, nats, mean over valid tokens
   load_E: Array
   load_ME: Array  # valid choices counted by modality and expert
+  dropped: Array  # share of the valid choices that found no place at their expert
 
 
-def route(logits_TE: Float[Array, 'T E'], bias_E: Float[Array, 'E'], valid_T: Bool[Array, 'T'], *,
+def _total(x: Array) -> Array:
+  """The sum over all tokens. Their dimensions are never joined: each may be split over another mesh axis."""
+  return x.sum(axis=tuple(range(x.ndim - 1)))
+
+
+def route(logits_TE: Float[Array, '*T E'], bias_E: Float[Array, 'E'], valid_T: Bool[Array, '*T'], *,
           top_k: int) -> Routing:
   """Softmax scores, top-k of score + bias, renormalised.
 
   The bias steers the selection only, never the weights (loss-free balancing, arXiv 2408.15664). Computed in fp32.
   """
-  experts = logits_TE.shape[1]
+  experts = logits_TE.shape[-1]
   p_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
-  _, expert_TK = jax.lax.top_k(jax.lax.stop_gradient(p_TE) + bias_E[None], top_k)
-  chosen_TKE = jax.nn.one_hot(expert_TK, experts, dtype=jnp.float32) * valid_T[:, None, None]
-  weight_TK = jnp.einsum('tke,te->tk', chosen_TKE, p_TE)
-  weight_TK = weight_TK / jnp.maximum(weight_TK.sum(axis=1, keepdims=True), 1e-9)
+  score_TE = jax.lax.stop_gradient(p_TE) + jnp.broadcast_to(bias_E, p_TE.shape)
+  _, expert_TK = jax.lax.top_k(score_TE, top_k)
+  chosen_TKE = jax.nn.one_hot(expert_TK, experts, dtype=jnp.float32) * valid_T[..., None, None]
+  weight_TK = jnp.einsum('...ke,...e->...k', chosen_TKE, p_TE)
+  weight_TK = weight_TK / jnp.maximum(weight_TK.sum(axis=-1, keepdims=True), 1e-9)
   n = jnp.maximum(valid_T.sum(), 1)
-  load_E = chosen_TKE.sum(axis=(0, 1)) / (n * top_k)
-  importance_E = jnp.where(valid_T[:, None], p_TE, 0).sum(axis=0) / n
-  expert_TK = jnp.where(valid_T[:, None], expert_TK, experts).astype(jnp.int32)
+  load_E = _total(chosen_TKE) / (n * top_k)
+  importance_E = _total(jnp.where(valid_T[..., None], p_TE, 0)) / n
+  expert_TK = jnp.where(valid_T[..., None], expert_TK, experts).astype(jnp.int32)
   return Routing(expert_TK, weight_TK, load_E, importance_E)
 
 
@@ -51,22 +58,24 @@ def balance_loss(routing: Routing) -> Float[Array, '']:
   return routing.load_E.size * jnp.sum(routing.load_E * routing.importance_E)
 
 
-def z_loss(logits_TE: Float[Array, 'T E'], valid_T: Bool[Array, 'T']) -> Float[Array, '']:
+def z_loss(logits_TE: Float[Array, '*T E'], valid_T: Bool[Array, '*T']) -> Float[Array, '']:
   """Mean squared log-partition of the router (ST-MoE, arXiv 2202.08906)."""
   z_T = jax.nn.logsumexp(logits_TE.astype(jnp.float32), axis=-1)
   return jnp.where(valid_T, z_T**2, 0).sum() / jnp.maximum(valid_T.sum(), 1)
 
 
-def stats(logits_TE: Float[Array, 'T E'], routing: Routing, modality_T: Int[Array, 'T']) -> RouterStats:
+def stats(logits_TE: Float[Array, '*T E'], routing: Routing, modality_T: Int[Array, '*T'],
+          dropped: Float[Array, '']) -> RouterStats:
   """Losses and figures of one layer; padding has modality 0."""
   valid_T = modality_T > 0
   logp_TE = jax.nn.log_softmax(logits_TE.astype(jnp.float32), axis=-1)
   entropy_T = -jnp.sum(jnp.exp(logp_TE) * logp_TE, axis=-1)
-  experts = logits_TE.shape[1]
-  load_TE = jax.nn.one_hot(routing.expert_TK, experts, dtype=jnp.float32).sum(axis=1)
-  load_ME = jax.nn.one_hot(modality_T, MODALITIES, dtype=jnp.float32).T @ load_TE
+  experts = logits_TE.shape[-1]
+  load_TE = jax.nn.one_hot(routing.expert_TK, experts, dtype=jnp.float32).sum(axis=-2)
+  load_ME = jnp.einsum('...m,...e->me', jax.nn.one_hot(modality_T, MODALITIES, dtype=jnp.float32), load_TE)
   return RouterStats(balance_loss(routing), z_loss(logits_TE, valid_T),
-                     jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1), routing.load_E, load_ME)
+                     jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1), routing.load_E, load_ME,
+                     dropped)
 
 
 def mutual_information(load_ME: Float[Array, 'M E']) -> Float[Array, '']:

@@ -38,7 +38,7 @@ def omni_losses(params: Any, buffers: Any, batch: Batch, key: Array, *, model: O
   frozen = jax.lax.stop_gradient(buffers['codec'])
   encoded = encode_media(model.config, merge(codec, frozen['params']), codebooks_of(frozen), batch, key)
   decoded = omni(batch, encoded, buffers['router_bias'], mesh)
-  return omni.losses(decoded.hidden_BLD, batch, encoded), decoded.stats
+  return omni.losses(decoded.hidden_BLD, batch, encoded, mesh), decoded.stats
 
 
 def _group_norms(grads: Any) -> Metrics:
@@ -85,6 +85,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     metrics |= {'loss/balance': stats.balance.mean(), 'loss/z': stats.z.mean(), 'routing/entropy': stats.entropy.mean(),
                 'routing/load_max': stats.load_E.max() * stats.load_E.shape[-1],
                 'routing/load_min': stats.load_E.min() * stats.load_E.shape[-1],
+                'routing/dropped': stats.dropped.mean(),
                 'routing/mutual_information': jax.vmap(mutual_information)(stats.load_ME).mean(),
                 'routing/expert_by_modality': stats.load_ME.sum(axis=0),
                 'tokens': (batch.segment_BL > 0).sum(), 'filled': (batch.segment_BL > 0).mean()}

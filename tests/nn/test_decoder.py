@@ -41,7 +41,7 @@ def test_remat_and_unrolling_change_no_number(plain, changes):
 
 def test_layers_have_weights_of_their_own():
   blocks = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)).blocks
-  assert blocks.moe.up[...].shape == (2, 4, 16, 16)
+  assert blocks.moe.up[...].shape == (2, 4, 16, 8)
   assert not jnp.allclose(blocks.moe.up[...][0], blocks.moe.up[...][1])
   assert not jnp.allclose(blocks.attention.q.w[...][0], blocks.attention.q.w[...][1])
 

@@ -45,7 +45,7 @@ def test_padding_is_of_no_expert_and_has_no_weight_and_no_load():
 
 def test_nothing_but_padding_gives_numbers_all_the_same():
   routing = route(logits(), jnp.zeros(EXPERTS), jnp.zeros(TOKENS, bool), top_k=2)
-  told = stats(logits(), routing, jnp.zeros(TOKENS, jnp.int32))
+  told = stats(logits(), routing, jnp.zeros(TOKENS, jnp.int32), jnp.zeros(()))
   assert all(np.isfinite(x).all() and not np.any(x) for x in (*told, routing.weight_TK))
 
 
@@ -81,7 +81,7 @@ def test_z_loss_is_the_mean_square_of_the_partition():
 def test_the_table_counts_choices_by_modality():
   modality = jnp.where(VALID, 1 + jnp.arange(TOKENS) % 3, 0)
   routing = route(logits(), jnp.zeros(EXPERTS), modality > 0, top_k=2)
-  told = stats(logits(), routing, modality)
+  told = stats(logits(), routing, modality, jnp.zeros(()))
   assert told.load_ME.shape == (MODALITIES, EXPERTS) and len(Modality) == MODALITIES
   counted = np.zeros((MODALITIES, EXPERTS))
   for t, kind in enumerate(np.asarray(modality)):

@@ -22,7 +22,7 @@ def stepped(kit, batch):
 def test_every_figure_is_reported_and_finite(stepped):
   figures = jax.device_get(stepped[1])
   wanted = {f'{kind}/{head}' for kind in ('loss', 'weight') for head in HEADS}
-  wanted |= {'loss/total', 'loss/balance', 'loss/z', 'routing/entropy', 'routing/load_max', 'routing/load_min',
+  wanted |= {'loss/total', 'loss/balance', 'loss/z', 'routing/entropy', 'routing/load_max', 'routing/load_min', 'routing/dropped',
              'routing/expert_by_modality', 'routing/mutual_information', 'tokens', 'filled', 'skipped', 'grad_norm/total', 'grad_norm/decoder',
              *(f'grad_norm/{head}_head' for head in HEADS), *(f'grad_norm/{head}_embed' for head in HEADS)}
   assert set(figures) == wanted
@@ -79,7 +79,7 @@ def test_a_head_without_its_modality_is_no_number_out_of_range(kit, batch):
 
 
 def test_losses_are_means_over_all_their_positions_before_they_are_weighed():
-  stats = RouterStats(jnp.asarray([1.0, 3.0]), jnp.asarray([10.0, 30.0]), *(jnp.zeros(2) for _ in range(3)))
+  stats = RouterStats(jnp.asarray([1.0, 3.0]), jnp.asarray([10.0, 30.0]), *(jnp.zeros(2) for _ in range(4)))
   heads = {'text': HeadLoss(jnp.float32(6), jnp.float32(3)), 'image': HeadLoss(jnp.float32(5), jnp.float32(1)),
            'audio': HeadLoss(jnp.float32(0), jnp.float32(0))}
   config = LossConfig(text=1.0, image=2.0, audio=7.0, balance=0.1, z=0.01)

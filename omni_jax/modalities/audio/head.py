@@ -14,6 +14,7 @@ from omni_jax.modalities.text.head import sample_logits
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
+from omni_jax.nn.reach import packed_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class DepthBlock(nnx.Module):
     self.attention = Attention(c.width, c.heads, c.heads, c.width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
 
-  def __call__(self, x_UJW, mask_UJJ):
-    x_UJW = x_UJW + self.attention(self.norm1(x_UJW), mask_UJJ, None)[0]
+  def __call__(self, x_UJW, reach):
+    x_UJW = x_UJW + self.attention(self.norm1(x_UJW), reach)[0]
     return x_UJW + self.mlp(self.norm2(x_UJW))
 
 
@@ -61,9 +62,9 @@ class CodecHead(nnx.Module):
     if self.codes is not None:
       before = self.codes(code_UJ[:, :-1] + jnp.arange(j - 1) * self.entries, dtype)
       x_UJW = x_UJW + jnp.pad(before, ((0, 0), (1, 0), (0, 0)))
-    mask_UJJ = jnp.broadcast_to(jnp.tri(j, dtype=bool), (len(state_UD), j, j))
+    reach = packed_rows(jnp.ones((len(state_UD), j), jnp.int32))
     for block in self.blocks:
-      x_UJW = block(x_UJW, mask_UJJ)
+      x_UJW = block(x_UJW, reach)
     return jnp.einsum('ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)).astype(jnp.float32)
 
   def loss(self, hidden_BLD: Float[Array, 'B L D'], speak_at_BR: Int[Array, 'B R'],

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from omni_jax import sharding
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, RMSNorm, SwiGLU
+from omni_jax.nn.reach import whole
 from omni_jax.types import Batch, ImageConfig
 
 
@@ -48,8 +49,7 @@ class EncoderBlock(nnx.Module):
     self.mlp = SwiGLU(width, c.hidden, rngs=rngs)
 
   def __call__(self, x_NPD: Float[Array, 'N P D']) -> Float[Array, 'N P D']:
-    n, p, _ = x_NPD.shape
-    x_NPD = x_NPD + self.attention(self.attention_norm(x_NPD), jnp.ones((n, p, p), bool), None)[0]
+    x_NPD = x_NPD + self.attention(self.attention_norm(x_NPD), whole(jnp.ones(x_NPD.shape[:2], bool)))[0]
     return x_NPD + self.mlp(self.mlp_norm(x_NPD))
 
 
@@ -70,7 +70,8 @@ class ImageEmbed(nnx.Module):
   def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
     x_BNPY = patchify(pixels_BNhwc, self.config).astype(dtype)
     x_BNPD = self.patch(x_BNPY) + self.place[...].astype(dtype)
-    return x_BNPD.reshape(x_BNPD.shape[0], -1, x_BNPD.shape[-1])
+    b, n, p, d = x_BNPD.shape
+    return x_BNPD.reshape(b, n * p, d)
 
   def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
     x_BLD = jnp.zeros((*batch.token_BL.shape, self.clean.shape[0]), dtype)

@@ -20,6 +20,7 @@ from omni_jax.modalities.image.embed import unpatchify
 from omni_jax.modalities.image.flow import flow_loss, Noised, sample, start_noise, time_features
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
+from omni_jax.nn.reach import whole
 from omni_jax.types import ImageConfig
 
 
@@ -61,9 +62,9 @@ class DiTBlock(nnx.Module):
     self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
     self.modulation = Linear(c.width, 6 * c.width, ('embed', 'mlp'), rngs=rngs, bias=True, init=zeros)
 
-  def __call__(self, x_UPW, condition_UW, mask_UPP):
+  def __call__(self, x_UPW, condition_UW, reach):
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(condition_UW)[:, None], 6, axis=-1)
-    x_UPW = x_UPW + gate1 * self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, mask_UPP, None)[0]
+    x_UPW = x_UPW + gate1 * self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, reach)[0]
     return x_UPW + gate2 * self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
 
 
@@ -90,9 +91,9 @@ class DiTHead(nnx.Module):
     pooled_UW = jnp.where(valid_UP[..., None], condition_UPW, 0).sum(axis=1) / n
     condition_UW = jax.nn.silu(self.time(time_features(t_U, self.config.width).astype(dtype)) + pooled_UW)
     x_UPW = self.patch_in(x_UPY.astype(dtype)) + self.place[...].astype(dtype) + condition_UPW
-    mask_UPP = jnp.broadcast_to(valid_UP[:, None, :], valid_UP.shape + valid_UP.shape[-1:])
+    reach = whole(valid_UP)
     for block in self.blocks:
-      x_UPW = block(x_UPW, condition_UW, mask_UPP)
+      x_UPW = block(x_UPW, condition_UW, reach)
     shift, scale = jnp.split(self.last(condition_UW)[:, None], 2, axis=-1)
     return self.out(rms_norm(x_UPW) * (1 + scale) + shift).astype(jnp.float32)
 

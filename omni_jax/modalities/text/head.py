@@ -4,27 +4,31 @@ from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.modalities.text.cross_entropy import cross_entropy
 from omni_jax.nn.layers import Linear
+
+
+AXES = ('embed', 'vocab')  # of the weight
 
 
 class TextHead(nnx.Module):
   """Linear to the vocabulary."""
 
   def __init__(self, width: int, vocab_size: int, *, rngs: nnx.Rngs):
-    self.out = Linear(width, vocab_size, ('embed', 'vocab'), rngs=rngs)
+    self.out = Linear(width, vocab_size, AXES, rngs=rngs)
 
   def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     return self.out(hidden).astype(jnp.float32)
 
   def loss(self, hidden_BLD: Float[Array, 'B L D'], target_BL: Int[Array, 'B L'],
-           weight_BL: Float[Array, 'B L']) -> HeadLoss:
+           weight_BL: Float[Array, 'B L'], mesh: Mesh) -> HeadLoss:
     """Cross-entropy in nats, weighted. Nearly every position has a target, so the head runs on the whole row."""
-    logits_BLV = self.logits(hidden_BLD)
-    logp_BL = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), target_BL[..., None], axis=-1)[..., 0]
-    return HeadLoss(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL))
+    w_DV = self.out.w[...].astype(hidden_BLD.dtype)
+    return HeadLoss(cross_entropy(hidden_BLD, w_DV, target_BL, weight_BL, axes=AXES, mesh=mesh), jnp.sum(weight_BL))
 
 
 def sample_token(logits_BV: Float[Array, 'B V'], allowed_BV: Bool[Array, 'B V'], key: Array, *,

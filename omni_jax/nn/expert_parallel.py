@@ -1,0 +1,142 @@
+"""Expert parallelism: experts split over the mesh axis `expert`, tokens go to them and come back, in one shard_map."""
+
+from collections.abc import Callable
+import dataclasses
+import enum
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from omni_jax import sharding
+from omni_jax.nn.experts import Experts, Grouped, moe_experts
+from omni_jax.nn.slots import assign_equal, assign_sorted, combine, dispatch, rows, Slots
+
+
+class Exchange(enum.StrEnum):
+  """How tokens come to experts on other devices."""
+  GATHER = 'gather'  # every device sees the tokens of all, and the results are summed: nothing is ever dropped
+  ALL_TO_ALL = 'all_to_all'  # every choice goes to its own device: less traffic, but the place to receive is bounded
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+  """How the experts of a layer are computed.
+
+  Attributes:
+    exchange: see Exchange; of no effect where the axis `expert` has size 1.
+    capacity: choices that a device can receive, in multiples of what it would get if all got the same; 0 for as many
+      as there can be, which drops nothing.
+    block: slots in a block, see `experts.moe_blocks`.
+  """
+  exchange: Exchange = Exchange.GATHER
+  capacity: float = 2.0
+  block: int = 64
+
+
+class Mixed(NamedTuple):
+  """What the experts made of the tokens."""
+  y_BLD: Array
+  dropped: Array  # share of the choices that found no place
+
+
+def moe_expert_parallel(x_BLD: Array, weights: Experts, expert_BLK: Array, weight_BLK: Array, *, how: Dispatch,
+                        mesh: Mesh) -> Mixed:
+  """Routed experts over all devices. Choices outside [0, E) are padding: they go nowhere.
+
+  Args:
+    weights: in the type of the computation; split over the mesh axes that the table of rules names.
+  """
+  compute = partial(moe_experts, grouped=Grouped.of(mesh), block=how.block)
+  flat = lambda a: a.reshape(-1, a.shape[-1])
+  if mesh.size == 1:
+    y_TD = compute(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK))
+    return Mixed(y_TD.reshape(x_BLD.shape), jnp.zeros(()))
+  ways = mesh.shape[sharding.EXPERT_AXIS]
+  layouts = [sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec for axes, w in zip(AXES, weights, strict=True)]
+  exchange = partial(_all_to_all if how.exchange == Exchange.ALL_TO_ALL and ways > 1 else _gather, ways=ways)
+
+  def local(x_BLD, weights, expert_BLK, weight_BLK):
+    weights = Experts(*(sharding.whole_width(w, layout) for w, layout in zip(weights, layouts, strict=True)))
+    y_TD, dropped = exchange(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK), compute=compute, how=how,
+                             ragged=mesh.devices.flat[0].platform != 'cpu')
+    if layouts[2][1]:  # the hidden width is split: each device has a part of every sum
+      y_TD = jax.lax.psum(y_TD, layouts[2][1])
+    return Mixed(y_TD.reshape(x_BLD.shape), dropped)
+
+  tokens = sharding.spec('batch', 'length')
+  return jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
+                       out_specs=Mixed(tokens, sharding.spec()), check_vma=False)(x_BLD, weights, expert_BLK, weight_BLK)
+
+
+AXES = Experts(('expert', 'embed', 'mlp'), ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed'))  # of the weights
+
+
+def _gather(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):
+  """All tokens of the devices that share the experts, each device with its own experts; then the sum."""
+  del how, ragged
+  if ways == 1:
+    return Mixed(compute(x_TD, weights, expert_TK, weight_TK), jnp.zeros(()))
+  everyone = partial(jax.lax.all_gather, axis_name=sharding.EXPERT_AXIS, axis=0, tiled=True)
+  first = jax.lax.axis_index(sharding.EXPERT_AXIS) * len(weights.up_EDF)
+  y_TD = compute(everyone(x_TD), weights, everyone(expert_TK) - first, everyone(weight_TK))
+  return Mixed(jax.lax.psum_scatter(y_TD, sharding.EXPERT_AXIS, scatter_dimension=0, tiled=True), jnp.zeros(()))
+
+
+def _all_to_all(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):
+  """Every choice to the device that has its expert, and back.
+
+  Dropped is what finds no place there: of each sender the choices that come last in the row.
+  """
+  experts, choices = len(weights.up_EDF), expert_TK.size
+  most = ways * len(x_TD) * min(expert_TK.shape[1], experts)  # a token's choices are different experts
+  room = min(most, -(-int(choices * how.capacity) // ways) * ways) if how.capacity else most
+  route = (_ragged_route if ragged else _equal_route)(expert_TK // experts, ways, room)
+  first = jax.lax.axis_index(sharding.EXPERT_AXIS) * experts
+  # One more than the expert's number: what nobody sent stays 0, which is of no expert.
+  number_Z = rows(expert_TK.reshape(-1) + 1, route.slots.choice_Z)
+  expert_R1 = (route.send(number_Z[:, None]) - 1 - first).reshape(-1, 1)
+  y_RD = compute(route.send(dispatch(x_TD, route.slots)), weights, expert_R1, jnp.ones_like(expert_R1, x_TD.dtype))
+  y_TD = combine(route.back(y_RD), weight_TK.astype(x_TD.dtype), route.slots)
+  counts = jax.lax.psum(jnp.stack([route.dropped, (expert_TK < ways * experts).sum()]), sharding.TOKEN_AXES)
+  return Mixed(y_TD, counts[0] / jnp.maximum(counts[1], 1))
+
+
+class _Route(NamedTuple):
+  """Slots for what leaves this device, sorted by where it goes; `send` brings Z slots to R places, `back` returns them."""
+  slots: Slots
+  send: Callable[[Array], Array]
+  back: Callable[[Array], Array]
+  dropped: Array  # choices of this device
+
+
+def _equal_route(device_TK: Array, ways: int, room: int) -> _Route:
+  """Equally many places for every pair of devices, whatever is sent."""
+  slots = assign_equal(device_TK, ways, room // ways)
+  swap = partial(jax.lax.all_to_all, axis_name=sharding.EXPERT_AXIS, split_axis=0, concat_axis=0, tiled=True)
+  lost = (device_TK < ways) & (slots.slot_TK == len(slots.choice_Z))
+  return _Route(slots, swap, swap, lost.sum())
+
+
+def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
+  """Only what there is, packed: the room is shared by all senders, in their order."""
+  slots, sent_N = assign_sorted(device_TK, ways)
+  me = jax.lax.axis_index(sharding.EXPERT_AXIS)
+  sent_MN = jax.lax.all_gather(sent_N, sharding.EXPERT_AXIS)  # from M to N
+  start_MN = jnp.cumsum(sent_MN, axis=1) - sent_MN  # of what goes to N among the slots of M
+  place_MN = jnp.cumsum(sent_MN, axis=0) - sent_MN  # of what comes from M in the room of N
+  fits_MN = jnp.clip(room - place_MN, 0, sent_MN)
+
+  def send(x_Z):
+    room_R = jnp.zeros((room, *x_Z.shape[1:]), x_Z.dtype)
+    return jax.lax.ragged_all_to_all(x_Z, room_R, start_MN[me], fits_MN[me], place_MN[me], fits_MN[:, me],
+                                     axis_name=sharding.EXPERT_AXIS)
+
+  def back(y_R):
+    room_Z = jnp.zeros((len(slots.choice_Z), *y_R.shape[1:]), y_R.dtype)
+    return jax.lax.ragged_all_to_all(y_R, room_Z, place_MN[:, me], fits_MN[:, me], start_MN[:, me], fits_MN[me],
+                                     axis_name=sharding.EXPERT_AXIS)
+  return _Route(slots, send, back, (sent_MN - fits_MN)[me].sum())
