@@ -7,6 +7,7 @@ does not count. Products inside a Pallas kernel are those of its declared cost e
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+import math
 import re
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after
 COLLECTIVES = {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
                'collective-broadcast'}
 FREE_CALLS = {'ConcatBitcast', 'AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound', 'annotate_device_placement',
-              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked'}
+              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked', 'PrepareAsyncCallStart', 'PrepareAsyncCallDone'}
+# Products of a Pallas kernel of jax that declares no estimate, by the beginning of its name: each of queries · keys.
+# Blocks above the diagonal are left out. dq: scores, their gradient, dq; dkv: scores, their gradient, dk, dv.
+KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 _ESTIMATE = re.compile(r'"?cost_estimate"?\s*:\s*\{([^}]*)\}')
 
 
@@ -123,6 +127,15 @@ def _valid(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
     else:
       count += sum(0 <= begin + o * stride <= last and not (begin + o * stride) % stretch for o in range(out))
   return count
+
+
+def _attention_product(one: Instruction, where: Computation) -> float:
+  """FLOPs of one product between queries and keys in the causal blocks of a splash attention kernel."""
+  shapes = [where.by_name[name].shapes[0] for name in one.operands]
+  blocks = next((shape.dims[-2:] for shape in shapes if shape.kind == 's8'), (1, 1))
+  q, k = [shape.dims for shape in shapes if shape.kind in ('bf16', 'f32') and len(shape.dims) >= 3][:2]
+  run = sum(min(blocks[1], -(-(i + 1) * blocks[1] // blocks[0])) for i in range(blocks[0]))
+  return 2.0 * math.prod(q) * k[-2] * run / math.prod(blocks)
 
 
 class Walker:
@@ -233,6 +246,8 @@ class Walker:
     if found := _ESTIMATE.search(one.rest):
       said = {name: float(value) for name, value in re.findall(r'"?(\w+)"?\s*:\s*"?(\d+)', found[1])}
       return said.get('flops', 0.0), said.get('bytes_accessed', size)
+    if products := next((n for name, n in KERNELS.items() if one.name.startswith(name)), 0):
+      return products * _attention_product(one, where), size
     self.cost.uncounted[target] += times
     return 0.0, size
 

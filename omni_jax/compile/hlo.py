@@ -153,8 +153,12 @@ def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
 
 
 def parse(text: str) -> Module:
-  """All computations of a program; a line `%name (…) -> … {` begins one, a line `}` ends it."""
-  computations, current, entry = {}, None, None
+  """All computations of a program.
+
+  A line `%name (…) -> … {` begins one, a line `}` ends it. An instruction begins with its name behind two spaces; lines
+  of another form carry on the one before (metadata that somebody gave a kernel may hold line breaks).
+  """
+  computations, current, entry, pending = {}, None, None, ''
   for line in text.splitlines():
     if current is None:
       if line.endswith('{') and ') -> ' in line:
@@ -162,10 +166,12 @@ def parse(text: str) -> Module:
         if found:
           current = computations[found[1]] = Computation(found[1])
           entry = current if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
-      current = None
-    elif made := parse_instruction(line):
-      current.add(*made)
+    elif (end := line == '}' or line.startswith('}, execution_thread=')) or line.startswith(('  %', '  ROOT %')):
+      if pending and (made := parse_instruction(pending)):
+        current.add(*made)
+      pending, current = ('', None) if end else (line, current)
+    else:
+      pending += line
   if entry is None:
     raise ValueError(f'no ENTRY computation in {len(text)} characters of HLO')
   return Module(computations, entry)
