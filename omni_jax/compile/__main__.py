@@ -1,4 +1,4 @@
-"""`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`: a run's programs, compiled for chips elsewhere.
+"""`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`: a run's programs for chips elsewhere.
 
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices), cpu:8 (pretended CPU devices)
   --programs=A,B    of train, prefill, decode, draw (default: all)
@@ -7,7 +7,7 @@
   --json            one JSON object instead of text            --dump=DIR keeps what the compiler writes down
   --config.a.b=c    as in omni_jax.train
 
-What does not fit is reported like the rest, then said in one line, with exit code 2. Nothing is allocated; real TPU kinds
+What does not fit is reported like the rest, then said in one line, with exit code 2. Nothing is allocated; TPU kinds
 need libtpu (`pip install "jax[tpu]"`), no TPU.
 """
 

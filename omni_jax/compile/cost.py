@@ -1,4 +1,4 @@
-"""What a compiled program does in one run: FLOPs of matrix products, bytes of memory, collectives; loops times their turns.
+"""What a compiled program does in one run: FLOPs of products, bytes of memory, collectives; loops times their turns.
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count. Here as there a fusion reads what it
 uses of its operands (a slice of a stack of layers is not the stack) and writes its results; what lies in on-chip memory
@@ -18,7 +18,8 @@ FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after
 COLLECTIVES = {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
                'collective-broadcast'}
 FREE_CALLS = {'ConcatBitcast', 'AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound', 'annotate_device_placement',
-              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked', 'PrepareAsyncCallStart', 'PrepareAsyncCallDone'}
+              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked', 'PrepareAsyncCallStart',
+              'PrepareAsyncCallDone'}  # of the compiler's own, no work
 # Products of a Pallas kernel of jax that declares no estimate, by the beginning of its name: each of queries · keys.
 # Blocks above the diagonal are left out. dq: scores, their gradient, dq; dkv: scores, their gradient, dk, dv.
 KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
