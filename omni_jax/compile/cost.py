@@ -20,6 +20,7 @@ COLLECTIVES = {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragg
 FREE_CALLS = {'ConcatBitcast', 'AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound', 'annotate_device_placement',
               'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked', 'PrepareAsyncCallStart',
               'PrepareAsyncCallDone'}  # of the compiler's own, no work
+SLICES = 'slices'
 # Products of a Pallas kernel of jax that declares no estimate, by the beginning of its name: each of queries · keys.
 # Blocks above the diagonal are left out. dq: scores, their gradient, dq; dkv: scores, their gradient, dk, dv.
 KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
@@ -47,7 +48,7 @@ class Transfer(NamedTuple):
   Attributes:
     kind: opcode, without -start.
     payload: bytes that one device puts in.
-    groups: XLA's words for who takes part.
+    groups: XLA's words for who takes part, or SLICES for the same chip of every slice.
   """
   name: str
   kind: str
@@ -166,6 +167,8 @@ class Walker:
         self._walk(self._module.computations[one.called('to_apply') or one.called('calls')], times)
       elif kind in COLLECTIVES:
         self._transfer(one, where, kind, times, one.rest)
+      elif one.opcode in ('send', 'recv'):
+        self._across(one, where, times)
       elif one.opcode == 'fusion':
         self._fusion(one, where, times, seen)
       else:
@@ -207,6 +210,14 @@ class Walker:
     self.cost.transfers.append(Transfer(one.name, kind, times, payload, groups, source_of(one)))
     size = sum(plain_bytes(where.by_name[name].shapes) for name in operands) + plain_bytes(one.shapes[-1:])
     self.cost.work.append(Work(one.name, times, 0.0, size, source_of(one)))
+
+  def _across(self, one: Instruction, where: Computation, times: int) -> None:
+    """Between slices the hosts do the collective: the program sends them what its chip puts in."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+    if found and one.opcode == 'send':
+      payload = where.by_name[one.operands[0]].bytes
+      kind = found[1].lower().replace('_', '-')
+      self.cost.transfers.append(Transfer(one.name, kind, times, payload, SLICES, source_of(one)))
 
   def _fusion(self, one: Instruction, where: Computation, times: int, seen: set[str]) -> None:
     inside = self._module.computations[one.called('calls')]

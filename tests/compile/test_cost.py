@@ -148,7 +148,7 @@ def test_links_are_slower_along_a_line_than_around_a_ring():
   seconds = {}
   for name in ('v5e:4x4', 'v5e:16x16', 'v5p:4x4x4'):
     where = topology.describe(name)
-    members = Members('fsdp', 4, (4, 1, 1)[:len(where.sides)], 1)
+    members = Members('fsdp', 4, (4, 1, 1)[:len(where.sides)])
     seconds[name] = link_seconds('all-gather', 100e6, members, where)
   assert seconds['v5e:4x4'] == 3 * 100e6 / 50e9  # three times what one puts in, over one link
   assert seconds['v5e:16x16'] == seconds['v5e:4x4']  # 4 of 16 chips are a line, too
