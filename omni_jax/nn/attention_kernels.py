@@ -86,8 +86,8 @@ def cudnn(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach) -> Array:
 class CausalTiles(splash_mask.CausalMask):
   """Which keys each of the queries, of any numbers, may look at.
 
-  Splash only asks of a tile whether any and whether all of it is seen, but of every one: all or nothing is answered with
-  one number. With 131,072 positions this takes seconds instead of minutes.
+  Splash only asks of a tile whether any and whether all of it is seen, but of every tile: all or nothing is answered
+  with one number. With 131,072 positions this takes seconds instead of minutes.
   """
 
   def __init__(self, position_Q: np.ndarray):
