@@ -1,9 +1,9 @@
 """What a chip can do: peak FLOP/s, memory and networks, one row a kind; the only place with such figures.
 
-Sources: Google's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. They state bandwidth between
-chips as the sum over both directions of all links, so a link's one direction is that / links / 2; for v4 it follows from
-the pod's all-reduce bandwidth (1.1 PB/s / 4096 chips / 6 links). Memory that a program can use is what libtpu 0.0.42.1
-says in its message that a program does not fit; it keeps the rest. Figures of GPUs and CPU are for MFU only.
+Sources: Google's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. They state the bandwidth
+between chips as the sum over both directions of all links, so a link's one direction is that / links / 2; for v4 it
+follows from the pod's all-reduce bandwidth (1.1 PB/s / 4096 chips / 6 links). Memory that a program can use is what
+libtpu 0.0.42.1 says in its message that a program does not fit; it keeps the rest. Figures of GPUs are for MFU only.
 """
 
 import dataclasses

@@ -68,6 +68,15 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
+def splits(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
+  """Meshes worth trying: all of a slice to fsdp, or a part of it to experts or widths; slices to data."""
+  within = devices // slices
+  parts = [dict(fsdp=within)]
+  parts += [dict(fsdp=within // n, expert=n) for n in (4, 8, 16) if within % n == 0 and experts % n == 0 and within > n]
+  parts += [dict(fsdp=within // n, tensor=n) for n in (4,) if within % n == 0 and within > n]
+  return [{**dict.fromkeys(AXES, 1), 'data': slices, **part} for part in parts]
+
+
 def row_ways(mesh: Mesh) -> int:
   """Parts that a batch's rows are split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,4 +1,4 @@
-"""`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`: a run's programs, compiled for chips elsewhere.
+"""`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`: a run's programs for chips elsewhere.
 
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices), cpu:8 (pretended CPU devices)
   --programs=A,B    of train, prefill, decode, draw (default: all)
@@ -7,13 +7,14 @@
   --json            one JSON object instead of text            --dump=DIR keeps what the compiler writes down
   --config.a.b=c    as in omni_jax.train
 
-What does not fit is reported like the rest, then said in one line, with exit code 2. Nothing is allocated; real TPU kinds
+What does not fit is reported like the rest, then said in one line, with exit code 2. Nothing is allocated; TPU kinds
 need libtpu (`pip install "jax[tpu]"`), no TPU.
 """
 
 import json
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,6 +33,24 @@ flags.DEFINE_bool('json', False, 'print one JSON object', flag_values=_FLAGS)
 flags.DEFINE_string('dump', '', 'folder for what the compiler writes down', flag_values=_FLAGS)
 
 
+def _search(config: Any, where: Any) -> None:
+  from omni_jax.compile import report, search
+  say = (lambda line: None) if _FLAGS.json else lambda line: print(line, flush=True)
+  say(search.HEAD)
+  found = search.search(config, where, say)
+  best = search.frontier(found, where)
+  if _FLAGS.json:
+    rows = [{'changes': one.changes, 'rows_a_chip': one.rows, 'refused': one.said, 'best': one in best,
+             'train': one.measured and report.plain(one.measured, where)} for one in found]
+    print(json.dumps({'topology': where.name, 'versions': report.versions(), 'tried': rows}, indent=1, default=list))
+    return
+  say('\nbest, by MFU if nothing overlaps; each needs less memory than those above it:')
+  for one in best:
+    say(search.line(one, where))
+  if not best:
+    raise UserError(f'nothing that was tried fits {where.name}')
+
+
 def main() -> None:
   config = read_config(_FLAGS)
   if config is None or not _FLAGS.topology:
@@ -42,6 +61,8 @@ def main() -> None:
   if unknown := sorted(set(_FLAGS.programs) - set(program.PROGRAMS)):
     raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(program.PROGRAMS)}')
   where = topology.describe(_FLAGS.topology)
+  if _FLAGS.search:
+    return _search(config, where)
   plan = measure.make_plan(config, where)
   measure.check_state(plan, where)
   said = report.head(plan, where)

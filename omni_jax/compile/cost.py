@@ -1,4 +1,4 @@
-"""What a compiled program does in one run: FLOPs of matrix products, bytes of memory, collectives; loops times their turns.
+"""What a compiled program does in one run: FLOPs of products, bytes of memory, collectives; loops times their turns.
 
 XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count. Here as there a fusion reads what it
 uses of its operands (a slice of a stack of layers is not the stack) and writes its results; what lies in on-chip memory
@@ -6,18 +6,24 @@ does not count. Products inside a Pallas kernel are those of its declared cost e
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+import math
 import re
 from typing import NamedTuple
 
-from omni_jax.compile.hlo import Computation, Instruction, Module, PLAIN, Shape, trip_count
+from omni_jax.compile.hlo import Computation, Instruction, loop_constants, Module, PLAIN, Shape, trip_count, unchanged
 
 FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id', 'replica-id',
         'opt-barrier', 'add-dependency', 'domain'}
 COLLECTIVES = {'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
                'collective-broadcast'}
 FREE_CALLS = {'ConcatBitcast', 'AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound', 'annotate_device_placement',
-              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked'}
+              'AsyncCollectiveStart', 'AsyncCollectiveDone', 'GatherScatterIndicesBitpacked', 'PrepareAsyncCallStart',
+              'PrepareAsyncCallDone'}  # of the compiler's own, no work
+SLICES = 'slices'
+# Products of a Pallas kernel of jax that declares no estimate, by the beginning of its name: each of queries · keys.
+# Blocks above the diagonal are left out. dq: scores, their gradient, dq; dkv: scores, their gradient, dk, dv.
+KERNELS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 _ESTIMATE = re.compile(r'"?cost_estimate"?\s*:\s*\{([^}]*)\}')
 
 
@@ -42,7 +48,7 @@ class Transfer(NamedTuple):
   Attributes:
     kind: opcode, without -start.
     payload: bytes that one device puts in.
-    groups: XLA's words for who takes part.
+    groups: XLA's words for who takes part, or SLICES for the same chip of every slice.
   """
   name: str
   kind: str
@@ -125,6 +131,15 @@ def _valid(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
   return count
 
 
+def _attention_product(one: Instruction, where: Computation) -> float:
+  """FLOPs of one product between queries and keys in the causal blocks of a splash attention kernel."""
+  shapes = [where.by_name[name].shapes[0] for name in one.operands]
+  blocks = next((shape.dims[-2:] for shape in shapes if shape.kind == 's8'), (1, 1))
+  q, k = [shape.dims for shape in shapes if shape.kind in ('bf16', 'f32') and len(shape.dims) >= 3][:2]
+  run = sum(min(blocks[1], -(-(i + 1) * blocks[1] // blocks[0])) for i in range(blocks[0]))
+  return 2.0 * math.prod(q) * k[-2] * run / math.prod(blocks)
+
+
 class Walker:
   """Goes through a module as it runs."""
 
@@ -138,20 +153,22 @@ class Walker:
     self._walk(self._module.entry, 1)
     return self.cost
 
-  def _walk(self, where: Computation, times: int) -> None:
+  def _walk(self, where: Computation, times: int, known: Mapping[int, int] | None = None) -> None:
     seen: set[str] = set()  # channels of collectives inside of fusions: one transfer has a start, parts and an end
     for one in where.instructions:
       kind = one.opcode.removesuffix('-start')
       if one.opcode in FREE or one.opcode.endswith(('-done', '-update')):
         continue
       if one.opcode == 'while':
-        self._loop(where, one, times)
+        self._loop(where, one, times, known)
       elif one.opcode == 'conditional':
         self._branch(one, times)
       elif one.opcode in ('call', 'async-start'):
         self._walk(self._module.computations[one.called('to_apply') or one.called('calls')], times)
       elif kind in COLLECTIVES:
         self._transfer(one, where, kind, times, one.rest)
+      elif one.opcode in ('send', 'recv'):
+        self._across(one, where, times)
       elif one.opcode == 'fusion':
         self._fusion(one, where, times, seen)
       else:
@@ -162,11 +179,13 @@ class Walker:
     if flops or size:
       self.cost.work.append(Work(one.name, times, flops, size, source_of(one)))
 
-  def _loop(self, where: Computation, one: Instruction, times: int) -> None:
-    turns = trip_count(self._module, where, one)
+  def _loop(self, where: Computation, one: Instruction, times: int, known: Mapping[int, int] | None) -> None:
+    turns = trip_count(self._module, where, one, known)
     if turns is None:
       self.cost.endless.append(f'{one.name} ({source_of(one)})')
-    self._walk(self._module.computations[one.called('body')], times * (1 if turns is None else turns))
+    body = self._module.computations[one.called('body')]
+    state = unchanged(body, loop_constants(self._module, where, one, known))
+    self._walk(body, times * (1 if turns is None else turns), state)
 
   def _branch(self, one: Instruction, times: int) -> None:
     """The branch with most work counts."""
@@ -191,6 +210,14 @@ class Walker:
     self.cost.transfers.append(Transfer(one.name, kind, times, payload, groups, source_of(one)))
     size = sum(plain_bytes(where.by_name[name].shapes) for name in operands) + plain_bytes(one.shapes[-1:])
     self.cost.work.append(Work(one.name, times, 0.0, size, source_of(one)))
+
+  def _across(self, one: Instruction, where: Computation, times: int) -> None:
+    """Between slices the hosts do the collective: the program sends them what its chip puts in."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+    if found and one.opcode == 'send':
+      payload = where.by_name[one.operands[0]].bytes
+      kind = found[1].lower().replace('_', '-')
+      self.cost.transfers.append(Transfer(one.name, kind, times, payload, SLICES, source_of(one)))
 
   def _fusion(self, one: Instruction, where: Computation, times: int, seen: set[str]) -> None:
     inside = self._module.computations[one.called('calls')]
@@ -231,6 +258,8 @@ class Walker:
     if found := _ESTIMATE.search(one.rest):
       said = {name: float(value) for name, value in re.findall(r'"?(\w+)"?\s*:\s*"?(\d+)', found[1])}
       return said.get('flops', 0.0), said.get('bytes_accessed', size)
+    if products := next((n for name, n in KERNELS.items() if one.name.startswith(name)), 0):
+      return products * _attention_product(one, where), size
     self.cost.uncounted[target] += times
     return 0.0, size
 

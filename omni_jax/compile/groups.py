@@ -57,13 +57,11 @@ class Members(NamedTuple):
   Attributes:
     axes: of the mesh, joined by +; with ~ where the group is a part of them.
     count: members of a group.
-    sides: for each side of the torus, how many of its places the group's members have.
-    slices: that the group spans.
+    sides: for each side of the torus, how many of its places the group's members have; none of a group across slices.
   """
   axes: str
   count: int
   sides: tuple[int, ...]
-  slices: int
 
 
 class Groups:
@@ -87,5 +85,10 @@ class Groups:
     devices = [self._devices[i] for i in group]
     coords = np.array([list(getattr(d, 'coords', None) or (d.id,)) for d in devices])
     sides = tuple(len(set(column)) for column in coords.T)
-    slices = len({getattr(d, 'slice_index', 0) for d in devices})
-    return Members(names + ('' if whole == len(group) or pairs else '~'), len(group), sides, slices)
+    return Members(names + ('' if whole == len(group) or pairs else '~'), len(group), sides)
+
+  def across(self) -> Members:
+    """The same chip of every slice: along the first axis, or a part of it."""
+    slices = len({getattr(d, 'slice_index', 0) for d in self._devices})
+    axis = self._mesh.axis_names[0]
+    return Members(axis + ('' if slices == self._mesh.devices.shape[0] else '~'), slices, ())

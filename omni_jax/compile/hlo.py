@@ -3,6 +3,7 @@
 One pass over the lines, with no regular expression over more than one of them: such texts reach 100 MB.
 """
 
+from collections.abc import Mapping
 import math
 import re
 from typing import NamedTuple
@@ -152,8 +153,12 @@ def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
 
 
 def parse(text: str) -> Module:
-  """All computations of a program; a line `%name (…) -> … {` begins one, a line `}` ends it."""
-  computations, current, entry = {}, None, None
+  """All computations of a program.
+
+  A line `%name (…) -> … {` begins one, a line `}` ends it. An instruction begins with its name behind two spaces; lines
+  of another form carry on the one before (metadata that somebody gave a kernel may hold line breaks).
+  """
+  computations, current, entry, pending = {}, None, None, ''
   for line in text.splitlines():
     if current is None:
       if line.endswith('{') and ') -> ' in line:
@@ -161,10 +166,12 @@ def parse(text: str) -> Module:
         if found:
           current = computations[found[1]] = Computation(found[1])
           entry = current if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
-      current = None
-    elif made := parse_instruction(line):
-      current.add(*made)
+    elif (end := line == '}' or line.startswith('}, execution_thread=')) or line.startswith(('  %', '  ROOT %')):
+      if pending and (made := parse_instruction(pending)):
+        current.add(*made)
+      pending, current = ('', None) if end else (line, current)
+    else:
+      pending += line
   if entry is None:
     raise ValueError(f'no ENTRY computation in {len(text)} characters of HLO')
   return Module(computations, entry)
@@ -173,29 +180,54 @@ def parse(text: str) -> Module:
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
-def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
-  """How often the body of a `while` runs: what the compiler says, or from a condition `counter < constant`.
+def trip_count(module: Module, caller: Computation, loop: Instruction, known: Mapping[int, int] | None = None
+               ) -> int | None:
+  """How often the body of a `while` runs: what the compiler says, or from a condition `counter < limit`.
 
   None where neither tells, such as a loop that runs until its data say so.
+
+  Args:
+    known: constants in the state of the loop whose body the caller is.
   """
   if found := _TRIPS.search(loop.rest):
     return int(found[1])
-  condition = module.computations[loop.called('condition')]
-  body = module.computations[loop.called('body')]
-  start = caller.by_name.get(loop.operands[0])
+  condition, body = (module.computations[loop.called(name)] for name in ('condition', 'body'))
+  state = loop_constants(module, caller, loop, known)
   root = condition.root
   if root is not None and root.opcode == 'fusion':  # of the comparison alone
     inner = module.computations[root.called('calls')].root
     root = inner._replace(operands=_outer(module, root, inner)) if inner is not None else None
-  if root is None or root.opcode != 'compare' or start is None or start.opcode != 'tuple':
+  if root is None or root.opcode != 'compare' or 'direction=LT' not in root.rest or body.root is None:
     return None
-  sides = [_value(condition, name, caller, start) for name in root.operands]
-  counter = next((index for index, value in sides if index is not None and _steps_by_one(body, index)), None)
-  limits = [value for index, value in sides if index != counter or index is None]
-  begin = _constant(caller, start.operands[counter]) if counter is not None else None
-  if begin is None or len(limits) != 1 or limits[0] is None or 'direction=LT' not in root.rest:
+  counter = _source(condition, root.operands[0])
+  limit = constant(condition, root.operands[1], state)
+  if counter is None or counter.opcode != 'get-tuple-element' or limit is None:
     return None
-  return max(0, limits[0] - begin)
+  index = int(counter.attribute('index'))
+  step = _step(body, index, state)
+  if index not in state or not step:
+    return None
+  return max(0, -(-(limit - state[index]) // step))
+
+
+def loop_constants(module: Module, caller: Computation, loop: Instruction, known: Mapping[int, int] | None = None
+                   ) -> dict[int, int]:
+  """Numbers in the state that a loop starts with, by index."""
+  start = caller.by_name.get(loop.operands[0])
+  if start is None or start.opcode != 'tuple':
+    return {}
+  found = {i: constant(caller, name, known) for i, name in enumerate(start.operands)}
+  return {i: number for i, number in found.items() if number is not None}
+
+
+def unchanged(body: Computation, state: Mapping[int, int]) -> dict[int, int]:
+  """Those of the numbers that a turn of the loop passes on as they are."""
+  if body.root is None or body.root.opcode != 'tuple':
+    return {}
+  def same(i):
+    one = _source(body, body.root.operands[i])
+    return one is not None and one.opcode == 'get-tuple-element' and int(one.attribute('index')) == i
+  return {i: number for i, number in state.items() if same(i)}
 
 
 def _outer(module: Module, fusion: Instruction, inner: Instruction) -> tuple[str, ...]:
@@ -205,32 +237,32 @@ def _outer(module: Module, fusion: Instruction, inner: Instruction) -> tuple[str
   return tuple(fusion.operands[int(one.inside)] if one.opcode == 'parameter' else one.name for one in places)
 
 
-def _value(condition: Computation, name: str, caller: Computation, start: Instruction
-           ) -> tuple[int | None, int | None]:
-  """(index in the loop's state, value before the loop) of an operand of the condition."""
-  one = condition.by_name.get(name)
-  while one is not None and one.opcode in ('copy', 'bitcast'):
-    one = condition.by_name.get(one.operands[0])
-  if one is None:
-    return None, None
-  if one.opcode == 'get-tuple-element':
-    index = int(one.attribute('index'))
-    return index, _constant(caller, start.operands[index])
-  return None, _constant(condition, name)
-
-
-def _constant(where: Computation, name: str) -> int | None:
+def _source(where: Computation, name: str) -> Instruction | None:
+  """The instruction behind copies."""
   one = where.by_name.get(name)
   while one is not None and one.opcode in ('copy', 'bitcast'):
     one = where.by_name.get(one.operands[0])
-  return int(one.inside) if one is not None and one.opcode == 'constant' and re.fullmatch(r'-?\d+', one.inside) else None
+  return one
 
 
-def _steps_by_one(body: Computation, index: int) -> bool:
-  """Whether the body adds 1 to this element of its state."""
-  one = body.by_name.get(body.root.operands[index]) if body.root is not None and body.root.opcode == 'tuple' else None
-  while one is not None and one.opcode in ('copy', 'bitcast'):
-    one = body.by_name.get(one.operands[0])
-  if one is None or one.opcode not in ('add', 'fusion'):
-    return False
-  return one.opcode == 'fusion' or any(_constant(body, name) == 1 for name in one.operands)
+def constant(where: Computation, name: str, known: Mapping[int, int] | None = None) -> int | None:
+  """A whole number that is written there, or that the computation's only parameter is known to hold."""
+  one = _source(where, name)
+  if one is None:
+    return None
+  if one.opcode == 'get-tuple-element' and known and where.by_name[one.operands[0]].opcode == 'parameter':
+    return known.get(int(one.attribute('index')))
+  return int(one.inside) if one.opcode == 'constant' and re.fullmatch(r'-?\d+', one.inside) else None
+
+
+def _step(body: Computation, index: int, state: Mapping[int, int]) -> int | None:
+  """What a turn adds to this element of the state."""
+  one = _source(body, body.root.operands[index]) if body.root.opcode == 'tuple' else None
+  if one is None:
+    return None
+  if one.opcode == 'fusion':  # of the addition and what only looks at the counter
+    return 1
+  if one.opcode != 'add':
+    return None
+  others = {i: number for i, number in state.items() if i != index}
+  return next((n for name in one.operands if (n := constant(body, name, others)) is not None), None)

@@ -49,7 +49,7 @@ class Memory(NamedTuple):
   largest: tuple[Buffer, ...] = ()
 
 
-_SIZES = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30}
+_VALUE = re.compile(r' value: <\d+ (\S+).*? @\d+> \(size=(\d+),offset=(\d+)\): (.*)')
 
 
 def from_stats(stats: Any, kinds: Mapping[str, float], report: str = '', assignment: str = '') -> Memory:
@@ -91,15 +91,16 @@ def read_report(text: str) -> float:
 
 def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
   """The largest pieces of the temporaries of a buffer assignment, each with the values that lie in it in turn."""
-  pieces: dict[tuple[int, int], list[tuple[str, str]]] = {}
+  pieces: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
   wanted, number = False, 0
   for line in assignment.splitlines():
     if line.startswith('allocation '):
       number += 1
       wanted = 'color' not in line and any(word in line for word in ('preallocated-temp', 'live-out'))
       wanted = wanted and ', parameter ' not in line
-    elif wanted and (found := re.match(r' value: <\d+ (\S+).*? @\d+> \(size=(\d+),offset=(\d+)\): (.*)', line)):
-      pieces.setdefault((number, int(found[3])), []).append((int(found[2]), found[1], re.sub(r'\{[^}]*\}', '', found[4])))
+    elif wanted and (found := _VALUE.match(line)):
+      name, size, offset, shape = found.groups()
+      pieces.setdefault((number, int(offset)), []).append((int(size), name, re.sub(r'\{[^}]*\}', '', shape)))
   made = []
   for values in pieces.values():
     size = max(value[0] for value in values)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from omni_jax.compile.cost import Cost, Transfer
+from omni_jax.compile.cost import Cost, SLICES, Transfer
 from omni_jax.compile.groups import Groups, Members
 from omni_jax.compile.topology import Topology
 
@@ -91,13 +91,8 @@ def link_seconds(kind: str, payload: float, members: Members, topology: Topology
 def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
   """One collective, all of its times."""
   moved = moved_bytes(one.kind, one.payload, members.count)
-  if members.slices > 1:
-    within = members.count // members.slices  # what crosses is split over the chips of a slice
-    across = moved_bytes(one.kind, one.payload, members.slices) / (within if one.kind != 'all-gather' else 1)
-    seconds = across / (topology.chip.dcn / topology.chip.devices)
-    if within > 1:
-      seconds += link_seconds(one.kind, one.payload, members._replace(count=within), topology)
-    network = 'DCN'
+  if one.groups == SLICES:
+    seconds, network = moved / (topology.chip.dcn / topology.chip.devices), 'DCN'
   else:
     seconds, network = link_seconds(one.kind, one.payload, members, topology), 'ICI'
   return Traffic(one.kind, members.axes, network, one.times, one.times * moved, one.times * seconds)
@@ -110,7 +105,8 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   core = sum(one.times * max(one.flops / flops, one.bytes / bytes_) for one in cost.work)
   found: dict[tuple[str, str, str], Traffic] = {}
   for one in cost.transfers:
-    members = groups.members(one.groups, one.kind == 'collective-permute')
+    pairs = one.kind == 'collective-permute'
+    members = groups.across() if one.groups == SLICES else groups.members(one.groups, pairs)
     if members.count > 1:
       new = traffic_of(one, members, topology)
       old = found.get(new[:3], Traffic(*new[:3], 0, 0.0, 0.0))

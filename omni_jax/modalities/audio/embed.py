@@ -97,8 +97,11 @@ class AudioEmbed(nnx.Module):
   def __call__(self, batch: Batch, code_BRJ: Int[Array, 'B spoken J'], heard_code_BRJ: Int[Array, 'B heard J'] | None,
                dtype) -> Float[Array, 'B L D']:
     """`code_BRJ`, `heard_code_BRJ`: codes of the frames that are spoken and heard; None: mel is heard."""
-    if heard_code_BRJ is None:
-      heard_BRD = self.hear(batch.heard_BRS, batch.heard_clip_BR, dtype)
-    else:
-      heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(dtype)
-    return gather_rows(heard_BRD, batch.heard_BL) + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL)
+    x_BLD = jnp.zeros((*batch.token_BL.shape, self.codes.table.shape[1]), dtype)
+    if batch.heard_clip_BR.size:  # rows may have no room for sounds
+      if heard_code_BRJ is None:
+        heard_BRD = self.hear(batch.heard_BRS, batch.heard_clip_BR, dtype)
+      else:
+        heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(dtype)
+      x_BLD += gather_rows(heard_BRD, batch.heard_BL)
+    return x_BLD + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL) if code_BRJ.size else x_BLD

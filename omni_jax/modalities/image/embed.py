@@ -74,10 +74,14 @@ class ImageEmbed(nnx.Module):
     return x_BNPD.reshape(b, n * p, d)
 
   def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
-    seen_BND = self.patches(batch.seen_BNhwc, dtype)
-    for block in self.encoder:
-      seen_BND = block(seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])).reshape(seen_BND.shape)
-    x_BLD = gather_rows(seen_BND, batch.seen_BL)
+    x_BLD = jnp.zeros((*batch.token_BL.shape, self.clean.shape[0]), dtype)
+    if batch.seen_BNhwc.size:  # rows may have no room for images
+      seen_BND = self.patches(batch.seen_BNhwc, dtype)
+      for block in self.encoder:
+        seen_BND = block(seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])).reshape(seen_BND.shape)
+      x_BLD += gather_rows(seen_BND, batch.seen_BL)
+    if not batch.drawn_BNhwc.size:
+      return x_BLD
     drawn = self.patches(batch.drawn_BNhwc, dtype) + self.clean[...].astype(dtype)
     x_BLD += gather_rows(drawn, batch.drawn_BL)
     query = self.query[...].astype(dtype)[jnp.maximum(batch.query_BL, 0)]

@@ -28,7 +28,7 @@ class TokenizerConfig:
   def __post_init__(self):
     named = len(FIXED) + len(TASKS) + self.max_grid + len(self.languages) + len(self.voices)
     if self.size and self.size < named + 256:
-      raise ValueError(f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many as these')
+      raise ValueError(f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many')
 
 
 class Tokenizer:
