@@ -69,8 +69,9 @@ def moe_expert_parallel(x_BLD: Array, weights: Experts, expert_BLK: Array, weigh
 
   # A reply that is being written has one position, and perhaps one row: then all devices do the same with it.
   tokens = sharding.spec(*map(partial(sharding.dividing, mesh), ('batch', 'length'), x_BLD.shape))
-  return jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
-                       out_specs=Mixed(tokens, sharding.spec()), check_vma=False)(x_BLD, weights, expert_BLK, weight_BLK)
+  everywhere = jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
+                             out_specs=Mixed(tokens, sharding.spec()), check_vma=False)
+  return everywhere(x_BLD, weights, expert_BLK, weight_BLK)
 
 
 AXES = Experts(('expert', 'embed', 'mlp'), ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed'))  # of the weights
@@ -107,7 +108,7 @@ def _all_to_all(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, wa
 
 
 class _Route(NamedTuple):
-  """Slots for what leaves this device, sorted by where it goes; `send` brings Z slots to R places, `back` returns them."""
+  """Slots for what leaves this device, sorted by where it goes; `send` brings them to R places, `back` returns them."""
   slots: Slots
   send: Callable[[Array], Array]
   back: Callable[[Array], Array]

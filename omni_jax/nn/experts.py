@@ -54,7 +54,7 @@ def moe_blocks(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), weight_TK.astype(x_TD.dtype), slots)
 
 
-TILE = (512, 1024, 1024)  # rows, inner width, outer width
+TILE = (512, 512, 512)  # rows, inner width, outer width
 
 
 def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array, 'T K'],

@@ -38,7 +38,8 @@ def assign_equal(group_TK: Int[Array, 'T K'], groups: int, size: int) -> Slots:
   """`size` slots for every group; what a group has no slot for is dropped, as are choices outside [0, groups)."""
   chosen_CG = jax.nn.one_hot(group_TK.reshape(-1), groups, dtype=jnp.int32)
   rank_C = _rank(chosen_CG)
-  slot_C = jnp.where(chosen_CG.any(axis=1) & (rank_C < size), group_TK.reshape(-1) * size + rank_C, groups * size)
+  has_C = chosen_CG.any(axis=1) & (rank_C < size)
+  slot_C = jnp.where(has_C, group_TK.reshape(-1) * size + rank_C, groups * size)
   return _inverse(slot_C.reshape(group_TK.shape), groups * size)
 
 
@@ -55,7 +56,7 @@ def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[
   first_G = jnp.cumsum(size_G) - size_G
   here_C = chosen_CG.any(axis=1)
   slot_C = jnp.where(here_C, chosen_CG @ first_G + _rank(chosen_CG), choices)
-  # The inverse by one sort of one number each, (group, choice): XLA takes 12 s to compile two stable argsorts for a TPU.
+  # The inverse by one sort of numbers (group, choice): two stable argsorts take XLA 12 s to compile for a TPU.
   key_C = jnp.where(here_C, group_C, groups) * choices + jnp.arange(choices, dtype=jnp.int32)
   order_Z = jnp.sort(key_C, stable=False) % choices
   choice_Z = jnp.where(jnp.arange(choices) < size_G.sum(), order_Z, choices)
