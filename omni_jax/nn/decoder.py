@@ -142,10 +142,10 @@ class Decoder(nnx.Module):
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
+    blocks = _cast_matrices(blocks, x_BLD.dtype)
 
     def body(x_BLD, layer):
-      # Behind the barrier, XLA cannot turn "a layer's weights in bf16" into "all layers' weights in bf16, one of them".
-      weights, bias_E, layer_cache = jax.lax.optimization_barrier(layer)
+      weights, bias_E, layer_cache = layer
       x_BLD = checkpoint_name(x_BLD, INPUT)
       x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh,
                                                             layer_cache, slot_BL)
@@ -160,3 +160,15 @@ class Decoder(nnx.Module):
     c = self.config
     shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _cast_matrices(blocks: nnx.State, dtype) -> nnx.State:
+  """Stacked matrices in the type of the computation, but for the router, which is computed in fp32.
+
+  Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.
+  XLA moves such a cast out of the loop in any case.
+  """
+  def cast(path, w):
+    stays = w.ndim < 3 or 'router' in jax.tree_util.keystr(path)
+    return w if stays else w.astype(dtype)
+  return jax.tree_util.tree_map_with_path(cast, blocks)
