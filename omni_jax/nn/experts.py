@@ -55,7 +55,12 @@ def moe_blocks(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
 
 
-TILE = (512, 512, 512)  # rows, inner width, outer width
+TILE = (512, 512, 1024)  # at most: rows, inner width, outer width, for whose every tile the rows are read again
+
+
+def _tile(width: int, most: int) -> int:
+  """Largest whole number of lanes that divides a width, so that no tile is half empty."""
+  return next((t for t in range(most, 0, -128) if width % t == 0), min(width, most))
 
 
 def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array, 'T K'],
@@ -71,7 +76,7 @@ def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Arr
     z, (_, d, f) = len(x_Zd), w_Edf.shape
     rows = max(128, min(TILE[0], 1 << (z - 1).bit_length()))
     padded_Zd = jnp.pad(x_Zd, ((0, -z % rows), (0, 0)))  # the kernel wants whole tiles of rows
-    tile = (rows, min(TILE[1], d), min(TILE[2], f))
+    tile = (rows, _tile(d, TILE[1]), _tile(f, TILE[2]))
     return megablox.gmm(padded_Zd, w_Edf, size_E, x_Zd.dtype, tile, interpret=interpret)[:z]
 
   x_ZD = dispatch(x_TD, slots)
