@@ -102,6 +102,11 @@ def ways(mesh: Mesh, axis: str) -> int:
   return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
 
 
+def dividing(mesh: Mesh, axis: str, *sizes: int) -> str | None:
+  """The logical axis, or None if the mesh does not divide all these sizes of it: then its devices hold the whole."""
+  return axis if all(size % ways(mesh, axis) == 0 for size in sizes) else None
+
+
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
   """Constrains an activation to the layout of its logical axes. The mesh is the one set by `jax.set_mesh`."""
   return jax.lax.with_sharding_constraint(x, spec(*axes))

@@ -1,12 +1,13 @@
 """`load(workdir).generate(content, want='any', seed=0) -> list[Part]`: the Python side of generation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -37,13 +38,18 @@ POSITIONS_PER_IMAGE = 8  # of `max_new`: how many images a reply has room for
 class Omni:
   """A restored run: config, parameters and buffers, and the jitted programs that generate."""
 
-  def __init__(self, config: ConfigDict, step: int, params: Any, buffers: Any):
-    self.config, self.step, self.params, self._buffers = config, step, params, buffers
+  def __init__(self, config: ConfigDict, step: int, params: Any, buffers: Any, mesh: Mesh | None = None):
+    self.config, self.step = config, step
     self.omni = OmniConfig.from_config(config.model)
     self.tokenizer = Tokenizer(self.omni.tokenizer)
-    self._mesh = sharding.make_mesh({})
+    self._mesh = mesh or sharding.make_mesh({})
+    self.params, self._buffers = params, buffers
+    if mesh is not None:
+      fit = lambda x, spec: sharding.fitting(mesh, spec, x.shape)
+      self.params = jax.device_put(params, jax.tree.map(fit, params, sharding.param_specs(abstract(self.omni))))
+      self._buffers = jax.device_put(buffers, sharding.replicated(mesh))
     codec = nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
-    self._codebooks = CodecBuffers(**buffers['codec']['codebooks'])
+    self._codebooks = CodecBuffers(**self._buffers['codec']['codebooks'])
     parts = dict(model=abstract(self.omni), mesh=self._mesh)
     self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
@@ -170,14 +176,16 @@ def _whole_pieces(n: int) -> int:
   return -(-n // PIECE) * PIECE
 
 
-def load(workdir: str, step: int | None = None, weights: str = 'average') -> Omni:
-  """Restores a run's parameters and buffers, on any number of devices.
+def load(workdir: str, step: int | None = None, weights: str = 'average', mesh: Mapping[str, int] | None = None
+         ) -> Omni:
+  """Restores a run's parameters and buffers.
 
   Args:
     weights: 'average' (of the parameters, where the run keeps one) or 'raw'.
+    mesh: sizes of the axes over which the parameters are then split, as `config.mesh` of a run; None for one device.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
   config, model, found = restore_run(workdir, step, weights)
-  return Omni(config, found, model['params'], model['buffers'])
+  return Omni(config, found, model['params'], model['buffers'], None if mesh is None else sharding.make_mesh(mesh))

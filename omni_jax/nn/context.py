@@ -37,9 +37,8 @@ def attend(q_BLHA: Float[Array, 'B L H A'], k_BSGA: Float[Array, 'B S G A'], v_B
     return _run(kernel or kernels.choose(None, q_BLHA, k_BSGA, reach), q_BLHA, k_BSGA, v_BSGA, reach, None)
   k_BSGA, v_BSGA = (_enough_heads(x, q_BLHA.shape[2], sharding.ways(mesh, 'act_heads')) for x in (k_BSGA, v_BSGA))
   (b, l, h, _), g = q_BLHA.shape, k_BSGA.shape[2]
-  fits = lambda axis, *sizes: axis if all(size % sharding.ways(mesh, axis) == 0 for size in sizes) else None
-  rows, heads = fits('batch', b), fits('act_heads', h, g)
-  length = fits('length', l, l // 2)  # two chunks for each
+  fits = partial(sharding.dividing, mesh)
+  rows, heads, length = fits('batch', b), fits('act_heads', h, g), fits('length', l, l // 2)  # two chunks for each
   parts = sharding.ways(mesh, 'length') if length else 1
   own = length if reach.key_segment_BS is None else None  # keys that are the row itself are split as it is
   device = mesh.devices.flat[0]

@@ -67,7 +67,8 @@ def moe_expert_parallel(x_BLD: Array, weights: Experts, expert_BLK: Array, weigh
       y_TD = jax.lax.psum(y_TD, layouts[2][1])
     return Mixed(y_TD.reshape(x_BLD.shape), dropped)
 
-  tokens = sharding.spec('batch', 'length')
+  # A reply that is being written has one position, and perhaps one row: then all devices do the same with it.
+  tokens = sharding.spec(*map(partial(sharding.dividing, mesh), ('batch', 'length'), x_BLD.shape))
   return jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
                        out_specs=Mixed(tokens, sharding.spec()), check_vma=False)(x_BLD, weights, expert_BLK, weight_BLK)
 

@@ -9,7 +9,9 @@ from samples import BUDGET, laid, make_kit, packed, rows, tiny_model
 
 from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
 
-MESHES = [dict(data=2, fsdp=2, expert=2), dict(data=8), dict(expert=8)]
+AXES_ALONE = [dict(data=8), dict(fsdp=8), dict(expert=8), dict(tensor=8), dict(context=8)]
+TOGETHER = [dict(data=2, fsdp=2, expert=2), dict(data=2, tensor=2, context=2), dict(fsdp=2, expert=2, context=2),
+            dict(expert=2, tensor=2, context=2), dict(expert=4, tensor=2), dict(tensor=2, context=4)]
 CONFIG = tiny_model(experts=8)
 STEPS = 2
 
@@ -42,16 +44,22 @@ def one_device(eight_rows):
   return trained(descent(), eight_rows)
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@pytest.mark.parametrize('sizes', AXES_ALONE + TOGETHER, ids=str)
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
+  """Every number, next to the largest of its kind: weights, and momenta, which are sums of gradients.
+
+  The same numbers are added up in fp32, in another order. Seen over all these meshes: 1.5e-7 for the figures and 1.0e-6
+  of the largest for the leaves (2^-24 is 6e-8). Ten times that is for other processors; what is missing or counted
+  twice on one device changes its leaf by an eighth.
+  """
   state, metrics = trained(descent(), eight_rows, **sizes)
   wanted, wanted_metrics = one_device
   for step in range(STEPS):
     for name, value in metrics[step].items():
-      np.testing.assert_allclose(value, wanted_metrics[step][name], rtol=2e-5, atol=2e-5, err_msg=f'{name}, step {step}')
+      np.testing.assert_allclose(value, wanted_metrics[step][name], rtol=2e-6, atol=2e-6, err_msg=f'{name}, step {step}')
   leaves = jax.tree_util.tree_leaves_with_path(wanted)
   for (path, theirs), ours in zip(leaves, jax.tree.leaves(state), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name_of(path))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(np.abs(theirs).max()), err_msg=name_of(path))
 
 
 @pytest.mark.parametrize('sizes, place', [

@@ -162,6 +162,21 @@ def test_two_processes_go_on_where_one_stopped_and_one_evaluates(alone, folder):
   assert 'evaluates: -m omni_jax.evaluate' in first.out and 'evaluates' not in second.out
 
 
+@pytest.mark.parametrize('axis', ['fsdp', 'context'])
+def test_weights_and_positions_may_lie_across_the_processes(alone, folder, axis):
+  """Over fsdp every process gives rows of its own, over context both give the same (as over tensor); the steps are the same ones."""
+  parts = folder / f'over_{axis}'
+  shutil.copytree(alone / 'checkpoints' / 'codec', parts / 'checkpoints' / 'codec')
+  done = run(parts, 2, '--config.mesh.data=1', f'--config.mesh.{axis}=2', stages=OMNI)
+  assert [one.code for one in done] == [0, 0], done
+  own = [pathlib.Path(f'{parts}.notes.{k}').read_text().splitlines() for k in range(2)]
+  for first, second, whole in zip(*own, batches(alone, 1)[CODEC_STEPS:], strict=True):
+    first, second = json.loads(first), json.loads(second)
+    assert first | second == whole and (first == second) == (axis != 'fsdp')
+  theirs = [line for line in logged(alone) if line['stage'] == 'omni']
+  assert_same_figures(logged(parts), theirs)
+
+
 def test_an_error_in_one_process_ends_both(alone, folder):
   parts = folder / 'torn'
   shutil.copytree(alone / 'checkpoints' / 'codec', parts / 'checkpoints' / 'codec')

@@ -1,0 +1,70 @@
+"""Attention as libtpu compiles it for TPUs that are not here: the Pallas kernel is in it, and no L×L logits."""
+
+from functools import partial
+import importlib.util
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+import pytest
+
+from omni_jax import sharding
+from omni_jax.compile.topology import describe
+from omni_jax.nn.context import attend
+from omni_jax.nn.reach import packed_rows
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu compiles for TPUs, and it is not installed: pip install 'jax[tpu]'"),
+    pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache'),  # programs for absent devices cannot be read back
+]
+L, H, G, A = 4096, 32, 8, 128
+LOGITS = H * L * L * 4  # 2 GiB
+ROW = 2 * L * H * A  # bytes of the queries in bf16; keys and values are a quarter each
+
+
+def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
+  """Output and gradients of a row."""
+  shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
+  devices = np.array(describe(topology).devices[:math.prod(shape)]).reshape(shape)
+  mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
+  like = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding.spec(*axes)))
+  q, k, v = (like((1, l, h, a), dtype, 'batch', 'length', 'act_heads', None) for h in (H, G, G))
+  segment = like((1, l), jnp.int32, 'batch', 'length')
+
+  def both(q, k, v, segment, dy):
+    y, back = jax.vjp(partial(attend, reach=packed_rows(segment), mesh=mesh), q, k, v)
+    return y, back(dy)
+
+  with jax.set_mesh(mesh):
+    return jax.jit(both).lower(q, k, v, segment, q).compile()
+
+
+@pytest.mark.parametrize('sizes', [{}, dict(context=4), dict(tensor=2, context=2)], ids=str)
+@pytest.mark.parametrize('topology', ['v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
+def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
+  """Temporaries are of the size of the queries (33 MB): q and y with heads first, the logsumexp in 128 lanes of fp32."""
+  program = compiled(topology, **sizes)
+  assert len(re.findall(r'custom_call_target="tpu_custom_call"', program.as_text())) == 3  # forward, dq, dk and dv
+  temporary = program.memory_analysis().temp_size_in_bytes
+  assert temporary < 8 * ROW / math.prod(sizes.values()) < LOGITS / 7, temporary
+  assert not re.search(rf'\[[\d,]*{L},{L}[\d,]*\]', program.as_text())
+
+
+def test_positions_over_devices_exchange_keys_once_and_queries_by_halves():
+  text = compiled('v5p:2x2x1', context=4).as_text()
+  counted = {name: len(re.findall(rf' {name}(?:-start)?\(', text)) for name in ('all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')}
+  assert counted == {'all-gather': 3, 'reduce-scatter': 2, 'collective-permute': 8, 'all-to-all': 0}, counted
+
+
+@pytest.mark.parametrize('a, dtype', [(64, jnp.bfloat16), (256, jnp.bfloat16), (128, jnp.float32)], ids=str)
+def test_the_kernel_takes_other_widths_and_fp32(a, dtype):
+  assert 'tpu_custom_call' in compiled('v5e:2x2', 1024, a, dtype).as_text()
+
+
+def test_a_length_that_the_kernel_does_not_take_goes_in_pieces():
+  program = compiled('v5e:2x2', 4000)
+  assert 'tpu_custom_call' not in program.as_text()
+  assert program.memory_analysis().temp_size_in_bytes < LOGITS / 4
