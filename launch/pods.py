@@ -20,10 +20,10 @@ RUNS = {
     'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
     'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
     'omni_30b_a3b v6e-64': ('fits', 'omni_30b_a3b', 'v6e:8x8', ALL, {'data.budget.rows': 64}),
-    'omni_1b 16': ('scaling', 'omni_1b', 'v5e:4x4', 'train', {'data.budget.rows': 16}),
-    'omni_1b 64': ('scaling', 'omni_1b', 'v5e:8x8', 'train', {'data.budget.rows': 64}),
-    'omni_1b 256': ('scaling', 'omni_1b', 'v5e:16x16', 'train', {'data.budget.rows': 256}),
-    'omni_1b 512': ('scaling', 'omni_1b', '2xv5e:16x16', 'train', {
+    'omni_1b 16': ('scaling', 'omni_1b.py:text', 'v5e:4x4', 'train', {'data.budget.rows': 16}),
+    'omni_1b 64': ('scaling', 'omni_1b.py:text', 'v5e:8x8', 'train', {'data.budget.rows': 64}),
+    'omni_1b 256': ('scaling', 'omni_1b.py:text', 'v5e:16x16', 'train', {'data.budget.rows': 256}),
+    'omni_1b 512': ('scaling', 'omni_1b.py:text', '2xv5e:16x16', 'train', {
         'data.budget.rows': 512, 'codec.batch': 512, 'mesh.data': 2}),
     'mixtral 8x7b': ('peers', 'omni_8x7b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}),
     'qwen3 30b-a3b v5p': ('peers', 'omni_30b_a3b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}),
@@ -129,9 +129,9 @@ def page(facts: dict) -> str:
   lines += ['', 'Memory of the train step by kind, GiB a chip:', *table('run', *kinds)]
   lines += [f'| {name} | ' + ' | '.join(gib(found['train']['memory'][kind]) for kind in kinds) + ' |'
             for name, found in of('fits')]
-  lines += ['', 'The programs of generation, as many replies as the batch has rows; of `decode` one turn counts, an id in '
-            'each:', *generation(of('fits'))]
-  lines += ['', '## Weak scaling', '', 'The same rows a chip on more chips.', '', HEAD]
+  lines += ['', 'The programs of generation, as many replies as the batch has rows; of `decode` one turn counts, '
+            'an id in each:', *generation(of('fits'))]
+  lines += ['', '## Weak scaling', '', 'The same rows a chip on more chips, text alone.', '', HEAD]
   lines += [train_row(*item) for item in of('scaling')]
   lines += ['', '## Against MaxText', '', 'Text alone, bf16 compute, full remat, AdamW; its figures were measured with '
             'the same jax and libtpu.', *peers(of('peers')), '', HEAD]
