@@ -5,8 +5,8 @@
   python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v6e:8x8 --config.data.budget.rows=64
 
 The shape is that of arXiv 2505.09388: width 2048, 48 layers, 32 heads, 4 of keys and values, 128 experts of 768, eight
-a token, none that all tokens share. Data, images and sounds as in configs/omni_1b.py; what it takes on chips, measured by
-compiling: docs/pods.md. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
+a token, none that all tokens share. Data, images and sounds as in configs/omni_1b.py; what it takes on chips, measured
+by compiling: docs/pods.md. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
 """
 
 import pathlib

@@ -42,7 +42,8 @@ class OmniConfig:
   dit: DiTConfig = DiTConfig()
   codec_head: CodecHeadConfig = CodecHeadConfig()
   codec: CodecConfig = CodecConfig()
-  dtype: str = 'float32'  # of the computation; weights are fp32
+  dtype: str = 'float32'  # of the computation
+  weights: str = 'float32'  # of what is trained and of its moments; half the memory, but small updates are lost
 
   @classmethod
   def from_config(cls, config: Any) -> 'OmniConfig':
@@ -54,10 +55,12 @@ class OmniConfig:
     known = {f.name for f in dataclasses.fields(cls)} - {'media'} | {'image', 'audio'}
     if unknown := sorted(set(config) - known):
       raise UserError(f'config.model: {unknown} is unknown; its parts are {sorted(known)}')
-    if config.dtype not in DTYPES:
-      raise UserError(f'config.model.dtype={config.dtype!r} is unknown; it is one of {DTYPES}')
-    parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', 'dtype')}
-    return cls(media=media_of(config), dtype=config.dtype,
+    types = {name: config.get(name, 'float32') for name in ('dtype', 'weights')}
+    for name, value in types.items():
+      if value not in DTYPES:
+        raise UserError(f'config.model.{name}={value!r} is unknown; it is one of {DTYPES}')
+    parts = {f.name: type(f.default) for f in dataclasses.fields(cls) if f.name not in ('media', *types)}
+    return cls(media=media_of(config), **types,
                **{name: dataclass_of(kind, config[name], f'model.{name}') for name, kind in parts.items()
                   if name in config})
 

@@ -22,7 +22,8 @@ RULES = {
     # activations
     'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
     # weights
-    'embed': 'fsdp', 'mlp': 'tensor', 'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
+    'embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'), 'heads': 'tensor', 'vocab': 'tensor',
+    'expert': 'expert', 'layers': None,
 }
 
 
@@ -141,11 +142,17 @@ def param_specs(model: nnx.Module) -> dict[str, Any]:
 
 
 def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
-  """The sharding of a weight, without the mesh axes that do not divide its dimension (small weights stay whole)."""
-  def ways(axis):
-    return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
+  """The sharding of a weight, without the mesh axes that do not divide its dimension (small weights stay whole).
+
+  Of several axes for one dimension, the first ones stay that do.
+  """
+  def kept(axes, n):
+    if axes is None or isinstance(axes, str):
+      return axes if n % mesh.shape.get(axes, 1) == 0 else None
+    parts = np.cumprod([mesh.shape[axis] for axis in axes])
+    return tuple(axes[:sum(n % p == 0 for p in parts)]) or None
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
-  return NamedSharding(mesh, P(*(a if n % ways(a) == 0 else None for a, n in zip(padded, shape, strict=True))))
+  return NamedSharding(mesh, P(*(kept(axes, n) for axes, n in zip(padded, shape, strict=True))))
 
 
 def whole_width(w: jax.Array, pspec: P) -> jax.Array:
@@ -153,9 +160,9 @@ def whole_width(w: jax.Array, pspec: P) -> jax.Array:
 
   Its gradient goes back by reduce-scatter.
   """
-  for dimension, axis in enumerate(pspec):
-    if axis == WIDTH_AXIS:
-      w = jax.lax.all_gather(w, axis, axis=dimension, tiled=True)
+  for dimension, axes in enumerate(pspec):
+    if WIDTH_AXIS in (axes if isinstance(axes, tuple) else (axes,)):
+      w = jax.lax.all_gather(w, WIDTH_AXIS, axis=dimension, tiled=True)
   return w
 
 

@@ -123,7 +123,8 @@ class Kit(NamedTuple):
     return run
 
 
-def make_kit(config: OmniConfig, tx: optax.GradientTransformation, **sizes: int) -> Kit:
+def make_kit(config: OmniConfig, tx: optax.GradientTransformation, losses: LossConfig | None = None, accumulate: int = 1,
+             **sizes: int) -> Kit:
   """Weights and optimizer moments placed by the table of rules, as the omni stage does it."""
   mesh, model = make_mesh(sizes), abstract(config)
   codec = nnx.eval_shape(lambda: Codec(config.codec, config.media.audio, rngs=nnx.Rngs(0)))
@@ -131,7 +132,7 @@ def make_kit(config: OmniConfig, tx: optax.GradientTransformation, **sizes: int)
   values = codec_values(config)
   layout = states.shardings(jax.eval_shape(init, values), param_specs(model), mesh)
   state = jax.device_put(jax.jit(init)(values), layout)  # not made in place: so every mesh starts from the same bits
-  step = make_omni_step(model, codec, tx, LossConfig(), mesh, bias_step=1e-3)
+  step = make_omni_step(model, codec, tx, losses or LossConfig(), mesh, bias_step=1e-3, accumulate=accumulate)
   jitted = jax.jit(step, out_shardings=(layout, None))
 
   def run(state, batch):

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from omni_jax import sharding
-from omni_jax.nn import moe_router
+from omni_jax.nn import attention_kernels, moe_router
 from omni_jax.nn.attention import Attention, KVCache
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
@@ -31,7 +32,20 @@ class Remat(enum.StrEnum):
   """What the backward pass computes again instead of keeping."""
   NONE = 'none'
   DOTS = 'dots'  # keep matmul results
+  ATTENTION = 'attention'  # keep the input of each block and what the attention kernel gives; needs a kernel
   FULL = 'full'  # keep only the input of each block
+  OFFLOAD = 'offload'  # keep it in the host's memory
+
+
+INPUT = 'block_input'  # name of what OFFLOAD moves
+POLICIES = {
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.ATTENTION: jax.checkpoint_policies.save_only_these_names(attention_kernels.SAVED),
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT], offload_src='device',
+        offload_dst='pinned_host'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +142,17 @@ class Decoder(nnx.Module):
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
+    blocks = _cast_matrices(blocks, x_BLD.dtype)
 
     def body(x_BLD, layer):
       weights, bias_E, layer_cache = layer
+      x_BLD = checkpoint_name(x_BLD, INPUT)
       x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh,
                                                             layer_cache, slot_BL)
       return x_BLD, (stats, layer_cache)
 
-    if c.remat == Remat.FULL:
-      body = jax.checkpoint(body)
-    elif c.remat == Remat.DOTS:
-      body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    if c.remat in POLICIES:
+      body = jax.checkpoint(body, policy=POLICIES[c.remat], prevent_cse=False)  # a scan prevents it by itself
     x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, (blocks, bias_IE, cache), unroll=c.unroll)
     return Decoded(self.norm(x_BLD), stats, cache)
 
@@ -146,3 +160,15 @@ class Decoder(nnx.Module):
     c = self.config
     shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _cast_matrices(blocks: nnx.State, dtype) -> nnx.State:
+  """Stacked matrices in the type of the computation, but for the router, which is computed in fp32.
+
+  Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.
+  XLA moves such a cast out of the loop in any case.
+  """
+  def cast(path, w):
+    stays = w.ndim < 3 or 'router' in jax.tree_util.keystr(path)
+    return w if stays else w.astype(dtype)
+  return jax.tree_util.tree_map_with_path(cast, blocks)

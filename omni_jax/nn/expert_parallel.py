@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from omni_jax import sharding
 from omni_jax.nn.experts import Experts, Grouped, moe_experts
-from omni_jax.nn.slots import assign_equal, assign_sorted, combine, dispatch, rows, Slots
+from omni_jax.nn.slots import assign_equal, assign_sorted, combine, dispatch, dispatch_choices, rows, Slots
 
 
 class Exchange(enum.StrEnum):
@@ -63,17 +63,20 @@ def moe_expert_parallel(x_BLD: Array, weights: Experts, expert_BLK: Array, weigh
     weights = Experts(*(sharding.whole_width(w, layout) for w, layout in zip(weights, layouts, strict=True)))
     y_TD, dropped = exchange(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK), compute=compute, how=how,
                              ragged=mesh.devices.flat[0].platform != 'cpu')
-    if layouts[2][1]:  # the hidden width is split: each device has a part of every sum
-      y_TD = jax.lax.psum(y_TD, layouts[2][1])
+    if layouts[0][2]:  # the hidden width is split: each device has a part of every sum
+      y_TD = jax.lax.psum(y_TD, layouts[0][2])
     return Mixed(y_TD.reshape(x_BLD.shape), dropped)
 
   # A reply that is being written has one position, and perhaps one row: then all devices do the same with it.
   tokens = sharding.spec(*map(partial(sharding.dividing, mesh), ('batch', 'length'), x_BLD.shape))
-  return jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
-                       out_specs=Mixed(tokens, sharding.spec()), check_vma=False)(x_BLD, weights, expert_BLK, weight_BLK)
+  everywhere = jax.shard_map(local, mesh=mesh, in_specs=(tokens, Experts(*layouts), tokens, tokens),
+                             out_specs=Mixed(tokens, sharding.spec()), check_vma=False)
+  return everywhere(x_BLD, weights, expert_BLK, weight_BLK)
 
 
-AXES = Experts(('expert', 'embed', 'mlp'), ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed'))  # of the weights
+# Of the weights. Those of `down` are split along the hidden width, too, by the axis that only saves memory: a slice of
+# few columns would be padded to a TPU's 128 lanes.
+AXES = Experts(('expert', 'embed', 'mlp'), ('expert', 'embed', 'mlp'), ('expert', 'mlp_rows', None))
 
 
 def _gather(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):
@@ -100,14 +103,15 @@ def _all_to_all(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, wa
   # One more than the expert's number: what nobody sent stays 0, which is of no expert.
   number_Z = rows(expert_TK.reshape(-1) + 1, route.slots.choice_Z)
   expert_R1 = (route.send(number_Z[:, None]) - 1 - first).reshape(-1, 1)
-  y_RD = compute(route.send(dispatch(x_TD, route.slots)), weights, expert_R1, jnp.ones_like(expert_R1, x_TD.dtype))
-  y_TD = combine(route.back(y_RD), weight_TK.astype(x_TD.dtype), route.slots)
+  weight_R1 = route.send(dispatch_choices(weight_TK.astype(x_TD.dtype), route.slots)[:, None])
+  y_RD = compute(route.send(dispatch(x_TD, route.slots)), weights, expert_R1, weight_R1)
+  y_TD = combine(route.back(y_RD), route.slots)
   counts = jax.lax.psum(jnp.stack([route.dropped, (expert_TK < ways * experts).sum()]), sharding.TOKEN_AXES)
   return Mixed(y_TD, counts[0] / jnp.maximum(counts[1], 1))
 
 
 class _Route(NamedTuple):
-  """Slots for what leaves this device, sorted by where it goes; `send` brings Z slots to R places, `back` returns them."""
+  """Slots for what leaves this device, sorted by where it goes; `send` brings them to R places, `back` returns them."""
   slots: Slots
   send: Callable[[Array], Array]
   back: Callable[[Array], Array]

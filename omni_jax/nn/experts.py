@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from omni_jax.nn.slots import assign_blocks, assign_sorted, combine, dispatch
+from omni_jax.nn.slots import assign_blocks, assign_sorted, combine, dispatch, dispatch_choices
 
 
 class Experts(NamedTuple):
@@ -50,11 +50,12 @@ def moe_blocks(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array
   slots, expert_N = assign_blocks(expert_TK, len(weights.up_EDF), block)
   gate_NDF, up_NDF, down_NFD = (w[expert_N] for w in weights)
   x_NbD = dispatch(x_TD, slots).reshape(len(expert_N), block, x_TD.shape[1])
-  y_NbD = (jax.nn.silu(x_NbD @ gate_NDF) * (x_NbD @ up_NDF)) @ down_NFD
-  return combine(y_NbD.reshape(-1, x_TD.shape[1]), weight_TK.astype(x_TD.dtype), slots)
+  weight_Nb1 = dispatch_choices(weight_TK.astype(x_TD.dtype), slots).reshape(len(expert_N), block, 1)
+  y_NbD = (jax.nn.silu(x_NbD @ gate_NDF) * (x_NbD @ up_NDF) * weight_Nb1) @ down_NFD
+  return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
 
 
-TILE = (512, 1024, 1024)  # rows, inner width, outer width
+TILE = (512, 512, 512)  # rows, inner width, outer width
 
 
 def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array, 'T K'],
@@ -74,9 +75,10 @@ def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Arr
     return megablox.gmm(padded_Zd, w_Edf, size_E, x_Zd.dtype, tile, interpret=interpret)[:z]
 
   x_ZD = dispatch(x_TD, slots)
-  hidden_ZF = jax.nn.silu(grouped(x_ZD, weights.gate_EDF)) * grouped(x_ZD, weights.up_EDF)
-  # Rows behind the last group are never written by the kernel: no slot points there.
-  return combine(grouped(hidden_ZF, weights.down_EFD), weight_TK.astype(x_TD.dtype), slots)
+  weight_Z1 = dispatch_choices(weight_TK.astype(x_TD.dtype), slots)[:, None]
+  # Weighted before the last product, whose result is then needed for no gradient: remat leaves it out.
+  hidden_ZF = jax.nn.silu(grouped(x_ZD, weights.gate_EDF)) * grouped(x_ZD, weights.up_EDF) * weight_Z1
+  return combine(grouped(hidden_ZF, weights.down_EFD), slots)  # the kernel writes no rows behind the last group
 
 
 def moe_experts(x_TD: Array, weights: Experts, expert_TK: Array, weight_TK: Array, *, grouped: Grouped, block: int

@@ -36,8 +36,8 @@ class Embedding(nnx.Module):
     self.table = sharding.param(rngs, (n, width), axes, normal(std))
 
   def __call__(self, index: Int[Array, '...'], dtype=jnp.float32) -> Float[Array, '... width']:
-    rows = self.table[...].astype(dtype)[jnp.maximum(index, 0)]
-    return jnp.where(index[..., None] >= 0, rows, 0)
+    rows = self.table[...][jnp.maximum(index, 0)]  # in fp32: so the gradients of a frequent row are summed
+    return jnp.where(index[..., None] >= 0, rows, 0).astype(dtype)
 
 
 def rms_norm(x: Array, eps: float = 1e-6) -> Array:

@@ -38,7 +38,8 @@ def assign_equal(group_TK: Int[Array, 'T K'], groups: int, size: int) -> Slots:
   """`size` slots for every group; what a group has no slot for is dropped, as are choices outside [0, groups)."""
   chosen_CG = jax.nn.one_hot(group_TK.reshape(-1), groups, dtype=jnp.int32)
   rank_C = _rank(chosen_CG)
-  slot_C = jnp.where(chosen_CG.any(axis=1) & (rank_C < size), group_TK.reshape(-1) * size + rank_C, groups * size)
+  has_C = chosen_CG.any(axis=1) & (rank_C < size)
+  slot_C = jnp.where(has_C, group_TK.reshape(-1) * size + rank_C, groups * size)
   return _inverse(slot_C.reshape(group_TK.shape), groups * size)
 
 
@@ -55,7 +56,7 @@ def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[
   first_G = jnp.cumsum(size_G) - size_G
   here_C = chosen_CG.any(axis=1)
   slot_C = jnp.where(here_C, chosen_CG @ first_G + _rank(chosen_CG), choices)
-  # The inverse by one sort of one number each, (group, choice): XLA takes 12 s to compile two stable argsorts for a TPU.
+  # The inverse by one sort of numbers (group, choice): two stable argsorts take XLA 12 s to compile for a TPU.
   key_C = jnp.where(here_C, group_C, groups) * choices + jnp.arange(choices, dtype=jnp.int32)
   order_Z = jnp.sort(key_C, stable=False) % choices
   choice_Z = jnp.where(jnp.arange(choices) < size_G.sum(), order_Z, choices)
@@ -87,40 +88,27 @@ def rows(x: Array, index: Array) -> Array:
   return jnp.where(found.reshape(found.shape + (1,) * (x.ndim - 1)), picked, jnp.zeros((), x.dtype))
 
 
-# Dispatch and combine are inverse gathers, so that neither direction nor gradient needs a scatter (slow everywhere).
+# There and back are inverse gathers, each the gradient of the other: no direction needs a scatter, which is slow
+# everywhere, and nothing but the slots is kept for the gradient.
 @jax.custom_vjp
 def dispatch(x_TD: Float[Array, 'T D'], slots: Slots) -> Float[Array, 'Z D']:
   """Tokens into their slots; empty slots are zero."""
   return rows(x_TD, slots.choice_Z // slots.slot_TK.shape[1])
 
 
-def _dispatch_fwd(x_TD, slots):
-  return dispatch(x_TD, slots), slots
-
-
-def _dispatch_bwd(slots, dy_ZD):
-  return rows(dy_ZD, slots.slot_TK).sum(axis=1), None
-
-
-dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+@jax.custom_vjp
+def combine(y_ZD: Float[Array, 'Z D'], slots: Slots) -> Float[Array, 'T D']:
+  """Sum of each token's slots, in fp32; a choice without a slot counts as zero."""
+  return rows(y_ZD, slots.slot_TK).sum(axis=1, dtype=jnp.float32).astype(y_ZD.dtype)
 
 
 @jax.custom_vjp
-def combine(y_ZD: Float[Array, 'Z D'], weight_TK: Float[Array, 'T K'], slots: Slots) -> Float[Array, 'T D']:
-  """Weighted sum of each token's slots; a choice without a slot counts as zero."""
-  return jnp.einsum('tkd,tk->td', rows(y_ZD, slots.slot_TK), weight_TK)
+def dispatch_choices(weight_TK: Float[Array, 'T K'], slots: Slots) -> Float[Array, 'Z']:
+  """A number of every choice into its slot; empty slots are zero."""
+  return rows(weight_TK.reshape(-1), slots.choice_Z)
 
 
-def _combine_fwd(y_ZD, weight_TK, slots):
-  return combine(y_ZD, weight_TK, slots), (y_ZD, weight_TK, slots)
-
-
-def _combine_bwd(saved, dout_TD):
-  y_ZD, weight_TK, slots = saved
-  weight_Z = rows(weight_TK.reshape(-1), slots.choice_Z)
-  dout_ZD = rows(dout_TD, slots.choice_Z // weight_TK.shape[1])
-  dweight_Z = jnp.einsum('zd,zd->z', y_ZD, dout_ZD)
-  return dout_ZD * weight_Z[:, None], rows(dweight_Z, slots.slot_TK).astype(weight_TK.dtype), None
-
-
-combine.defvjp(_combine_fwd, _combine_bwd)
+dispatch.defvjp(lambda x_TD, slots: (dispatch(x_TD, slots), slots), lambda slots, dy_ZD: (combine(dy_ZD, slots), None))
+combine.defvjp(lambda y_ZD, slots: (combine(y_ZD, slots), slots), lambda slots, dx_TD: (dispatch(dx_TD, slots), None))
+dispatch_choices.defvjp(lambda weight_TK, slots: (dispatch_choices(weight_TK, slots), slots),
+                        lambda slots, dweight_Z: (rows(dweight_Z, slots.slot_TK), None))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from omni_jax.errors import UserError
 
 # By stage, patterns of names; the first list that fits decides, and what fits none may change.
-FREE = ('model.decoder.remat', 'model.decoder.unroll', 'model.decoder.block',  # how it is computed, not what
+FREE = ('model.decoder.remat', 'model.decoder.unroll', 'model.decoder.block', 'model.decoder.exchange',
+        'model.decoder.capacity',  # how it is computed, not what
         'data.root', 'data.*_file')  # where the data lie: whether they are others, their own fingerprint tells
 NETWORK = {'codec': ('model.dtype', 'model.audio.*', 'model.codec.*', 'codec.optim.kind'),
            'omni': ('model.*', 'omni.optim.kind', 'omni.freeze')}

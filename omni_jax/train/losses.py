@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import NamedTuple
 
 from jax import Array
 import jax.numpy as jnp
@@ -33,7 +34,21 @@ def text_weights(batch: Batch, config: LossConfig) -> Array:
   return batch.weight_BL * jnp.where(batch.modality_BL == Modality.AUDIO, config.frame, 1.0)
 
 
-def total_loss(heads: Mapping[str, HeadLoss], stats: RouterStats, config: LossConfig) -> Array:
-  """Σ weight · mean loss of a head + balance and z-loss, means over layers."""
+class Whole(NamedTuple):
+  """A batch that is computed in parts."""
+  weights: Mapping[str, Array]  # of each head's loss, sums over all parts
+  parts: int
+
+
+def total_loss(heads: Mapping[str, HeadLoss], stats: RouterStats, config: LossConfig,
+               whole: Whole | None = None) -> Array:
+  """Σ weight · mean loss of a head + balance and z-loss, means over layers.
+
+  Args:
+    whole: of what these are a part, if they are: the result is that part of the whole loss.
+  """
+  parts = whole.parts if whole else 1
+  if whole:
+    heads = {name: head._replace(weight=whole.weights[name]) for name, head in heads.items()}
   loss = sum(getattr(config, name) * head.mean for name, head in heads.items())
-  return loss + config.balance * stats.balance.mean() + config.z * stats.z.mean()
+  return loss + (config.balance * stats.balance.mean() + config.z * stats.z.mean()) / parts

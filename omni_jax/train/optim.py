@@ -117,6 +117,7 @@ def _matrices(params):
   """The last two axes of the weights of linear maps and experts; routers, tables and the vocabulary are not theirs."""
   def axes(path, leaf):
     name = name_of(path)
-    hidden = name.endswith(('.w', '.gate', '.up', '.down')) and 'router' not in name and not name.startswith('heads.text')
+    hidden = name.endswith(('.w', '.gate', '.up', '.down')) and 'router' not in name
+    hidden = hidden and not name.startswith('heads.text')
     return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if hidden and leaf.ndim > 1 else None
   return jax.tree_util.tree_map_with_path(axes, params)

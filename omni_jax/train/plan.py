@@ -38,7 +38,10 @@ class Plan:
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
     self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
-    for rows in (self.budget.rows, config.codec.batch):
+    if (parts := config.omni.get('accumulate', 1)) < 1 or self.budget.rows % parts:
+      raise UserError(f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows='
+                      f'{self.budget.rows}')
+    for rows in (self.budget.rows // parts, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     if (codes := config.data.get('codes', 'computed')) not in CODES:
       raise UserError(f'config.data.codes={codes!r} is unknown; it is one of {CODES}')
@@ -90,7 +93,7 @@ def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = No
 
   shapes = jax.eval_shape(init, codec_values)
   layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
-  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, part.bias_step, ema=part.ema,
-                        freeze=part.freeze)
+  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, part.bias_step,
+                        accumulate=part.get('accumulate', 1), ema=part.ema, freeze=part.freeze)
   return OmniProgram(jax.jit(init, out_shardings=layout),
                      jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), shapes, layout)

@@ -49,7 +49,7 @@ def init_omni(config: OmniConfig, tx: optax.GradientTransformation, codec: Any, 
     codec: params and codebooks of the codec stage, kept as frozen buffers.
     average: keep a moving average of the parameters as a buffer, too.
   """
-  params = _pure(OmniModel(config, rngs=nnx.Rngs(seed)))
+  params = jax.tree.map(lambda p: p.astype(config.weights), _pure(OmniModel(config, rngs=nnx.Rngs(seed))))
   bias_IE = jnp.zeros((config.decoder.layers, config.decoder.experts), jnp.float32)
   state = _start(params, {'router_bias': bias_IE, 'codec': codec} | ({'ema': params} if average else {}), tx, seed)
   return fresh_average(state)

@@ -14,6 +14,7 @@ from omni_jax.modalities.audio.codec_loss import codec_forward
 from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
 from omni_jax.model import encode_media, merge, OmniModel
 from omni_jax.nn.moe_router import mutual_information, updated_bias
+from omni_jax.train.accumulate import accumulated
 from omni_jax.train.losses import LossConfig, text_weights, total_loss
 from omni_jax.train.numerics import guarded
 from omni_jax.train.optim import frozen
@@ -61,10 +62,12 @@ def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
 
 
 def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformation, losses: LossConfig, mesh: Mesh,
-                   bias_step: float, *, ema: float = 0.0, freeze: Sequence[str] = ()) -> StepFn:
+                   bias_step: float, *, accumulate: int = 1, ema: float = 0.0, freeze: Sequence[str] = ()) -> StepFn:
   """One update of the whole model on a batch of every modality.
 
   Args:
+    accumulate: parts that the batch is cut into, computed one after the other; the update is that of the whole batch,
+      but for the routers' balance losses, which are means over parts.
     ema: decay of the average in buffers['ema']; read only where the state has one.
     freeze: the optimizer's patterns: no gradient is computed for what they name.
   """
@@ -72,12 +75,15 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = batch._replace(weight_BL=text_weights(batch, losses))
 
-    def objective(params):
+    def objective(params, batch, whole=None):
       params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen(params, freeze))
       heads, stats = omni_losses(params, state.buffers, batch, key, model=model, codec=codec, mesh=mesh)
-      return total_loss(heads, stats, losses), (heads, stats)
+      return total_loss(heads, stats, losses, whole), (heads, stats)
 
-    (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    if accumulate == 1:
+      (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch)
+    else:
+      (loss, (heads, stats)), grads = accumulated(objective, state.params, batch, accumulate)
     bias_IE = updated_bias(state.buffers['router_bias'], stats.load_E, bias_step)
     metrics = {'loss/total': loss, 'grad_norm/total': optax.tree.norm(grads), **_group_norms(grads)}
     metrics |= {f'loss/{name}': head.mean for name, head in heads.items()}

@@ -55,6 +55,8 @@ def test_axes_that_do_not_divide_a_weight_are_left_out():
   assert sharding.fitting(mesh, P('fsdp', 'tensor'), (8, 6)).spec == P('fsdp', 'tensor')
   assert sharding.fitting(mesh, P('fsdp', 'tensor'), (6, 6)).spec == P(None, 'tensor')
   assert sharding.fitting(mesh, P('fsdp'), (8, 3, 3)).spec == P('fsdp', None, None)
+  both = P(('tensor', 'fsdp'))
+  assert [sharding.fitting(mesh, both, (n,)).spec for n in (8, 6, 3)] == [both, P(('tensor',)), P(None)]
 
 
 def test_rows_are_split_over_the_batch_axes():

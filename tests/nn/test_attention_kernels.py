@@ -1,9 +1,12 @@
 """Every kernel gives what the reference gives, gradients included, on one device and on every mesh; and which is chosen when."""
 
 from functools import partial
+import math
 import types
 
 import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as splash_mask_info
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -96,11 +99,10 @@ MESHES = [dict(data=8), dict(tensor=2), dict(tensor=4), dict(tensor=8), dict(con
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_every_mesh_equals_one_device(sizes, open_blocks, monkeypatch):
   """Two key heads over four devices, four query heads over eight, 48 positions over eight: what fits and what does not."""
-  monkeypatch.setattr('omni_jax.sharding.jax.device_count', lambda: 3 if 3 in sizes.values() else 8)
   monkeypatch.setattr('omni_jax.nn.attention_kernels.MANY_LOGITS', 500)  # in pieces, where positions are not split
   x, segment = qkv(48, b=8, a=8), packed(48, 8)
   reach = packed_rows(segment, blocks(segment) if open_blocks else None)
-  mesh = make_mesh(sizes)
+  mesh = make_mesh(sizes, jax.devices()[:math.prod(sizes.values())])
   with jax.set_mesh(mesh):
     ours = with_gradients(partial(attend, reach=reach, mesh=mesh), x)
   assert_equal(ours, with_gradients(partial(attention_reference, reach=reach), x))
@@ -124,12 +126,23 @@ def test_positions_are_shared_out_evenly(parts):
   assert len(set((position_NL + 1).sum(axis=1))) == 1
 
 
+@pytest.mark.parametrize('parts', [1, 4])
+def test_tiles_answer_as_the_whole_mask_does(parts):
+  position_NL = balanced_positions(2048, parts)
+  whole_mask = splash_mask.CausalMask((2048, 2048))
+  whole_mask.q_sequence = position_NL.reshape(-1)
+  for process in (splash_mask_info.process_mask, splash_mask_info.process_mask_dkv):
+    ours, theirs = (process(splash_mask.MultiHeadMask([mask] * 2), (128, 256), q_seq_shards=parts)[0]
+                    for mask in (attention_kernels.CausalTiles(position_NL.reshape(-1)), whole_mask))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def shaped(l, s=None, a=128, dtype=jnp.bfloat16):
   return jax.ShapeDtypeStruct((1, l, 8, a), dtype), jax.ShapeDtypeStruct((1, s or l, 2, a), dtype)
 
 
 TPU, CPU = types.SimpleNamespace(platform='tpu'), types.SimpleNamespace(platform='cpu')
-T4, A100 = (types.SimpleNamespace(platform='gpu', compute_capability=c) for c in ('7.5', '8.0'))
+T4, A100, AMD = (types.SimpleNamespace(platform='gpu', compute_capability=c) for c in ('7.5', '8.0', 'gfx942'))
 CAUSAL, BLOCKS = packed_rows(jnp.ones((1, 8), jnp.int32)), packed_rows(jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32))
 
 
@@ -138,9 +151,23 @@ CAUSAL, BLOCKS = packed_rows(jnp.ones((1, 8), jnp.int32)), packed_rows(jnp.ones(
     (TPU, shaped(96), CAUSAL, Kernel.REFERENCE), (TPU, shaped(4000), CAUSAL, Kernel.PIECES), (TPU, shaped(4096), BLOCKS, Kernel.PIECES),
     (CPU, shaped(4096), CAUSAL, Kernel.PIECES), (CPU, shaped(512), CAUSAL, Kernel.REFERENCE), (None, shaped(4096), CAUSAL, Kernel.PIECES),
     (A100, shaped(4096), BLOCKS, Kernel.CUDNN), (A100, shaped(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES), (A100, shaped(512, a=100), CAUSAL, Kernel.REFERENCE),
-    (A100, shaped(16384), CAUSAL, Kernel.PIECES), (T4, shaped(4096), CAUSAL, Kernel.PIECES)])
+    (A100, shaped(16384), CAUSAL, Kernel.PIECES), (A100, shaped(1, 512), CAUSAL, Kernel.REFERENCE),
+    (T4, shaped(4096), CAUSAL, Kernel.PIECES), (AMD, shaped(4096), CAUSAL, Kernel.PIECES)])
 def test_the_kernel_fits_device_and_shapes(device, shapes, reach, kernel):
   assert choose(device, *shapes, reach) is kernel
+
+
+def test_cudnn_is_called_with_one_mask_for_all_heads_and_keys_as_they_are(monkeypatch):
+  """As far as can be seen without a GPU: what is lowered for CUDA, forward and backward."""
+  limits = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+  for name, answer in dict(check_cudnn_version=91000, check_compute_capability=True, is_cuda_compute_capability_equal=False).items():
+    monkeypatch.setattr(limits, name, lambda *_, answer=answer: answer)
+  x, reach = qkv(256, a=64, dtype=jnp.bfloat16), packed_rows(packed(256))
+  gradients = jax.jit(jax.grad(lambda *x: attention_kernels.cudnn(*x, reach).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
+  text = gradients.trace(*x).lower(lowering_platforms=('cuda',)).as_text()
+  calls = [line for line in text.splitlines() if 'custom_call @__cudnn' in line]
+  assert ['Backward' in line for line in calls] == [False, True]
+  assert all('tensor<2x256x2x64xbf16>' in line and 'tensor<2x1x256x256xbf16>' in line for line in calls)
 
 
 def test_xla_never_holds_the_logits_of_a_long_row():

@@ -33,7 +33,8 @@ def plain():
   return run()
 
 
-@pytest.mark.parametrize('changes', [{'remat': 'dots'}, {'remat': 'full'}, {'unroll': 2}], ids=str)
+@pytest.mark.parametrize('changes', [{'remat': 'dots'}, {'remat': 'attention'}, {'remat': 'full'}, {'remat': 'offload'},
+                                     {'unroll': 2}], ids=str)
 def test_remat_and_unrolling_change_no_number(plain, changes):
   for ours, theirs in zip(jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -80,7 +80,8 @@ def _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, gradient) -> tuple[
   tokens, (width, vocab) = len(hidden_TD), w_DV.shape
   chunks = min(tokens, -(-tokens * vocab // logits))
   size = -(-tokens // chunks)
-  cut = lambda a: jnp.pad(a, ((0, chunks * size - tokens),) + ((0, 0),) * (a.ndim - 1)).reshape(chunks, size, *a.shape[1:])
+  padded = lambda a: jnp.pad(a, ((0, chunks * size - tokens),) + ((0, 0),) * (a.ndim - 1))
+  cut = lambda a: padded(a).reshape(chunks, size, *a.shape[1:])
   everywhere = (lambda x, op: op(x, axis)) if axis else (lambda x, op: x)
   first = jax.lax.axis_index(axis) * vocab if axis else 0
 

@@ -11,7 +11,6 @@ from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.text.cross_entropy import cross_entropy
 from omni_jax.nn.layers import Linear
 
-
 AXES = ('embed', 'vocab')  # of the weight
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.text.head import sample_logits, sample_token, TextHead
+from omni_jax.sharding import make_mesh
 
 VOCAB = 6
 LOGITS = jnp.log(jnp.asarray([0.4, 0.3, 0.15, 0.1, 0.05, 1e-9]))
@@ -22,7 +23,7 @@ def test_loss_is_weighted_cross_entropy():
   head = TextHead(8, VOCAB, rngs=nnx.Rngs(0))
   hidden = jax.random.normal(jax.random.key(0), (2, 3, 8))
   target, weight = jnp.asarray([[1, 2, 3], [4, 5, 0]]), jnp.asarray([[1.0, 0.5, 0], [2, 0, 0]])
-  loss = head.loss(hidden, target, weight)
+  loss = head.loss(hidden, target, weight, make_mesh())
   p = np.asarray(jax.nn.softmax(head.logits(hidden)))
   wanted = -(np.log(p[0, 0, 1]) + 0.5 * np.log(p[0, 1, 2]) + 2 * np.log(p[1, 0, 4]))
   np.testing.assert_allclose(loss.total, wanted, rtol=1e-5)
