@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     refused: the compiler's message if it does not fit.
     counted: FLOPs by XLA's cost analysis, a loop's body counted once.
     model: analytic FLOPs of one device, and with what remat computes again; None of other programs than the train step.
-    seconds: of lowering, and of compiling.
+    seconds: of lowering, of compiling, and the processors' time of the latter.
     characters: of the optimized HLO.
   """
   name: str
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
   estimate: Estimate
   counted: float
   model: tuple[float, float] | None
-  seconds: tuple[float, float]
+  seconds: tuple[float, float, float]
   characters: int
 
   def mfu(self, seconds: float, peak: float) -> float | None:
@@ -83,7 +83,7 @@ def measure(plan: Plan, topology: Topology, names: Sequence[str] = PROGRAMS, dum
 def _measure(plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None) -> Measured:
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
-  made = compile_program(plan, MAKERS[name](plan), dump)
+  made = compile_program(plan.mesh, MAKERS[name](plan), dump)
   cost = cost_of(hlo.parse(made.text))
   model = None
   if name == 'train':

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from omni_jax import sharding
 from omni_jax.compile import memory
@@ -48,13 +49,13 @@ class Compiled(NamedTuple):
     text: optimized HLO; also of a program that does not fit.
     refused: the compiler's message, where it does not fit.
     counted: `cost_analysis`, which counts the body of a loop once.
-    seconds: of tracing and lowering, and of compiling.
+    seconds: of tracing and lowering, of compiling, and the processors' time of the latter.
   """
   memory: Memory
   text: str
   refused: str
   counted: Mapping[str, float]
-  seconds: tuple[float, float]
+  seconds: tuple[float, float, float]
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
@@ -160,25 +161,26 @@ def draw_program(plan: Plan) -> Program:
 MAKERS = {'train': train_program, 'prefill': prefill_program, 'decode': decode_program, 'draw': draw_program}
 
 
-def compile_program(plan: Plan, program: Program, dump: pathlib.Path | None = None) -> Compiled:
-  """Compiles for the plan's mesh; a program that does not fit is measured from what the compiler had planned.
+def compile_program(mesh: Mesh, program: Program, dump: pathlib.Path | None = None) -> Compiled:
+  """Compiles for the devices of a mesh; a program that does not fit is measured from what the compiler had planned.
 
   Args:
     dump: folder that keeps all that the compiler writes down.
   """
   kinds = {name: bytes_on_a_device(tree) for name, tree in program.arguments.items()}
   begin = time.perf_counter()
-  with jax.set_mesh(plan.mesh), tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch:
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch:
     lowered = program.function.lower(*program.call)
-    lowering, begin, folder = time.perf_counter() - begin, time.perf_counter(), dump or pathlib.Path(scratch)
-    options = {'xla_dump_to': str(folder)} if plan.mesh.devices.flat[0].platform == 'tpu' else {}
+    lowering, begin, busy = time.perf_counter() - begin, time.perf_counter(), time.process_time()
+    folder = dump or pathlib.Path(scratch)
+    options = {'xla_dump_to': str(folder)} if mesh.devices.flat[0].platform == 'tpu' else {}
     try:
       compiled, refused = lowered.compile(compiler_options=options), ''
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       compiled, refused = None, str(error).splitlines()[0]
-    seconds = lowering, time.perf_counter() - begin
+    seconds = lowering, time.perf_counter() - begin, time.process_time() - busy
     report, assignment, text = memory.texts(folder)
   if compiled is None:
     return Compiled(memory.from_dump(kinds, report, assignment), text, refused, {}, seconds)

@@ -51,7 +51,7 @@ def describe(one: Measured, topology: Topology, buffers: int = 0) -> Iterator[st
   m, device = one.memory, 'device' if topology.chip.devices > 1 else 'chip'
   fits = 'fits' if one.fits else 'DOES NOT FIT'
   yield (f'\n{one.name}: {fits}, peak {_gib(m.peak)} of {_gib(topology.hbm)} a {device}; compiled in '
-         f'{one.seconds[1]:.0f} s after {one.seconds[0]:.0f} s of tracing')
+         f'{one.seconds[1]:.0f} s ({one.seconds[2]:.0f} s of processors) after {one.seconds[0]:.0f} s of tracing')
   if one.refused:
     yield f'  {one.refused}'
   parts = {**m.kinds, 'padding of these': m.padding, 'results': m.results, 'temporaries': m.temporaries,
@@ -104,7 +104,8 @@ def plain(one: Measured, topology: Topology) -> dict[str, Any]:
       'seconds': {'compute': e.compute, 'hbm': e.memory, 'core': e.core, 'networks': dict(e.networks),
                   'overlapped': e.overlapped, 'serial': e.serial},
       'bound': e.bound, 'mfu': {'overlapped': one.mfu(e.overlapped, peak), 'serial': one.mfu(e.serial, peak)},
-      'compile_seconds': one.seconds[1], 'trace_seconds': one.seconds[0], 'hlo_characters': one.characters}
+      'compile_seconds': one.seconds[1], 'compile_processor_seconds': one.seconds[2],
+      'trace_seconds': one.seconds[0], 'hlo_characters': one.characters}
 
 
 def top_work(one: Measured, topology: Topology, count: int) -> Iterator[str]:

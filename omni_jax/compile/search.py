@@ -11,7 +11,7 @@ from omni_jax.errors import UserError
 from omni_jax.nn.decoder import Remat
 
 ROWS = (1, 2, 4, 8, 16)  # a chip
-REMATS = (Remat.FULL, Remat.DOTS, Remat.NONE)  # from the least memory to the most
+REMATS = (Remat.FULL, Remat.ATTENTION, Remat.DOTS, Remat.NONE)  # from the least memory to the most
 
 
 class Tried(NamedTuple):
@@ -53,6 +53,8 @@ def search(config: Any, topology: Topology, say: Callable[[str], None]) -> list[
   found: list[Tried] = []
   for split in sharding.splits(len(topology.devices), topology.slices, config.model.decoder.experts):
     for remat in REMATS:
+      if remat == Remat.ATTENTION and topology.devices[0].platform == 'cpu':
+        continue  # pretended CPUs have no kernel whose result could be kept
       first = _try(config, topology, split, remat, 1)
       found.append(first)
       say(line(first, topology))

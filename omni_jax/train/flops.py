@@ -36,9 +36,9 @@ class StepFlops(NamedTuple):
     return TRAINED * (sum(self) - self.codec) + self.codec
 
   def executed(self, remat: Remat) -> float:
-    """Of an update that computes the decoder's forward pass again, all of it, or all but its matrices' products."""
-    again = {Remat.NONE: 0.0, Remat.DOTS: self.attention, Remat.FULL: self.layers + self.attention}
-    return self.model + again.get(remat, again[Remat.FULL])
+    """Of an update that computes the decoder's forward pass again, or those of its products that are not kept."""
+    again = {Remat.NONE: 0.0, Remat.DOTS: self.attention, Remat.ATTENTION: self.layers}
+    return self.model + again.get(remat, self.layers + self.attention)
 
 
 def _swiglu(width: int, hidden: int) -> int:

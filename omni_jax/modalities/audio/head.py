@@ -40,7 +40,7 @@ class DepthBlock(nnx.Module):
 
   def __call__(self, x_UJW, reach):
     x_UJW = x_UJW + self.attention(self.norm1(x_UJW), reach)[0]
-    return x_UJW + self.mlp(self.norm2(x_UJW))
+    return sharding.shard_items(x_UJW + self.mlp(self.norm2(x_UJW)))
 
 
 class CodecHead(nnx.Module):
@@ -58,6 +58,7 @@ class CodecHead(nnx.Module):
   def logits(self, state_UD: Float[Array, 'U D'], code_UJ: Int[Array, 'U J']) -> Float[Array, 'U J E']:
     """Logits of every codebook, given the true codes before it."""
     dtype, j = state_UD.dtype, self.codebooks
+    state_UD = sharding.shard_items(state_UD)
     x_UJW = self.state_in(state_UD)[:, None] + self.place[...].astype(dtype)
     if self.codes is not None:
       before = self.codes(code_UJ[:, :-1] + jnp.arange(j - 1) * self.entries, dtype)

@@ -50,7 +50,7 @@ class EncoderBlock(nnx.Module):
 
   def __call__(self, x_NPD: Float[Array, 'N P D']) -> Float[Array, 'N P D']:
     x_NPD = x_NPD + self.attention(self.attention_norm(x_NPD), whole(jnp.ones(x_NPD.shape[:2], bool)))[0]
-    return x_NPD + self.mlp(self.mlp_norm(x_NPD))
+    return sharding.shard_items(x_NPD + self.mlp(self.mlp_norm(x_NPD)))
 
 
 class ImageEmbed(nnx.Module):

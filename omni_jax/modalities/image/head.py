@@ -65,7 +65,7 @@ class DiTBlock(nnx.Module):
   def __call__(self, x_UPW, condition_UW, reach):
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(condition_UW)[:, None], 6, axis=-1)
     x_UPW = x_UPW + gate1 * self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, reach)[0]
-    return x_UPW + gate2 * self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
+    return sharding.shard_items(x_UPW + gate2 * self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2))
 
 
 class DiTHead(nnx.Module):
@@ -86,6 +86,7 @@ class DiTHead(nnx.Module):
                valid_UP: Bool[Array, 'U P']) -> Float[Array, 'U P Y']:
     """Predicted data - noise."""
     dtype = state_UPD.dtype
+    state_UPD = sharding.shard_items(state_UPD)
     condition_UPW = self.condition_in(state_UPD)
     n = jnp.maximum(valid_UP.sum(axis=1, keepdims=True), 1).astype(dtype)
     pooled_UW = jnp.where(valid_UP[..., None], condition_UPW, 0).sum(axis=1) / n
