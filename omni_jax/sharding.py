@@ -16,14 +16,14 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS, WIDTH_AXIS, CONTEXT_AXIS = 'expert', 'fsdp', 'context'
+EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
 TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
 RULES = {
     # activations
     'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
     # weights
-    'embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'), 'heads': 'tensor', 'vocab': 'tensor',
-    'expert': 'expert', 'layers': None,
+    'embed': ('fsdp', 'expert'), 'expert_embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'),
+    'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
 }
 
 
@@ -156,13 +156,15 @@ def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def whole_width(w: jax.Array, pspec: P) -> jax.Array:
-  """A weight as `pspec` lays it out, gathered over the axis that only saves memory; for use inside a shard_map.
+  """A weight as `pspec` lays it out, gathered over the axes that only save memory; for use inside a shard_map.
 
-  Its gradient goes back by reduce-scatter.
+  Those are `fsdp`, and beside it `expert` where a weight belongs to no expert. The gradient goes back by
+  reduce-scatter.
   """
   for dimension, axes in enumerate(pspec):
-    if WIDTH_AXIS in (axes if isinstance(axes, tuple) else (axes,)):
-      w = jax.lax.all_gather(w, WIDTH_AXIS, axis=dimension, tiled=True)
+    axes = (axes,) if axes == 'fsdp' else axes if isinstance(axes, tuple) else ()
+    if saving := tuple(axis for axis in axes if axis in ('fsdp', 'expert')):
+      w = jax.lax.all_gather(w, saving, axis=dimension, tiled=True)
   return w
 
 
