@@ -161,11 +161,26 @@ def whole_width(w: jax.Array, pspec: P) -> jax.Array:
   Those are `fsdp`, and beside it `expert` where a weight belongs to no expert. The gradient goes back by
   reduce-scatter.
   """
+  for dimension, axes in _saving(pspec):
+    w = jax.lax.all_gather(w, axes, axis=dimension, tiled=True)
+  return w
+
+
+def summed_slices(dw: jax.Array, pspec: P) -> jax.Array:
+  """From each device's gradient of a weight that `whole_width` made whole, the sum for the slice that it holds."""
+  for dimension, axes in _saving(pspec):
+    dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True)
+  return dw
+
+
+def _saving(pspec: P) -> list[tuple[int, tuple[str, ...]]]:
+  """Dimensions with the axes over which they are split for memory alone."""
+  found = []
   for dimension, axes in enumerate(pspec):
     axes = (axes,) if axes == 'fsdp' else axes if isinstance(axes, tuple) else ()
     if saving := tuple(axis for axis in axes if axis in ('fsdp', 'expert')):
-      w = jax.lax.all_gather(w, saving, axis=dimension, tiled=True)
-  return w
+      found.append((dimension, saving))
+  return found
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
