@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 import soundfile
 import soxr
 
+from omni_jax.retry import patiently
 from omni_jax.types import AudioConfig, Fit, ImageConfig
 
 MAX_BYTES = 64 << 20  # of one encoded file
@@ -49,22 +50,26 @@ class BadRecord(ValueError):
 
 
 def read_media(path: epath.PathLike) -> bytes:
-  """The bytes of a media file, if it is a regular file of a sensible size."""
+  """The bytes of a media file, if it is a regular file of a sensible size; errors that may pass are waited for."""
   try:
-    if is_remote(path):
-      _check_bytes(epath.Path(path).stat().length)
-      return epath.Path(path).read_bytes()
-    file = os.open(path, os.O_RDONLY | NONBLOCK)  # epath, and open(), cost as much as a small picture
-    try:
-      return _read_regular(file)
-    finally:
-      os.close(file)
+    return patiently(lambda: _read_file(path), path)
   except FileNotFoundError as error:
     raise BadRecord('no such file') from error
   except IsADirectoryError as error:
     raise BadRecord('is not a regular file') from error
   except OSError as error:
     raise BadRecord(f'cannot be read ({error})') from error
+
+
+def _read_file(path: epath.PathLike) -> bytes:
+  if is_remote(path):
+    _check_bytes(epath.Path(path).stat().length)
+    return epath.Path(path).read_bytes()
+  file = os.open(path, os.O_RDONLY | NONBLOCK)  # epath, and open(), cost as much as a small picture
+  try:
+    return _read_regular(file)
+  finally:
+    os.close(file)
 
 
 def _read_regular(file: int) -> bytes:

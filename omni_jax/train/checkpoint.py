@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from omni_jax.errors import UserError
+from omni_jax.retry import ATTEMPTS
 from omni_jax.sharding import gather_bytes
 from omni_jax.train import digest, manifest, steps
 from omni_jax.train.manifest import Damaged, Leaf, Manifest
@@ -159,7 +160,7 @@ class Checkpoints:
       except Damaged as error:
         raise UserError(f'{self._path}/{step} is damaged: {error}; take another step of '
                         f'{steps.listed(self._path)}') from error
-    for _ in range(manifest.ATTEMPTS):
+    for _ in range(ATTEMPTS):
       if found := self._last_good(read):
         return found
       self._named(None)  # where there are steps now, all of the first list were removed while they were read

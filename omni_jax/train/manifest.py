@@ -4,19 +4,17 @@ from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
 import os
-import time
 from typing import Any, NamedTuple, TypeVar
 
-from absl import logging
 from etils import epath
 
+from omni_jax import retry
 from omni_jax.errors import UserError
 
 NAME = 'manifest.json'
 VERSION = 1
 SMALL = 1 << 20  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
 OWN_FILES = (NAME, '_CHECKPOINT_METADATA', 'commit_success.txt')  # not listed: Orbax writes its own later still
-ATTEMPTS, PAUSE = 3, 0.5  # of reading what cannot be read at the moment, and seconds between the first two
 
 T = TypeVar('T')
 
@@ -49,22 +47,17 @@ def _digest(data: bytes) -> str:
 
 
 def patiently(read: Callable[[], T], what: Any) -> T:
-  """What `read` returns. Errors of the storage that may pass are met by a few more attempts, each with a line.
+  """What `read` returns, by a few attempts: a step is not damaged because the storage fails.
 
   Raises:
-    UserError: if they do not pass.
+    UserError: if it cannot be read for another reason than that it is not there.
   """
-  for attempt in range(1, ATTEMPTS + 1):
-    try:
-      return read()
-    except (FileNotFoundError, NotADirectoryError):
-      raise
-    except OSError as error:
-      if attempt == ATTEMPTS:
-        raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
-      logging.error('%s cannot be read (%s): attempt %d of %d follows', what, error, attempt + 1, ATTEMPTS)
-      time.sleep(PAUSE * 2 ** (attempt - 1))
-  raise AssertionError('no attempt')
+  try:
+    return retry.patiently(read, what)
+  except (FileNotFoundError, NotADirectoryError):
+    raise
+  except OSError as error:
+    raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
 
 
 def files_in(folder: epath.Path, inside: str = '') -> Iterator[str]:
