@@ -27,7 +27,7 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, OmniConfig
+from omni_jax.model import abstract, main_sizes, OmniConfig
 from omni_jax.train import changes, loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.checkpoint import has_checkpoint, last_about
@@ -57,6 +57,8 @@ class Run:
     self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
     self.loader = dataclass_of(LoaderConfig, config.get('loader') or ConfigDict(), 'loader')
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
+    sharding.check_sizes(self.mesh, [*main_sizes(self.omni),
+                                     ('config.data.budget.length', self.budget.length, 'length')])
     for rows in (self.budget.rows, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     self.part = sharding.input_part(self.mesh)
@@ -181,6 +183,10 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
   layout = states.shardings(jax.eval_shape(init, codec_values), sharding.param_specs(model), run.mesh)
   step = make_omni_step(model, run.abstract_codec(), tx, run.losses, run.mesh, part.bias_step, ema=part.ema,
                         freeze=part.freeze)
+  vocab, (names, ways) = Tokenizer(run.omni.tokenizer).vocab_size, sharding.ways(run.mesh, 'vocab')
+  if vocab % ways:
+    say(run.workdir, f'omni: the vocabulary of {vocab} ids does not divide by {names}={ways}; every device keeps all '
+        'of it, which changes no result')
   batches = omni_batches(run)
   state = jax.jit(init, out_shardings=layout)(codec_values)
   if run.starts:
