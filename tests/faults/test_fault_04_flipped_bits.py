@@ -52,7 +52,7 @@ def test_fault_04_all_of_75_flips_in_the_data_are_caught_and_the_step_before_is_
     assert same(found.state, before), f'flip {k} in {path}'
     assert len(said) == 1 and 'WARNING' in said[0] and 'step 1 is used instead' in said[0], said
     assert not step.exists() and (workdir / 'checkpoints' / 'toy' / 'quarantine' / '2.0' / 'why.txt').exists()
-    named += bool(re.search(r'array (params|opt_state|buffers|step|rng)[\w.]* (has digest [0-9a-f]{8}, saved was [0-9a-f]{8}|cannot be read)', said[0]))
+    named += bool(re.search(r'array (params|opt_state|buffers|step|rng)[\w.]* (has digest [0-9a-f]{16}, saved was [0-9a-f]{16}|cannot be read)', said[0]))
   assert named > FLIPS // 2, f'only {named} lines name an array'
 
 
