@@ -133,7 +133,7 @@ class JsonLines(Stored):
     try:
       return self._cache.get((kind, path), lambda: DECODE[kind](self.read_file(path), self.media))
     except BadRecord as error:
-      raise BadRecord(f'{path}: {error.reason}') from error
+      raise error.at(path) from error
 
 
 def read_beside(folder: str, path: str) -> bytes:

@@ -70,7 +70,7 @@ def decode_example(record: bytes, media: MediaConfig) -> Example:
   try:
     return map_media(example, lambda part: _decoded(part, media))
   except BadRecord as error:
-    raise BadRecord(error.reason, example['id']) from error
+    raise error.of(example['id']) from error
 
 
 def _decoded(part: Example, media: MediaConfig) -> Example:
@@ -159,7 +159,7 @@ class ArrayRecordExamples(Stored):
     try:
       example = unpack_example(self._read(file, position))
     except BadRecord as error:
-      raise BadRecord(error.reason, error.id or name) from error
+      raise error.of(name) from error
     return example | {'id': example['id'] or name}
 
   def decode(self, part: Example) -> Example:

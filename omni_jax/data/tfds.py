@@ -48,7 +48,7 @@ class TfdsExamples(Stored):
       record = patiently(lambda: self._source[index], id, passes=may_pass)
       return self._example(id, *(field.part(record[field.name]) for field in (self._read, self._write)))
     except BadRecord as error:
-      raise BadRecord(error.reason, id) from error
+      raise error.of(id) from error
     except (OSError, RuntimeError, ValueError) as error:  # what the readers of the file and of the record raise
       raise BadRecord(f'cannot be read ({_line(error)})', id) from error
 

@@ -52,9 +52,41 @@ def test_fault_19_a_few_bad_records_are_counted_and_resumed_alike(tmp_path):
 def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
   media = {f'{k}.png': b'torn' if k % 3 else image(k) for k in range(30)}
   batches = loader(JsonLines(lines(tmp_path, media), MEDIA))
-  with pytest.raises(UserError, match=r'11 of \d+ records are bad \(.*not an image.*\), last .*\.png: .*; mend the data'):
+  with pytest.raises(UserError, match=r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; mend the data'):
     for _ in range(30):
       next(batches)
+
+
+def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_names(tmp_path):
+  """With one example each; by the count, and alike after a restart from the middle, also from a state of older code."""
+  kinds = {'torn.png': b'torn', 'cut.wav': sound()[:-900], 'empty.png': b''}
+  media = {f'{k}.{name}': (sound(k, 1200 + 8 * k)[:-900] if name == 'cut.wav' else data) for name, data in kinds.items() for k in range(7)}
+  path = lines(tmp_path, media)
+  (tmp_path / '3.empty.png').unlink()
+  batches, states = loader(JsonLines(path, MEDIA), budget=rows(BUDGET, 1)), []
+  with pytest.raises(UserError) as raised:
+    while True:
+      states.append(batches.state())
+      next(batches)
+  said, *groups = str(raised.value).removesuffix('; mend the data').replace(' are bad: ', '; ').split('; ')
+  found = {group.partition(' x ')[2].partition(', such as ')[0]: int(group.partition(' x ')[0]) for group in groups}
+  assert said.startswith('11 of') and sum(found.values()) == 11 and len(found) <= 4
+  known = ('not an image', 'WAV cut off', 'file is empty', 'no such file')
+  assert all(kind.startswith(known) and not any(letter.isdigit() for letter in kind) for kind in found), found
+  assert list(found.values()) == sorted(found.values(), reverse=True)
+  for group in groups:
+    kind, name = group.partition(' x ')[2].partition(', such as ')[::2]
+    assert name.partition(': ')[0] in media and kind[:12] in name, group
+  old = json.loads(states[-1])
+  for older in (False, True):
+    if older:
+      for lane in old['lanes'].values():
+        del lane['such_as']
+    again = loader(JsonLines(path, MEDIA), budget=rows(BUDGET, 1))
+    again.restore(json.dumps(old).encode())
+    with pytest.raises(UserError, match=r'11 of \d+ records are bad'):
+      while True:
+        next(again)
 
 
 @pytest.mark.parametrize('example, said', [

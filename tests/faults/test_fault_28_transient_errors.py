@@ -264,5 +264,5 @@ def test_fault_28_a_run_goes_on_over_a_failure_and_counts_what_lasts(examples, q
     np.testing.assert_array_equal(a, b)
   assert len(attempts(caplog)) == 2
   failing(quick, os, 'read', 10**6, WAIT)
-  with pytest.raises(UserError, match=r'11 of \d+ records are bad .*a moment please'):
+  with pytest.raises(UserError, match=r'11 of \d+ records are bad: 11 x cannot be read .*a moment please'):
     next(loader(JsonLines(examples.path, MEDIA)))

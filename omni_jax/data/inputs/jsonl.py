@@ -51,5 +51,5 @@ class JsonLinesReader:
       try:
         return {'type': part['type'], 'data': read_beside(os.fspath(self._path.parent), part['path'])}
       except BadRecord as error:
-        raise BadRecord(f'{part["path"]}: {error.reason}') from error
+        raise error.at(part['path']) from error
     return map_media(example, medium)
