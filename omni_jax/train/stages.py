@@ -100,8 +100,9 @@ class Run:
     if hears and self.augment:
       raise UserError(f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
                       "it: take config.data.augment out of the config, or config.data.codes='computed'")
-    books = self.omni.codec.codebooks
-    return dataclasses.replace(self.omni.media, spoken_codes=books, heard_codes=books if hears else 0)
+    codec = self.omni.codec
+    return dataclasses.replace(self.omni.media, spoken_codes=codec.codebooks, entries=codec.entries,
+                               heard_codes=codec.codebooks if hears else 0)
 
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
