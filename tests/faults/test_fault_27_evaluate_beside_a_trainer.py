@@ -1,17 +1,30 @@
 """Fault 27: an evaluation reads a step while the trainer removes it: another step or a clean failure, never half a tree."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
+import time
 
+from conftest import CACHE
 from etils import epath
 from faults.toy import fresh, same, states
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
+from samples import codec_values, ROOT, tiny_run
 
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
+from omni_jax.model import OmniConfig
 from omni_jax.train import steps
 from omni_jax.train.checkpoint import Checkpoints, listed_steps
+from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.state import init_omni
 
+LAST = 200
 LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
 
 
@@ -92,3 +105,44 @@ def test_fault_27_follow_does_not_hide_a_step_that_is_damaged(tmp_path):
     raise UserError('bad')
   with pytest.raises(UserError, match='bad'):
     follow(evaluate, lambda: listed_steps(str(tmp_path), 'omni'), lambda: 6, log=print, wait=lambda: None)
+
+
+TEXT = {'data.source': 'text', 'data.train_file': 'a.txt', 'omni.steps': LAST}
+
+
+def run_on_text(folder):
+  """The folder of a run on a text file, evaluated by its loss alone; and a function of a step that gives its state."""
+  (folder / 'a.txt').write_text('to be or not to be ' * 60)
+  config = tiny_run()
+  with config.unlocked():
+    config.update_from_flattened_dict(TEXT | {'data.root': str(folder)})
+    config.data.piece = 64
+  (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
+  omni = OmniConfig.from_config(config.model)
+  state = init_omni(omni, make_optimizer(OptimConfig(), 1), codec_values(omni), seed=0)
+  return lambda step: state._replace(params=jax.tree.map(lambda x: x * (1 + 0.001 * step), state.params), step=jnp.int32(step))
+
+
+def test_fault_27_the_real_command_follows_a_busy_trainer_to_its_last_step(tmp_path):
+  """Steps come every half second and only the newest is kept: most are gone before the command has read them."""
+  state_of, evaluated = run_on_text(tmp_path), tmp_path / 'eval'
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(CACHE / 'xla'),
+                              'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3'}
+  with Checkpoints(str(tmp_path), 'omni', keep=1) as checkpoints:
+    checkpoints.save(state_of(1), b'{}')
+    checkpoints.latest()
+    process = subprocess.Popen([sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={tmp_path}', '--follow'], text=True,
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    step = 1
+    while not list(evaluated.glob('*/metrics.json')) and process.poll() is None and step < LAST - 1:
+      step += 1
+      checkpoints.save(state_of(step), b'{}')
+      time.sleep(0.5)
+    checkpoints.save(state_of(LAST), b'{}')
+  out, err = process.communicate(timeout=100)
+  assert process.returncode == 0 and 'Traceback' not in err, err
+  figures = {int(path.parent.name): json.loads(path.read_text()) for path in evaluated.glob('*/metrics.json')}
+  assert max(figures) == LAST and 2 <= len(figures) < step, (sorted(figures), out)
+  losses = [figures[k]['data']['groups']['text']['loss']['text'] for k in sorted(figures)]
+  assert all(figures[k]['step'] == k for k in figures) and len(set(losses)) == len(losses)
+  assert listed_steps(str(tmp_path), 'omni') == [LAST]
