@@ -10,7 +10,7 @@ import signal
 
 from etils import epath
 from faults.storage import Crash, data_files, flip, watched, without_rename
-from faults.toy import finished, fresh, same, start, states
+from faults.toy import finished, fresh, resumed, same, saved, start, states
 import numpy as np
 import pytest
 
@@ -19,12 +19,6 @@ from omni_jax.train.checkpoint import Checkpoints, SaveFailed
 
 STORES = {'disk': lambda _: contextlib.nullcontext(), 'object_store': without_rename}
 every_store = pytest.mark.parametrize('store', STORES)
-
-
-def saved(workdir, *wanted):
-  with Checkpoints(str(workdir), 'toy', keep=2) as checkpoints:
-    for one in states(*wanted):
-      checkpoints.save(one, f'{{"next": {int(one.step)}}}'.encode())
 
 
 def crashed(workdir, crash_at):
@@ -123,33 +117,28 @@ def damaged(workdir):
   return files_of(step)
 
 
-def resumed(workdir, said):
-  with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
-    return checkpoints.resume(fresh())
-
-
 @every_store
 def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stays_together_and_the_run_goes_on(store, tmp_path, monkeypatch, request):
   """No listed step is partial, and what was begun to be put aside is found in one folder, every file of it."""
   with STORES[store](monkeypatch):
     damaged(tmp_path / 'all')
     with watched(tmp_path / 'all' / 'checkpoints') as writes:
-      resumed(tmp_path / 'all', [])
+      resumed(tmp_path / 'all')
     total = len(writes)
     assert total > 20
     ends = {*range(6), *range(total - 5, total + 1)}  # between them it is one file like the other
     still_listed = set()
     for n in range(total + 1) if request.config.getoption('long') else sorted({*ends, *range(6, total, 9)}):
-      workdir, said = tmp_path / str(n), []
+      workdir = tmp_path / str(n)
       names = damaged(workdir)
       folder = epath.Path(workdir / 'checkpoints' / 'toy')
       with watched(workdir / 'checkpoints', crash_at=n), contextlib.suppress(Crash):
-        resumed(workdir, [])
+        resumed(workdir)
       still_listed.add(2 in steps.listed(folder))
       assert 1 in steps.listed(folder)
       if 2 in steps.listed(folder):
         assert files_of(workdir / 'checkpoints' / 'toy' / '2') == names, 'a step that is listed is all there'
-      assert same(resumed(workdir, said).state, states(1)[0])
+      assert same(resumed(workdir)[0].state, states(1)[0])
       assert steps.listed(folder) == steps.folders(folder) == [1]
       (aside,) = steps.aside(folder)
       assert (files_of(aside) == names | {'why.txt'} and 'has digest' in (aside / 'why.txt').read_text()) or n == total, n

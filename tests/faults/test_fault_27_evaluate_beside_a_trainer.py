@@ -1,7 +1,9 @@
 """Fault 27: an evaluation reads a step while the trainer removes it: another step or a clean failure, never half a tree."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ import time
 
 from conftest import CACHE
 from etils import epath
-from faults.toy import fresh, same, states
+from faults.toy import fresh, same, saved, states
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -28,10 +30,7 @@ LAST = 200
 LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
 
 
-def save(workdir, *wanted, keep=1):
-  with Checkpoints(str(workdir), 'omni', keep=keep) as checkpoints:
-    for one in states(*wanted):
-      checkpoints.save(one, b'{}')
+save = functools.partial(saved, name='omni', keep=1)
 
 
 def test_fault_27_a_reader_beside_a_fast_trainer_gets_whole_steps_only(tmp_path):
@@ -72,6 +71,28 @@ def test_fault_27_a_step_that_goes_between_its_manifest_and_its_arrays(tmp_path,
       found, step = checkpoints.restore_model(LIKE)
       assert step == expected and same(found['params'], states(step)[0].params)
   assert 'step 4 in' in said[0] and 'was removed while it was read' in said[0]
+
+
+@pytest.mark.parametrize('gone', ['4', '4/model/d', '4/model/manifest.ocdbt', '4/model/_METADATA'])
+@pytest.mark.parametrize('step', [4, None], ids=['named', 'last'])
+def test_fault_27_a_step_that_goes_between_its_manifest_and_its_metadata(tmp_path, monkeypatch, gone, step):
+  """Be it as a whole or in part, and step 5 come instead: one that was named is refused in a line, else 5 is taken."""
+  save(tmp_path, 4)
+  metadata = ocp.StandardCheckpointHandler.metadata
+  def removed_first(self, path, *rest):
+    if epath.Path(path).parent.name == '4':
+      part = tmp_path / 'checkpoints' / 'omni' / gone
+      shutil.rmtree(part) if part.is_dir() else part.unlink()
+      monkeypatch.setattr(ocp.StandardCheckpointHandler, 'metadata', metadata)
+      saved(tmp_path, 5, name='omni')
+    return metadata(self, path, *rest)
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'metadata', removed_first)
+  with Checkpoints(str(tmp_path), 'omni', read_only=True) as checkpoints:
+    if step is None:
+      assert checkpoints.shapes()['params']['scale'].shape == (64,)
+    else:
+      with pytest.raises(UserError, match=r'omni/4 is damaged: its metadata cannot be read: '):
+        checkpoints.shapes(step)
 
 
 def test_fault_27_follow_evaluates_new_steps_and_survives_that_one_is_removed(tmp_path):
@@ -140,7 +161,8 @@ def test_fault_27_the_real_command_follows_a_busy_trainer_to_its_last_step(tmp_p
       time.sleep(0.5)
     checkpoints.save(state_of(LAST), b'{}')
   out, err = process.communicate(timeout=100)
-  assert process.returncode == 0 and 'Traceback' not in err, err
+  # TensorStore may tell stderr of reads that nobody waits for any more; nothing comes up through our code.
+  assert process.returncode == 0 and 'omni_jax/' not in err, err
   figures = {int(path.parent.name): json.loads(path.read_text()) for path in evaluated.glob('*/metrics.json')}
   assert max(figures) == LAST and 2 <= len(figures) < step, (sorted(figures), out)
   losses = [figures[k]['data']['groups']['text']['loss']['text'] for k in sorted(figures)]

@@ -8,7 +8,7 @@ import zipfile
 
 from etils import epath
 from faults.records import image, lines, loader, MEDIA, sound
-from faults.toy import fresh, same, states
+from faults.toy import resumed, same, saved, states
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow
@@ -25,16 +25,12 @@ from omni_jax.data.ready.files import Archive
 from omni_jax.data.records import ArrayRecordExamples, encode_example, write_array_record
 from omni_jax.errors import UserError
 from omni_jax.train import steps
-from omni_jax.train.checkpoint import Checkpoints
 
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
   monkeypatch.setattr(retry, 'PAUSE', 0.01)
-  with Checkpoints(str(tmp_path), 'toy') as checkpoints:
-    for one in states(1, 2):
-      checkpoints.save(one, b'{}')
-  return tmp_path
+  return saved(tmp_path, 1, 2)
 
 
 def failing(monkeypatch, owner, name, times, error):
@@ -49,26 +45,20 @@ def failing(monkeypatch, owner, name, times, error):
   return calls
 
 
-def resumed(workdir, said):
-  with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
-    return checkpoints.resume(fresh())
-
-
 @pytest.mark.parametrize('owner, name', [(ocp.PyTreeCheckpointHandler, 'restore'), (type(epath.Path('/')), 'read_bytes')], ids=['arrays', 'manifest'])
 def test_fault_28_two_failures_are_waited_for_and_said(workdir, monkeypatch, caplog, owner, name):
-  said = []
   failing(monkeypatch, owner, name, 2, OSError(errno.EIO, 'a moment please'))
-  assert same(resumed(workdir, said).state, states(2)[0]) and not said
+  found, said = resumed(workdir)
+  assert same(found.state, states(2)[0]) and not said
   lines = [record.getMessage() for record in caplog.records if 'cannot be read' in record.getMessage()]
   assert len(lines) == 2 and 'attempt 2 of 3 follows' in lines[0] and 'attempt 3 of 3 follows' in lines[1]
 
 
 def test_fault_28_what_lasts_ends_the_command_and_puts_no_good_step_aside(workdir, monkeypatch):
-  said = []
   calls = failing(monkeypatch, ocp.PyTreeCheckpointHandler, 'restore', 99, OSError(errno.EIO, 'gone for long'))
   with pytest.raises(UserError, match=r'toy/2/model cannot be read: .*gone for long; start again when it can'):
-    resumed(workdir, said)
-  assert len(calls) == 3 and not said
+    resumed(workdir)
+  assert len(calls) == 3
   folder = epath.Path(workdir / 'checkpoints' / 'toy')
   assert steps.listed(folder) == [1, 2] and not steps.aside(folder)
 
