@@ -202,8 +202,11 @@ class Checkpoints:
     leaves = {name: Leaf(*shape, found[name]) for name, shape in saving.shapes.items()}
     manifest.write(self._path / str(saving.step), saving.step, leaves, saving.about)
     steps.end(self._path, saving.step)
-    for old in steps.listed(self._path)[:-self._keep]:
-      steps.remove(self._path, old)
+    for old in [*steps.half_removed(self._path), *steps.listed(self._path)[:-self._keep]]:
+      try:
+        steps.remove(self._path, old)
+      except OSError as error:  # NFS refuses while a reader has a file open: no reason to end a run
+        self._say(f'{self._path}/{old} cannot be removed now ({error}); the next save tries again')
 
   def _wait(self) -> None:
     try:

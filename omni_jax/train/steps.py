@@ -48,6 +48,12 @@ def remove(folder: epath.Path, step: int) -> None:
   end(folder, step)
 
 
+def half_removed(folder: epath.Path) -> list[int]:
+  """Steps whose removal did not come to its end, while none is being written."""
+  good = listed(folder)
+  return [step for step in folders(folder) if step not in good and _mark(folder, step).exists()]
+
+
 def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
   """Moves a step file by file into the folder `quarantine`, its manifest first, so that it no longer counts.
 

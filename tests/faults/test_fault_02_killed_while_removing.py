@@ -4,6 +4,7 @@ Whatever n, on a disk and on a store that cannot rename: no listed step is parti
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -162,3 +163,25 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_put_aside(tmp_path, aft
   code, out, err = finished(start(tmp_path / 'run', '--steps=6'))
   assert code == 0 and 'resumed at step 2 of 6' in out, err
   assert steps.listed(folder) == [4, 6] and files_of(folder / 'quarantine' / '4.0') == names | {'why.txt'}
+
+
+def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_the_next_save(tmp_path, monkeypatch):
+  """As on NFS, where a reader has a file of it open: the run goes on, and the step does not count."""
+  saved(tmp_path, 1, 2)
+  rmtree, said, calls = type(epath.Path(tmp_path)).rmtree, [], []
+  def busy(self, *rest, **options):
+    calls.append(self)
+    if len(calls) == 1:
+      raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+    return rmtree(self, *rest, **options)
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'rmtree', busy)
+  folder = epath.Path(tmp_path / 'checkpoints' / 'toy')
+  with Checkpoints(str(tmp_path), 'toy', keep=2, say=said.append) as checkpoints:
+    for one in states(3):
+      checkpoints.save(one, b'{}')
+    assert checkpoints.latest() == 3
+    assert steps.listed(folder) == [2, 3] and steps.folders(folder) == [1, 2, 3]
+    assert len(said) == 1 and 'toy/1 cannot be removed now' in said[0] and 'Directory not empty' in said[0]
+    checkpoints.save(states(4)[0], b'{}')
+    assert checkpoints.latest() == 4
+  assert steps.listed(folder) == steps.folders(folder) == [3, 4] and len(said) == 1 and not list(folder.glob('*.unfinished'))

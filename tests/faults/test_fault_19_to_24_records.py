@@ -40,13 +40,24 @@ def test_fault_19_a_few_bad_records_are_counted_and_resumed_alike(tmp_path):
   """One in 120 is bad; the count is part of the state."""
   media = {f'{k}.png': b'torn' if k == 40 else image(k) for k in range(120)}
   batches = loader(JsonLines(lines(tmp_path, media), MEDIA))
-  while not json.loads(batches.state())['lanes']['0']['bad']:
+  for _ in range(60):
     next(batches)
-  state = batches.state()
+    if json.loads(state := batches.state())['lanes']['0']['bad']:
+      break
   assert sum(json.loads(state)['lanes']['0']['bad'].values()) == 1
   again = loader(JsonLines(tmp_path / 'train.jsonl', MEDIA))
   again.restore(state)
   assert all(same(next(batches), next(again)) for _ in range(3)) and batches.state() == again.state()
+
+
+def test_fault_19_less_than_one_in_a_hundred_never_stops_a_run_however_many_they_become(tmp_path):
+  media = {f'{k}.png': b'torn' if k == 40 else image(k) for k in range(150)}
+  batches = loader(JsonLines(lines(tmp_path, media), MEDIA), budget=rows(BUDGET, 16))
+  for _ in range(400):
+    next(batches)
+    if (count := sum(json.loads(batches.state())['lanes']['0']['bad'].values())) > 13:
+      break
+  assert count > 13, 'three more than stop a short run'
 
 
 def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
