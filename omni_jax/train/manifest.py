@@ -1,6 +1,6 @@
 """What makes a folder a checkpoint: a manifest, written last, with digests of the arrays and sizes of the files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
 import os
@@ -79,31 +79,11 @@ def _measured(path: epath.Path) -> tuple[int, str]:
 def write(folder: epath.Path, step: int, leaves: Mapping[str, Leaf], about: Mapping[str, Any]) -> None:
   """Makes a folder a checkpoint, once everything else in it is written: it begins to count when this file is whole.
 
-  Where a file is not written at once, its first line tells: the digest of the second. On a local disk everything else
-  is on the disk before, and the manifest when this returns: also after a power cut, a step that counts is whole.
+  Where a file is not written at once, its first line tells: the digest of the second.
   """
-  if is_local(folder):
-    _sync([folder / name for name in files_in(folder)])
   files = {name: _measured(folder / name) for name in files_in(folder) if name not in OWN_FILES}
   body = json.dumps({'version': VERSION, **Manifest(step, leaves, files, about)._asdict()}, default=list)
   (folder / NAME).write_text(f'{json.dumps({"blake2b": _digest(body.encode())})}\n{body}\n')
-  if is_local(folder):
-    _sync([folder / NAME, folder.parent])
-
-
-def is_local(path: epath.PathLike) -> bool:
-  return '://' not in os.fspath(path)
-
-
-def _sync(paths: Iterable[epath.Path]) -> None:
-  """Waits until files are on the disk, and the entries of the folders that they are in."""
-  paths = [os.fspath(path) for path in paths]
-  for path in paths + sorted({os.path.dirname(path) for path in paths}):
-    file = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)
 
 
 def read(folder: epath.Path) -> Manifest:
