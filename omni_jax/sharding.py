@@ -1,6 +1,6 @@
 """Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -91,6 +91,34 @@ def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
                     f'nearest: {max(1, rows // ways) * ways}')
   if experts % mesh.shape[EXPERT_AXIS]:
     raise UserError(f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}')
+
+
+def said(axis: str) -> str:
+  """The mesh axes of a logical axis, as messages call them."""
+  names = RULES[axis] or ()
+  return ' x '.join(f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names))
+
+
+def check_sizes(mesh: Mesh, sizes: Iterable[tuple[str, int, str]]) -> None:
+  """Refuses, before compilation, a main dimension that the mesh axes of its logical axis do not divide.
+
+  `fitting` would keep it whole on every device without a word: harmless for small tables, not for what these sizes
+  span.
+
+  Args:
+    sizes: (config key, size, logical axis).
+
+  Raises:
+    UserError: with key, mesh axis, both sizes, and the nearest that would fit.
+  """
+  for key, size, axis in sizes:
+    names, n = said(axis), ways(mesh, axis)
+    if size % n:
+      fits = [size // n * n] * (size > n) + [(size // n + 1) * n]
+      divisors = [k for k in range(1, size + 1) if size % k == 0]
+      splits = [max(k for k in divisors if k < n)] + [k for k in divisors if k > n][:1]
+      raise UserError(f'{key}={size} does not divide by {names}={n}; nearest: {" or ".join(map(str, fits))} for {key}, '
+                      f'{" or ".join(map(str, splits))} for {names}')
 
 
 def spec(*axes: str | None) -> P:
