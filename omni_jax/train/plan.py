@@ -19,7 +19,7 @@ from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.state import TrainState
-from omni_jax.train.step import make_omni_step
+from omni_jax.train.step import make_omni_step, Update
 from omni_jax.types import MediaConfig, RowBudget
 
 CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
@@ -96,7 +96,7 @@ def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = No
 
   shapes = jax.eval_shape(init, codec_values)
   layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
-  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, part.bias_step,
-                        accumulate=part.get('accumulate', 1), ema=part.ema, freeze=part.freeze)
+  update = Update(part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze))
+  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update)
   return OmniProgram(jax.jit(init, out_shardings=layout),
                      jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), shapes, layout)
