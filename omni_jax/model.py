@@ -68,8 +68,8 @@ class OmniConfig:
 def main_sizes(c: OmniConfig) -> list[tuple[str, int, str]]:
   """(config key, size, logical axis) of the dimensions that a mesh has to divide; small tables and biases stay whole.
 
-  Heads rather than the columns of their projections: half a head on a device would be exchanged in every layer; those of
-  keys are repeated where there are too few. The vocabulary is not among them: it is what the tokenizer makes it.
+  Heads rather than the columns of their projections: half a head on a device would be exchanged in every layer; those
+  of keys are repeated where there are too few. The vocabulary is not among them: it is what the tokenizer makes it.
   """
   d, found = c.decoder, []
 

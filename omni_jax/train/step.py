@@ -87,7 +87,8 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     batch = batch._replace(weight_BL=text_weights(batch, losses))
 
     def objective(params, batch, whole=None):
-      params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen(params, update.freeze))
+      still = frozen(params, update.freeze)
+      params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, still)
       heads, stats = omni_losses(params, state.buffers, batch, key, model=model, codec=codec, mesh=mesh)
       return total_loss(heads, stats, losses, whole), (heads, stats)
 

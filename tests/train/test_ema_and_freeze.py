@@ -11,7 +11,7 @@ from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
-from omni_jax.train.step import averaged, make_omni_step
+from omni_jax.train.step import averaged, make_omni_step, Update
 
 FREEZE = ('decoder.*', 'heads.image.*', '*.table')
 
