@@ -65,6 +65,34 @@ class OmniConfig:
                   if name in config})
 
 
+def main_sizes(c: OmniConfig) -> list[tuple[str, int, str]]:
+  """(config key, size, logical axis) of the dimensions that a mesh has to divide; small tables and biases stay whole.
+
+  Heads rather than the columns of their projections: half a head on a device would be exchanged in every layer; those
+  of keys are repeated where there are too few. The vocabulary is not among them: it is what the tokenizer makes it.
+  """
+  d, found = c.decoder, []
+
+  def add(part: str, **axes: str) -> None:
+    for name, axis in axes.items():
+      found.append((f'config.model.{part}.{name}', getattr(getattr(c, part), name), axis))
+
+  add('decoder', width='expert_embed', heads='heads', experts='expert', expert_hidden='mlp')
+  if d.shared_hidden:
+    add('decoder', shared_hidden='mlp')
+  if c.image_embed.layers:
+    add('image_embed', heads='heads', hidden='mlp')
+  if c.audio_embed.hearing == Hearing.MEL:
+    add('audio_embed', hidden='mlp')
+  if c.dit.denoiser == Denoiser.DIT:
+    add('dit', width='expert_embed', heads='heads', hidden='mlp')
+    add('dit', width='mlp')  # of the projections that modulate the blocks
+  add('codec_head', width='expert_embed', heads='heads', hidden='mlp')
+  add('codec_head', width='mlp')  # of the projection from the decoder
+  add('codec', entries='mlp')  # of the codec head's logits
+  return found
+
+
 class Encoded(NamedTuple):
   """What a step makes of a batch's media before the model sees them."""
   code_BRJ: Array  # codes of the spoken frames

@@ -1,6 +1,6 @@
 """Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -16,14 +16,14 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS, WIDTH_AXIS, CONTEXT_AXIS = 'expert', 'fsdp', 'context'
+EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
 TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
 RULES = {
     # activations
     'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
     # weights
-    'embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'), 'heads': 'tensor', 'vocab': 'tensor',
-    'expert': 'expert', 'layers': None,
+    'embed': ('fsdp', 'expert'), 'expert_embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'),
+    'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
 }
 
 
@@ -93,6 +93,34 @@ def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
     raise UserError(f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}')
 
 
+def said(axis: str) -> str:
+  """The mesh axes of a logical axis, as messages call them."""
+  names = RULES[axis] or ()
+  return ' x '.join(f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names))
+
+
+def check_sizes(mesh: Mesh, sizes: Iterable[tuple[str, int, str]]) -> None:
+  """Refuses, before compilation, a main dimension that the mesh axes of its logical axis do not divide.
+
+  `fitting` would keep it whole on every device without a word: harmless for small tables, not for what these sizes
+  span.
+
+  Args:
+    sizes: (config key, size, logical axis).
+
+  Raises:
+    UserError: with key, mesh axis, both sizes, and the nearest that would fit.
+  """
+  for key, size, axis in sizes:
+    names, n = said(axis), ways(mesh, axis)
+    if size % n:
+      fits = [size // n * n] * (size > n) + [(size // n + 1) * n]
+      divisors = [k for k in range(1, size + 1) if size % k == 0]
+      splits = [max(k for k in divisors if k < n)] + [k for k in divisors if k > n][:1]
+      raise UserError(f'{key}={size} does not divide by {names}={n}; nearest: {" or ".join(map(str, fits))} for {key}, '
+                      f'{" or ".join(map(str, splits))} for {names}')
+
+
 def spec(*axes: str | None) -> P:
   """PartitionSpec of an array whose dimensions have these logical axes."""
   return P(*(RULES[axis] if axis else None for axis in axes))
@@ -155,14 +183,31 @@ def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def whole_width(w: jax.Array, pspec: P) -> jax.Array:
-  """A weight as `pspec` lays it out, gathered over the axis that only saves memory; for use inside a shard_map.
+  """A weight as `pspec` lays it out, gathered over the axes that only save memory; for use inside a shard_map.
 
-  Its gradient goes back by reduce-scatter.
+  Those are `fsdp`, and beside it `expert` where a weight belongs to no expert. The gradient goes back by
+  reduce-scatter.
   """
-  for dimension, axes in enumerate(pspec):
-    if WIDTH_AXIS in (axes if isinstance(axes, tuple) else (axes,)):
-      w = jax.lax.all_gather(w, WIDTH_AXIS, axis=dimension, tiled=True)
+  for dimension, axes in _saving(pspec):
+    w = jax.lax.all_gather(w, axes, axis=dimension, tiled=True)
   return w
+
+
+def summed_slices(dw: jax.Array, pspec: P) -> jax.Array:
+  """From each device's gradient of a weight that `whole_width` made whole, the sum for the slice that it holds."""
+  for dimension, axes in _saving(pspec):
+    dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True)
+  return dw
+
+
+def _saving(pspec: P) -> list[tuple[int, tuple[str, ...]]]:
+  """Dimensions with the axes over which they are split for memory alone."""
+  found = []
+  for dimension, axes in enumerate(pspec):
+    axes = (axes,) if axes == 'fsdp' else axes if isinstance(axes, tuple) else ()
+    if saving := tuple(axis for axis in axes if axis in ('fsdp', 'expert')):
+      found.append((dimension, saving))
+  return found
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

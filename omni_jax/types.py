@@ -213,8 +213,10 @@ class MediaConfig:
 
   Attributes:
     heard_codes, spoken_codes: codebooks of the stored codes that are taken in the place of samples; 0 for samples.
+    entries: of each of these codebooks.
   """
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()
   heard_codes: int = 0
   spoken_codes: int = 0
+  entries: int = 0

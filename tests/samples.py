@@ -25,7 +25,7 @@ from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.state import TrainState
-from omni_jax.train.step import make_omni_step, omni_losses
+from omni_jax.train.step import make_omni_step, omni_losses, Update
 from omni_jax.types import Batch, MediaConfig, RowBudget
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def make_kit(config: OmniConfig, tx: optax.GradientTransformation, losses: LossC
   values = codec_values(config)
   layout = states.shardings(jax.eval_shape(init, values), param_specs(model), mesh)
   state = jax.device_put(jax.jit(init)(values), layout)  # not made in place: so every mesh starts from the same bits
-  step = make_omni_step(model, codec, tx, losses or LossConfig(), mesh, bias_step=1e-3, accumulate=accumulate)
+  step = make_omni_step(model, codec, tx, losses or LossConfig(), mesh, Update(accumulate=accumulate))
   jitted = jax.jit(step, out_shardings=(layout, None))
 
   def run(state, batch):

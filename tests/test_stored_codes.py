@@ -14,7 +14,7 @@ import soundfile
 from omni_jax import convert as command
 from omni_jax.data.inputs.jsonl import JsonLinesReader
 from omni_jax.data.making import prepare
-from omni_jax.data.records import ArrayRecordExamples
+from omni_jax.data.records import ArrayRecordExamples, pack_example, write_array_record
 from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
@@ -159,6 +159,34 @@ def test_what_cannot_be_stored_is_refused_before_a_stage(made):
   examples = stages.making_of(stages.Run(stored(made, source='jsonl', train_file='in/data.jsonl'), str(made / 'new')))
   with pytest.raises(UserError, match='a sound has no codes'):
     prepare(examples.examples[0], examples.tokenizer, examples.media)
+
+
+@pytest.mark.parametrize('role', ['user', 'assistant'])
+@pytest.mark.parametrize('code', [31, 32, 65535])
+def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_record_and_value(made, tmp_path, role, code):
+  """A gather in JAX would clamp it: the loss would be that of another code, and nobody would know. Of 32 entries, 31 is the last."""
+  config = stored(made)
+  config.model.audio_embed.hearing = 'codes'
+  del config.data['augment']
+  source, records = ArrayRecordExamples(sorted((made / 'data').glob('*.array_record')), samples.tiny_model().media), []
+  for example in map(source.encoded, range(len(source))):
+    if example['id'] == '3':  # both hear and speak
+      (message,) = (message for message in example['messages'] if message['role'] == role)
+      codes = np.frombuffer(message['content'][0]['codes'], '<u2').copy()
+      codes[-1] = code
+      message['content'][0]['codes'] = codes.tobytes()
+    records.append(pack_example(example))
+  write_array_record(tmp_path / 'data.array_record', records)
+  config.data.root, config.data.train_file = str(tmp_path), 'data.array_record'
+  batches = stages.omni_batches(stages.Run(config, str(made / 'new')))
+  try:
+    if code < 32:
+      next(batches)
+      return
+    with pytest.raises(UserError, match=f'3 has the code {code}, a codebook has the entries 0 to 31 .config.model.codec.entries=32'):
+      next(batches)
+  finally:
+    batches.close()
 
 
 @pytest.mark.parametrize('codes, said', [('nowhere', 'holds no run'), ('half', 'stands at step 3 of'), ('run', 'of 8000 samples a second')])

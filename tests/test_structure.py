@@ -14,10 +14,10 @@ TREES = {path: ast.parse((ROOT / path).read_text()) for path in FILES}
 NAMES = {'.'.join(path.with_suffix('').parts).removesuffix('.__init__'): path for path in FILES}
 
 # design.md §1. `host` is the numpy side of the modalities: their host.py and the tokenizer.
-HOST = {'errors', 'types', 'host'}
-DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
+HOST = {'errors', 'retry', 'types', 'host'}
+DEVICE = {'errors', 'retry', 'types', 'sharding', 'nn', 'host', 'modalities'}
 MAY_IMPORT = {
-    'errors': set(), 'types': set(), 'host': HOST, 'config': {'errors', 'types'}, 'data': HOST | {'config'},
+    'errors': set(), 'retry': set(), 'types': set(), 'host': HOST, 'config': {'errors', 'types'}, 'data': HOST | {'config'},
     'convert': HOST | {'data', 'train'},  # of train the reading of --config, which loads no jax
     'chips': set(), 'sharding': {'errors'}, 'nn': {'sharding'}, 'modalities': DEVICE, 'model': DEVICE | {'config'},
     'train': DEVICE | {'chips', 'config', 'model', 'data'},
@@ -103,7 +103,7 @@ def test_host_side_has_no_jax(path):
   tree = TREES[path]
   if path.name == '__main__.py':
     tree = top_level(tree)  # a command answers a mistake before jax is loaded
-  elif room(path) not in ('errors', 'types', 'config', 'host', 'data', 'convert') or path.name == 'loader.py':
+  elif room(path) not in ('errors', 'retry', 'types', 'config', 'host', 'data', 'convert') or path.name == 'loader.py':
     return
   assert not {name.split('.')[0] for name in imports(tree)} & {'jax', 'flax', 'optax', 'grain', 'orbax'}
 

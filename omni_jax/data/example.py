@@ -129,7 +129,7 @@ def _check_part(raw: Any, where: Where, media_key: str) -> Part:
     beside = {key: check_data(raw[key]) for key in RECORD_KEYS[kind] if key in raw}
     return {'type': kind, media_key: MEDIA_KEYS[media_key](raw[media_key]), **labels, **beside}
   except BadRecord as error:
-    raise BadRecord(f'{_words(where)}: {error.reason}') from error
+    raise error.at(_words(where)) from error
 
 
 def _check_keys(raw: Any, where: Where, keys: Keys) -> None:
@@ -208,7 +208,7 @@ class Stored(Sequence):
     try:
       return map_media(example, self.decode)
     except BadRecord as error:
-      raise BadRecord(error.reason, example['id']) from error
+      raise error.of(example['id']) from error
 
   def place(self, index: SupportsIndex) -> int:
     """The index counted from the beginning."""

@@ -20,6 +20,7 @@ import numpy as np
 from omni_jax.data.example import check_example, check_message, check_path, DECODE, Example, map_media, Part, Stored
 from omni_jax.data.media import BadRecord, is_remote, read_media
 from omni_jax.errors import UserError
+from omni_jax.retry import patiently
 from omni_jax.types import MediaConfig
 
 MAX_LINE = 16 << 20  # bytes
@@ -86,32 +87,41 @@ class JsonLines(Stored):
 
   def identity(self) -> str:
     """Digest of the file; media beside it are not looked at."""
-    with self.path.open('rb') as file:
-      digest = hashlib.blake2b(digest_size=8)
-      while piece := file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
+    def read() -> str:
+      with self.path.open('rb') as file:
+        digest = hashlib.blake2b(digest_size=8)
+        while piece := file.read(1 << 20):
+          digest.update(piece)
+      return digest.hexdigest()
+    return patiently(read, self.path)
 
   def encoded(self, index: SupportsIndex) -> Example:
     """The example with the paths of its media, nothing decoded."""
     start, length, number = self._lines_n3[self.place(index)].tolist()
     name = f'{self._name}:{number}'
     try:
-      example = parse_line(self._read(start, length))
-    except (OSError, BadRecord) as error:
+      example = parse_line(patiently(lambda: self._read(start, length), self.path))
+    except OSError as error:
+      raise BadRecord(f'the line cannot be read ({error})', name) from error
+    except BadRecord as error:
       raise BadRecord(f'the file has changed since it was opened ({error})', name) from error
     example['id'] = example['id'] or name
     return example
 
   def _read(self, start: int, length: int) -> bytes:
-    if self._file is None and is_remote(self.path):
-      with self.path.open('rb') as file:
-        file.seek(start)
-        return file.read(length)
-    if self._file is None:  # opened once: that costs more than parsing a line
-      self._file = os.open(self.path, os.O_RDONLY)
-      weakref.finalize(self, os.close, self._file)
-    return os.pread(self._file, length, start)  # threads share no position
+    file = self._file
+    if file is None and is_remote(self.path):
+      with self.path.open('rb') as remote:
+        remote.seek(start)
+        return remote.read(length)
+    if file is None:  # opened once: that costs more than parsing a line
+      self._file = file = os.open(self.path, os.O_RDONLY)
+      weakref.finalize(self, os.close, file)
+    try:
+      return os.pread(file, length, start)  # threads share no position
+    except OSError:
+      self._file = None  # opened anew by the next attempt; other threads may still read by this one
+      raise
 
   def read_file(self, path: str) -> bytes:
     """The bytes of a medium by its path in the file."""
@@ -123,7 +133,7 @@ class JsonLines(Stored):
     try:
       return self._cache.get((kind, path), lambda: DECODE[kind](self.read_file(path), self.media))
     except BadRecord as error:
-      raise BadRecord(f'{path}: {error.reason}') from error
+      raise error.at(path) from error
 
 
 def read_beside(folder: str, path: str) -> bytes:
@@ -159,7 +169,7 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
   """
   file = epath.Path(path)
   try:
-    raw = _load_json(file.read_bytes())
+    raw = _load_json(patiently(file.read_bytes, file))
     messages = raw.get('messages') if isinstance(raw, dict) else None
     answer = []
     last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
@@ -196,23 +206,29 @@ def _load_json(line: bytes) -> Any:
 
 def index_lines(path: epath.Path, check: Callable[[bytes], Any] = lambda line: None) -> np.ndarray:
   """Start, length and number of every line that is not blank, (lines, 3); `check` may refuse a line by BadRecord."""
-  lines = []
   try:
-    with path.open('rb') as file:
-      start, number = 0, 0
-      while line := file.readline(MAX_LINE + 1):
-        number += 1
-        bom = 3 if number == 1 and line.startswith(b'\xef\xbb\xbf') else 0  # some editors put a mark before the text
-        if len(line) > MAX_LINE:
-          raise BadRecord(f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it')
-        if line[bom:].strip():
-          check(line[bom:])
-          lines.append((start + bom, len(line) - bom, number))
-        start += len(line)
-  except BadRecord as error:
-    raise UserError(f'{path} line {number}: {error.reason}') from error
+    lines = patiently(lambda: _lines_of(path, check), path)
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines') from error
   if not lines:
     raise UserError(f'{path}: holds no examples: write one JSON object a line')
   return np.array(lines, np.int64)
+
+
+def _lines_of(path: epath.Path, check: Callable[[bytes], Any]) -> list[tuple[int, int, int]]:
+  lines = []
+  with path.open('rb') as file:
+    start, number = 0, 0
+    while line := file.readline(MAX_LINE + 1):
+      number += 1
+      bom = 3 if number == 1 and line.startswith(b'\xef\xbb\xbf') else 0  # some editors put a mark before the text
+      try:
+        if len(line) > MAX_LINE:
+          raise BadRecord(f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it')
+        if line[bom:].strip():
+          check(line[bom:])
+          lines.append((start + bom, len(line) - bom, number))
+      except BadRecord as error:
+        raise UserError(f'{path} line {number}: {error.reason}') from error
+      start += len(line)
+  return lines

@@ -88,14 +88,15 @@ class _Lane:
 
   def __init__(self, places: Callable[[int], Place], maker: Here | Workers, new_packer: Callable[[], Packer]):
     self._places, self._maker, self._new_packer = places, maker, new_packer
-    self.restore({'next': 0, 'waiting': [], 'bad': {}})
+    self.restore({'next': 0, 'waiting': [], 'bad': {}, 'such_as': {}})
 
   def state(self) -> dict[str, Any]:
-    return {'next': self._next, 'waiting': list(self._waiting), 'bad': dict(self._bad)}
+    return {'next': self._next, 'waiting': list(self._waiting), 'bad': dict(self._bad), 'such_as': dict(self._such_as)}
 
   def restore(self, state: dict[str, Any]) -> None:
     self._next, self._waiting = state['next'], list(state['waiting'])
-    self._bad = collections.Counter(state['bad'])
+    self._bad = collections.Counter(state['bad'])  # by kind of reason
+    self._such_as: dict[str, str] = dict(state.get('such_as', {}))  # one of each; states of older code have none
     self._asked: dict[int, Any] = {}  # by the first index of a block
     self._made: dict[int, Laid | BadRecord] = {}
     self._laid: dict[int, Laid | None] = {}  # of those that have been looked at and not packed
@@ -151,11 +152,13 @@ class _Lane:
     return places
 
   def _count(self, bad: BadRecord) -> None:
-    self._bad[bad.reason] += 1
+    self._bad[bad.kind] += 1
+    self._such_as.setdefault(bad.kind, str(bad))
     total = sum(self._bad.values())
     if total > max(10, BAD_SHARE * self._next):
-      reasons = ', '.join(f'{reason}: {n}' for reason, n in self._bad.most_common())
-      raise UserError(f'{total} of {self._next + 1} records are bad ({reasons}), last {bad}; mend the data')
+      kinds = '; '.join(f'{n} x {kind}' + (f', such as {self._such_as[kind]}' if kind in self._such_as else '')
+                        for kind, n in self._bad.most_common())
+      raise UserError(f'{total} of {self._next + 1} records are bad: {kinds}; mend the data')
 
 
 class _Lanes(grain.DatasetIterator):

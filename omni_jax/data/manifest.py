@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import glob
 import json
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.retry import patiently
 
 SCHEMA = 1  # of a record
 MEDIA = ('images', 'sounds', 'seconds')  # what is counted
@@ -106,8 +108,7 @@ def _read(folder: str) -> dict[str, Any] | None:
   if not os.path.isfile(path):
     return None
   try:
-    with open(path, encoding='utf-8') as file:
-      manifest = json.load(file)
+    manifest = json.loads(patiently(pathlib.Path(path).read_bytes, path))
     schema = manifest['schema']
     if schema == SCHEMA:
       dict((shard['file'], shard['bytes']) for shard in manifest['shards'])

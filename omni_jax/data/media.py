@@ -6,6 +6,7 @@ out has exactly the shape, the range and the sample rate of the run's configurat
 
 import io
 import os
+import re
 import stat
 import struct
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 import soundfile
 import soxr
 
+from omni_jax.retry import patiently
 from omni_jax.types import AudioConfig, Fit, ImageConfig
 
 MAX_BYTES = 64 << 20  # of one encoded file
@@ -27,6 +29,7 @@ SAMPLE_RATES = (1_000, 384_000)  # lowest and highest that is resampled: a false
 # Named rather than "all that Pillow knows": EPS, for one, starts an interpreter on the file.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 AUDIO_FORMATS = ('WAV', 'WAVEX', 'RF64', 'FLAC', 'OGG', 'MP3')
+OWN_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,:]*")  # in a reason, what is said of this record only
 # A whole header: RIFF size WAVE, fmt size code channels rate bytes/s block bits, data size.
 PLAIN_WAV = struct.Struct('<4sI4s4sIHHIIHH4sI')
 
@@ -37,34 +40,48 @@ class BadRecord(ValueError):
   Attributes:
     reason: what is wrong, for a person.
     id: the record's id, or '' where only the medium is known.
+    kind: what records that are bad for the same reason have in common: without numbers, names and the path.
   """
 
-  def __init__(self, reason: str, id: str = ''):
-    super().__init__(reason, id)  # both, or the exception would not survive the pickling between worker processes
+  def __init__(self, reason: str, id: str = '', kind: str = ''):
+    super().__init__(reason, id, kind)  # all, or the exception would not survive the pickling between worker processes
     self.reason = reason
     self.id = id
+    self.kind = kind or OWN_VALUES.sub('…', reason)
+
+  def of(self, id: str) -> 'BadRecord':
+    """The same of a record, where it is not known yet of which."""
+    return BadRecord(self.reason, self.id or id, self.kind)
+
+  def at(self, path: str) -> 'BadRecord':
+    """The same, and which of a record's media it is."""
+    return BadRecord(f'{path}: {self.reason}', self.id, self.kind)
 
   def __str__(self) -> str:
     return f'{self.id}: {self.reason}' if self.id else self.reason
 
 
 def read_media(path: epath.PathLike) -> bytes:
-  """The bytes of a media file, if it is a regular file of a sensible size."""
+  """The bytes of a media file, if it is a regular file of a sensible size; errors that may pass are waited for."""
   try:
-    if is_remote(path):
-      _check_bytes(epath.Path(path).stat().length)
-      return epath.Path(path).read_bytes()
-    file = os.open(path, os.O_RDONLY | NONBLOCK)  # epath, and open(), cost as much as a small picture
-    try:
-      return _read_regular(file)
-    finally:
-      os.close(file)
+    return patiently(lambda: _read_file(path), path)
   except FileNotFoundError as error:
     raise BadRecord('no such file') from error
   except IsADirectoryError as error:
     raise BadRecord('is not a regular file') from error
   except OSError as error:
     raise BadRecord(f'cannot be read ({error})') from error
+
+
+def _read_file(path: epath.PathLike) -> bytes:
+  if is_remote(path):
+    _check_bytes(epath.Path(path).stat().length)
+    return epath.Path(path).read_bytes()
+  file = os.open(path, os.O_RDONLY | NONBLOCK)  # epath, and open(), cost as much as a small picture
+  try:
+    return _read_regular(file)
+  finally:
+    os.close(file)
 
 
 def _read_regular(file: int) -> bytes:

@@ -47,19 +47,30 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
     ids += len(span.tokens)
     if span.modality != Modality.TEXT:
       items[KINDS[span.modality, span.written]].append(span.pixels if span.modality == Modality.IMAGE
-                                                       else _sound(span, media))
+                                                       else _sound(span, media, example_id))
   positions = _positions if ids <= SHORT else _positions.__wrapped__
   key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
   return Laid(*positions(tuple(forms), tokenizer, media), **items, key=key)
 
 
-def _sound(span: Span, media: MediaConfig) -> np.ndarray:
-  """What the batch carries of a sound."""
+def _sound(span: Span, media: MediaConfig, example_id: str) -> np.ndarray:
+  """What the batch carries of a sound.
+
+  Raises:
+    UserError: where it should be codes and there are none, or one that no codebook has: an index that leads out of a
+      table would be clamped in silence on the device.
+  """
   if not (media.spoken_codes if span.written else media.heard_codes):
     return span.wave
   if span.code is None:
     raise UserError("config.data.codes='stored': a sound has no codes; convert its data with --codes=RUN, or take "
                     "config.data.codes='computed'")
+  largest = int(span.code.max(initial=0))
+  if largest >= media.entries or span.code.min(initial=0) < 0:
+    bad = largest if largest >= media.entries else int(span.code.min())
+    raise UserError(f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the "
+                    f'entries 0 to {media.entries - 1} (config.model.codec.entries={media.entries}); convert its data '
+                    "again with --codes=RUN, or take config.data.codes='computed'")
   return span.code
 
 

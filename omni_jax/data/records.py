@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import hashlib
 import itertools
 import os
+import re
 import threading
 from typing import Any, SupportsIndex
 
@@ -22,12 +23,14 @@ from omni_jax.data.example import check_example, DECODE, Example, map_media, Sto
 from omni_jax.data.media import BadRecord
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.host import frames_of
+from omni_jax.retry import LASTING, patiently
 from omni_jax.types import MediaConfig
 
 MAX_RECORD = 256 << 20  # bytes
 DIGEST_BYTES = 16
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
 WRITER_OPTIONS = 'group_size:1'  # one record a group: random access reads nothing in vain
+SYSTEM_CALL = re.compile(r'\b(?:open|p?read|l?seek|fstat|mmap)\w*\(\) failed: ([^;]+)')  # as the reader says it
 
 
 def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes:
@@ -67,7 +70,7 @@ def decode_example(record: bytes, media: MediaConfig) -> Example:
   try:
     return map_media(example, lambda part: _decoded(part, media))
   except BadRecord as error:
-    raise BadRecord(error.reason, example['id']) from error
+    raise error.of(example['id']) from error
 
 
 def _decoded(part: Example, media: MediaConfig) -> Example:
@@ -156,7 +159,7 @@ class ArrayRecordExamples(Stored):
     try:
       example = unpack_example(self._read(file, position))
     except BadRecord as error:
-      raise BadRecord(error.reason, error.id or name) from error
+      raise error.of(name) from error
     return example | {'id': example['id'] or name}
 
   def decode(self, part: Example) -> Example:
@@ -164,13 +167,28 @@ class ArrayRecordExamples(Stored):
 
   def _read(self, file: int, position: int) -> bytes:
     try:
-      with self._lock:
-        if file not in self._readers:
-          self._readers[file] = _reader(self.paths[file])
-      records = self._readers[file].read([position])
+      return patiently(lambda: self._read_once(file, position), self.paths[file], passes=may_pass)
     except RuntimeError as error:  # the reader's only exception
       raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
-    return records[0]
+
+  def _read_once(self, file: int, position: int) -> bytes:
+    with self._lock:
+      if file not in self._readers:
+        self._readers[file] = _reader(self.paths[file])
+      reader = self._readers[file]
+    try:
+      return reader.read([position])[0]
+    except RuntimeError:
+      with self._lock:
+        if self._readers.get(file) is reader:
+          del self._readers[file]  # once it has failed it may fail for ever
+      raise
+
+
+def may_pass(error: Exception) -> bool:
+  """Of what an ArrayRecord reader raises, the errors of system calls; it calls damage "Corrupted"."""
+  said = SYSTEM_CALL.search(str(error)) if isinstance(error, RuntimeError) else None
+  return said is not None and not any(said[1].startswith(os.strerror(lasting)) for lasting in LASTING)
 
 
 def _reader(path: str) -> Any:
@@ -182,10 +200,16 @@ def _reader(path: str) -> Any:
 def _count(path: str) -> int:
   if not os.path.isfile(path):
     raise UserError(f'{path}: no such file: name an ArrayRecord file')
-  try:
+
+  def count_once() -> int:
     reader = _reader(path)
-    count = reader.num_records()  # 0 also where the file is something else: not every reader complains
-    reader.close()
+    try:
+      return reader.num_records()  # 0 also where the file is something else: not every reader complains
+    finally:
+      reader.close()
+
+  try:
+    count = patiently(count_once, path, passes=may_pass)
   except RuntimeError as error:
     raise UserError(f'{path}: is not an ArrayRecord file, or a damaged one ({error})') from error
   if not count:

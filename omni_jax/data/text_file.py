@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 from etils import epath
 
 from omni_jax.errors import UserError
+from omni_jax.retry import patiently
 
 TRAIN_SHARE = 0.9  # of the file, from its beginning; the rest is for evaluation, as in nanoGPT
 
@@ -16,7 +17,7 @@ class TextFile(Sequence):
 
   def __init__(self, path: epath.PathLike, *, length: int, train: bool):
     try:
-      data = epath.Path(path).read_bytes()
+      data = patiently(epath.Path(path).read_bytes, path)
       data.decode()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f'{path}: not a text file in UTF-8 ({error}): see config.data.root and train_file') from error

@@ -12,7 +12,9 @@ import numpy as np
 from omni_jax.data.example import Example, Stored
 from omni_jax.data.media import BadRecord, wav_bytes
 from omni_jax.data.pairs import only_medium_and_text, pair
+from omni_jax.data.records import may_pass
 from omni_jax.errors import UserError
+from omni_jax.retry import patiently
 from omni_jax.types import MediaConfig
 
 
@@ -43,10 +45,10 @@ class TfdsExamples(Stored):
     index = self.place(index)
     id = f'{self.path}:{index}'
     try:
-      record = self._source[index]
+      record = patiently(lambda: self._source[index], id, passes=may_pass)
       return self._example(id, *(field.part(record[field.name]) for field in (self._read, self._write)))
     except BadRecord as error:
-      raise BadRecord(error.reason, id) from error
+      raise error.of(id) from error
     except (OSError, RuntimeError, ValueError) as error:  # what the readers of the file and of the record raise
       raise BadRecord(f'cannot be read ({_line(error)})', id) from error
 

@@ -1,8 +1,10 @@
 """A run's folder -> its config, parameters and buffers, on one device."""
 
 import functools
+import json
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -162,7 +162,7 @@ class Decoder(nnx.Module):
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def _cast_matrices(blocks: nnx.State, dtype) -> nnx.State:
+def _cast_matrices(blocks: Any, dtype) -> Any:
   """Stacked matrices in the type of the computation, but for the router, which is computed in fp32.
 
   Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.

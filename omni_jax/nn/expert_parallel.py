@@ -76,7 +76,7 @@ def moe_expert_parallel(x_BLD: Array, weights: Experts, expert_BLK: Array, weigh
 
 # Of the weights. Those of `down` are split along the hidden width, too, by the axis that only saves memory: a slice of
 # few columns would be padded to a TPU's 128 lanes.
-AXES = Experts(('expert', 'embed', 'mlp'), ('expert', 'embed', 'mlp'), ('expert', 'mlp_rows', None))
+AXES = Experts(('expert', 'expert_embed', 'mlp'), ('expert', 'expert_embed', 'mlp'), ('expert', 'mlp_rows', None))
 
 
 def _gather(x_TD, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):

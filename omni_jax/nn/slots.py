@@ -43,7 +43,7 @@ def assign_equal(group_TK: Int[Array, 'T K'], groups: int, size: int) -> Slots:
   return _inverse(slot_C.reshape(group_TK.shape), groups * size)
 
 
-def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[Array, 'groups']]:
+def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[Array, 'G']]:
   """As many slots as choices, sorted by group without gaps, and the size of every group.
 
   Choices outside [0, groups) get no slot; the slots behind the last group are empty.

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from omni_jax.errors import UserError
+from omni_jax.retry import ATTEMPTS
 from omni_jax.sharding import gather_bytes
 from omni_jax.train import digest, manifest, steps
 from omni_jax.train.manifest import Damaged, Leaf, Manifest
@@ -159,7 +160,7 @@ class Checkpoints:
       except Damaged as error:
         raise UserError(f'{self._path}/{step} is damaged: {error}; take another step of '
                         f'{steps.listed(self._path)}') from error
-    for _ in range(manifest.ATTEMPTS):
+    for _ in range(ATTEMPTS):
       if found := self._last_good(read):
         return found
       self._named(None)  # where there are steps now, all of the first list were removed while they were read
@@ -171,15 +172,28 @@ class Checkpoints:
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
     """{'params', 'buffers'} of a step as they were saved, with shapes in place of arrays."""
-    last = self._named(step)
-    for known in (last,) if step is not None else reversed(steps.listed(self._path)):
-      try:
-        manifest.check_files(self._path / str(known), manifest.read(self._path / str(known)), (MODEL,), arrays=False)
-        saved = ocp.StandardCheckpointHandler().metadata(self._path / str(known) / MODEL)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
-      except (Damaged, FileNotFoundError) as error:
-        found = error
+    found: Damaged | None = None
+    for _ in range(ATTEMPTS if step is None else 1):  # a list may be removed as a whole while it is read: another then
+      last = self._named(step)
+      for known in (last,) if step is not None else reversed(steps.listed(self._path)):
+        try:
+          return self._shapes_of(self._path / str(known))
+        except Damaged as error:
+          found = error
     raise UserError(f'{self._path}/{last} is damaged: {found}') from found
+
+  def _shapes_of(self, folder: epath.Path) -> dict[str, Any]:
+    manifest.check_files(folder, manifest.read(folder), (MODEL,), arrays=False)
+    saved = self._metadata(folder / MODEL)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, 'tree', saved))
+
+  def _metadata(self, folder: epath.Path) -> Any:
+    try:
+      return manifest.patiently(lambda: ocp.StandardCheckpointHandler().metadata(folder), folder)
+    except UserError:
+      raise
+    except Exception as error:  # of a step that is removed while it is read, Orbax says this and that
+      raise _refusal(error, folder, 'its metadata') from error
 
   def _complete(self) -> None:
     """In the background, in the first process, once all files of a step are there: now it counts."""
@@ -188,8 +202,11 @@ class Checkpoints:
     leaves = {name: Leaf(*shape, found[name]) for name, shape in saving.shapes.items()}
     manifest.write(self._path / str(saving.step), saving.step, leaves, saving.about)
     steps.end(self._path, saving.step)
-    for old in steps.listed(self._path)[:-self._keep]:
-      steps.remove(self._path, old)
+    for old in [*steps.half_removed(self._path), *steps.listed(self._path)[:-self._keep]]:
+      try:
+        steps.remove(self._path, old)
+      except OSError as error:  # NFS refuses while a reader has a file open: no reason to end a run
+        self._say(f'{self._path}/{old} cannot be removed now ({error}); the next save tries again')
 
   def _wait(self) -> None:
     try:
@@ -280,11 +297,9 @@ class Checkpoints:
     except (MemoryError, UserError):
       raise
     except Exception as error:
-      if any(word in str(error) for word in NOT_DAMAGE):
-        raise UserError(f'{folder} cannot be read: {_first_line(error)}; start again when it can') from error
       names = [name for name in saved.leaves if name.partition('.')[0] in PARTS[folder.name] and name in str(error)]
       where = f'array {max(names, key=len)}' if names else f'an array of {folder.name}'
-      raise Damaged(f'{where} cannot be read: {type(error).__name__}: {_first_line(error)}') from error
+      raise _refusal(error, folder, where) from error
 
   def _named(self, step: int | None) -> int:
     there, all_ = steps.listed(self._path), steps.folders(self._path)
@@ -325,6 +340,13 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _together(items: Mapping[str, Any]) -> dict[str, Any]:
   return {part: tree for item in items.values() for part, tree in item.items()}
+
+
+def _refusal(error: Exception, folder: epath.Path, what: str) -> Damaged | UserError:
+  """What an error of Orbax says about a step: that it is damaged, or that it cannot be read at the moment."""
+  if any(word in str(error) for word in NOT_DAMAGE):
+    return UserError(f'{folder} cannot be read: {_first_line(error)}; start again when it can')
+  return Damaged(f'{what} cannot be read: {type(error).__name__}: {_first_line(error)}')
 
 
 def _first_line(error: BaseException) -> str:

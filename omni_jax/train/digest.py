@@ -1,4 +1,4 @@
-"""Digests of arrays that depend on neither mesh nor host: over all elements, the sum of a hash of index and bits."""
+"""Digests of arrays that depend on neither mesh nor host: over all elements, sums of a hash of index and bits."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -28,13 +28,16 @@ def _mixed(x: Any) -> Any:
   return x ^ (x >> 16)
 
 
-def _hash(word: Any, index: Any) -> Any:
-  """Of every word at its index, of NumPy or of jax; indices count mod 2^32.
+def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
+  """Two hashes of every word at its index, of NumPy or of jax; indices count mod 2^32.
 
-  One to one in the word: to change one, be it by a bit, always changes the sum of all. Several changes cancel with a
-  chance of 2^-32. A second sum of another hash would make that 2^-64 and cost as much again (0.16 s a GB on one core).
+  The first is one to one in the word: to change one, be it by a bit, always changes the sum of all. The second weighs
+  the first by the hash of the index, so that changes that cancel in one sum do so in the other with a chance of 33/2
+  of 2^-32: of both, that is 2^-60. A second hash of its own would make it 2^-64, and cost as much as the first.
   """
-  return _mixed(word ^ _mixed(index))
+  key = _mixed(index)
+  first = _mixed(word ^ key)
+  return first, first * key
 
 
 def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[int]) -> Callable[[int, int], Any]:
@@ -57,16 +60,20 @@ def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[i
   return lambda first, size: inside.reshape(-1)[first:first + size]
 
 
-def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> int:
-  """The sum over a part of an array of this shape."""
+def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> list[int]:
+  """The two sums over a part of an array of this shape."""
   word = np.ascontiguousarray(part).reshape(-1).view(_UINT[part.dtype.itemsize])
   extra = [part.dtype.itemsize // 4] if part.dtype.itemsize == 8 else []  # the words of an element of 8 bytes
   index = _index(np, [*part.shape, *extra], [*start, *[0 for _ in extra]], [*shape, *extra])
-  total = 0
+  totals = [0, 0]
   for k in range(0, word.size, _CHUNK):
     own = word[k:k + _CHUNK].astype(np.uint32)
-    total += int(_hash(own, index(k, own.size)).sum(dtype=np.uint32))
-  return total % 2**32
+    totals = _added(totals, [int(hashes.sum(dtype=np.uint32)) for hashes in _hashes(own, index(k, own.size))])
+  return totals
+
+
+def _added(*sums: Sequence[int]) -> list[int]:
+  return [sum(column) % 2**32 for column in zip(*sums, strict=True)]
 
 
 def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
@@ -76,10 +83,14 @@ def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array
   extra = [*bits.shape[part.ndim:]]
   word, index = bits.reshape(-1), _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra])
   size = word.size // _PIECES if word.size % _PIECES == 0 else word.size
-  total = jnp.zeros(size, jnp.uint32)
+  first, second = jnp.zeros((2, size), jnp.uint32)
   for k in range(0, word.size, max(size, 1)):
-    total += _hash(word[k:k + size].astype(jnp.uint32), index(k, size))
-  return jnp.sum(total, dtype=jnp.uint32)
+    hashes = _hashes(word[k:k + size].astype(jnp.uint32), index(k, size))
+    first, second = first + hashes[0], second + hashes[1]
+  # In one reduction: two would compute all hashes twice, each in a loop of its own.
+  both = jax.lax.reduce((first, second), (np.uint32(0), np.uint32(0)),
+                        lambda a, b: (a[0] + b[0], a[1] + b[1]), (0,))
+  return jnp.stack(both)
 
 
 @functools.cache
@@ -102,17 +113,17 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
   return jax.jit(sums)
 
 
-def _gathered(small: Mapping[str, Array]) -> dict[str, int]:
+def _gathered(small: Mapping[str, Array]) -> dict[str, list[int]]:
   """Sums of small arrays; every process adds the parts that it alone answers for."""
   def own(x):
     parts = [(np.asarray(shard.data), [part.start or 0 for part in shard.index]) for shard in x.addressable_shards
              if shard.replica_id == 0]
-    return sum(_on_host(data, start, x.shape) for data, start in parts)
+    return _added([0, 0], *(_on_host(data, start, x.shape) for data, start in parts))
   for x in small.values():
     x.copy_to_host_async()
   sums = {name: own(x) for name, x in small.items()}
   everywhere = [json.loads(text) for text in gather_bytes(json.dumps(sums).encode())]
-  return {name: sum(own[name] for own in everywhere) % 2**32 for name in sums}
+  return {name: _added(*(own[name] for own in everywhere)) for name in sums}
 
 
 @jax.jit
@@ -138,7 +149,7 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def begin(tree: Any) -> dict[str, Any]:
-  """The sum of every array by its name, that of large ones not yet waited for; all processes together.
+  """The sums of every array by its name, those of large ones not yet waited for; all processes together.
 
   Devices see to them before anything that is dispatched later, such as a step that donates the arrays.
   """
@@ -150,9 +161,9 @@ def begin(tree: Any) -> dict[str, Any]:
 
 def finish(begun: Mapping[str, Any]) -> dict[str, str]:
   """What `begin` returned, as hexadecimal text."""
-  return {name: f'{int(jax.device_get(total)):08x}' for name, total in begun.items()}
+  return {name: ''.join(f'{int(total):08x}' for total in jax.device_get(totals)) for name, totals in begun.items()}
 
 
 def digests(tree: Any) -> dict[str, str]:
-  """{name: 8 hexadecimal digits} of every array of a tree."""
+  """{name: 16 hexadecimal digits} of every array of a tree."""
   return finish(begin(tree))

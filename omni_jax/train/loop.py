@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import signal
@@ -23,6 +24,7 @@ from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
 from omni_jax.train.writer import say, Silent, Writer
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the logs, too, not of checkpoints only
 PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
 
 
@@ -102,11 +104,16 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
   Raises:
     Preempted: after SIGTERM, once everything is saved.
-    UserError: if the loss is no longer finite, or a save failed.
+    UserError: if the loss is no longer finite, a save failed, or nothing more can be written.
   """
   with _sigterm(mesh) as stop:
     try:
       state = _resumed(stage, workdir, mesh, stop)
+    except OSError as error:
+      if error.errno not in NO_ROOM:
+        raise
+      raise UserError(f'{stage.name}: {workdir} cannot be written any more: {error}; the checkpoints are as they were: '
+                      'make room or mend the folder, then start again') from error
     finally:
       stage.batches.close()
     if stop.at_the_end():

@@ -4,19 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
 import os
-import time
 from typing import Any, NamedTuple, TypeVar
 
-from absl import logging
 from etils import epath
 
+from omni_jax import retry
 from omni_jax.errors import UserError
 
 NAME = 'manifest.json'
-VERSION = 1
+VERSION = 2
+DIGITS = {1: 8, 2: 16}  # of the digest of an array by version: the first eight are the same in both
 SMALL = 1 << 20  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
 OWN_FILES = (NAME, '_CHECKPOINT_METADATA', 'commit_success.txt')  # not listed: Orbax writes its own later still
-ATTEMPTS, PAUSE = 3, 0.5  # of reading what cannot be read at the moment, and seconds between the first two
 
 T = TypeVar('T')
 
@@ -49,22 +48,17 @@ def _digest(data: bytes) -> str:
 
 
 def patiently(read: Callable[[], T], what: Any) -> T:
-  """What `read` returns. Errors of the storage that may pass are met by a few more attempts, each with a line.
+  """What `read` returns, by a few attempts: a step is not damaged because the storage fails.
 
   Raises:
-    UserError: if they do not pass.
+    UserError: if it cannot be read for another reason than that it is not there.
   """
-  for attempt in range(1, ATTEMPTS + 1):
-    try:
-      return read()
-    except (FileNotFoundError, NotADirectoryError):
-      raise
-    except OSError as error:
-      if attempt == ATTEMPTS:
-        raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
-      logging.error('%s cannot be read (%s): attempt %d of %d follows', what, error, attempt + 1, ATTEMPTS)
-      time.sleep(PAUSE * 2 ** (attempt - 1))
-  raise AssertionError('no attempt')
+  try:
+    return retry.patiently(read, what)
+  except (FileNotFoundError, NotADirectoryError):
+    raise
+  except OSError as error:
+    raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
 
 
 def files_in(folder: epath.Path, inside: str = '') -> Iterator[str]:
@@ -97,6 +91,7 @@ def read(folder: epath.Path) -> Manifest:
 
   Raises:
     Damaged: if there is none, or not the one that was written.
+    UserError: if it is of newer code.
   """
   try:
     head, _, body = patiently((folder / NAME).read_bytes, folder / NAME).partition(b'\n')
@@ -115,14 +110,23 @@ def read(folder: epath.Path) -> Manifest:
 def _checked(made: Any) -> Manifest:
   """What a manifest holds, every type of it checked: it may come from anywhere."""
   try:
-    if made['version'] != VERSION:
-      raise Damaged(f'{NAME} is of version {made["version"]}, this code reads {VERSION}')
+    if made['version'] not in DIGITS:
+      raise UserError(f'{NAME} of step {made["step"]} is of version {made["version"]}, this code reads '
+                      f'{sorted(DIGITS)}: take the code that wrote it, or another --workdir')
     leaves = {name: Leaf(tuple(int(n) for n in shape), str(dtype), str(digest))
               for name, (shape, dtype, digest) in made['leaves'].items()}
+    if odd := [name for name, leaf in leaves.items() if not _is_digest(leaf.digest, DIGITS[made['version']])]:
+      raise Damaged(f'{NAME}: {leaves[odd[0]].digest!r} is not a digest of {odd[0]}')
     files = {name: (int(size), str(digest)) for name, (size, digest) in made['files'].items()}
     return Manifest(int(made['step']), leaves, files, dict(made['about']))
+  except UserError:
+    raise
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
     raise Damaged(f'{NAME} is not of the form that this code writes: {type(error).__name__}: {error}') from error
+
+
+def _is_digest(text: str, digits: int) -> bool:
+  return len(text) == digits and set(text) <= set('0123456789abcdef')
 
 
 def is_array_data(name: str) -> bool:
@@ -162,8 +166,9 @@ def check_leaves(manifest: Manifest, found: Mapping[str, str]) -> None:
   Raises:
     Damaged: with the name of the first that differs, and both digests.
   """
-  differ = [name for name, digest in found.items() if manifest.leaves[name].digest != digest]
+  saved = {name: manifest.leaves[name].digest for name in found}
+  differ = [name for name, digest in found.items() if saved[name] != digest[:len(saved[name])]]
   if differ:
     name = differ[0]
-    raise Damaged(f'array {name} has digest {found[name]}, saved was {manifest.leaves[name].digest}'
+    raise Damaged(f'array {name} has digest {found[name]}, saved was {saved[name]}'
                   + (f'; {len(differ)} arrays differ' if len(differ) > 1 else ''))

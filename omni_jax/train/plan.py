@@ -14,12 +14,12 @@ from omni_jax.config import dataclass_of
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.embed import Hearing
-from omni_jax.model import abstract, OmniConfig
+from omni_jax.model import abstract, main_sizes, OmniConfig
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.state import TrainState
-from omni_jax.train.step import make_omni_step
+from omni_jax.train.step import make_omni_step, Update
 from omni_jax.types import MediaConfig, RowBudget
 
 CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
@@ -41,6 +41,8 @@ class Plan:
     if (parts := config.omni.get('accumulate', 1)) < 1 or self.budget.rows % parts:
       raise UserError(f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows='
                       f'{self.budget.rows}')
+    sharding.check_sizes(self.mesh, [*main_sizes(self.omni),
+                                     ('config.data.budget.length', self.budget.length, 'length')])
     for rows in (self.budget.rows // parts, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     if (codes := config.data.get('codes', 'computed')) not in CODES:
@@ -56,8 +58,9 @@ class Plan:
     """What the batches hold of sounds: samples, or stored codes."""
     if not self.stored_codes:
       return self.omni.media
-    books, hears = self.omni.codec.codebooks, self.omni.audio_embed.hearing == Hearing.CODES
-    return dataclasses.replace(self.omni.media, spoken_codes=books, heard_codes=books if hears else 0)
+    codec, hears = self.omni.codec, self.omni.audio_embed.hearing == Hearing.CODES
+    return dataclasses.replace(self.omni.media, spoken_codes=codec.codebooks, entries=codec.entries,
+                               heard_codes=codec.codebooks if hears else 0)
 
   def abstract_codec(self) -> Codec:
     return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
@@ -93,7 +96,7 @@ def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = No
 
   shapes = jax.eval_shape(init, codec_values)
   layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
-  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, part.bias_step,
-                        accumulate=part.get('accumulate', 1), ema=part.ema, freeze=part.freeze)
+  update = Update(part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze))
+  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update)
   return OmniProgram(jax.jit(init, out_shardings=layout),
                      jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), shapes, layout)

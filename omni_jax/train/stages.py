@@ -148,6 +148,10 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
     for folder in converted_folders(run.config.data):
       check_codec(folder, ours)
   program = omni_program(run, codec_values, rate)
+  vocab, ways = Tokenizer(run.omni.tokenizer).vocab_size, sharding.ways(run.mesh, 'vocab')
+  if vocab % ways:
+    say(run.workdir, f'omni: the vocabulary of {vocab} ids does not divide by {sharding.said("vocab")}={ways}; every '
+        'device keeps all of it, which changes no result')
   batches = omni_batches(run)
   state = program.init(codec_values)
   if run.starts:

@@ -1,6 +1,7 @@
 """The train steps: pure functions (TrainState, batch) -> (TrainState, metrics)."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -61,30 +62,41 @@ def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
   return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
 
 
-def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformation, losses: LossConfig, mesh: Mesh,
-                   bias_step: float, *, accumulate: int = 1, ema: float = 0.0, freeze: Sequence[str] = ()) -> StepFn:
-  """One update of the whole model on a batch of every modality.
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """What an update does beside the optimizer.
 
-  Args:
+  Attributes:
+    bias_step: of loss-free balancing, see `updated_bias`.
     accumulate: parts that the batch is cut into, computed one after the other; the update is that of the whole batch,
       but for the routers' balance losses, which are means over parts.
     ema: decay of the average in buffers['ema']; read only where the state has one.
     freeze: the optimizer's patterns: no gradient is computed for what they name.
   """
+  bias_step: float = 1e-3
+  accumulate: int = 1
+  ema: float = 0.0
+  freeze: Sequence[str] = ()
+
+
+def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformation, losses: LossConfig, mesh: Mesh,
+                   update: Update) -> StepFn:
+  """One update of the whole model on a batch of every modality."""
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = batch._replace(weight_BL=text_weights(batch, losses))
 
     def objective(params, batch, whole=None):
-      params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen(params, freeze))
+      still = frozen(params, update.freeze)
+      params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, still)
       heads, stats = omni_losses(params, state.buffers, batch, key, model=model, codec=codec, mesh=mesh)
       return total_loss(heads, stats, losses, whole), (heads, stats)
 
-    if accumulate == 1:
+    if update.accumulate == 1:
       (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch)
     else:
-      (loss, (heads, stats)), grads = accumulated(objective, state.params, batch, accumulate)
-    bias_IE = updated_bias(state.buffers['router_bias'], stats.load_E, bias_step)
+      (loss, (heads, stats)), grads = accumulated(objective, state.params, batch, update.accumulate)
+    bias_IE = updated_bias(state.buffers['router_bias'], stats.load_E, update.bias_step)
     metrics = {'loss/total': loss, 'grad_norm/total': optax.tree.norm(grads), **_group_norms(grads)}
     metrics |= {f'loss/{name}': head.mean for name, head in heads.items()}
     metrics |= {f'weight/{name}': head.weight for name, head in heads.items()}
@@ -98,7 +110,7 @@ def make_omni_step(model: OmniModel, codec: Codec, tx: optax.GradientTransformat
     buffers = {**state.buffers, 'router_bias': bias_IE}
     after = _apply(state, grads, buffers, tx)
     if 'ema' in buffers:
-      average = averaged(buffers['ema'], after.params, state.step, ema)
+      average = averaged(buffers['ema'], after.params, state.step, update.ema)
       after = after._replace(buffers=buffers | {'ema': average})
     return guarded(state, after, metrics)
   return step

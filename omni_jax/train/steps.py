@@ -48,26 +48,52 @@ def remove(folder: epath.Path, step: int) -> None:
   end(folder, step)
 
 
+def half_removed(folder: epath.Path) -> list[int]:
+  """Steps whose removal did not come to its end, while none is being written."""
+  good = listed(folder)
+  return [step for step in folders(folder) if step not in good and _mark(folder, step).exists()]
+
+
 def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
   """Moves a step file by file into the folder `quarantine`, its manifest first, so that it no longer counts.
+
+  Where a killed process had begun to, it is ended in the same place, so that the step stays together.
 
   Returns:
     Where it lies now, with `why` in a file of its own.
   """
-  source, names = folder / str(step), [path.name for path in aside(folder)]
-  target = folder / ASIDE / next(name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names)
-  target.mkdir(parents=True)
-  (target / 'why.txt').write_text(f'{why}\n')
+  source, target = folder / str(step), _begun(folder, step)
+  if target is None:
+    names = [path.name for path in aside(folder)]
+    target = folder / ASIDE / next(name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _moving(target).write_text('')
+  target.mkdir(exist_ok=True)
+  if not (target / 'why.txt').exists():
+    (target / 'why.txt').write_text(f'{why}\n')
   for name in sorted(manifest.files_in(source), key=lambda name: name != manifest.NAME):
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (source / name).replace(target / name)
   source.rmtree()
+  _moving(target).unlink(missing_ok=True)
   return target
+
+
+def _moving(target: epath.Path) -> epath.Path:
+  """A file beside a step that is being put aside."""
+  return target.parent / f'{target.name}{UNFINISHED}'
+
+
+def _begun(folder: epath.Path, step: int) -> epath.Path | None:
+  """Where a process that was killed has put a part of the step."""
+  marks = (folder / ASIDE).glob(f'{step}.*{UNFINISHED}') if (folder / ASIDE).exists() else ()
+  return next((mark.parent / mark.name.removesuffix(UNFINISHED) for mark in marks), None)
 
 
 def aside(folder: epath.Path) -> list[epath.Path]:
   """The steps that were put aside."""
-  return sorted((folder / ASIDE).iterdir()) if (folder / ASIDE).exists() else []
+  there = (folder / ASIDE).iterdir() if (folder / ASIDE).exists() else ()
+  return sorted(path for path in there if not path.name.endswith(UNFINISHED))
 
 
 def tidy(folder: epath.Path) -> list[str]:
@@ -89,4 +115,7 @@ def tidy(folder: epath.Path) -> list[str]:
   for path in folder.iterdir() if folder.exists() else ():
     if path.name.endswith(UNFINISHED) and path.name.removesuffix(UNFINISHED).isdecimal():
       end(folder, int(path.name.removesuffix(UNFINISHED)))
+  for target in aside(folder):
+    if not (folder / target.name.partition('.')[0]).exists():  # all of it had been moved
+      _moving(target).unlink(missing_ok=True)
   return said

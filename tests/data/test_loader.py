@@ -149,7 +149,7 @@ def test_bad_records_are_skipped_and_counted():
 @pytest.mark.parametrize('prefetch', [0, 2])
 def test_too_many_bad_records_stop_the_run(prefetch):
   batches = loader(Broken(words(60), range(0, 60, 3)), prefetch=prefetch)
-  with pytest.raises(UserError, match=r'1\d of \d+ records are bad \(torn: 1\d\), last record \d+: torn; mend the data'):
+  with pytest.raises(UserError, match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; mend the data'):
     for _ in range(20):
       next(batches)
 

@@ -4,12 +4,15 @@ Whatever n, on a disk and on a store that cannot rename: no listed step is parti
 """
 
 import contextlib
+import errno
 import os
+import pathlib
 import signal
 
 from etils import epath
-from faults.storage import Crash, watched, without_rename
-from faults.toy import finished, fresh, same, start, states
+from faults.storage import Crash, data_files, flip, watched, without_rename
+from faults.toy import finished, fresh, resumed, same, saved, start, states
+import numpy as np
 import pytest
 
 from omni_jax.train import steps
@@ -17,12 +20,6 @@ from omni_jax.train.checkpoint import Checkpoints, SaveFailed
 
 STORES = {'disk': lambda _: contextlib.nullcontext(), 'object_store': without_rename}
 every_store = pytest.mark.parametrize('store', STORES)
-
-
-def saved(workdir, *wanted):
-  with Checkpoints(str(workdir), 'toy', keep=2) as checkpoints:
-    for one in states(*wanted):
-      checkpoints.save(one, f'{{"next": {int(one.step)}}}'.encode())
 
 
 def crashed(workdir, crash_at):
@@ -74,33 +71,117 @@ def test_fault_02_and_06_whatever_the_write_at_which_the_process_ends_every_list
 
 
 DYING = '''
-import os, signal, sys, shutil
+import os, signal
 from faults import toy
 from omni_jax.train import steps
-remove = steps.remove
-def dying(folder, step):
-  rmtree, unlink = shutil.rmtree, os.unlink
-  gone = []
-  def unlink_and_die(path, **kwargs):
-    unlink(path, **kwargs)
-    gone.append(path)
-    if len(gone) == 5:
-      os.kill(os.getpid(), signal.SIGKILL)
-  os.unlink = unlink_and_die
-  remove(folder, step)
-steps.remove = dying
+right, write, done = steps.FUNCTION, os.WRITE, []
+def write_and_die(*arguments, **options):
+  write(*arguments, **options)
+  done.append(arguments)
+  if len(done) == AFTER:
+    os.kill(os.getpid(), signal.SIGKILL)
+def dying(*arguments):
+  os.WRITE = write_and_die
+  right(*arguments)
+steps.FUNCTION = dying
 toy.main()
 '''
 
 
+def dying(tmp_path, function, write, after):
+  """The small run as a script that kills itself in a function of train/steps.py, after so many calls of one of os."""
+  script = tmp_path / 'dying.py'
+  script.write_text(DYING.replace('FUNCTION', function).replace('WRITE', write).replace('AFTER', str(after)))
+  return script
+
+
 def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   """The real signal, in the middle of the deletion of a folder."""
-  script = tmp_path / 'dying.py'
-  script.write_text(DYING)
-  code, _, err = finished(start(tmp_path / 'run', '--steps=8', script=script))
+  code, _, err = finished(start(tmp_path / 'run', '--steps=8', script=dying(tmp_path, 'remove', 'unlink', 5)))
   assert code == -signal.SIGKILL, err
   folder = epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')
   assert steps.folders(folder)[:3] == [2, 4, 6] and steps.listed(folder)[:2] == [4, 6]
   code, out, err = finished(start(tmp_path / 'run', '--steps=8'))
   assert code == 0 and f'{folder}/2 was not finished and is removed' in out, err
   assert steps.folders(folder) == [6, 8]
+
+
+def files_of(folder):
+  return {str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob('*') if path.is_file()}
+
+
+def damaged(workdir):
+  """A run of steps 1 and 2, the second with a flipped bit. Returns the names of its files."""
+  saved(workdir, 1, 2)
+  step = workdir / 'checkpoints' / 'toy' / '2'
+  flip(max(data_files(step / 'model'), key=lambda path: path.stat().st_size), np.random.default_rng(0))
+  return files_of(step)
+
+
+@every_store
+def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stays_together_and_the_run_goes_on(store, tmp_path, monkeypatch, request):
+  """No listed step is partial, and what was begun to be put aside is found in one folder, every file of it."""
+  with STORES[store](monkeypatch):
+    damaged(tmp_path / 'all')
+    with watched(tmp_path / 'all' / 'checkpoints') as writes:
+      resumed(tmp_path / 'all')
+    total = len(writes)
+    assert total > 20
+    ends = {*range(6), *range(total - 5, total + 1)}  # between them it is one file like the other
+    still_listed = set()
+    for n in range(total + 1) if request.config.getoption('long') else sorted({*ends, *range(6, total, 9)}):
+      workdir = tmp_path / str(n)
+      names = damaged(workdir)
+      folder = epath.Path(workdir / 'checkpoints' / 'toy')
+      with watched(workdir / 'checkpoints', crash_at=n), contextlib.suppress(Crash):
+        resumed(workdir)
+      still_listed.add(2 in steps.listed(folder))
+      assert 1 in steps.listed(folder)
+      if 2 in steps.listed(folder):
+        assert files_of(workdir / 'checkpoints' / 'toy' / '2') == names, 'a step that is listed is all there'
+      assert same(resumed(workdir)[0].state, states(1)[0])
+      assert steps.listed(folder) == steps.folders(folder) == [1]
+      (aside,) = steps.aside(folder)
+      assert (files_of(aside) == names | {'why.txt'} and 'has digest' in (aside / 'why.txt').read_text()) or n == total, n
+      assert not list((workdir / 'checkpoints').rglob('*.unfinished')), n
+      saved(workdir, 3)
+      assert steps.listed(folder) == [1, 3]
+  assert still_listed == {True, False}
+
+
+@pytest.mark.parametrize('after', [1, 5])
+def test_fault_02_and_04_sigkill_while_a_damaged_step_is_put_aside(tmp_path, after):
+  """The real signal, after so many files are moved: the first is the manifest."""
+  code, _, err = finished(start(tmp_path / 'run', '--steps=4'))
+  assert code == 0, err
+  folder = epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')
+  names = files_of(tmp_path / 'run' / 'checkpoints' / 'toy' / '4')
+  flip(max(data_files(folder / '4' / 'model'), key=lambda path: path.stat().st_size), np.random.default_rng(0))
+  code, _, err = finished(start(tmp_path / 'run', '--steps=6', script=dying(tmp_path, 'put_aside', 'replace', after)))
+  assert code == -signal.SIGKILL, err
+  assert steps.listed(folder) == [2] and steps.folders(folder) == [2, 4]
+  code, out, err = finished(start(tmp_path / 'run', '--steps=6'))
+  assert code == 0 and 'resumed at step 2 of 6' in out, err
+  assert steps.listed(folder) == [4, 6] and files_of(folder / 'quarantine' / '4.0') == names | {'why.txt'}
+
+
+def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_the_next_save(tmp_path, monkeypatch):
+  """As on NFS, where a reader has a file of it open: the run goes on, and the step does not count."""
+  saved(tmp_path, 1, 2)
+  rmtree, said, calls = type(epath.Path(tmp_path)).rmtree, [], []
+  def busy(self, *rest, **options):
+    calls.append(self)
+    if len(calls) == 1:
+      raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+    return rmtree(self, *rest, **options)
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'rmtree', busy)
+  folder = epath.Path(tmp_path / 'checkpoints' / 'toy')
+  with Checkpoints(str(tmp_path), 'toy', keep=2, say=said.append) as checkpoints:
+    for one in states(3):
+      checkpoints.save(one, b'{}')
+    assert checkpoints.latest() == 3
+    assert steps.listed(folder) == [2, 3] and steps.folders(folder) == [1, 2, 3]
+    assert len(said) == 1 and 'toy/1 cannot be removed now' in said[0] and 'Directory not empty' in said[0]
+    checkpoints.save(states(4)[0], b'{}')
+    assert checkpoints.latest() == 4
+  assert steps.listed(folder) == steps.folders(folder) == [3, 4] and len(said) == 1 and not list(folder.glob('*.unfinished'))

@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from faults.toy import fresh, same, stage, states
+from faults.toy import fresh, resumed, same, stage, states
 import pytest
 
 from omni_jax.errors import UserError
@@ -12,15 +12,6 @@ from omni_jax.train import loop
 from omni_jax.train.checkpoint import Checkpoints
 
 IGNORED = {('_CHECKPOINT_METADATA',), ('commit_success.txt',)}  # of Orbax, after the manifest; nobody reads them
-
-
-@pytest.fixture(scope='module')
-def two_steps(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('saved')
-  with Checkpoints(str(folder), 'toy') as checkpoints:
-    for one in states(1, 2):
-      checkpoints.save(one, b'{"next": 1}')
-  return folder
 
 
 def cut(path):
@@ -45,22 +36,21 @@ def test_fault_05_every_file_of_a_step_is_missed(two_steps, tmp_path, harm):
   names = [name for name in names if name.parts[3:] not in IGNORED]
   assert {'manifest.json', '_METADATA', 'manifest.ocdbt', 'metadata'} <= {name.name for name in names}
   for k, name in enumerate(names):
-    workdir, said = tmp_path / str(k), []
+    workdir = tmp_path / str(k)
     shutil.copytree(two_steps, workdir)
     harm(workdir / name)
-    with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
-      found = checkpoints.resume(fresh())
+    found, said = resumed(workdir)
     assert same(found.state, states(1)[0]), name
     assert len(said) == 1 and 'WARNING' in said[0] and name.name in said[0] and '1.0' not in said[0], said
 
 
 def test_fault_05_a_folder_of_a_step_is_missed(two_steps, tmp_path):
   for item in ('model', 'train', 'iterator'):
-    workdir, said = tmp_path / item, []
+    workdir = tmp_path / item
     shutil.copytree(two_steps, workdir)
     shutil.rmtree(workdir / 'checkpoints' / 'toy' / '2' / item)
-    with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
-      assert int(checkpoints.resume(fresh()).state.step) == 1
+    found, said = resumed(workdir)
+    assert int(found.state.step) == 1
     assert f'{item}/' in said[0] and 'is missing' in said[0], said
 
 

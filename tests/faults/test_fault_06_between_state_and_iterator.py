@@ -3,22 +3,11 @@
 import itertools
 import shutil
 
-from faults.toy import fresh, states
+from faults.toy import resumed
 import pytest
-
-from omni_jax.train.checkpoint import Checkpoints
 
 ITEMS = ('model', 'train', 'iterator', 'manifest.json')
 SOME = [some for n in range(len(ITEMS)) for some in itertools.combinations(ITEMS, n)]
-
-
-@pytest.fixture(scope='module')
-def two_steps(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('saved')
-  with Checkpoints(str(folder), 'toy') as checkpoints:
-    for one in states(1, 2):
-      checkpoints.save(one, b'{"next": 1}')
-  return folder
 
 
 @pytest.mark.parametrize('written', SOME, ids=lambda some: '+'.join(some) or 'nothing')
@@ -29,8 +18,7 @@ def test_fault_06_a_step_counts_only_with_all_of_its_items_and_the_manifest(two_
   (step.parent / '2.unfinished').touch()
   for item in set(ITEMS) - set(written):
     shutil.rmtree(step / item) if (step / item).is_dir() else (step / item).unlink()
-  said = []
-  with Checkpoints(str(tmp_path / 'run'), 'toy', say=said.append) as checkpoints:
-    assert int(checkpoints.resume(fresh()).state.step) == 1
+  found, said = resumed(tmp_path / 'run')
+  assert int(found.state.step) == 1
   assert len(said) == 1 and ('is damaged' if 'manifest.json' in written else 'was not finished and is removed') in said[0]
   assert not step.exists()

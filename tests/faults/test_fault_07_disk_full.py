@@ -1,13 +1,15 @@
 """Fault 7: the disk is full in the middle of a save. Said by the next step, the last good step is as it was."""
 
+import errno
 import subprocess
 
 from faults.storage import small_disk
 from faults.toy import logged, Numbers, same, stage
 import pytest
 
+from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
-from omni_jax.train import loop
+from omni_jax.train import goodput, loop, writer
 from omni_jax.train.checkpoint import Checkpoints, SaveFailed
 
 SIZE, PAUSE = 512, 0.3
@@ -38,3 +40,20 @@ def test_fault_07_at_the_last_step_it_is_reported_before_the_end(tmp_path):
       pytest.skip('only root may mount a small disk')
     with pytest.raises(SaveFailed, match='saving step 2 .* the last good step is None'):
       loop.run(stage(2, SIZE), str(disk), make_mesh())
+
+
+@pytest.mark.parametrize('owner', [goodput.Goodput, writer.Writer], ids=lambda owner: owner.__name__)
+def test_fault_07_the_disk_is_full_for_a_line_of_a_log(tmp_path, monkeypatch, owner):
+  """One line and no traceback; the step saved before is good, and the run goes on from it."""
+  calls, right = [], owner.write
+  def full(self, *arguments):
+    calls.append(1)
+    if len(calls) == 4:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    return right(self, *arguments)
+  monkeypatch.setattr(owner, 'write', full)
+  with pytest.raises(UserError, match='toy: .* cannot be written any more: .*No space left on device; the checkpoints are as they were'):
+    loop.run(stage(8), str(tmp_path), make_mesh())
+  monkeypatch.setattr(owner, 'write', right)
+  assert same(loop.run(stage(8), str(tmp_path), make_mesh()), loop.run(stage(8), str(tmp_path / 'whole'), make_mesh()))
+  assert 'resumed at step' in (tmp_path / 'log.txt').read_text()

@@ -52,14 +52,14 @@ def nothing_is_read(monkeypatch):
 
 @pytest.mark.parametrize('shape', [[1 << 40, 1 << 20], [64, 65], [-1], []], ids=str)
 def test_fault_25_a_declared_shape_is_compared_before_any_memory_is_asked_for(step, monkeypatch, shape):
-  forge(step, lambda body: body['leaves'].update({'params.decoder.w': [shape, 'float32', '0' * 8]}))
+  forge(step, lambda body: body['leaves'].update({'params.decoder.w': [shape, 'float32', '0' * 16]}))
   nothing_is_read(monkeypatch)
   with pytest.raises(UserError, match=r'is of another model: 1 arrays differ, first params\.decoder\.w'):
     restore(step)
 
 
 @pytest.mark.parametrize('change, said', [
-    (lambda body: body['leaves'].update({'params.extra': [[2], 'float32', '0' * 8]}), r'first params\.extra: saved .*, wanted absent'),
+    (lambda body: body['leaves'].update({'params.extra': [[2], 'float32', '0' * 16]}), r'first params\.extra: saved .*, wanted absent'),
     (lambda body: body['leaves'].pop('params.scale'), r'first params\.scale: saved absent')], ids=['unknown', 'missing'])
 def test_fault_25_an_unknown_or_missing_leaf_is_refused_by_name(step, monkeypatch, change, said):
   forge(step, change)
@@ -74,7 +74,7 @@ def test_fault_25_the_files_themselves_may_declare_what_they_like(tmp_path):
   with Checkpoints(str(tmp_path), 'toy') as checkpoints:
     checkpoints.save(giant, b'{}')
   step = tmp_path / 'checkpoints' / 'toy' / '1'
-  forge(step, lambda body: body['leaves'].update({'params.decoder.w': [[64, 64], 'float32', '0' * 8]}))
+  forge(step, lambda body: body['leaves'].update({'params.decoder.w': [[64, 64], 'float32', '0' * 16]}))
   with pytest.raises(UserError, match=r'no good step .*an array of model cannot be read: .*\(64, 64\) is not compatible with the stored shape: \(64, 4096\)'):
     restore(step)
 
@@ -151,3 +151,32 @@ def test_fault_25_of_another_run_only_what_fits_is_read(tmp_path):
   with Checkpoints(str(tmp_path), 'toy', read_only=True) as checkpoints:
     found, _ = checkpoints.restore_some(some)
   assert same(found, {'params': {'scale': states(1)[0].params['scale']}})
+
+
+def older(body):
+  """As code before digests of 64 bits wrote it."""
+  body['version'] = 1
+  body['leaves'] = {name: [shape, dtype, digest[:8]] for name, (shape, dtype, digest) in body['leaves'].items()}
+
+
+def test_fault_25_manifests_of_older_code_are_read_and_their_digests_compared(step):
+  forge(step, older)
+  assert same(restore(step)['params'], states(1)[0].params)
+  forge(step, lambda body: body['leaves'].update({'params.scale': [[64], 'float32', '0' * 8]}))
+  with pytest.raises(UserError, match=r'array params\.scale has digest [0-9a-f]{16}, saved was 00000000'):
+    restore(step)
+
+
+@pytest.mark.parametrize('digest', ['', '0' * 8, '0' * 17, 'x' * 16, 'F' * 16])
+def test_fault_25_a_digest_of_another_length_compares_with_nothing(step, digest):
+  forge(step, lambda body: body['leaves'].update({'params.scale': [[64], 'float32', digest]}))
+  with pytest.raises(UserError, match='is not a digest of params.scale'):
+    restore(step)
+
+
+def test_fault_25_a_step_of_newer_code_is_refused_and_not_put_aside(step):
+  forge(step, lambda body: body.update(version=3))
+  with pytest.raises(UserError, match=r'manifest.json of step 1 is of version 3, this code reads \[1, 2\]'), \
+      Checkpoints(str(step.parents[2]), 'toy') as checkpoints:
+    checkpoints.resume(fresh())
+  assert (step / 'manifest.json').exists() and not (step.parent / 'quarantine').exists()

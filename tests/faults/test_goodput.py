@@ -36,3 +36,17 @@ def test_every_second_has_its_kind_and_lost_steps_are_counted(tmp_path):
   seconds = sum(line['seconds'][kind] for line in (first, last) for kind in goodput.KINDS)
   assert sum(total[kind] for kind in (*goodput.KINDS, 'lost')) == pytest.approx(seconds)
   assert 0 < total['goodput'] < 1 and json.dumps(total)
+
+
+def test_steps_of_this_process_are_not_lost_when_it_opens_a_stage_again(tmp_path):
+  """As `train` does when it is called twice in a notebook: what it made after the step is not made once more by another."""
+  for session, lost in ((None, 0), ('another', 4)):
+    first = goodput.Goodput(str(tmp_path), 'toy')
+    first.write(0, 10)
+    if session:
+      file = tmp_path / goodput.FILE
+      file.write_text(file.read_text().replace(first._session, session))
+    again = goodput.Goodput(str(tmp_path), 'toy')
+    again.resumed(6)
+    again.write(6, 11)
+    assert goodput.read(tmp_path)[-1]['lost']['steps'] == lost, session

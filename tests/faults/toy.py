@@ -92,6 +92,23 @@ def same(ours, theirs):
              for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
+def saved(workdir, *wanted, name='toy', keep=2):
+  """The folder, with these steps of a stage saved one after another; of all but the last `keep` nothing is left."""
+  from omni_jax.train.checkpoint import Checkpoints
+  with Checkpoints(str(workdir), name, keep=keep) as checkpoints:
+    for one in states(*wanted):
+      checkpoints.save(one, f'{{"next": {int(one.step)}}}'.encode())
+  return workdir
+
+
+def resumed(workdir):
+  """(what a trainer goes on from, what it says about that)."""
+  from omni_jax.train.checkpoint import Checkpoints
+  said = []
+  with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
+    return checkpoints.resume(fresh()), said
+
+
 def logged(workdir):
   """Whole lines of metrics.jsonl without what depends on the clock."""
   file = pathlib.Path(workdir) / 'metrics.jsonl'

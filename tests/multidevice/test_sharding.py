@@ -37,7 +37,7 @@ def test_what_does_not_divide_is_refused_with_both_sides():
 
 def test_spec_looks_up_the_table():
   assert sharding.spec('batch', 'length', None) == P(('data', 'fsdp', 'expert'), 'context', None)
-  assert sharding.spec('expert', 'embed', 'mlp') == P('expert', 'fsdp', 'tensor')
+  assert sharding.spec('expert', 'expert_embed', 'mlp') == P('expert', 'fsdp', 'tensor')
 
 
 def test_every_weight_has_a_spec_of_its_rank_that_uses_no_axis_twice():

@@ -31,7 +31,7 @@ MISTAKES = {
     'rows': ([CONFIG, '--config.data.budget.rows=5'], 'batch of 5 rows does not divide by 2 devices'),
     'codec_rows': ([CONFIG, '--config.codec.batch=5'], 'batch of 5 rows does not divide by 2 devices'),
     'mesh': ([CONFIG, '--config.mesh.data=3'], 'wants 3 devices, there are 2'),
-    'experts': ([CONFIG, '--config.mesh.data=1', '--config.mesh.expert=2', '--config.model.decoder.experts=5'], '5 experts do not divide by 2'),
+    'experts': ([CONFIG, '--config.mesh.data=1', '--config.mesh.expert=2', '--config.model.decoder.experts=5'], 'config.model.decoder.experts=5 does not divide by config.mesh.expert=2; nearest: 4 or 6 for'),
     'heads': ([CONFIG, '--config.model.decoder.kv_heads=3'], '2 heads do not divide by 3'),
     'optimizer': ([CONFIG, '--config.omni.optim.kind=adamax'], 'adamax'),
     'dtype': ([CONFIG, '--config.model.dtype=flaot32'], 'flaot32'),

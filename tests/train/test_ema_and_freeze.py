@@ -11,7 +11,7 @@ from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
-from omni_jax.train.step import averaged, make_omni_step
+from omni_jax.train.step import averaged, make_omni_step, Update
 
 FREEZE = ('decoder.*', 'heads.image.*', '*.table')
 
@@ -35,7 +35,7 @@ def trained(kit, batch):
   init = lambda codec: states.init_omni(tiny_model(), tx, codec, seed=0, average=True)
   codec = codec_values(kit.config)
   layout = states.shardings(jax.eval_shape(init, codec), param_specs(kit.model), mesh)
-  step = make_omni_step(kit.model, kit.codec, tx, LossConfig(), mesh, 1e-3, ema=0.9, freeze=FREEZE)
+  step = make_omni_step(kit.model, kit.codec, tx, LossConfig(), mesh, Update(ema=0.9, freeze=FREEZE))
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
   fresh = lambda: jax.jit(init, out_shardings=layout)(codec)
 

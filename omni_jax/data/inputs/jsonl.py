@@ -1,6 +1,6 @@
 """JSON lines with media beside them, as an input of a conversion."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import os
 
 from etils import epath
@@ -9,6 +9,8 @@ from omni_jax.data.example import map_media
 from omni_jax.data.inputs.reader import Example, Found, refused
 from omni_jax.data.jsonl import index_lines, parse_line, read_beside
 from omni_jax.data.media import BadRecord
+from omni_jax.errors import UserError
+from omni_jax.retry import patiently
 
 
 class JsonLinesReader:
@@ -24,21 +26,30 @@ class JsonLinesReader:
     return len(self._lines_n3)
 
   def read(self, items: range) -> Iterator[Found]:
-    with self._path.open('rb') as file:
-      for start, length, number in self._lines_n3[items.start:items.stop].tolist():
-        file.seek(start)
-        name = f'{os.path.basename(self._path)}:{number}'
-        try:
-          example = parse_line(file.read(length))
-        except BadRecord as error:
-          yield Found(name, refused(error))
-          continue
-        yield Found(example['id'] or name, lambda example=example: self._with_media(example))
+    lines_n3 = self._lines_n3[items.start:items.stop].tolist()
+    for (_, _, number), line in zip(lines_n3, self._texts(lines_n3), strict=True):
+      name = f'{os.path.basename(self._path)}:{number}'
+      try:
+        example = parse_line(line)
+      except BadRecord as error:
+        yield Found(name, refused(error))
+        continue
+      yield Found(example['id'] or name, lambda example=example: self._with_media(example))
+
+  def _texts(self, lines_n3: Sequence[Sequence[int]]) -> list[bytes]:
+    """The lines of one piece, all of them at once: they hold paths, not media."""
+    def read() -> list[bytes]:
+      with self._path.open('rb') as file:
+        return [file.read(length) for start, length, _ in lines_n3 if file.seek(start) >= 0]
+    try:
+      return patiently(read, self._path)
+    except OSError as error:
+      raise UserError(f'{self._path}: cannot be read ({error}): the same command goes on where it stopped') from error
 
   def _with_media(self, example: Example) -> Example:
     def medium(part: Example) -> Example:
       try:
         return {'type': part['type'], 'data': read_beside(os.fspath(self._path.parent), part['path'])}
       except BadRecord as error:
-        raise BadRecord(f'{part["path"]}: {error.reason}') from error
+        raise error.at(part['path']) from error
     return map_media(example, medium)

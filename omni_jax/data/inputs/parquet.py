@@ -5,10 +5,11 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from omni_jax.data.inputs.reader import Example, Found
+from omni_jax.data.inputs.reader import Example, Found, refused
 from omni_jax.data.media import BadRecord
 from omni_jax.data.pairs import only_medium_and_text, pair
 from omni_jax.errors import UserError
+from omni_jax.retry import may_pass, patiently
 
 
 class Column(NamedTuple):
@@ -28,7 +29,7 @@ class ParquetReader:
     self.files, self._language = tuple(paths), language
     parquet = _library()
     try:
-      files = [parquet.ParquetFile(path) for path in paths]
+      files = [patiently(lambda path=path: parquet.ParquetFile(path), path, passes=_may_pass) for path in paths]
     except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
       raise UserError(f'{paths[0]}: cannot be read as Parquet ({" ".join(str(error).split())})') from error
     self._groups = [(path, group) for path, file in zip(paths, files, strict=True)
@@ -41,13 +42,26 @@ class ParquetReader:
   def read(self, items: range) -> Iterator[Found]:
     parquet = _library()
     for path, group in self._groups[items.start:items.stop]:
-      rows = parquet.ParquetFile(path).read_row_group(group, columns=[self._read.name, self._write.name]).to_pylist()
       base = os.path.basename(path).removesuffix('.parquet')
+      try:
+        rows = patiently(lambda path=path, group=group: self._rows(parquet, path, group), path, passes=_may_pass)
+      except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        yield Found(f'{base}/{group}', refused(BadRecord(f'row group cannot be read ({" ".join(str(error).split())})')))
+        continue
       for number, row in enumerate(rows):
         yield Found(f'{base}/{group}/{number}', lambda row=row: self._example(row))
 
+  def _rows(self, parquet: Any, path: str, group: int) -> list[dict[str, Any]]:
+    with parquet.ParquetFile(path) as file:
+      return file.read_row_group(group, columns=[self._read.name, self._write.name]).to_pylist()
+
   def _example(self, row: Mapping[str, Any]) -> Example:
     return pair([_part(self._read, row)], _part(self._write, row), self._language)
+
+
+def _may_pass(error: Exception) -> bool:
+  """pyarrow calls damage an OSError, too, but one without a number."""
+  return may_pass(error) and error.errno is not None
 
 
 def _library() -> Any:

@@ -12,6 +12,7 @@ from omni_jax.data.example import check_example, map_media
 from omni_jax.data.inputs.reader import captioned, Example, Found, KIND, refused
 from omni_jax.data.media import BadRecord, MAX_BYTES
 from omni_jax.errors import UserError
+from omni_jax.retry import PatientFile
 
 TEXTS = ('.txt', '.cls')
 DAMAGE = (tarfile.TarError, OSError, EOFError)  # also what gzip, bz2 and lzma raise
@@ -33,7 +34,7 @@ class TarReader:
     self.files, self._language = tuple(paths), language
     for path in paths:
       try:
-        with tarfile.open(path, 'r|*'):
+        with PatientFile(path) as file, tarfile.open(fileobj=file, mode='r|*'):
           pass
       except DAMAGE as error:
         raise UserError(f'{path}: is not a tar file ({error})') from error
@@ -82,7 +83,7 @@ def _chat(chat: Member, files: dict[str, bytes]) -> Example:
 def _members(path: str) -> Iterator[Member]:
   """Regular files, read from front to back; what is too large is not read, a damaged archive ends with a problem."""
   try:
-    with tarfile.open(path, 'r|*') as archive:
+    with PatientFile(path) as opened, tarfile.open(fileobj=opened, mode='r|*') as archive:
       for info in archive:
         if info.isdir():
           continue

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import os
+import pathlib
 import threading
 from typing import Any
 import zipfile
@@ -10,6 +11,7 @@ import zlib
 
 from omni_jax.data.media import BadRecord, MAX_BYTES
 from omni_jax.errors import UserError
+from omni_jax.retry import patiently
 
 # What reading a member of a zip file raises where the file is damaged, or packed as Python cannot unpack it.
 DAMAGE = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -25,8 +27,7 @@ def unusable(path: str, why: object) -> UserError:
 def read_text(path: str) -> str:
   """A whole text file."""
   try:
-    with open(path, 'rb') as file:
-      return file.read().decode()
+    return patiently(pathlib.Path(path).read_bytes, path).decode()
   except OSError as error:
     raise unusable(path, error.strerror or error) from error
   except UnicodeDecodeError as error:
@@ -57,7 +58,7 @@ class Archive:
     self.path = path
     self._start()
     try:
-      self._opened()
+      patiently(self._opened, path)
     except DAMAGE as error:
       raise unusable(path, getattr(error, 'strerror', None) or error) from error
 
@@ -78,17 +79,24 @@ class Archive:
     return self._zip
 
   def read(self, name: str) -> bytes:
-    """The bytes of a member, its checksum compared."""
+    """The bytes of a member, its checksum compared; errors that may pass are waited for."""
     try:
-      with self._lock:
-        archive = self._opened()
-        size = archive.getinfo(name).file_size
-        if size > MAX_BYTES:
-          raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
-        return archive.read(name)
+      return patiently(lambda: self._read(name), self.path)
     except BadRecord:
       raise
     except KeyError as error:
       raise BadRecord(f'is not in {os.path.basename(self.path)}') from error
     except DAMAGE as error:
       raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
+
+  def _read(self, name: str) -> bytes:
+    with self._lock:
+      try:
+        archive = self._opened()
+        size = archive.getinfo(name).file_size
+        if size > MAX_BYTES:
+          raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
+        return archive.read(name)
+      except OSError:
+        self._zip = None  # opened anew by the next attempt
+        raise

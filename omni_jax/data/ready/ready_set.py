@@ -117,7 +117,7 @@ class ReadySet(Stored):
     try:
       return map_media(example, lambda part: {'type': part['type'], 'data': self.read_file(part['path'])})
     except BadRecord as error:
-      raise BadRecord(error.reason, example['id']) from error
+      raise error.of(example['id']) from error
 
   def read_file(self, path: str) -> bytes:
     """The bytes of a medium by its path in an example."""
@@ -125,7 +125,7 @@ class ReadySet(Stored):
     try:
       return self._archives[archive].read(member)
     except BadRecord as error:
-      raise BadRecord(f'{member}: {error.reason}') from error
+      raise error.at(member) from error
 
   def decode(self, part: Part) -> Part:
     """From its path."""

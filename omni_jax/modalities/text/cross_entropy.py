@@ -1,7 +1,7 @@
 """Cross-entropy over a large vocabulary: the logits of all positions never exist at once, on no device."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -33,12 +33,12 @@ def cross_entropy(hidden_BLD: Float[Array, 'B L D'], w_DV: Float[Array, 'D V'], 
   flat = lambda hidden, *rest: (hidden.reshape(-1, hidden.shape[-1]), *(a.reshape(-1) for a in rest))
   if mesh.size == 1:
     hidden_TD, target_T, weight_T = flat(hidden_BLD, target_BL, weight_BL)
-    return _chunked(hidden_TD, w_DV, target_T, weight_T, None, logits)
+    return _chunked(hidden_TD, w_DV, target_T, weight_T, sharding.spec(), logits)
   layout = sharding.fitting(mesh, sharding.spec(*axes), w_DV.shape).spec
 
   def local(hidden_BLD, w_DV, target_BL, weight_BL):
     hidden_TD, target_T, weight_T = flat(hidden_BLD, target_BL, weight_BL)
-    total = _chunked(hidden_TD, sharding.whole_width(w_DV, layout), target_T, weight_T, layout[1], logits)
+    total = _chunked(hidden_TD, w_DV, target_T, weight_T, layout, logits)
     return jax.lax.psum(total, sharding.TOKEN_AXES)
 
   rows = sharding.spec('batch', 'length')
@@ -52,23 +52,33 @@ class _Gradients(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _chunked(hidden_TD: Array, w_DV: Array, target_T: Array, weight_T: Array, axis: str | None, logits: int) -> Array:
+def _chunked(hidden_TD: Array, w_dV: Array, target_T: Array, weight_T: Array, layout: Any, logits: int) -> Array:
   """Sum over the tokens of this device.
 
   Args:
-    axis: mesh axis that the vocabulary is split over, if any.
+    w_dV: the slice of the weight that it holds.
+    layout: PartitionSpec of the weight.
   """
-  return _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, gradient=False)[0]
+  return _loss(hidden_TD, sharding.whole_width(w_dV, layout), target_T, weight_T, _axis(layout), logits, False)[0]
 
 
-def _forward(hidden_TD, w_DV, target_T, weight_T, axis, logits):
-  # The gradient is made with the loss, while the logits of a chunk are there: later they would have to be made again.
-  return _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, gradient=True)
+def _axis(layout: Any) -> str | None:
+  """Mesh axis that the vocabulary is split over, if any."""
+  return layout[1] if layout else None
 
 
-def _backward(axis, logits, gradients, scale):
+def _forward(hidden_TD, w_dV, target_T, weight_T, layout, logits):
+  """The gradient is made with the loss, while the logits of a chunk are there: else they would be made again."""
+  w_DV = sharding.whole_width(w_dV, layout)
+  total, gradients = _loss(hidden_TD, w_DV, target_T, weight_T, _axis(layout), logits, True)
+  # Of the weight's gradient a slice is kept, and before the decoder's backward pass begins: behind the barrier.
+  slices = gradients._replace(w_DV=sharding.summed_slices(gradients.w_DV, layout))
+  return jax.lax.optimization_barrier((total, slices))
+
+
+def _backward(layout, logits, gradients, scale):
   del logits
-  if axis:  # the loss is the same on all devices of the axis: shard_map gives each a part of its cotangent
+  if axis := _axis(layout):  # the loss is the same on all its devices: shard_map gives each a part of the cotangent
     scale = jax.lax.psum(scale, axis)
   return *(g * scale.astype(g.dtype) for g in gradients), None, None
 
