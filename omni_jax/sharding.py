@@ -144,8 +144,7 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 def shard_items(x: jax.Array) -> jax.Array:
   """Images or frames on the first axis, flattened out of rows, go where their rows are; nothing without a mesh.
 
-  Without it XLA gathers the items of all rows on every device rather than a weight: compiled for 16 TPU v5e, the heads
-  of configs/omni_1b.py then moved 145 GB a chip in a step.
+  Without it XLA gathers the items of all rows on every device rather than a weight (docs/decisions.md, 38).
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.shape[0] % row_ways(mesh):

@@ -3,7 +3,7 @@
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices), cpu:8 (pretended CPU devices)
   --programs=A,B    of train, prefill, decode, draw (default: all)
   --search          rows a chip, remat and mesh splits: what fits, and how long a step takes
-  --buffers=N       the N largest temporaries at the peak      --work=N   the N parts that take most of the core's time
+  --buffers=N       the N largest temporaries at the peak      --work=N   the N parts that take most time
   --json            one JSON object instead of text            --dump=DIR keeps what the compiler writes down
   --config.a.b=c    as in omni_jax.train
 
@@ -73,8 +73,8 @@ def main() -> None:
     one, = measure.measure(plan, where, [name], pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None)
     found[name] = one
     if not _FLAGS.json:
-      print('\n'.join([*report.describe(one, where, _FLAGS.buffers), *report.top_work(one, where, _FLAGS.work)]),
-            flush=True)
+      print('\n'.join([*report.describe(one, where, _FLAGS.buffers), *report.top_work(one, where, _FLAGS.work),
+                       *report.top_transfers(one, _FLAGS.work)]), flush=True)
   if _FLAGS.json:
     json.dump({'config': config.to_dict(), 'topology': where.name, 'chips': where.chips, 'said': said,
                'versions': report.versions(), **{name: report.plain(one, where) for name, one in found.items()}},

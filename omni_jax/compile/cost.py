@@ -221,7 +221,7 @@ class Walker:
 
   def _fusion(self, one: Instruction, where: Computation, times: int, seen: set[str]) -> None:
     inside = self._module.computations[one.called('calls')]
-    for inner in inside.instructions:
+    for inner in inside.instructions if _starts(inside) else ():
       kind = inner.opcode.removesuffix('-start')
       channel = inner.attribute('channel_id')
       if kind in COLLECTIVES and (not channel or channel not in seen):
@@ -324,6 +324,15 @@ class Walker:
     if one.opcode == 'fusion' and len(one.shapes) == 1 and one.shapes[0].space == PLAIN:
       return min(one.bytes, self._writes(self._module.computations[one.called('calls')]) or one.bytes)
     return plain_bytes(one.shapes)
+
+
+def _starts(inside: Computation) -> bool:
+  """Whether a collective in this fusion begins here: others carry one on beside their own work, or wait for it.
+
+  These may lie in a loop inside of the computation where it began.
+  """
+  return 'async_collective_fusion' not in inside.name and not any(
+      'AsyncCollectiveDone' in one.rest for one in inside.instructions if one.opcode == 'custom-call')
 
 
 def results_of(inside: Computation) -> Iterator[Instruction]:

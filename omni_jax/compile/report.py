@@ -108,6 +108,17 @@ def plain(one: Measured, topology: Topology) -> dict[str, Any]:
       'trace_seconds': one.seconds[0], 'hlo_characters': one.characters}
 
 
+def top_transfers(one: Measured, count: int) -> Iterator[str]:
+  """Where the collectives with most payload come from: what one chip puts in, not what it sends."""
+  sums: dict[tuple[str, str], list[float]] = {}
+  for t in one.cost.transfers:
+    entry = sums.setdefault((t.kind, re.sub(r'\d+', '', t.source) or re.sub(r'[.\d]+$', '', t.name)), [0.0, 0.0])
+    entry[0] += t.times * t.payload
+    entry[1] += t.times
+  for (kind, name), (payload, times) in sorted(sums.items(), key=lambda item: -item[1][0])[:count]:
+    yield f'    {_amount(payload, "B"):>11} put in by {times:6.0f} {kind:<18}  {name[-120:]}'
+
+
 def top_work(one: Measured, topology: Topology, count: int) -> Iterator[str]:
   """The instructions, summed by where they come from, that take most of the core's time."""
   flops, rate = (x / topology.chip.devices for x in (topology.chip.flops, topology.chip.hbm_rate))
