@@ -55,12 +55,13 @@ def moe_blocks(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
 
 
+LANES = 128  # of a TPU
 TILE = (512, 512, 1024)  # at most: rows, inner width, outer width, for whose every tile the rows are read again
 
 
 def _tile(width: int, most: int) -> int:
   """Largest whole number of lanes that divides a width, so that no tile is half empty."""
-  return next((t for t in range(most, 0, -128) if width % t == 0), min(width, most))
+  return next((t for t in range(most, 0, -LANES) if width % t == 0), min(width, most))
 
 
 def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Array, 'T K'],
@@ -74,7 +75,7 @@ def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Arr
 
   def grouped(x_Zd, w_Edf):
     z, (_, d, f) = len(x_Zd), w_Edf.shape
-    rows = max(128, min(TILE[0], 1 << (z - 1).bit_length()))
+    rows = max(LANES, min(TILE[0], 1 << (z - 1).bit_length()))
     padded_Zd = jnp.pad(x_Zd, ((0, -z % rows), (0, 0)))  # the kernel wants whole tiles of rows
     tile = (rows, _tile(d, TILE[1]), _tile(f, TILE[2]))
     return megablox.gmm(padded_Zd, w_Edf, size_E, x_Zd.dtype, tile, interpret=interpret)[:z]
@@ -88,7 +89,7 @@ def moe_megablox(x_TD: Float[Array, 'T D'], weights: Experts, expert_TK: Int[Arr
 
 def moe_experts(x_TD: Array, weights: Experts, expert_TK: Array, weight_TK: Array, *, grouped: Grouped, block: int
                 ) -> Array:
-  """The choices outside [0, E) count as zero."""
-  if grouped == Grouped.MEGABLOX:
+  """The choices outside [0, E) count as zero. Widths of no whole lanes are computed in blocks on a TPU, too."""
+  if grouped == Grouped.MEGABLOX and not any(n % LANES for n in weights.up_EDF.shape[1:]):
     return moe_megablox(x_TD, weights, expert_TK, weight_TK)
   return moe_blocks(x_TD, weights, expert_TK, weight_TK, block=block)
