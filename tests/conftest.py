@@ -35,7 +35,14 @@ hypothesis.settings.load_profile('same_every_time')
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--regenerate', action='store_true', help='write tests/golden/*.txt anew from what the code does now')
-  parser.addoption('--long', action='store_true', help='faults: twenty kills instead of three, every flip, every mesh')
+  parser.addoption('--long', action='store_true', help='twenty kills instead of three, every flip, every mesh')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+  if not config.getoption('--long'):
+    for item in items:
+      if item.get_closest_marker('long'):
+        item.add_marker(pytest.mark.skip(reason='one of many alike: only with --long'))
 
 
 @pytest.fixture

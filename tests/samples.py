@@ -1,6 +1,6 @@
 """Small models, examples and batches that many tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 import optax
+import pytest
 
 from omni_jax.data.making import prepare
 from omni_jax.data.pack import Laid, Packer
@@ -30,6 +31,12 @@ from omni_jax.types import Batch, MediaConfig, RowBudget
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUDGET = RowBudget(rows=2, length=96, seen=2, drawn=2, heard_frames=8, spoken_frames=8)
+
+
+def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
+  """Cases of a parametrised test; all but those with these numbers run only with --long."""
+  return [case if i in always else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.long)
+          for i, case in enumerate(cases)]
 
 
 def tiny_run() -> ConfigDict:

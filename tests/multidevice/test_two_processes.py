@@ -162,7 +162,7 @@ def test_two_processes_go_on_where_one_stopped_and_one_evaluates(alone, folder):
   assert 'evaluates: -m omni_jax.evaluate' in first.out and 'evaluates' not in second.out
 
 
-@pytest.mark.parametrize('axis', ['fsdp', 'context'])
+@pytest.mark.parametrize('axis', ['fsdp', pytest.param('context', marks=pytest.mark.long)])
 def test_weights_and_positions_may_lie_across_the_processes(alone, folder, axis):
   """Over fsdp every process gives rows of its own, over context both give the same (as over tensor); the steps are the same ones."""
   parts = folder / f'over_{axis}'

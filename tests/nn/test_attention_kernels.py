@@ -10,6 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import mostly_long
 
 from omni_jax.nn import attention_kernels
 from omni_jax.nn.attention_kernels import choose, in_pieces, Kernel
@@ -96,7 +97,7 @@ MESHES = [dict(data=8), dict(tensor=2), dict(tensor=4), dict(tensor=8), dict(con
 
 
 @pytest.mark.parametrize('open_blocks', [False, True], ids=['causal', 'blocks'])
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@pytest.mark.parametrize('sizes', mostly_long(MESHES, 2, 5, 7, 9), ids=str)
 def test_every_mesh_equals_one_device(sizes, open_blocks, monkeypatch):
   """Two key heads over four devices, four query heads over eight, 48 positions over eight: what fits and what does not."""
   monkeypatch.setattr('omni_jax.nn.attention_kernels.MANY_LOGITS', 500)  # in pieces, where positions are not split

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from samples import BUDGET, laid, make_kit, packed, rows, tiny_model
+from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
 
 from omni_jax.train.accumulate import parts_of
 from omni_jax.train.losses import LossConfig
@@ -36,7 +36,10 @@ def whole(uneven):
   return updated(uneven, 1)
 
 
-@pytest.mark.parametrize('parts, sizes', [(2, {}), (8, {}), (2, {'data': 2, 'fsdp': 2}), (4, {'expert': 2})], ids=str)
+CASES = [(2, {}), (8, {}), (2, {'data': 2, 'fsdp': 2}), (4, {'expert': 2})]
+
+
+@pytest.mark.parametrize('parts, sizes', mostly_long(CASES, 0, 2), ids=str)
 def test_parts_equal_the_whole(uneven, whole, parts, sizes):
   """Without the routers' losses, which are means over parts by nature."""
   state, figures = updated(uneven, parts, **sizes)
