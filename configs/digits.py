@@ -38,12 +38,13 @@ def get_config() -> ConfigDict:
   c.compilation_cache = '~/.cache/omni_jax/xla'
 
   c.model = ConfigDict(dict(
-      dtype='float32',
+      dtype='float32', weights='float32',
       image=dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376, fit='stretch'),
       audio=dict(rate=8000, seconds=0.96, mels=32, mel_hops=8, mel_window=256),
       tokenizer=dict(languages=LANGUAGES, voices=TRAIN_VARIANTS, max_grid=4),
       decoder=dict(width=128, layers=4, heads=4, kv_heads=2, head_dim=32, experts=8, top_k=2, expert_hidden=64,
-                   shared_hidden=128, routing='token', block=64, theta=1000.0, remat='none', unroll=1),
+                   shared_hidden=128, routing='token', exchange='gather', capacity=2.0, block=64, theta=1000.0,
+                   remat='none', unroll=1),
       image_embed=dict(layers=0, heads=4, hidden=256),
       audio_embed=dict(hearing='mel', level='fixed', channels=0, hidden=256),
       dit=dict(width=128, layers=3, heads=4, hidden=256, noises=2, null=0.1, shift=1.0, denoiser='dit'),
@@ -68,7 +69,8 @@ def get_config() -> ConfigDict:
                             bad_steps=0,  # updates that are not finite and may be left out; one more ends the run
                             optim=dict(kind='muon', lr=4e-3, warmup=50, final=0.02, b1=0.9, b2=0.95, weight_decay=0.01,
                                        clip=1.0, multipliers=dict())))
-  c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bad_steps=0, bias_step=1e-3, ema=0.0, freeze=(),
+  c.omni = ConfigDict(dict(steps=1300, log_every=50, save_every=650, bad_steps=0, bias_step=1e-3, accumulate=1,
+                           ema=0.0, freeze=(),
                            losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001, frame=1.0),
                            optim=dict(kind='muon', lr=2e-3, warmup=100, final=0.02, b1=0.9, b2=0.98, weight_decay=0.01,
                                       clip=1.0, multipliers=dict())))
