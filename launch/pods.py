@@ -17,9 +17,9 @@ ALL = 'train,prefill,decode,draw'
 # name: (section, config, topology, programs, overrides)
 RUNS = {
     'omni_1b v5e-16': ('fits', 'omni_1b', 'v5e:4x4', ALL, {}),
-    'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
-    'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
-    'omni_30b_a3b v6e-64': ('fits', 'omni_30b_a3b', 'v6e:8x8', ALL, {'data.budget.rows': 64}),
+    'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', 'train', {}),
+    'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', 'train', {}),
+    'omni_30b_a3b v6e-64': ('fits', 'omni_30b_a3b', 'v6e:8x8', 'train', {'data.budget.rows': 64}),
     'omni_1b 16': ('scaling', 'omni_1b.py:text', 'v5e:4x4', 'train', {'data.budget.rows': 16}),
     'omni_1b 64': ('scaling', 'omni_1b.py:text', 'v5e:8x8', 'train', {'data.budget.rows': 64}),
     'omni_1b 256': ('scaling', 'omni_1b.py:text', 'v5e:16x16', 'train', {'data.budget.rows': 256}),
@@ -111,7 +111,7 @@ def table(*titles: str) -> list[str]:
 def generation(found: list[tuple[str, dict]]) -> list[str]:
   lines = table('run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound')
   for name, facts in found:
-    for program in ('prefill', 'decode', 'draw'):
+    for program in (p for p in ('prefill', 'decode', 'draw') if p in facts):
       p = facts[program]
       lines.append(f'| {name} | {program} | {gib(p["memory"]["peak"])} | {"yes" if p["fits"] else "**no**"} | '
                    f'{p["flops"]["program"] / 1e12:.3g} | {p["hbm_bytes"] / 1e9:.3g} | '

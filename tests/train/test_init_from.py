@@ -78,7 +78,7 @@ def test_what_differs_stays_fresh_and_is_named_in_one_line(kit, other):
   assert_same(got.params['decoder']['blocks']['moe']['up'], ours.params['decoder']['blocks']['moe']['up'])
   assert_same(got.params['decoder']['norm'], made.buffers['ema']['decoder']['norm'])
   assert 'ema' not in got.buffers
-  assert said.count('\n') == 0 and said.endswith('; fresh: buffers.router_bias, params.decoder.blocks.moe.down, '
+  assert said.count('\n') == 0 and said.endswith('; fresh: buffers.router_bias, params.decoder.blocks.moe.down, params.decoder.blocks.moe.gate, '
                                                  'params.decoder.blocks.moe.router.w, params.decoder.blocks.moe.up')
 
 
