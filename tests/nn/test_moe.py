@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from samples import mostly_long
 
+from omni_jax.nn import expert_parallel
 from omni_jax.nn.expert_parallel import Dispatch, Exchange, moe_expert_parallel
 from omni_jax.nn.experts import Experts, moe_blocks, moe_megablox, moe_reference
 from omni_jax.nn.moe import MoE
@@ -93,6 +94,50 @@ def spread_out(sizes, how, x, weights, weight, expert):
     got = with_gradients(experts)(rows(x), weights, rows(weight), rows(expert))
     jax.effects_barrier()
   return got, shares[0]
+
+
+def by_gathering(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
+  """What `jax.lax.ragged_all_to_all` does, which XLA:CPU has not got: written from its documentation."""
+  everyone = partial(jax.lax.all_gather, axis_name=axis_name)
+  rows_MZ, start_MN, size_MN, place_MN = map(everyone, (operand, input_offsets, send_sizes, output_offsets))
+  me, place = jax.lax.axis_index(axis_name), jnp.arange(len(output))
+  for m in range(len(rows_MZ)):
+    inside = place - place_MN[m, me]
+    here = (inside >= 0) & (inside < size_MN[m, me])
+    picked = rows_MZ[m][jnp.clip(inside + start_MN[m, me], 0, len(operand) - 1)]
+    output = jnp.where(here[:, None], picked, output)
+  wrong = jnp.any(size_MN[:, me] != recv_sizes)  # the receiver says what the senders say
+  return jnp.where(wrong, jnp.full_like(output, -1), output)
+
+
+@pytest.mark.parametrize('sizes', [{'expert': 8}, {'data': 2, 'fsdp': 2, 'expert': 2}], ids=str)
+def test_the_route_of_accelerators_equals_reference(sizes, monkeypatch):
+  monkeypatch.setattr(jax.lax, 'ragged_all_to_all', by_gathering)
+  monkeypatch.setattr(expert_parallel, '_equal_route', expert_parallel._ragged_route)
+  x, *rest = layer(favoured=1.0)
+  got, dropped = spread_out(sizes, EXACT, x, *rest)
+  assert_equal(got, with_gradients(moe_reference)(x, *rest))
+  assert not dropped
+
+
+@pytest.mark.parametrize('capacity', [0.25, 1.0])
+def test_the_room_of_accelerators_is_shared_by_all_senders_in_their_order(capacity, monkeypatch):
+  monkeypatch.setattr(jax.lax, 'ragged_all_to_all', by_gathering)
+  monkeypatch.setattr(expert_parallel, '_equal_route', expert_parallel._ragged_route)
+  ways, (x, weights, weight, expert) = 4, layer(favoured=2.0)
+  own = TOKENS // 8  # tokens of a device: data 2 × expert 4
+  room = -(-int(own * 2 * capacity) // ways) * ways
+  kept, taken = np.ones(expert.shape, bool), {}
+  for t, k in np.ndindex(*expert.shape):
+    if expert[t, k] < EXPERTS:
+      receiver = (t // (own * ways), int(expert[t, k]) // (EXPERTS // ways))
+      taken[receiver] = taken.get(receiver, 0) + 1
+      kept[t, k] = taken[receiver] <= room
+  got, dropped = spread_out({'data': 2, 'expert': ways}, Dispatch(Exchange.ALL_TO_ALL, capacity, 4), x, weights, weight, expert)
+  np.testing.assert_allclose(dropped, (~kept).sum() / (expert < EXPERTS).sum(), rtol=1e-6)
+  assert dropped > 0
+  reference = with_gradients(lambda x, weights, expert, weight: moe_reference(x, weights, expert, weight * kept))
+  assert_equal(got, reference(x, weights, weight, expert))
 
 
 @pytest.mark.parametrize('capacity', [0.5, 1.0, 1.5])
