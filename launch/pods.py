@@ -42,7 +42,9 @@ libtpu for topologies that are only described. No figure here was measured on a 
 
 - **Peak** is what the compiler's buffer assignment needs on one chip: arguments, results, temporaries, the program.
 - **FLOPs** are those of the compiled program with every loop counted as often as it turns, on one chip; *analytic* is
-  the count from the config (`train/flops.py`) with the remat's recomputation.
+  the count from the config (`train/flops.py`) with the remat's recomputation. The program has fewer: splash leaves out
+  what lies above the diagonal, and no gradient needs the last product of an expert. An all-to-all counts its whole
+  room (`decoder.capacity` times what is sent on average), in FLOPs and in bytes.
 - **Collectives** are bytes that one chip sends in a step, by the ring algorithm, along the named mesh axes.
 - **Step** is a roofline with the chip's figures in `omni_jax/chips.py`: if collectives hide behind the core's work, and
   if nothing overlaps. **MFU** counts the model's FLOPs alone.
@@ -64,7 +66,10 @@ def measure(name: str) -> dict:
     found[program]['largest'] = found[program]['largest'][:8]
   config = found.pop('config')
   length = config['data']['budget']['length']
-  return {**found, 'rows': config['data']['budget']['rows'], 'length': length, 'command': ' '.join(command[1:])}
+  git = ['git', 'rev-parse', '--short', 'HEAD']
+  commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+  return {**found, 'commit': commit, 'rows': config['data']['budget']['rows'], 'length': length,
+          'command': ' '.join(command[1:])}
 
 
 def gib(size: float) -> str:
@@ -103,6 +108,14 @@ HEAD = ('| run | topology | rows a chip | peak GiB | TFLOP | of analytic | HBM T
         'bound | compiled s |\n|---|---|---|---|---|---|---|---|---|---|---|---|')
 
 
+def commits(facts: dict) -> str:
+  """What was measured at which commit."""
+  by_commit = {}
+  for name in (name for name in RUNS if name in facts):
+    by_commit.setdefault(facts[name].get('commit', 'unknown'), []).append(name)
+  return '; '.join(f'{", ".join(names)} at {commit}' for commit, names in by_commit.items())
+
+
 def table(*titles: str) -> list[str]:
   """The first two lines of a table."""
   return ['', f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
@@ -134,7 +147,8 @@ def page(facts: dict) -> str:
   of = lambda section: [(name, facts[name]) for name in RUNS if RUNS[name][0] == section and name in facts]
   kinds = ('parameters', 'optimizer', 'buffers', 'batch', 'temporaries', 'program')
   versions = sorted({', '.join(f'{k} {v}' for k, v in found['versions'].items()) for found in facts.values()})
-  lines = [ABOUT, f'Versions: {"; ".join(versions)}.', '', '## All modalities and heads', '', HEAD]
+  lines = [ABOUT, f'Versions: {"; ".join(versions)}. Measured: {commits(facts)}.', '']
+  lines += ['## All modalities and heads', '', HEAD]
   lines += [train_row(*item) for item in of('fits')]
   lines += ['', 'Memory of the train step by kind, GiB a chip:', *table('run', *kinds)]
   lines += [f'| {name} | ' + ' | '.join(gib(found['train']['memory'][kind]) for kind in kinds) + ' |'
