@@ -78,17 +78,16 @@ def splits(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
   return [{**dict.fromkeys(AXES, 1), 'data': slices, **part} for part in parts]
 
 
-def row_ways(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
-  """Parts that a batch's rows are split into."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def ways(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
+  """Into how many parts the mesh splits a dimension with this logical axis."""
+  return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
 
 
 def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
   """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  if rows % ways:
-    raise UserError(f'batch of {rows} rows does not divide by {ways} devices of {BATCH_AXES}; '
-                    f'nearest: {max(1, rows // ways) * ways}')
+  if rows % (n := ways(mesh, 'batch')):
+    raise UserError(f'batch of {rows} rows does not divide by {n} devices of {BATCH_AXES}; '
+                    f'nearest: {max(1, rows // n) * n}')
   if experts % mesh.shape[EXPERT_AXIS]:
     raise UserError(f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}')
 
@@ -126,11 +125,6 @@ def spec(*axes: str | None) -> P:
   return P(*(RULES[axis] if axis else None for axis in axes))
 
 
-def ways(mesh: Mesh, axis: str) -> int:
-  """Into how many parts the mesh splits a dimension with this logical axis."""
-  return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
-
-
 def dividing(mesh: Mesh, axis: str, *sizes: int) -> str | None:
   """The logical axis, or None if the mesh does not divide all these sizes of it: then its devices hold the whole."""
   return axis if all(size % ways(mesh, axis) == 0 for size in sizes) else None
@@ -147,7 +141,7 @@ def shard_items(x: jax.Array) -> jax.Array:
   Without it XLA gathers the items of all rows on every device rather than a weight (docs/decisions.md, 38).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % row_ways(mesh):
+  if mesh.empty or x.shape[0] % ways(mesh, 'batch'):
     return x
   return shard(x, 'batch', *(None,) * (x.ndim - 1))
 
@@ -232,13 +226,13 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
   Raises:
     UserError: if processes share some rows and not others, or hold more rows than others.
   """
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  n = ways(mesh, 'batch')
   rows: dict[int, set[int]] = {}
-  for device, (part,) in NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((ways,)).items():
+  for device, (part,) in NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((n,)).items():
     rows.setdefault(device.process_index, set()).add(part.start or 0)
   parts = sorted({tuple(sorted(own)) for own in rows.values()})
-  if sum(map(len, parts)) != ways or len({len(part) for part in parts}) > 1:
-    raise UserError(f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {ways} parts of the rows, which '
+  if sum(map(len, parts)) != n or len({len(part) for part in parts}) > 1:
+    raise UserError(f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {n} parts of the rows, which '
                     'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes')
   return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 

@@ -97,7 +97,7 @@ def _measure(plan: Plan, topology: Topology, name: str, dump: pathlib.Path | Non
 def advice(plan: Plan, topology: Topology, one: Measured) -> str:
   """The nearest setting that should fit, from how memory scales."""
   fixed = one.memory.peak - one.memory.temporaries
-  ways = sharding.row_ways(plan.mesh)
+  ways = sharding.ways(plan.mesh, 'batch')
   rows = plan.budget.rows // ways
   room = topology.hbm - fixed
   if room > 0 and (fewer := int(rows * room / one.memory.temporaries)) >= 1:

@@ -69,7 +69,5 @@ class SwiGLU(nnx.Module):
 
 def gather_rows(item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Shaped[Array, 'B L D']:
   """item[b, index[b, l]], zeros where the index is below 0."""
-  if not item_BND.shape[1]:
-    return jnp.zeros((*index_BL.shape, item_BND.shape[2]), item_BND.dtype)
   picked_BLD = jnp.take_along_axis(item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1)
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

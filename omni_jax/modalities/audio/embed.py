@@ -81,8 +81,6 @@ class AudioEmbed(nnx.Module):
     self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks ** -0.5)
 
   def hear(self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype) -> Float[Array, 'B R D']:
-    if not clip_BR.size:
-      return jnp.zeros((*clip_BR.shape, self.mel_out.w.shape[1]), dtype)
     mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio)
     if self.level == Level.CLIP:
       mel_BRX = levelled(mel_BRX, clip_BR, self.audio.mels)
