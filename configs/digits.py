@@ -2,21 +2,22 @@
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold caches: 11 min 38 s from process start to report.html (bar 20, target 10) and 2.3 GB
-at the peak (bar 4), at commit d8be97a, nothing beside it; omni at 2.5 steps/s, evaluation 68 s. It waits for data for
-1.2 % of the omni stage (medians; bar 2) and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Earlier
-versions beside it: 162d2af (15 min 28 s), dbc99d1 (13 min 50 s); rows are packed differently in each.
+Two CPU cores, no accelerator, cold XLA cache: 10 min 7 s with the install, from the README's two lines to report.html
+(bar 20, target 10), at commit e68bc70; tests ran beside its first three minutes; omni at 3.5 steps/s with nothing
+beside it, evaluation 55 s. At d8be97a: 2.3 GB at the peak (bar 4), 1.2 % of the omni stage spent waiting for data
+(medians; bar 2) and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Beside it earlier versions: d8be97a
+(11 min 38 s without the install), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s); rows are packed differently in each.
 
-                      d8be97a          162d2af  dbc99d1
-  image_to_text        97.5 %  (bar 96)   98.5     97.0
-  speech_to_text       98.2 %  (bar 95)   99.0     99.2
-  text_to_text        100.0 %  (bar 90)  100.0    100.0
-  text_to_image        99.2 %  (bar 95)   99.0     99.0
-  image_to_image       95.5 %  (bar 90)   93.5     92.5
-  speech_to_image      95.5 %  (bar 90)   94.8     95.0
-  text_to_speech       98.8 %  (bar 90)   96.5     97.8
-  image_to_speech      93.8 %  (bar 90)   90.5     91.8
-  speech_to_speech     97.8 %  (bar 90)   96.2     98.8
+                      e68bc70           d8be97a  162d2af  dbc99d1
+  image_to_text        98.8 %  (bar 96)   97.5     98.5     97.0
+  speech_to_text       98.2 %  (bar 95)   98.2     99.0     99.2
+  text_to_text        100.0 %  (bar 90)  100.0    100.0    100.0
+  text_to_image        99.8 %  (bar 95)   99.2     99.0     99.0
+  image_to_image       95.5 %  (bar 90)   95.5     93.5     92.5
+  speech_to_image      94.0 %  (bar 90)   95.5     94.8     95.0
+  text_to_speech       98.0 %  (bar 90)   98.8     96.5     97.8
+  image_to_speech      94.0 %  (bar 90)   93.8     90.5     91.8
+  speech_to_speech     97.5 %  (bar 90)   97.8     96.2     98.8
 """
 
 from ml_collections import ConfigDict
