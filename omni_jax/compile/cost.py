@@ -49,6 +49,7 @@ class Transfer(NamedTuple):
     kind: opcode, without -start.
     payload: bytes that one device puts in.
     groups: XLA's words for who takes part, or SLICES for the same chip of every slice.
+    awaited: of the Wait that ends it; '' if the program stands still until it is done.
   """
   name: str
   kind: str
@@ -56,17 +57,31 @@ class Transfer(NamedTuple):
   payload: float
   groups: str
   source: str
+  awaited: str
+
+
+class Wait(NamedTuple):
+  """The program goes on when the transfer of this name is done."""
+  name: str
+
+
+class Turns(NamedTuple):
+  """A loop."""
+  count: int
+  body: list
 
 
 class Cost(NamedTuple):
   """Of one device and one run of the program.
 
   Attributes:
+    order: Work, Transfer, Wait and Turns as they are scheduled.
     endless: loops whose trip count is not known; they count as one turn.
     uncounted: custom calls without a cost estimate, by target, how many.
   """
   work: list[Work]
   transfers: list[Transfer]
+  order: list
   endless: list[str]
   uncounted: Counter
 
@@ -147,7 +162,9 @@ class Walker:
     self._module = module
     self._fused: dict[str, float] = {}
     self._reads: dict[str, list[float]] = {}
-    self.cost = Cost([], [], [], Counter())
+    self._order: list = []  # of the computation that is being walked
+    self._awaited = ''  # of a transfer inside of the computation that is being walked
+    self.cost = Cost([], [], self._order, [], Counter())
 
   def run(self) -> Cost:
     self._walk(self._module.entry, 1)
@@ -157,6 +174,8 @@ class Walker:
     seen: set[str] = set()  # channels of collectives inside of fusions: one transfer has a start, parts and an end
     for one in where.instructions:
       kind = one.opcode.removesuffix('-start')
+      if one.opcode.endswith('-done'):
+        self._order.append(Wait(_origin(one, where)))
       if one.opcode in FREE or one.opcode.endswith(('-done', '-update')):
         continue
       if one.opcode == 'while':
@@ -164,9 +183,11 @@ class Walker:
       elif one.opcode == 'conditional':
         self._branch(one, times)
       elif one.opcode in ('call', 'async-start'):
+        self._awaited = one.name if one.opcode == 'async-start' else self._awaited
         self._walk(self._module.computations[one.called('to_apply') or one.called('calls')], times)
+        self._awaited = ''
       elif kind in COLLECTIVES:
-        self._transfer(one, where, kind, times, one.rest)
+        self._transfer(one, where, kind, times, one.name if one.opcode != kind else self._awaited)
       elif one.opcode in ('send', 'recv'):
         self._across(one, where, times)
       elif one.opcode == 'fusion':
@@ -178,6 +199,11 @@ class Walker:
   def _add(self, one: Instruction, times: int, flops: float, size: float) -> None:
     if flops or size:
       self.cost.work.append(Work(one.name, times, flops, size, source_of(one)))
+      self._order.append(self.cost.work[-1])
+
+  def _add_transfer(self, made: Transfer) -> None:
+    self.cost.transfers.append(made)
+    self._order.append(made)
 
   def _loop(self, where: Computation, one: Instruction, times: int, known: Mapping[int, int] | None) -> None:
     turns = trip_count(self._module, where, one, known)
@@ -185,7 +211,10 @@ class Walker:
       self.cost.endless.append(f'{one.name} ({source_of(one)})')
     body = self._module.computations[one.called('body')]
     state = unchanged(body, loop_constants(self._module, where, one, known))
-    self._walk(body, times * (1 if turns is None else turns), state)
+    turns, outer, self._order = 1 if turns is None else turns, self._order, []
+    self._walk(body, times * turns, state)
+    outer.append(Turns(turns, self._order))
+    self._order = outer
 
   def _branch(self, one: Instruction, times: int) -> None:
     """The branch with most work counts."""
@@ -199,17 +228,18 @@ class Walker:
     most = max(costs, key=lambda cost: (cost.flops, cost.bytes))
     self.cost.work.extend(most.work)
     self.cost.transfers.extend(most.transfers)
+    self._order.extend(most.order)
     self.cost.endless.extend(most.endless)
     self.cost.uncounted.update(most.uncounted)
 
-  def _transfer(self, one: Instruction, where: Computation, kind: str, times: int, rest: str) -> None:
+  def _transfer(self, one: Instruction, where: Computation, kind: str, times: int, awaited: str = '') -> None:
     operands = one.operands[:1] if kind == 'ragged-all-to-all' else one.operands
     payload = sum(where.by_name[name].bytes for name in operands)
     names = ('source_target_pairs',) if kind == 'collective-permute' else ('replica_groups',)
     groups = next((found for name in names if (found := one.attribute(name))), '{}')
-    self.cost.transfers.append(Transfer(one.name, kind, times, payload, groups, source_of(one)))
+    self._add_transfer(Transfer(one.name, kind, times, payload, groups, source_of(one), awaited))
     size = sum(plain_bytes(where.by_name[name].shapes) for name in operands) + plain_bytes(one.shapes[-1:])
-    self.cost.work.append(Work(one.name, times, 0.0, size, source_of(one)))
+    self._add(one, times, 0.0, size)
 
   def _across(self, one: Instruction, where: Computation, times: int) -> None:
     """Between slices the hosts do the collective: the program sends them what its chip puts in."""
@@ -217,18 +247,25 @@ class Walker:
     if found and one.opcode == 'send':
       payload = where.by_name[one.operands[0]].bytes
       kind = found[1].lower().replace('_', '-')
-      self.cost.transfers.append(Transfer(one.name, kind, times, payload, SLICES, source_of(one)))
+      self._add_transfer(Transfer(one.name, kind, times, payload, SLICES, source_of(one), one.name))
 
   def _fusion(self, one: Instruction, where: Computation, times: int, seen: set[str]) -> None:
     inside = self._module.computations[one.called('calls')]
-    for inner in inside.instructions if _starts(inside) else ():
+    starts, ends = (any(target in one.rest for one in inside.instructions if one.opcode == 'custom-call')
+                    for target in ('AsyncCollectiveStart', 'AsyncCollectiveDone'))
+    # Others carry on, beside work of their own, what began elsewhere: perhaps outside of the loop that they are in.
+    if ends:
+      self._order += [Wait(f'channel {channel}') for inner in inside.instructions
+                      if (channel := inner.attribute('channel_id'))]
+    for inner in () if ends or 'async_collective_fusion' in inside.name else inside.instructions:
       kind = inner.opcode.removesuffix('-start')
       channel = inner.attribute('channel_id')
       if kind in COLLECTIVES and (not channel or channel not in seen):
         seen.add(channel)
         scatters = kind == 'all-reduce' and any(
             user.opcode == 'dynamic-slice' and user.operands[0] == inner.name for user in inside.instructions)
-        self._transfer(inner, inside, 'reduce-scatter' if scatters else kind, times, inner.rest)
+        self._transfer(inner, inside, 'reduce-scatter' if scatters else kind, times,
+                       f'channel {channel}' if starts else '')
     flops = self._fused_flops(inside, times)
     self._add(one, times, flops, self._fusion_reads(one, where, inside) + self._writes(inside))
 
@@ -326,13 +363,12 @@ class Walker:
     return plain_bytes(one.shapes)
 
 
-def _starts(inside: Computation) -> bool:
-  """Whether a collective in this fusion begins here: others carry one on beside their own work, or wait for it.
-
-  These may lie in a loop inside of the computation where it began.
-  """
-  return 'async_collective_fusion' not in inside.name and not any(
-      'AsyncCollectiveDone' in one.rest for one in inside.instructions if one.opcode == 'custom-call')
+def _origin(done: Instruction, where: Computation) -> str:
+  """Name of what began it."""
+  one = where.by_name[done.operands[0]]
+  while one.opcode.endswith('-update'):
+    one = where.by_name[one.operands[0]]
+  return one.name
 
 
 def results_of(inside: Computation) -> Iterator[Instruction]:

@@ -81,16 +81,17 @@ def _work(one: Measured, topology: Topology) -> Iterator[str]:
   peak = topology.chip.flops / topology.chip.devices
   terms = {'compute': e.compute, 'HBM': e.memory, **e.networks}
   yield '  at full rate       ' + ', '.join(f'{name} {1e3 * seconds:.1f} ms' for name, seconds in terms.items())
-  line = (f'  estimate           {1e3 * e.overlapped:.1f} ms if collectives are hidden, {1e3 * e.serial:.1f} ms if '
-          f'nothing overlaps; bound by {e.bound}')
+  line = (f'  estimate           {1e3 * e.overlapped:.1f} ms if collectives are hidden, {1e3 * e.scheduled:.1f} ms as '
+          f'scheduled, {1e3 * e.serial:.1f} ms if nothing overlaps; bound by {e.bound}')
   if one.model:
-    line += f'; MFU {100 * one.mfu(e.overlapped, peak):.1f} % and {100 * one.mfu(e.serial, peak):.1f} %'
+    line += '; MFU ' + ', '.join(f'{100 * one.mfu(t, peak):.1f}' for t in (e.overlapped, e.scheduled, e.serial)) + ' %'
   yield line
 
 
 def plain(one: Measured, topology: Topology) -> dict[str, Any]:
   """For --json; sizes in bytes, times in seconds, of one device."""
   m, e = one.memory, one.estimate
+  steps = {name: getattr(e, name) for name in ('overlapped', 'scheduled', 'serial')}
   peak = topology.chip.flops / topology.chip.devices
   return {
       'fits': one.fits, 'refused': one.refused, 'hbm': topology.hbm,
@@ -102,8 +103,8 @@ def plain(one: Measured, topology: Topology) -> dict[str, Any]:
       'hbm_bytes': one.cost.bytes, 'endless_loops': one.cost.endless, 'uncounted_calls': dict(one.cost.uncounted),
       'collectives': [t._asdict() for t in e.traffic],
       'seconds': {'compute': e.compute, 'hbm': e.memory, 'core': e.core, 'networks': dict(e.networks),
-                  'overlapped': e.overlapped, 'serial': e.serial},
-      'bound': e.bound, 'mfu': {'overlapped': one.mfu(e.overlapped, peak), 'serial': one.mfu(e.serial, peak)},
+                  **steps},
+      'bound': e.bound, 'mfu': {name: one.mfu(seconds, peak) for name, seconds in steps.items()},
       'compile_seconds': one.seconds[1], 'compile_processor_seconds': one.seconds[2],
       'trace_seconds': one.seconds[0], 'hlo_characters': one.characters}
 

@@ -1,11 +1,11 @@
 """How long a step takes at least: compute, memory and every network against the chip's figures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from omni_jax.compile.cost import Cost, SLICES, Transfer
+from omni_jax.compile.cost import Cost, SLICES, Transfer, Turns, Wait, Work
 from omni_jax.compile.groups import Groups, Members
 from omni_jax.compile.topology import Topology
 
@@ -33,11 +33,14 @@ class Estimate(NamedTuple):
     compute, memory: all FLOPs, all bytes at full rate.
     core: one instruction after the other, each as long as its FLOPs or its bytes take.
     networks: of all collectives along the same axes.
+    scheduled: core and networks as the compiler ordered them: what is begun early hides behind the work up to where it
+      is awaited, everything else stops the core.
     traffic: the collectives in detail.
   """
   compute: float
   memory: float
   core: float
+  scheduled: float
   networks: Mapping[str, float]
   traffic: list[Traffic]
 
@@ -98,22 +101,54 @@ def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
   return Traffic(one.kind, members.axes, network, one.times, one.times * moved, one.times * seconds)
 
 
+def scheduled(order: list, core_of: Callable[[Work], float], traffic_of: Callable[[Transfer], tuple[str, float]]
+              ) -> float:
+  """Seconds of a schedule. Each network does one transfer after the other; a turn of a loop ends when all is done.
+
+  Args:
+    core_of: seconds of an instruction.
+    traffic_of: network and seconds of a transfer.
+  """
+  now, busy, done = 0.0, {}, {}
+  for one in order:
+    if isinstance(one, Work):
+      now += core_of(one)
+    elif isinstance(one, Turns):
+      now += one.count * scheduled(one.body, core_of, traffic_of)
+    elif isinstance(one, Wait):
+      now = max(now, done.pop(one.name, 0.0))
+    else:
+      network, seconds = traffic_of(one)
+      busy[network] = max(now, busy.get(network, 0.0)) + seconds
+      if one.awaited:
+        done[one.awaited] = busy[network]
+      else:
+        now = busy[network]
+  return max(now, *done.values(), 0.0)
+
+
 def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   """Of a program's cost."""
   chip, groups = topology.chip, Groups(mesh)
   flops, bytes_ = chip.flops / chip.devices, chip.hbm_rate / chip.devices
-  core = sum(one.times * max(one.flops / flops, one.bytes / bytes_) for one in cost.work)
+  core_of = lambda one: max(one.flops / flops, one.bytes / bytes_)
+
+  def traffic(one: Transfer) -> Traffic | None:
+    members = groups.across() if one.groups == SLICES else groups.members(one.groups, one.kind == 'collective-permute')
+    return traffic_of(one, members, topology) if members.count > 1 else None
+
+  def once(one: Transfer) -> tuple[str, float]:
+    made = traffic(one._replace(times=1))
+    return (f'{made.network} {made.axes}', made.seconds) if made else ('', 0.0)
+
   found: dict[tuple[str, str, str], Traffic] = {}
-  for one in cost.transfers:
-    pairs = one.kind == 'collective-permute'
-    members = groups.across() if one.groups == SLICES else groups.members(one.groups, pairs)
-    if members.count > 1:
-      new = traffic_of(one, members, topology)
-      old = found.get(new[:3], Traffic(*new[:3], 0, 0.0, 0.0))
-      found[new[:3]] = Traffic(*new[:3], old.count + new.count, old.moved + new.moved, old.seconds + new.seconds)
-  traffic = sorted(found.values(), key=lambda one: -one.seconds)
+  for new in filter(None, map(traffic, cost.transfers)):
+    old = found.get(new[:3], Traffic(*new[:3], 0, 0.0, 0.0))
+    found[new[:3]] = Traffic(*new[:3], old.count + new.count, old.moved + new.moved, old.seconds + new.seconds)
+  kinds = sorted(found.values(), key=lambda one: -one.seconds)
   networks: dict[str, float] = {}
-  for one in traffic:
+  for one in kinds:
     name = f'{one.network} {one.axes}'
     networks[name] = networks.get(name, 0.0) + one.seconds
-  return Estimate(cost.flops / flops, cost.bytes / bytes_, core, networks, traffic)
+  core = sum(one.times * core_of(one) for one in cost.work)
+  return Estimate(cost.flops / flops, cost.bytes / bytes_, core, scheduled(cost.order, core_of, once), networks, kinds)

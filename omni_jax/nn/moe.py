@@ -37,7 +37,7 @@ class MoE(nnx.Module):
       logits_BLE = jnp.einsum('blme,blm->ble', logits_BLE.reshape(*modality_BL.shape, self.routers, -1), own_BLM)
     routing = moe_router.route(logits_BLE, bias_E, modality_BL > 0, top_k=self.top_k)
     weights = Experts(*(w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down)))
-    y_BLD, dropped = moe_expert_parallel(x_BLD, weights, routing.expert_TK, routing.weight_TK, how=self.how, mesh=mesh)
-    if self.shared is not None:
-      y_BLD = y_BLD + self.shared(x_BLD)  # does not wait for the exchange
+    shared_BLD = self.shared(x_BLD) if self.shared is not None else None
+    y_BLD, dropped = moe_expert_parallel(x_BLD, shared_BLD, weights, routing.expert_TK, routing.weight_TK, how=self.how,
+                                         mesh=mesh)
     return y_BLD, moe_router.stats(logits_BLE, routing, modality_BL, dropped)

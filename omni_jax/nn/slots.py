@@ -28,7 +28,7 @@ def assign_blocks(expert_TK: Int[Array, 'T K'], experts: int, block: int) -> Blo
   blocks = -(-expert_TK.size // block) + experts
   chosen_CE = jax.nn.one_hot(expert_TK.reshape(-1), experts, dtype=jnp.int32)
   blocks_E = -(-chosen_CE.sum(axis=0) // block)
-  first_E = jnp.cumsum(blocks_E) - blocks_E
+  first_E = sums_before(blocks_E[:, None])[:, 0]
   slot_C = jnp.where(chosen_CE.any(axis=1), chosen_CE @ first_E * block + _rank(chosen_CE), blocks * block)
   expert_N = jnp.sum(jnp.arange(blocks)[:, None] >= first_E[None], axis=1) - 1
   return Blocks(_inverse(slot_C.reshape(expert_TK.shape), blocks * block), jnp.clip(expert_N, 0, experts - 1))
@@ -53,7 +53,7 @@ def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[
   assert choices * (groups + 1) < 2**31, (choices, groups)
   chosen_CG = jax.nn.one_hot(group_C, groups, dtype=jnp.int32)
   size_G = chosen_CG.sum(axis=0)
-  first_G = jnp.cumsum(size_G) - size_G
+  first_G = sums_before(size_G[:, None])[:, 0]
   here_C = chosen_CG.any(axis=1)
   slot_C = jnp.where(here_C, chosen_CG @ first_G + _rank(chosen_CG), choices)
   # The inverse by one sort of numbers (group, choice): two stable argsorts take XLA 12 s to compile for a TPU.
@@ -63,14 +63,18 @@ def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[
   return Slots(choice_Z.astype(jnp.int32), slot_C.reshape(group_TK.shape).astype(jnp.int32)), size_G
 
 
-def _rank(chosen_CG: Array, chunk: int = 128) -> Array:
-  """Place of every choice among those of its group: counted inside chunks by a matmul, between them by their sums."""
+def sums_before(count_NG: Int[Array, 'N G']) -> Int[Array, 'N G']:
+  """Exclusive sums along the first axis, exact below 2^24; by a matmul, as XLA compiles a cumsum for a TPU slowly."""
+  before_NN = jnp.tri(len(count_NG), k=-1, dtype=jnp.float32)
+  sums_NG = jnp.dot(before_NN, count_NG.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+  return sums_NG.astype(jnp.int32)
+
+
+def _rank(chosen_CG: Array, chunk: int = 512) -> Array:
+  """Place of every choice among those of its group: counted inside chunks, and between them by their sums."""
   padded_CG = jnp.pad(chosen_CG, ((0, -len(chosen_CG) % chunk), (0, 0)))
   chosen_NcG = padded_CG.reshape(-1, chunk, padded_CG.shape[1])
-  before_cc = jnp.tri(chunk, k=-1, dtype=jnp.float32)
-  rank_NcG = jnp.einsum('ij,njg->nig', before_cc, chosen_NcG.astype(jnp.float32)).astype(jnp.int32)  # exact below 2^24
-  count_NG = chosen_NcG.sum(axis=1)
-  rank_NcG = rank_NcG + (jnp.cumsum(count_NG, axis=0) - count_NG)[:, None]
+  rank_NcG = jax.vmap(sums_before)(chosen_NcG) + sums_before(chosen_NcG.sum(axis=1))[:, None]
   return (rank_NcG * chosen_NcG).sum(axis=2).reshape(-1)[:len(chosen_CG)]
 
 

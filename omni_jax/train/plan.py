@@ -99,4 +99,5 @@ def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = No
   update = Update(part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze))
   step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update)
   return OmniProgram(jax.jit(init, out_shardings=layout),
-                     jax.jit(step, donate_argnums=0, out_shardings=(layout, None)), shapes, layout)
+                     jax.jit(step, donate_argnums=0, out_shardings=(layout, None),
+                             compiler_options=sharding.compiler_options(plan.mesh)), shapes, layout)

@@ -86,8 +86,8 @@ def spread_out(sizes, how, x, weights, weight, expert):
   rows = lambda a: a.reshape(ROWS, LENGTH, -1)
   shares = []
 
-  def experts(*inputs):
-    y, dropped = moe_expert_parallel(*inputs, how=how, mesh=mesh)
+  def experts(x, *rest):
+    y, dropped = moe_expert_parallel(x, None, *rest, how=how, mesh=mesh)
     jax.debug.callback(shares.append, dropped)
     return y
   with jax.set_mesh(mesh := make_mesh(sizes)):
