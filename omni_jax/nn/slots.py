@@ -64,17 +64,19 @@ def assign_sorted(group_TK: Int[Array, 'T K'], groups: int) -> tuple[Slots, Int[
 
 
 def sums_before(count_NG: Int[Array, 'N G']) -> Int[Array, 'N G']:
-  """Exclusive sums along the first axis, exact below 2^24; by a matmul, as XLA compiles a cumsum for a TPU slowly."""
-  before_NN = jnp.tri(len(count_NG), k=-1, dtype=jnp.float32)
-  sums_NG = jnp.dot(before_NN, count_NG.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-  return sums_NG.astype(jnp.int32)
+  """Exclusive sums along the first axis, all with all: XLA compiles a cumsum for a TPU slowly."""
+  before_NN1 = jnp.tri(len(count_NG), k=-1, dtype=bool)[..., None]
+  return jnp.where(before_NN1, count_NG[None], 0).sum(axis=1)
 
 
-def _rank(chosen_CG: Array, chunk: int = 512) -> Array:
-  """Place of every choice among those of its group: counted inside chunks, and between them by their sums."""
+def _rank(chosen_CG: Array) -> Array:
+  """Place of every choice among those of its group: counted inside chunks by a matmul, between them by their sums."""
+  chunk = min(512, len(chosen_CG))
   padded_CG = jnp.pad(chosen_CG, ((0, -len(chosen_CG) % chunk), (0, 0)))
   chosen_NcG = padded_CG.reshape(-1, chunk, padded_CG.shape[1])
-  rank_NcG = jax.vmap(sums_before)(chosen_NcG) + sums_before(chosen_NcG.sum(axis=1))[:, None]
+  before_cc = jnp.tri(chunk, k=-1, dtype=jnp.float32)
+  rank_NcG = jnp.einsum('ij,njg->nig', before_cc, chosen_NcG.astype(jnp.float32)).astype(jnp.int32)  # exact below 2^24
+  rank_NcG = rank_NcG + sums_before(chosen_NcG.sum(axis=1))[:, None]
   return (rank_NcG * chosen_NcG).sum(axis=2).reshape(-1)[:len(chosen_CG)]
 
 
