@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from omni_jax.compile import hlo, topology
-from omni_jax.compile.cost import cost_of
+from omni_jax.compile.cost import cost_of, Transfer, Turns, Wait, Work
 from omni_jax.compile.groups import Groups, Members
-from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes
-from omni_jax.sharding import make_mesh
+from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes, scheduled
+from omni_jax.nn.expert_parallel import Dispatch, Exchange
+from omni_jax.nn.moe import MoE
+from omni_jax.sharding import BATCH_AXES, compiler_options, make_mesh
 
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'),
                                   reason='libtpu is not installed; pip install "jax[tpu]"')
@@ -189,3 +192,92 @@ def test_instructions_may_go_over_several_lines():
 
 def test_moved_bytes_of_a_ring_are_what_every_member_sends():
   assert np.isclose(moved_bytes('all-reduce', 8.0, 8), 2 * moved_bytes('reduce-scatter', 8.0, 8))
+
+
+WORK = Work('add', 1, 0.0, 0.0, '')
+send = lambda awaited='', network='ICI fsdp': Transfer('gather', 'all-gather', 1, 8.0, network, '', awaited)
+
+
+@pytest.mark.parametrize('order, seconds', [
+    ([WORK, send(), WORK], 2 + 3 + 2),
+    ([send('a'), WORK, WORK, Wait('a')], 2 + 2),
+    ([send('a'), WORK, Wait('a'), WORK], 3 + 2),
+    ([send('a'), send('b'), WORK, Wait('b')], 3 + 3),  # one network, one transfer at a time
+    ([send('a'), send('b', 'ICI expert'), WORK, Wait('b'), Wait('a')], 3),
+    ([send('a'), send(), WORK, Wait('a')], 3 + 3 + 2),
+    ([Turns(5, [send('a'), WORK, Wait('a')]), WORK], 5 * 3 + 2),
+    ([send('a'), Turns(5, [WORK]), Wait('a')], 5 * 2),
+    ([WORK, send('a')], 2 + 3),
+], ids=['in_line', 'hidden', 'partly_hidden', 'two_behind_each_other', 'two_networks', 'one_holds_up_another', 'loop',
+        'behind_a_loop', 'awaited_by_nothing'])
+def test_seconds_of_a_schedule(order, seconds):
+  assert scheduled(order, lambda one: 2.0, lambda one: (one.groups, 3.0)) == seconds
+
+
+def test_the_order_of_a_program_has_the_three_forms_of_what_runs_beside_the_core():
+  text = '''HloModule m, is_scheduled=true
+
+%inside (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  ROOT %r = f32[8]{0} all-to-all(%a), channel_id=1, replica_groups={{0,1}}
+}
+
+%begin (b: f32[8]) -> f32[16] {
+  %b = f32[8]{0} parameter(0)
+  %g = f32[16]{0} all-gather(%b), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+  ROOT %s = f32[16]{0} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%end (c: f32[16]) -> f32[16] {
+  %c = f32[16]{0} parameter(0)
+  %h = f32[16]{0} all-gather(%c), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+  ROOT %t = f32[16]{0} custom-call(%h), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: f32[8]) -> f32[16] {
+  %p = f32[8]{0} parameter(0)
+  %x = ((f32[8]{0}), f32[8]{0}) async-start(%p), calls=%inside
+  %y = (f32[8]{0}, f32[16]{0}) all-gather-start(%p), channel_id=3, replica_groups={{0,1}}, dimensions={0}
+  %z = f32[16]{0} fusion(%p), kind=kCustom, calls=%begin
+  %q = f32[8]{0} add(%p, %p)
+  %zd = f32[16]{0} fusion(%z), kind=kCustom, calls=%end
+  %xu = ((f32[8]{0}), f32[8]{0}) async-update(%x), calls=%inside
+  %xd = f32[8]{0} async-done(%xu), calls=%inside
+  %yd = f32[16]{0} all-gather-done(%y)
+  %u = f32[8]{0} all-reduce(%xd), channel_id=9, replica_groups={{0,1}}, to_apply=%inside
+  ROOT %v = f32[16]{0} add(%yd, %zd)
+}
+'''
+  order = [one for one in cost_of(hlo.parse(text)).order if not isinstance(one, Work) or one.name == 'q']
+  begun = [(one.kind, one.awaited) for one in order if isinstance(one, Transfer)]
+  assert begun == [('all-to-all', 'x'), ('all-gather', 'y'), ('all-gather', 'channel 7'), ('all-reduce', '')]
+  assert [one.name for one in order[3:7]] == ['q', 'channel 7', 'x', 'y']
+
+
+@needs_libtpu
+def test_the_shared_expert_runs_while_tokens_are_on_their_way():
+  """In a train step: libtpu's scheduler puts at least two of its three products between a start and its end."""
+  mesh = make_mesh(dict(expert=-1), topology.describe('v5p:2x2x1').devices)
+  width, shared, rows, length = 512, 768, 8, 1024  # gate and up of the routed experts have other FLOPs
+  model = nnx.eval_shape(lambda: MoE(width, 256, 8, 2, shared, Dispatch(Exchange.ALL_TO_ALL), rngs=nnx.Rngs(0)))
+  graph, weights = nnx.split(model)
+  weights = jax.tree.map(lambda w: placed(mesh, w.shape, *(('expert',) if w.ndim == 3 else ())), weights)
+
+  def loss(weights, x_BLD, modality_BL, bias_E):
+    return nnx.merge(graph, weights)(x_BLD, modality_BL, bias_E, mesh)[0].astype(jnp.float32).sum()
+  with jax.set_mesh(mesh):
+    found = cost(jax.value_and_grad(loss, argnums=(0, 1)), weights, placed(mesh, (rows, length, width), BATCH_AXES),
+                 placed(mesh, (rows, length), BATCH_AXES, dtype=jnp.int32), placed(mesh, (8,), dtype=jnp.float32),
+                 compiler_options=compiler_options(mesh))
+  product = 2 * rows * length / 4 * width * shared
+  under_way, meanwhile = set(), 0
+  for one in found.order:
+    if isinstance(one, Transfer) and one.kind == 'ragged-all-to-all' and one.awaited:
+      under_way.add(one.awaited)
+    elif isinstance(one, Wait):
+      under_way.discard(one.name)
+    elif isinstance(one, Work) and one.name.startswith('gmm'):
+      break  # the routed experts: the tokens are there
+    elif isinstance(one, Work) and under_way:
+      meanwhile += one.flops == product
+  assert meanwhile >= 2
