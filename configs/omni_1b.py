@@ -63,9 +63,9 @@ def text_only(c: ConfigDict) -> ConfigDict:
   """The same decoder on rows of text; for comparison with trainers that know nothing else."""
   c.data.budget.update(dict(seen=0, drawn=0, heard_frames=0, spoken_frames=0))
   c.stages = ('omni',)
-  small = dict(width=128, layers=1, heads=1, hidden=128)
-  c.model.image_embed.update(dict(layers=0, hidden=128))
-  c.model.audio_embed.hidden = 128
+  small = dict(width=256, layers=1, heads=1, hidden=256)  # which 256 chips divide
+  c.model.image_embed.update(dict(layers=0, hidden=256))
+  c.model.audio_embed.hidden = 256
   for part in (c.model.dit, c.model.codec_head, c.model.codec):
     part.update(small)
   c.model.codec.update(dict(latent=16, codebooks=1, entries=16))

@@ -83,7 +83,7 @@ def ways(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
   return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
 
 
-def check_divides(mesh: Mesh, rows: int, experts: int) -> None:
+def check_divides(mesh: Mesh | jax.sharding.AbstractMesh, rows: int, experts: int) -> None:
   """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
   if rows % (n := ways(mesh, 'batch')):
     raise UserError(f'batch of {rows} rows does not divide by {n} devices of {BATCH_AXES}; '
@@ -98,7 +98,7 @@ def said(axis: str) -> str:
   return ' x '.join(f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names))
 
 
-def check_sizes(mesh: Mesh, sizes: Iterable[tuple[str, int, str]]) -> None:
+def check_sizes(mesh: Mesh | jax.sharding.AbstractMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
   """Refuses, before compilation, a main dimension that the mesh axes of its logical axis do not divide.
 
   `fitting` would keep it whole on every device without a word: harmless for small tables, not for what these sizes

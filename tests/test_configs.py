@@ -1,18 +1,20 @@
 """Every file of configs/ is a run that can start: its network, its optimizers, its data and its command exist."""
 
 import ast
+import math
 import runpy
 
 import jax
 import pytest
 from samples import ROOT
 
+from omni_jax.compile import topology
 from omni_jax.data.loader import LoaderConfig
 from omni_jax.data.sources import SOURCES
 from omni_jax.errors import UserError
 from omni_jax.evaluate.run import limits_of
-from omni_jax.model import abstract, OmniConfig
-from omni_jax.sharding import AXES
+from omni_jax.model import abstract, main_sizes, OmniConfig
+from omni_jax.sharding import AXES, check_divides, check_sizes
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import OptimConfig
 from omni_jax.train.stages import dataclass_of, STAGES
@@ -84,3 +86,23 @@ def test_misspelt_settings_are_named(kind, part):
   config[first][second].rwos = 1
   with pytest.raises(UserError, match=rf'config\.{part}: .*rwos'):
     dataclass_of(kind, config[first][second], part)
+
+
+PODS = runpy.run_path(str(ROOT / 'launch' / 'pods.py'))['RUNS']
+
+
+@pytest.mark.parametrize('name', PODS)
+def test_chips_of_the_pods_page_divide_what_they_split(name):
+  """Without devices: sizes alone, before anybody waits for a compiler."""
+  _, file, where, _, overrides = PODS[name]
+  file, _, variant = file.partition(':')
+  config = runpy.run_path(str(ROOT / 'configs' / file.removesuffix('.py')) + '.py')['get_config'](*filter(None, [variant]))
+  config.update_from_flattened_dict(overrides)
+  slices, _, sides = topology.parse(where)
+  sizes = {axis: config.mesh.get(axis, 1) for axis in AXES}
+  rest = slices * math.prod(sides) // -math.prod(sizes.values())
+  mesh = jax.sharding.AbstractMesh(tuple(rest if n == -1 else n for n in sizes.values()), AXES)
+  omni = OmniConfig.from_config(config.model)
+  check_sizes(mesh, main_sizes(omni))
+  for rows in (config.data.budget.rows, config.codec.batch):
+    check_divides(mesh, rows, omni.decoder.experts)

@@ -1,7 +1,9 @@
 """The launch scripts, without what they launch."""
 
+import json
 import os
 import pathlib
+import runpy
 import shlex
 import signal
 import subprocess
@@ -85,3 +87,11 @@ def test_tpu_vm_needs_a_source(tmp_path):
   env = {'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'}
   done = subprocess.run(['bash', copy / 'tpu_vm.sh', 'c.py', 'dir'], env=env, capture_output=True, text=True)
   assert done.returncode == 2 and 'SOURCE' in done.stderr
+
+
+def test_the_page_of_pods_is_made_of_its_facts():
+  """docs/pods.md by `python launch/pods.py --page`, from what was measured, of every run in the table."""
+  pods = runpy.run_path(str(LAUNCH / 'pods.py'))
+  facts = json.loads(pods['FACTS'].read_text())
+  assert set(facts) == set(pods['RUNS'])
+  assert pods['PAGE'].read_text() == pods['page'](facts)
