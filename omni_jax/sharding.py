@@ -136,7 +136,7 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def shard_items(x: jax.Array) -> jax.Array:
-  """Images or frames on the first axis, flattened out of rows, go where their rows are; nothing without a mesh.
+  """Rows on the first axis, or images or frames that are flattened out of them, stay there; nothing without a mesh.
 
   Without it XLA gathers the items of all rows on every device rather than a weight (docs/decisions.md, 38).
   """

@@ -40,15 +40,15 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
 
 
 def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, position_BL3: Array, bias_IE: Array,
-           mesh: Mesh, block_BL: Array | None = None) -> tuple[Array, Rows]:
-  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` as in `cached`.
+           mesh: Mesh, block_BL: Array | None = None, first: bool = False) -> tuple[Array, Rows]:
+  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` and `first` as in `extend`.
 
   Returns:
     hidden_BLD of the piece, and the rows with cache and length moved on (time and hidden state are the caller's).
   """
   valid_BL = modality_BL > 0
   slot_BL = slots_of(valid_BL, rows.length_B, rows.cache.key_BSGA.shape[2])
-  decoded = omni.decoder.extend(x_BLD, slot_BL, modality_BL, position_BL3, bias_IE, mesh, rows.cache, block_BL)
+  decoded = omni.decoder.extend(x_BLD, slot_BL, modality_BL, position_BL3, bias_IE, mesh, rows.cache, block_BL, first)
   return decoded.hidden_BLD, rows._replace(cache=decoded.cache, length_B=rows.length_B + valid_BL.sum(axis=1))
 
 
@@ -65,7 +65,7 @@ def prefill(params: Any, bias_IE: Array, batch: Batch, encoded: Encoded, key_B: 
                mode_B=none_B + int(Mode.START), key_B=key_B, said_B=none_B, token_BO=code_BOJ[..., 0],
                code_BOJ=code_BOJ, frames_B=none_B)
   hidden_BLD, rows = append(omni, empty, omni.embed(batch, encoded), batch.modality_BL, batch.position_BL3, bias_IE,
-                            mesh, omni.open_blocks(batch))
+                            mesh, omni.open_blocks(batch), first=True)
   last_BD = jnp.take_along_axis(hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]
   time_B = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0).max(axis=(1, 2)) + 1
   return rows._replace(hidden_BD=last_BD, time_B=time_B)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from omni_jax import sharding
 from omni_jax.nn.context import attend
 from omni_jax.nn.layers import Linear, RMSNorm
 from omni_jax.nn.reach import Reach
@@ -36,7 +37,8 @@ class Attention(nnx.Module):
                ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Attends to the row itself, or, with a cache, to the cache after writing x into its slots.
 
-    A slot outside the cache is not written: that is how padding is kept out.
+    A slot outside the cache is not written: that is how padding is kept out. Where the reach is of the row's own
+    positions x is the beginning of its row: it is written, too, but attends to itself, as in training.
 
     Args:
       mesh: as in `context.attend`.
@@ -51,8 +53,8 @@ class Attention(nnx.Module):
       q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)
     if cache is not None:
       row = jnp.arange(b)[:, None]
-      cache = KVCache(cache.key_BSGA.at[row, slot_BL].set(k.astype(cache.key_BSGA.dtype), mode='drop'),
-                      cache.value_BSGA.at[row, slot_BL].set(v.astype(cache.value_BSGA.dtype), mode='drop'))
-      k, v = cache
+      write = lambda old, new: sharding.shard_items(old.at[row, slot_BL].set(new.astype(old.dtype), mode='drop'))
+      cache = KVCache(write(cache.key_BSGA, k), write(cache.value_BSGA, v))
+      k, v = (k, v) if reach.key_segment_BS is None else cache
     y = attend(q, k.astype(q.dtype), v.astype(q.dtype), reach, mesh)
     return self.out(y.reshape(b, l, heads * head_dim)), cache

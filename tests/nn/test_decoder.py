@@ -56,3 +56,23 @@ def test_impossible_sizes_are_refused(wrong, message):
 
 def test_remat_is_named_as_in_the_config():
   assert DecoderConfig(remat='full').remat is Remat.FULL
+
+
+@pytest.mark.parametrize('block', [None, [[0, 1, 1, 1, 0, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]]], ids=['causal', 'blocks'])
+def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
+  """Hidden states of all that is valid and the whole cache: padding is written by neither."""
+  decoder, mesh = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)), make_mesh({})
+  x = jax.random.normal(jax.random.key(0), (2, 8, 16))
+  valid = jnp.asarray([[True] * 7 + [False], [True] * 2 + [False] * 6])
+  slot = jnp.where(valid, jnp.arange(8), 11)
+  position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (2, 8, 3))
+
+  def extended(first):
+    return decoder.extend(x, slot, valid.astype(jnp.int32), position, jnp.zeros((2, 4)), mesh,
+                          decoder.init_cache(2, 11), block if block is None else jnp.asarray(block), first=first)
+  with jax.set_mesh(mesh):
+    ours, theirs = extended(True), extended(False)
+  np.testing.assert_allclose(ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6)
+  for a, b in zip(ours.cache, theirs.cache, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert np.abs(b[:, 0, :7]).min() > 0 and not b[:, 1, 2:].any()
