@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from omni_jax.generate.grammar import Mode
 from omni_jax.model import Encoded, merge, OmniModel
 from omni_jax.nn.attention import KVCache
+from omni_jax.nn.reach import cached, packed_rows
 from omni_jax.types import Batch
 
 
@@ -40,15 +41,17 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
 
 
 def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, position_BL3: Array, bias_IE: Array,
-           mesh: Mesh, block_BL: Array | None = None, first: bool = False) -> tuple[Array, Rows]:
-  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` and `first` as in `extend`.
+           mesh: Mesh, block_BL: Array | None = None) -> tuple[Array, Rows]:
+  """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` as in `cached`.
 
   Returns:
     hidden_BLD of the piece, and the rows with cache and length moved on (time and hidden state are the caller's).
   """
   valid_BL = modality_BL > 0
-  slot_BL = slots_of(valid_BL, rows.length_B, rows.cache.key_BSGA.shape[2])
-  decoded = omni.decoder.extend(x_BLD, slot_BL, modality_BL, position_BL3, bias_IE, mesh, rows.cache, block_BL, first)
+  slots = rows.cache.key_BSGA.shape[2]
+  slot_BL = slots_of(valid_BL, rows.length_B, slots)
+  decoded = omni.decoder.extend(x_BLD, slot_BL, modality_BL, position_BL3, bias_IE, mesh, rows.cache,
+                                cached(slot_BL, slots, block_BL))
   return decoded.hidden_BLD, rows._replace(cache=decoded.cache, length_B=rows.length_B + valid_BL.sum(axis=1))
 
 
@@ -57,18 +60,17 @@ def prefill(params: Any, bias_IE: Array, batch: Batch, encoded: Encoded, key_B: 
   """Reads the prompts, one per row, and stands where the reply begins."""
   omni = merge(model, params)
   b = len(batch.token_BL)
-  length_B = (batch.segment_BL > 0).sum(axis=1)
-  cache = omni.decoder.init_cache(b, room.slots, jnp.dtype(model.config.dtype))
-  none_B = jnp.zeros(b, jnp.int32)
-  code_BOJ = jnp.zeros((b, room.max_new, model.config.codec.codebooks), jnp.int32)
-  empty = Rows(cache, length_B=none_B, time_B=jnp.zeros(b), hidden_BD=jnp.zeros((b, 0)),
-               mode_B=none_B + int(Mode.START), key_B=key_B, said_B=none_B, token_BO=code_BOJ[..., 0],
-               code_BOJ=code_BOJ, frames_B=none_B)
-  hidden_BLD, rows = append(omni, empty, omni.embed(batch, encoded), batch.modality_BL, batch.position_BL3, bias_IE,
-                            mesh, omni.open_blocks(batch), first=True)
-  last_BD = jnp.take_along_axis(hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]
+  valid_BL = batch.modality_BL > 0
+  length_B, none_B = valid_BL.sum(axis=1), jnp.zeros(b, jnp.int32)
+  reach = packed_rows(valid_BL.astype(jnp.int32), omni.open_blocks(batch))  # nothing else is in the cache
+  decoded = omni.decoder.extend(omni.embed(batch, encoded), slots_of(valid_BL, none_B, room.slots), batch.modality_BL,
+                                batch.position_BL3, bias_IE, mesh,
+                                omni.decoder.init_cache(b, room.slots, jnp.dtype(model.config.dtype)), reach)
+  last_BD = jnp.take_along_axis(decoded.hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]
   time_B = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0).max(axis=(1, 2)) + 1
-  return rows._replace(hidden_BD=last_BD, time_B=time_B)
+  code_BOJ = jnp.zeros((b, room.max_new, model.config.codec.codebooks), jnp.int32)
+  return Rows(decoded.cache, length_B, time_B, last_BD, mode_B=none_B + int(Mode.START), key_B=key_B, said_B=none_B,
+              token_BO=code_BOJ[..., 0], code_BOJ=code_BOJ, frames_B=none_B)
 
 
 def split_rows(key_B: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from omni_jax.nn.attention import Attention, KVCache
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE
-from omni_jax.nn.reach import cached, packed_rows
+from omni_jax.nn.reach import packed_rows, Reach
 from omni_jax.nn.rope import mrope_angles
 
 
@@ -130,15 +130,13 @@ class Decoder(nnx.Module):
 
   def extend(self, x_BLD: Float[Array, 'B L D'], slot_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
              position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache,
-             block_BL: Int[Array, 'B L'] | None = None, first: bool = False) -> Decoded:
+             reach: Reach) -> Decoded:
     """The next L positions of each row, against a cache; positions with a slot past its end are padding.
 
     Args:
-      block_BL: as in `cached`.
-      first: the cache is empty: what the positions look at is among them, so that a kernel for whole rows will do.
+      reach: `cached`, or, where the cache is empty, `packed_rows`: the positions look at themselves alone, and a kernel
+        for whole rows will do.
     """
-    slots = cache.key_BSGA.shape[2]
-    reach = packed_rows((slot_BL < slots).astype(jnp.int32), block_BL) if first else cached(slot_BL, slots, block_BL)
     return self._scan(x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
 
   def _scan(self, x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:

@@ -56,14 +56,14 @@ def moe_expert_parallel(x_BLD: Array, shared_BLD: Array | None, weights: Experts
   if mesh.size == 1:
     y_BLD = compute(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK)).reshape(x_BLD.shape)
     return Mixed(y_BLD if shared_BLD is None else y_BLD + shared_BLD, jnp.zeros(()))
-  ways = mesh.shape[sharding.EXPERT_AXIS]
   layouts = [sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec for axes, w in zip(AXES, weights, strict=True)]
-  exchange = partial(_all_to_all if how.exchange == Exchange.ALL_TO_ALL and ways > 1 else _gather, ways=ways)
+  apart = mesh.shape[sharding.EXPERT_AXIS] > 1
+  exchange = _all_to_all if how.exchange == Exchange.ALL_TO_ALL and apart else _gather
 
   def local(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK):
     weights = Experts(*(sharding.whole_width(w, layout) for w, layout in zip(weights, layouts, strict=True)))
     y_TD, shared_BLD, dropped = exchange(flat(x_BLD), shared_BLD, weights, flat(expert_BLK), flat(weight_BLK),
-                                         compute=compute, how=how, ragged=mesh.devices.flat[0].platform != 'cpu')
+                                         compute=compute, how=how, mesh=mesh)
     if layouts[0][2]:  # the hidden width is split: each device has a part of every sum
       y_TD = jax.lax.psum(y_TD, layouts[0][2])
     y_BLD = y_TD.reshape(x_BLD.shape)
@@ -81,10 +81,10 @@ def moe_expert_parallel(x_BLD: Array, shared_BLD: Array | None, weights: Experts
 AXES = Experts(('expert', 'expert_embed', 'mlp'), ('expert', 'expert_embed', 'mlp'), ('expert', 'mlp_rows', None))
 
 
-def _gather(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):
+def _gather(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, mesh):
   """All tokens of the devices that share the experts, each device with its own experts; then the sum."""
-  del how, ragged
-  if ways == 1:
+  del how
+  if mesh.shape[sharding.EXPERT_AXIS] == 1:
     return compute(x_TD, weights, expert_TK, weight_TK), shared, jnp.zeros(())
   everyone = partial(jax.lax.all_gather, axis_name=sharding.EXPERT_AXIS, axis=0, tiled=True)
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * len(weights.up_EDF)
@@ -101,12 +101,13 @@ def _meanwhile(arrived_RD: Array, weight_RK: Array, shared: Array | None) -> tup
   return arrived_RD, weight_RK, shared
 
 
-def _all_to_all(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, ragged, ways):
+def _all_to_all(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, mesh):
   """Every choice to the device that has its expert, and back.
 
   Dropped is what finds no place there: of each sender the choices that come last in the row.
   """
-  experts, choices = len(weights.up_EDF), expert_TK.size
+  ways, experts, choices = mesh.shape[sharding.EXPERT_AXIS], len(weights.up_EDF), expert_TK.size
+  ragged = mesh.devices.flat[0].platform != 'cpu'
   most = ways * len(x_TD) * min(expert_TK.shape[1], experts)  # a token's choices are different experts
   room = min(most, -(-int(choices * how.capacity) // ways) * ways) if how.capacity else most
   route = (_ragged_route if ragged else _equal_route)(expert_TK // experts, ways, room)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omni_jax.nn.decoder import Decoder, DecoderConfig, Remat
+from omni_jax.nn.reach import cached, packed_rows
 from omni_jax.sharding import make_mesh
 
 SIZES = dict(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, expert_hidden=8, shared_hidden=8, block=8)
@@ -67,11 +68,13 @@ def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
   slot = jnp.where(valid, jnp.arange(8), 11)
   position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (2, 8, 3))
 
-  def extended(first):
+  block = block if block is None else jnp.asarray(block)
+
+  def extended(reach):
     return decoder.extend(x, slot, valid.astype(jnp.int32), position, jnp.zeros((2, 4)), mesh,
-                          decoder.init_cache(2, 11), block if block is None else jnp.asarray(block), first=first)
+                          decoder.init_cache(2, 11), reach)
   with jax.set_mesh(mesh):
-    ours, theirs = extended(True), extended(False)
+    ours, theirs = extended(packed_rows(valid.astype(jnp.int32), block)), extended(cached(slot, 11, block))
   np.testing.assert_allclose(ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6)
   for a, b in zip(ours.cache, theirs.cache, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
