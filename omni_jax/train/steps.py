@@ -1,8 +1,8 @@
 """The folder of a stage: which steps count, and how one is begun, ended, removed or put aside without renaming.
 
 A step counts while its folder holds a manifest. Object stores have no atomic rename, so none is used: a file
-`STEP.unfinished` beside the folder says that a step is being written or removed. A folder without manifest is the rest
-of such a process where that file is there; otherwise somebody else took the manifest away, and the step is put aside.
+`STEP.unfinished` beside the folder says that a step is being written or removed. A folder without a whole manifest is
+the rest of such a process where that file is there; otherwise somebody else damaged the step, and it is put aside.
 """
 
 from etils import epath
@@ -96,6 +96,15 @@ def aside(folder: epath.Path) -> list[epath.Path]:
   return sorted(path for path in there if not path.name.endswith(UNFINISHED))
 
 
+def _half_written(step_folder: epath.Path) -> bool:
+  """Whether a process ended while it wrote the manifest."""
+  try:
+    manifest.read(step_folder)
+  except manifest.Damaged:
+    return True
+  return False
+
+
 def tidy(folder: epath.Path) -> list[str]:
   """Ends what a killed process began; only for the one process that writes here.
 
@@ -104,7 +113,7 @@ def tidy(folder: epath.Path) -> list[str]:
   """
   said, good = [], listed(folder)
   for step in folders(folder):
-    if step in good:
+    if step in good and not (_mark(folder, step).exists() and _half_written(folder / str(step))):
       end(folder, step)
     elif _mark(folder, step).exists():
       remove(folder, step)

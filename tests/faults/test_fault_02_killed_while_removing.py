@@ -70,6 +70,21 @@ def test_fault_02_and_06_whatever_the_write_at_which_the_process_ends_every_list
   assert outcomes == {(1, 2), (1, 2, 3), (2, 3)}
 
 
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
+def test_fault_02_a_manifest_of_which_a_killed_process_wrote_a_part_is_no_damage(share, tmp_path):
+  """Creating a file and writing it are two things, and a kill may come between."""
+  saved(tmp_path, 1, 2)
+  folder = epath.Path(tmp_path / 'checkpoints' / 'toy')
+  path, said = folder / '2' / 'manifest.json', []
+  whole = path.read_bytes()
+  path.write_bytes(whole[:int(share * len(whole))])
+  steps.begin(folder, 2)
+  with Checkpoints(str(tmp_path), 'toy', say=said.append) as checkpoints:
+    assert same(checkpoints.resume(fresh()).state, states(1)[0])
+  assert said[0] == f'{folder}/2 was not finished and is removed' and not any('WARNING' in line for line in said)
+  assert steps.folders(folder) == [1] and not list(folder.glob('*.unfinished')) and not steps.aside(folder)
+
+
 DYING = '''
 import os, signal
 from faults import toy
