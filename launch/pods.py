@@ -112,7 +112,7 @@ def commits(facts: dict) -> str:
   """What was measured at which commit."""
   by_commit = {}
   for name in (name for name in RUNS if name in facts):
-    by_commit.setdefault(facts[name].get('commit', 'unknown'), []).append(name)
+    by_commit.setdefault(facts[name]['commit'], []).append(name)
   return '; '.join(f'{", ".join(names)} at {commit}' for commit, names in by_commit.items())
 
 

@@ -54,8 +54,8 @@ def moe_expert_parallel(x_BLD: Array, shared_BLD: Array | None, weights: Experts
   compute = partial(moe_experts, grouped=Grouped.of(mesh), block=how.block)
   flat = lambda a: a.reshape(-1, a.shape[-1])
   if mesh.size == 1:
-    y_BLD = compute(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK)).reshape(x_BLD.shape)
-    return Mixed(y_BLD if shared_BLD is None else y_BLD + shared_BLD, jnp.zeros(()))
+    y_TD = compute(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK))
+    return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
   layouts = [sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec for axes, w in zip(AXES, weights, strict=True)]
   apart = mesh.shape[sharding.EXPERT_AXIS] > 1
   exchange = _all_to_all if how.exchange == Exchange.ALL_TO_ALL and apart else _gather
@@ -66,14 +66,17 @@ def moe_expert_parallel(x_BLD: Array, shared_BLD: Array | None, weights: Experts
                                          compute=compute, how=how, mesh=mesh)
     if layouts[0][2]:  # the hidden width is split: each device has a part of every sum
       y_TD = jax.lax.psum(y_TD, layouts[0][2])
-    y_BLD = y_TD.reshape(x_BLD.shape)
-    return Mixed(y_BLD if shared_BLD is None else y_BLD + shared_BLD, dropped)
+    return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), dropped)
 
   # A reply that is being written has one position, and perhaps one row: then all devices do the same with it.
   tokens = sharding.spec(*map(partial(sharding.dividing, mesh), ('batch', 'length'), x_BLD.shape))
   everywhere = jax.shard_map(local, mesh=mesh, in_specs=(tokens, tokens, Experts(*layouts), tokens, tokens),
                              out_specs=Mixed(tokens, sharding.spec()), check_vma=False)
   return everywhere(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK)
+
+
+def _sum(routed_BLD: Array, shared_BLD: Array | None) -> Array:
+  return routed_BLD if shared_BLD is None else routed_BLD + shared_BLD
 
 
 # Of the weights. Those of `down` are split along the hidden width, too, by the axis that only saves memory: a slice of
