@@ -96,6 +96,21 @@ def spread_out(sizes, how, x, weights, weight, expert):
   return got, shares[0]
 
 
+@pytest.mark.parametrize('how', [GATHER, EXACT], ids=lambda how: str(how.exchange))
+@pytest.mark.parametrize('sizes', [{}, {'data': 2, 'expert': 2, 'tensor': 2}], ids=str)
+def test_the_shared_expert_is_added_once_with_its_gradient(sizes, how):
+  """Also where devices along `tensor` sum their parts of the routed experts."""
+  x, weights, weight, expert = layer()
+  x, weight, expert = (a.reshape(ROWS, LENGTH, -1) for a in (x, weight, expert))
+  shared = jax.random.normal(jax.random.key(9), x.shape)
+  with jax.set_mesh(mesh := make_mesh(sizes or {'data': 1}, jax.devices()[:8 if sizes else 1])):
+    mixed = lambda shared: moe_expert_parallel(x, shared, weights, expert, weight, how=how, mesh=mesh).y_BLD
+    both, routed = jax.jit(mixed)(shared), jax.jit(lambda: mixed(None))()
+    gradient = jax.jit(jax.grad(lambda shared: (mixed(shared) * shared).sum()))(shared)
+  np.testing.assert_allclose(both, routed + shared, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(gradient, both + shared, rtol=1e-5, atol=1e-5)
+
+
 def by_gathering(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
   """What `jax.lax.ragged_all_to_all` does, which XLA:CPU has not got: written from its documentation."""
   everyone = partial(jax.lax.all_gather, axis_name=axis_name)
