@@ -3,7 +3,7 @@
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
 Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s with the install, from the README's two lines to report.html
-(bar 20, target 10), at commit 2174c56; tests ran beside its middle; omni at 3.5 steps/s with nothing beside it,
+(bar 20, target 10), at commit 2174c56; tests ran beside most of it; omni at 3.5 steps/s with nothing beside it,
 evaluation 54 s. At d8be97a: 2.3 GB at the peak (bar 4), 1.2 % of the omni stage spent waiting for data (medians; bar 2)
 and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Beside it earlier versions: e68bc70 (10 min 7 s with
 the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s).
