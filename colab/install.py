@@ -24,6 +24,7 @@ KEPT = ('jax', 'jaxlib', 'libtpu')  # and every plugin, jax-cuda…, jax-rocm…
 
 class Plan(NamedTuple):
   """What pip is asked to install, and the versions that it may not change."""
+
   missing: list[str]
   kept: list[str]
 
@@ -35,8 +36,11 @@ def plan(wanted: Sequence[str], have: Mapping[str, str]) -> Plan:
     have: versions by canonical name.
   """
   new_enough = 'jax' in have and Version(have['jax']) >= Version(OLDEST_JAX)
-  kept = [f'{name}=={version}' for name, version in sorted(have.items())
-          if new_enough and (name in KEPT or name.startswith(('jax-cuda', 'jax-rocm')))]
+  kept = [
+    f'{name}=={version}'
+    for name, version in sorted(have.items())
+    if new_enough and (name in KEPT or name.startswith(('jax-cuda', 'jax-rocm')))
+  ]
   missing = []
   for requirement in map(Requirement, wanted):
     name = canonicalize_name(requirement.name)
@@ -44,30 +48,48 @@ def plan(wanted: Sequence[str], have: Mapping[str, str]) -> Plan:
       continue
     if name == 'jax':
       missing += [] if new_enough else [f'jax{_accelerator(have)}>={OLDEST_JAX}']
-    elif name not in have or not requirement.specifier.contains(have[name], prereleases=True):
+    elif name not in have or not requirement.specifier.contains(
+      have[name], prereleases=True
+    ):
       missing.append(f'{requirement.name}{requirement.specifier}')
   return Plan(missing, kept)
 
 
 def _accelerator(have: Mapping[str, str]) -> str:
   """The extra of jax for the accelerator whose driver is there."""
-  found = [name.removeprefix('jax-').removesuffix('-plugin') for name in have if name.startswith('jax-cuda')]
+  found = [
+    name.removeprefix('jax-').removesuffix('-plugin')
+    for name in have
+    if name.startswith('jax-cuda')
+  ]
   return '[tpu]' if 'libtpu' in have else f'[{min(found, key=len)}]' if found else ''
 
 
 def main() -> int:
-  project = tomllib.loads((pathlib.Path(__file__).parents[1] / 'pyproject.toml').read_text())['project']
-  wanted = project['dependencies'] + [x for extra in EXTRAS for x in project['optional-dependencies'][extra]]
-  have = {canonicalize_name(d.name): d.version for d in importlib.metadata.distributions() if d.name}
+  project = tomllib.loads(
+    (pathlib.Path(__file__).parents[1] / 'pyproject.toml').read_text()
+  )['project']
+  wanted = project['dependencies'] + [
+    x for extra in EXTRAS for x in project['optional-dependencies'][extra]
+  ]
+  have = {
+    canonicalize_name(d.name): d.version
+    for d in importlib.metadata.distributions()
+    if d.name
+  }
   missing, kept = plan([*wanted, 'matplotlib'], have)
-  print(f'stays: {", ".join(kept) or "no jax"}\ninstalls: {", ".join(missing) or "nothing"}')
+  print(
+    f'stays: {", ".join(kept) or "no jax"}\ninstalls: {", ".join(missing) or "nothing"}'
+  )
   if not missing:
     return 0
   with tempfile.NamedTemporaryFile('w', suffix='.txt') as constraints:
     constraints.write('\n'.join(kept))
     constraints.flush()
-    return subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', *missing, '-c', constraints.name],
-                          check=False).returncode
+    return subprocess.run(
+      [sys.executable, '-m', 'pip', 'install', '-q', *missing, '-c', constraints.name],
+      check=False,
+    ).returncode
 
 
 if __name__ == '__main__':

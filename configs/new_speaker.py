@@ -14,7 +14,9 @@ import runpy
 from ml_collections import ConfigDict
 
 # By path: a config file is run as a file, wherever the command is called from.
-_spoken_digits = runpy.run_path(str(pathlib.Path(__file__).with_name('spoken_digits.py')))['get_config']
+_spoken_digits = runpy.run_path(
+  str(pathlib.Path(__file__).with_name('spoken_digits.py'))
+)['get_config']
 
 
 def get_config() -> ConfigDict:
@@ -23,7 +25,9 @@ def get_config() -> ConfigDict:
   c.cpu_devices = 1
   c.model.audio.seconds = 1.04
   c.model.audio_embed.update(dict(level='clip', channels=64))
-  c.data.update(dict(train_file='speakers.jsonl', leave_out='theo', eval_file='speaker_theo.jsonl'))
+  c.data.update(
+    dict(train_file='speakers.jsonl', leave_out='theo', eval_file='speaker_theo.jsonl')
+  )
   c.data.budget.update(dict(seen=0, drawn=0, heard_frames=56, spoken_frames=0))
   # Microphones and rooms: FSDD's speakers differ 14 times in loudness and by 10 to 15 dB in the slope of their spectra.
   c.data.augment.update(dict(gain=18.0, tone=10.0))

@@ -21,8 +21,21 @@ _base = runpy.run_path(str(pathlib.Path(__file__).with_name('omni_1b.py')))
 def get_config(only: str = '') -> ConfigDict:
   c = _base['get_config']()
   c.mesh.expert = 4
-  c.model.decoder.update(dict(width=2048, layers=48, heads=32, kv_heads=4, head_dim=128, experts=128, top_k=8,
-                              expert_hidden=768, shared_hidden=0, exchange='all_to_all', capacity=1.25))
+  c.model.decoder.update(
+    dict(
+      width=2048,
+      layers=48,
+      heads=32,
+      kv_heads=4,
+      head_dim=128,
+      experts=128,
+      top_k=8,
+      expert_hidden=768,
+      shared_hidden=0,
+      exchange='all_to_all',
+      capacity=1.25,
+    )
+  )
   c.model.tokenizer.size = 151936
   c.model.dit.update(dict(width=1536, layers=16, heads=12, hidden=4096))
   c.data.budget.rows = 128

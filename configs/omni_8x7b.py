@@ -19,8 +19,19 @@ _base = runpy.run_path(str(pathlib.Path(__file__).with_name('omni_1b.py')))
 
 def get_config(only: str = '') -> ConfigDict:
   c = _base['get_config']()
-  c.model.decoder.update(dict(width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, experts=8, top_k=2,
-                              expert_hidden=14336, shared_hidden=0))
+  c.model.decoder.update(
+    dict(
+      width=4096,
+      layers=32,
+      heads=32,
+      kv_heads=8,
+      head_dim=128,
+      experts=8,
+      top_k=2,
+      expert_hidden=14336,
+      shared_hidden=0,
+    )
+  )
   c.model.audio_embed.hidden = 4096
   c.model.dit.update(dict(width=2048, layers=16, heads=16, hidden=5632))
   c.model.codec_head.update(dict(width=2048, layers=4, heads=16, hidden=5632))

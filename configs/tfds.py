@@ -14,16 +14,32 @@ import runpy
 from ml_collections import ConfigDict
 
 # By path: a config file is run as a file, wherever the command is called from.
-_spoken = runpy.run_path(str(pathlib.Path(__file__).with_name('spoken_digits.py')))['get_config']
+_spoken = runpy.run_path(str(pathlib.Path(__file__).with_name('spoken_digits.py')))[
+  'get_config'
+]
 
 
 def get_config() -> ConfigDict:
   c = _spoken()
   c.stages = ('omni', 'evaluate')  # no codec: labels are written, nothing is spoken
-  c.data = ConfigDict(dict(
-      source='tfds', seed=0, name='mnist', root='', train_split='train', eval_split='test', read='', write='',
-      language='en', rate=0, augment=c.data.augment,
-      budget=dict(rows=16, length=128, seen=4, drawn=0, heard_frames=40, spoken_frames=0)))
+  c.data = ConfigDict(
+    dict(
+      source='tfds',
+      seed=0,
+      name='mnist',
+      root='',
+      train_split='train',
+      eval_split='test',
+      read='',
+      write='',
+      language='en',
+      rate=0,
+      augment=c.data.augment,
+      budget=dict(
+        rows=16, length=128, seen=4, drawn=0, heard_frames=40, spoken_frames=0
+      ),
+    )
+  )
   c.omni.steps = 2000
   c.evaluate = ConfigDict(dict(n_data=10_000))
   return c

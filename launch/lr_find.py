@@ -30,8 +30,13 @@ def rate(step):
 
 def smoothed(losses):
   """Running means that do not remember a start at zero."""
-  means = itertools.accumulate(losses, lambda mean, x: SMOOTH * mean + (1 - SMOOTH) * x, initial=0.0)
-  return [mean / (1 - SMOOTH ** (k + 1)) for k, mean in enumerate(itertools.islice(means, 1, None))]
+  means = itertools.accumulate(
+    losses, lambda mean, x: SMOOTH * mean + (1 - SMOOTH) * x, initial=0.0
+  )
+  return [
+    mean / (1 - SMOOTH ** (k + 1))
+    for k, mean in enumerate(itertools.islice(means, 1, None))
+  ]
 
 
 def suggestion(losses):
@@ -44,7 +49,7 @@ def suggestion(losses):
   lowest = int(curve.argmin())
   if lowest < 2:
     raise UserError(f'the loss falls at no rate between {FIRST:g} and {LAST:g}')
-  return rate(int(np.gradient(curve)[:lowest + 1].argmin())), rate(lowest) / 10
+  return rate(int(np.gradient(curve)[: lowest + 1].argmin())), rate(lowest) / 10
 
 
 def ramp(config, workdir):
@@ -53,6 +58,7 @@ def ramp(config, workdir):
 
   from omni_jax.sharding import place
   from omni_jax.train import stages
+
   run, losses = stages.Run(config, workdir), []
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(run.mesh):
@@ -64,7 +70,9 @@ def ramp(config, workdir):
       for _ in range(STEPS):
         state, metrics = stage.step(state, place(next(stage.batches), run.mesh))
         losses.append(float(metrics['loss/total']))
-        if not math.isfinite(losses[-1]) or smoothed(losses)[-1] > EXPLODED * min(smoothed(losses)):
+        if not math.isfinite(losses[-1]) or smoothed(losses)[-1] > EXPLODED * min(
+          smoothed(losses)
+        ):
           break
     finally:
       stage.batches.close()
@@ -78,13 +86,23 @@ def main():
   losses = ramp(config, workdir)
   steepest, tenth = suggestion(losses)
   rates = [rate(step) for step in range(len(losses))]
-  said = (f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is {tenth:.1e}: try '
-          f'--config.omni.optim.lr={tenth:.1e}')
+  said = (
+    f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is {tenth:.1e}: try '
+    f'--config.omni.optim.lr={tenth:.1e}'
+  )
   lines = [Line(rates, y, np.zeros(len(y))) for y in (smoothed(losses), losses)]
-  chart = lines_chart('loss/total, smoothed (blue) and as it was (red)', lines, unit='rate', decades=True)
+  chart = lines_chart(
+    'loss/total, smoothed (blue) and as it was (red)', lines, unit='rate', decades=True
+  )
   chart = f'<div style="max-width:560px">{chart}</div>'
   out = pathlib.Path(workdir) / 'lr_find.html'
-  out.write_text(page('omni_jax: learning rate', f'<h1>Learning rate</h1><p>{said}</p>', [('Range test', chart)]))
+  out.write_text(
+    page(
+      'omni_jax: learning rate',
+      f'<h1>Learning rate</h1><p>{said}</p>',
+      [('Range test', chart)],
+    )
+  )
   print(f'lr_find: {said}; wrote {out}')
 
 

@@ -16,25 +16,85 @@ ALL = 'train,prefill,decode,draw'
 
 # name: (section, config, topology, programs, overrides)
 RUNS = {
-    'omni_1b v5e-16': ('fits', 'omni_1b', 'v5e:4x4', ALL, {}),
-    'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
-    'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
-    'omni_30b_a3b v6e-64': ('fits', 'omni_30b_a3b', 'v6e:8x8', ALL, {'data.budget.rows': 64}),
-    'omni_1b 16': ('scaling', 'omni_1b.py:text', 'v5e:4x4', 'train', {'data.budget.rows': 16}),
-    'omni_1b 64': ('scaling', 'omni_1b.py:text', 'v5e:8x8', 'train', {'data.budget.rows': 64}),
-    'omni_1b 256': ('scaling', 'omni_1b.py:text', 'v5e:16x16', 'train', {'data.budget.rows': 256}),
-    'omni_1b 512': ('scaling', 'omni_1b.py:text', '2xv5e:16x16', 'train', {
-        'data.budget.rows': 512, 'codec.batch': 512, 'mesh.data': 2}),
-    'mixtral 8x7b': ('peers', 'omni_8x7b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}),
-    'qwen3 30b-a3b v5p': ('peers', 'omni_30b_a3b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}),
-    'qwen3 30b-a3b v6e': ('peers', 'omni_30b_a3b.py:text', 'v6e:4x4', 'train', {
-        'data.budget.rows': 16, 'mesh.expert': 1, 'model.weights': 'bfloat16'}),
-    'qwen3 30b-a3b v5e': ('peers', 'omni_30b_a3b.py:text', 'v5e:4x4', 'train', {
-        'data.budget.rows': 16, 'data.budget.length': 2048, 'mesh.expert': 1, 'model.weights': 'bfloat16'}),
+  'omni_1b v5e-16': ('fits', 'omni_1b', 'v5e:4x4', ALL, {}),
+  'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
+  'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
+  'omni_30b_a3b v6e-64': (
+    'fits',
+    'omni_30b_a3b',
+    'v6e:8x8',
+    ALL,
+    {'data.budget.rows': 64},
+  ),
+  'omni_1b 16': (
+    'scaling',
+    'omni_1b.py:text',
+    'v5e:4x4',
+    'train',
+    {'data.budget.rows': 16},
+  ),
+  'omni_1b 64': (
+    'scaling',
+    'omni_1b.py:text',
+    'v5e:8x8',
+    'train',
+    {'data.budget.rows': 64},
+  ),
+  'omni_1b 256': (
+    'scaling',
+    'omni_1b.py:text',
+    'v5e:16x16',
+    'train',
+    {'data.budget.rows': 256},
+  ),
+  'omni_1b 512': (
+    'scaling',
+    'omni_1b.py:text',
+    '2xv5e:16x16',
+    'train',
+    {'data.budget.rows': 512, 'codec.batch': 512, 'mesh.data': 2},
+  ),
+  'mixtral 8x7b': (
+    'peers',
+    'omni_8x7b.py:text',
+    'v5p:4x4x4',
+    'train',
+    {'data.budget.rows': 256},
+  ),
+  'qwen3 30b-a3b v5p': (
+    'peers',
+    'omni_30b_a3b.py:text',
+    'v5p:4x4x4',
+    'train',
+    {'data.budget.rows': 256},
+  ),
+  'qwen3 30b-a3b v6e': (
+    'peers',
+    'omni_30b_a3b.py:text',
+    'v6e:4x4',
+    'train',
+    {'data.budget.rows': 16, 'mesh.expert': 1, 'model.weights': 'bfloat16'},
+  ),
+  'qwen3 30b-a3b v5e': (
+    'peers',
+    'omni_30b_a3b.py:text',
+    'v5e:4x4',
+    'train',
+    {
+      'data.budget.rows': 16,
+      'data.budget.length': 2048,
+      'mesh.expert': 1,
+      'model.weights': 'bfloat16',
+    },
+  ),
 }
 # MaxText, text alone, bf16 compute, full remat, AdamW, same jax and libtpu: (peak GiB a chip, compile seconds).
-PEERS = {'mixtral 8x7b': (23.5, 82), 'qwen3 30b-a3b v5p': (19.9, 165), 'qwen3 30b-a3b v6e': (20.4, 120),
-         'qwen3 30b-a3b v5e': (None, None)}
+PEERS = {
+  'mixtral 8x7b': (23.5, 82),
+  'qwen3 30b-a3b v5p': (19.9, 165),
+  'qwen3 30b-a3b v6e': (20.4, 120),
+  'qwen3 30b-a3b v5e': (None, None),
+}
 ABOUT = """# Pods
 
 What the pod configs take, by ahead-of-time compilation: the true train step and the programs of generation, compiled by
@@ -57,8 +117,16 @@ def measure(name: str) -> dict:
   """Runs the command; what does not fit is a result, too."""
   _, config, topology, programs, overrides = RUNS[name]
   file = config if '.py' in config else f'{config}.py'
-  command = [sys.executable, '-m', 'omni_jax.compile', f'--config=configs/{file}', f'--topology={topology}', '--json',
-             f'--programs={programs}', *(f'--config.{key}={value}' for key, value in overrides.items())]
+  command = [
+    sys.executable,
+    '-m',
+    'omni_jax.compile',
+    f'--config=configs/{file}',
+    f'--topology={topology}',
+    '--json',
+    f'--programs={programs}',
+    *(f'--config.{key}={value}' for key, value in overrides.items()),
+  ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   if not done.stdout.strip():
     raise SystemExit(f'{name}: {done.stderr.strip().splitlines()[-1]}')
@@ -68,9 +136,16 @@ def measure(name: str) -> dict:
   config = found.pop('config')
   length = config['data']['budget']['length']
   git = ['git', 'rev-parse', '--short', 'HEAD']
-  commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-  return {**found, 'commit': commit, 'rows': config['data']['budget']['rows'], 'length': length,
-          'command': ' '.join(command[1:])}
+  commit = subprocess.run(
+    git, cwd=ROOT, capture_output=True, text=True, check=False
+  ).stdout.strip()
+  return {
+    **found,
+    'commit': commit,
+    'rows': config['data']['budget']['rows'],
+    'length': length,
+    'command': ' '.join(command[1:]),
+  }
 
 
 def gib(size: float) -> str:
@@ -80,18 +155,25 @@ def gib(size: float) -> str:
 def sums(collectives: list[dict]) -> str:
   """'all-gather fsdp 12 GB' of the ones that count."""
   big = [one for one in collectives if one['moved'] >= 1e8]
-  return ', '.join(f'{one["kind"]} {one["axes"]} {one["moved"] / 1e9:.1f}' for one in big) or '–'
+  return (
+    ', '.join(f'{one["kind"]} {one["axes"]} {one["moved"] / 1e9:.1f}' for one in big)
+    or '–'
+  )
 
 
 def train_row(name: str, found: dict) -> str:
   t = found['train']
-  three = lambda values, format: ' / '.join(format.format(values[key]) for key in ('overlapped', 'scheduled', 'serial'))
+  three = lambda values, format: ' / '.join(
+    format.format(values[key]) for key in ('overlapped', 'scheduled', 'serial')
+  )
   mfu = {key: 100 * value for key, value in t['mfu'].items()}
-  return (f'| {name} | {found["topology"]} | {found["rows"] / found["chips"]:g} x {found["length"]} | '
-          f'{gib(t["memory"]["peak"])} of {gib(t["hbm"])}{"" if t["fits"] else " **no**"} | '
-          f'{t["flops"]["program"] / 1e12:.0f} | {t["flops"]["program"] / t["flops"]["with_remat"]:.3f} | '
-          f'{t["hbm_bytes"] / 1e12:.2f} | {sums(t["collectives"])} | {three(t["seconds"], "{:.2f}")} | '
-          f'{three(mfu, "{:.0f}")} | {t["bound"]} | {t["compile_seconds"]:.0f} |')
+  return (
+    f'| {name} | {found["topology"]} | {found["rows"] / found["chips"]:g} x {found["length"]} | '
+    f'{gib(t["memory"]["peak"])} of {gib(t["hbm"])}{"" if t["fits"] else " **no**"} | '
+    f'{t["flops"]["program"] / 1e12:.0f} | {t["flops"]["program"] / t["flops"]["with_remat"]:.3f} | '
+    f'{t["hbm_bytes"] / 1e12:.2f} | {sums(t["collectives"])} | {three(t["seconds"], "{:.2f}")} | '
+    f'{three(mfu, "{:.0f}")} | {t["bound"]} | {t["compile_seconds"]:.0f} |'
+  )
 
 
 SCALING = """The same rows a chip on more chips, text alone. FLOPs of a chip are the same to the last one, as is its
@@ -104,8 +186,10 @@ in bf16 for the forward pass, again for the recomputed one, and as much for the 
   where fsdp is the whole slice (64 and 256 chips; decision 37).
 - Of two slices, fsdp stays inside and data goes across: the state is that of 256 chips, not of 512, and each chip's
   part of the gradients crosses the data center network once."""
-HEAD = ('| run | topology | rows a chip | peak GiB | TFLOP | of analytic | HBM TB | collectives, GB | step s | MFU % | '
-        'bound | compiled s |\n|---|---|---|---|---|---|---|---|---|---|---|---|')
+HEAD = (
+  '| run | topology | rows a chip | peak GiB | TFLOP | of analytic | HBM TB | collectives, GB | step s | MFU % | '
+  'bound | compiled s |\n|---|---|---|---|---|---|---|---|---|---|---|---|'
+)
 
 
 def commits(facts: dict) -> str:
@@ -113,7 +197,9 @@ def commits(facts: dict) -> str:
   by_commit = {}
   for name in (name for name in RUNS if name in facts):
     by_commit.setdefault(facts[name]['commit'], []).append(name)
-  return '; '.join(f'{", ".join(names)} at {commit}' for commit, names in by_commit.items())
+  return '; '.join(
+    f'{", ".join(names)} at {commit}' for commit, names in by_commit.items()
+  )
 
 
 def table(*titles: str) -> list[str]:
@@ -122,13 +208,17 @@ def table(*titles: str) -> list[str]:
 
 
 def generation(found: list[tuple[str, dict]]) -> list[str]:
-  lines = table('run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound')
+  lines = table(
+    'run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound'
+  )
   for name, facts in found:
     for program in (p for p in ('prefill', 'decode', 'draw') if p in facts):
       p = facts[program]
-      lines.append(f'| {name} | {program} | {gib(p["memory"]["peak"])} | {"yes" if p["fits"] else "**no**"} | '
-                   f'{p["flops"]["program"] / 1e12:.3g} | {p["hbm_bytes"] / 1e9:.3g} | '
-                   f'{1e3 * p["seconds"]["overlapped"]:.1f} | {p["bound"]} |')
+      lines.append(
+        f'| {name} | {program} | {gib(p["memory"]["peak"])} | {"yes" if p["fits"] else "**no**"} | '
+        f'{p["flops"]["program"] / 1e12:.3g} | {p["hbm_bytes"] / 1e9:.3g} | '
+        f'{1e3 * p["seconds"]["overlapped"]:.1f} | {p["bound"]} |'
+      )
   return lines
 
 
@@ -136,42 +226,75 @@ def peers(found: list[tuple[str, dict]]) -> list[str]:
   lines = table('run', 'MaxText peak GiB', 'ours', 'MaxText compiled s', 'ours')
   for name, facts in found:
     (peak, seconds), t = PEERS[name], facts['train']
-    lines.append(f'| {name}, {facts["topology"]} | {peak or "does not fit"} | {gib(t["memory"]["peak"])}'
-                 f'{"" if t["fits"] else " **does not fit**"} | {seconds or "–"} | '
-                 f'{t["compile_seconds"]:.0f} |')
+    lines.append(
+      f'| {name}, {facts["topology"]} | {peak or "does not fit"} | {gib(t["memory"]["peak"])}'
+      f'{"" if t["fits"] else " **does not fit**"} | {seconds or "–"} | '
+      f'{t["compile_seconds"]:.0f} |'
+    )
   return lines
 
 
 def page(facts: dict) -> str:
   """The text of docs/pods.md."""
-  of = lambda section: [(name, facts[name]) for name in RUNS if RUNS[name][0] == section and name in facts]
+  of = lambda section: [
+    (name, facts[name]) for name in RUNS if RUNS[name][0] == section and name in facts
+  ]
   kinds = ('parameters', 'optimizer', 'buffers', 'batch', 'temporaries', 'program')
-  versions = sorted({', '.join(f'{k} {v}' for k, v in found['versions'].items()) for found in facts.values()})
+  versions = sorted(
+    {
+      ', '.join(f'{k} {v}' for k, v in found['versions'].items())
+      for found in facts.values()
+    }
+  )
   lines = [ABOUT, f'Versions: {"; ".join(versions)}. Measured: {commits(facts)}.', '']
   lines += ['## All modalities and heads', '', HEAD]
   lines += [train_row(*item) for item in of('fits')]
   lines += ['', 'Memory of the train step by kind, GiB a chip:', *table('run', *kinds)]
-  lines += [f'| {name} | ' + ' | '.join(gib(found['train']['memory'][kind]) for kind in kinds) + ' |'
-            for name, found in of('fits')]
-  lines += ['', 'The programs of generation, as many replies as the batch has rows; of `decode` one turn counts, '
-            'an id in each:', *generation(of('fits'))]
+  lines += [
+    f'| {name} | '
+    + ' | '.join(gib(found['train']['memory'][kind]) for kind in kinds)
+    + ' |'
+    for name, found in of('fits')
+  ]
+  lines += [
+    '',
+    'The programs of generation, as many replies as the batch has rows; of `decode` one turn counts, '
+    'an id in each:',
+    *generation(of('fits')),
+  ]
   lines += ['', '## Weak scaling', '', SCALING, '', HEAD]
   lines += [train_row(*item) for item in of('scaling')]
-  lines += ['', '## Against MaxText', '', 'Text alone, bf16 compute, full remat, AdamW; its figures were measured with '
-            'the same jax and libtpu.', *peers(of('peers')), '', HEAD]
+  lines += [
+    '',
+    '## Against MaxText',
+    '',
+    'Text alone, bf16 compute, full remat, AdamW; its figures were measured with '
+    'the same jax and libtpu.',
+    *peers(of('peers')),
+    '',
+    HEAD,
+  ]
   return '\n'.join([*lines, *(train_row(*item) for item in of('peers')), ''])
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--only', action='append', choices=RUNS, help='do this run anew; may be given several times')
+  parser.add_argument(
+    '--only',
+    action='append',
+    choices=RUNS,
+    help='do this run anew; may be given several times',
+  )
   parser.add_argument('--page', action='store_true', help='only make the page')
   arguments = parser.parse_args()
   facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
   for name in () if arguments.page else arguments.only or RUNS:
     facts[name] = measure(name)
     train = facts[name]['train']
-    print(f'{name}: peak {gib(train["memory"]["peak"])} GiB, {"fits" if train["fits"] else "does not fit"}', flush=True)
+    print(
+      f'{name}: peak {gib(train["memory"]["peak"])} GiB, {"fits" if train["fits"] else "does not fit"}',
+      flush=True,
+    )
     FACTS.write_text(json.dumps(facts, indent=1) + '\n')
   PAGE.write_text(page(facts))
 

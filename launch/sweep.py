@@ -29,9 +29,11 @@ Start = Callable[[list[str]], int]  # a command -> its exit code
 def values_of(sweep: str) -> list[str]:
   """'a.b=1,(2,3)' -> ['a.b=1', 'a.b=(2,3)']: commas inside brackets or quotes separate nothing."""
   key, equals, text = sweep.partition('=')
-  values = re.findall(r'''(?:\([^)]*\)|\[[^]]*\]|'[^']*'|"[^"]*"|[^,'"(\[])+''', text)
+  values = re.findall(r"""(?:\([^)]*\)|\[[^]]*\]|'[^']*'|"[^"]*"|[^,'"(\[])+""", text)
   if not key or not equals or not values:
-    raise UserError(f"--sweep={sweep!r}: give a key of the config and its values, such as 'omni.optim.lr=1e-3,2e-3'")
+    raise UserError(
+      f"--sweep={sweep!r}: give a key of the config and its values, such as 'omni.optim.lr=1e-3,2e-3'"
+    )
   return [f'{key.removeprefix("config.")}={value.strip()}' for value in values]
 
 
@@ -40,15 +42,23 @@ def name_of(setting: Sequence[str]) -> str:
   return re.sub(r'[^\w.=,+-]+', '_', ','.join(setting))
 
 
-def runs_of(config: str, workdir: pathlib.Path, sweeps: Sequence[str], overrides: Sequence[str]
-            ) -> dict[str, list[str]]:
+def runs_of(
+  config: str, workdir: pathlib.Path, sweeps: Sequence[str], overrides: Sequence[str]
+) -> dict[str, list[str]]:
   """Name -> command of every run."""
   commands: dict[str, list[str]] = {}
   for setting in itertools.product(*map(values_of, sweeps)):
     if (name := name_of(setting)) in commands:
       raise UserError(f'two runs would be called {name}; give every value once')
-    commands[name] = [sys.executable, '-m', 'omni_jax.train', f'--config={config}', f'--workdir={workdir / name}',
-                      *overrides, *(f'--config.{value}' for value in setting)]
+    commands[name] = [
+      sys.executable,
+      '-m',
+      'omni_jax.train',
+      f'--config={config}',
+      f'--workdir={workdir / name}',
+      *overrides,
+      *(f'--config.{value}' for value in setting),
+    ]
   return commands
 
 
@@ -82,27 +92,50 @@ def sweep(commands: dict[str, list[str]], workdir: pathlib.Path, begin: Start) -
       return PREEMPTED
     done[name] = {'arguments': arguments, 'code': codes[name]}
     log.write_text(json.dumps(done, indent=1) + '\n')
-    ended = 'finished' if not codes[name] else f'failed with exit code {codes[name]}, its message is above'
-    print(f'{said}: {ended} after {(time.monotonic() - before) / 60:.1f} min', flush=True)
+    ended = (
+      'finished'
+      if not codes[name]
+      else f'failed with exit code {codes[name]}, its message is above'
+    )
+    print(
+      f'{said}: {ended} after {(time.monotonic() - before) / 60:.1f} min', flush=True
+    )
   good = [workdir / name for name, code in codes.items() if not code]
   if good:
     print(compare(good, workdir / 'compare.html'))
     print(f'sweep: wrote {workdir / "compare.html"}')
   if failed := [name for name, code in codes.items() if code]:
-    print(f'sweep: {len(failed)} of {len(codes)} runs failed: {"; ".join(failed)}', file=sys.stderr)
+    print(
+      f'sweep: {len(failed)} of {len(codes)} runs failed: {"; ".join(failed)}',
+      file=sys.stderr,
+    )
   return 1 if failed else 0
 
 
 def main(arguments: Sequence[str], begin: Start = start) -> int:
-  parser = argparse.ArgumentParser(prog='python launch/sweep.py', allow_abbrev=False, description='Trains every '
-                                   'combination of config values. Further --config.KEY=VALUE hold for all runs.')
+  parser = argparse.ArgumentParser(
+    prog='python launch/sweep.py',
+    allow_abbrev=False,
+    description='Trains every '
+    'combination of config values. Further --config.KEY=VALUE hold for all runs.',
+  )
   parser.add_argument('--config', required=True, help='the config file of all runs')
-  parser.add_argument('--workdir', required=True, type=pathlib.Path, help='folder of the runs')
-  parser.add_argument('--sweep', required=True, action='append', metavar='KEY=VALUE,VALUE', help='may be repeated')
+  parser.add_argument(
+    '--workdir', required=True, type=pathlib.Path, help='folder of the runs'
+  )
+  parser.add_argument(
+    '--sweep',
+    required=True,
+    action='append',
+    metavar='KEY=VALUE,VALUE',
+    help='may be repeated',
+  )
   parser.add_argument('--dry_run', action='store_true', help='print the commands only')
   flags, overrides = parser.parse_known_args(arguments)
   if unknown := [text for text in overrides if not re.match(r'--config\.[^=]+=', text)]:
-    raise UserError(f'{unknown[0]} is unknown; overrides of the config are given as --config.KEY=VALUE')
+    raise UserError(
+      f'{unknown[0]} is unknown; overrides of the config are given as --config.KEY=VALUE'
+    )
   if not pathlib.Path(flags.config).is_file():
     raise UserError(f'--config={flags.config}: no such file')
   commands = runs_of(flags.config, flags.workdir, flags.sweep, overrides)

@@ -26,6 +26,7 @@ class Chip:
     ring: a side of a multiple of this many chips closes to a ring, a shorter one is a line.
     devices: that jax makes of a chip (one per core where the cores are not joined).
   """
+
   kind: str
   flops: float
   hbm: float = 0.0
@@ -39,16 +40,24 @@ class Chip:
 
 # v4's page states no data center network: v5p's is taken. libtpu describes v4 and tpu7x as two devices a chip.
 CHIPS = {
-    'v4': Chip('TPU v4', 275e12, 30.5 * GIB, 1200e9, 45e9, 6.25e9, sides=3, ring=4, devices=2),
-    'v5e': Chip('TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, sides=2, ring=16),
-    'v5p': Chip('TPU v5', 459e12, 95.74 * GIB, 2765e9, 100e9, 6.25e9, sides=3, ring=4),
-    'v6e': Chip('TPU v6 lite', 918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, sides=2, ring=16),
-    'tpu7x': Chip('TPU7x', 2307e12, 189.5 * GIB, 7380e9, 100e9, 12.5e9, sides=3, ring=4, devices=2),
-    'h100': Chip('NVIDIA H100', 989e12),
-    'h200': Chip('NVIDIA H200', 989e12),
-    # Half of the 120 GFLOP/s (fp32) that two cores of the README's machine are said to reach; 4 GiB and slow links, so
-    # that the arithmetic for real chips can be tried on pretended ones.
-    'cpu': Chip('cpu', 60e9, 4 * GIB, 10e9, 1e9, 1e8, sides=1),
+  'v4': Chip(
+    'TPU v4', 275e12, 30.5 * GIB, 1200e9, 45e9, 6.25e9, sides=3, ring=4, devices=2
+  ),
+  'v5e': Chip(
+    'TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, sides=2, ring=16
+  ),
+  'v5p': Chip('TPU v5', 459e12, 95.74 * GIB, 2765e9, 100e9, 6.25e9, sides=3, ring=4),
+  'v6e': Chip(
+    'TPU v6 lite', 918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, sides=2, ring=16
+  ),
+  'tpu7x': Chip(
+    'TPU7x', 2307e12, 189.5 * GIB, 7380e9, 100e9, 12.5e9, sides=3, ring=4, devices=2
+  ),
+  'h100': Chip('NVIDIA H100', 989e12),
+  'h200': Chip('NVIDIA H200', 989e12),
+  # Half of the 120 GFLOP/s (fp32) that two cores of the README's machine are said to reach; 4 GiB and slow links, so
+  # that the arithmetic for real chips can be tried on pretended ones.
+  'cpu': Chip('cpu', 60e9, 4 * GIB, 10e9, 1e9, 1e8, sides=1),
 }
 
 

@@ -51,13 +51,23 @@ from omni_jax.train.__main__ import read_config
 
 TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
 READERS: dict[str, Callable[[list[str], Any], Reader]] = {
-    'jsonl': lambda paths, f: JsonLinesReader(_one(paths)),
-    'folder': lambda paths, f: FolderReader(_one(paths), language=f.language),
-    'tar': lambda paths, f: TarReader(paths, language=f.language),
-    'parquet': lambda paths, f: ParquetReader(paths, read=f.read, write=f.write, language=f.language),
-    'tfds': lambda paths, f: TfdsReader(_one(paths), root=f.root, rate=f.rate, read=f.read, write=f.write,
-                                        language=f.language),
-    'seqio': lambda paths, f: SeqioReader(_one(paths), module=f.module, language=f.language),
+  'jsonl': lambda paths, f: JsonLinesReader(_one(paths)),
+  'folder': lambda paths, f: FolderReader(_one(paths), language=f.language),
+  'tar': lambda paths, f: TarReader(paths, language=f.language),
+  'parquet': lambda paths, f: ParquetReader(
+    paths, read=f.read, write=f.write, language=f.language
+  ),
+  'tfds': lambda paths, f: TfdsReader(
+    _one(paths),
+    root=f.root,
+    rate=f.rate,
+    read=f.read,
+    write=f.write,
+    language=f.language,
+  ),
+  'seqio': lambda paths, f: SeqioReader(
+    _one(paths), module=f.module, language=f.language
+  ),
 }
 
 
@@ -67,8 +77,14 @@ def reader_of(flags: Any) -> Reader:
   if colon and scheme in ('tfds', 'seqio'):
     return READERS[scheme]([rest], flags)
   if colon and scheme in READY:
-    return ReadyReader(scheme, rest or 'train', root=flags.root, read=flags.read, write=flags.write,
-                       language=flags.language)
+    return ReadyReader(
+      scheme,
+      rest or 'train',
+      root=flags.root,
+      read=flags.read,
+      write=flags.write,
+      language=flags.language,
+    )
   named = os.path.abspath(flags.input)  # workers of a pipeline are elsewhere
   paths = sorted(glob.glob(named)) if glob.has_magic(flags.input) else [named]
   if not paths or not all(map(os.path.exists, paths)):
@@ -76,7 +92,9 @@ def reader_of(flags: Any) -> Reader:
   kind = flags.kind or _kind_of(paths[0])
   if kind in ('tar', 'parquet') and os.path.isdir(paths[0]):
     ends = TARS if kind == 'tar' else ('.parquet',)
-    paths = sorted(entry.path for entry in os.scandir(paths[0]) if entry.name.endswith(ends))
+    paths = sorted(
+      entry.path for entry in os.scandir(paths[0]) if entry.name.endswith(ends)
+    )
   if not kind or not paths:
     raise UserError(f'--input={flags.input}: what is it? --kind={"|".join(READERS)}')
   return READERS[kind](paths, flags)
@@ -85,15 +103,33 @@ def reader_of(flags: Any) -> Reader:
 def _kind_of(path: str) -> str:
   if os.path.isdir(path):
     names = [entry.name for entry in os.scandir(path)]
-    return next((kind for kind, ends in (('parquet', ('.parquet',)), ('tar', TARS))
-                 if names and all(name.endswith(ends) for name in names)), 'folder')
-  return next((kind for kind, ends in (('jsonl', ('.jsonl', '.json')), ('tar', TARS), ('parquet', ('.parquet',)))
-               if path.endswith(ends)), '')
+    return next(
+      (
+        kind
+        for kind, ends in (('parquet', ('.parquet',)), ('tar', TARS))
+        if names and all(name.endswith(ends) for name in names)
+      ),
+      'folder',
+    )
+  return next(
+    (
+      kind
+      for kind, ends in (
+        ('jsonl', ('.jsonl', '.json')),
+        ('tar', TARS),
+        ('parquet', ('.parquet',)),
+      )
+      if path.endswith(ends)
+    ),
+    '',
+  )
 
 
 def _one(paths: list[str]) -> str:
   if len(paths) > 1:
-    raise UserError(f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): convert them one by one')
+    raise UserError(
+      f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): convert them one by one'
+    )
   return paths[0]
 
 
@@ -104,60 +140,115 @@ def _run_check(arguments: Sequence[str]) -> RunCheck | None:
   if not arguments[0].startswith('--config=') or arguments[0] == '--config=':
     raise UserError(f'{arguments[0]}: give --config=FILE before what overrides it')
   argv, values = ['convert', *arguments], absl_flags.FlagValues()
-  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=argv)
+  config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=argv
+  )
   return RunCheck.of(read_config(values, argv))
 
 
 def _coded(folder: str, check: RunCheck | None) -> RunCheck:
   """With the codec of a run's folder; only here jax is loaded."""
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # workers side by side would contend for an accelerator
+  os.environ.setdefault(
+    'JAX_PLATFORMS', 'cpu'
+  )  # workers side by side would contend for an accelerator
   from omni_jax.train.coder import coder_of
   from omni_jax.train.saved_config import saved_config
+
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   config = saved_config(folder)
   check, coder = check or RunCheck.of(config), coder_of(folder, config)
   ours, theirs = check.media.audio, coder.omni.media.audio
   if ours.rate != theirs.rate:
-    raise UserError(f'--codes={folder} has a codec of {theirs.rate} samples a second, --config has {ours.rate}')
+    raise UserError(
+      f'--codes={folder} has a codec of {theirs.rate} samples a second, --config has {ours.rate}'
+    )
   return check._replace(coder=coder)
 
 
 def main(arguments: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(prog='python -m omni_jax.convert', description=__doc__, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog='python -m omni_jax.convert',
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument('--input', required=True)
   parser.add_argument('--output', required=True, help='folder to make')
-  parser.add_argument('--kind', choices=list(READERS), help='of the input, where its name does not say')
-  parser.add_argument('--shards', type=int, default=16, help='each is sorted in memory by --beam: take more there')
+  parser.add_argument(
+    '--kind', choices=list(READERS), help='of the input, where its name does not say'
+  )
+  parser.add_argument(
+    '--shards',
+    type=int,
+    default=16,
+    help='each is sorted in memory by --beam: take more there',
+  )
   parser.add_argument('--workers', type=int, default=os.cpu_count())
-  parser.add_argument('--timeout', type=float, default=600, help='seconds after which hanging workers are given up')
-  parser.add_argument('--codes', help='folder of a run whose speech codec codes every sound')
-  parser.add_argument('--beam', help='options of a pipeline of Apache Beam, in one word')
-  for name, text in dict(read='column that the user shows', write='column that the assistant answers with',
-                         language='of the answers', root='folder of a TFDS set or of the ready sets',
-                         module='imported first, for SeqIO').items():
+  parser.add_argument(
+    '--timeout',
+    type=float,
+    default=600,
+    help='seconds after which hanging workers are given up',
+  )
+  parser.add_argument(
+    '--codes', help='folder of a run whose speech codec codes every sound'
+  )
+  parser.add_argument(
+    '--beam', help='options of a pipeline of Apache Beam, in one word'
+  )
+  for name, text in dict(
+    read='column that the user shows',
+    write='column that the assistant answers with',
+    language='of the answers',
+    root='folder of a TFDS set or of the ready sets',
+    module='imported first, for SeqIO',
+  ).items():
     parser.add_argument(f'--{name}', default='', help=text)
-  parser.add_argument('--rate', type=int, default=0, help='of sounds whose TFDS feature does not say')
+  parser.add_argument(
+    '--rate', type=int, default=0, help='of sounds whose TFDS feature does not say'
+  )
   flags, rest = parser.parse_known_args(arguments)
-  if strange := [word for word in rest if not word.startswith(('--config=', '--config.'))]:
+  if strange := [
+    word for word in rest if not word.startswith(('--config=', '--config.'))
+  ]:
     parser.error(f'unrecognized arguments: {" ".join(strange)}')
   if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
-    raise UserError(f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0')
+    raise UserError(
+      f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0'
+    )
   check = _run_check(rest)
   if flags.codes is not None:
     check = _coded(flags.codes, check)
   if flags.beam is not None:
-    made = beam.convert(reader_of(flags), flags.output, shards=flags.shards, said=flags.input, options=flags.beam,
-                        check=check)
+    made = beam.convert(
+      reader_of(flags),
+      flags.output,
+      shards=flags.shards,
+      said=flags.input,
+      options=flags.beam,
+      check=check,
+    )
   elif is_remote(flags.output):
-    raise UserError(f'--output={flags.output}: only --beam writes to a bucket; name a folder here and copy it')
+    raise UserError(
+      f'--output={flags.output}: only --beam writes to a bucket; name a folder here and copy it'
+    )
   else:
-    made = convert(reader_of(flags), pathlib.Path(flags.output), shards=flags.shards, workers=flags.workers,
-                   said=flags.input, timeout=flags.timeout, check=check)
+    made = convert(
+      reader_of(flags),
+      pathlib.Path(flags.output),
+      shards=flags.shards,
+      workers=flags.workers,
+      said=flags.input,
+      timeout=flags.timeout,
+      check=check,
+    )
   refused = sum(made['refused'].values())
-  print(f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
-        f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '
-        f'minutes; {refused} refused' + (f', see {flags.output}/refused.jsonl' if refused else ''))
+  print(
+    f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
+    f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '
+    f'minutes; {refused} refused'
+    + (f', see {flags.output}/refused.jsonl' if refused else '')
+  )
 
 
 if __name__ == '__main__':

@@ -9,10 +9,24 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-ATTEMPTS, PAUSE = 3, 0.5  # of reading, and seconds between the first two; every further pause is twice as long
+ATTEMPTS, PAUSE = (
+  3,
+  0.5,
+)  # of reading, and seconds between the first two; every further pause is twice as long
 # What is not there, is no file or is not allowed stays so: to wait for it would only slow down the answer.
-LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
-           errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.ESPIPE}
+LASTING = {
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.ENXIO,
+  errno.ENODEV,
+  errno.EINVAL,
+  errno.ESPIPE,
+}
 
 T = TypeVar('T')
 
@@ -22,7 +36,9 @@ def may_pass(error: Exception) -> bool:
   return isinstance(error, OSError) and error.errno not in LASTING
 
 
-def patiently(read: Callable[[], T], what: Any, *, passes: Callable[[Exception], bool] = may_pass) -> T:
+def patiently(
+  read: Callable[[], T], what: Any, *, passes: Callable[[Exception], bool] = may_pass
+) -> T:
   """What `read` returns. Errors that may pass are met by a few more attempts, each with a line in the log.
 
   Args:
@@ -39,7 +55,13 @@ def patiently(read: Callable[[], T], what: Any, *, passes: Callable[[Exception],
     except Exception as error:
       if not passes(error):
         raise
-      logging.error('%s cannot be read (%s): attempt %d of %d follows', what, error, attempt + 1, ATTEMPTS)
+      logging.error(
+        '%s cannot be read (%s): attempt %d of %d follows',
+        what,
+        error,
+        attempt + 1,
+        ATTEMPTS,
+      )
     time.sleep(PAUSE * 2 ** (attempt - 1))
   return read()
 
@@ -56,7 +78,7 @@ class PatientFile(io.RawIOBase):
 
   def readinto(self, buffer: Any) -> int:
     data = patiently(lambda: self._piece(len(buffer)), self._path)
-    buffer[:len(data)] = data
+    buffer[: len(data)] = data
     self._at += len(data)
     return len(data)
 

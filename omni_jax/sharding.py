@@ -19,15 +19,27 @@ BATCH_AXES = ('data', 'fsdp', 'expert')
 EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
 TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
 RULES = {
-    # activations
-    'batch': BATCH_AXES, 'length': 'context', 'act_embed': None, 'act_mlp': 'tensor', 'act_heads': 'tensor',
-    # weights
-    'embed': ('fsdp', 'expert'), 'expert_embed': 'fsdp', 'mlp': 'tensor', 'mlp_rows': ('tensor', 'fsdp'),
-    'heads': 'tensor', 'vocab': 'tensor', 'expert': 'expert', 'layers': None,
+  # activations
+  'batch': BATCH_AXES,
+  'length': 'context',
+  'act_embed': None,
+  'act_mlp': 'tensor',
+  'act_heads': 'tensor',
+  # weights
+  'embed': ('fsdp', 'expert'),
+  'expert_embed': 'fsdp',
+  'mlp': 'tensor',
+  'mlp_rows': ('tensor', 'fsdp'),
+  'heads': 'tensor',
+  'vocab': 'tensor',
+  'expert': 'expert',
+  'layers': None,
 }
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+  sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh with the named axis sizes; axes that are not named have size 1, one of size -1 takes the devices left over.
 
   Args:
@@ -36,7 +48,10 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
   Raises:
     UserError: if an axis is unknown or the product of the sizes does not divide the number of devices.
   """
-  sizes, devices = dict(sizes or {}), list(jax.devices() if devices is None else devices)
+  sizes, devices = (
+    dict(sizes or {}),
+    list(jax.devices() if devices is None else devices),
+  )
   if unknown := set(sizes) - set(AXES):
     raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
   shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
@@ -44,14 +59,24 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     rest = max(1, len(devices) // -math.prod(shape))
     shape = tuple(rest if n == -1 else n for n in shape)
   if min(shape) < 1:
-    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))}: sizes are 1 and more, at most one of them -1')
+    raise UserError(
+      f'mesh {dict(zip(AXES, shape, strict=True))}: sizes are 1 and more, at most one of them -1'
+    )
   if math.prod(shape) > (n := len(devices)) or n % math.prod(shape):
-    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
-                    f'set config.mesh so that the product divides {n}')
+    raise UserError(
+      f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
+      f'set config.mesh so that the product divides {n}'
+    )
   if math.prod(shape) < n and jax.process_count() > 1:
-    raise UserError(f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
-                    'processes take all of them; set one axis of config.mesh to -1')
-  return Mesh(_laid_out(shape, devices[:math.prod(shape)]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    raise UserError(
+      f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
+      'processes take all of them; set one axis of config.mesh to -1'
+    )
+  return Mesh(
+    _laid_out(shape, devices[: math.prod(shape)]),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
 
 
 def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
@@ -59,13 +84,22 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1 and devices[0].platform == 'tpu':
     if shape[0] % slices:
-      raise UserError(f'mesh axis {AXES[0]!r} of size {shape[0]} does not divide by {slices} slices, which it goes '
-                      f'across; nearest: {max(1, shape[0] // slices) * slices}')
-    within, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+      raise UserError(
+        f'mesh axis {AXES[0]!r} of size {shape[0]} does not divide by {slices} slices, which it goes '
+        f'across; nearest: {max(1, shape[0] // slices) * slices}'
+      )
+    within, across = (
+      (shape[0] // slices, *shape[1:]),
+      (slices, *(1,) * (len(shape) - 1)),
+    )
+    return mesh_utils.create_hybrid_device_mesh(
+      within, across, devices, allow_split_physical_axes=True
+    )
   try:
     return mesh_utils.create_device_mesh(shape, devices)
-  except NotImplementedError:  # no set of the torus's sides makes up one of the axes: parts of sides have to
+  except (
+    NotImplementedError
+  ):  # no set of the torus's sides makes up one of the axes: parts of sides have to
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
@@ -73,32 +107,52 @@ def splits(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
   """Meshes worth trying: all of a slice to fsdp, or a part of it to experts or widths; slices to data."""
   within = devices // slices
   parts = [dict(fsdp=within)]
-  parts += [dict(fsdp=within // n, expert=n) for n in (4, 8, 16) if within % n == 0 and experts % n == 0 and within > n]
-  parts += [dict(fsdp=within // n, tensor=n) for n in (4,) if within % n == 0 and within > n]
+  parts += [
+    dict(fsdp=within // n, expert=n)
+    for n in (4, 8, 16)
+    if within % n == 0 and experts % n == 0 and within > n
+  ]
+  parts += [
+    dict(fsdp=within // n, tensor=n) for n in (4,) if within % n == 0 and within > n
+  ]
   return [{**dict.fromkeys(AXES, 1), 'data': slices, **part} for part in parts]
 
 
 def ways(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
   """Into how many parts the mesh splits a dimension with this logical axis."""
-  return math.prod(mesh.shape[a] for part in spec(axis) for a in ((part,) if isinstance(part, str) else part or ()))
+  return math.prod(
+    mesh.shape[a]
+    for part in spec(axis)
+    for a in ((part,) if isinstance(part, str) else part or ())
+  )
 
 
-def check_divides(mesh: Mesh | jax.sharding.AbstractMesh, rows: int, experts: int) -> None:
+def check_divides(
+  mesh: Mesh | jax.sharding.AbstractMesh, rows: int, experts: int
+) -> None:
   """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
   if rows % (n := ways(mesh, 'batch')):
-    raise UserError(f'batch of {rows} rows does not divide by {n} devices of {BATCH_AXES}; '
-                    f'nearest: {max(1, rows // n) * n}')
+    raise UserError(
+      f'batch of {rows} rows does not divide by {n} devices of {BATCH_AXES}; '
+      f'nearest: {max(1, rows // n) * n}'
+    )
   if experts % mesh.shape[EXPERT_AXIS]:
-    raise UserError(f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}')
+    raise UserError(
+      f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}'
+    )
 
 
 def said(axis: str) -> str:
   """The mesh axes of a logical axis, as messages call them."""
   names = RULES[axis] or ()
-  return ' x '.join(f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names))
+  return ' x '.join(
+    f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names)
+  )
 
 
-def check_sizes(mesh: Mesh | jax.sharding.AbstractMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
+def check_sizes(
+  mesh: Mesh | jax.sharding.AbstractMesh, sizes: Iterable[tuple[str, int, str]]
+) -> None:
   """Refuses, before compilation, a main dimension that the mesh axes of its logical axis do not divide.
 
   `fitting` would keep it whole on every device without a word: harmless for small tables, not for what these sizes
@@ -116,8 +170,10 @@ def check_sizes(mesh: Mesh | jax.sharding.AbstractMesh, sizes: Iterable[tuple[st
       fits = [size // n * n] * (size > n) + [(size // n + 1) * n]
       divisors = [k for k in range(1, size + 1) if size % k == 0]
       splits = [max(k for k in divisors if k < n)] + [k for k in divisors if k > n][:1]
-      raise UserError(f'{key}={size} does not divide by {names}={n}; nearest: {" or ".join(map(str, fits))} for {key}, '
-                      f'{" or ".join(map(str, splits))} for {names}')
+      raise UserError(
+        f'{key}={size} does not divide by {names}={n}; nearest: {" or ".join(map(str, fits))} for {key}, '
+        f'{" or ".join(map(str, splits))} for {names}'
+      )
 
 
 def spec(*axes: str | None) -> P:
@@ -146,8 +202,12 @@ def shard_items(x: jax.Array) -> jax.Array:
   return shard(x, 'batch', *(None,) * (x.ndim - 1))
 
 
-def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...],
-          init: Callable[..., jax.Array]) -> nnx.Param:
+def param(
+  rngs: nnx.Rngs,
+  shape: tuple[int, ...],
+  axes: tuple[str | None, ...],
+  init: Callable[..., jax.Array],
+) -> nnx.Param:
   """A trainable fp32 array with one logical axis name (or None) per dimension."""
   assert len(shape) == len(axes), (shape, axes)
   return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes)
@@ -155,11 +215,15 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...],
 
 def param_specs(model: nnx.Module) -> dict[str, Any]:
   """PartitionSpec per parameter, as a pure dict. Stacked layers have one leading axis more than they name."""
+
   def of(leaf):
     axes = leaf.get_metadata()['axes']
     return spec(*(('layers',) * (leaf.ndim - len(axes)) + axes))
+
   state = nnx.state(model, nnx.Param)
-  return nnx.to_pure_dict(jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+  return nnx.to_pure_dict(
+    jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  )
 
 
 def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
@@ -167,13 +231,17 @@ def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
 
   Of several axes for one dimension, the first ones stay that do.
   """
+
   def kept(axes, n):
     if axes is None or isinstance(axes, str):
       return axes if n % mesh.shape.get(axes, 1) == 0 else None
     parts = np.cumprod([mesh.shape[axis] for axis in axes])
-    return tuple(axes[:sum(n % p == 0 for p in parts)]) or None
+    return tuple(axes[: sum(n % p == 0 for p in parts)]) or None
+
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
-  return NamedSharding(mesh, P(*(kept(axes, n) for axes, n in zip(padded, shape, strict=True))))
+  return NamedSharding(
+    mesh, P(*(kept(axes, n) for axes, n in zip(padded, shape, strict=True)))
+  )
 
 
 def whole_width(w: jax.Array, pspec: P) -> jax.Array:
@@ -206,7 +274,11 @@ def _saving(pspec: P) -> list[tuple[int, tuple[str, ...]]]:
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
   """Options of XLA for programs on a mesh. A TPU's cores would stand still during a ragged all-to-all by default."""
-  return {'xla_tpu_enable_async_ragged_all_to_all': True} if mesh.devices.flat[0].platform == 'tpu' else {}
+  return (
+    {'xla_tpu_enable_async_ragged_all_to_all': True}
+    if mesh.devices.flat[0].platform == 'tpu'
+    else {}
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -233,18 +305,24 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
   """
   n = ways(mesh, 'batch')
   rows: dict[int, set[int]] = {}
-  for device, (part,) in NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((n,)).items():
+  for device, (part,) in (
+    NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((n,)).items()
+  ):
     rows.setdefault(device.process_index, set()).add(part.start or 0)
   parts = sorted({tuple(sorted(own)) for own in rows.values()})
   if sum(map(len, parts)) != n or len({len(part) for part in parts}) > 1:
-    raise UserError(f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {n} parts of the rows, which '
-                    'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes')
+    raise UserError(
+      f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {n} parts of the rows, which '
+      'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes'
+    )
   return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
   """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch
+  )
 
 
 _largest = jax.jit(jnp.max)
@@ -256,7 +334,9 @@ def anywhere(own: bool, mesh: Mesh) -> jax.Array:
   The answer is made on the devices: who asks for it at once waits for all that they have to do before.
   """
   flags = np.full((jax.local_device_count(),), own, np.int32)
-  return _largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), flags))
+  return _largest(
+    jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), flags)
+  )
 
 
 def gather_bytes(own: bytes) -> list[bytes]:
@@ -265,5 +345,8 @@ def gather_bytes(own: bytes) -> list[bytes]:
     return [own]
   lengths = multihost_utils.process_allgather(np.int32(len(own)))
   padded = np.zeros(lengths.max(), np.uint8)
-  padded[:len(own)] = np.frombuffer(own, np.uint8)
-  return [row[:n].tobytes() for row, n in zip(multihost_utils.process_allgather(padded), lengths, strict=True)]
+  padded[: len(own)] = np.frombuffer(own, np.uint8)
+  return [
+    row[:n].tobytes()
+    for row, n in zip(multihost_utils.process_allgather(padded), lengths, strict=True)
+  ]

@@ -22,6 +22,7 @@ NONE = -1  # in a map: this position has no such payload
 
 class Modality(enum.IntEnum):
   """What a position belongs to; row index of every per-modality statistic. 0 is padding."""
+
   PAD = 0
   TEXT = 1
   IMAGE = 2
@@ -30,6 +31,7 @@ class Modality(enum.IntEnum):
 
 class Fit(enum.StrEnum):
   """How an image file comes to the size of a run."""
+
   STRETCH = 'stretch'  # to all of it
   KEEP = 'keep'  # its shape: as large as it can be in whole patches, so that wide and high images take fewer positions
 
@@ -45,6 +47,7 @@ class Span(NamedTuple):
     wave: float32 in [-1, 1], shape (samples,), for AUDIO.
     code: its stored codes, whole numbers of shape (frames, codebooks), where there are any.
   """
+
   modality: Modality
   written: bool = False
   tokens: tuple[int, ...] = ()
@@ -66,6 +69,7 @@ class Layout:
     offset_n3: float32 (time, height, width).
     end: the largest of the offsets.
   """
+
   ids_Fn: np.ndarray
   offset_n3: np.ndarray
   end: float
@@ -90,8 +94,19 @@ class Layout:
   spoken_n = property(lambda self: self.ids_Fn[7])
 
 
-FIELDS = ('token', 'modality', 'label', 'seen', 'drawn', 'query', 'heard', 'spoken')  # of `Layout.ids_Fn`
-_EMPTY_F1 = np.array([0, Modality.TEXT, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[:, None]
+FIELDS = (
+  'token',
+  'modality',
+  'label',
+  'seen',
+  'drawn',
+  'query',
+  'heard',
+  'spoken',
+)  # of `Layout.ids_Fn`
+_EMPTY_F1 = np.array([0, Modality.TEXT, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[
+  :, None
+]
 
 
 class Batch(NamedTuple):
@@ -99,6 +114,7 @@ class Batch(NamedTuple):
 
   Maps hold, per position, an index into the row's own list of payloads flattened over items, or NONE.
   """
+
   token_BL: Any  # int32 text id, 0 where the position carries none
   modality_BL: Any  # int32, a Modality
   segment_BL: Any  # int32, 1… per example of the row, 0 is padding
@@ -112,15 +128,21 @@ class Batch(NamedTuple):
   spoken_BL: Any  # int32 into R
   seen_BNhwc: Any  # float32 in [0, 1]
   drawn_BNhwc: Any  # float32 in [0, 1]
-  heard_BRS: Any  # float32 in [-1, 1]: the row's clips one behind the other, frame by frame
+  heard_BRS: (
+    Any  # float32 in [-1, 1]: the row's clips one behind the other, frame by frame
+  )
   heard_clip_BR: Any  # int32, which clip a frame is of: 1 + the clip's first frame, 0 where there is none
-  heard_code_BRJ: Any  # int32; J is 0 where the step computes them of the samples, else S is 0
+  heard_code_BRJ: (
+    Any  # int32; J is 0 where the step computes them of the samples, else S is 0
+  )
   spoken_BRS: Any  # this and the next two as of what is heard
   spoken_clip_BR: Any
   spoken_code_BRJ: Any
   draw_at_BNP: Any  # int32, position of each query, or NONE
   draw_key_BN: Any  # uint32, names (example, span): the noise of the diffusion loss depends on it and on the step only
-  speak_at_BR: Any  # int32, position whose hidden state predicts the spoken frame, or NONE
+  speak_at_BR: (
+    Any  # int32, position whose hidden state predicts the spoken frame, or NONE
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +155,7 @@ class RowBudget:
     seen, drawn: images.
     heard_frames, spoken_frames: frames of 80 ms that all clips of the row share, whatever their lengths.
   """
+
   rows: int
   length: int
   seen: int = 2
@@ -151,6 +174,7 @@ class ImageConfig:
     mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
     fit: see Fit.
   """
+
   height: int = 8
   width: int = 8
   channels: int = 1
@@ -186,6 +210,7 @@ class AudioConfig:
     mel_hops: mel columns in one frame.
     mel_window: samples of the analysis window.
   """
+
   rate: int = 8000
   seconds: float = 0.96
   mels: int = 32
@@ -215,6 +240,7 @@ class MediaConfig:
     heard_codes, spoken_codes: codebooks of the stored codes that are taken in the place of samples; 0 for samples.
     entries: of each of these codebooks.
   """
+
   image: ImageConfig = ImageConfig()
   audio: AudioConfig = AudioConfig()
   heard_codes: int = 0

@@ -5,7 +5,11 @@ import pathlib
 import tempfile
 
 # Shared by the workers of pytest-xdist, by the commands that tests start, and by later runs.
-CACHE = pathlib.Path(os.environ.setdefault('OMNI_JAX_TEST_CACHE', f'{tempfile.gettempdir()}/omni_jax_test_cache'))
+CACHE = pathlib.Path(
+  os.environ.setdefault(
+    'OMNI_JAX_TEST_CACHE', f'{tempfile.gettempdir()}/omni_jax_test_cache'
+  )
+)
 os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', str(CACHE / 'hypothesis'))
 # Tests compile far more than they compute; the programs are the same, only LLVM's work on them is less.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
@@ -29,16 +33,28 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
 
-hypothesis.settings.register_profile('same_every_time', database=None, deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+  'same_every_time', database=None, deadline=None, derandomize=True
+)
 hypothesis.settings.load_profile('same_every_time')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-  parser.addoption('--regenerate', action='store_true', help='write tests/golden/*.txt anew from what the code does now')
-  parser.addoption('--long', action='store_true', help='twenty kills instead of three, every flip, every mesh')
+  parser.addoption(
+    '--regenerate',
+    action='store_true',
+    help='write tests/golden/*.txt anew from what the code does now',
+  )
+  parser.addoption(
+    '--long',
+    action='store_true',
+    help='twenty kills instead of three, every flip, every mesh',
+  )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
   if not config.getoption('--long'):
     for item in items:
       if item.get_closest_marker('long'):
@@ -58,6 +74,7 @@ def kit():
   from samples import make_kit, tiny_model
 
   from omni_jax.train.optim import make_optimizer, OptimConfig
+
   return make_kit(tiny_model(), make_optimizer(OptimConfig(warmup=5), 200))
 
 
@@ -65,6 +82,7 @@ def kit():
 def batch(kit):
   """Every kind of example, packed into two rows."""
   from samples import laid, packed
+
   return packed(laid(kit.config), kit.config.media)
 
 

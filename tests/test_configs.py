@@ -51,7 +51,10 @@ def test_every_part_is_understood(path):
 @every_config
 def test_docstring_has_the_command(path):
   said = ast.get_docstring(ast.parse(path.read_text()))
-  assert f'python -m omni_jax.train --config=configs/{path.name} ' in said and '--workdir=' in said
+  assert (
+    f'python -m omni_jax.train --config=configs/{path.name} ' in said
+    and '--workdir=' in said
+  )
 
 
 @every_config
@@ -63,8 +66,19 @@ def test_a_row_holds_what_the_budget_promises(path):
     assert not frames or frames >= min(media.audio.frames, 13)  # a word of a second
 
 
-@pytest.mark.parametrize('part, name', [('decoder', 'widht'), ('dit', 'layer'), ('image', 'heigth'), ('codec', 'books'), ('audio', 'hz'),
-                                        ('tokenizer', 'voice'), ('codec_head', 'head'), ('audio_embed', 'hiden')])
+@pytest.mark.parametrize(
+  'part, name',
+  [
+    ('decoder', 'widht'),
+    ('dit', 'layer'),
+    ('image', 'heigth'),
+    ('codec', 'books'),
+    ('audio', 'hz'),
+    ('tokenizer', 'voice'),
+    ('codec_head', 'head'),
+    ('audio_embed', 'hiden'),
+  ],
+)
 def test_misspelt_sizes_are_named(part, name):
   config = load(ROOT / 'configs' / 'tiny.py').unlock()
   config.model[part][name] = 1
@@ -79,7 +93,14 @@ def test_misspelt_parts_are_named():
     OmniConfig.from_config(config.model)
 
 
-@pytest.mark.parametrize('kind, part', [(RowBudget, 'data.budget'), (LossConfig, 'omni.losses'), (OptimConfig, 'omni.optim')])
+@pytest.mark.parametrize(
+  'kind, part',
+  [
+    (RowBudget, 'data.budget'),
+    (LossConfig, 'omni.losses'),
+    (OptimConfig, 'omni.optim'),
+  ],
+)
 def test_misspelt_settings_are_named(kind, part):
   config = load(ROOT / 'configs' / 'tiny.py').unlock()
   first, second = part.split('.')
@@ -96,12 +117,16 @@ def test_chips_of_the_pods_page_divide_what_they_split(name):
   """Without devices: sizes alone, before anybody waits for a compiler."""
   _, file, where, _, overrides = PODS[name]
   file, _, variant = file.partition(':')
-  config = runpy.run_path(str(ROOT / 'configs' / file.removesuffix('.py')) + '.py')['get_config'](*filter(None, [variant]))
+  config = runpy.run_path(str(ROOT / 'configs' / file.removesuffix('.py')) + '.py')[
+    'get_config'
+  ](*filter(None, [variant]))
   config.update_from_flattened_dict(overrides)
   slices, _, sides = topology.parse(where)
   sizes = {axis: config.mesh.get(axis, 1) for axis in AXES}
   rest = slices * math.prod(sides) // -math.prod(sizes.values())
-  mesh = jax.sharding.AbstractMesh(tuple(rest if n == -1 else n for n in sizes.values()), AXES)
+  mesh = jax.sharding.AbstractMesh(
+    tuple(rest if n == -1 else n for n in sizes.values()), AXES
+  )
   omni = OmniConfig.from_config(config.model)
   check_sizes(mesh, main_sizes(omni))
   for rows in (config.data.budget.rows, config.codec.batch):

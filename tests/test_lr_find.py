@@ -22,11 +22,16 @@ def test_the_rate_grows_by_one_factor(find):
 
 def test_smoothing_starts_at_the_first_loss(find):
   assert find['smoothed']([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3)
-  assert find['smoothed']([1.0, 2.0]) == pytest.approx([1.0, (0.8 * 0.2 * 1 + 0.2 * 2) / (1 - 0.64)])
+  assert find['smoothed']([1.0, 2.0]) == pytest.approx(
+    [1.0, (0.8 * 0.2 * 1 + 0.2 * 2) / (1 - 0.64)]
+  )
 
 
 def test_the_suggestion_lies_on_the_slope_before_the_minimum(find):
-  losses = [4 - 3 / (1 + np.exp(-(k - 50) / 4)) + (0.2 * (k - 70) ** 2 if k > 70 else 0) for k in range(80)]
+  losses = [
+    4 - 3 / (1 + np.exp(-(k - 50) / 4)) + (0.2 * (k - 70) ** 2 if k > 70 else 0)
+    for k in range(80)
+  ]
   steepest, tenth = find['suggestion'](losses)
   assert find['rate'](48) < steepest < find['rate'](58)
   assert find['rate'](70) / 10 <= tenth < find['rate'](79) / 10

@@ -9,37 +9,60 @@ import numpy as np
 import pytest
 import samples
 
-DIRECTIONS = {f'{a}_to_{b}' for a in ('text', 'image', 'speech') for b in ('text', 'image', 'speech')}
+DIRECTIONS = {
+  f'{a}_to_{b}'
+  for a in ('text', 'image', 'speech')
+  for b in ('text', 'image', 'speech')
+}
 
 
 def command(*args: str) -> subprocess.CompletedProcess:
   environment = os.environ | {'PYTHONPATH': str(samples.ROOT), 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.run([sys.executable, '-m', *args], env=environment, capture_output=True, text=True, check=False)
+  return subprocess.run(
+    [sys.executable, '-m', *args],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('job') / 'run'
   cache = os.environ.get('OMNI_JAX_TEST_CACHE', str(folder.parent / 'cache'))
-  done = command('omni_jax.train', f'--config={samples.ROOT}/configs/tiny.py', f'--workdir={folder}',
-                 f'--config.compilation_cache={cache}')
+  done = command(
+    'omni_jax.train',
+    f'--config={samples.ROOT}/configs/tiny.py',
+    f'--workdir={folder}',
+    f'--config.compilation_cache={cache}',
+  )
   assert done.returncode == 0, done.stderr
   return folder
 
 
 def test_losses_fall(workdir):
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  for stage, name, share in (('codec', 'codec/loss', 0.8), ('omni', 'loss/text', 0.7), ('omni', 'loss/audio', 0.97)):
+  lines = [
+    json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+  for stage, name, share in (
+    ('codec', 'codec/loss', 0.8),
+    ('omni', 'loss/text', 0.7),
+    ('omni', 'loss/audio', 0.97),
+  ):
     values = [line[name] for line in lines if line['stage'] == stage]
     assert values[-1] < share * values[0], (name, values)
 
 
 def test_report_and_metrics_are_whole(workdir):
-  folder, = (workdir / 'eval').iterdir()
+  (folder,) = (workdir / 'eval').iterdir()
   metrics = json.loads((folder / 'metrics.json').read_text())
   assert metrics['version'] == 1 and metrics['step'] == int(folder.name)
   assert metrics['directions'].keys() >= DIRECTIONS
-  assert all(direction['n'] > 0 and 0 <= direction['accuracy'] <= 1 for direction in metrics['directions'].values())
+  assert all(
+    direction['n'] > 0 and 0 <= direction['accuracy'] <= 1
+    for direction in metrics['directions'].values()
+  )
   page = (folder / 'report.html').read_text()
   assert 'data:image/png;base64,' in page and 'data:audio/wav;base64,' in page
   assert 'src="http' not in page and 'href="http' not in page
@@ -47,15 +70,25 @@ def test_report_and_metrics_are_whole(workdir):
 
 def test_the_same_command_finds_everything_done(workdir):
   before = (workdir / 'metrics.jsonl').read_bytes()
-  done = command('omni_jax.train', f'--config={samples.ROOT}/configs/tiny.py', f'--workdir={workdir}',
-                 "--config.stages=('codec','omni')")
+  done = command(
+    'omni_jax.train',
+    f'--config={samples.ROOT}/configs/tiny.py',
+    f'--workdir={workdir}',
+    "--config.stages=('codec','omni')",
+  )
   assert done.returncode == 0, done.stderr
-  assert 'resumed at step' in done.stdout and (workdir / 'metrics.jsonl').read_bytes() == before
+  assert (
+    'resumed at step' in done.stdout
+    and (workdir / 'metrics.jsonl').read_bytes() == before
+  )
 
 
 def test_python_api(workdir):
   import omni_jax
+
   omni = omni_jax.load(str(workdir))
-  part, = omni.generate([samples.picture(np.random.default_rng(0))], want='audio', voice='f1', language='de')
+  (part,) = omni.generate(
+    [samples.picture(np.random.default_rng(0))], want='audio', voice='f1', language='de'
+  )
   assert part.type == 'audio' and part.rate == 8000 and np.isfinite(part.wave).all()
   assert '<audio' in part._repr_html_()

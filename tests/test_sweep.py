@@ -12,7 +12,13 @@ from omni_jax.errors import UserError
 
 SWEEP = runpy.run_path(str(ROOT / 'launch' / 'sweep.py'))
 CONFIG = f'--config={ROOT}/configs/tiny.py'
-TWO = ['--sweep', 'omni.optim.lr=1e-3,2e-3', '--sweep', 'seed=0,1', '--config.omni.steps=4']
+TWO = [
+  '--sweep',
+  'omni.optim.lr=1e-3,2e-3',
+  '--sweep',
+  'seed=0,1',
+  '--config.omni.steps=4',
+]
 
 
 class Runs:
@@ -25,11 +31,19 @@ class Runs:
     self.commands.append(command)
     code = self._codes.pop(0) if self._codes else 0
     if not code:
-      folder = ROOT / next(x for x in command if x.startswith('--workdir=')).removeprefix('--workdir=')
+      folder = ROOT / next(
+        x for x in command if x.startswith('--workdir=')
+      ).removeprefix('--workdir=')
       folder.mkdir()
-      values = dict(x.removeprefix('--config.').split('=') for x in command if x.startswith('--config.'))
+      values = dict(
+        x.removeprefix('--config.').split('=')
+        for x in command
+        if x.startswith('--config.')
+      )
       (folder / 'config.json').write_text(json.dumps(values))
-      (folder / 'metrics.jsonl').write_text('{"stage": "omni", "step": 4, "seconds": 60, "loss/text": 1.5}\n')
+      (folder / 'metrics.jsonl').write_text(
+        '{"stage": "omni", "step": 4, "seconds": 60, "loss/text": 1.5}\n'
+      )
     return code
 
 
@@ -41,20 +55,35 @@ def test_every_combination_in_a_folder_of_its_own(tmp_path, capsys):
   assert call(tmp_path / 'x', *TWO, '--dry_run') == 0
   commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
   assert len(commands) == 4 and not list(tmp_path.iterdir())
-  assert commands[1] == [sys.executable, '-m', 'omni_jax.train', CONFIG, f'--workdir={tmp_path}/x/omni.optim.lr=1e-3,seed=1',
-                         '--config.omni.steps=4', '--config.omni.optim.lr=1e-3', '--config.seed=1']
+  assert commands[1] == [
+    sys.executable,
+    '-m',
+    'omni_jax.train',
+    CONFIG,
+    f'--workdir={tmp_path}/x/omni.optim.lr=1e-3,seed=1',
+    '--config.omni.steps=4',
+    '--config.omni.optim.lr=1e-3',
+    '--config.seed=1',
+  ]
 
 
-@pytest.mark.parametrize('text, values', [
-    ('seed=0', ['seed=0']), ('config.seed=0, 1', ['seed=0', 'seed=1']),
+@pytest.mark.parametrize(
+  'text, values',
+  [
+    ('seed=0', ['seed=0']),
+    ('config.seed=0, 1', ['seed=0', 'seed=1']),
     ("omni.freeze=(),('a','b')", ['omni.freeze=()', "omni.freeze=('a','b')"]),
-    ("a='x,y',z", ["a='x,y'", 'a=z'])])
+    ("a='x,y',z", ["a='x,y'", 'a=z']),
+  ],
+)
 def test_commas_in_brackets_and_quotes_are_part_of_a_value(text, values):
   assert SWEEP['values_of'](text) == values
-  assert not set(SWEEP['name_of'](values)) & set(" '\"()[]*")
+  assert not set(SWEEP['name_of'](values)) & set(' \'"()[]*')
 
 
-def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(tmp_path, capsys):
+def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(
+  tmp_path, capsys
+):
   runs = Runs(0, 7, 0, 0)
   assert call(tmp_path, *TWO, begin=runs) == 1
   out, err = capsys.readouterr()
@@ -62,7 +91,9 @@ def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(tm
   assert err == 'sweep: 1 of 4 runs failed: omni.optim.lr=1e-3,seed=1\n'
   again = Runs()
   assert call(tmp_path, *TWO, begin=again) == 0
-  assert [command[-1] for command in again.commands] == ['--config.seed=1'] and again.commands == runs.commands[1:2]
+  assert [command[-1] for command in again.commands] == [
+    '--config.seed=1'
+  ] and again.commands == runs.commands[1:2]
   out, err = capsys.readouterr()
   assert out.count('already finished') == 3 and '1.5\u00a0±\u00a00' in out and not err
   assert 'omni.optim.lr' in (tmp_path / 'compare.html').read_text()
@@ -71,7 +102,11 @@ def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(tm
 def test_another_override_runs_again(tmp_path):
   call(tmp_path / 'a', '--sweep', 'seed=0', begin=Runs())
   longer = Runs(3)
-  assert call(tmp_path / 'a', '--sweep', 'seed=0', '--config.omni.steps=8', begin=longer) == 1 and longer.commands
+  assert (
+    call(tmp_path / 'a', '--sweep', 'seed=0', '--config.omni.steps=8', begin=longer)
+    == 1
+    and longer.commands
+  )
 
 
 def test_a_preemption_ends_the_sweep_and_is_not_a_failure(tmp_path):
@@ -80,10 +115,16 @@ def test_a_preemption_ends_the_sweep_and_is_not_a_failure(tmp_path):
   assert len(json.loads((tmp_path / 'sweep.json').read_text())) == 1
 
 
-@pytest.mark.parametrize('args, said', [
-    (['--sweep', 'seed'], 'give a key of the config'), (['--sweep', 'seed='], 'give a key of the config'),
-    (['--sweep', 'seed=0,0'], 'two runs would be called seed=0'), (['--sweep', 'seed=0', '--colour=red'], '--colour=red is unknown'),
-    (['--sweep', 'seed=0', '--config=no.py'], 'no.py: no such file')])
+@pytest.mark.parametrize(
+  'args, said',
+  [
+    (['--sweep', 'seed'], 'give a key of the config'),
+    (['--sweep', 'seed='], 'give a key of the config'),
+    (['--sweep', 'seed=0,0'], 'two runs would be called seed=0'),
+    (['--sweep', 'seed=0', '--colour=red'], '--colour=red is unknown'),
+    (['--sweep', 'seed=0', '--config=no.py'], 'no.py: no such file'),
+  ],
+)
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, args, said):
   with pytest.raises(UserError, match=said):
     call(tmp_path / 'x', *args)

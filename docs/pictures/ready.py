@@ -1,6 +1,6 @@
 """Draws ready_images.png and ready_sounds.png, and prints the texts beside them as docs/ready_sources.md shows them.
 
-  python docs/pictures/ready.py --root=../shared/data
+python docs/pictures/ready.py --root=../shared/data
 """
 
 import argparse
@@ -15,7 +15,10 @@ from omni_jax.data.ready.sets import READY
 from omni_jax.evaluate.media import grid, spectrogram
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
-MEDIA = MediaConfig(image=ImageConfig(height=64, width=64, channels=3, patch=8), audio=AudioConfig(seconds=15.04))
+MEDIA = MediaConfig(
+  image=ImageConfig(height=64, width=64, channels=3, patch=8),
+  audio=AudioConfig(seconds=15.04),
+)
 FOLDER = pathlib.Path(__file__).parent
 COLUMNS, ORDERS, GAP, ZOOM = 10, 3, 6, 2
 
@@ -34,38 +37,60 @@ def parts(example: dict) -> tuple[dict, dict, dict]:
 def said(title: str, examples: list[dict]) -> None:
   print(f'\n{title}:')
   for number, (_, answer, message) in enumerate(map(parts, examples), start=1):
-    print(f'{number}. `<lang:{message["language"]}> <task:{message["task"]}>` {answer["text"]}')
+    print(
+      f'{number}. `<lang:{message["language"]}> <task:{message["task"]}>` {answer["text"]}'
+    )
 
 
 def strip(pictures: list[np.ndarray], width: int) -> np.ndarray:
   """Pictures of one height side by side on white, with gaps; cut to the width."""
   gap = np.ones((pictures[0].shape[0], GAP, 3))
-  row = np.concatenate([piece for picture in pictures for piece in (picture, gap)], axis=1)[:, :width]
+  row = np.concatenate(
+    [piece for picture in pictures for piece in (picture, gap)], axis=1
+  )[:, :width]
   return np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=1)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--root', required=True, help='folder that holds mnist/, emoji/, fsdd/ and barista_speech/')
+  parser.add_argument(
+    '--root',
+    required=True,
+    help='folder that holds mnist/, emoji/, fsdd/ and barista_speech/',
+  )
   root = parser.parse_args().root
 
   def test(name: str, language: str = '') -> ReadySet:
-    return READY[name](root, Asked('test', languages=(language,) if language else ()), MEDIA)
+    return READY[name](
+      root, Asked('test', languages=(language,) if language else ()), MEDIA
+    )
 
   digits = spread(test('mnist'), COLUMNS)
-  faces = [spread(test('emoji', LANGUAGES[2 * k]), COLUMNS)[k] for k in range(COLUMNS)]  # each in another language
+  faces = [
+    spread(test('emoji', LANGUAGES[2 * k]), COLUMNS)[k] for k in range(COLUMNS)
+  ]  # each in another language
   rows = [[parts(example)[0]['pixels'] for example in row] for row in (digits, faces)]
   (FOLDER / 'ready_images.png').write_bytes(png_bytes(grid(rows)))
   said('MNIST', digits)
   said('emoji', faces)
 
   # By speaker, digit and take, five of each in the test: so every digit is heard once, and every speaker twice.
-  words, orders = [test('fsdd')[55 * k % 250] for k in range(COLUMNS)], spread(test('barista'), ORDERS)
-  heard = [[spectrogram(parts(example)[0]['wave'], MEDIA.audio.rate) for example in row] for row in (words, orders)]
+  words, orders = (
+    [test('fsdd')[55 * k % 250] for k in range(COLUMNS)],
+    spread(test('barista'), ORDERS),
+  )
+  heard = [
+    [spectrogram(parts(example)[0]['wave'], MEDIA.audio.rate) for example in row]
+    for row in (words, orders)
+  ]
   width = max(picture.shape[1] for row in heard for picture in row)
-  sheet = np.concatenate([strip(heard[0], width), *(strip([picture], width) for picture in heard[1])])
+  sheet = np.concatenate(
+    [strip(heard[0], width), *(strip([picture], width) for picture in heard[1])]
+  )
   image = Image.fromarray(np.round(sheet * 255).astype(np.uint8)).quantize(32)
-  image = image.resize((ZOOM * image.width, ZOOM * image.height), Image.Resampling.NEAREST)
+  image = image.resize(
+    (ZOOM * image.width, ZOOM * image.height), Image.Resampling.NEAREST
+  )
   image.save(FOLDER / 'ready_sounds.png', optimize=True)
   said('FSDD', words)
   said('barista speech', orders)

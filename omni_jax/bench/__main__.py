@@ -1,10 +1,10 @@
 """python -m omni_jax.bench data --config=F [--config.name=value …]: what things cost, measured on this machine.
 
-  data [--workers=0,1,2 --examples=2000]   examples and packed tokens a second, by worker processes; processor time of
-                                           an example against that of decoding its media in a bare loop of Pillow and
-                                           soundfile; how full the rows are
-       [--corpus=1.0]                      writes so many GB of synthetic records: memory must not grow with them
-       [--peers]                           the same files through Hugging Face datasets and a PyTorch DataLoader
+data [--workers=0,1,2 --examples=2000]   examples and packed tokens a second, by worker processes; processor time of
+                                         an example against that of decoding its media in a bare loop of Pillow and
+                                         soundfile; how full the rows are
+     [--corpus=1.0]                      writes so many GB of synthetic records: memory must not grow with them
+     [--peers]                           the same files through Hugging Face datasets and a PyTorch DataLoader
 """
 
 import dataclasses
@@ -25,32 +25,57 @@ from omni_jax.train.stages import making_of, Run
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
-flags.DEFINE_list('workers', ['0', '1', '2'], 'numbers of worker processes to try', flag_values=_FLAGS)
-flags.DEFINE_integer('examples', 2000, 'to measure with', lower_bound=100, flag_values=_FLAGS)
-flags.DEFINE_float('corpus', 0.0, 'GB of synthetic records', lower_bound=0, flag_values=_FLAGS)
-flags.DEFINE_bool('peers', False, 'also Hugging Face datasets and a PyTorch DataLoader', flag_values=_FLAGS)
+flags.DEFINE_list(
+  'workers', ['0', '1', '2'], 'numbers of worker processes to try', flag_values=_FLAGS
+)
+flags.DEFINE_integer(
+  'examples', 2000, 'to measure with', lower_bound=100, flag_values=_FLAGS
+)
+flags.DEFINE_float(
+  'corpus', 0.0, 'GB of synthetic records', lower_bound=0, flag_values=_FLAGS
+)
+flags.DEFINE_bool(
+  'peers',
+  False,
+  'also Hugging Face datasets and a PyTorch DataLoader',
+  flag_values=_FLAGS,
+)
 flags.DEFINE_string('out', '', 'JSON file for the figures', flag_values=_FLAGS)
 
 
 def _data(run: Run) -> dict[str, Any]:
   if not all(number.isdecimal() for number in _FLAGS.workers):
-    raise UserError(f'--workers={",".join(_FLAGS.workers)}: numbers of processes, such as 0,1,2')
+    raise UserError(
+      f'--workers={",".join(_FLAGS.workers)}: numbers of processes, such as 0,1,2'
+    )
   workers, examples = [int(number) for number in _FLAGS.workers], _FLAGS.examples
   fresh = functools.partial(making_of, run)
   cost = data.overhead(fresh, run.budget, examples)
-  rates = [data.rate(fresh(), run.budget, workers=count, examples=examples) for count in workers]
+  rates = [
+    data.rate(fresh(), run.budget, workers=count, examples=examples)
+    for count in workers
+  ]
   data.describe(cost, rates)
-  figures = {'overhead': dataclasses.asdict(cost), 'rates': [dataclasses.asdict(one) for one in rates]}
+  figures = {
+    'overhead': dataclasses.asdict(cost),
+    'rates': [dataclasses.asdict(one) for one in rates],
+  }
   if _FLAGS.peers:
     print('without augmentation, which the others do not do:')
-    rates = [data.rate(fresh()._replace(augment=None), run.budget, workers=count, examples=examples)
-             for count in workers]
+    rates = [
+      data.rate(
+        fresh()._replace(augment=None), run.budget, workers=count, examples=examples
+      )
+      for count in workers
+    ]
     data.describe_rates(rates)
     figures['peers'] = peers.measure(fresh(), workers, examples, print)
     figures['rates_without_augmentation'] = [dataclasses.asdict(one) for one in rates]
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
-      figures['memory'] = corpus.measure(folder, _FLAGS.corpus, fresh(), run.budget, print)
+      figures['memory'] = corpus.measure(
+        folder, _FLAGS.corpus, fresh(), run.budget, print
+      )
   return figures
 
 
@@ -60,7 +85,9 @@ BENCHES = {'data': _data}
 def main() -> None:
   name = sys.argv.pop(1) if len(sys.argv) > 1 else ''
   if name not in BENCHES:
-    raise UserError(f'python -m omni_jax.bench {name}: measure what? It is one of {", ".join(BENCHES)}')
+    raise UserError(
+      f'python -m omni_jax.bench {name}: measure what? It is one of {", ".join(BENCHES)}'
+    )
   config = read_config(_FLAGS)
   if config is None:
     raise UserError('give --config=configs/digits.py, and whatever it needs')

@@ -17,6 +17,7 @@ from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 class Medium(NamedTuple):
   """An encoded image or sound: its bytes, or the file that holds them."""
+
   kind: str  # 'image' or 'audio'
   place: bytes | str
 
@@ -32,9 +33,16 @@ def stored(examples: Sequence[Any], index: int) -> list[Medium]:
     example = examples.encoded(index)
   else:
     return []
-  return [Medium(part['type'], part['data'] if 'data' in part
-                 else os.path.join(os.path.dirname(examples.path), part['path']))
-          for part in parts_of(example) if part['type'] != 'text']
+  return [
+    Medium(
+      part['type'],
+      part['data']
+      if 'data' in part
+      else os.path.join(os.path.dirname(examples.path), part['path']),
+    )
+    for part in parts_of(example)
+    if part['type'] != 'text'
+  ]
 
 
 def decode(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:
@@ -55,7 +63,12 @@ def _image(data: bytes, config: ImageConfig) -> np.ndarray:
     image = image.convert({1: 'L', 3: 'RGB'}[config.channels])
     if image.size != (config.width, config.height):
       image = image.resize((config.width, config.height), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.float32).reshape(config.height, config.width, config.channels) / 255
+    return (
+      np.asarray(image, np.float32).reshape(
+        config.height, config.width, config.channels
+      )
+      / 255
+    )
 
 
 def _audio(data: bytes, config: AudioConfig) -> np.ndarray:

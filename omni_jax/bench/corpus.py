@@ -22,6 +22,7 @@ HOURS = 3600.0
 
 class Pass(NamedTuple):
   """One process that reads a corpus once through."""
+
   making: Making
   budget: RowBudget
   paths: list[str]
@@ -44,17 +45,30 @@ def peak_memory() -> int:
   raise UserError('/proc/self/status has no VmHWM: memory is measured on Linux only')
 
 
-def measure(folder: str, gigabytes: float, making: Making, budget: RowBudget, log: Callable[[str], None]
-            ) -> dict[str, int]:
+def measure(
+  folder: str,
+  gigabytes: float,
+  making: Making,
+  budget: RowBudget,
+  log: Callable[[str], None],
+) -> dict[str, int]:
   """Peak of memory in MiB of reading a tenth of the corpus and all of it, each in a process of its own."""
   shards = [str(pathlib.Path(folder) / f'{k:02d}.array_record') for k in range(SHARDS)]
-  records = sum(write_array_record(path, synthetic(k, gigabytes * 1e9 / SHARDS)) for k, path in enumerate(shards))
+  records = sum(
+    write_array_record(path, synthetic(k, gigabytes * 1e9 / SHARDS))
+    for k, path in enumerate(shards)
+  )
   written = sum(pathlib.Path(path).stat().st_size for path in shards)
   log(f'corpus: {records} records, {written / 1e9:.2f} GB')
   peaks = {}
-  for name, paths in (('tenth', shards[:round(SHARE * SHARDS)]), ('whole', shards)):
-    pool = Pool(Pass(making, budget, paths), 1, timeout=10 * HOURS, died='the reading process has died',
-                hangs='the reading process hangs')
+  for name, paths in (('tenth', shards[: round(SHARE * SHARDS)]), ('whole', shards)):
+    pool = Pool(
+      Pass(making, budget, paths),
+      1,
+      timeout=10 * HOURS,
+      died='the reading process has died',
+      hangs='the reading process hangs',
+    )
     peaks[name] = pool.get(pool.ask(None))
     pool.close()
     log(f'peak of memory, {name} of it read once through: {peaks[name]} MiB')
@@ -67,7 +81,10 @@ def synthetic(seed: int, size: float) -> Iterator[bytes]:
   images = [png_bytes(rng.random((SIDE, SIDE, 3), np.float32)) for _ in range(VARIANTS)]
   made = number = 0
   while made < size:
-    content = [{'type': 'image', 'data': images[number % VARIANTS]}, {'type': 'text', 'text': f'noise {number}'}]
+    content = [
+      {'type': 'image', 'data': images[number % VARIANTS]},
+      {'type': 'text', 'text': f'noise {number}'},
+    ]
     record = pack_example({'id': f'{seed}/{number}', 'content': content})
     made, number = made + len(record), number + 1
     yield record

@@ -20,13 +20,18 @@ ROUNDS = 5
 
 class Counted(NamedTuple):
   """What some batches hold."""
+
   examples: int
   tokens: int  # positions that carry something
   room: int  # all positions
 
   @classmethod
   def of(cls, batch: Batch) -> 'Counted':
-    return cls(int(batch.segment_BL.max(axis=1).sum()), int((batch.segment_BL > 0).sum()), batch.segment_BL.size)
+    return cls(
+      int(batch.segment_BL.max(axis=1).sum()),
+      int((batch.segment_BL > 0).sum()),
+      batch.segment_BL.size,
+    )
 
   def __add__(self, other: 'Counted') -> 'Counted':
     return Counted(*(a + b for a, b in zip(self, other, strict=True)))
@@ -43,6 +48,7 @@ class Rate:
     workers: processes beside the one that trains.
     examples, tokens: a second.
   """
+
   workers: int
   examples: float
   tokens: float
@@ -59,6 +65,7 @@ class Overhead:
     ratio: loader / bare.
     filled: share of the packed rows' positions that carry something.
   """
+
   loader: float
   bare: float
   augment: float
@@ -103,17 +110,27 @@ def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> O
   times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
   counted = NOTHING
   for k in range(ROUNDS):
-    here = [medium for example in media[k * each:(k + 1) * each] for medium in example]
-    times['bare'].append(processor_time(lambda here=here: bare.decode(here, making.media)) / each)
+    here = [
+      medium for example in media[k * each : (k + 1) * each] for medium in example
+    ]
+    times['bare'].append(
+      processor_time(lambda here=here: bare.decode(here, making.media)) / each
+    )
     seconds, found = processor_time_of(lambda: take(plain, each))
     counted += found
     times['loader'].append(seconds / found.examples)
     if changed:
       seconds, found = processor_time_of(lambda: take(changed, each))
       times['augment'].append(seconds / found.examples - times['loader'][-1])
-  medians = {name: 1e6 * statistics.median(values) if values else 0.0 for name, values in times.items()}
-  return Overhead(**medians, ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
-                  filled=counted.tokens / counted.room)
+  medians = {
+    name: 1e6 * statistics.median(values) if values else 0.0
+    for name, values in times.items()
+  }
+  return Overhead(
+    **medians,
+    ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
+    filled=counted.tokens / counted.room,
+  )
 
 
 def processor_time_of(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -127,13 +144,23 @@ def processor_time(function: Callable[[], Any]) -> float:
   return processor_time_of(function)[0]
 
 
-def describe(cost: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
-  against = f'{cost.ratio:.2f} times the bare {cost.bare:.0f} us of decoding' if cost.bare else 'no media are stored'
-  log(f'an example takes {cost.loader:.0f} us of processor time, {against}; augmentation adds {cost.augment:.0f} us')
+def describe(
+  cost: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print
+) -> None:
+  against = (
+    f'{cost.ratio:.2f} times the bare {cost.bare:.0f} us of decoding'
+    if cost.bare
+    else 'no media are stored'
+  )
+  log(
+    f'an example takes {cost.loader:.0f} us of processor time, {against}; augmentation adds {cost.augment:.0f} us'
+  )
   log(f'rows are {cost.filled:.1%} full')
   describe_rates(rates, log)
 
 
 def describe_rates(rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
   for one in rates:
-    log(f'{one.workers} workers: {one.examples:.0f} examples/s, {one.tokens:.0f} packed tokens/s')
+    log(
+      f'{one.workers} workers: {one.examples:.0f} examples/s, {one.tokens:.0f} packed tokens/s'
+    )

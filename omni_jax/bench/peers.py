@@ -17,7 +17,9 @@ from omni_jax.types import MediaConfig
 BATCH = 64
 
 
-def measure(making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]) -> dict[str, float]:
+def measure(
+  making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]
+) -> dict[str, float]:
   """Examples a second by number of worker processes, without the first quarter: bytes as tokens, padded, not packed."""
   lines = getattr(making.examples, 'lines', making.examples)
   if not isinstance(lines, JsonLines):
@@ -26,13 +28,23 @@ def measure(making: Making, workers: Sequence[int], examples: int, log: Callable
     import datasets
     import torch.utils.data
   except ImportError as error:
-    raise UserError(f'--peers needs the package {error.name!r}: pip install datasets torch') from error
+    raise UserError(
+      f'--peers needs the package {error.name!r}: pip install datasets torch'
+    ) from error
   rows = datasets.load_dataset('json', data_files=os.fspath(lines.path), split='train')
-  rows = rows.with_transform(functools.partial(transform, os.path.dirname(os.fspath(lines.path)), making.media))
+  rows = rows.with_transform(
+    functools.partial(transform, os.path.dirname(os.fspath(lines.path)), making.media)
+  )
   rates = {}
   for count in workers:
-    loader = torch.utils.data.DataLoader(rows, BATCH, shuffle=True, num_workers=count, collate_fn=collate,
-                                         generator=torch.Generator().manual_seed(making.seed))
+    loader = torch.utils.data.DataLoader(
+      rows,
+      BATCH,
+      shuffle=True,
+      num_workers=count,
+      collate_fn=collate,
+      generator=torch.Generator().manual_seed(making.seed),
+    )
     rates[str(count)] = _rate(loader, examples)
     log(f'datasets + DataLoader, {count} workers: {rates[str(count)]:.0f} examples/s')
   return rates
@@ -49,9 +61,14 @@ def _rate(loader: Any, examples: int) -> float:
   return (seen - at_start) / (time.perf_counter() - start)
 
 
-def transform(folder: str, media: MediaConfig, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def transform(
+  folder: str, media: MediaConfig, rows: dict[str, list[Any]]
+) -> dict[str, list[Any]]:
   """Tokens of all texts and arrays of all media of each row."""
-  sizes, made = {'image': media.image, 'audio': media.audio}, {'tokens': [], 'image': [], 'audio': []}
+  sizes, made = (
+    {'image': media.image, 'audio': media.audio},
+    {'tokens': [], 'image': [], 'audio': []},
+  )
   for messages in rows['messages']:
     found: dict[str, list[Any]] = {'text': [], 'image': [], 'audio': []}
     for part in (part for message in messages for part in message['content']):
@@ -59,7 +76,9 @@ def transform(folder: str, media: MediaConfig, rows: dict[str, list[Any]]) -> di
         found['text'].append(np.frombuffer(part['text'].encode(), np.uint8))
       else:
         with open(os.path.join(folder, part['path']), 'rb') as file:
-          found[part['type']].append(DECODERS[part['type']](file.read(), sizes[part['type']]))
+          found[part['type']].append(
+            DECODERS[part['type']](file.read(), sizes[part['type']])
+          )
     made['tokens'].append(np.concatenate(found.pop('text') or [np.zeros(0, np.uint8)]))
     for kind, values in found.items():
       made[kind].append(values)
@@ -71,11 +90,15 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
   longest = max(len(row['tokens']) for row in rows)
   tokens_BL = np.zeros((len(rows), longest), np.int32)
   for row_L, row in zip(tokens_BL, rows, strict=True):
-    row_L[:len(row['tokens'])] = row['tokens']
+    row_L[: len(row['tokens'])] = row['tokens']
   images = [image for row in rows for image in row['image']]
   waves = [wave for row in rows for wave in row['audio']]
   waves_NS = np.zeros((len(waves), max(map(len, waves), default=0)), np.float32)
   for wave_S, wave in zip(waves_NS, waves, strict=True):
-    wave_S[:len(wave)] = wave
-  return {'length': np.array([len(row['tokens']) for row in rows]), 'tokens': tokens_BL,
-          'images': np.stack(images) if images else np.zeros(0), 'waves': waves_NS}
+    wave_S[: len(wave)] = wave
+  return {
+    'length': np.array([len(row['tokens']) for row in rows]),
+    'tokens': tokens_BL,
+    'images': np.stack(images) if images else np.zeros(0),
+    'waves': waves_NS,
+  }

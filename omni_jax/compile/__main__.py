@@ -26,23 +26,50 @@ _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
 flags.DEFINE_string('topology', '', 'such as v5p:4x4x4', flag_values=_FLAGS)
 flags.DEFINE_list('programs', [], 'of train, prefill, decode, draw', flag_values=_FLAGS)
-flags.DEFINE_bool('search', False, 'try rows a chip, remat and mesh splits', flag_values=_FLAGS)
-flags.DEFINE_integer('buffers', 0, 'list so many of the largest temporaries', lower_bound=0, flag_values=_FLAGS)
-flags.DEFINE_integer('work', 0, 'list so many of the longest parts', lower_bound=0, flag_values=_FLAGS)
+flags.DEFINE_bool(
+  'search', False, 'try rows a chip, remat and mesh splits', flag_values=_FLAGS
+)
+flags.DEFINE_integer(
+  'buffers',
+  0,
+  'list so many of the largest temporaries',
+  lower_bound=0,
+  flag_values=_FLAGS,
+)
+flags.DEFINE_integer(
+  'work', 0, 'list so many of the longest parts', lower_bound=0, flag_values=_FLAGS
+)
 flags.DEFINE_bool('json', False, 'print one JSON object', flag_values=_FLAGS)
-flags.DEFINE_string('dump', '', 'folder for what the compiler writes down', flag_values=_FLAGS)
+flags.DEFINE_string(
+  'dump', '', 'folder for what the compiler writes down', flag_values=_FLAGS
+)
 
 
 def _search(config: Any, where: Any) -> None:
   from omni_jax.compile import report, search
+
   say = (lambda line: None) if _FLAGS.json else lambda line: print(line, flush=True)
   say(search.HEAD)
   found = search.search(config, where, say)
   best = search.frontier(found, where)
   if _FLAGS.json:
-    rows = [{'changes': one.changes, 'rows_a_chip': one.rows, 'refused': one.said, 'best': one in best,
-             'train': one.measured and report.plain(one.measured, where)} for one in found]
-    print(json.dumps({'topology': where.name, 'versions': report.versions(), 'tried': rows}, indent=1, default=list))
+    rows = [
+      {
+        'changes': one.changes,
+        'rows_a_chip': one.rows,
+        'refused': one.said,
+        'best': one in best,
+        'train': one.measured and report.plain(one.measured, where),
+      }
+      for one in found
+    ]
+    print(
+      json.dumps(
+        {'topology': where.name, 'versions': report.versions(), 'tried': rows},
+        indent=1,
+        default=list,
+      )
+    )
     return
   say('\nbest, by MFU if nothing overlaps; each needs less memory than those above it:')
   for one in best:
@@ -56,10 +83,14 @@ def main() -> None:
   if config is None or not _FLAGS.topology:
     raise UserError('give --config=configs/digits.py and --topology=v5e:4x4')
   from omni_jax.compile import topology
+
   topology.pretend(_FLAGS.topology)
   from omni_jax.compile import measure, program, report
+
   if unknown := sorted(set(_FLAGS.programs) - set(program.PROGRAMS)):
-    raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(program.PROGRAMS)}')
+    raise UserError(
+      f'--programs={",".join(unknown)}: it is some of {", ".join(program.PROGRAMS)}'
+    )
   where = topology.describe(_FLAGS.topology)
   if _FLAGS.search:
     return _search(config, where)
@@ -70,20 +101,42 @@ def main() -> None:
     print(said, flush=True)
   found = {}
   for name in _FLAGS.programs or program.PROGRAMS:
-    one, = measure.measure(plan, where, [name], pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None)
+    (one,) = measure.measure(
+      plan, where, [name], pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
+    )
     found[name] = one
     if not _FLAGS.json:
-      print('\n'.join([*report.describe(one, where, _FLAGS.buffers), *report.top_work(one, where, _FLAGS.work),
-                       *report.top_transfers(one, _FLAGS.work)]), flush=True)
+      print(
+        '\n'.join(
+          [
+            *report.describe(one, where, _FLAGS.buffers),
+            *report.top_work(one, where, _FLAGS.work),
+            *report.top_transfers(one, _FLAGS.work),
+          ]
+        ),
+        flush=True,
+      )
   if _FLAGS.json:
-    json.dump({'config': config.to_dict(), 'topology': where.name, 'chips': where.chips, 'said': said,
-               'versions': report.versions(), **{name: report.plain(one, where) for name, one in found.items()}},
-              sys.stdout, indent=1, default=list)
+    json.dump(
+      {
+        'config': config.to_dict(),
+        'topology': where.name,
+        'chips': where.chips,
+        'said': said,
+        'versions': report.versions(),
+        **{name: report.plain(one, where) for name, one in found.items()},
+      },
+      sys.stdout,
+      indent=1,
+      default=list,
+    )
     print()
   if wrong := [one for one in found.values() if not one.fits]:
     one = wrong[0]
-    raise UserError(f'{one.name} does not fit {where.name}: peak {one.memory.peak / 2**30:.2f} GiB a chip, '
-                    f'{where.hbm / 2**30:.2f} GiB usable; {measure.advice(plan, where, one)}')
+    raise UserError(
+      f'{one.name} does not fit {where.name}: peak {one.memory.peak / 2**30:.2f} GiB a chip, '
+      f'{where.hbm / 2**30:.2f} GiB usable; {measure.advice(plan, where, one)}'
+    )
 
 
 if __name__ == '__main__':

@@ -19,12 +19,18 @@ def parse_groups(text: str, devices: int) -> np.ndarray:
   `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'a'}`, and `{}` for all.
   """
   if found := _IOTA.match(text):
-    shape, dims, order = (tuple(int(n) for n in part.split(',')) if part else None for part in found.groups())
+    shape, dims, order = (
+      tuple(int(n) for n in part.split(',')) if part else None
+      for part in found.groups()
+    )
     ids = np.arange(math.prod(dims)).reshape(dims)
     return (ids if order is None else ids.transpose(order)).reshape(shape)
   if text.startswith(('mesh[', '@mesh')):
     return _along_mesh(text)
-  rows = [[int(n) for n in row.split(',') if n.strip()] for row in re.findall(r'\{([\d,\s]+)\}', text)]
+  rows = [
+    [int(n) for n in row.split(',') if n.strip()]
+    for row in re.findall(r'\{([\d,\s]+)\}', text)
+  ]
   return np.array(rows) if rows else np.arange(devices)[None]
 
 
@@ -34,8 +40,11 @@ def _along_mesh(text: str) -> np.ndarray:
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", head)}
   ids = re.search(r'device_ids=\(?\[?([\d,<=\[\]T()]+)', text)
   dims, kept, at = [], [], 0
-  parts = {name: (int(before or 1), int(size or sizes[name]))
-           for name, before, size in _AXIS.findall(along.partition('{')[2].partition('}')[0]) if name in sizes}
+  parts = {
+    name: (int(before or 1), int(size or sizes[name]))
+    for name, before, size in _AXIS.findall(along.partition('{')[2].partition('}')[0])
+    if name in sizes
+  }
   for name, size in sizes.items():
     before, inside = parts.get(name, (1, 1))
     dims += [before, inside, size // (before * inside)]
@@ -43,12 +52,20 @@ def _along_mesh(text: str) -> np.ndarray:
     at += 3
   everyone = _ids(ids[1], math.prod(dims)) if ids else np.arange(math.prod(dims))
   rest = [axis for axis in range(len(dims)) if axis not in kept]
-  return everyone.reshape(dims).transpose(rest + kept).reshape(-1, math.prod(dims[axis] for axis in kept))
+  return (
+    everyone.reshape(dims)
+    .transpose(rest + kept)
+    .reshape(-1, math.prod(dims[axis] for axis in kept))
+  )
 
 
 def _ids(text: str, count: int) -> np.ndarray:
   text = text.strip('()')
-  return parse_groups(text, count).reshape(-1) if '<=' in text else np.array([int(n) for n in text.split(',') if n])
+  return (
+    parse_groups(text, count).reshape(-1)
+    if '<=' in text
+    else np.array([int(n) for n in text.split(',') if n])
+  )
 
 
 class Members(NamedTuple):
@@ -59,6 +76,7 @@ class Members(NamedTuple):
     count: members of a group.
     sides: for each side of the torus, how many of its places the group's members have; none of a group across slices.
   """
+
   axes: str
   count: int
   sides: tuple[int, ...]
@@ -85,10 +103,14 @@ class Groups:
     devices = [self._devices[i] for i in group]
     coords = np.array([list(getattr(d, 'coords', None) or (d.id,)) for d in devices])
     sides = tuple(len(set(column)) for column in coords.T)
-    return Members(names + ('' if whole == len(group) or pairs else '~'), len(group), sides)
+    return Members(
+      names + ('' if whole == len(group) or pairs else '~'), len(group), sides
+    )
 
   def across(self) -> Members:
     """The same chip of every slice: along the first axis, or a part of it."""
     slices = len({getattr(d, 'slice_index', 0) for d in self._devices})
     axis = self._mesh.axis_names[0]
-    return Members(axis + ('' if slices == self._mesh.devices.shape[0] else '~'), slices, ())
+    return Members(
+      axis + ('' if slices == self._mesh.devices.shape[0] else '~'), slices, ()
+    )

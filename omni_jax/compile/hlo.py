@@ -9,16 +9,44 @@ import re
 from typing import NamedTuple
 
 PLAIN = 0  # number of main memory; VMEM, SMEM and semaphores have others
-BITS = {'pred': 8, 's2': 2, 'u2': 2, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's32': 32, 'u32': 32,
-        's64': 64, 'u64': 64, 'bf16': 16, 'f16': 16, 'f32': 32, 'f64': 64, 'c64': 64, 'c128': 128, 'f4e2m1fn': 4,
-        'f8e4m3fn': 8, 'f8e5m2': 8, 'f8e4m3': 8, 'f8e4m3b11fnuz': 8, 'f8e4m3fnuz': 8, 'f8e5m2fnuz': 8, 'f8e8m0fnu': 8,
-        'token': 0, 'opaque': 0}
+BITS = {
+  'pred': 8,
+  's2': 2,
+  'u2': 2,
+  's4': 4,
+  'u4': 4,
+  's8': 8,
+  'u8': 8,
+  's16': 16,
+  'u16': 16,
+  's32': 32,
+  'u32': 32,
+  's64': 64,
+  'u64': 64,
+  'bf16': 16,
+  'f16': 16,
+  'f32': 32,
+  'f64': 64,
+  'c64': 64,
+  'c128': 128,
+  'f4e2m1fn': 4,
+  'f8e4m3fn': 8,
+  'f8e5m2': 8,
+  'f8e4m3': 8,
+  'f8e4m3b11fnuz': 8,
+  'f8e4m3fnuz': 8,
+  'f8e5m2fnuz': 8,
+  'f8e8m0fnu': 8,
+  'token': 0,
+  'opaque': 0,
+}
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
 
 
 class Shape(NamedTuple):
   """One array; `space` is XLA's number of the memory that it lies in, 0 for main memory."""
+
   kind: str
   dims: tuple[int, ...]
   space: int
@@ -39,6 +67,7 @@ class Instruction(NamedTuple):
     inside: text between the parentheses.
     rest: text behind them.
   """
+
   name: str
   opcode: str
   shapes: tuple[Shape, ...]
@@ -113,7 +142,9 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
       continue
     at = layout.find('S(')
     sizes = tuple(int(n.lstrip('<=')) for n in dims.split(',') if n)
-    made.append(Shape(kind, sizes, int(layout[at + 2:layout.index(')', at)]) if at >= 0 else 0))
+    made.append(
+      Shape(kind, sizes, int(layout[at + 2 : layout.index(')', at)]) if at >= 0 else 0)
+    )
   return tuple(made)
 
 
@@ -147,9 +178,11 @@ def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
   shapes, after = parse_shapes(after[:stop]), after[stop:].lstrip()
   opcode, _, _ = after.partition('(')
   stop = _closing(after, len(opcode))
-  inside = after[len(opcode) + 1:stop]
+  inside = after[len(opcode) + 1 : stop]
   operands = () if opcode in ('constant', 'parameter') else tuple(_NAME.findall(inside))
-  return Instruction(name[1:], opcode, shapes, operands, inside, after[stop + 1:]), root
+  return Instruction(
+    name[1:], opcode, shapes, operands, inside, after[stop + 1 :]
+  ), root
 
 
 def parse(text: str) -> Module:
@@ -166,7 +199,9 @@ def parse(text: str) -> Module:
         if found:
           current = computations[found[1]] = Computation(found[1])
           entry = current if line.startswith('ENTRY') else entry
-    elif (end := line == '}' or line.startswith('}, execution_thread=')) or line.startswith(('  %', '  ROOT %')):
+    elif (
+      end := line == '}' or line.startswith('}, execution_thread=')
+    ) or line.startswith(('  %', '  ROOT %')):
       if pending and (made := parse_instruction(pending)):
         current.add(*made)
       pending, current = ('', None) if end else (line, current)
@@ -180,8 +215,12 @@ def parse(text: str) -> Module:
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
-def trip_count(module: Module, caller: Computation, loop: Instruction, known: Mapping[int, int] | None = None
-               ) -> int | None:
+def trip_count(
+  module: Module,
+  caller: Computation,
+  loop: Instruction,
+  known: Mapping[int, int] | None = None,
+) -> int | None:
   """How often the body of a `while` runs: what the compiler says, or from a condition `counter < limit`.
 
   None where neither tells, such as a loop that runs until its data say so.
@@ -191,13 +230,24 @@ def trip_count(module: Module, caller: Computation, loop: Instruction, known: Ma
   """
   if found := _TRIPS.search(loop.rest):
     return int(found[1])
-  condition, body = (module.computations[loop.called(name)] for name in ('condition', 'body'))
+  condition, body = (
+    module.computations[loop.called(name)] for name in ('condition', 'body')
+  )
   state = loop_constants(module, caller, loop, known)
   root = condition.root
   if root is not None and root.opcode == 'fusion':  # of the comparison alone
     inner = module.computations[root.called('calls')].root
-    root = inner._replace(operands=_outer(module, root, inner)) if inner is not None else None
-  if root is None or root.opcode != 'compare' or 'direction=LT' not in root.rest or body.root is None:
+    root = (
+      inner._replace(operands=_outer(module, root, inner))
+      if inner is not None
+      else None
+    )
+  if (
+    root is None
+    or root.opcode != 'compare'
+    or 'direction=LT' not in root.rest
+    or body.root is None
+  ):
     return None
   counter = _source(condition, root.operands[0])
   limit = constant(condition, root.operands[1], state)
@@ -210,8 +260,12 @@ def trip_count(module: Module, caller: Computation, loop: Instruction, known: Ma
   return max(0, -(-(limit - state[index]) // step))
 
 
-def loop_constants(module: Module, caller: Computation, loop: Instruction, known: Mapping[int, int] | None = None
-                   ) -> dict[int, int]:
+def loop_constants(
+  module: Module,
+  caller: Computation,
+  loop: Instruction,
+  known: Mapping[int, int] | None = None,
+) -> dict[int, int]:
   """Numbers in the state that a loop starts with, by index."""
   start = caller.by_name.get(loop.operands[0])
   if start is None or start.opcode != 'tuple':
@@ -224,9 +278,15 @@ def unchanged(body: Computation, state: Mapping[int, int]) -> dict[int, int]:
   """Those of the numbers that a turn of the loop passes on as they are."""
   if body.root is None or body.root.opcode != 'tuple':
     return {}
+
   def same(i):
     one = _source(body, body.root.operands[i])
-    return one is not None and one.opcode == 'get-tuple-element' and int(one.attribute('index')) == i
+    return (
+      one is not None
+      and one.opcode == 'get-tuple-element'
+      and int(one.attribute('index')) == i
+    )
+
   return {i: number for i, number in state.items() if same(i)}
 
 
@@ -234,7 +294,10 @@ def _outer(module: Module, fusion: Instruction, inner: Instruction) -> tuple[str
   """The fusion's operands in the order in which the instruction inside takes them."""
   inside = module.computations[fusion.called('calls')]
   places = [inside.by_name[name] for name in inner.operands]
-  return tuple(fusion.operands[int(one.inside)] if one.opcode == 'parameter' else one.name for one in places)
+  return tuple(
+    fusion.operands[int(one.inside)] if one.opcode == 'parameter' else one.name
+    for one in places
+  )
 
 
 def _source(where: Computation, name: str) -> Instruction | None:
@@ -245,19 +308,31 @@ def _source(where: Computation, name: str) -> Instruction | None:
   return one
 
 
-def constant(where: Computation, name: str, known: Mapping[int, int] | None = None) -> int | None:
+def constant(
+  where: Computation, name: str, known: Mapping[int, int] | None = None
+) -> int | None:
   """A whole number that is written there, or that the computation's only parameter is known to hold."""
   one = _source(where, name)
   if one is None:
     return None
-  if one.opcode == 'get-tuple-element' and known and where.by_name[one.operands[0]].opcode == 'parameter':
+  if (
+    one.opcode == 'get-tuple-element'
+    and known
+    and where.by_name[one.operands[0]].opcode == 'parameter'
+  ):
     return known.get(int(one.attribute('index')))
-  return int(one.inside) if one.opcode == 'constant' and re.fullmatch(r'-?\d+', one.inside) else None
+  return (
+    int(one.inside)
+    if one.opcode == 'constant' and re.fullmatch(r'-?\d+', one.inside)
+    else None
+  )
 
 
 def _step(body: Computation, index: int, state: Mapping[int, int]) -> int | None:
   """What a turn adds to this element of the state."""
-  one = _source(body, body.root.operands[index]) if body.root.opcode == 'tuple' else None
+  one = (
+    _source(body, body.root.operands[index]) if body.root.opcode == 'tuple' else None
+  )
   if one is None:
     return None
   if one.opcode == 'fusion':  # of the addition and what only looks at the counter
@@ -265,4 +340,7 @@ def _step(body: Computation, index: int, state: Mapping[int, int]) -> int | None
   if one.opcode != 'add':
     return None
   others = {i: number for i, number in state.items() if i != index}
-  return next((n for name in one.operands if (n := constant(body, name, others)) is not None), None)
+  return next(
+    (n for name in one.operands if (n := constant(body, name, others)) is not None),
+    None,
+  )

@@ -28,6 +28,7 @@ class Measured(NamedTuple):
     seconds: of lowering, of compiling, and the processors' time of the latter.
     characters: of the optimized HLO.
   """
+
   name: str
   fits: bool
   refused: str
@@ -48,8 +49,10 @@ def make_plan(config: Any, topology: Topology) -> Plan:
   """Raises UserError for a mesh, a batch or a network that does not go with the topology."""
   plan = Plan(config, topology.devices)
   if plan.mesh.size != len(topology.devices):
-    raise UserError(f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the {len(topology.devices)} devices of '
-                    f'{topology.name}; set one axis of config.mesh to -1')
+    raise UserError(
+      f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the {len(topology.devices)} devices of '
+      f'{topology.name}; set one axis of config.mesh to -1'
+    )
   return plan
 
 
@@ -66,21 +69,38 @@ def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
     chips = topology.chips * total / topology.hbm
     enough = 2 ** math.ceil(math.log2(chips))
     ways = plan.mesh.shape
-    whole = ways[max(ways, key=lambda axis: ways[axis])] == plan.mesh.size and plan.mesh.size > 1
-    raise UserError(f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation ({said}), '
-                    f'{topology.hbm / GIB:.2f} GiB usable; enough is config.mesh.fsdp=-1 on {enough} chips or more'
-                    + ('' if whole else f' (the mesh is {dict(ways)}: what fsdp and expert do not split is whole on '
-                       'every chip)'))
+    whole = (
+      ways[max(ways, key=lambda axis: ways[axis])] == plan.mesh.size
+      and plan.mesh.size > 1
+    )
+    raise UserError(
+      f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation ({said}), '
+      f'{topology.hbm / GIB:.2f} GiB usable; enough is config.mesh.fsdp=-1 on {enough} chips or more'
+      + (
+        ''
+        if whole
+        else f' (the mesh is {dict(ways)}: what fsdp and expert do not split is whole on '
+        'every chip)'
+      )
+    )
   return kinds
 
 
-def measure(plan: Plan, topology: Topology, names: Sequence[str] = PROGRAMS, dump: pathlib.Path | None = None
-            ) -> list[Measured]:
+def measure(
+  plan: Plan,
+  topology: Topology,
+  names: Sequence[str] = PROGRAMS,
+  dump: pathlib.Path | None = None,
+) -> list[Measured]:
   """Compiles programs of a run. A step that does not fit is measured, too."""
-  return [_measure(plan, topology, name, dump / name if dump else None) for name in names]
+  return [
+    _measure(plan, topology, name, dump / name if dump else None) for name in names
+  ]
 
 
-def _measure(plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None) -> Measured:
+def _measure(
+  plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None
+) -> Measured:
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
   made = compile_program(plan.mesh, MAKERS[name](plan), dump)
@@ -88,10 +108,22 @@ def _measure(plan: Plan, topology: Topology, name: str, dump: pathlib.Path | Non
   model = None
   if name == 'train':
     flops: StepFlops = step_flops(plan.omni, plan.budget)
-    model = flops.model / plan.mesh.size, flops.executed(plan.omni.decoder.remat) / plan.mesh.size
-  return Measured(name, not made.refused and made.memory.peak <= topology.hbm, made.refused, made.memory, cost,
-                  estimate(cost, plan.mesh, topology), float(made.counted.get('flops', 0.0)), model, made.seconds,
-                  len(made.text))
+    model = (
+      flops.model / plan.mesh.size,
+      flops.executed(plan.omni.decoder.remat) / plan.mesh.size,
+    )
+  return Measured(
+    name,
+    not made.refused and made.memory.peak <= topology.hbm,
+    made.refused,
+    made.memory,
+    cost,
+    estimate(cost, plan.mesh, topology),
+    float(made.counted.get('flops', 0.0)),
+    model,
+    made.seconds,
+    len(made.text),
+  )
 
 
 def advice(plan: Plan, topology: Topology, one: Measured) -> str:
@@ -103,5 +135,7 @@ def advice(plan: Plan, topology: Topology, one: Measured) -> str:
   if room > 0 and (fewer := int(rows * room / one.memory.temporaries)) >= 1:
     return f'config.data.budget.rows={fewer * ways} ({fewer} a chip instead of {rows}) should fit'
   enough = 2 ** math.ceil(math.log2(topology.chips * one.memory.peak / topology.hbm))
-  return (f'{rows} row{"s" * (rows > 1)} a chip; shorter rows (config.data.budget.length), '
-          f"config.model.decoder.remat='full' or {enough} chips should fit")
+  return (
+    f'{rows} row{"s" * (rows > 1)} a chip; shorter rows (config.data.budget.length), '
+    f"config.model.decoder.remat='full' or {enough} chips should fit"
+  )

@@ -37,6 +37,7 @@ class Program(NamedTuple):
     function: jitted.
     arguments: shapes with shardings, by kind.
   """
+
   function: Any
   arguments: Mapping[str, Any]
   call: tuple[Any, ...]
@@ -51,6 +52,7 @@ class Compiled(NamedTuple):
     counted: `cost_analysis`, which counts the body of a loop once.
     seconds: of tracing and lowering, of compiling, and the processors' time of the latter.
   """
+
   memory: Memory
   text: str
   refused: str
@@ -59,16 +61,22 @@ class Compiled(NamedTuple):
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
 
 
 def _all(shapes: Any, where: jax.sharding.Sharding) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+  )
 
 
 def codec_shapes(plan: Plan) -> Any:
   """Values of the codec stage, whole on every device."""
-  init = lambda: states.codec_values(states.init_codec(plan.omni, make_optimizer(OptimConfig(), 1), seed=0))
+  init = lambda: states.codec_values(
+    states.init_codec(plan.omni, make_optimizer(OptimConfig(), 1), seed=0)
+  )
   return _all(jax.eval_shape(init), sharding.replicated(plan.mesh))
 
 
@@ -76,15 +84,21 @@ def batch_shapes(plan: Plan) -> Batch:
   """A packed batch, its rows split over the mesh."""
   one = Packer(dataclasses.replace(plan.budget, rows=1), plan.media).batch()
   rows, where = plan.budget.rows, sharding.by_rows(plan.mesh)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where), one)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where), one
+  )
 
 
 def train_program(plan: Plan) -> Program:
   """One update, as `train.stages.omni_stage` runs it."""
   made = omni_program(plan, codec_shapes(plan))
   state, batch = _placed(made.state, made.layout), batch_shapes(plan)
-  kinds = {'parameters': state.params, 'optimizer': state.opt_state, 'buffers': (state.buffers, state.step, state.rng),
-           'batch': batch}
+  kinds = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'buffers': (state.buffers, state.step, state.rng),
+    'batch': batch,
+  }
   return Program(made.step, kinds, (state, batch))
 
 
@@ -97,6 +111,7 @@ def state_kinds(plan: Plan) -> dict[str, float]:
 
 class _Replies(NamedTuple):
   """Shapes that the programs of generation share."""
+
   params: Any
   bias_IE: Any
   batch: Batch
@@ -108,21 +123,42 @@ class _Replies(NamedTuple):
 def _replies(plan: Plan) -> _Replies:
   """As many replies as the run has rows, to prompts as long as its rows."""
   config, made = plan.config, omni_program(plan, codec_shapes(plan))
-  state, image, new = _placed(made.state, made.layout), plan.omni.media.image, config.generate.max_new
-  slots = plan.budget.length + new + max(1, new // POSITIONS_PER_IMAGE) * (2 * image.patches + 1)
+  state, image, new = (
+    _placed(made.state, made.layout),
+    plan.omni.media.image,
+    config.generate.max_new,
+  )
+  slots = (
+    plan.budget.length
+    + new
+    + max(1, new // POSITIONS_PER_IMAGE) * (2 * image.patches + 1)
+  )
   batch, rows = batch_shapes(plan), sharding.by_rows(plan.mesh)
   codec = state.buffers['codec']
-  encode = lambda params, books, batch: encode_media(plan.omni, merge(plan.abstract_codec(), params), books, batch)
-  encoded = _all(jax.eval_shape(encode, codec['params'], states.codebooks_of(codec), batch), rows)
-  key_B = _all(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), plan.budget.rows)), rows)
-  return _Replies(state.params, state.buffers['router_bias'], batch, key_B, Room(slots, new), encoded)
+  encode = lambda params, books, batch: encode_media(
+    plan.omni, merge(plan.abstract_codec(), params), books, batch
+  )
+  encoded = _all(
+    jax.eval_shape(encode, codec['params'], states.codebooks_of(codec), batch), rows
+  )
+  key_B = _all(
+    jax.eval_shape(lambda: jax.random.split(jax.random.key(0), plan.budget.rows)), rows
+  )
+  return _Replies(
+    state.params, state.buffers['router_bias'], batch, key_B, Room(slots, new), encoded
+  )
 
 
 def _prefill(plan: Plan, r: _Replies) -> Program:
   model = abstract(plan.omni)
-  function = jax.jit(functools.partial(prefill, model=model, mesh=plan.mesh, room=r.room))
-  return Program(function, {'parameters': r.params, 'batch': (r.batch, r.encoded)},
-                 (r.params, r.bias_IE, r.batch, r.encoded, r.key_B))
+  function = jax.jit(
+    functools.partial(prefill, model=model, mesh=plan.mesh, room=r.room)
+  )
+  return Program(
+    function,
+    {'parameters': r.params, 'batch': (r.batch, r.encoded)},
+    (r.params, r.bias_IE, r.batch, r.encoded, r.key_B),
+  )
 
 
 def _after_prefill(plan: Plan, r: _Replies) -> tuple[Any, ...]:
@@ -131,10 +167,19 @@ def _after_prefill(plan: Plan, r: _Replies) -> tuple[Any, ...]:
   with jax.set_mesh(plan.mesh):
     rows = jax.eval_shape(made.function, *made.call)
   cache = sharding.cache_layout(plan.mesh)
-  placed = _all(rows, sharding.by_rows(plan.mesh))._replace(cache=_all(rows.cache, cache))
+  placed = _all(rows, sharding.by_rows(plan.mesh))._replace(
+    cache=_all(rows.cache, cache)
+  )
   whole = sharding.replicated(plan.mesh)
-  rules = _all(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, grammar(Tokenizer(plan.omni.tokenizer), 'any'))), whole)
-  sampling = Sampling(*(jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for _ in Sampling._fields))
+  rules = _all(
+    jax.eval_shape(
+      lambda: jax.tree.map(jnp.asarray, grammar(Tokenizer(plan.omni.tokenizer), 'any'))
+    ),
+    whole,
+  )
+  sampling = Sampling(
+    *(jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for _ in Sampling._fields)
+  )
   return r.params, r.bias_IE, placed, rules, sampling
 
 
@@ -146,22 +191,39 @@ def prefill_program(plan: Plan) -> Program:
 def decode_program(plan: Plan) -> Program:
   """The loop that writes text and speech; its body, one id in every row, is counted once."""
   call = _after_prefill(plan, _replies(plan))
-  function = jax.jit(functools.partial(decode, model=abstract(plan.omni), mesh=plan.mesh), donate_argnums=2)
+  function = jax.jit(
+    functools.partial(decode, model=abstract(plan.omni), mesh=plan.mesh),
+    donate_argnums=2,
+  )
   return Program(function, {'parameters': call[0], 'cache': call[2].cache}, call)
 
 
 def draw_program(plan: Plan) -> Program:
   """Drawing an image in every row."""
   call = _after_prefill(plan, _replies(plan))
-  function = jax.jit(functools.partial(draw, model=abstract(plan.omni), mesh=plan.mesh,
-                                       steps=plan.config.generate.dit_steps), donate_argnums=2)
+  function = jax.jit(
+    functools.partial(
+      draw,
+      model=abstract(plan.omni),
+      mesh=plan.mesh,
+      steps=plan.config.generate.dit_steps,
+    ),
+    donate_argnums=2,
+  )
   return Program(function, {'parameters': call[0], 'cache': call[2].cache}, call)
 
 
-MAKERS = {'train': train_program, 'prefill': prefill_program, 'decode': decode_program, 'draw': draw_program}
+MAKERS = {
+  'train': train_program,
+  'prefill': prefill_program,
+  'decode': decode_program,
+  'draw': draw_program,
+}
 
 
-def compile_program(mesh: Mesh, program: Program, dump: pathlib.Path | None = None) -> Compiled:
+def compile_program(
+  mesh: Mesh, program: Program, dump: pathlib.Path | None = None
+) -> Compiled:
   """Compiles for the devices of a mesh; a program that does not fit is measured from what the compiler had planned.
 
   Args:
@@ -169,11 +231,20 @@ def compile_program(mesh: Mesh, program: Program, dump: pathlib.Path | None = No
   """
   kinds = {name: bytes_on_a_device(tree) for name, tree in program.arguments.items()}
   begin = time.perf_counter()
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch:
+  with (
+    jax.set_mesh(mesh),
+    tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch,
+  ):
     lowered = program.function.lower(*program.call)
-    lowering, begin, busy = time.perf_counter() - begin, time.perf_counter(), time.process_time()
+    lowering, begin, busy = (
+      time.perf_counter() - begin,
+      time.perf_counter(),
+      time.process_time(),
+    )
     folder = dump or pathlib.Path(scratch)
-    options = {'xla_dump_to': str(folder)} if mesh.devices.flat[0].platform == 'tpu' else {}
+    options = (
+      {'xla_dump_to': str(folder)} if mesh.devices.flat[0].platform == 'tpu' else {}
+    )
     try:
       compiled, refused = lowered.compile(compiler_options=options), ''
     except jax.errors.JaxRuntimeError as error:
@@ -183,7 +254,14 @@ def compile_program(mesh: Mesh, program: Program, dump: pathlib.Path | None = No
     seconds = lowering, time.perf_counter() - begin, time.process_time() - busy
     report, assignment, text = memory.texts(folder)
   if compiled is None:
-    return Compiled(memory.from_dump(kinds, report, assignment), text, refused, {}, seconds)
+    return Compiled(
+      memory.from_dump(kinds, report, assignment), text, refused, {}, seconds
+    )
   counted = compiled.cost_analysis() or {}
-  return Compiled(memory.from_stats(compiled.memory_analysis(), kinds, report, assignment), compiled.as_text(), '',
-                  counted, seconds)
+  return Compiled(
+    memory.from_stats(compiled.memory_analysis(), kinds, report, assignment),
+    compiled.as_text(),
+    '',
+    counted,
+    seconds,
+  )

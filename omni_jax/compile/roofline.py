@@ -18,6 +18,7 @@ class Traffic(NamedTuple):
     moved: bytes that a device sends, by the ring algorithm.
     seconds: over the links, or the data center network, alone.
   """
+
   kind: str
   axes: str
   network: str
@@ -37,6 +38,7 @@ class Estimate(NamedTuple):
       is awaited, everything else stops the core.
     traffic: the collectives in detail.
   """
+
   compute: float
   memory: float
   core: float
@@ -73,22 +75,31 @@ def moved_bytes(kind: str, payload: float, members: int) -> float:
   return payload
 
 
-def link_seconds(kind: str, payload: float, members: Members, topology: Topology) -> float:
+def link_seconds(
+  kind: str, payload: float, members: Members, topology: Topology
+) -> float:
   """Along the sides of the torus that the group has places in: both directions of a ring, one of a line.
 
   An all-to-all passes each link on its way: n / 8 payloads a ring of n, n / 4 a line (each direction; the way that the
   bisection bounds it). How the sides share is taken as even.
   """
   rate = topology.chip.link / topology.chip.devices
-  sides = [(n, ring and n == whole) for n, whole, ring in zip(members.sides, topology.sides, topology.rings(),
-                                                              strict=False) if n > 1]
+  sides = [
+    (n, ring and n == whole)
+    for n, whole, ring in zip(
+      members.sides, topology.sides, topology.rings(), strict=False
+    )
+    if n > 1
+  ]
   if not sides:  # cores of one chip
     return moved_bytes(kind, payload, members.count) / (2 * rate)
   if kind in ('all-to-all', 'ragged-all-to-all'):
     return max(payload * n / (8 if ring else 4) for n, ring in sides) / rate
   if kind == 'collective-permute':
     return payload / rate
-  return moved_bytes(kind, payload, members.count) / (rate * sum(2 if ring else 1 for _, ring in sides))
+  return moved_bytes(kind, payload, members.count) / (
+    rate * sum(2 if ring else 1 for _, ring in sides)
+  )
 
 
 def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
@@ -98,11 +109,16 @@ def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
     seconds, network = moved / (topology.chip.dcn / topology.chip.devices), 'DCN'
   else:
     seconds, network = link_seconds(one.kind, one.payload, members, topology), 'ICI'
-  return Traffic(one.kind, members.axes, network, one.times, one.times * moved, one.times * seconds)
+  return Traffic(
+    one.kind, members.axes, network, one.times, one.times * moved, one.times * seconds
+  )
 
 
-def scheduled(order: list, core_of: Callable[[Work], float], traffic_of: Callable[[Transfer], tuple[str, float]]
-              ) -> float:
+def scheduled(
+  order: list,
+  core_of: Callable[[Work], float],
+  traffic_of: Callable[[Transfer], tuple[str, float]],
+) -> float:
   """Seconds of a schedule. Each network does one transfer after the other; a turn of a loop ends when all is done.
 
   Args:
@@ -134,7 +150,11 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   core_of = lambda one: max(one.flops / flops, one.bytes / bytes_)
 
   def traffic(one: Transfer) -> Traffic | None:
-    members = groups.across() if one.groups == SLICES else groups.members(one.groups, one.kind == 'collective-permute')
+    members = (
+      groups.across()
+      if one.groups == SLICES
+      else groups.members(one.groups, one.kind == 'collective-permute')
+    )
     return traffic_of(one, members, topology) if members.count > 1 else None
 
   def once(one: Transfer) -> tuple[str, float]:
@@ -144,11 +164,20 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   found: dict[tuple[str, str, str], Traffic] = {}
   for new in filter(None, map(traffic, cost.transfers)):
     old = found.get(new[:3], Traffic(*new[:3], 0, 0.0, 0.0))
-    found[new[:3]] = Traffic(*new[:3], old.count + new.count, old.moved + new.moved, old.seconds + new.seconds)
+    found[new[:3]] = Traffic(
+      *new[:3], old.count + new.count, old.moved + new.moved, old.seconds + new.seconds
+    )
   kinds = sorted(found.values(), key=lambda one: -one.seconds)
   networks: dict[str, float] = {}
   for one in kinds:
     name = f'{one.network} {one.axes}'
     networks[name] = networks.get(name, 0.0) + one.seconds
   core = sum(one.times * core_of(one) for one in cost.work)
-  return Estimate(cost.flops / flops, cost.bytes / bytes_, core, scheduled(cost.order, core_of, once), networks, kinds)
+  return Estimate(
+    cost.flops / flops,
+    cost.bytes / bytes_,
+    core,
+    scheduled(cost.order, core_of, once),
+    networks,
+    kinds,
+  )

@@ -13,8 +13,10 @@ from omni_jax.chips import Chip, CHIPS
 from omni_jax.errors import UserError
 
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.kind.startswith('TPU'))
-FORM = (f'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or cpu:8; kinds are '
-        f'{", ".join(TPUS)} and cpu')
+FORM = (
+  f'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or cpu:8; kinds are '
+  f'{", ".join(TPUS)} and cpu'
+)
 
 
 class Topology(NamedTuple):
@@ -27,6 +29,7 @@ class Topology(NamedTuple):
     slices: that only the data center network connects.
     devices: as jax lists them; `chip.devices` of each chip.
   """
+
   name: str
   chip: Chip
   sides: tuple[int, ...]
@@ -56,9 +59,19 @@ def parse(name: str) -> tuple[int, str, tuple[int, ...]]:
   found = re.fullmatch(r'(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)', name)
   if not found or found[2] not in (*TPUS, 'cpu'):
     raise UserError(f'--topology={name!r} is unknown; {FORM}')
-  slices, kind, sides = int(found[1] or 1), found[2], tuple(int(n) for n in found[3].split('x'))
-  if len(sides) != CHIPS[kind].sides or not slices * math.prod(sides) or (kind == 'cpu' and slices > 1):
-    raise UserError(f'--topology={name!r}: {kind} has {CHIPS[kind].sides} sides; {FORM}')
+  slices, kind, sides = (
+    int(found[1] or 1),
+    found[2],
+    tuple(int(n) for n in found[3].split('x')),
+  )
+  if (
+    len(sides) != CHIPS[kind].sides
+    or not slices * math.prod(sides)
+    or (kind == 'cpu' and slices > 1)
+  ):
+    raise UserError(
+      f'--topology={name!r}: {kind} has {CHIPS[kind].sides} sides; {FORM}'
+    )
   return slices, kind, sides
 
 
@@ -66,7 +79,9 @@ def pretend(name: str) -> None:
   """Before jax makes its devices: as many CPU devices as `cpu:N` names."""
   _, kind, sides = parse(name)
   jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_enable_compilation_cache', False)  # programs for absent devices cannot be read back
+  jax.config.update(
+    'jax_enable_compilation_cache', False
+  )  # programs for absent devices cannot be read back
   if kind == 'cpu':
     jax.config.update('jax_num_cpu_devices', math.prod(sides))
 
@@ -82,18 +97,28 @@ def describe(name: str) -> Topology:
     devices = jax.devices('cpu')
     if len(devices) < math.prod(sides):
       raise UserError(f'--topology={name}: this process has {len(devices)} CPU devices')
-    return Topology(name, CHIPS[kind], sides, 1, devices[:math.prod(sides)])
+    return Topology(name, CHIPS[kind], sides, 1, devices[: math.prod(sides)])
   # What libtpu would otherwise ask of a metadata server that is not there; and several processes may load it.
-  for key, value in dict(ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5p-8',
-                         TPU_WORKER_HOSTNAMES='localhost').items():
+  for key, value in dict(
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_ACCELERATOR_TYPE='v5p-8',
+    TPU_WORKER_HOSTNAMES='localhost',
+  ).items():
     os.environ.setdefault(key, value)
   bounds, hosts = '{}:{}'.format(kind, 'x'.join(map(str, sides))), {}
   if math.prod(sides) == 1:
     hosts = {'chips_per_host_bounds': (1, 1, 1)}
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=bounds, num_slices=slices, **hosts)
+    found = topologies.get_topology_desc(
+      platform='tpu', topology_name=bounds, num_slices=slices, **hosts
+    )
   except (RuntimeError, ImportError) as error:
     if 'libtpu' in str(error).lower():
-      raise UserError(f'--topology={name}: libtpu is not installed; pip install "jax[tpu]"') from error
-    raise UserError(f'--topology={name}: {str(error).splitlines()[0]}; {FORM}') from error
+      raise UserError(
+        f'--topology={name}: libtpu is not installed; pip install "jax[tpu]"'
+      ) from error
+    raise UserError(
+      f'--topology={name}: {str(error).splitlines()[0]}; {FORM}'
+    ) from error
   return Topology(name, CHIPS[kind], sides, slices, found.devices)

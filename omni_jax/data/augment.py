@@ -25,6 +25,7 @@ class Augment:
       microphones differ so.
     noise: loudest white noise, full scale is 1; quieter down to a hundredth of it. delay: seconds of silence before.
   """
+
   turn: float = 0.2
   scale: float = 0.12
   shear: float = 0.15
@@ -36,13 +37,15 @@ class Augment:
   noise: float = 0.01
   delay: float = 0.05
 
-  def __call__(self, example: Mapping[str, Any], rng: np.random.Generator, *, rate: int,
-               limit: int) -> Mapping[str, Any]:
+  def __call__(
+    self, example: Mapping[str, Any], rng: np.random.Generator, *, rate: int, limit: int
+  ) -> Mapping[str, Any]:
     """The example with what users show or say changed; plain examples stay as they are.
 
     Args:
       rate: samples per second. limit: most samples of a wave.
     """
+
     def changed(part: Mapping[str, Any]) -> Mapping[str, Any]:
       if part['type'] == 'image':
         return {**part, 'pixels': moved(part['pixels'], self, rng)}
@@ -52,27 +55,45 @@ class Augment:
 
     if 'messages' not in example:
       return example
-    return {**example, 'messages': [{**m, 'content': [changed(part) for part in m['content']]} if m['role'] == 'user'
-                                    else m for m in example['messages']]}
+    return {
+      **example,
+      'messages': [
+        {**m, 'content': [changed(part) for part in m['content']]}
+        if m['role'] == 'user'
+        else m
+        for m in example['messages']
+      ],
+    }
 
 
 def moved(pixels_hwc: np.ndarray, c: Augment, rng: np.random.Generator) -> np.ndarray:
   """A turned, scaled, sheared and shifted copy, the same for every channel; what comes in from outside is 0."""
   angle, size = rng.uniform(-c.turn, c.turn), rng.uniform(1 - c.scale, 1 + c.scale, 2)
   shear = rng.uniform(-c.shear, c.shear)
-  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]])
+  turn = np.array(
+    [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+  ) @ np.array([[1, shear], [0, 1]])
   matrix = turn / size
   centre = (np.array(pixels_hwc.shape[:2]) - 1) / 2
-  offset = centre - matrix @ (centre + c.shift * len(pixels_hwc) * rng.uniform(-1, 1, 2))
-  channels = [ndimage.affine_transform(channel, matrix, offset, order=1) for channel in np.moveaxis(pixels_hwc, -1, 0)]
+  offset = centre - matrix @ (
+    centre + c.shift * len(pixels_hwc) * rng.uniform(-1, 1, 2)
+  )
+  channels = [
+    ndimage.affine_transform(channel, matrix, offset, order=1)
+    for channel in np.moveaxis(pixels_hwc, -1, 0)
+  ]
   return np.clip(np.stack(channels, axis=-1), 0, 1, dtype=np.float32)
 
 
-def said(wave_S: np.ndarray, c: Augment, rng: np.random.Generator, *, rate: int, limit: int) -> np.ndarray:
+def said(
+  wave_S: np.ndarray, c: Augment, rng: np.random.Generator, *, rate: int, limit: int
+) -> np.ndarray:
   """A faster or slower, higher or lower, louder or softer, later and noisier copy of at most `limit` samples."""
   speed, pitch = 1 + rng.uniform(-c.speed, c.speed), 1 + rng.uniform(-c.pitch, c.pitch)
   speed = max(speed, len(wave_S) / limit)
-  wave_S = stretched(resampled(wave_S, speed * pitch), pitch, window=round(WINDOW_SECONDS * rate))[:limit]
+  wave_S = stretched(
+    resampled(wave_S, speed * pitch), pitch, window=round(WINDOW_SECONDS * rate)
+  )[:limit]
   late = min(int(rng.uniform(0, c.delay) * rate), limit - len(wave_S))
   wave_S = np.pad(wave_S, (late, 0)) * 10 ** (rng.uniform(-c.gain, c.gain) / 20)
   wave_S = coloured(wave_S, rng.uniform(-c.tone, c.tone, TONES)) if c.tone else wave_S
@@ -86,13 +107,15 @@ def coloured(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
   spectrum = np.fft.rfft(wave_S, n := 1 << (len(wave_S) - 1).bit_length())
   at = np.linspace(0, len(decibels_n) - 1, len(spectrum))
   curve = 10 ** (np.interp(at, np.arange(len(decibels_n)), decibels_n) / 20)
-  return np.fft.irfft(spectrum * curve, n)[:len(wave_S)]
+  return np.fft.irfft(spectrum * curve, n)[: len(wave_S)]
 
 
 def resampled(wave_S: np.ndarray, factor: float) -> np.ndarray:
   """Read `factor` times faster: shorter and higher; linear interpolation."""
   samples = max(1, round(len(wave_S) / factor))
-  return np.interp(np.linspace(0, len(wave_S) - 1, samples), np.arange(len(wave_S)), wave_S)
+  return np.interp(
+    np.linspace(0, len(wave_S) - 1, samples), np.arange(len(wave_S)), wave_S
+  )
 
 
 def stretched(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
@@ -104,19 +127,25 @@ def stretched(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
   hop, search = window // 2, window // 4
   samples = max(1, round(len(wave_S) * factor))
   if len(wave_S) < window + 2 * search or abs(factor - 1) < 1e-3:
-    return wave_S[:samples] if factor <= 1 else np.pad(wave_S, (0, samples - len(wave_S)))
+    return (
+      wave_S[:samples] if factor <= 1 else np.pad(wave_S, (0, samples - len(wave_S)))
+    )
   pieces = -(-samples // hop) + 1
   padded = np.pad(wave_S, (search, window + hop + search))
   ramp = np.hanning(window + 1)[:window]
   out = np.zeros(pieces * hop + window)
   start = search  # of the last piece, in `padded`
-  out[:window] = padded[start:start + window] * ramp
+  out[:window] = padded[start : start + window] * ramp
   last = len(padded) - window - hop
   for k in range(1, pieces):
-    follows = padded[start + hop:start + hop + window]
+    follows = padded[start + hop : start + hop + window]
     ideal = min(search + round(k * hop / factor), last - search)
-    fits = np.correlate(padded[ideal - search:ideal + search + window], follows, mode='valid')
+    fits = np.correlate(
+      padded[ideal - search : ideal + search + window], follows, mode='valid'
+    )
     start = ideal - search + int(fits.argmax())
-    out[k * hop:k * hop + window] += padded[start:start + window] * ramp
-  out[:hop] += padded[search:search + hop] * (1 - ramp[:hop])  # the first piece has no neighbour to fade in over
+    out[k * hop : k * hop + window] += padded[start : start + window] * ramp
+  out[:hop] += padded[search : search + hop] * (
+    1 - ramp[:hop]
+  )  # the first piece has no neighbour to fade in over
   return out[:samples]

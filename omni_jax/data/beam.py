@@ -18,18 +18,41 @@ import tempfile
 from typing import Any
 
 from omni_jax.data import beam_files
-from omni_jax.data.conversion import Converted, converted, pieces_of, shard_name, shard_of, write_shard
+from omni_jax.data.conversion import (
+  Converted,
+  converted,
+  pieces_of,
+  shard_name,
+  shard_of,
+  write_shard,
+)
 from omni_jax.data.inputs.reader import Reader
-from omni_jax.data.manifest import check_useful, lists_of, MANIFEST, manifest_of, REFUSED, ShardStats
+from omni_jax.data.manifest import (
+  check_useful,
+  lists_of,
+  MANIFEST,
+  manifest_of,
+  REFUSED,
+  ShardStats,
+)
 from omni_jax.data.media import is_remote
 from omni_jax.data.run_check import RunCheck
 from omni_jax.errors import UserError
 
-Facts = tuple[str, int, int, tuple[Any, ...]]  # id, piece, number in the piece, Converted: plain tuples travel well
+Facts = tuple[
+  str, int, int, tuple[Any, ...]
+]  # id, piece, number in the piece, Converted: plain tuples travel well
 
 
-def convert(reader: Reader, output: str, *, shards: int, said: str, options: str, check: RunCheck | None = None
-            ) -> dict[str, Any]:
+def convert(
+  reader: Reader,
+  output: str,
+  *,
+  shards: int,
+  said: str,
+  options: str,
+  check: RunCheck | None = None,
+) -> dict[str, Any]:
   """Writes the folder `output`; returns its manifest.
 
   Args:
@@ -45,21 +68,42 @@ def convert(reader: Reader, output: str, *, shards: int, said: str, options: str
   beam, settings = _library(), _settings(options)
   output = output.rstrip('/') if is_remote(output) else os.path.abspath(output)
   if beam_files.is_there(output):
-    raise UserError(f'--output={output} exists already: remove it or name another folder')
+    raise UserError(
+      f'--output={output} exists already: remove it or name another folder'
+    )
   partial = f'{output}.partial-beam'
   beam_files.remove(partial)
   pieces = [(k, items.start, items.stop) for k, items in enumerate(pieces_of(reader))]
   try:
     with beam.Pipeline(options=settings) as pipeline:
-      (pipeline | 'Pieces' >> beam.Create(pieces) | 'Spread' >> beam.Reshuffle()
-       | 'Convert' >> beam.FlatMap(functools.partial(convert_piece, reader=reader, shards=shards, check=check))
-       | 'Group' >> beam.GroupByKey()
-       | 'Write' >> beam.Map(functools.partial(write_group, folder=partial, shards=shards))
-       | 'Gather' >> beam.combiners.ToList()
-       | 'List' >> beam.Map(functools.partial(write_lists, folder=partial, said=said,
-                                              fingerprints=check.fingerprints if check else (None,))))
-  except Exception as error:  # each runner has errors of its own; Beam has logged where it was
-    raise UserError(f'--beam={options!r}: the pipeline failed: {_last_line(error)}') from error
+      (
+        pipeline
+        | 'Pieces' >> beam.Create(pieces)
+        | 'Spread' >> beam.Reshuffle()
+        | 'Convert'
+        >> beam.FlatMap(
+          functools.partial(convert_piece, reader=reader, shards=shards, check=check)
+        )
+        | 'Group' >> beam.GroupByKey()
+        | 'Write'
+        >> beam.Map(functools.partial(write_group, folder=partial, shards=shards))
+        | 'Gather' >> beam.combiners.ToList()
+        | 'List'
+        >> beam.Map(
+          functools.partial(
+            write_lists,
+            folder=partial,
+            said=said,
+            fingerprints=check.fingerprints if check else (None,),
+          )
+        )
+      )
+  except (
+    Exception
+  ) as error:  # each runner has errors of its own; Beam has logged where it was
+    raise UserError(
+      f'--beam={options!r}: the pipeline failed: {_last_line(error)}'
+    ) from error
   return _published(partial, output)
 
 
@@ -69,15 +113,22 @@ def _published(partial: str, output: str) -> dict[str, Any]:
     if not manifest['records']:
       beam_files.remove(partial)
     check_useful(manifest)
-    beam_files.publish(partial, output, [MANIFEST, REFUSED, *(shard['file'] for shard in manifest['shards'])])
+    beam_files.publish(
+      partial,
+      output,
+      [MANIFEST, REFUSED, *(shard['file'] for shard in manifest['shards'])],
+    )
   except OSError as error:
-    raise UserError(f'{partial}: cannot be read or renamed here ({_last_line(error)}): name a folder of --output that '
-                    'this machine and all workers see') from error
+    raise UserError(
+      f'{partial}: cannot be read or renamed here ({_last_line(error)}): name a folder of --output that '
+      'this machine and all workers see'
+    ) from error
   return manifest
 
 
-def convert_piece(piece: tuple[int, int, int], *, reader: Reader, shards: int, check: RunCheck | None
-                  ) -> Iterator[tuple[int, Facts]]:
+def convert_piece(
+  piece: tuple[int, int, int], *, reader: Reader, shards: int, check: RunCheck | None
+) -> Iterator[tuple[int, Facts]]:
   """What a piece of the input becomes, each with its shard."""
   k, start, stop = piece
   for n, found in enumerate(reader.read(range(start, stop))):
@@ -85,7 +136,9 @@ def convert_piece(piece: tuple[int, int, int], *, reader: Reader, shards: int, c
     yield shard_of(made.id, shards), (made.id, k, n, tuple(made))
 
 
-def write_group(group: tuple[int, Iterable[Facts]], *, folder: str, shards: int) -> tuple[Any, ...]:
+def write_group(
+  group: tuple[int, Iterable[Facts]], *, folder: str, shards: int
+) -> tuple[Any, ...]:
   """One shard, written here and copied whole to the folder; returns its ShardStats."""
   number, facts = group
   made = [Converted(*values) for *_, values in sorted(facts, key=lambda fact: fact[:3])]
@@ -98,10 +151,17 @@ def write_group(group: tuple[int, Iterable[Facts]], *, folder: str, shards: int)
   return tuple(stats)
 
 
-def write_lists(stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: tuple[str | None, ...]
-                ) -> None:
+def write_lists(
+  stats: list[tuple[Any, ...]],
+  *,
+  folder: str,
+  said: str,
+  fingerprints: tuple[str | None, ...],
+) -> None:
   """The manifest and the refused, when all shards are there."""
-  shards = sorted((ShardStats(*values) for values in stats), key=lambda shard: shard.file)
+  shards = sorted(
+    (ShardStats(*values) for values in stats), key=lambda shard: shard.file
+  )
   for name, text in lists_of(manifest_of(shards, said, *fingerprints), shards).items():
     beam_files.write(folder, name, io.BytesIO(text.encode()))
 
@@ -110,21 +170,28 @@ def _library() -> Any:
   try:
     import apache_beam  # only for those who use it: extra [beam]
   except ImportError as error:
-    raise UserError("--beam needs the package 'apache_beam', best in an environment of its own (it lowers pyarrow, "
-                    f"protobuf and pillow): pip install 'omni_jax[beam]' ({error})") from error
+    raise UserError(
+      "--beam needs the package 'apache_beam', best in an environment of its own (it lowers pyarrow, "
+      f"protobuf and pillow): pip install 'omni_jax[beam]' ({error})"
+    ) from error
   return apache_beam
 
 
 def _settings(options: str) -> Any:
   """Beam's PipelineOptions of the text of --beam."""
   from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
   try:
     words = shlex.split(options)
   except ValueError as error:
     raise UserError(f'--beam={options!r}: {error}') from error
-  if not any(word.partition('=')[0] == '--runner' for word in words) or not words[0].startswith('--'):
-    raise UserError(f"--beam={options!r}: give Beam's options and among them the runner, such as "
-                    "--beam='--runner=FlinkRunner --parallelism=8'; --runner=DirectRunner runs here")
+  if not any(word.partition('=')[0] == '--runner' for word in words) or not words[
+    0
+  ].startswith('--'):
+    raise UserError(
+      f"--beam={options!r}: give Beam's options and among them the runner, such as "
+      "--beam='--runner=FlinkRunner --parallelism=8'; --runner=DirectRunner runs here"
+    )
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):  # Beam leaves by argparse's way out

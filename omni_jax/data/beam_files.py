@@ -16,7 +16,10 @@ UPLOADS = 'uploads'  # below the folder: what is not yet whole
 
 
 def _systems() -> Any:
-  from apache_beam.io.filesystems import FileSystems  # only for those who use it: extra [beam]
+  from apache_beam.io.filesystems import (
+    FileSystems,
+  )  # only for those who use it: extra [beam]
+
   return FileSystems
 
 

@@ -17,9 +17,23 @@ class ClipLoader:
     shard: (index, count) of this process, which gets its part of the batch.
   """
 
-  def __init__(self, waves: Sequence[np.ndarray], audio: AudioConfig, *, batch: int, frames: int, seed: int,
-               shard: tuple[int, int] = (0, 1)):
-    self._waves, self._audio, self._batch, self._frames, self._seed = waves, audio, batch, frames, seed
+  def __init__(
+    self,
+    waves: Sequence[np.ndarray],
+    audio: AudioConfig,
+    *,
+    batch: int,
+    frames: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+  ):
+    self._waves, self._audio, self._batch, self._frames, self._seed = (
+      waves,
+      audio,
+      batch,
+      frames,
+      seed,
+    )
     self._own = slice(shard[0] * batch // shard[1], (shard[0] + 1) * batch // shard[1])
     self._next = 0
 
@@ -35,9 +49,9 @@ class ClipLoader:
     for n, pick in enumerate(rng.integers(len(self._waves), size=self._batch)):
       wave, loud = self._waves[pick], np.float32(rng.uniform(0.6, 1.2))
       start = int(rng.integers(0, max(0, len(wave) - frames * frame) + 1))
-      crop = wave[start:start + frames * frame] * loud
-      wave_NS[n, :len(crop)] = crop
-      mask_NR[n, :-(-len(crop) // frame)] = 1
+      crop = wave[start : start + frames * frame] * loud
+      wave_NS[n, : len(crop)] = crop
+      mask_NR[n, : -(-len(crop) // frame)] = 1
     return wave_NS[self._own], mask_NR[self._own]
 
   def state(self) -> bytes:

@@ -24,11 +24,14 @@ from omni_jax.data.run_check import RunCheck
 from omni_jax.types import AudioConfig, MediaConfig
 
 LONGEST = 3600.0  # seconds of a sound; a run has a limit of its own
-CHECK = MediaConfig(audio=AudioConfig(seconds=LONGEST))  # decoding at the smallest size is enough to find damage
+CHECK = MediaConfig(
+  audio=AudioConfig(seconds=LONGEST)
+)  # decoding at the smallest size is enough to find damage
 
 
 class Converted(NamedTuple):
   """A record, or why there is none."""
+
   id: str
   record: bytes
   refused: str
@@ -43,6 +46,7 @@ class Converted(NamedTuple):
 
 class Entry(NamedTuple):
   """Where a record lies in its spill file, or why there is none."""
+
   id: str
   refused: str
   images: int
@@ -57,43 +61,76 @@ def converted(found: Found, check: RunCheck | None = None) -> Converted:
   media = check.media if check else CHECK
   try:
     example = check_example({**found.make(), 'id': found.id}, 'data')
-    decoded = [{**part, **DECODE[part['type']](part['data'], media)} if part['type'] in DECODE else part
-               for part in parts_of(example)]
+    decoded = [
+      {**part, **DECODE[part['type']](part['data'], media)}
+      if part['type'] in DECODE
+      else part
+      for part in parts_of(example)
+    ]
     if check:
       check(_with(example, iter(decoded)))
     if check and check.coder:
       codes = lambda wave: {'codes': check.coder(wave).astype('<u2').tobytes()}
-      example = _with(example, (part | codes(found['wave']) if part['type'] == 'audio' else part
-                                for part, found in zip(parts_of(example), decoded, strict=True)))
+      example = _with(
+        example,
+        (
+          part | codes(found['wave']) if part['type'] == 'audio' else part
+          for part, found in zip(parts_of(example), decoded, strict=True)
+        ),
+      )
     record = pack_example(example)
     if len(record) > MAX_RECORD:
-      raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')
+      raise BadRecord(
+        f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
+      )
   except BadRecord as error:
     return Converted(found.id, b'', error.reason, 0, 0, 0.0)
   sounds = [part for part in decoded if part['type'] == 'audio']
-  return Converted(found.id, record, '', sum(part['type'] == 'image' for part in decoded), len(sounds),
-                   sum(len(part['wave']) for part in sounds) / media.audio.rate)
+  return Converted(
+    found.id,
+    record,
+    '',
+    sum(part['type'] == 'image' for part in decoded),
+    len(sounds),
+    sum(len(part['wave']) for part in sounds) / media.audio.rate,
+  )
 
 
 def _with(example: Example, parts: Iterator[Example]) -> Example:
   """The example with other parts, in order."""
   if 'content' in example:
     return {**example, 'content': [next(parts) for _ in example['content']]}
-  return {**example, 'messages': [{**m, 'content': [next(parts) for _ in m['content']]} for m in example['messages']]}
+  return {
+    **example,
+    'messages': [
+      {**m, 'content': [next(parts) for _ in m['content']]} for m in example['messages']
+    ],
+  }
 
 
 def pieces_of(reader: Reader) -> list[range]:
   """What one worker reads at a time: it depends on the input only."""
-  return [range(start, min(start + reader.chunk, len(reader))) for start in range(0, len(reader), reader.chunk)]
+  return [
+    range(start, min(start + reader.chunk, len(reader)))
+    for start in range(0, len(reader), reader.chunk)
+  ]
 
 
 def shard_of(id: str, shards: int) -> int:
   """Depends on the id only."""
-  return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), 'little') % shards
+  return (
+    int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), 'little')
+    % shards
+  )
 
 
-def write_spill(reader: Reader, items: range, path: pathlib.Path, shards: int, check: RunCheck | None = None
-                ) -> int:
+def write_spill(
+  reader: Reader,
+  items: range,
+  path: pathlib.Path,
+  shards: int,
+  check: RunCheck | None = None,
+) -> int:
   """Converts a piece of the input into one file and its index, which comes last; returns how many examples it had."""
   index: list[list[Entry]] = [[] for _ in range(shards)]
   at = 0
@@ -114,8 +151,11 @@ def shard_name(number: int, shards: int) -> str:
   return f'data-{number:05d}-of-{shards:05d}.array_record'
 
 
-def write_shard(path: pathlib.Path, found: Iterable[tuple[Converted | Entry, Any]],
-                read: Callable[[Sequence[Any]], Iterable[bytes]]) -> ShardStats:
+def write_shard(
+  path: pathlib.Path,
+  found: Iterable[tuple[Converted | Entry, Any]],
+  read: Callable[[Sequence[Any]], Iterable[bytes]],
+) -> ShardStats:
   """One shard of all that belongs to it.
 
   Args:
@@ -137,18 +177,34 @@ def write_shard(path: pathlib.Path, found: Iterable[tuple[Converted | Entry, Any
     size = path.stat().st_size
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return ShardStats(path.name, len(kept), size, digest, *(sum(getattr(entry, name) for entry, _ in kept)
-                                                          for name in MEDIA), refused)
+  return ShardStats(
+    path.name,
+    len(kept),
+    size,
+    digest,
+    *(sum(getattr(entry, name) for entry, _ in kept) for name in MEDIA),
+    refused,
+  )
 
 
-def shard_of_spills(spills: Sequence[pathlib.Path], shard: int, path: pathlib.Path) -> ShardStats:
+def shard_of_spills(
+  spills: Sequence[pathlib.Path], shard: int, path: pathlib.Path
+) -> ShardStats:
   """One shard of what belongs to it in all spill files."""
-  found = [(entry.id, k, n, entry) for k, spill in enumerate(spills) for n, entry in enumerate(_entries(spill, shard))]
-  return write_shard(path, [(entry, (spills[k], entry)) for _, k, _, entry in sorted(found)], _records)
+  found = [
+    (entry.id, k, n, entry)
+    for k, spill in enumerate(spills)
+    for n, entry in enumerate(_entries(spill, shard))
+  ]
+  return write_shard(
+    path, [(entry, (spills[k], entry)) for _, k, _, entry in sorted(found)], _records
+  )
 
 
 def _entries(spill: pathlib.Path, shard: int) -> list[Entry]:
-  return [Entry(*entry) for entry in msgpack.unpackb(index_of(spill).read_bytes())[shard]]
+  return [
+    Entry(*entry) for entry in msgpack.unpackb(index_of(spill).read_bytes())[shard]
+  ]
 
 
 def _records(places: Sequence[tuple[pathlib.Path, Entry]]) -> Iterator[bytes]:

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.data.espeak import Clip, corpus, DIGIT_WORDS, HELDOUT_VARIANTS, TAKES, TRAIN_VARIANTS
+from omni_jax.data.espeak import (
+  Clip,
+  corpus,
+  DIGIT_WORDS,
+  HELDOUT_VARIANTS,
+  TAKES,
+  TRAIN_VARIANTS,
+)
 from omni_jax.errors import UserError
 
 LANGUAGES = tuple(DIGIT_WORDS)
@@ -22,6 +29,7 @@ TEST_SHARE = 0.25  # of the images
 @dataclasses.dataclass(frozen=True)
 class Digits:
   """Images float32 in [0, 1], shape (n, 8, 8, 1), with labels; spoken digit words as clips."""
+
   train_images: np.ndarray
   train_labels: np.ndarray
   test_images: np.ndarray
@@ -36,7 +44,9 @@ def _load(voices: int, takes: int, rate: int, seconds: float) -> Digits:
   try:
     from sklearn.datasets import load_digits as bundled
   except ImportError as error:
-    raise UserError("the digits data needs scikit-learn: pip install 'omni_jax[demo]'") from error
+    raise UserError(
+      "the digits data needs scikit-learn: pip install 'omni_jax[demo]'"
+    ) from error
   data = bundled()
   images = (data.images / 16).astype(np.float32)[..., None]
   order = np.random.default_rng(0).permutation(len(images))
@@ -44,8 +54,14 @@ def _load(voices: int, takes: int, rate: int, seconds: float) -> Digits:
   train, test = order[:cut], order[cut:]
   speak = functools.partial(corpus, sample_rate=rate, seconds=seconds)
   known = TRAIN_VARIANTS[:voices]
-  clips = (speak(known, TAKES[:takes]), speak(known, HELDOUT_TAKES), speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]))
-  return Digits(images[train], data.target[train], images[test], data.target[test], *clips)
+  clips = (
+    speak(known, TAKES[:takes]),
+    speak(known, HELDOUT_TAKES),
+    speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]),
+  )
+  return Digits(
+    images[train], data.target[train], images[test], data.target[test], *clips
+  )
 
 
 def load_digits(config: Any) -> Digits:
@@ -72,18 +88,31 @@ class DigitExamples(Sequence):
   A voice is heard in all its takes and speaks in the first `spoken_takes` of them: what is to be said stays learnable.
   """
 
-  def __init__(self, digits: Digits, recipes: Mapping[str, float], *, seed: int, spoken_takes: int = 1,
-               length: int = 10**7):
-    unknown = set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
+  def __init__(
+    self,
+    digits: Digits,
+    recipes: Mapping[str, float],
+    *,
+    seed: int,
+    spoken_takes: int = 1,
+    length: int = 10**7,
+  ):
+    unknown = (
+      set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
+    )
     if unknown or not recipes:
-      raise UserError(f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
-                      f"speech and text, or 'reply'")
+      raise UserError(
+        f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
+        f"speech and text, or 'reply'"
+      )
     self._digits, self._seed, self._length = digits, seed, length
     self._names = tuple(recipes)
     self._p = np.array([recipes[name] for name in self._names], np.float64)
     self._p /= self._p.sum()
     self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
-    self._takes: dict[str, list[dict[tuple[str, int], Clip]]] = {}  # by voice, in the order of TAKES
+    self._takes: dict[
+      str, list[dict[tuple[str, int], Clip]]
+    ] = {}  # by voice, in the order of TAKES
     for i, clip in enumerate(digits.train_clips):
       # corpus() walks voices, takes, languages, digits.
       takes = self._takes.setdefault(clip.voice, [])
@@ -97,9 +126,16 @@ class DigitExamples(Sequence):
 
   def identity(self) -> str:
     """Digest of what examples are made of, and how."""
-    asked, digits = (self._names, self._p.tolist(), self._seed, self._spoken_takes), self._digits
+    asked, digits = (
+      (self._names, self._p.tolist(), self._seed, self._spoken_takes),
+      self._digits,
+    )
     digest = hashlib.blake2b(repr(asked).encode(), digest_size=8)
-    for array in (digits.train_images, digits.train_labels, *(clip.wave for clip in digits.train_clips)):
+    for array in (
+      digits.train_images,
+      digits.train_labels,
+      *(clip.wave for clip in digits.train_clips),
+    ):
       digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
@@ -109,8 +145,17 @@ class DigitExamples(Sequence):
     scene = _Scene(self, rng)
     if name == 'reply':
       source = INPUTS[('image', 'speech', 'text')[rng.integers(3)]](scene)
-      content = [_text(scene.word), scene.draw(), _audio(scene.spoken[scene.other, scene.digit])]
-      reply = {'task': 'reply', 'language': scene.other, 'voice': scene.voice, 'content': content}
+      content = [
+        _text(scene.word),
+        scene.draw(),
+        _audio(scene.spoken[scene.other, scene.digit]),
+      ]
+      reply = {
+        'task': 'reply',
+        'language': scene.other,
+        'voice': scene.voice,
+        'content': content,
+      }
     else:
       given, _, wanted = name.partition('_to_')
       source, reply = INPUTS[given](scene), OUTPUTS[wanted](scene, given)
@@ -125,8 +170,12 @@ class _Scene:
     self.rng, self.digit = rng, int(rng.integers(10))
     self.voice = examples._voices[rng.integers(len(examples._voices))]
     takes = examples._takes[self.voice]
-    self.heard, self.spoken = (takes[rng.integers(n)] for n in (len(takes), examples._spoken_takes))
-    self.language, self.other = (LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False))
+    self.heard, self.spoken = (
+      takes[rng.integers(n)] for n in (len(takes), examples._spoken_takes)
+    )
+    self.language, self.other = (
+      LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False)
+    )
     self._digits, self._images = examples._digits, examples._images[self.digit]
 
   @property
@@ -156,13 +205,15 @@ def _speak(scene: _Scene, given: str) -> dict[str, Any]:
   if given == 'text' and scene.rng.random() < 0.3:  # reading aloud
     scene.other = scene.language
   content = [_audio(scene.spoken[scene.other, scene.digit])]
-  voice = {} if given == 'speech' else {'voice': scene.voice}  # the answer to speech has the voice that was heard
+  voice = (
+    {} if given == 'speech' else {'voice': scene.voice}
+  )  # the answer to speech has the voice that was heard
   return {'task': 'speak', 'language': scene.other, **voice, 'content': content}
 
 
 INPUTS = {
-    'image': lambda scene: scene.draw(),
-    'speech': lambda scene: _audio(scene.heard[scene.language, scene.digit]),
-    'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
+  'image': lambda scene: scene.draw(),
+  'speech': lambda scene: _audio(scene.heard[scene.language, scene.digit]),
+  'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
 }
 OUTPUTS = {'text': _write, 'image': _draw, 'speech': _speak}

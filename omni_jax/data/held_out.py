@@ -18,6 +18,7 @@ from omni_jax.types import MediaConfig
 
 class _Part(NamedTuple):
   """How a source is opened, and the key of its config without which it holds out nothing."""
+
   key: str
   open: Callable[[Any, MediaConfig], Sequence[Example]]
 
@@ -27,15 +28,26 @@ def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
 
 
 def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return TextFile(epath.Path(config.root) / config.train_file, length=config.piece, train=False)
+  return TextFile(
+    epath.Path(config.root) / config.train_file, length=config.piece, train=False
+  )
 
 
 HELD_OUT = {
-    'jsonl': _Part('eval_file', _jsonl),
-    'array_record': _Part('eval_file', lambda config, media: array_records(config, media, 'eval_file')),
-    'text': _Part('train_file', _text),
-    'tfds': _Part('eval_split', lambda config, media: open_tfds(config, media, config.eval_split)),
-    **dict.fromkeys(READY, _Part('eval_split', lambda config, media: open_ready(config, media, config.eval_split))),
+  'jsonl': _Part('eval_file', _jsonl),
+  'array_record': _Part(
+    'eval_file', lambda config, media: array_records(config, media, 'eval_file')
+  ),
+  'text': _Part('train_file', _text),
+  'tfds': _Part(
+    'eval_split', lambda config, media: open_tfds(config, media, config.eval_split)
+  ),
+  **dict.fromkeys(
+    READY,
+    _Part(
+      'eval_split', lambda config, media: open_ready(config, media, config.eval_split)
+    ),
+  ),
 }
 
 
@@ -46,16 +58,22 @@ def held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
     UserError: if nothing is held out.
   """
   if config.source == 'mixture' and not config.get('eval_file'):
-    parts = {name: held_out(part, media) for name, part in sorted(config.sources.items()) if _holds_out(part)}
+    parts = {
+      name: held_out(part, media)
+      for name, part in sorted(config.sources.items())
+      if _holds_out(part)
+    }
     if parts:
       return Mixture(parts, dict.fromkeys(parts, Drawing()))
   elif config.source == 'mixture':
     return _jsonl(config, media)
   elif _holds_out(config):
     return HELD_OUT[config.source].open(config, media)
-  raise UserError(f'config.data.source={config.source!r} holds out nothing to evaluate on: give '
-                  'config.data.eval_split or eval_file (a mixture: one of its sources), or evaluate with '
-                  '--data=FILE.jsonl')
+  raise UserError(
+    f'config.data.source={config.source!r} holds out nothing to evaluate on: give '
+    'config.data.eval_split or eval_file (a mixture: one of its sources), or evaluate with '
+    '--data=FILE.jsonl'
+  )
 
 
 def _holds_out(config: Any) -> bool:

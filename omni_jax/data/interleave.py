@@ -13,7 +13,11 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Modality, Span
 
 HOSTS = {Modality.TEXT: text, Modality.IMAGE: image, Modality.AUDIO: audio}
-CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}  # key of a message -> kind of its token
+CONTROLS = {
+  'language': 'lang',
+  'task': 'task',
+  'voice': 'voice',
+}  # key of a message -> kind of its token
 
 
 def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:
@@ -26,13 +30,23 @@ def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:
   spans = [_special(tokenizer, 'bos')]
   if 'content' in example:
     spans += _content(example['content'], tokenizer, written=True)
-    return _joined(spans if example.get('open') else [*spans, _special(tokenizer, 'eot', written=True)])
+    return _joined(
+      spans
+      if example.get('open')
+      else [*spans, _special(tokenizer, 'eot', written=True)]
+    )
   for message in example['messages']:
     if message['role'] == 'user':
-      spans += [_special(tokenizer, 'user'), *_content(message['content'], tokenizer, written=False)]
+      spans += [
+        _special(tokenizer, 'user'),
+        *_content(message['content'], tokenizer, written=False),
+      ]
     else:
-      spans += [_special(tokenizer, *_controls(message)), *_content(message['content'], tokenizer, written=True),
-                _special(tokenizer, 'eot', written=True)]
+      spans += [
+        _special(tokenizer, *_controls(message)),
+        *_content(message['content'], tokenizer, written=True),
+        _special(tokenizer, 'eot', written=True),
+      ]
   return _joined(spans)
 
 
@@ -40,7 +54,9 @@ def prompt_spans(example: Example, tokenizer: Tokenizer) -> list[Span]:
   """The spans up to where the assistant begins to write: the last message is an assistant's, its content empty."""
   *earlier, last = example['messages']
   assert last['role'] == 'assistant' and not last['content'], last
-  spans = interleave({'messages': earlier}, tokenizer) + [_special(tokenizer, *_controls(last))]
+  spans = interleave({'messages': earlier}, tokenizer) + [
+    _special(tokenizer, *_controls(last))
+  ]
   return _joined(spans)
 
 
@@ -53,8 +69,11 @@ def parse(spans: Sequence[Span], tokenizer: Tokenizer) -> Example:
   kinds = {kind: key for key, kind in CONTROLS.items()}
   for span in spans:
     if span.modality != Modality.TEXT:
-      content.append({'type': 'image', 'pixels': span.pixels} if span.modality == Modality.IMAGE
-                     else {'type': 'audio', 'wave': span.wave})
+      content.append(
+        {'type': 'image', 'pixels': span.pixels}
+        if span.modality == Modality.IMAGE
+        else {'type': 'audio', 'wave': span.wave}
+      )
       continue
     run: list[int] = []
     for token in span.tokens + (special('pad'),):
@@ -67,7 +86,9 @@ def parse(spans: Sequence[Span], tokenizer: Tokenizer) -> Example:
         run = []
       if name in ('user', 'sot'):
         content = []
-        messages.append({'role': 'user' if name == 'user' else 'assistant', 'content': content})
+        messages.append(
+          {'role': 'user' if name == 'user' else 'assistant', 'content': content}
+        )
       elif name.partition(':')[0] in kinds:
         kind, _, value = name.partition(':')
         messages[-1][kinds[kind]] = value
@@ -75,15 +96,21 @@ def parse(spans: Sequence[Span], tokenizer: Tokenizer) -> Example:
 
 
 def _controls(message: dict[str, Any]) -> list[str]:
-  return ['sot'] + [f'{kind}:{message[key]}' for key, kind in CONTROLS.items() if message.get(key)]
+  return ['sot'] + [
+    f'{kind}:{message[key]}' for key, kind in CONTROLS.items() if message.get(key)
+  ]
 
 
 @functools.lru_cache(maxsize=1024)
 def _special(tokenizer: Tokenizer, *names: str, written: bool = False) -> Span:
-  return Span(Modality.TEXT, written, tokens=tuple(tokenizer.special(name) for name in names))
+  return Span(
+    Modality.TEXT, written, tokens=tuple(tokenizer.special(name) for name in names)
+  )
 
 
-def _content(parts: Sequence[dict[str, Any]], tokenizer: Tokenizer, *, written: bool) -> list[Span]:
+def _content(
+  parts: Sequence[dict[str, Any]], tokenizer: Tokenizer, *, written: bool
+) -> list[Span]:
   spans = []
   for part in parts:
     if part['type'] == 'text':
@@ -91,9 +118,13 @@ def _content(parts: Sequence[dict[str, Any]], tokenizer: Tokenizer, *, written: 
     elif part['type'] == 'image':
       spans.append(Span(Modality.IMAGE, written, pixels=part['pixels']))
     elif part['type'] == 'audio':
-      spans.append(Span(Modality.AUDIO, written, wave=part['wave'], code=part.get('code')))
+      spans.append(
+        Span(Modality.AUDIO, written, wave=part['wave'], code=part.get('code'))
+      )
     else:
-      raise UserError(f"content of type {part['type']!r} is unknown; it is one of text, image, audio")
+      raise UserError(
+        f'content of type {part["type"]!r} is unknown; it is one of text, image, audio'
+      )
   return spans
 
 
@@ -102,7 +133,11 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
   joined: list[Span] = []
   for span in spans:
     last = joined[-1] if joined else None
-    if last and last.modality == span.modality == Modality.TEXT and last.written == span.written:
+    if (
+      last
+      and last.modality == span.modality == Modality.TEXT
+      and last.written == span.written
+    ):
       joined[-1] = Span(Modality.TEXT, span.written, tokens=last.tokens + span.tokens)
     elif span.modality != Modality.TEXT or span.tokens:
       joined.append(span)

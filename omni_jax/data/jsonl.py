@@ -17,14 +17,25 @@ import weakref
 from etils import epath
 import numpy as np
 
-from omni_jax.data.example import check_example, check_message, check_path, DECODE, Example, map_media, Part, Stored
+from omni_jax.data.example import (
+  check_example,
+  check_message,
+  check_path,
+  DECODE,
+  Example,
+  map_media,
+  Part,
+  Stored,
+)
 from omni_jax.data.media import BadRecord, is_remote, read_media
 from omni_jax.errors import UserError
 from omni_jax.retry import patiently
 from omni_jax.types import MediaConfig
 
 MAX_LINE = 16 << 20  # bytes
-CACHE_BYTES = 256 << 20  # of decoded media: later epochs of a small set cost no decoding
+CACHE_BYTES = (
+  256 << 20
+)  # of decoded media: later epochs of a small set cost no decoding
 
 
 class MediaCache:
@@ -33,7 +44,9 @@ class MediaCache:
   def __init__(self, max_bytes: int):
     self._max_bytes = max_bytes
     self._bytes = 0
-    self._parts: collections.OrderedDict[tuple[str, str], Part] = collections.OrderedDict()
+    self._parts: collections.OrderedDict[tuple[str, str], Part] = (
+      collections.OrderedDict()
+    )
     self._lock = threading.Lock()
 
   def get(self, name: tuple[str, str], make: Callable[[], Part]) -> Part:
@@ -41,7 +54,9 @@ class MediaCache:
       if name in self._parts:
         self._parts.move_to_end(name)
         return dict(self._parts[name])
-    part = make()  # outside the lock: threads decode side by side, at worst one medium twice
+    part = (
+      make()
+    )  # outside the lock: threads decode side by side, at worst one medium twice
     for array in _arrays(part):
       array.flags.writeable = False  # it is shared by every epoch
     with self._lock:
@@ -67,17 +82,28 @@ class JsonLines(Stored):
   Holds the offsets of the lines, not the lines; may be read by many threads, and pickled into worker processes.
   """
 
-  def __init__(self, path: epath.PathLike, media: MediaConfig, *, cache_bytes: int = CACHE_BYTES):
+  def __init__(
+    self, path: epath.PathLike, media: MediaConfig, *, cache_bytes: int = CACHE_BYTES
+  ):
     self.path = epath.Path(path)
-    self._name, self._folder = self.path.name, os.fspath(self.path.parent)  # epath takes as long as reading a line
+    self._name, self._folder = (
+      self.path.name,
+      os.fspath(self.path.parent),
+    )  # epath takes as long as reading a line
     self.media = media
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
     self._file: int | None = None
-    self._lines_n3 = index_lines(self.path, parse_line)  # start and length in bytes, line number; mistakes found now
+    self._lines_n3 = index_lines(
+      self.path, parse_line
+    )  # start and length in bytes, line number; mistakes found now
 
   def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key not in ('_cache', '_file')}  # neither pickles
+    return {
+      key: value
+      for key, value in self.__dict__.items()
+      if key not in ('_cache', '_file')
+    }  # neither pickles
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _cache=MediaCache(state['_cache_bytes']), _file=None)
@@ -87,12 +113,14 @@ class JsonLines(Stored):
 
   def identity(self) -> str:
     """Digest of the file; media beside it are not looked at."""
+
     def read() -> str:
       with self.path.open('rb') as file:
         digest = hashlib.blake2b(digest_size=8)
         while piece := file.read(1 << 20):
           digest.update(piece)
       return digest.hexdigest()
+
     return patiently(read, self.path)
 
   def encoded(self, index: SupportsIndex) -> Example:
@@ -104,7 +132,9 @@ class JsonLines(Stored):
     except OSError as error:
       raise BadRecord(f'the line cannot be read ({error})', name) from error
     except BadRecord as error:
-      raise BadRecord(f'the file has changed since it was opened ({error})', name) from error
+      raise BadRecord(
+        f'the file has changed since it was opened ({error})', name
+      ) from error
     example['id'] = example['id'] or name
     return example
 
@@ -131,7 +161,9 @@ class JsonLines(Stored):
     """From its path; kept for the next time."""
     kind, path = part['type'], part['path']
     try:
-      return self._cache.get((kind, path), lambda: DECODE[kind](self.read_file(path), self.media))
+      return self._cache.get(
+        (kind, path), lambda: DECODE[kind](self.read_file(path), self.media)
+      )
     except BadRecord as error:
       raise error.at(path) from error
 
@@ -174,10 +206,17 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
     answer = []
     last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
     if isinstance(last, dict) and not last.get('content'):
-      answer = [check_message(last | {'content': ' '}, ('the last message',), 'path') | {'content': []}]
+      answer = [
+        check_message(last | {'content': ' '}, ('the last message',), 'path')
+        | {'content': []}
+      ]
       raw = raw | {'messages': messages[:-1]}
-    example = map_media(check_example(raw, 'path'),
-                        lambda part: DECODE[part['type']](read_beside(os.fspath(file.parent), part['path']), media))
+    example = map_media(
+      check_example(raw, 'path'),
+      lambda part: DECODE[part['type']](
+        read_beside(os.fspath(file.parent), part['path']), media
+      ),
+    )
   except (OSError, BadRecord) as error:
     raise UserError(f'prompt {file}: {error}') from error
   return example | {'messages': example['messages'] + answer} if answer else example
@@ -197,34 +236,51 @@ def _load_json(line: bytes) -> Any:
   try:
     return json.loads(line.decode('utf-8'))
   except UnicodeDecodeError as error:
-    raise BadRecord(f'not UTF-8 at byte {error.start}: save the file as UTF-8') from error
+    raise BadRecord(
+      f'not UTF-8 at byte {error.start}: save the file as UTF-8'
+    ) from error
   except json.JSONDecodeError as error:
-    raise BadRecord(f'not JSON at character {error.pos + 1} ({error.msg}): one whole object a line') from error
-  except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
+    raise BadRecord(
+      f'not JSON at character {error.pos + 1} ({error.msg}): one whole object a line'
+    ) from error
+  except (
+    ValueError,
+    RecursionError,
+  ) as error:  # a number of thousands of digits; brackets nested thousands deep
     raise BadRecord(f'not usable JSON ({error})') from error
 
 
-def index_lines(path: epath.Path, check: Callable[[bytes], Any] = lambda line: None) -> np.ndarray:
+def index_lines(
+  path: epath.Path, check: Callable[[bytes], Any] = lambda line: None
+) -> np.ndarray:
   """Start, length and number of every line that is not blank, (lines, 3); `check` may refuse a line by BadRecord."""
   try:
     lines = patiently(lambda: _lines_of(path, check), path)
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines') from error
+    raise UserError(
+      f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines'
+    ) from error
   if not lines:
     raise UserError(f'{path}: holds no examples: write one JSON object a line')
   return np.array(lines, np.int64)
 
 
-def _lines_of(path: epath.Path, check: Callable[[bytes], Any]) -> list[tuple[int, int, int]]:
+def _lines_of(
+  path: epath.Path, check: Callable[[bytes], Any]
+) -> list[tuple[int, int, int]]:
   lines = []
   with path.open('rb') as file:
     start, number = 0, 0
     while line := file.readline(MAX_LINE + 1):
       number += 1
-      bom = 3 if number == 1 and line.startswith(b'\xef\xbb\xbf') else 0  # some editors put a mark before the text
+      bom = (
+        3 if number == 1 and line.startswith(b'\xef\xbb\xbf') else 0
+      )  # some editors put a mark before the text
       try:
         if len(line) > MAX_LINE:
-          raise BadRecord(f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it')
+          raise BadRecord(
+            f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it'
+          )
         if line[bom:].strip():
           check(line[bom:])
           lines.append((start + bom, len(line) - bom, number))

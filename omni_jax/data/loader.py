@@ -23,7 +23,9 @@ from omni_jax.data.pack import Laid, Packer
 from omni_jax.errors import UserError
 from omni_jax.types import Batch, RowBudget
 
-WAITING = 24  # examples that may wait for a later batch before the present one is called full
+WAITING = (
+  24  # examples that may wait for a later batch before the present one is called full
+)
 BAD_SHARE = 0.01  # more bad records than this stop the run
 
 
@@ -36,6 +38,7 @@ class LoaderConfig:
     workers: processes that make examples; 0 for the loader's own thread.
     strict: refuse to go on with other data than those that a checkpoint's state is of.
   """
+
   lanes: int = 0
   workers: int = 0
   strict: bool = True
@@ -49,8 +52,10 @@ def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
   """
   lanes = config.lanes or count
   if rows % lanes or lanes % count:
-    raise UserError(f'config.loader.lanes={lanes}: {rows} rows are cut into as many lanes, and the lanes '
-                    f'shared by {count} processes; nearest: {math.gcd(rows, lanes) // count * count or count}')
+    raise UserError(
+      f'config.loader.lanes={lanes}: {rows} rows are cut into as many lanes, and the lanes '
+      f'shared by {count} processes; nearest: {math.gcd(rows, lanes) // count * count or count}'
+    )
   return lanes
 
 
@@ -59,11 +64,15 @@ class Shuffled:
 
   def __init__(self, start: int, count: int, seed: int):
     self._start, self._count = start, count
-    self._seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])  # as Grain derives it
+    self._seed = int(
+      np.random.SeedSequence([seed, 1]).generate_state(1)[0]
+    )  # as Grain derives it
 
   def __getitem__(self, number: int) -> int:
     turn, at = divmod(number, self._count)
-    return self._start + index_shuffle(at, max_index=self._count - 1, seed=(self._seed + turn) % 2**32, rounds=4)
+    return self._start + index_shuffle(
+      at, max_index=self._count - 1, seed=(self._seed + turn) % 2**32, rounds=4
+    )
 
 
 class Order:
@@ -75,8 +84,12 @@ class Order:
   def __init__(self, mixture: Mixture, seed: int):
     self._schedule = Schedule(mixture.shares(), mixture.uses())
     self._plain = mixture.uses() == [ENDLESS]
-    self._sources = [Shuffled(start, len(source), seed + k)
-                     for k, (start, source) in enumerate(zip(mixture.starts, mixture.sources, strict=True))]
+    self._sources = [
+      Shuffled(start, len(source), seed + k)
+      for k, (start, source) in enumerate(
+        zip(mixture.starts, mixture.sources, strict=True)
+      )
+    ]
 
   def __getitem__(self, position: int) -> Place:
     drawn = Draw(0, position) if self._plain else self._schedule[position]
@@ -86,20 +99,34 @@ class Order:
 class _Lane:
   """Batches of some rows, filled in the order of the examples; its whole state is where it stands and who waits."""
 
-  def __init__(self, places: Callable[[int], Place], maker: Here | Workers, new_packer: Callable[[], Packer]):
+  def __init__(
+    self,
+    places: Callable[[int], Place],
+    maker: Here | Workers,
+    new_packer: Callable[[], Packer],
+  ):
     self._places, self._maker, self._new_packer = places, maker, new_packer
     self.restore({'next': 0, 'waiting': [], 'bad': {}, 'such_as': {}})
 
   def state(self) -> dict[str, Any]:
-    return {'next': self._next, 'waiting': list(self._waiting), 'bad': dict(self._bad), 'such_as': dict(self._such_as)}
+    return {
+      'next': self._next,
+      'waiting': list(self._waiting),
+      'bad': dict(self._bad),
+      'such_as': dict(self._such_as),
+    }
 
   def restore(self, state: dict[str, Any]) -> None:
     self._next, self._waiting = state['next'], list(state['waiting'])
     self._bad = collections.Counter(state['bad'])  # by kind of reason
-    self._such_as: dict[str, str] = dict(state.get('such_as', {}))  # one of each; states of older code have none
+    self._such_as: dict[str, str] = dict(
+      state.get('such_as', {})
+    )  # one of each; states of older code have none
     self._asked: dict[int, Any] = {}  # by the first index of a block
     self._made: dict[int, Laid | BadRecord] = {}
-    self._laid: dict[int, Laid | None] = {}  # of those that have been looked at and not packed
+    self._laid: dict[
+      int, Laid | None
+    ] = {}  # of those that have been looked at and not packed
 
   def __next__(self) -> Batch:
     packer, waiting = self._new_packer(), []
@@ -131,15 +158,24 @@ class _Lane:
     """The block of this index, and those after the next example are asked for: blocks, since asking costs time, too."""
     size, ahead = self._maker.block, self._maker.ahead
     first = index - index % size
-    for start in (first, *range(self._next - self._next % size + size, self._next + size * ahead, size)):
-      if start not in self._asked and start not in self._made and (places := self._block(start, size)):
+    for start in (
+      first,
+      *range(self._next - self._next % size + size, self._next + size * ahead, size),
+    ):
+      if (
+        start not in self._asked
+        and start not in self._made
+        and (places := self._block(start, size))
+      ):
         self._asked[start] = self._maker.ask(places)
     if first not in self._asked:
       raise IndexError(f'after {index} examples')
     made = self._maker.get(self._asked.pop(first))
     if index - first >= len(made):
       raise IndexError(f'after {first + len(made)} examples')
-    self._made |= {k: one for k, one in enumerate(made, start=first) if k >= index}  # earlier ones are packed by now
+    self._made |= {
+      k: one for k, one in enumerate(made, start=first) if k >= index
+    }  # earlier ones are packed by now
 
   def _block(self, start: int, size: int) -> list[Place]:
     """The order may end within a block, or before it."""
@@ -156,9 +192,14 @@ class _Lane:
     self._such_as.setdefault(bad.kind, str(bad))
     total = sum(self._bad.values())
     if total > max(10, BAD_SHARE * self._next):
-      kinds = '; '.join(f'{n} x {kind}' + (f', such as {self._such_as[kind]}' if kind in self._such_as else '')
-                        for kind, n in self._bad.most_common())
-      raise UserError(f'{total} of {self._next + 1} records are bad: {kinds}; mend the data')
+      kinds = '; '.join(
+        f'{n} x {kind}'
+        + (f', such as {self._such_as[kind]}' if kind in self._such_as else '')
+        for kind, n in self._bad.most_common()
+      )
+      raise UserError(
+        f'{total} of {self._next + 1} records are bad: {kinds}; mend the data'
+      )
 
 
 class _Lanes(grain.DatasetIterator):
@@ -170,7 +211,11 @@ class _Lanes(grain.DatasetIterator):
 
   def __next__(self) -> Batch:
     batches = [next(lane) for lane in self._lanes.values()]
-    return Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True))) if len(batches) > 1 else batches[0]
+    return (
+      Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+      if len(batches) > 1
+      else batches[0]
+    )
 
   def get_state(self) -> dict[str, Any]:
     return {str(k): lane.state() for k, lane in self._lanes.items()}
@@ -204,8 +249,15 @@ class Loader:
     UserError: if there is no example, or one that no row can hold.
   """
 
-  def __init__(self, making: Making, budget: RowBudget, config: LoaderConfig = LoaderConfig(), *,
-               shard: tuple[int, int] = (0, 1), prefetch: int = 2):
+  def __init__(
+    self,
+    making: Making,
+    budget: RowBudget,
+    config: LoaderConfig = LoaderConfig(),
+    *,
+    shard: tuple[int, int] = (0, 1),
+    prefetch: int = 2,
+  ):
     if not len(making.examples):
       raise UserError('the data set is empty; check config.data')
     index, count = shard
@@ -213,22 +265,41 @@ class Loader:
     mixture = Mixture.of(making.examples)
     making = making._replace(examples=mixture)
     self._maker = Workers(making, config.workers) if config.workers else Here(making)
-    self._order, self._lane_count, self._examples = (order := Order(mixture, making.seed)), lanes, mixture
+    self._order, self._lane_count, self._examples = (
+      (order := Order(mixture, making.seed)),
+      lanes,
+      mixture,
+    )
     part = dataclasses.replace(budget, rows=budget.rows // lanes)
     own = range(index * lanes // count, (index + 1) * lanes // count)
 
     def new_lane(lane: int) -> _Lane:
-      return _Lane(lambda k: order[lane + k * lanes], self._maker, lambda: Packer(part, making.media))
+      return _Lane(
+        lambda k: order[lane + k * lanes],
+        self._maker,
+        lambda: Packer(part, making.media),
+      )
 
     dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
-    self._iterator = iter(ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset)
+    self._iterator = iter(
+      ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
+      if prefetch
+      else dataset
+    )
     self._strict = config.strict
-    self._made_of = {'examples': {name: [len(source), identity_of(source)] for name, source in
-                                  zip(mixture.names, mixture.sources, strict=True)},
-                     'shares': [round(share, 6) for share in mixture.shares()], 'uses': mixture.uses(),
-                     'seed': making.seed, 'lanes': lanes, 'budget': dataclasses.asdict(budget),
-                     'tokenizer': making.tokenizer.fingerprint(),
-                     'augment': dataclasses.asdict(making.augment) if making.augment else None}
+    self._made_of = {
+      'examples': {
+        name: [len(source), identity_of(source)]
+        for name, source in zip(mixture.names, mixture.sources, strict=True)
+      },
+      'shares': [round(share, 6) for share in mixture.shares()],
+      'uses': mixture.uses(),
+      'seed': making.seed,
+      'lanes': lanes,
+      'budget': dataclasses.asdict(budget),
+      'tokenizer': making.tokenizer.fingerprint(),
+      'augment': dataclasses.asdict(making.augment) if making.augment else None,
+    }
 
   def __iter__(self) -> 'Loader':
     return self
@@ -237,15 +308,21 @@ class Loader:
     try:
       return next(self._iterator)
     except IndexError as error:
-      raise UserError(f'all sources of the mixture are used up ({error}): give one of config.data.sources no epochs, '
-                      'or take fewer steps') from error
+      raise UserError(
+        f'all sources of the mixture are used up ({error}): give one of config.data.sources no epochs, '
+        'or take fewer steps'
+      ) from error
     except ValueError as error:
       if isinstance(error, UserError):
         raise
-      raise UserError(f'{error}; raise config.data.budget.length or what stands beside it') from error
+      raise UserError(
+        f'{error}; raise config.data.budget.length or what stands beside it'
+      ) from error
 
   def state(self) -> bytes:
-    return json.dumps({'lanes': self._iterator.get_state(), 'of': self._made_of}).encode()
+    return json.dumps(
+      {'lanes': self._iterator.get_state(), 'of': self._made_of}
+    ).encode()
 
   def restore(self, state: bytes) -> None:
     """Goes on where `state` was taken.
@@ -254,22 +331,31 @@ class Loader:
       UserError: if the data are others, with what differs.
     """
     saved = json.loads(state)
-    differ = [f'{name} was {saved["of"].get(name)}, is {value}' for name, value in self._made_of.items()
-              if saved['of'].get(name) != value]
+    differ = [
+      f'{name} was {saved["of"].get(name)}, is {value}'
+      for name, value in self._made_of.items()
+      if saved['of'].get(name) != value
+    ]
     if differ and self._strict:
-      raise UserError(f'the data are not those of the checkpoint: {"; ".join(differ)}; take a new --workdir, or '
-                      '--config.loader.strict=False to go on all the same')
+      raise UserError(
+        f'the data are not those of the checkpoint: {"; ".join(differ)}; take a new --workdir, or '
+        '--config.loader.strict=False to go on all the same'
+      )
     missing = self._iterator.get_state().keys() - saved['lanes'].keys()
     if missing:
-      raise UserError(f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
-                      'config.loader.lanes was another')
+      raise UserError(
+        f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
+        'config.loader.lanes was another'
+      )
     self._iterator.set_state(saved['lanes'])
 
   def ids(self, before: bytes, after: bytes) -> list[str]:
     """Names of this process's examples that were packed between two states; of one that has none, its number."""
     old, new, names = json.loads(before)['lanes'], json.loads(after)['lanes'], []
     for lane in old:
-      taken = {*old[lane]['waiting'], *range(old[lane]['next'], new[lane]['next'])} - {*new[lane]['waiting']}
+      taken = {*old[lane]['waiting'], *range(old[lane]['next'], new[lane]['next'])} - {
+        *new[lane]['waiting']
+      }
       for k in sorted(taken):
         example = self._order[int(lane) + k * self._lane_count].example
         try:
@@ -282,7 +368,10 @@ class Loader:
   def merged(states: Sequence[bytes]) -> bytes:
     """The state of all processes from those of each: `restore` takes it in any number of processes."""
     parts = [json.loads(state) for state in states]
-    return json.dumps(parts[0] | {'lanes': {k: lane for part in parts for k, lane in part['lanes'].items()}}).encode()
+    return json.dumps(
+      parts[0]
+      | {'lanes': {k: lane for part in parts for k, lane in part['lanes'].items()}}
+    ).encode()
 
   def close(self) -> None:
     self._iterator.close()

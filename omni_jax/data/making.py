@@ -15,18 +15,22 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import MediaConfig
 
 TIMEOUT = 300.0  # seconds for one example
-DIED = ('a data worker has died (out of memory?); the same command goes on from the last checkpoint, '
-        'config.loader.workers=0 shows what it died of')
+DIED = (
+  'a data worker has died (out of memory?); the same command goes on from the last checkpoint, '
+  'config.loader.workers=0 shows what it died of'
+)
 
 
 class Place(NamedTuple):
   """Where an example stands in the endless order, and which one it is."""
+
   position: int
   example: int
 
 
 class Making(NamedTuple):
   """Everything that an example's positions depend on, beside its place."""
+
   examples: Sequence[Example]
   tokenizer: Tokenizer
   media: MediaConfig
@@ -39,11 +43,12 @@ class Making(NamedTuple):
       example = self.examples[place.example]
       if self.augment:
         rng = np.random.default_rng((self.seed, place.position))
-        example = self.augment(example, rng, rate=self.media.audio.rate, limit=self.media.audio.samples)
+        example = self.augment(
+          example, rng, rate=self.media.audio.rate, limit=self.media.audio.samples
+        )
       return prepare(example, self.tokenizer, self.media)
     except BadRecord as bad:  # raised, it would end the stream
       return bad
-
 
   def block(self, places: Sequence[Place]) -> list[Laid | BadRecord]:
     return list(map(self, places))
@@ -51,11 +56,14 @@ class Making(NamedTuple):
 
 def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
   """An example with decoded media -> its positions."""
-  return lay_out(interleave(example, tokenizer), tokenizer, media, str(example.get('id', '')))
+  return lay_out(
+    interleave(example, tokenizer), tokenizer, media, str(example.get('id', ''))
+  )
 
 
 class Here:
   """Makes examples when they are asked for."""
+
   block = 1  # examples asked for at once
   ahead = 0  # blocks to ask for before they are needed
 
@@ -74,9 +82,16 @@ class Here:
 
 class Workers(Pool):
   """Makes examples in processes of their own."""
+
   block = 16
 
   def __init__(self, making: Making, count: int):
-    super().__init__(making.block, count, timeout=TIMEOUT, died=DIED, hangs=f'a data worker has made nothing for '
-                     f'{TIMEOUT:.0f} s: it hangs; config.loader.workers=0 shows where')
+    super().__init__(
+      making.block,
+      count,
+      timeout=TIMEOUT,
+      died=DIED,
+      hangs=f'a data worker has made nothing for '
+      f'{TIMEOUT:.0f} s: it hangs; config.loader.workers=0 shows where',
+    )
     self.ahead = 3 * count

@@ -28,8 +28,12 @@ class ShardStats(NamedTuple):
   refused: list[tuple[str, str]]  # id and reason
 
 
-def manifest_of(stats: Sequence[ShardStats], said: str, tokenizer: str | None, codec: str | None = None
-                ) -> dict[str, Any]:
+def manifest_of(
+  stats: Sequence[ShardStats],
+  said: str,
+  tokenizer: str | None,
+  codec: str | None = None,
+) -> dict[str, Any]:
   """What is written as manifest.json.
 
   Args:
@@ -40,26 +44,47 @@ def manifest_of(stats: Sequence[ShardStats], said: str, tokenizer: str | None, c
   """
   stats = sorted(stats, key=lambda shard: shard.file)
   reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
-  return {'schema': SCHEMA, 'input': said, 'tokenizer': tokenizer, 'codec': codec,
-          'records': sum(shard.records for shard in stats),
-          'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
-          'refused': dict(reasons.most_common()),
-          'shards': [{'file': shard.file, 'records': shard.records, 'bytes': shard.bytes, 'sha256': shard.sha256}
-                     for shard in stats if shard.records]}
+  return {
+    'schema': SCHEMA,
+    'input': said,
+    'tokenizer': tokenizer,
+    'codec': codec,
+    'records': sum(shard.records for shard in stats),
+    'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
+    'refused': dict(reasons.most_common()),
+    'shards': [
+      {
+        'file': shard.file,
+        'records': shard.records,
+        'bytes': shard.bytes,
+        'sha256': shard.sha256,
+      }
+      for shard in stats
+      if shard.records
+    ],
+  }
 
 
 def lists_of(manifest: dict[str, Any], stats: Sequence[ShardStats]) -> dict[str, str]:
   """The text of the two files that lie beside the shards, by name."""
   refused = sorted(pair for shard in stats for pair in shard.refused)
-  return {REFUSED: ''.join(json.dumps({'id': id, 'reason': why}) + '\n' for id, why in refused),
-          MANIFEST: json.dumps(manifest, indent=1) + '\n'}
+  return {
+    REFUSED: ''.join(
+      json.dumps({'id': id, 'reason': why}) + '\n' for id, why in refused
+    ),
+    MANIFEST: json.dumps(manifest, indent=1) + '\n',
+  }
 
 
 def check_useful(manifest: dict[str, Any]) -> None:
   """Raises UserError where no record was good."""
   if not manifest['records']:
-    reasons = '; '.join(f'{n} x {reason}' for reason, n in list(manifest['refused'].items())[:3])
-    raise UserError(f'{manifest["input"]}: no example can be used: {reasons or "there is none"}')
+    reasons = '; '.join(
+      f'{n} x {reason}' for reason, n in list(manifest['refused'].items())[:3]
+    )
+    raise UserError(
+      f'{manifest["input"]}: no example can be used: {reasons or "there is none"}'
+    )
 
 
 def shards_in(folder: str) -> list[str]:
@@ -71,17 +96,35 @@ def shards_in(folder: str) -> list[str]:
   Raises:
     UserError: if the manifest is of another version, or if shards are missing, extra or of another size.
   """
-  sizes = {os.path.basename(path): os.path.getsize(path) for path in glob.glob(f'{glob.escape(folder)}/*.array_record')}
+  sizes = {
+    os.path.basename(path): os.path.getsize(path)
+    for path in glob.glob(f'{glob.escape(folder)}/*.array_record')
+  }
   manifest = _read(folder)
   if manifest is not None:
     told = {shard['file']: shard['bytes'] for shard in manifest['shards']}
-    missing, extra = sorted(told.keys() - sizes.keys()), sorted(sizes.keys() - told.keys())
-    other = [f'{name} has {sizes[name]:,} bytes, not {told[name]:,}'
-             for name in sorted(told.keys() & sizes.keys()) if sizes[name] != told[name]]
-    if problems := [f'{what}: {_some(names)}' for what, names in
-                    (('missing', missing), ('not in the manifest', extra), ('of another size', other)) if names]:
-      raise UserError(f'{folder}: the shards are not those of {MANIFEST} ({"; ".join(problems)}): copy the folder '
-                      'again, or convert again')
+    missing, extra = (
+      sorted(told.keys() - sizes.keys()),
+      sorted(sizes.keys() - told.keys()),
+    )
+    other = [
+      f'{name} has {sizes[name]:,} bytes, not {told[name]:,}'
+      for name in sorted(told.keys() & sizes.keys())
+      if sizes[name] != told[name]
+    ]
+    if problems := [
+      f'{what}: {_some(names)}'
+      for what, names in (
+        ('missing', missing),
+        ('not in the manifest', extra),
+        ('of another size', other),
+      )
+      if names
+    ]:
+      raise UserError(
+        f'{folder}: the shards are not those of {MANIFEST} ({"; ".join(problems)}): copy the folder '
+        'again, or convert again'
+      )
   return [os.path.join(folder, name) for name in sorted(sizes)]
 
 
@@ -89,17 +132,21 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
   """Raises UserError where the folder was converted for another tokenizer; says nothing where for no one's."""
   theirs, ours = (_read(folder) or {}).get('tokenizer'), tokenizer.fingerprint()
   if theirs not in (None, ours):
-    raise UserError(f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert again with the '
-                    '--config of this run, or train with the config.model.tokenizer of the conversion')
+    raise UserError(
+      f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert again with the '
+      '--config of this run, or train with the config.model.tokenizer of the conversion'
+    )
 
 
 def check_codec(folder: str, ours: str) -> None:
   """Raises UserError where the folder has no codes of the speech codec with this fingerprint."""
   theirs = (_read(folder) or {}).get('codec')
   if theirs != ours:
-    raise UserError(f'{folder} holds codes of the speech codec {theirs}, this run has {ours}: convert again with '
-                    "--codes=RUN of this run's codec, set config.codec.init_from to the run that made the codes, or "
-                    "take config.data.codes='computed'")
+    raise UserError(
+      f'{folder} holds codes of the speech codec {theirs}, this run has {ours}: convert again with '
+      "--codes=RUN of this run's codec, set config.codec.init_from to the run that made the codes, or "
+      "take config.data.codes='computed'"
+    )
 
 
 def _read(folder: str) -> dict[str, Any] | None:
@@ -113,12 +160,17 @@ def _read(folder: str) -> dict[str, Any] | None:
     if schema == SCHEMA:
       dict((shard['file'], shard['bytes']) for shard in manifest['shards'])
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{path}: is not the manifest of a conversion ({type(error).__name__}: {error}): convert again'
-                    ) from error
+    raise UserError(
+      f'{path}: is not the manifest of a conversion ({type(error).__name__}: {error}): convert again'
+    ) from error
   if schema != SCHEMA:
-    raise UserError(f'{path}: has schema {schema!r}, this version reads {SCHEMA}: convert again with it')
+    raise UserError(
+      f'{path}: has schema {schema!r}, this version reads {SCHEMA}: convert again with it'
+    )
   return manifest
 
 
 def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+  return ', '.join(names[:3]) + (
+    f' and {len(names) - 3} more' if len(names) > 3 else ''
+  )

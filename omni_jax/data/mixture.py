@@ -29,13 +29,16 @@ class Drawing:
     cap: its examples count as this many at most, where the weight is their number (Raffel et al. 2020); 0 for all.
     epochs: passes after which it is used up and the others go on; 0 for no end.
   """
+
   weight: float = 0.0
   cap: int = 0
   epochs: float = 0.0
 
   def __post_init__(self):
     if min(self.weight, self.cap, self.epochs) < 0:
-      raise ValueError(f'weight={self.weight} cap={self.cap} epochs={self.epochs}: none is below 0')
+      raise ValueError(
+        f'weight={self.weight} cap={self.cap} epochs={self.epochs}: none is below 0'
+      )
 
 
 class Draw(NamedTuple):
@@ -51,10 +54,14 @@ class Schedule:
   """
 
   def __init__(self, shares: Sequence[float], uses: Sequence[int]):
-    self._weights = [max(1, round(share * UNIT)) for share in shares]  # integers: the order does not hang on rounding
+    self._weights = [
+      max(1, round(share * UNIT)) for share in shares
+    ]  # integers: the order does not hang on rounding
     self._total, self._uses = sum(self._weights), list(uses)
     common = math.lcm(*self._weights)
-    self._halves = [common // weight for weight in self._weights]  # of the time between two draws, exact
+    self._halves = [
+      common // weight for weight in self._weights
+    ]  # of the time between two draws, exact
     self._block = functools.lru_cache(maxsize=8)(self._block_from)
 
   def __getitem__(self, place: int) -> Draw:
@@ -67,7 +74,11 @@ class Schedule:
   def _block_from(self, place: int) -> list[Draw]:
     """The draws from a place on: finding the place takes as long as a hundred draws."""
     drawn = self._drawn(self._moment_before(place))
-    heap = [((2 * n + 1) * self._halves[k], k, n) for k, n in enumerate(drawn) if n < self._uses[k]]
+    heap = [
+      ((2 * n + 1) * self._halves[k], k, n)
+      for k, n in enumerate(drawn)
+      if n < self._uses[k]
+    ]
     heapq.heapify(heap)
     draws, earlier = [], place - sum(drawn)
     while heap and len(draws) < earlier + BLOCK:
@@ -91,17 +102,26 @@ class Schedule:
 
   def _drawn(self, moment: int) -> list[int]:
     """Draws from each source up to a moment; draw n is at (n + 1/2) / share."""
-    return [min(use, (2 * moment * weight + self._total) // (2 * self._total))
-            for weight, use in zip(self._weights, self._uses, strict=True)]
+    return [
+      min(use, (2 * moment * weight + self._total) // (2 * self._total))
+      for weight, use in zip(self._weights, self._uses, strict=True)
+    ]
 
 
 class Mixture(Sequence):
   """The examples of all sources, one source after another; `shares` says how often each is drawn."""
 
-  def __init__(self, sources: dict[str, Sequence[Example]], drawings: dict[str, Drawing], temperature: float = 1.0):
+  def __init__(
+    self,
+    sources: dict[str, Sequence[Example]],
+    drawings: dict[str, Drawing],
+    temperature: float = 1.0,
+  ):
     if not sources or temperature <= 0:
-      raise UserError(f'a mixture of {len(sources)} sources at temperature {temperature}: it needs one source at '
-                      'least, and a temperature above 0')
+      raise UserError(
+        f'a mixture of {len(sources)} sources at temperature {temperature}: it needs one source at '
+        'least, and a temperature above 0'
+      )
     self.names = tuple(sources)
     self.sources = tuple(sources.values())
     self.drawings = tuple(drawings[name] for name in sources)
@@ -111,7 +131,9 @@ class Mixture(Sequence):
   @classmethod
   def of(cls, examples: Sequence[Example]) -> 'Mixture':
     """Itself, or a mixture of one source."""
-    return examples if isinstance(examples, cls) else cls({'': examples}, {'': Drawing()})
+    return (
+      examples if isinstance(examples, cls) else cls({'': examples}, {'': Drawing()})
+    )
 
   @property
   def path(self) -> str:
@@ -125,15 +147,19 @@ class Mixture(Sequence):
 
   def shares(self) -> list[float]:
     """Of the sources, in order; they sum to 1. A temperature above 1 evens them out."""
-    sizes = [drawing.weight or min(len(source), drawing.cap or len(source))
-             for source, drawing in zip(self.sources, self.drawings, strict=True)]
+    sizes = [
+      drawing.weight or min(len(source), drawing.cap or len(source))
+      for source, drawing in zip(self.sources, self.drawings, strict=True)
+    ]
     scaled = np.array(sizes, np.float64) ** (1 / self.temperature)
     return (scaled / scaled.sum()).tolist()
 
   def uses(self) -> list[int]:
     """How many examples each source gives before it is used up."""
-    return [max(1, round(drawing.epochs * len(source))) if drawing.epochs else ENDLESS
-            for source, drawing in zip(self.sources, self.drawings, strict=True)]
+    return [
+      max(1, round(drawing.epochs * len(source))) if drawing.epochs else ENDLESS
+      for source, drawing in zip(self.sources, self.drawings, strict=True)
+    ]
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -141,7 +167,11 @@ class Mixture(Sequence):
   def __getitem__(self, index: SupportsIndex) -> Example:
     k, at = self.find(index)
     example = self.sources[k][at]
-    return example | {'id': f'{self.names[k]}/{example.get("id", "")}'} if self.names[k] else example
+    return (
+      example | {'id': f'{self.names[k]}/{example.get("id", "")}'}
+      if self.names[k]
+      else example
+    )
 
   def encoded(self, index: SupportsIndex) -> Example:
     """As the source's own `encoded`: nothing is decoded."""
@@ -160,7 +190,11 @@ def mixture_of(config: Any, open_source: Any) -> Mixture:
   """`config.sources`: NAME -> what a source needs, and `weight`, `cap`, `epochs`; `open_source(part)` opens one."""
   sources, drawings = {}, {}
   for name, part in sorted(config.sources.items()):
-    own = {field.name: part[field.name] for field in dataclasses.fields(Drawing) if field.name in part}
+    own = {
+      field.name: part[field.name]
+      for field in dataclasses.fields(Drawing)
+      if field.name in part
+    }
     try:
       drawings[name] = Drawing(**own)
       sources[name] = open_source(part)

@@ -11,18 +11,38 @@ from omni_jax.data.interleave import HOSTS
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.host import frames_of
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import Batch, FIELDS, Layout, MediaConfig, Modality, NONE, RowBudget, Span
+from omni_jax.types import (
+  Batch,
+  FIELDS,
+  Layout,
+  MediaConfig,
+  Modality,
+  NONE,
+  RowBudget,
+  Span,
+)
 
 NOWHERE = np.zeros(0, np.int64)
 ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
-ROOM = ('length', 'seen', 'drawn', 'heard_frames', 'spoken_frames')  # of RowBudget, what an example takes of a row
-KINDS = {(Modality.IMAGE, False): 'seen', (Modality.IMAGE, True): 'drawn',
-         (Modality.AUDIO, False): 'heard', (Modality.AUDIO, True): 'spoken'}
+ROOM = (
+  'length',
+  'seen',
+  'drawn',
+  'heard_frames',
+  'spoken_frames',
+)  # of RowBudget, what an example takes of a row
+KINDS = {
+  (Modality.IMAGE, False): 'seen',
+  (Modality.IMAGE, True): 'drawn',
+  (Modality.AUDIO, False): 'heard',
+  (Modality.AUDIO, True): 'spoken',
+}
 SHORT = 64  # ids of text in an example that is likely to have been seen before but for its media
 
 
 class Laid(NamedTuple):
   """One example laid out: its positions (maps point into its own media) and its media."""
+
   layout: Layout  # its offsets are positions
   draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
   speak_at_R: np.ndarray  # position before each spoken frame
@@ -38,7 +58,9 @@ class Laid(NamedTuple):
     return len(self.layout.offset_n3)
 
 
-def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = '') -> Laid:
+def lay_out(
+  spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = ''
+) -> Laid:
   """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
   items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
   forms, ids = [], 0
@@ -46,10 +68,15 @@ def lay_out(spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, exa
     forms.append((span.modality, span.written, HOSTS[span.modality].form(span, media)))
     ids += len(span.tokens)
     if span.modality != Modality.TEXT:
-      items[KINDS[span.modality, span.written]].append(span.pixels if span.modality == Modality.IMAGE
-                                                       else _sound(span, media, example_id))
+      items[KINDS[span.modality, span.written]].append(
+        span.pixels
+        if span.modality == Modality.IMAGE
+        else _sound(span, media, example_id)
+      )
   positions = _positions if ids <= SHORT else _positions.__wrapped__
-  key = int.from_bytes(hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little')
+  key = int.from_bytes(
+    hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little'
+  )
   return Laid(*positions(tuple(forms), tokenizer, media), **items, key=key)
 
 
@@ -63,19 +90,24 @@ def _sound(span: Span, media: MediaConfig, example_id: str) -> np.ndarray:
   if not (media.spoken_codes if span.written else media.heard_codes):
     return span.wave
   if span.code is None:
-    raise UserError("config.data.codes='stored': a sound has no codes; convert its data with --codes=RUN, or take "
-                    "config.data.codes='computed'")
+    raise UserError(
+      "config.data.codes='stored': a sound has no codes; convert its data with --codes=RUN, or take "
+      "config.data.codes='computed'"
+    )
   largest = int(span.code.max(initial=0))
   if largest >= media.entries or span.code.min(initial=0) < 0:
     bad = largest if largest >= media.entries else int(span.code.min())
-    raise UserError(f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the "
-                    f'entries 0 to {media.entries - 1} (config.model.codec.entries={media.entries}); convert its data '
-                    "again with --codes=RUN, or take config.data.codes='computed'")
+    raise UserError(
+      f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the "
+      f'entries 0 to {media.entries - 1} (config.model.codec.entries={media.entries}); convert its data '
+      "again with --codes=RUN, or take config.data.codes='computed'"
+    )
   return span.code
 
 
 class _Positions(NamedTuple):
   """The part of `Laid` that is the same for all examples of one form."""
+
   layout: Layout
   draw_at_NP: np.ndarray
   speak_at_R: np.ndarray
@@ -83,7 +115,11 @@ class _Positions(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _positions(forms: tuple[tuple[Modality, bool, Any], ...], tokenizer: Tokenizer, media: MediaConfig) -> _Positions:
+def _positions(
+  forms: tuple[tuple[Modality, bool, Any], ...],
+  tokenizer: Tokenizer,
+  media: MediaConfig,
+) -> _Positions:
   """Of spans given by modality, whether they are written, and what their host module calls their form."""
   patches, used = media.image.patches, dict.fromkeys(ITEM_MAPS, 0)  # patches or frames
   layouts, positions, shifts, start, at = [], [], [], 0.0, 0
@@ -92,21 +128,41 @@ def _positions(forms: tuple[tuple[Modality, bool, Any], ...], tokenizer: Tokeniz
     stop = at + len(made.offset_n3)
     if kind := KINDS.get((modality, written)):
       if used[kind]:  # a map's second item begins where its first ends
-        shifts += [(field, at, stop, used[kind]) for field in (kind,) + (('query',) if kind == 'drawn' else ())]
+        shifts += [
+          (field, at, stop, used[kind])
+          for field in (kind,) + (('query',) if kind == 'drawn' else ())
+        ]
       used[kind] += patches if modality == Modality.IMAGE else form
     positions.append(made.offset_n3 + np.float32(start))
     start, at = start + made.end + 1, stop
     layouts.append(made)
-  layout = Layout(np.concatenate([made.ids_Fn for made in layouts], axis=1), np.concatenate(positions), start - 1)
+  layout = Layout(
+    np.concatenate([made.ids_Fn for made in layouts], axis=1),
+    np.concatenate(positions),
+    start - 1,
+  )
   for field, begin, stop, shift in shifts:
     _shift(layout.ids_Fn[FIELDS.index(field), begin:stop], shift)
   draw_at = np.full((used['drawn'],), NONE, np.int32)
   if used['drawn']:
-    queries, = np.nonzero(layout.query_n != NONE)
+    (queries,) = np.nonzero(layout.query_n != NONE)
     draw_at[layout.query_n[queries]] = queries
-  frames_at, = np.nonzero(layout.spoken_n != NONE) if used['spoken'] else (NOWHERE,)
-  needs = np.array([at, used['seen'] // patches, used['drawn'] // patches, used['heard'], used['spoken']])
-  made = _Positions(layout.constant(), draw_at.reshape(-1, patches), (frames_at - 1).astype(np.int32), needs)
+  (frames_at,) = np.nonzero(layout.spoken_n != NONE) if used['spoken'] else (NOWHERE,)
+  needs = np.array(
+    [
+      at,
+      used['seen'] // patches,
+      used['drawn'] // patches,
+      used['heard'],
+      used['spoken'],
+    ]
+  )
+  made = _Positions(
+    layout.constant(),
+    draw_at.reshape(-1, patches),
+    (frames_at - 1).astype(np.int32),
+    needs,
+  )
   for array in made[1:]:
     array.flags.writeable = False
   return made
@@ -125,7 +181,9 @@ def check_room(laid: Laid, budget: RowBudget) -> None:
   """Raises ValueError for an example that would not fit even an empty row."""
   room = _room(budget)
   if (laid.needs > room).any():
-    raise ValueError(f'example needs ({", ".join(ROOM)}) = {laid.needs.tolist()}, a row has {room.tolist()}')
+    raise ValueError(
+      f'example needs ({", ".join(ROOM)}) = {laid.needs.tolist()}, a row has {room.tolist()}'
+    )
 
 
 class Packer:
@@ -134,22 +192,42 @@ class Packer:
   def __init__(self, budget: RowBudget, media: MediaConfig):
     self._budget, self._media = budget, media
     b, image, frame = budget, media.image, media.audio.frame
-    pools = (('heard', b.heard_frames, media.heard_codes), ('spoken', b.spoken_frames, media.spoken_codes))
-    self._ids_FBL = np.full((len(FIELDS), b.rows, b.length), NONE, np.int32)  # at once: the batch's arrays are parts
+    pools = (
+      ('heard', b.heard_frames, media.heard_codes),
+      ('spoken', b.spoken_frames, media.spoken_codes),
+    )
+    self._ids_FBL = np.full(
+      (len(FIELDS), b.rows, b.length), NONE, np.int32
+    )  # at once: the batch's arrays are parts
     self._ids_FBL[:3] = 0  # token, modality, label; labels become targets in `batch`
-    fields = {('target' if name == 'label' else name) + '_BL': ids_BL
-              for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)}
+    fields = {
+      ('target' if name == 'label' else name) + '_BL': ids_BL
+      for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)
+    }
     self._batch = batch = Batch(
-        **fields, segment_BL=np.zeros((b.rows, b.length), np.int32),
-        position_BL3=np.zeros((b.rows, b.length, 3), np.float32), weight_BL=np.zeros((b.rows, b.length), np.float32),
-        **{f'{name}_BNhwc': np.zeros((b.rows, n, image.height, image.width, image.channels), np.float32)
-           for name, n in (('seen', b.seen), ('drawn', b.drawn))},
-        **{f'{name}_BRS': np.zeros((b.rows, n, 0 if books else frame), np.float32) for name, n, books in pools},
-        **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n, _ in pools},
-        **{f'{name}_code_BRJ': np.zeros((b.rows, n, books), np.int32) for name, n, books in pools},
-        draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
-        draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
-        speak_at_BR=np.full((b.rows, b.spoken_frames), NONE, np.int32))
+      **fields,
+      segment_BL=np.zeros((b.rows, b.length), np.int32),
+      position_BL3=np.zeros((b.rows, b.length, 3), np.float32),
+      weight_BL=np.zeros((b.rows, b.length), np.float32),
+      **{
+        f'{name}_BNhwc': np.zeros(
+          (b.rows, n, image.height, image.width, image.channels), np.float32
+        )
+        for name, n in (('seen', b.seen), ('drawn', b.drawn))
+      },
+      **{
+        f'{name}_BRS': np.zeros((b.rows, n, 0 if books else frame), np.float32)
+        for name, n, books in pools
+      },
+      **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n, _ in pools},
+      **{
+        f'{name}_code_BRJ': np.zeros((b.rows, n, books), np.int32)
+        for name, n, books in pools
+      },
+      draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
+      draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
+      speak_at_BR=np.full((b.rows, b.spoken_frames), NONE, np.int32),
+    )
     self._used = np.zeros((batch.token_BL.shape[0], len(ROOM)), np.int64)
     self._room = _room(b)
     self._segments = np.zeros(b.rows, np.int32)
@@ -181,13 +259,16 @@ class Packer:
     patches = self._media.image.patches
     for name, first in zip(ITEM_MAPS, used, strict=True):
       if first and getattr(laid, name):
-        _shift(here_Fn[FIELDS.index(name)], first * (patches if name in ('seen', 'drawn') else 1))
+        _shift(
+          here_Fn[FIELDS.index(name)],
+          first * (patches if name in ('seen', 'drawn') else 1),
+        )
     if laid.drawn:  # a query is known by its place in the image, whichever image of the row it belongs to
       query_n = here_Fn[FIELDS.index('query')]
       np.remainder(query_n, patches, out=query_n, where=query_n != NONE)
     for name, first in zip(('seen', 'drawn'), used, strict=False):
       for j, item in enumerate(getattr(laid, name), start=first):
-        getattr(batch, f'{name}_BNhwc')[row, j, :item.shape[0], :item.shape[1]] = item
+        getattr(batch, f'{name}_BNhwc')[row, j, : item.shape[0], : item.shape[1]] = item
     for name, first in zip(('heard', 'spoken'), used[2:], strict=True):
       for sound in getattr(laid, name):
         if sound.ndim == 2:
@@ -195,22 +276,34 @@ class Packer:
           getattr(batch, f'{name}_code_BRJ')[row, first:end] = sound
         else:
           end = first + frames_of(sound, self._media.audio)
-          getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[:len(sound)] = sound
+          getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[: len(sound)] = (
+            sound
+          )
         getattr(batch, f'{name}_clip_BR')[row, first:end] = 1 + first
         first = end
     if n := len(laid.drawn):
       first = used[ITEM_MAPS.index('drawn')]
-      batch.draw_at_BNP[row, first:first + n] = np.where(laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start)
-      batch.draw_key_BN[row, first:first + n] = (laid.key + np.arange(n)).astype(np.uint32)
+      batch.draw_at_BNP[row, first : first + n] = np.where(
+        laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start
+      )
+      batch.draw_key_BN[row, first : first + n] = (laid.key + np.arange(n)).astype(
+        np.uint32
+      )
     first = used[ITEM_MAPS.index('spoken')]
-    batch.speak_at_BR[row, first:first + len(laid.speak_at_R)] = laid.speak_at_R + start
+    batch.speak_at_BR[row, first : first + len(laid.speak_at_R)] = (
+      laid.speak_at_R + start
+    )
 
   def batch(self) -> Batch:
     """What has been added so far; a position's target is the label of the next one of its example."""
     segment_BL, label_BL = self._batch.segment_BL, self._ids_FBL[FIELDS.index('label')]
     target_BL = np.zeros_like(label_BL)
-    np.copyto(target_BL[:, :-1], label_BL[:, 1:], where=segment_BL[:, 1:] == segment_BL[:, :-1])
-    return self._batch._replace(target_BL=target_BL, weight_BL=(target_BL > 0).astype(np.float32))
+    np.copyto(
+      target_BL[:, :-1], label_BL[:, 1:], where=segment_BL[:, 1:] == segment_BL[:, :-1]
+    )
+    return self._batch._replace(
+      target_BL=target_BL, weight_BL=(target_BL > 0).astype(np.float32)
+    )
 
   @property
   def filled(self) -> float:

@@ -3,15 +3,34 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak'}  # by the kind of the answer
+TASKS = {
+  'text': 'write',
+  'image': 'draw',
+  'audio': 'speak',
+}  # by the kind of the answer
 
 
-def pair(shown: Sequence[dict[str, Any]], answer: dict[str, Any], language: str = '', voice: str = ''
-         ) -> dict[str, Any]:
+def pair(
+  shown: Sequence[dict[str, Any]],
+  answer: dict[str, Any],
+  language: str = '',
+  voice: str = '',
+) -> dict[str, Any]:
   """An example in the chat form, without an id."""
-  controls = {key: value for key, value in (('language', language), ('voice', voice)) if value}
-  return {'messages': [{'role': 'user', 'content': list(shown)},
-                       {'role': 'assistant', 'task': TASKS[answer['type']], **controls, 'content': [answer]}]}
+  controls = {
+    key: value for key, value in (('language', language), ('voice', voice)) if value
+  }
+  return {
+    'messages': [
+      {'role': 'user', 'content': list(shown)},
+      {
+        'role': 'assistant',
+        'task': TASKS[answer['type']],
+        **controls,
+        'content': [answer],
+      },
+    ]
+  }
 
 
 def only_medium_and_text(kinds: Mapping[str, str]) -> tuple[str, str]:

@@ -18,10 +18,22 @@ class Pool:
     died, hangs: what to tell the user when a process ends, or makes nothing for so long.
   """
 
-  def __init__(self, function: Callable[[Any], Any], count: int, *, timeout: float, died: str, hangs: str):
+  def __init__(
+    self,
+    function: Callable[[Any], Any],
+    count: int,
+    *,
+    timeout: float,
+    died: str,
+    hangs: str,
+  ):
     self._timeout, self._died, self._hangs = timeout, died, hangs
-    context = multiprocessing.get_context('spawn')  # a fork would copy the locks of jax's threads
-    self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _Process.start, (function,))
+    context = multiprocessing.get_context(
+      'spawn'
+    )  # a fork would copy the locks of jax's threads
+    self._pool = concurrent.futures.ProcessPoolExecutor(
+      count, context, _Process.start, (function,)
+    )
 
   def ask(self, argument: Any) -> concurrent.futures.Future:
     try:
@@ -40,7 +52,9 @@ class Pool:
     except BrokenProcessPool as error:
       raise UserError(self._died) from error
     except TimeoutError as error:
-      for process in list(self._pool._processes.values()):  # a hanging one would be waited for at exit
+      for process in list(
+        self._pool._processes.values()
+      ):  # a hanging one would be waited for at exit
         process.kill()
       raise UserError(self._hangs) from error
 
@@ -50,6 +64,7 @@ class Pool:
 
 class _Process:
   """What one of the processes knows."""
+
   function: Callable[[Any], Any] | None = None
 
   @classmethod

@@ -28,9 +28,15 @@ from omni_jax.types import MediaConfig
 
 MAX_RECORD = 256 << 20  # bytes
 DIGEST_BYTES = 16
-READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
-WRITER_OPTIONS = 'group_size:1'  # one record a group: random access reads nothing in vain
-SYSTEM_CALL = re.compile(r'\b(?:open|p?read|l?seek|fstat|mmap)\w*\(\) failed: ([^;]+)')  # as the reader says it
+READER_OPTIONS = (
+  'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
+)
+WRITER_OPTIONS = (
+  'group_size:1'  # one record a group: random access reads nothing in vain
+)
+SYSTEM_CALL = re.compile(
+  r'\b(?:open|p?read|l?seek|fstat|mmap)\w*\(\) failed: ([^;]+)'
+)  # as the reader says it
 
 
 def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes:
@@ -38,15 +44,27 @@ def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes
 
   With JSON lines: `encode_example(lines.encoded(i), lines.read_file)`.
   """
-  return pack_example(map_media(check_example(example, 'path'),
-                                lambda part: {'type': part['type'], 'data': read_file(part['path'])}))
+  return pack_example(
+    map_media(
+      check_example(example, 'path'),
+      lambda part: {'type': part['type'], 'data': read_file(part['path'])},
+    )
+  )
 
 
 def pack_example(example: Example) -> bytes:
   """The record of a checked example whose media parts hold their bytes; each medium gets its digest."""
-  return msgpack.packb(map_media(example, lambda part: {
-      'type': part['type'], 'data': part['data'], 'digest': digest_of(part['data']),
-      **({'codes': part['codes']} if 'codes' in part else {})}))
+  return msgpack.packb(
+    map_media(
+      example,
+      lambda part: {
+        'type': part['type'],
+        'data': part['data'],
+        'digest': digest_of(part['data']),
+        **({'codes': part['codes']} if 'codes' in part else {}),
+      },
+    )
+  )
 
 
 def digest_of(data: bytes) -> bytes:
@@ -56,11 +74,15 @@ def digest_of(data: bytes) -> bytes:
 def unpack_example(record: bytes) -> Example:
   """The example of a record, its structure checked, its media as bytes."""
   if len(record) > MAX_RECORD:
-    raise BadRecord(f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed')
+    raise BadRecord(
+      f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
+    )
   try:
     raw = msgpack.unpackb(record)
   except (ValueError, msgpack.UnpackException) as error:
-    raise BadRecord(f'not a msgpack record ({type(error).__name__}: {error})') from error
+    raise BadRecord(
+      f'not a msgpack record ({type(error).__name__}: {error})'
+    ) from error
   return check_example(raw, 'data')
 
 
@@ -75,22 +97,30 @@ def decode_example(record: bytes, media: MediaConfig) -> Example:
 
 def _decoded(part: Example, media: MediaConfig) -> Example:
   if 'digest' in part and part['digest'] != digest_of(part['data']):
-    raise BadRecord(f'{part["type"]} of {len(part["data"]):,} bytes has changed since the conversion: digests differ')
+    raise BadRecord(
+      f'{part["type"]} of {len(part["data"]):,} bytes has changed since the conversion: digests differ'
+    )
   decoded = DECODE[part['type']](part['data'], media)
   if 'codes' in part and (books := media.spoken_codes or media.heard_codes):
-    decoded['code'] = _code_of(part['codes'], frames_of(decoded['wave'], media.audio), books)
+    decoded['code'] = _code_of(
+      part['codes'], frames_of(decoded['wave'], media.audio), books
+    )
   return decoded
 
 
 def _code_of(data: bytes, frames: int, books: int) -> np.ndarray:
   if len(data) != 2 * frames * books:
-    raise BadRecord(f'codes of {len(data)} bytes are not those of {frames} frames of {books} codebooks')
+    raise BadRecord(
+      f'codes of {len(data)} bytes are not those of {frames} frames of {books} codebooks'
+    )
   return np.frombuffer(data, '<u2').reshape(frames, books)
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
   """Writes encoded examples to one ArrayRecord file, which appears only when it is whole; returns how many."""
-  from array_record.python import array_record_module  # loads a large C++ library: only when it is needed
+  from array_record.python import (
+    array_record_module,
+  )  # loads a large C++ library: only when it is needed
 
   partial = f'{os.fspath(path)}.partial-{os.getpid()}'
   count = 0
@@ -117,7 +147,9 @@ class ArrayRecordExamples(Stored):
   May be read by many threads, and pickled into worker processes; files are opened when first read.
   """
 
-  def __init__(self, paths: epath.PathLike | Sequence[epath.PathLike], media: MediaConfig):
+  def __init__(
+    self, paths: epath.PathLike | Sequence[epath.PathLike], media: MediaConfig
+  ):
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     self.paths = tuple(os.fspath(path) for path in paths)
     self.media = media
@@ -131,7 +163,11 @@ class ArrayRecordExamples(Stored):
     self._lock = threading.Lock()
 
   def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key not in ('_readers', '_lock')}
+    return {
+      key: value
+      for key, value in self.__dict__.items()
+      if key not in ('_readers', '_lock')
+    }
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -167,7 +203,9 @@ class ArrayRecordExamples(Stored):
 
   def _read(self, file: int, position: int) -> bytes:
     try:
-      return patiently(lambda: self._read_once(file, position), self.paths[file], passes=may_pass)
+      return patiently(
+        lambda: self._read_once(file, position), self.paths[file], passes=may_pass
+      )
     except RuntimeError as error:  # the reader's only exception
       raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
 
@@ -188,13 +226,19 @@ class ArrayRecordExamples(Stored):
 def may_pass(error: Exception) -> bool:
   """Of what an ArrayRecord reader raises, the errors of system calls; it calls damage "Corrupted"."""
   said = SYSTEM_CALL.search(str(error)) if isinstance(error, RuntimeError) else None
-  return said is not None and not any(said[1].startswith(os.strerror(lasting)) for lasting in LASTING)
+  return said is not None and not any(
+    said[1].startswith(os.strerror(lasting)) for lasting in LASTING
+  )
 
 
 def _reader(path: str) -> Any:
-  from array_record.python import array_record_module  # loads a large C++ library: only when it is needed
+  from array_record.python import (
+    array_record_module,
+  )  # loads a large C++ library: only when it is needed
 
-  return array_record_module.ArrayRecordReader(path, READER_OPTIONS, file_reader_buffer_size=32 << 10)
+  return array_record_module.ArrayRecordReader(
+    path, READER_OPTIONS, file_reader_buffer_size=32 << 10
+  )
 
 
 def _count(path: str) -> int:
@@ -204,14 +248,18 @@ def _count(path: str) -> int:
   def count_once() -> int:
     reader = _reader(path)
     try:
-      return reader.num_records()  # 0 also where the file is something else: not every reader complains
+      return (
+        reader.num_records()
+      )  # 0 also where the file is something else: not every reader complains
     finally:
       reader.close()
 
   try:
     count = patiently(count_once, path, passes=may_pass)
   except RuntimeError as error:
-    raise UserError(f'{path}: is not an ArrayRecord file, or a damaged one ({error})') from error
+    raise UserError(
+      f'{path}: is not an ArrayRecord file, or a damaged one ({error})'
+    ) from error
   if not count:
     raise UserError(f'{path}: holds no examples, or is not an ArrayRecord file')
   return count

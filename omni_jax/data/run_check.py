@@ -16,14 +16,15 @@ from omni_jax.types import MediaConfig, RowBudget
 
 class Coder(Protocol):
   """A speech codec that turns a wave into whole numbers (frames, codebooks); it must pickle."""
+
   fingerprint: str
 
-  def __call__(self, wave: np.ndarray) -> np.ndarray:
-    ...
+  def __call__(self, wave: np.ndarray) -> np.ndarray: ...
 
 
 class RunCheck(NamedTuple):
   """What an example is checked against, as it is: augmentation may yet make a sound longer. May be pickled."""
+
   tokenizer: Tokenizer
   media: MediaConfig
   budget: RowBudget
@@ -37,8 +38,13 @@ class RunCheck(NamedTuple):
       UserError: if it has no such parts, or values that they do not take.
     """
     try:
-      return cls(Tokenizer(dataclass_of(TokenizerConfig, config.model.tokenizer, 'model.tokenizer')),
-                 media_of(config.model), dataclass_of(RowBudget, config.data.budget, 'data.budget'))
+      return cls(
+        Tokenizer(
+          dataclass_of(TokenizerConfig, config.model.tokenizer, 'model.tokenizer')
+        ),
+        media_of(config.model),
+        dataclass_of(RowBudget, config.data.budget, 'data.budget'),
+      )
     except AttributeError as error:  # of ConfigDict; it names the key
       raise UserError(f'--config is not that of a run: {error}') from error
 

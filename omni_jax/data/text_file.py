@@ -9,7 +9,9 @@ from etils import epath
 from omni_jax.errors import UserError
 from omni_jax.retry import patiently
 
-TRAIN_SHARE = 0.9  # of the file, from its beginning; the rest is for evaluation, as in nanoGPT
+TRAIN_SHARE = (
+  0.9  # of the file, from its beginning; the rest is for evaluation, as in nanoGPT
+)
 
 
 class TextFile(Sequence):
@@ -20,13 +22,17 @@ class TextFile(Sequence):
       data = patiently(epath.Path(path).read_bytes, path)
       data.decode()
     except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f'{path}: not a text file in UTF-8 ({error}): see config.data.root and train_file') from error
+      raise UserError(
+        f'{path}: not a text file in UTF-8 ({error}): see config.data.root and train_file'
+      ) from error
     cut = int(TRAIN_SHARE * len(data))
     self._data, self._length = data[:cut] if train else data[cut:], length
     self._stride = 1 if train else length
     if not 0 < length <= len(self._data):
-      raise UserError(f'{path}: its {"first" if train else "last"} part has {len(self._data)} bytes, '
-                      f'config.data.piece={length}')
+      raise UserError(
+        f'{path}: its {"first" if train else "last"} part has {len(self._data)} bytes, '
+        f'config.data.piece={length}'
+      )
 
   def __len__(self) -> int:
     return (len(self._data) - self._length) // self._stride + 1
@@ -40,5 +46,9 @@ class TextFile(Sequence):
     if not 0 <= index < len(self):
       raise IndexError(f'piece {index} of {len(self)}')
     start = index * self._stride
-    piece = self._data[start:start + self._length]
-    return {'id': f'text/{start}', 'content': [{'type': 'text', 'text': piece.decode(errors='replace')}], 'open': True}
+    piece = self._data[start : start + self._length]
+    return {
+      'id': f'text/{start}',
+      'content': [{'type': 'text', 'text': piece.decode(errors='replace')}],
+      'open': True,
+    }

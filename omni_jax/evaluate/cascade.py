@@ -30,67 +30,131 @@ def compare(omni: Any, *, n: int, seed: int = 0) -> dict[str, dict[str, float | 
   digits = load_digits(omni.config.data)
   rate = OmniConfig.from_config(omni.config.model).media.audio.rate
   fitted = judges.fit(digits, rate=rate, seed=seed)
-  real = scoring.Real(DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate)
-  material = prompts.Material(DIGIT_WORDS, digits.test_images, digits.test_labels, digits.test_clips, digits.take_clips)
-  asked = [prompt for prompt in prompts.build(SPEECH, material, n=n, seed=seed) if prompt.group == 'main']
-  found = {'direct': omni.generate_batch([prompt.example for prompt in asked], want='audio', seed=seed),
-           'cascade': through_text(omni, asked, material.voices, seed=seed)}
+  real = scoring.Real(
+    DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
+  )
+  material = prompts.Material(
+    DIGIT_WORDS,
+    digits.test_images,
+    digits.test_labels,
+    digits.test_clips,
+    digits.take_clips,
+  )
+  asked = [
+    prompt
+    for prompt in prompts.build(SPEECH, material, n=n, seed=seed)
+    if prompt.group == 'main'
+  ]
+  found = {
+    'direct': omni.generate_batch(
+      [prompt.example for prompt in asked], want='audio', seed=seed
+    ),
+    'cascade': through_text(omni, asked, material.voices, seed=seed),
+  }
   heard = [prompt.source['wave'] for prompt in asked]
   coded = omni.codec_decode(omni.codec_encode(heard))
-  return {name: _scores(asked, replies, fitted, real) for name, replies in found.items()} | {
-      'judges on real test data': {key: fitted.real[key] for key in ('digit', 'language', 'voice')},
-      # What the codec loses no answer can keep.
-      'codec alone': {'pitch correlation': _pitch_correlation(zip(heard, coded, strict=True), rate)}}
+  return {
+    name: _scores(asked, replies, fitted, real) for name, replies in found.items()
+  } | {
+    'judges on real test data': {
+      key: fitted.real[key] for key in ('digit', 'language', 'voice')
+    },
+    # What the codec loses no answer can keep.
+    'codec alone': {
+      'pitch correlation': _pitch_correlation(zip(heard, coded, strict=True), rate)
+    },
+  }
 
 
-def through_text(omni: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int) -> list[list[Any]]:
+def through_text(
+  omni: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int
+) -> list[list[Any]]:
   """Speech -> text in the language asked for -> speech, two questions to the model."""
   rng = np.random.default_rng(seed)
-  writing = [_asking(prompt.source, language=prompt.language, task='write') for prompt in asked]
+  writing = [
+    _asking(prompt.source, language=prompt.language, task='write') for prompt in asked
+  ]
   written = omni.generate_batch(writing, want='text', seed=seed)
-  words = [' '.join(part.text for part in reply if part.type == 'text') for reply in written]
-  speaking = [_asking({'type': 'text', 'text': text or ' '}, language=prompt.language, task='speak',
-                      voice=voices[rng.integers(len(voices))]) for prompt, text in zip(asked, words, strict=True)]
+  words = [
+    ' '.join(part.text for part in reply if part.type == 'text') for reply in written
+  ]
+  speaking = [
+    _asking(
+      {'type': 'text', 'text': text or ' '},
+      language=prompt.language,
+      task='speak',
+      voice=voices[rng.integers(len(voices))],
+    )
+    for prompt, text in zip(asked, words, strict=True)
+  ]
   return omni.generate_batch(speaking, want='audio', seed=seed)
 
 
 def _asking(part: dict[str, Any], **controls: str) -> dict[str, Any]:
-  return {'messages': [{'role': 'user', 'content': [part]}, {'role': 'assistant', **controls, 'content': []}]}
+  return {
+    'messages': [
+      {'role': 'user', 'content': [part]},
+      {'role': 'assistant', **controls, 'content': []},
+    ]
+  }
 
 
-def _scores(asked: Sequence[Prompt], replies: Sequence[Sequence[Any]], fitted: judges.Judges,
-            real: scoring.Real) -> dict[str, float | None]:
+def _scores(
+  asked: Sequence[Prompt],
+  replies: Sequence[Sequence[Any]],
+  fitted: judges.Judges,
+  real: scoring.Real,
+) -> dict[str, float | None]:
   verdicts = scoring.judge(SPEECH, asked, replies, fitted, real)
-  pairs = [(prompt.source['wave'], scoring.wave_of(part, real.rate))
-           for prompt, reply in zip(asked, replies, strict=True) if (part := scoring.part_of(reply, 'audio'))]
-  return {'digit': share([v.digit == p.digit for v, p in zip(verdicts, asked, strict=True)]),
-          'language': share([bool(v.language_right) for v in verdicts]),
-          'voice': share([bool(v.voice_right) for v in verdicts]),
-          'pitch correlation': _pitch_correlation(pairs, real.rate)}
+  pairs = [
+    (prompt.source['wave'], scoring.wave_of(part, real.rate))
+    for prompt, reply in zip(asked, replies, strict=True)
+    if (part := scoring.part_of(reply, 'audio'))
+  ]
+  return {
+    'digit': share([v.digit == p.digit for v, p in zip(verdicts, asked, strict=True)]),
+    'language': share([bool(v.language_right) for v in verdicts]),
+    'voice': share([bool(v.voice_right) for v in verdicts]),
+    'pitch correlation': _pitch_correlation(pairs, real.rate),
+  }
 
 
-def _pitch_correlation(pairs: Iterable[tuple[np.ndarray, np.ndarray]], rate: int) -> float | None:
+def _pitch_correlation(
+  pairs: Iterable[tuple[np.ndarray, np.ndarray]], rate: int
+) -> float | None:
   """Of the log pitch of two waves each, over those pairs that have one."""
-  pitches = [tuple(speech_metrics.pitch(wave, rate=rate) for wave in pair) for pair in pairs]
+  pitches = [
+    tuple(speech_metrics.pitch(wave, rate=rate) for wave in pair) for pair in pairs
+  ]
   known = np.log([pair for pair in pitches if None not in pair])
   return float(np.corrcoef(known.T)[0, 1]) if len(known) > 2 else None
 
 
 def main(arguments: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(prog='python -m omni_jax.evaluate.cascade', description=__doc__.split('\n')[2],
-                                   allow_abbrev=False)
-  parser.add_argument('--workdir', required=True, help='folder of a run on the digits data')
+  parser = argparse.ArgumentParser(
+    prog='python -m omni_jax.evaluate.cascade',
+    description=__doc__.split('\n')[2],
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--workdir', required=True, help='folder of a run on the digits data'
+  )
   parser.add_argument('--step', type=int, help='checkpoint; default: the last')
   parser.add_argument('--n', type=int, default=400, help='prompts')
   parser.add_argument('--seed', type=int, default=0)
   flags = parser.parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once
+
   omni = omni_jax.load(flags.workdir, step=flags.step)
   if omni.config.data.source != 'digits':
-    raise UserError(f'--workdir={flags.workdir}: its data.source is {omni.config.data.source!r}, the cascade '
-                    "is compared on 'digits'")
-  print(json.dumps({'n': flags.n, **compare(omni, n=flags.n, seed=flags.seed)}, indent=1))
+    raise UserError(
+      f'--workdir={flags.workdir}: its data.source is {omni.config.data.source!r}, the cascade '
+      "is compared on 'digits'"
+    )
+  print(
+    json.dumps({'n': flags.n, **compare(omni, n=flags.n, seed=flags.seed)}, indent=1)
+  )
 
 
 if __name__ == '__main__':

@@ -20,7 +20,14 @@ def perplexity(codes_RJ: np.ndarray) -> list[float]:
   return found
 
 
-def evaluate(omni: Any, clips: Sequence[Any], *, rate: int, size: int | None, judge: SpeechJudge | None) -> dict:
+def evaluate(
+  omni: Any,
+  clips: Sequence[Any],
+  *,
+  rate: int,
+  size: int | None,
+  judge: SpeechJudge | None,
+) -> dict:
   """Scores of clips (with `wave`, `digit`) against their reconstruction.
 
   Args:
@@ -29,21 +36,27 @@ def evaluate(omni: Any, clips: Sequence[Any], *, rate: int, size: int | None, ju
   """
   waves = [clip.wave for clip in clips]
   codes = omni.codec_encode(waves)
-  decoded = [np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
-             for original, wave in zip(waves, omni.codec_decode(codes), strict=True)]
+  decoded = [
+    np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
+    for original, wave in zip(waves, omni.codec_decode(codes), strict=True)
+  ]
   pairs = list(zip(waves, decoded, strict=True))
   used = perplexity(np.concatenate([np.asarray(c) for c in codes]))
   scores = {
-      'n': len(waves),
-      'mel_distance': float(np.mean([speech_metrics.mel_distance(a, b, rate=rate) for a, b in pairs])),
-      'si_snr': float(np.mean([speech_metrics.si_snr(a, b) for a, b in pairs])),
-      'stoi': speech_metrics.stoi(waves, decoded, rate=rate),
-      'perplexity': used,
-      'codebook_size': size,
-      'perplexity_ratio': min(used) / size if size else None,
+    'n': len(waves),
+    'mel_distance': float(
+      np.mean([speech_metrics.mel_distance(a, b, rate=rate) for a, b in pairs])
+    ),
+    'si_snr': float(np.mean([speech_metrics.si_snr(a, b) for a, b in pairs])),
+    'stoi': speech_metrics.stoi(waves, decoded, rate=rate),
+    'perplexity': used,
+    'codebook_size': size,
+    'perplexity_ratio': min(used) / size if size else None,
   }
   if judge is not None:
     digits = [clip.digit for clip in clips]
     scores['judge_accuracy_original'] = share(np.equal(judge(waves).digit, digits))
-    scores['judge_accuracy_reconstructed'] = share(np.equal(judge(decoded).digit, digits))
+    scores['judge_accuracy_reconstructed'] = share(
+      np.equal(judge(decoded).digit, digits)
+    )
   return scores

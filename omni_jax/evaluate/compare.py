@@ -11,7 +11,14 @@ from etils import epath
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.charts import COLORS, Line, lines_chart
 from omni_jax.evaluate.page import page
-from omni_jax.evaluate.runs import differing, Group, groups_of, mean_and_spread, read_run, Run
+from omni_jax.evaluate.runs import (
+  differing,
+  Group,
+  groups_of,
+  mean_and_spread,
+  read_run,
+  Run,
+)
 
 Table = list[list[str]]  # the first row holds the names of the columns
 NOTE = 'Mean ± standard deviation over runs that differ only in config.seed (n of them), in the curves as well.'
@@ -23,12 +30,25 @@ def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
   figures = list(dict.fromkeys(name for run in runs for name in run.figures))
   keys = differing([run.config for run in runs])
   every = [['run', *keys, *map(_title, figures)]]
-  every += [[run.name, *(_value(run.config.get(key)) for key in keys),
-             *(_figure(name, [run]) for name in figures)] for run in runs]
+  every += [
+    [
+      run.name,
+      *(_value(run.config.get(key)) for key in keys),
+      *(_figure(name, [run]) for name in figures),
+    ]
+    for run in runs
+  ]
   keys = [key for key in keys if key != 'seed']
   seeds = [['config', 'n', *keys, *map(_title, figures)]]
-  seeds += [[group.name, str(len(group.runs)), *(_value(group.config.get(key)) for key in keys),
-             *(_figure(name, group.runs) for name in figures)] for group in groups]
+  seeds += [
+    [
+      group.name,
+      str(len(group.runs)),
+      *(_value(group.config.get(key)) for key in keys),
+      *(_figure(name, group.runs) for name in figures),
+    ]
+    for group in groups
+  ]
   return every, seeds
 
 
@@ -45,8 +65,14 @@ def _figure(name: str, runs: Sequence[Run]) -> str:
   if not values:
     return '–'
   mean, spread = mean_and_spread(values)
-  percent = ('_to_' in name and ' ' not in name) or name.endswith(('accuracy', 'exact_match', 'wer'))
-  shown, around = (f'{100 * mean:.1f}', f'{100 * spread:.1f}') if percent else (f'{mean:.3g}', f'{spread:.2g}')
+  percent = ('_to_' in name and ' ' not in name) or name.endswith(
+    ('accuracy', 'exact_match', 'wer')
+  )
+  shown, around = (
+    (f'{100 * mean:.1f}', f'{100 * spread:.1f}')
+    if percent
+    else (f'{mean:.3g}', f'{spread:.2g}')
+  )
   return f'{shown}\u00a0±\u00a0{around}' if len(values) > 1 else shown
 
 
@@ -54,13 +80,22 @@ def as_text(table: Table) -> str:
   """Turned over, since runs are few and figures many: a line for every column of the table."""
   turned = list(zip(*table, strict=True))
   widths = [max(len(line[k]) for line in turned) for k in range(len(table))]
-  return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                   for line in turned)
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+    ).rstrip()
+    for line in turned
+  )
 
 
 def _as_html(table: Table) -> str:
   def row(cells, tag):
-    return '<tr>' + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells) + '</tr>'
+    return (
+      '<tr>'
+      + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
+      + '</tr>'
+    )
+
   rows = row(table[0], 'th') + ''.join(row(cells, 'td') for cells in table[1:])
   return f'<div class="wide"><table class="heat">{rows}</table></div>'
 
@@ -71,19 +106,29 @@ def _line(group: Group, loss: str) -> Line | None:
   steps = sorted(set.intersection(*map(set, curves))) if curves else []
   if not steps:
     return None
-  means, spreads = zip(*(mean_and_spread([curve[step] for curve in curves]) for step in steps), strict=True)
+  means, spreads = zip(
+    *(mean_and_spread([curve[step] for curve in curves]) for step in steps), strict=True
+  )
   return Line(steps, means, spreads)
 
 
 def _curves(groups: Sequence[Group]) -> str:
   charts = []
-  for loss in dict.fromkeys(name for group in groups for run in group.runs for name in run.curves):
+  for loss in dict.fromkeys(
+    name for group in groups for run in group.runs for name in run.curves
+  ):
     lines = [_line(group, loss) or Line([], [], []) for group in groups]
     if any(len(line.x) > 1 for line in lines):
       charts.append(lines_chart(loss, lines, unit='step'))
-  names = ''.join(f'<span style="color:{COLORS[k % len(COLORS)]}">■ {html.escape(group.name)}</span> '
-                  for k, group in enumerate(groups))
-  return f'<p class="note">{names}</p><div class="charts">{"".join(charts)}</div>' if charts else ''
+  names = ''.join(
+    f'<span style="color:{COLORS[k % len(COLORS)]}">■ {html.escape(group.name)}</span> '
+    for k, group in enumerate(groups)
+  )
+  return (
+    f'<p class="note">{names}</p><div class="charts">{"".join(charts)}</div>'
+    if charts
+    else ''
+  )
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -94,7 +139,9 @@ def render(runs: Sequence[Run]) -> str:
   if len(groups) < len(runs):
     sections.insert(1, ('Over seeds', f'<p class="note">{NOTE}</p>{_as_html(seeds)}'))
   head = f'<h1>omni_jax: {len(runs)} runs compared</h1><p class="facts">Accuracies in percent.</p>'
-  return page('omni_jax: runs compared', head, [(name, body) for name, body in sections if body])
+  return page(
+    'omni_jax: runs compared', head, [(name, body) for name, body in sections if body]
+  )
 
 
 def compare(folders: Sequence[Any], out: Any) -> str:
@@ -115,18 +162,29 @@ def compare(folders: Sequence[Any], out: Any) -> str:
 def _named_apart(runs: list[Run], folders: Sequence[Any]) -> list[Run]:
   """Folders of the same name are shown with their whole path."""
   names = [run.name for run in runs]
-  return [run._replace(name=str(folder)) if names.count(run.name) > 1 else run
-          for run, folder in zip(runs, folders, strict=True)]
+  return [
+    run._replace(name=str(folder)) if names.count(run.name) > 1 else run
+    for run, folder in zip(runs, folders, strict=True)
+  ]
 
 
 def main(arguments: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(prog='python -m omni_jax.evaluate.compare', allow_abbrev=False,
-                                   description='Compares runs: configs, final figures, losses.')
-  parser.add_argument('runs', nargs='+', metavar='RUN', help='folders that training wrote')
-  parser.add_argument('--out', required=True, help='page to write, such as compare.html')
+  parser = argparse.ArgumentParser(
+    prog='python -m omni_jax.evaluate.compare',
+    allow_abbrev=False,
+    description='Compares runs: configs, final figures, losses.',
+  )
+  parser.add_argument(
+    'runs', nargs='+', metavar='RUN', help='folders that training wrote'
+  )
+  parser.add_argument(
+    '--out', required=True, help='page to write, such as compare.html'
+  )
   flags = parser.parse_args(arguments)
   if epath.Path(flags.out).is_dir():
-    raise UserError(f'--out={flags.out} is a folder; give the name of a page, such as {flags.out}/compare.html')
+    raise UserError(
+      f'--out={flags.out} is a folder; give the name of a page, such as {flags.out}/compare.html'
+    )
   print(compare(flags.runs, flags.out))
   print(f'compare: wrote {flags.out}')
 

@@ -11,4 +11,6 @@ def needs_extra():
   try:
     yield
   except ImportError as error:
-    raise UserError(f"evaluation needs the package {error.name!r}: pip install 'omni_jax[eval]'") from error
+    raise UserError(
+      f"evaluation needs the package {error.name!r}: pip install 'omni_jax[eval]'"
+    ) from error

@@ -6,7 +6,9 @@ import numpy as np
 
 WINDOW_SECONDS = 0.032
 HOP_SECONDS = 0.010
-FLOOR = 1e-3  # added to mel magnitudes (full scale is 1) before the logarithm: about -60 dB
+FLOOR = (
+  1e-3  # added to mel magnitudes (full scale is 1) before the logarithm: about -60 dB
+)
 QUIET = 0.04  # share of the loudest hop's level below which the ends of a clip count as silence
 
 
@@ -17,7 +19,13 @@ def mel_filters(rate: int, size: int, mels: int) -> np.ndarray:
   edges = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)
   frequency = np.fft.rfftfreq(size, 1 / rate)[:, None]
   low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-  triangles = np.clip(np.minimum((frequency - low) / (middle - low), (high - frequency) / (high - middle)), 0, None)
+  triangles = np.clip(
+    np.minimum(
+      (frequency - low) / (middle - low), (high - frequency) / (high - middle)
+    ),
+    0,
+    None,
+  )
   return (triangles / np.maximum(triangles.sum(0), 1e-9)).astype(np.float32)
 
 
@@ -25,8 +33,10 @@ def log_mel(wave: np.ndarray, *, rate: int, mels: int = 32) -> np.ndarray:
   """Natural logarithm of mel magnitudes, (columns, mels), one column every 10 ms; magnitude 1 is a full-scale sine."""
   size, hop = round(WINDOW_SECONDS * rate), round(HOP_SECONDS * rate)
   columns = max(1, -(-len(wave) // hop))
-  padded = np.pad(np.asarray(wave, np.float32), (size // 2, columns * hop - len(wave) + size))
-  frames = np.lib.stride_tricks.sliding_window_view(padded, size)[: columns * hop: hop]
+  padded = np.pad(
+    np.asarray(wave, np.float32), (size // 2, columns * hop - len(wave) + size)
+  )
+  frames = np.lib.stride_tricks.sliding_window_view(padded, size)[: columns * hop : hop]
   window = np.hanning(size).astype(np.float32)
   magnitude = np.abs(np.fft.rfft(frames * window, axis=-1)) * (2 / window.sum())
   return np.log(magnitude.astype(np.float32) @ mel_filters(rate, size, mels) + FLOOR)
@@ -40,7 +50,7 @@ def trim(wave: np.ndarray, *, rate: int) -> np.ndarray:
     return wave
   level = np.sqrt(np.mean(np.square(wave[: hops * hop].reshape(hops, hop)), axis=1))
   loud = np.flatnonzero(level > QUIET * level.max())
-  return wave[loud[0] * hop: (loud[-1] + 1) * hop] if len(loud) else wave
+  return wave[loud[0] * hop : (loud[-1] + 1) * hop] if len(loud) else wave
 
 
 def stretch(mel: np.ndarray, columns: int) -> np.ndarray:

@@ -8,8 +8,14 @@ from omni_jax.errors import UserError
 POLL = 10.0  # seconds between two looks at the folder
 
 
-def follow(evaluate: Callable[[int], None], steps: Callable[[], list[int]], last: Callable[[], int], *,
-           log: Callable[[str], None], wait: Callable[[], None] = lambda: time.sleep(POLL)) -> None:
+def follow(
+  evaluate: Callable[[int], None],
+  steps: Callable[[], list[int]],
+  last: Callable[[], int],
+  *,
+  log: Callable[[str], None],
+  wait: Callable[[], None] = lambda: time.sleep(POLL),
+) -> None:
   """Evaluates the newest step as often as there is a newer one; steps between are passed over.
 
   The trainer removes old steps as it likes: when the one in hand is gone, the newest is taken instead.
@@ -29,7 +35,9 @@ def follow(evaluate: Callable[[int], None], steps: Callable[[], list[int]], last
       except (UserError, OSError) as error:
         if newest in steps():
           raise
-        log(f'evaluate: step {newest} was removed while it was read ({error}); taking the newest instead')
+        log(
+          f'evaluate: step {newest} was removed while it was read ({error}); taking the newest instead'
+        )
         continue
     if done >= last() >= 0:
       return

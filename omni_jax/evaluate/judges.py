@@ -8,10 +8,14 @@ import numpy as np
 from omni_jax.evaluate.extras import needs_extra
 from omni_jax.evaluate.features import log_mel, stretch, trim
 
-COMPONENTS = 120  # of the features: the judges are as right as with all 769, in half the time
+COMPONENTS = (
+  120  # of the features: the judges are as right as with all 769, in half the time
+)
 IMAGE_COMPONENTS = 64  # of the pixels, where there are more
 COLUMNS = 24  # a word's log-mel, time-normalised
-NOISE_FLOOR = 0.003  # beside speech of level 0.1: what lies 30 dB below it tells nothing
+NOISE_FLOOR = (
+  0.003  # beside speech of level 0.1: what lies 30 dB below it tells nothing
+)
 LEVEL = 0.1  # root mean square that every clip is scaled to
 MOST_CLIPS = 4000  # the cost of fitting grows with the square
 
@@ -33,7 +37,11 @@ class ImageJudge:
     self._shape = images.shape[1:]
     raw = images.reshape(len(images), -1)
     components = min(IMAGE_COMPONENTS, len(raw))
-    reduce = [PCA(components, svd_solver='randomized', random_state=0)] if raw.shape[1] > components else []
+    reduce = (
+      [PCA(components, svd_solver='randomized', random_state=0)]
+      if raw.shape[1] > components
+      else []
+    )
     self._model = make_pipeline(*reduce, SVC(C=10)).fit(raw, labels)
 
   def __call__(self, images: Sequence[np.ndarray] | np.ndarray) -> list[int]:
@@ -41,7 +49,9 @@ class ImageJudge:
     fits = [k for k, image in enumerate(images) if image.shape == self._shape]
     found = [-1] * len(images)
     if fits:
-      for k, digit in zip(fits, self._model.predict([images[k].ravel() for k in fits]), strict=True):
+      for k, digit in zip(
+        fits, self._model.predict([images[k].ravel() for k in fits]), strict=True
+      ):
         found[k] = int(digit)
     return found
 
@@ -62,9 +72,13 @@ class SpeechJudge:
     if len(clips) > MOST_CLIPS:
       clips = [clips[k] for k in rng.permutation(len(clips))[:MOST_CLIPS]]
     self._rate = rate
-    raw = self._raw([clip.wave for clip in clips] + [distorted(clip.wave, rng) for clip in clips])
+    raw = self._raw(
+      [clip.wave for clip in clips] + [distorted(clip.wave, rng) for clip in clips]
+    )
     components = min(COMPONENTS, len(raw))
-    self._reduce = make_pipeline(StandardScaler(), PCA(components, svd_solver='randomized', random_state=seed)).fit(raw)
+    self._reduce = make_pipeline(
+      StandardScaler(), PCA(components, svd_solver='randomized', random_state=seed)
+    ).fit(raw)
     features = self._reduce.transform(raw)
     words = [f'{clip.language} {clip.digit}' for clip in clips]
     self._words = SVC(C=10).fit(features, words * 2)
@@ -76,8 +90,12 @@ class SpeechJudge:
       return SpeechVerdict([], [], [])
     features = self._reduce.transform(self._raw(waves))
     words = [word.split() for word in self._words.predict(features)]
-    voices = self._voices.predict(features).tolist() if self._voices else [''] * len(waves)
-    return SpeechVerdict([int(digit) for _, digit in words], [language for language, _ in words], voices)
+    voices = (
+      self._voices.predict(features).tolist() if self._voices else [''] * len(waves)
+    )
+    return SpeechVerdict(
+      [int(digit) for _, digit in words], [language for language, _ in words], voices
+    )
 
   def _raw(self, waves: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([word_features(wave, rate=self._rate) for wave in waves])
@@ -101,7 +119,9 @@ def distorted(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """
   at = np.arange(0, len(wave) - 1, rng.uniform(0.92, 1.08))
   wave = np.interp(at, np.arange(len(wave)), wave)
-  spectrum = np.fft.rfft(wave, 1 << len(wave).bit_length())  # a power of two is many times faster than a prime
+  spectrum = np.fft.rfft(
+    wave, 1 << len(wave).bit_length()
+  )  # a power of two is many times faster than a prime
   frequency = np.linspace(0, 1, len(spectrum))
   decibels = np.interp(frequency, (0, 0.3, 0.6, 1), rng.normal(0, 3, 4))
   decibels -= 20 * np.clip((frequency - rng.uniform(0.65, 1.3)) / 0.1, 0, 1)
@@ -112,9 +132,12 @@ def distorted(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 class Judges(NamedTuple):
   """The judges and how right they are on real test data, which stands beside every score."""
+
   image: ImageJudge
   speech: SpeechJudge
-  real: dict[str, float]  # image; digit, language: voices never heard; voice: other takes of known voices
+  real: dict[
+    str, float
+  ]  # image; digit, language: voices never heard; voice: other takes of known voices
 
 
 def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
@@ -123,12 +146,18 @@ def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
   speech = SpeechJudge(digits.train_clips, rate=rate, seed=seed)
   unseen = speech([clip.wave for clip in digits.test_clips])
   known = speech([clip.wave for clip in digits.take_clips])
-  return Judges(image, speech, {
+  return Judges(
+    image,
+    speech,
+    {
       'image': _share(image(digits.test_images), digits.test_labels),
       'digit': _share(unseen.digit, [clip.digit for clip in digits.test_clips]),
-      'language': _share(unseen.language, [clip.language for clip in digits.test_clips]),
+      'language': _share(
+        unseen.language, [clip.language for clip in digits.test_clips]
+      ),
       'voice': _share(known.voice, [clip.voice for clip in digits.take_clips]),
-  })
+    },
+  )
 
 
 def _share(judged: Sequence, true: Sequence | np.ndarray) -> float:

@@ -11,11 +11,18 @@ import numpy as np
 from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.evaluate.features import log_mel
 
-SHADES = np.array([[250, 250, 252], [190, 215, 235], [90, 150, 205], [35, 80, 150], [12, 25, 60]], np.float32) / 255
+SHADES = (
+  np.array(
+    [[250, 250, 252], [190, 215, 235], [90, 150, 205], [35, 80, 150], [12, 25, 60]],
+    np.float32,
+  )
+  / 255
+)
 
 
 class Shown(NamedTuple):
   """A part of a prompt or a reply in one form; the fields of other kinds are None."""
+
   kind: str  # 'text', 'image', 'audio'
   text: str | None = None
   pixels: np.ndarray | None = None
@@ -25,7 +32,9 @@ class Shown(NamedTuple):
 
 def shown(part: Any, rate: int) -> Shown:
   """From a part of an example (a dict; audio at the run's rate) or of a reply (an object)."""
-  get = part.get if isinstance(part, Mapping) else lambda name: getattr(part, name, None)
+  get = (
+    part.get if isinstance(part, Mapping) else lambda name: getattr(part, name, None)
+  )
   kind = get('type')
   if kind == 'image':
     return Shown(kind, pixels=np.nan_to_num(np.asarray(get('pixels'), np.float32)))
@@ -39,17 +48,22 @@ def spectrogram(wave: np.ndarray, rate: int) -> np.ndarray:
   """Pixels (mels, columns, 3) of the log-mel, low tones at the bottom, the loudest 60 dB of the clip."""
   mel = log_mel(wave, rate=rate, mels=40)
   level = np.clip((mel - mel.max()) / 6.9 + 1, 0, 1).T[::-1]  # 6.9 nepers = 60 dB
-  return np.stack([np.interp(level, np.linspace(0, 1, len(SHADES)), SHADES[:, c]) for c in range(3)], axis=-1)
+  return np.stack(
+    [np.interp(level, np.linspace(0, 1, len(SHADES)), SHADES[:, c]) for c in range(3)],
+    axis=-1,
+  )
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   """Images of one size in rows, with a line of gray one pixel wide between them."""
+
   def joined(images, axis):
     shape = list(images[0].shape)
     shape[axis] = 1
     line = np.full(shape, 0.35, np.float32)
     pieces = [piece for image in images for piece in (image, line)][:-1]
     return np.concatenate(pieces, axis=axis)
+
   return joined([joined(row, 1) for row in rows], 0)
 
 
@@ -79,9 +93,11 @@ class Media:
     raw = wav_bytes(wave, rate)
     file = self._save(raw, name, 'wav')
     picture = _data_url(png_bytes(spectrogram(wave, rate)), 'image/png')
-    return (f'<span class="sound"><img class="spectrogram" alt="spectrogram" src="{picture}">'
-            f'<audio controls preload="metadata" src="{_data_url(raw, "audio/wav")}"></audio>'
-            f'<small class="file">{html.escape(file)}</small></span>')  # on paper, in the player's place
+    return (
+      f'<span class="sound"><img class="spectrogram" alt="spectrogram" src="{picture}">'
+      f'<audio controls preload="metadata" src="{_data_url(raw, "audio/wav")}"></audio>'
+      f'<small class="file">{html.escape(file)}</small></span>'
+    )  # on paper, in the player's place
 
   def _save(self, raw: bytes, name: str, suffix: str) -> str:
     """The file's name, which is new each time."""

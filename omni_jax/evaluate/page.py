@@ -63,10 +63,16 @@ audio { width: 100%; height: 34px; } .file { display: none; }
 
 def page(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:
   """One HTML document; `head` and the sections' bodies are HTML, titles are text."""
-  links = ''.join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(sections))
-  bodies = ''.join(f'<section id="s{k}"><h2>{html.escape(name)}</h2>{body}</section>'
-                   for k, (name, body) in enumerate(sections))
-  return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>'
-          f'<body>{head}<nav>{links}</nav>{bodies}</body></html>\n')
+  links = ''.join(
+    f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(sections)
+  )
+  bodies = ''.join(
+    f'<section id="s{k}"><h2>{html.escape(name)}</h2>{body}</section>'
+    for k, (name, body) in enumerate(sections)
+  )
+  return (
+    '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f'<title>{html.escape(title)}</title><style>{STYLE}</style></head>'
+    f'<body>{head}<nav>{links}</nav>{bodies}</body></html>\n'
+  )

@@ -23,6 +23,7 @@ class Prompt:
     voice: the voice the reply should have; '' where none is known.
     group: 'main', or the name of a set that is reported beside it.
   """
+
   example: dict[str, Any]
   source: dict[str, Any]
   digit: int
@@ -40,7 +41,10 @@ class Direction(NamedTuple):
     return f'{self.source}_to_{self.target}'
 
 
-DIRECTIONS = tuple(Direction(source, target) for source, target in itertools.product(MODALITIES, MODALITIES))
+DIRECTIONS = tuple(
+  Direction(source, target)
+  for source, target in itertools.product(MODALITIES, MODALITIES)
+)
 TASK = {'text': 'write', 'image': 'draw', 'speech': 'speak'}
 WANT = {'text': 'text', 'image': 'image', 'speech': 'audio'}
 
@@ -54,6 +58,7 @@ class Material:
     images: (n, height, width, channels) float32 in [0, 1]; `labels`: their digits.
     unseen_voices, known_voices: clips (see `omni_jax.data.espeak.Clip`).
   """
+
   words: Mapping[str, Sequence[str]]
   images: np.ndarray
   labels: np.ndarray
@@ -71,13 +76,16 @@ class Material:
 
 class Shown(NamedTuple):
   """What a prompt shows, and what is known of it."""
+
   source: dict[str, Any]
   digit: int
   language: str = ''
   voice: str = ''
 
 
-def build(direction: Direction, material: Material, *, n: int, seed: int) -> list[Prompt]:
+def build(
+  direction: Direction, material: Material, *, n: int, seed: int
+) -> list[Prompt]:
   """The prompts of a direction; those from speech come twice, for voices never heard and for known ones.
 
   The main group is the harder one (voices never heard), except speech to speech: only a known voice can be recognised
@@ -85,42 +93,77 @@ def build(direction: Direction, material: Material, *, n: int, seed: int) -> lis
   """
   if direction.source != 'speech':
     shown = _texts if direction.source == 'text' else _images
-    return [_ask(direction, material, k, item) for k, item in enumerate(shown(material, n, seed))]
-  groups = [('unseen_voices', material.unseen_voices), ('known_voices', material.known_voices)]
+    return [
+      _ask(direction, material, k, item)
+      for k, item in enumerate(shown(material, n, seed))
+    ]
+  groups = [
+    ('unseen_voices', material.unseen_voices),
+    ('known_voices', material.known_voices),
+  ]
   if direction.target == 'speech':
     groups.reverse()
   (_, main), (name, other) = groups
-  prompts = [_ask(direction, material, k, item) for k, item in enumerate(_clips(main, n, seed))]
-  others = [_ask(direction, material, k, item) for k, item in enumerate(_clips(other, n // 2, seed))]
+  prompts = [
+    _ask(direction, material, k, item) for k, item in enumerate(_clips(main, n, seed))
+  ]
+  others = [
+    _ask(direction, material, k, item)
+    for k, item in enumerate(_clips(other, n // 2, seed))
+  ]
   return prompts + [dataclasses.replace(prompt, group=name) for prompt in others]
 
 
 def replies(material: Material, *, n: int, seed: int) -> list[Prompt]:
   """Prompts that let the model choose what to reply with: task `reply`, to pictures and words in turn."""
-  shown = itertools.chain.from_iterable(zip(_images(material, n, seed), _texts(material, n, seed), strict=True))
+  shown = itertools.chain.from_iterable(
+    zip(_images(material, n, seed), _texts(material, n, seed), strict=True)
+  )
   prompts = []
   for k, item in enumerate(itertools.islice(shown, n)):
     asked = _other(item.language, material.languages, k // 2)
     voice = material.voices[k % len(material.voices)]
-    prompts.append(Prompt(_example(item.source, asked, 'reply', voice), item.source, item.digit, asked, voice))
+    prompts.append(
+      Prompt(
+        _example(item.source, asked, 'reply', voice),
+        item.source,
+        item.digit,
+        asked,
+        voice,
+      )
+    )
   return prompts
 
 
 def _texts(material: Material, n: int, seed: int) -> list[Shown]:
   """Every word of every language in turn."""
-  words = [(language, digit) for language in material.languages for digit in range(DIGITS)]
-  return [Shown({'type': 'text', 'text': material.words[language][digit]}, digit, language)
-          for language, digit in (words[k] for k in _balanced(range(len(words)), n, seed))]
+  words = [
+    (language, digit) for language in material.languages for digit in range(DIGITS)
+  ]
+  return [
+    Shown({'type': 'text', 'text': material.words[language][digit]}, digit, language)
+    for language, digit in (words[k] for k in _balanced(range(len(words)), n, seed))
+  ]
 
 
 def _images(material: Material, n: int, seed: int) -> list[Shown]:
-  return [Shown({'type': 'image', 'pixels': material.images[k]}, int(material.labels[k]))
-          for k in _balanced([int(label) for label in material.labels], n, seed)]
+  return [
+    Shown({'type': 'image', 'pixels': material.images[k]}, int(material.labels[k]))
+    for k in _balanced([int(label) for label in material.labels], n, seed)
+  ]
 
 
 def _clips(clips: Sequence[Any], n: int, seed: int) -> list[Shown]:
-  chosen = [clips[k] for k in _balanced([(clip.language, clip.digit) for clip in clips], n, seed)]
-  return [Shown({'type': 'audio', 'wave': clip.wave}, int(clip.digit), clip.language, clip.voice) for clip in chosen]
+  chosen = [
+    clips[k]
+    for k in _balanced([(clip.language, clip.digit) for clip in clips], n, seed)
+  ]
+  return [
+    Shown(
+      {'type': 'audio', 'wave': clip.wave}, int(clip.digit), clip.language, clip.voice
+    )
+    for clip in chosen
+  ]
 
 
 def _ask(direction: Direction, material: Material, k: int, item: Shown) -> Prompt:
@@ -131,11 +174,21 @@ def _ask(direction: Direction, material: Material, k: int, item: Shown) -> Promp
     named = '' if item.voice else material.voices[k % len(material.voices)]
     expected = named or (item.voice if item.voice in material.voices else '')
   example = _example(item.source, asked, TASK[direction.target], named)
-  return Prompt(example, item.source, item.digit, '' if direction.target == 'image' else asked, expected)
+  return Prompt(
+    example,
+    item.source,
+    item.digit,
+    '' if direction.target == 'image' else asked,
+    expected,
+  )
 
 
-def _asked_language(direction: Direction, languages: Sequence[str], k: int, shown: str) -> str:
-  turn = k // DIGITS + k  # every digit meets every language: k alone walks through digits and languages in step
+def _asked_language(
+  direction: Direction, languages: Sequence[str], k: int, shown: str
+) -> str:
+  turn = (
+    k // DIGITS + k
+  )  # every digit meets every language: k alone walks through digits and languages in step
   # Text is translated, speech too unless it is transcribed; only reading aloud may keep the language.
   if direction.name == 'speech_to_text' and turn // len(languages) % 2:
     return shown  # half of the prompts ask for a transcript, half for any language

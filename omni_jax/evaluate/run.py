@@ -22,7 +22,16 @@ from omni_jax.data.sources import check_tokenizers
 from omni_jax.data.text_file import TextFile
 from omni_jax.data.tfds import TfdsExamples
 from omni_jax.errors import UserError
-from omni_jax.evaluate import codec_eval, directions, gallery, jsonl_eval, judges, labelled, report, runlog
+from omni_jax.evaluate import (
+  codec_eval,
+  directions,
+  gallery,
+  jsonl_eval,
+  judges,
+  labelled,
+  report,
+  runlog,
+)
 from omni_jax.evaluate.directions import Limits
 from omni_jax.evaluate.gallery import Gallery
 from omni_jax.evaluate.media import Media
@@ -53,13 +62,23 @@ def limits_of(config: Any) -> Limits:
     part.pop(name, None)
   known = [field.name for field in dataclasses.fields(Limits)]
   if unknown := sorted(set(part) - set(known)):
-    raise UserError(f'config.evaluate: unknown {", ".join(unknown)}; there are '
-                    f'{", ".join((*known, *OTHER_SETTINGS))}')
+    raise UserError(
+      f'config.evaluate: unknown {", ".join(unknown)}; there are '
+      f'{", ".join((*known, *OTHER_SETTINGS))}'
+    )
   return Limits(**part)
 
 
-def run(omni: Any, workdir: Any, out: Any = None, *, seed: int = 0, limits: Limits | None = None,
-        data: Any = None, log: Log = print) -> dict[str, Any]:
+def run(
+  omni: Any,
+  workdir: Any,
+  out: Any = None,
+  *,
+  seed: int = 0,
+  limits: Limits | None = None,
+  data: Any = None,
+  log: Log = print,
+) -> dict[str, Any]:
   """Evaluates and writes `out`/{metrics.json, report.html, media/}; metrics.json comes last and whole.
 
   Args:
@@ -77,8 +96,14 @@ def run(omni: Any, workdir: Any, out: Any = None, *, seed: int = 0, limits: Limi
   records = runlog.read(workdir)
   limits = limits or limits_of(omni.config)
   measured = _measured(omni, data, limits, seed=seed, log=log)
-  metrics = {'version': VERSION, 'step': int(omni.step), 'seconds': 0.0, 'train_minutes': _minutes(records),
-             **measured.metrics, 'routing': runlog.routing(records)}
+  metrics = {
+    'version': VERSION,
+    'step': int(omni.step),
+    'seconds': 0.0,
+    'train_minutes': _minutes(records),
+    **measured.metrics,
+    'routing': runlog.routing(records),
+  }
   metrics = plain(metrics | {'seconds': round(time.monotonic() - began, 2)})
   _write(out, metrics, measured.gallery, records)
   log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
@@ -105,8 +130,20 @@ def on_text(omni: Any) -> Measured:
   path = epath.Path(own.root) / own.train_file
   pieces = TextFile(path, length=own.piece, train=False)
   group = {'n': len(pieces), 'loss': omni.loss([pieces[k] for k in range(len(pieces))])}
-  return Measured({'directions': {}, 'data': {'file': str(path), 'n': len(pieces), 'bad': 0, 'groups': {'text': group},
-                                              'targets': {}}, 'codec': {}}, Gallery())
+  return Measured(
+    {
+      'directions': {},
+      'data': {
+        'file': str(path),
+        'n': len(pieces),
+        'bad': 0,
+        'groups': {'text': group},
+        'targets': {},
+      },
+      'codec': {},
+    },
+    Gallery(),
+  )
 
 
 def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
@@ -115,23 +152,46 @@ def on_digits(omni: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   digits = load_digits(omni.config.data)
   began = time.monotonic()
   fitted = judges.fit(digits, rate=rate, seed=seed)
-  log('evaluate: judges on real data ' + ', '.join(f'{name} {value:.1%}' for name, value in fitted.real.items())
-      + f' in {time.monotonic() - began:.1f} s')
-  real = Real(DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate)
-  material = Material(DIGIT_WORDS, digits.test_images, digits.test_labels, digits.test_clips, digits.take_clips)
-  outcomes = directions.ask_all(omni, material, limits, seed=seed, judges=fitted, real=real, log=log)
+  log(
+    'evaluate: judges on real data '
+    + ', '.join(f'{name} {value:.1%}' for name, value in fitted.real.items())
+    + f' in {time.monotonic() - began:.1f} s'
+  )
+  real = Real(
+    DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
+  )
+  material = Material(
+    DIGIT_WORDS,
+    digits.test_images,
+    digits.test_labels,
+    digits.test_clips,
+    digits.take_clips,
+  )
+  outcomes = directions.ask_all(
+    omni, material, limits, seed=seed, judges=fitted, real=real, log=log
+  )
   free = directions.ask_any(omni, material, limits, seed=seed, judges=fitted, real=real)
   metrics = {
-      'directions': {outcome.direction.name: directions.metrics_of(outcome, fitted, real) for outcome in outcomes},
-      'any': directions.metrics_of_any(free),
-      'judges': fitted.real,
-      'codec': codec_eval.evaluate(omni, _some(digits.test_clips, limits.n_codec, seed), rate=rate,
-                                   size=_entries(omni), judge=fitted.speech),
+    'directions': {
+      outcome.direction.name: directions.metrics_of(outcome, fitted, real)
+      for outcome in outcomes
+    },
+    'any': directions.metrics_of_any(free),
+    'judges': fitted.real,
+    'codec': codec_eval.evaluate(
+      omni,
+      _some(digits.test_clips, limits.n_codec, seed),
+      rate=rate,
+      size=_entries(omni),
+      judge=fitted.speech,
+    ),
   }
   return Measured(metrics, gallery.of_digits(outcomes, free, material, rate))
 
 
-def on_examples(omni: Any, lines: Lines, limits: Limits, *, seed: int, log: Log) -> Measured:
+def on_examples(
+  omni: Any, lines: Lines, limits: Limits, *, seed: int, log: Log
+) -> Measured:
   """Scores by kind of example; judges of what is labelled in JSON lines are fitted to the training file."""
   path, media = lines.path, OmniConfig.from_config(omni.config.model).media
   rate = media.audio.rate
@@ -142,27 +202,64 @@ def on_examples(omni: Any, lines: Lines, limits: Limits, *, seed: int, log: Log)
     except BadRecord as error:
       bad.append(str(error))
   if not examples:
-    raise UserError(f'{path}: none of {len(bad)} examples can be read; the first: {bad[0]}')
-  log(f'evaluate: {len(examples)} examples of {path}' + (f'; {len(bad)} cannot be read: {bad[0]}' if bad else ''))
+    raise UserError(
+      f'{path}: none of {len(bad)} examples can be read; the first: {bad[0]}'
+    )
+  log(
+    f'evaluate: {len(examples)} examples of {path}'
+    + (f'; {len(bad)} cannot be read: {bad[0]}' if bad else '')
+  )
   train = _training_file(omni)
-  classes = labelled.fit(JsonLines(train, media), lines, rate=rate, seed=seed) if train else None
+  classes = (
+    labelled.fit(JsonLines(train, media), lines, rate=rate, seed=seed)
+    if train
+    else None
+  )
   if classes:
-    log('evaluate: judges on real data ' + ', '.join(f'{name} {value:.1%}' for name, value in
-                                                     classes.judges.real.items()))
-  answered = jsonl_eval.answer_all(omni, examples, seed=seed, sampling=limits.sampling, log=log)
-  groups = {group: jsonl_eval.metrics_of(omni, items, rate=rate, classes=classes) for group, items in answered.items()}
+    log(
+      'evaluate: judges on real data '
+      + ', '.join(f'{name} {value:.1%}' for name, value in classes.judges.real.items())
+    )
+  answered = jsonl_eval.answer_all(
+    omni, examples, seed=seed, sampling=limits.sampling, log=log
+  )
+  groups = {
+    group: jsonl_eval.metrics_of(omni, items, rate=rate, classes=classes)
+    for group, items in answered.items()
+  }
   wanted = omni.config.get('evaluate', {}).get('targets')
-  metrics = {'directions': {}, 'data': {'file': str(path), 'n': len(examples), 'bad': len(bad), 'groups': groups,
-                                        'targets': wanted.to_dict() if wanted else {}}, 'codec': {}}
+  metrics = {
+    'directions': {},
+    'data': {
+      'file': str(path),
+      'n': len(examples),
+      'bad': len(bad),
+      'groups': groups,
+      'targets': wanted.to_dict() if wanted else {},
+    },
+    'codec': {},
+  }
   if classes:
     metrics['judges'] = classes.judges.real
     clips, judge = classes.media.test_clips, classes.judges.speech
   else:
-    clips, judge = [SimpleNamespace(wave=part['wave']) for example in examples for part in _parts(example)
-                    if part['type'] == 'audio'], None
+    clips, judge = (
+      [
+        SimpleNamespace(wave=part['wave'])
+        for example in examples
+        for part in _parts(example)
+        if part['type'] == 'audio'
+      ],
+      None,
+    )
   if clips:
-    metrics['codec'] = codec_eval.evaluate(omni, _some(clips, limits.n_codec, seed), rate=rate, size=_entries(omni),
-                                           judge=judge)
+    metrics['codec'] = codec_eval.evaluate(
+      omni,
+      _some(clips, limits.n_codec, seed),
+      rate=rate,
+      size=_entries(omni),
+      judge=judge,
+    )
   return Measured(metrics, gallery.of_data(answered, rate))
 
 
@@ -196,12 +293,19 @@ def plain(value: Any) -> Any:
 
 
 def _parts(example: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-  return [part for message in example.get('messages') or [example] for part in message['content']]
+  return [
+    part
+    for message in example.get('messages') or [example]
+    for part in message['content']
+  ]
 
 
 def _some(items: Sequence[Any], n: int, seed: int) -> list[Any]:
   """n of the items, drawn without putting back, or all."""
-  return [items[int(k)] for k in np.sort(np.random.default_rng(seed).permutation(len(items))[:n])]
+  return [
+    items[int(k)]
+    for k in np.sort(np.random.default_rng(seed).permutation(len(items))[:n])
+  ]
 
 
 def _entries(omni: Any) -> int:
@@ -210,16 +314,29 @@ def _entries(omni: Any) -> int:
 
 def _minutes(records: Sequence[Mapping]) -> float | None:
   """From the start of the run to its last logged step."""
-  seconds = [record['seconds'] for record in records if isinstance(record.get('seconds'), int | float)]
+  seconds = [
+    record['seconds']
+    for record in records
+    if isinstance(record.get('seconds'), int | float)
+  ]
   return max(seconds) / 60 if seconds else None
 
 
-def _write(out: epath.Path, metrics: Mapping[str, Any], shown: Gallery, records: Sequence[Mapping]):
+def _write(
+  out: epath.Path,
+  metrics: Mapping[str, Any],
+  shown: Gallery,
+  records: Sequence[Mapping],
+):
   """Media first; page and numbers under other names until they are whole."""
   (out / 'media').mkdir(parents=True, exist_ok=True)
   title = 'omni_jax: evaluation'
-  texts = {'report.html': report.render(metrics, shown, records, Media(out / 'media'), title=title),
-           'metrics.json': json.dumps(metrics, indent=1, allow_nan=False) + '\n'}
+  texts = {
+    'report.html': report.render(
+      metrics, shown, records, Media(out / 'media'), title=title
+    ),
+    'metrics.json': json.dumps(metrics, indent=1, allow_nan=False) + '\n',
+  }
   for name, text in texts.items():
     part = out / f'{name}.part'
     part.write_text(text)

@@ -36,7 +36,11 @@ def curves(records: Sequence[Mapping], *, prefix: str) -> dict[str, Curve]:
   found: dict[str, Curve] = {}
   for record in records:
     for name, value in record.items():
-      if name.startswith(prefix) and isinstance(value, int | float) and math.isfinite(value):
+      if (
+        name.startswith(prefix)
+        and isinstance(value, int | float)
+        and math.isfinite(value)
+      ):
         curve = found.setdefault(name, Curve([], []))
         curve.minutes.append(float(record.get('seconds', 0)) / 60)
         curve.values.append(float(value))
@@ -48,12 +52,23 @@ def routing(records: Sequence[Mapping]) -> dict:
   found: dict[str, Any] = {}
   for record in records:
     for name, value in record.items():
-      if name.startswith('routing/') and isinstance(value, int | float) and math.isfinite(value):
+      if (
+        name.startswith('routing/')
+        and isinstance(value, int | float)
+        and math.isfinite(value)
+      ):
         found[name.removeprefix('routing/')] = value
       if name == TABLE:
         table = np.nan_to_num(np.asarray(value, float))
         table = table / np.maximum(table.sum(1, keepdims=True), 1e-9)
-        names = MODALITIES[-len(table):] if len(table) <= len(MODALITIES) else map(str, range(len(table)))
-        found['expert_by_modality'] = {name: row for name, row in zip(names, table.round(4).tolist(), strict=True)
-                                       if sum(row) > 0}
+        names = (
+          MODALITIES[-len(table) :]
+          if len(table) <= len(MODALITIES)
+          else map(str, range(len(table)))
+        )
+        found['expert_by_modality'] = {
+          name: row
+          for name, row in zip(names, table.round(4).tolist(), strict=True)
+          if sum(row) > 0
+        }
   return found

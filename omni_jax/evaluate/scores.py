@@ -25,10 +25,16 @@ def share(right: Sequence | np.ndarray) -> float | None:
 def accuracy(right: Sequence | np.ndarray) -> dict:
   """The keys that every accuracy of metrics.json has: accuracy, its 95 % interval, n."""
   right = list(map(bool, right))
-  return {'accuracy': share(right), 'interval': list(wilson(sum(right), len(right))), 'n': len(right)}
+  return {
+    'accuracy': share(right),
+    'interval': list(wilson(sum(right), len(right))),
+    'n': len(right),
+  }
 
 
-def confusion(asked: Sequence[int], judged: Sequence[int], classes: int) -> list[list[int]]:
+def confusion(
+  asked: Sequence[int], judged: Sequence[int], classes: int
+) -> list[list[int]]:
   """Counts [asked][judged]; the last column holds replies that are no class at all (judged -1)."""
   table = np.zeros((classes, classes + 1), int)
   for row, column in zip(asked, judged, strict=True):

@@ -16,25 +16,35 @@ STOI_SECONDS = 3.0  # STOI needs 30 frames that are not silent: single words are
 def mel_distance(reference: np.ndarray, wave: np.ndarray, *, rate: int) -> float:
   """Mean absolute difference of log-mel magnitudes, in nepers (×8.7 = dB), sample by sample aligned."""
   n = min(len(reference), len(wave))
-  return float(np.mean(np.abs(log_mel(reference[:n], rate=rate) - log_mel(wave[:n], rate=rate))))
+  return float(
+    np.mean(np.abs(log_mel(reference[:n], rate=rate) - log_mel(wave[:n], rate=rate)))
+  )
 
 
-def warped_mel_distance(reference: np.ndarray, wave: np.ndarray, *, rate: int, columns: int = 32) -> float:
+def warped_mel_distance(
+  reference: np.ndarray, wave: np.ndarray, *, rate: int, columns: int = 32
+) -> float:
   """The same for two takes of the same words: silent ends cut, time stretched to the same length."""
-  left, right = (stretch(log_mel(trim(x, rate=rate), rate=rate), columns) for x in (reference, wave))
+  left, right = (
+    stretch(log_mel(trim(x, rate=rate), rate=rate), columns) for x in (reference, wave)
+  )
   return float(np.mean(np.abs(left - right)))
 
 
 def si_snr(reference: np.ndarray, wave: np.ndarray) -> float:
   """Scale-invariant signal-to-noise ratio in dB (Le Roux et al. 2019, 'SDR - half-baked or well done?')."""
   n = min(len(reference), len(wave))
-  reference, wave = (np.asarray(x[:n], np.float64) - np.mean(x[:n]) for x in (reference, wave))
+  reference, wave = (
+    np.asarray(x[:n], np.float64) - np.mean(x[:n]) for x in (reference, wave)
+  )
   target = reference * (wave @ reference) / max(reference @ reference, 1e-12)
   noise = wave - target
   return float(10 * np.log10(max(target @ target, 1e-12) / max(noise @ noise, 1e-12)))
 
 
-def stoi(references: Sequence[np.ndarray], waves: Sequence[np.ndarray], *, rate: int) -> float | None:
+def stoi(
+  references: Sequence[np.ndarray], waves: Sequence[np.ndarray], *, rate: int
+) -> float | None:
   """Short-time objective intelligibility (Taal et al. 2011), 0 to 1, over clips joined to about three seconds."""
   with needs_extra():
     from pystoi import stoi as stoi_of
@@ -68,15 +78,22 @@ def pitch(wave: np.ndarray, *, rate: int, seconds: float = 0.04) -> float | None
   The correlation at each lag is normalised by the energy of both halves (McLeod and Wyvill 2005), and the first of the
   nearly highest peaks is taken, so that an octave below is not mistaken for the tone.
   """
-  size, lags = round(seconds * rate), range(round(rate / PITCHES[1]), round(rate / PITCHES[0]) + 1)
+  size, lags = (
+    round(seconds * rate),
+    range(round(rate / PITCHES[1]), round(rate / PITCHES[0]) + 1),
+  )
   wave = np.asarray(wave, np.float64)
   found = []
   for start in range(0, len(wave) - size - lags[-1], size // 2):
-    window = wave[start:start + size + lags[-1]]
+    window = wave[start : start + size + lags[-1]]
     left, energy = window[:size], np.cumsum(np.append(0, window**2))
     both = energy[size] + energy[np.add(lags, size)] - energy[list(lags)]
-    match = 2 * np.correlate(window, left, mode='valid')[lags[0]:] / np.maximum(both, 1e-12)
-    peaks = [k for k in range(1, len(match) - 1) if match[k - 1] < match[k] >= match[k + 1]]
+    match = (
+      2 * np.correlate(window, left, mode='valid')[lags[0] :] / np.maximum(both, 1e-12)
+    )
+    peaks = [
+      k for k in range(1, len(match) - 1) if match[k - 1] < match[k] >= match[k + 1]
+    ]
     best = max((match[k] for k in peaks), default=0.0)
     if best > VOICED:
       found.append(rate / lags[next(k for k in peaks if match[k] > 0.8 * best)])

@@ -26,12 +26,18 @@ def wer(references: Sequence[str], texts: Sequence[str]) -> float | None:
   return _error_rate('wer', references, texts)
 
 
-def _error_rate(name: str, references: Sequence[str], texts: Sequence[str]) -> float | None:
+def _error_rate(
+  name: str, references: Sequence[str], texts: Sequence[str]
+) -> float | None:
   with needs_extra():
     import jiwer
   pairs = [(tidy(a), tidy(b)) for a, b in zip(references, texts, strict=True)]
   pairs = [(a, b) for a, b in pairs if a]  # jiwer refuses empty references
-  return float(getattr(jiwer, name)([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+  return (
+    float(getattr(jiwer, name)([a for a, _ in pairs], [b for _, b in pairs]))
+    if pairs
+    else None
+  )
 
 
 class Named(NamedTuple):
@@ -41,8 +47,12 @@ class Named(NamedTuple):
 
 def name_of(text: str, words: Mapping[str, Sequence[str]]) -> Named:
   """The digit that a text names and the languages it may be in: 'six' is both English and French."""
-  found = {(digit, language) for language in words
-           for digit, word in enumerate(words[language]) if tidy(word) == tidy(text)}
+  found = {
+    (digit, language)
+    for language in words
+    for digit, word in enumerate(words[language])
+    if tidy(word) == tidy(text)
+  }
   digits = {digit for digit, _ in found}
   if len(digits) != 1:
     return Named(-1, frozenset())

@@ -13,6 +13,7 @@ WANTS = ('text', 'image', 'audio', 'any')
 
 class Mode(enum.IntEnum):
   """Where a row stands in its reply."""
+
   START = 0  # nothing written yet
   TEXT = 1  # in text, or between two media
   HEIGHT = 2  # <boi> was said: the count of rows comes next
@@ -26,6 +27,7 @@ class Mode(enum.IntEnum):
 
 class Grammar(NamedTuple):
   """Tables over V ids; numpy, so that a want is an argument of the loop and not another program."""
+
   allowed_MV: np.ndarray  # bool: ids that may be said in a mode
   next_MV: np.ndarray  # int32: the mode after saying an id
   after_draw: np.ndarray  # int32 scalar: the mode after an image is drawn

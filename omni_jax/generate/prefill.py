@@ -16,12 +16,14 @@ from omni_jax.types import Batch
 
 class Room(NamedTuple):
   """Static sizes of a batch of replies: slots of the cache, and ids that a reply may have."""
+
   slots: int
   max_new: int
 
 
 class Rows(NamedTuple):
   """B replies in the making. The reply's ids and codes are kept in the order in which they were written."""
+
   cache: KVCache
   length_B: Array  # filled slots of the cache
   time_B: Array  # float32, position of what comes next
@@ -40,8 +42,16 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
   return jnp.where(valid_BL, length_B[:, None] + rank_BL, slots)
 
 
-def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, position_BL3: Array, bias_IE: Array,
-           mesh: Mesh, block_BL: Array | None = None) -> tuple[Array, Rows]:
+def append(
+  omni: OmniModel,
+  rows: Rows,
+  x_BLD: Array,
+  modality_BL: Array,
+  position_BL3: Array,
+  bias_IE: Array,
+  mesh: Mesh,
+  block_BL: Array | None = None,
+) -> tuple[Array, Rows]:
   """Runs a piece of each row through the decoder; modality 0 marks padding, `block_BL` as in `cached`.
 
   Returns:
@@ -50,27 +60,70 @@ def append(omni: OmniModel, rows: Rows, x_BLD: Array, modality_BL: Array, positi
   valid_BL = modality_BL > 0
   slots = rows.cache.key_BSGA.shape[2]
   slot_BL = slots_of(valid_BL, rows.length_B, slots)
-  decoded = omni.decoder.extend(x_BLD, slot_BL, modality_BL, position_BL3, bias_IE, mesh, rows.cache,
-                                cached(slot_BL, slots, block_BL))
-  return decoded.hidden_BLD, rows._replace(cache=decoded.cache, length_B=rows.length_B + valid_BL.sum(axis=1))
+  decoded = omni.decoder.extend(
+    x_BLD,
+    slot_BL,
+    modality_BL,
+    position_BL3,
+    bias_IE,
+    mesh,
+    rows.cache,
+    cached(slot_BL, slots, block_BL),
+  )
+  return decoded.hidden_BLD, rows._replace(
+    cache=decoded.cache, length_B=rows.length_B + valid_BL.sum(axis=1)
+  )
 
 
-def prefill(params: Any, bias_IE: Array, batch: Batch, encoded: Encoded, key_B: Array, *, model: OmniModel, mesh: Mesh,
-            room: Room) -> Rows:
+def prefill(
+  params: Any,
+  bias_IE: Array,
+  batch: Batch,
+  encoded: Encoded,
+  key_B: Array,
+  *,
+  model: OmniModel,
+  mesh: Mesh,
+  room: Room,
+) -> Rows:
   """Reads the prompts, one per row, and stands where the reply begins."""
   omni = merge(model, params)
   b = len(batch.token_BL)
   valid_BL = batch.modality_BL > 0
   length_B, none_B = valid_BL.sum(axis=1), jnp.zeros(b, jnp.int32)
-  reach = packed_rows(valid_BL.astype(jnp.int32), omni.open_blocks(batch))  # nothing else is in the cache
-  decoded = omni.decoder.extend(omni.embed(batch, encoded), slots_of(valid_BL, none_B, room.slots), batch.modality_BL,
-                                batch.position_BL3, bias_IE, mesh,
-                                omni.decoder.init_cache(b, room.slots, jnp.dtype(model.config.dtype)), reach)
-  last_BD = jnp.take_along_axis(decoded.hidden_BLD, (length_B - 1)[:, None, None], axis=1)[:, 0]
-  time_B = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0).max(axis=(1, 2)) + 1
+  reach = packed_rows(
+    valid_BL.astype(jnp.int32), omni.open_blocks(batch)
+  )  # nothing else is in the cache
+  decoded = omni.decoder.extend(
+    omni.embed(batch, encoded),
+    slots_of(valid_BL, none_B, room.slots),
+    batch.modality_BL,
+    batch.position_BL3,
+    bias_IE,
+    mesh,
+    omni.decoder.init_cache(b, room.slots, jnp.dtype(model.config.dtype)),
+    reach,
+  )
+  last_BD = jnp.take_along_axis(
+    decoded.hidden_BLD, (length_B - 1)[:, None, None], axis=1
+  )[:, 0]
+  time_B = (
+    jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0).max(axis=(1, 2))
+    + 1
+  )
   code_BOJ = jnp.zeros((b, room.max_new, model.config.codec.codebooks), jnp.int32)
-  return Rows(decoded.cache, length_B, time_B, last_BD, mode_B=none_B + int(Mode.START), key_B=key_B, said_B=none_B,
-              token_BO=code_BOJ[..., 0], code_BOJ=code_BOJ, frames_B=none_B)
+  return Rows(
+    decoded.cache,
+    length_B,
+    time_B,
+    last_BD,
+    mode_B=none_B + int(Mode.START),
+    key_B=key_B,
+    said_B=none_B,
+    token_BO=code_BOJ[..., 0],
+    code_BOJ=code_BOJ,
+    frames_B=none_B,
+  )
 
 
 def split_rows(key_B: Array) -> tuple[Array, Array]:

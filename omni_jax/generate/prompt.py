@@ -17,16 +17,22 @@ def chat(content: Any, want: str, **control: str) -> Example:
   """
   if want not in WANTS:
     raise UserError(f'--want={want!r} is unknown; it is one of {WANTS}')
-  answer = {'role': 'assistant', 'task': TASK[want], 'content': []} | {k: v for k, v in control.items() if v}
+  answer = {'role': 'assistant', 'task': TASK[want], 'content': []} | {
+    k: v for k, v in control.items() if v
+  }
   if isinstance(content, str):
     content = [{'type': 'text', 'text': content}]
   if isinstance(content, list):
     if not content:
       raise UserError('the prompt is empty; give text, --image or --audio')
     return {'messages': [{'role': 'user', 'content': content}, answer]}
-  messages = list(content.get('messages') or [{'role': 'user', 'content': content['content']}])
+  messages = list(
+    content.get('messages') or [{'role': 'user', 'content': content['content']}]
+  )
   last = messages[-1]
-  if last['role'] == 'assistant' and not any(part.get('text', True) for part in last['content']):
+  if last['role'] == 'assistant' and not any(
+    part.get('text', True) for part in last['content']
+  ):
     messages[-1] = answer | last | {'content': []}
   else:
     messages.append(answer)

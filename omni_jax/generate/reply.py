@@ -21,6 +21,7 @@ class Part:
     pixels: float32 in [0, 1], shape (height, width, channels).
     wave: float32 in [-1, 1], shape (samples,), at `rate` samples per second.
   """
+
   type: str
   text: str | None = None
   pixels: np.ndarray | None = None
@@ -37,8 +38,13 @@ class Part:
     return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
 
-def parts_of(tokens: Sequence[int], code_OJ: np.ndarray, pictures: Sequence[np.ndarray], tokenizer: Tokenizer,
-             patch: int) -> list[Part]:
+def parts_of(
+  tokens: Sequence[int],
+  code_OJ: np.ndarray,
+  pictures: Sequence[np.ndarray],
+  tokenizer: Tokenizer,
+  patch: int,
+) -> list[Part]:
   """One reply. Sounds still hold their codes, shape (frames, J), in `wave`: `with_sound` decodes them together.
 
   Args:
@@ -66,13 +72,23 @@ def parts_of(tokens: Sequence[int], code_OJ: np.ndarray, pictures: Sequence[np.n
       frames = []
     sizes = sizes + [int(name[5:]) * patch] if name.startswith('size:') else []
     if len(sizes) == 2 and left:
-      parts.append(Part('image', pixels=left.pop(0)[:sizes[0], :sizes[1]]))
+      parts.append(Part('image', pixels=left.pop(0)[: sizes[0], : sizes[1]]))
   return parts
 
 
-def with_sound(replies: list[list[Part]], decode: Callable[[list[np.ndarray]], list[Any]], rate: int
-               ) -> list[list[Part]]:
+def with_sound(
+  replies: list[list[Part]], decode: Callable[[list[np.ndarray]], list[Any]], rate: int
+) -> list[list[Part]]:
   """Codes of all sounds -> waves, by one call of `decode` for all of them."""
-  waves = iter(decode([part.wave for parts in replies for part in parts if part.type == 'audio']))
-  return [[dataclasses.replace(part, wave=next(waves), rate=rate) if part.type == 'audio' else part for part in parts]
-          for parts in replies]
+  waves = iter(
+    decode([part.wave for parts in replies for part in parts if part.type == 'audio'])
+  )
+  return [
+    [
+      dataclasses.replace(part, wave=next(waves), rate=rate)
+      if part.type == 'audio'
+      else part
+      for part in parts
+    ]
+    for parts in replies
+  ]

@@ -29,7 +29,9 @@ def last_step(workdir: str) -> int:
   return json.loads(path.read_text())['omni']['steps'] if path.exists() else -1
 
 
-def restore_run(workdir: str, step: int | None, weights: str = AVERAGE) -> tuple[ConfigDict, dict[str, Any], int]:
+def restore_run(
+  workdir: str, step: int | None, weights: str = AVERAGE
+) -> tuple[ConfigDict, dict[str, Any], int]:
   """Config, {'params', 'buffers'} of the omni stage, and the step that they are of (default: the last).
 
   Args:
@@ -45,13 +47,23 @@ def restore_run(workdir: str, step: int | None, weights: str = AVERAGE) -> tuple
 
   def init(average):
     tx = make_optimizer(OptimConfig(), 1)
-    state = init_omni(omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0, average=average)
+    state = init_omni(
+      omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0, average=average
+    )
     return {'params': state.params, 'buffers': state.buffers}
 
   whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with Checkpoints(workdir, 'omni', read_only=True) as checkpoints:
-    shapes = jax.eval_shape(functools.partial(init, 'ema' in checkpoints.shapes(step)['buffers']))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+    shapes = jax.eval_shape(
+      functools.partial(init, 'ema' in checkpoints.shapes(step)['buffers'])
+    )
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
+    )
     model, found = checkpoints.restore_model(like, step)
   averaged = use_average(model)
-  return config, averaged if weights == AVERAGE else averaged | {'params': model['params']}, found
+  return (
+    config,
+    averaged if weights == AVERAGE else averaged | {'params': model['params']},
+    found,
+  )

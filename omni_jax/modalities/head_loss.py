@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 class HeadLoss(NamedTuple):
   """A loss as sum and weight, so that it can be added up over devices and micro-batches before the division."""
+
   total: Array
   weight: Array
 

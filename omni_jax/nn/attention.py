@@ -17,6 +17,7 @@ from omni_jax.nn.rope import rotate
 
 class KVCache(NamedTuple):
   """Keys and values of one layer (or, stacked, of all): rows B, slots S."""
+
   key_BSGA: Array
   value_BSGA: Array
 
@@ -24,7 +25,9 @@ class KVCache(NamedTuple):
 class Attention(nnx.Module):
   """GQA (Ainslie et al. 2023) with RMS-normalised queries and keys (Henry et al. 2020)."""
 
-  def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, *, rngs: nnx.Rngs):
+  def __init__(
+    self, width: int, heads: int, kv_heads: int, head_dim: int, *, rngs: nnx.Rngs
+  ):
     self.shape = (heads, kv_heads, head_dim)
     self.q = Linear(width, heads * head_dim, ('embed', 'heads'), rngs=rngs)
     self.kv = Linear(width, 2 * kv_heads * head_dim, ('embed', 'heads'), rngs=rngs)
@@ -32,9 +35,15 @@ class Attention(nnx.Module):
     self.q_norm = RMSNorm(head_dim, rngs=rngs)
     self.k_norm = RMSNorm(head_dim, rngs=rngs)
 
-  def __call__(self, x_BLD: Float[Array, 'B L D'], reach: Reach, angle_BLa: Float[Array, 'B L a'] | None = None,
-               mesh: Mesh | None = None, cache: KVCache | None = None, slot_BL: Int[Array, 'B L'] | None = None
-               ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
+  def __call__(
+    self,
+    x_BLD: Float[Array, 'B L D'],
+    reach: Reach,
+    angle_BLa: Float[Array, 'B L a'] | None = None,
+    mesh: Mesh | None = None,
+    cache: KVCache | None = None,
+    slot_BL: Int[Array, 'B L'] | None = None,
+  ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Attends to the row itself, or, with a cache, to the cache after writing x into its slots.
 
     A slot outside the cache is not written: that is how padding is kept out. Where the reach is of the row's own
@@ -53,7 +62,9 @@ class Attention(nnx.Module):
       q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)
     if cache is not None:
       row = jnp.arange(b)[:, None]
-      write = lambda old, new: sharding.shard_items(old.at[row, slot_BL].set(new.astype(old.dtype), mode='drop'))
+      write = lambda old, new: sharding.shard_items(
+        old.at[row, slot_BL].set(new.astype(old.dtype), mode='drop')
+      )
       cache = KVCache(write(cache.key_BSGA, k), write(cache.value_BSGA, v))
       k, v = (k, v) if reach.key_segment_BS is None else cache
     y = attend(q, k.astype(q.dtype), v.astype(q.dtype), reach, mesh)

@@ -9,8 +9,12 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as splash_mask,
+)
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +22,9 @@ from omni_jax.nn.reach import attention_reference, mask_of, Reach
 
 LANES = 128  # splash's tiles are multiples of it
 MAX_BLOCK = 512  # positions in a tile
-MANY_LOGITS = 2**20  # of one head: above, XLA attends in pieces (4096 queries and keys: 16 pieces of 256)
+MANY_LOGITS = (
+  2**20
+)  # of one head: above, XLA attends in pieces (4096 queries and keys: 16 pieces of 256)
 MAX_CUDNN_MASK = 2**26  # cuDNN wants a mask of L×S for packed rows
 SAVED = 'attention'  # name of the kernel's outputs, for a policy of jax.checkpoint that keeps them
 
@@ -30,7 +36,12 @@ class Kernel(enum.Enum):
   CUDNN = 'cudnn'  # GPU
 
 
-def choose(device: Any, q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct, reach: Reach) -> Kernel:
+def choose(
+  device: Any,
+  q: Array | jax.ShapeDtypeStruct,
+  k: Array | jax.ShapeDtypeStruct,
+  reach: Reach,
+) -> Kernel:
   """The fastest kernel that takes these shapes on this kind of device, without L×S logits where these are many.
 
   It asks the device of the mesh, not jax's default one, so that a program that is compiled ahead of time for a TPU
@@ -41,10 +52,22 @@ def choose(device: Any, q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDty
     q, k: what one device holds, (B, L, H, A) and (B, S, G, A).
   """
   (_, l, _, width), s = q.shape, k.shape[1]
-  if device is not None and device.platform == 'tpu' and reach.is_causal_row and l % LANES == s % LANES == 0:
+  if (
+    device is not None
+    and device.platform == 'tpu'
+    and reach.is_causal_row
+    and l % LANES == s % LANES == 0
+  ):
     return Kernel.SPLASH
-  if device is not None and device.platform == 'gpu' and q.dtype in (jnp.bfloat16, jnp.float16) and _is_ampere(device) \
-      and width % 8 == l % 2 == s % 2 == 0 and width <= 128 and l * s <= MAX_CUDNN_MASK:
+  if (
+    device is not None
+    and device.platform == 'gpu'
+    and q.dtype in (jnp.bfloat16, jnp.float16)
+    and _is_ampere(device)
+    and width % 8 == l % 2 == s % 2 == 0
+    and width <= 128
+    and l * s <= MAX_CUDNN_MASK
+  ):
     return Kernel.CUDNN
   return Kernel.PIECES if l * s > MANY_LOGITS else Kernel.REFERENCE
 
@@ -55,7 +78,9 @@ def _is_ampere(device: Any) -> bool:
   return major.isdigit() and minor.isdigit() and int(major) >= 8
 
 
-def in_pieces(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, piece: int | None = None) -> Array:
+def in_pieces(
+  q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, piece: int | None = None
+) -> Array:
   """The reference on `piece` queries after the other: at no time are there more logits, nor are they kept."""
   segment_BL, until_BL, key_segment_BS = reach.spelled_out()
   b, l = segment_BL.shape
@@ -67,7 +92,9 @@ def in_pieces(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, piece: 
 
   def attend(part):
     q, segment, until = part
-    return attention_reference(q, k_BSGA.astype(kind), v_BSGA.astype(kind), Reach(segment, until, key_segment_BS))
+    return attention_reference(
+      q, k_BSGA.astype(kind), v_BSGA.astype(kind), Reach(segment, until, key_segment_BS)
+    )
 
   def cut(x):
     padded = jnp.pad(x, [(0, 0), (0, count * piece - l)] + [(0, 0)] * (x.ndim - 2))
@@ -80,7 +107,9 @@ def in_pieces(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, piece: 
 def cudnn(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach) -> Array:
   """Flash attention of cuDNN: no logits are kept, but a mask is, one for all heads."""
   mask_BLS = mask_of(reach)
-  return jax.nn.dot_product_attention(q_BLHA, k_BSGA, v_BSGA, mask=mask_BLS[:, None], implementation='cudnn')
+  return jax.nn.dot_product_attention(
+    q_BLHA, k_BSGA, v_BSGA, mask=mask_BLS[:, None], implementation='cudnn'
+  )
 
 
 class CausalTiles(splash_mask.CausalMask):
@@ -101,7 +130,9 @@ class CausalTiles(splash_mask.CausalMask):
     return super().__getitem__(index)
 
 
-def splash_kernel(position_NL: np.ndarray, heads: int, *, interpret: bool = False) -> splash.SplashAttentionKernel:
+def splash_kernel(
+  position_NL: np.ndarray, heads: int, *, interpret: bool = False
+) -> splash.SplashAttentionKernel:
   """Splash attention for causal rows, whose queries are split over N devices.
 
   It computes the mask as it goes, and leaves out the tiles in which nothing may be seen.
@@ -112,16 +143,36 @@ def splash_kernel(position_NL: np.ndarray, heads: int, *, interpret: bool = Fals
   """
   n, l = position_NL.shape
   mask = CausalTiles(position_NL.reshape(-1))
-  tile_q, tile_kv = (next(t for t in range(MAX_BLOCK, 0, -LANES) if size % t == 0) for size in (l, n * l))
+  tile_q, tile_kv = (
+    next(t for t in range(MAX_BLOCK, 0, -LANES) if size % t == 0) for size in (l, n * l)
+  )
   sizes = splash.BlockSizes(
-      block_q=tile_q, block_kv=tile_kv, block_kv_compute=tile_kv, block_q_dkv=tile_q, block_kv_dkv=tile_kv,
-      block_kv_dkv_compute=tile_kv, block_q_dq=tile_q, block_kv_dq=tile_kv)
-  return splash.make_splash_mha(splash_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1,
-                                q_seq_shards=n, residual_checkpoint_name=SAVED, interpret=interpret)
+    block_q=tile_q,
+    block_kv=tile_kv,
+    block_kv_compute=tile_kv,
+    block_q_dkv=tile_q,
+    block_kv_dkv=tile_kv,
+    block_kv_dkv_compute=tile_kv,
+    block_q_dq=tile_q,
+    block_kv_dq=tile_kv,
+  )
+  return splash.make_splash_mha(
+    splash_mask.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=n,
+    residual_checkpoint_name=SAVED,
+    interpret=interpret,
+  )
 
 
-def by_splash(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, kernel: splash.SplashAttentionKernel
-              ) -> Array:
+def by_splash(
+  q_BLHA: Array,
+  k_BSGA: Array,
+  v_BSGA: Array,
+  reach: Reach,
+  kernel: splash.SplashAttentionKernel,
+) -> Array:
   """Rows by `splash_kernel`, which does not scale and wants heads first; keys are not repeated for their queries."""
   first = lambda x: jnp.swapaxes(x, 1, 2)
   q_BHLA = first(q_BLHA) * q_BLHA.shape[-1] ** -0.5

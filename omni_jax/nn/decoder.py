@@ -24,12 +24,14 @@ from omni_jax.nn.rope import mrope_angles
 
 class Routing(enum.StrEnum):
   """What the router looks at."""
+
   TOKEN = 'token'  # one router for all
   MODALITY = 'modality'  # each modality has a router of its own; the experts are shared
 
 
 class Remat(enum.StrEnum):
   """What the backward pass computes again instead of keeping."""
+
   NONE = 'none'
   DOTS = 'dots'  # keep matmul results
   ATTENTION = 'attention'  # keep the input of each block and what the attention kernel gives; needs a kernel
@@ -39,12 +41,17 @@ class Remat(enum.StrEnum):
 
 INPUT = 'block_input'  # name of what OFFLOAD moves
 POLICIES = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.ATTENTION: jax.checkpoint_policies.save_only_these_names(attention_kernels.SAVED),
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT], offload_src='device',
-        offload_dst='pinned_host'),
+  Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  Remat.ATTENTION: jax.checkpoint_policies.save_only_these_names(
+    attention_kernels.SAVED
+  ),
+  Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+  Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[INPUT],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
 }
 
 
@@ -62,6 +69,7 @@ class DecoderConfig:
     remat: see Remat.
     unroll: layers in one turn of the scan.
   """
+
   width: int = 128
   layers: int = 4
   heads: int = 4
@@ -84,7 +92,9 @@ class DecoderConfig:
     object.__setattr__(self, 'routing', Routing(self.routing))
     object.__setattr__(self, 'exchange', Exchange(self.exchange))
     if self.heads % self.kv_heads:
-      raise ValueError(f'{self.heads} heads do not divide by {self.kv_heads} key/value heads')
+      raise ValueError(
+        f'{self.heads} heads do not divide by {self.kv_heads} key/value heads'
+      )
     if self.top_k > self.experts:
       raise ValueError(f'top_k={self.top_k} of {self.experts} experts')
 
@@ -94,14 +104,28 @@ class Block(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     c = config
-    self.attention_norm, self.moe_norm = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
+    self.attention_norm, self.moe_norm = (
+      RMSNorm(c.width, rngs=rngs),
+      RMSNorm(c.width, rngs=rngs),
+    )
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
-    self.moe = MoE(c.width, c.expert_hidden, c.experts, c.top_k, c.shared_hidden,
-                   Dispatch(c.exchange, c.capacity, c.block),
-                   routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1, rngs=rngs)
+    self.moe = MoE(
+      c.width,
+      c.expert_hidden,
+      c.experts,
+      c.top_k,
+      c.shared_hidden,
+      Dispatch(c.exchange, c.capacity, c.block),
+      routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1,
+      rngs=rngs,
+    )
 
-  def __call__(self, x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None):
-    y_BLD, cache = self.attention(self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL)
+  def __call__(
+    self, x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None
+  ):
+    y_BLD, cache = self.attention(
+      self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL
+    )
     x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
     y_BLD, stats = self.moe(self.moe_norm(x_BLD), modality_BL, bias_E, mesh)
     return sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed'), stats, cache
@@ -118,28 +142,60 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(rngs.split(config.layers) if hasattr(rngs, 'split')
-                                                            else rngs.fork(split=config.layers))
+    self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(
+      rngs.split(config.layers)
+      if hasattr(rngs, 'split')
+      else rngs.fork(split=config.layers)
+    )
     self.norm = RMSNorm(config.width, rngs=rngs)
 
-  def __call__(self, x_BLD: Float[Array, 'B L D'], segment_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
-               position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh,
-               block_BL: Int[Array, 'B L'] | None = None) -> Decoded:
+  def __call__(
+    self,
+    x_BLD: Float[Array, 'B L D'],
+    segment_BL: Int[Array, 'B L'],
+    modality_BL: Int[Array, 'B L'],
+    position_BL3: Float[Array, 'B L 3'],
+    bias_IE: Float[Array, 'I E'],
+    mesh: Mesh,
+    block_BL: Int[Array, 'B L'] | None = None,
+  ) -> Decoded:
     """Whole packed rows, as in training; `block_BL` as in `packed_rows`."""
-    return self._scan(x_BLD, packed_rows(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh)
+    return self._scan(
+      x_BLD, packed_rows(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh
+    )
 
-  def extend(self, x_BLD: Float[Array, 'B L D'], slot_BL: Int[Array, 'B L'], modality_BL: Int[Array, 'B L'],
-             position_BL3: Float[Array, 'B L 3'], bias_IE: Float[Array, 'I E'], mesh: Mesh, cache: KVCache,
-             reach: Reach) -> Decoded:
+  def extend(
+    self,
+    x_BLD: Float[Array, 'B L D'],
+    slot_BL: Int[Array, 'B L'],
+    modality_BL: Int[Array, 'B L'],
+    position_BL3: Float[Array, 'B L 3'],
+    bias_IE: Float[Array, 'I E'],
+    mesh: Mesh,
+    cache: KVCache,
+    reach: Reach,
+  ) -> Decoded:
     """The next L positions of each row, against a cache; positions with a slot past its end are padding.
 
     Args:
       reach: `cached`, or, where the cache is empty, `packed_rows`: the positions look at themselves alone, and a kernel
         for whole rows will do.
     """
-    return self._scan(x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL)
+    return self._scan(
+      x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL
+    )
 
-  def _scan(self, x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache=None, slot_BL=None) -> Decoded:
+  def _scan(
+    self,
+    x_BLD,
+    reach,
+    modality_BL,
+    position_BL3,
+    bias_IE,
+    mesh,
+    cache=None,
+    slot_BL=None,
+  ) -> Decoded:
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
@@ -148,13 +204,18 @@ class Decoder(nnx.Module):
     def body(x_BLD, layer):
       weights, bias_E, layer_cache = layer
       x_BLD = checkpoint_name(x_BLD, INPUT)
-      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh,
-                                                            layer_cache, slot_BL)
+      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(
+        x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, layer_cache, slot_BL
+      )
       return x_BLD, (stats, layer_cache)
 
     if c.remat in POLICIES:
-      body = jax.checkpoint(body, policy=POLICIES[c.remat], prevent_cse=False)  # a scan prevents it by itself
-    x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, (blocks, bias_IE, cache), unroll=c.unroll)
+      body = jax.checkpoint(
+        body, policy=POLICIES[c.remat], prevent_cse=False
+      )  # a scan prevents it by itself
+    x_BLD, (stats, cache) = jax.lax.scan(
+      body, x_BLD, (blocks, bias_IE, cache), unroll=c.unroll
+    )
     return Decoded(self.norm(x_BLD), stats, cache)
 
   def init_cache(self, rows: int, slots: int, dtype=jnp.float32) -> KVCache:
@@ -169,7 +230,9 @@ def _cast_matrices(blocks: Any, dtype) -> Any:
   Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.
   XLA moves such a cast out of the loop in any case.
   """
+
   def cast(path, w):
     stays = w.ndim < 3 or 'router' in jax.tree_util.keystr(path)
     return w if stays else w.astype(dtype)
+
   return jax.tree_util.tree_map_with_path(cast, blocks)

@@ -20,7 +20,16 @@ def normal(std: float):
 class Linear(nnx.Module):
   """`x @ w (+ b)` over the last axis."""
 
-  def __init__(self, d_in: int, d_out: int, axes=('embed', 'mlp'), *, rngs: nnx.Rngs, bias: bool = False, init=lecun):
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int,
+    axes=('embed', 'mlp'),
+    *,
+    rngs: nnx.Rngs,
+    bias: bool = False,
+    init=lecun,
+  ):
     self.w = sharding.param(rngs, (d_in, d_out), axes, init)
     self.b = sharding.param(rngs, (d_out,), (None,), zeros) if bias else None
 
@@ -32,11 +41,23 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
   """Rows of a table by index; an index below 0 gives a row of zeros."""
 
-  def __init__(self, n: int, width: int, axes=('vocab', 'embed'), *, rngs: nnx.Rngs, std: float = 0.02):
+  def __init__(
+    self,
+    n: int,
+    width: int,
+    axes=('vocab', 'embed'),
+    *,
+    rngs: nnx.Rngs,
+    std: float = 0.02,
+  ):
     self.table = sharding.param(rngs, (n, width), axes, normal(std))
 
-  def __call__(self, index: Int[Array, '...'], dtype=jnp.float32) -> Float[Array, '... width']:
-    rows = self.table[...][jnp.maximum(index, 0)]  # in fp32: so the gradients of a frequent row are summed
+  def __call__(
+    self, index: Int[Array, '...'], dtype=jnp.float32
+  ) -> Float[Array, '... width']:
+    rows = self.table[...][
+      jnp.maximum(index, 0)
+    ]  # in fp32: so the gradients of a frequent row are summed
     return jnp.where(index[..., None] >= 0, rows, 0).astype(dtype)
 
 
@@ -67,7 +88,11 @@ class SwiGLU(nnx.Module):
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
-def gather_rows(item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']) -> Shaped[Array, 'B L D']:
+def gather_rows(
+  item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']
+) -> Shaped[Array, 'B L D']:
   """item[b, index[b, l]], zeros where the index is below 0."""
-  picked_BLD = jnp.take_along_axis(item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1)
+  picked_BLD = jnp.take_along_axis(
+    item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1
+  )
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

@@ -13,31 +13,66 @@ from omni_jax.nn.expert_parallel import AXES, Dispatch, moe_expert_parallel
 from omni_jax.nn.experts import Experts
 from omni_jax.nn.layers import lecun, Linear, SwiGLU
 
-stacked_lecun = nnx.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1,
-                                                  batch_axis=0)
+stacked_lecun = nnx.initializers.variance_scaling(
+  1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
+)
 
 
 class MoE(nnx.Module):
   """Router (one, or one for each modality), E routed experts and one shared expert that every token passes."""
 
-  def __init__(self, width: int, hidden: int, experts: int, top_k: int, shared: int, how: Dispatch, *, routers: int = 1,
-               rngs: nnx.Rngs):
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    experts: int,
+    top_k: int,
+    shared: int,
+    how: Dispatch,
+    *,
+    routers: int = 1,
+    rngs: nnx.Rngs,
+  ):
     self.top_k, self.how, self.routers = top_k, how, routers
-    self.router = Linear(width, routers * experts, ('embed', None), rngs=rngs, init=lecun)
-    self.gate = sharding.param(rngs, (experts, width, hidden), AXES.gate_EDF, stacked_lecun)
+    self.router = Linear(
+      width, routers * experts, ('embed', None), rngs=rngs, init=lecun
+    )
+    self.gate = sharding.param(
+      rngs, (experts, width, hidden), AXES.gate_EDF, stacked_lecun
+    )
     self.up = sharding.param(rngs, (experts, width, hidden), AXES.up_EDF, stacked_lecun)
-    self.down = sharding.param(rngs, (experts, hidden, width), AXES.down_EFD, stacked_lecun)
+    self.down = sharding.param(
+      rngs, (experts, hidden, width), AXES.down_EFD, stacked_lecun
+    )
     self.shared = SwiGLU(width, shared, rngs=rngs) if shared else None
 
-  def __call__(self, x_BLD: Float[Array, 'B L D'], modality_BL: Int[Array, 'B L'], bias_E: Float[Array, 'E'],
-               mesh: Mesh) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
+  def __call__(
+    self,
+    x_BLD: Float[Array, 'B L D'],
+    modality_BL: Int[Array, 'B L'],
+    bias_E: Float[Array, 'E'],
+    mesh: Mesh,
+  ) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
     logits_BLE = self.router(x_BLD.astype(jnp.float32))
     if self.routers > 1:
       own_BLM = jax.nn.one_hot(modality_BL, self.routers)
-      logits_BLE = jnp.einsum('blme,blm->ble', logits_BLE.reshape(*modality_BL.shape, self.routers, -1), own_BLM)
+      logits_BLE = jnp.einsum(
+        'blme,blm->ble',
+        logits_BLE.reshape(*modality_BL.shape, self.routers, -1),
+        own_BLM,
+      )
     routing = moe_router.route(logits_BLE, bias_E, modality_BL > 0, top_k=self.top_k)
-    weights = Experts(*(w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down)))
+    weights = Experts(
+      *(w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
+    )
     shared_BLD = self.shared(x_BLD) if self.shared is not None else None
-    y_BLD, dropped = moe_expert_parallel(x_BLD, shared_BLD, weights, routing.expert_TK, routing.weight_TK, how=self.how,
-                                         mesh=mesh)
+    y_BLD, dropped = moe_expert_parallel(
+      x_BLD,
+      shared_BLD,
+      weights,
+      routing.expert_TK,
+      routing.weight_TK,
+      how=self.how,
+      mesh=mesh,
+    )
     return y_BLD, moe_router.stats(logits_BLE, routing, modality_BL, dropped)

@@ -15,14 +15,22 @@ def sections(head_dim: int) -> np.ndarray:
   return np.resize([0, 1, 0, 2], head_dim // 2)
 
 
-def mrope_angles(position_BL3: Float[Array, 'B L 3'], head_dim: int, theta: float) -> Float[Array, 'B L a']:
+def mrope_angles(
+  position_BL3: Float[Array, 'B L 3'], head_dim: int, theta: float
+) -> Float[Array, 'B L a']:
   """Angles of M-RoPE (Qwen2-VL, arXiv 2409.12191), in fp32."""
   frequency = theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
-  return position_BL3[..., sections(head_dim)] * frequency.astype(np.float32)[None, None]
+  return (
+    position_BL3[..., sections(head_dim)] * frequency.astype(np.float32)[None, None]
+  )
 
 
-def rotate(x_BLHA: Float[Array, 'B L H A'], angle_BLa: Float[Array, 'B L a']) -> Float[Array, 'B L H A']:
+def rotate(
+  x_BLHA: Float[Array, 'B L H A'], angle_BLa: Float[Array, 'B L a']
+) -> Float[Array, 'B L H A']:
   """Turns the pairs (x[i], x[i + A/2]) by the angles (Su et al. 2021)."""
   cos, sin = jnp.cos(angle_BLa)[:, :, None], jnp.sin(angle_BLa)[:, :, None]
   a, b = jnp.split(x_BLHA.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BLHA.dtype)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(
+    x_BLHA.dtype
+  )

@@ -11,10 +11,14 @@ from ml_collections import config_flags
 from omni_jax.errors import run_command, UserError
 
 config_flags.DEFINE_config_file('config', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; the same folder goes on where it stopped.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; the same folder goes on where it stopped.'
+)
 
 
-def read_config(values: flags.FlagValues, arguments: Sequence[str] | None = None) -> Any:
+def read_config(
+  values: flags.FlagValues, arguments: Sequence[str] | None = None
+) -> Any:
   """Reads the command line into the flags and returns their `config`, or None where it was not given.
 
   Args:
@@ -25,9 +29,22 @@ def read_config(values: flags.FlagValues, arguments: Sequence[str] | None = None
     config = values['config'].value
     if config is not None:
       config.to_dict()  # a file that cannot be loaded says so only now
-  except (flags.Error, AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-    said = error.args[0] if isinstance(error, KeyError) else error  # a KeyError shows its text in quotes
-    raise UserError(f'{said} (see --config and the overrides --config.name=value)') from error
+  except (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
+    said = (
+      error.args[0] if isinstance(error, KeyError) else error
+    )  # a KeyError shows its text in quotes
+    raise UserError(
+      f'{said} (see --config and the overrides --config.name=value)'
+    ) from error
   return config
 
 
@@ -50,17 +67,27 @@ def start_jax(config) -> None:
   before = dict(os.environ)
   if config.cpu_devices > 1:
     os.environ.setdefault('PJRT_NPROC', str(2 * config.cpu_devices))
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'.strip()
+    os.environ['XLA_FLAGS'] = (
+      f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false'.strip()
+    )
   import jax
+
   if config.cpu_devices > 1:
-    jax.config.update('jax_num_cpu_devices', config.cpu_devices)  # no effect where an accelerator is found
+    jax.config.update(
+      'jax_num_cpu_devices', config.cpu_devices
+    )  # no effect where an accelerator is found
   if config.cpu_devices > 1 or config.distributed:
-    jax.config.update('jax_cpu_enable_async_dispatch', False)  # programs that wait for each other, in one order
+    jax.config.update(
+      'jax_cpu_enable_async_dispatch', False
+    )  # programs that wait for each other, in one order
   if config.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache)
+    )
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   if config.distributed:
     from omni_jax.train.processes import join
+
     join()
   jax.devices()  # reads the environment, which the evaluating process must not inherit: it has one device
   os.environ.clear()
@@ -75,6 +102,7 @@ def main() -> None:
 
   from omni_jax.train.processes import leave
   from omni_jax.train.stages import run_all  # after the devices are set up
+
   try:
     run_all(config, workdir)
   except Exception as error:

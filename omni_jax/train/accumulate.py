@@ -13,15 +13,21 @@ from omni_jax.train.losses import Whole
 from omni_jax.types import Batch
 
 # (params, part of the batch, the whole) -> (part of the loss, (losses of the heads, figures of the routers))
-Objective = Callable[[Any, Batch, Whole | None], tuple[Array, tuple[dict[str, HeadLoss], RouterStats]]]
+Objective = Callable[
+  [Any, Batch, Whole | None], tuple[Array, tuple[dict[str, HeadLoss], RouterStats]]
+]
 
 
 def parts_of(batch: Batch, parts: int) -> Batch:
   """Leading axis of parts. Every device cuts the rows that it has: part p takes rows p, p + parts, …"""
-  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0), batch)
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0), batch
+  )
 
 
-def accumulated(objective: Objective, params: Any, batch: Batch, parts: int) -> tuple[Any, Any]:
+def accumulated(
+  objective: Objective, params: Any, batch: Batch, parts: int
+) -> tuple[Any, Any]:
   """What `jax.value_and_grad(objective, has_aux=True)` gives for the whole batch, with the memory of one part.
 
   A mean of means would weigh a word in a part of few words more: losses are sums, divided by the weights of all parts
@@ -38,12 +44,18 @@ def accumulated(objective: Objective, params: Any, batch: Batch, parts: int) -> 
   whole = Whole(jax.tree.map(lambda w: w.sum(), jax.lax.map(weights, cut)), parts)
 
   def one(carry, part):
-    (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(params, part, whole)
-    return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry, (loss, heads, grads)), stats
+    (loss, (heads, stats)), grads = jax.value_and_grad(objective, has_aux=True)(
+      params, part, whole
+    )
+    return jax.tree.map(
+      lambda total, x: total + x.astype(jnp.float32), carry, (loss, heads, grads)
+    ), stats
 
   none = jnp.zeros((), jnp.float32)
   heads = {name: HeadLoss(none, none) for name in whole.weights}
-  grads = jax.tree.map(lambda p: 0 * p.astype(jnp.float32), params)  # made of the weights: so they are laid out alike
+  grads = jax.tree.map(
+    lambda p: 0 * p.astype(jnp.float32), params
+  )  # made of the weights: so they are laid out alike
   (loss, heads, grads), stats = jax.lax.scan(one, (none, heads, grads), cut)
   grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
   mean = jax.tree.map(lambda x: x.mean(axis=0), stats)

@@ -38,10 +38,14 @@ def claimed(workdir: str) -> Iterator[None]:
     probe.unlink()
     held = _held(folder) if is_local(folder) else contextlib.nullcontext()
   except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written: {error}; make room there or rights to it, or take another'
-                    ) from error
+    raise UserError(
+      f'--workdir={workdir} cannot be written: {error}; make room there or rights to it, or take another'
+    ) from error
   if not is_local(folder):
-    say(workdir, f'{workdir} cannot be locked: see to it that no other process trains there')
+    say(
+      workdir,
+      f'{workdir} cannot be locked: see to it that no other process trains there',
+    )
   with held:
     yield
 
@@ -55,8 +59,10 @@ def _held(folder: epath.Path) -> IO[str]:
     file.seek(0)
     owner = file.read().strip() or 'unknown'
     file.close()
-    raise UserError(f'--workdir={folder} is in use by another trainer ({owner}): wait for its end or stop it, or take '
-                    'another --workdir') from None
+    raise UserError(
+      f'--workdir={folder} is in use by another trainer ({owner}): wait for its end or stop it, or take '
+      'another --workdir'
+    ) from None
   file.truncate(0)
   file.write(json.dumps({'host': socket.gethostname(), 'pid': os.getpid()}) + '\n')
   file.flush()

@@ -32,32 +32,58 @@ class Coder:
 
   @functools.cached_property
   def _codes(self) -> Callable[..., jax.Array]:
-    codec = nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
-    return jax.jit(lambda values, *pool: codes_of(merge(codec, values['params']), codebooks_of(values), *pool))
+    codec = nnx.eval_shape(
+      lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0))
+    )
+    return jax.jit(
+      lambda values, *pool: codes_of(
+        merge(codec, values['params']), codebooks_of(values), *pool
+      )
+    )
 
   def __call__(self, wave: np.ndarray) -> np.ndarray:
-    frame, frames = self.omni.media.audio.frame, -(-len(wave) // self.omni.media.audio.frame)
+    frame, frames = (
+      self.omni.media.audio.frame,
+      -(-len(wave) // self.omni.media.audio.frame),
+    )
     padded = np.zeros((1, -(-frames // PIECE) * PIECE, frame), np.float32)
-    padded.reshape(-1)[:len(wave)] = wave
-    return np.asarray(self._codes(self._values, padded, np.ones(padded.shape[:2], np.int32)))[0, :frames]
+    padded.reshape(-1)[: len(wave)] = wave
+    return np.asarray(
+      self._codes(self._values, padded, np.ones(padded.shape[:2], np.int32))
+    )[0, :frames]
 
 
 def fingerprint(values: dict[str, Any], audio: AudioConfig) -> str:
   """Digest of all that codes depend on: parameters, codebooks, and how samples become frames and mel columns."""
-  digest = hashlib.blake2b(f'{audio.rate} {audio.mels} {audio.mel_hops} {audio.mel_window}'.encode(), digest_size=8)
+  digest = hashlib.blake2b(
+    f'{audio.rate} {audio.mels} {audio.mel_hops} {audio.mel_window}'.encode(),
+    digest_size=8,
+  )
   books = values['codebooks']['codebook_JEZ']
-  for path, leaf in jax.tree_util.tree_leaves_with_path({'params': values['params'], 'books': books}):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+    {'params': values['params'], 'books': books}
+  ):
     array = np.asarray(leaf)
-    digest.update(f'{name_of(path)} {array.dtype} {array.shape}'.encode() + array.tobytes())
+    digest.update(
+      f'{name_of(path)} {array.dtype} {array.shape}'.encode() + array.tobytes()
+    )
   return digest.hexdigest()
 
 
-def restore_values(workdir: str, omni: OmniConfig, place: jax.sharding.Sharding) -> tuple[dict[str, Any], int]:
+def restore_values(
+  workdir: str, omni: OmniConfig, place: jax.sharding.Sharding
+) -> tuple[dict[str, Any], int]:
   """Parameters and codebooks of a run's codec stage, and the step that they are of."""
-  like = jax.eval_shape(lambda: init_codec(omni, make_optimizer(OptimConfig(), 1), seed=0))
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
+  like = jax.eval_shape(
+    lambda: init_codec(omni, make_optimizer(OptimConfig(), 1), seed=0)
+  )
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like
+  )
   with Checkpoints(workdir, 'codec', read_only=True) as checkpoints:
-    model, step = checkpoints.restore_model({'params': like.params, 'buffers': like.buffers})
+    model, step = checkpoints.restore_model(
+      {'params': like.params, 'buffers': like.buffers}
+    )
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}, step
 
 
@@ -69,8 +95,14 @@ def coder_of(workdir: str, config: Any) -> Coder:
   """
   omni, source = OmniConfig.from_config(config.model), config.codec.get('init_from')
   if omni.codec.entries > 1 << 16:
-    raise UserError(f'{workdir}: codes of {omni.codec.entries} entries do not fit the 16 bits of a record')
-  values, step = restore_values(source or workdir, omni, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    raise UserError(
+      f'{workdir}: codes of {omni.codec.entries} entries do not fit the 16 bits of a record'
+    )
+  values, step = restore_values(
+    source or workdir, omni, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  )
   if not source and step < config.codec.steps:
-    raise UserError(f'the codec stage of {workdir} stands at step {step} of {config.codec.steps}: finish it first')
+    raise UserError(
+      f'the codec stage of {workdir} stands at step {step} of {config.codec.steps}: finish it first'
+    )
   return Coder(omni, values)

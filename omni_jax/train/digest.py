@@ -15,9 +15,18 @@ import numpy as np
 from omni_jax.sharding import gather_bytes, replicated
 from omni_jax.train.optim import name_of
 
-_UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # by bytes of an element; 8 become two words
-LARGE = 1 << 20  # elements from which an array is digested where it lies; to compile that for small ones takes seconds
-_PIECES = 8  # XLA:CPU adds whole vectors together many times faster than the elements of one
+_UINT = {
+  1: np.uint8,
+  2: np.uint16,
+  4: np.uint32,
+  8: np.uint32,
+}  # by bytes of an element; 8 become two words
+LARGE = (
+  1 << 20
+)  # elements from which an array is digested where it lies; to compile that for small ones takes seconds
+_PIECES = (
+  8  # XLA:CPU adds whole vectors together many times faster than the elements of one
+)
 _CHUNK = 1 << 15  # elements that NumPy has in hand at a time: they stay in the cache
 
 
@@ -40,35 +49,50 @@ def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
   return first, first * key
 
 
-def _index(xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[int]) -> Callable[[int, int], Any]:
+def _index(
+  xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[int]
+) -> Callable[[int, int], Any]:
   """(first, size) -> where in the whole array, in row-major order, these elements of the flattened part are.
 
   Args:
     xp: numpy, or jax.numpy inside a program.
     start: where the part begins in the whole.
   """
-  stride = [np.uint32(math.prod(whole[axis + 1:]) % 2**32) for axis in range(len(whole))]
+  stride = [
+    np.uint32(math.prod(whole[axis + 1 :]) % 2**32) for axis in range(len(whole))
+  ]
   base = xp.full((1,), 0x9E3779B9, np.uint32)
   for first, n in zip(start, stride, strict=True):
     base = base + xp.asarray(first).astype(np.uint32) * n
-  if tuple(part[1:]) == tuple(whole[1:]):  # at most the first axis is split: what is flat here is flat there
-    return lambda first, size: xp.arange(size, dtype=np.uint32) + np.uint32(first % 2**32) + base
+  if tuple(part[1:]) == tuple(
+    whole[1:]
+  ):  # at most the first axis is split: what is flat here is flat there
+    return lambda first, size: (
+      xp.arange(size, dtype=np.uint32) + np.uint32(first % 2**32) + base
+    )
   inside = base
   for axis, n in enumerate(part):
     steps = xp.arange(n, dtype=np.uint32) * stride[axis]
     inside = inside + steps.reshape(-1, *[1] * (len(part) - axis - 1))
-  return lambda first, size: inside.reshape(-1)[first:first + size]
+  return lambda first, size: inside.reshape(-1)[first : first + size]
 
 
 def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> list[int]:
   """The two sums over a part of an array of this shape."""
   word = np.ascontiguousarray(part).reshape(-1).view(_UINT[part.dtype.itemsize])
-  extra = [part.dtype.itemsize // 4] if part.dtype.itemsize == 8 else []  # the words of an element of 8 bytes
-  index = _index(np, [*part.shape, *extra], [*start, *[0 for _ in extra]], [*shape, *extra])
+  extra = (
+    [part.dtype.itemsize // 4] if part.dtype.itemsize == 8 else []
+  )  # the words of an element of 8 bytes
+  index = _index(
+    np, [*part.shape, *extra], [*start, *[0 for _ in extra]], [*shape, *extra]
+  )
   totals = [0, 0]
   for k in range(0, word.size, _CHUNK):
-    own = word[k:k + _CHUNK].astype(np.uint32)
-    totals = _added(totals, [int(hashes.sum(dtype=np.uint32)) for hashes in _hashes(own, index(k, own.size))])
+    own = word[k : k + _CHUNK].astype(np.uint32)
+    totals = _added(
+      totals,
+      [int(hashes.sum(dtype=np.uint32)) for hashes in _hashes(own, index(k, own.size))],
+    )
   return totals
 
 
@@ -80,16 +104,23 @@ def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array
   """The same inside a program."""
   part = part.astype(jnp.uint8) if part.dtype == bool else part
   bits = jax.lax.bitcast_convert_type(part, _UINT[part.dtype.itemsize])
-  extra = [*bits.shape[part.ndim:]]
-  word, index = bits.reshape(-1), _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra])
+  extra = [*bits.shape[part.ndim :]]
+  word, index = (
+    bits.reshape(-1),
+    _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra]),
+  )
   size = word.size // _PIECES if word.size % _PIECES == 0 else word.size
   first, second = jnp.zeros((2, size), jnp.uint32)
   for k in range(0, word.size, max(size, 1)):
-    hashes = _hashes(word[k:k + size].astype(jnp.uint32), index(k, size))
+    hashes = _hashes(word[k : k + size].astype(jnp.uint32), index(k, size))
     first, second = first + hashes[0], second + hashes[1]
   # In one reduction: two would compute all hashes twice, each in a loop of its own.
-  both = jax.lax.reduce((first, second), (np.uint32(0), np.uint32(0)),
-                        lambda a, b: (a[0] + b[0], a[1] + b[1]), (0,))
+  both = jax.lax.reduce(
+    (first, second),
+    (np.uint32(0), np.uint32(0)),
+    lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    (0,),
+  )
   return jnp.stack(both)
 
 
@@ -100,25 +131,43 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
     return jax.jit(lambda x: _on_device(x, [0] * x.ndim, x.shape))
 
   def sums(x):
-    axes = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in sharding.spec]
+    axes = [
+      (entry,) if isinstance(entry, str) else tuple(entry or ())
+      for entry in sharding.spec
+    ]
     axes += [()] * (x.ndim - len(axes))
     split = tuple(name for names in axes for name in names)
 
     def own(part):
-      start = [jax.lax.axis_index(names) * n if names else 0 for names, n in zip(axes, part.shape, strict=True)]
+      start = [
+        jax.lax.axis_index(names) * n if names else 0
+        for names, n in zip(axes, part.shape, strict=True)
+      ]
       total = _on_device(part, start, x.shape)
       return jax.lax.psum(total, split) if split else total
-    return jax.shard_map(own, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=replicated(sharding.mesh).spec,
-                         check_vma=False)(x)
+
+    return jax.shard_map(
+      own,
+      mesh=sharding.mesh,
+      in_specs=sharding.spec,
+      out_specs=replicated(sharding.mesh).spec,
+      check_vma=False,
+    )(x)
+
   return jax.jit(sums)
 
 
 def _gathered(small: Mapping[str, Array]) -> dict[str, list[int]]:
   """Sums of small arrays; every process adds the parts that it alone answers for."""
+
   def own(x):
-    parts = [(np.asarray(shard.data), [part.start or 0 for part in shard.index]) for shard in x.addressable_shards
-             if shard.replica_id == 0]
+    parts = [
+      (np.asarray(shard.data), [part.start or 0 for part in shard.index])
+      for shard in x.addressable_shards
+      if shard.replica_id == 0
+    ]
     return _added([0, 0], *(_on_host(data, start, x.shape) for data, start in parts))
+
   for x in small.values():
     x.copy_to_host_async()
   sums = {name: own(x) for name, x in small.items()}
@@ -132,20 +181,33 @@ def _spoilt(x: Array) -> Array:
   size = x.size // _PIECES if x.size % _PIECES == 0 else x.size
   flat, total = x.reshape(-1), jnp.zeros(size, x.dtype)
   for k in range(0, x.size, size):
-    total += flat[k:k + size] * 0
+    total += flat[k : k + size] * 0
   return jnp.sum(total)
 
 
 def not_finite(tree: Any) -> list[str]:
   """Names of the arrays with an element that is not finite; all processes together."""
+
   def bad(x):
     if not jnp.issubdtype(x.dtype, jnp.inexact):
       return False
     if x.size >= LARGE:
       return not np.isfinite(np.asarray(_spoilt(x), np.float32))
-    return not all(np.isfinite(np.asarray(shard.data).astype(np.float32)).all() for shard in x.addressable_shards)
-  own = [name_of(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)]
-  return sorted({name for text in gather_bytes(json.dumps(own).encode()) for name in json.loads(text)})
+    return not all(
+      np.isfinite(np.asarray(shard.data).astype(np.float32)).all()
+      for shard in x.addressable_shards
+    )
+
+  own = [
+    name_of(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)
+  ]
+  return sorted(
+    {
+      name
+      for text in gather_bytes(json.dumps(own).encode())
+      for name in json.loads(text)
+    }
+  )
 
 
 def begin(tree: Any) -> dict[str, Any]:
@@ -154,14 +216,20 @@ def begin(tree: Any) -> dict[str, Any]:
   Devices see to them before anything that is dispatched later, such as a step that donates the arrays.
   """
   named = {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  large = {name: _program(x.sharding if isinstance(x.sharding, NamedSharding) else None)(x)
-           for name, x in named.items() if x.size >= LARGE}
+  large = {
+    name: _program(x.sharding if isinstance(x.sharding, NamedSharding) else None)(x)
+    for name, x in named.items()
+    if x.size >= LARGE
+  }
   return large | _gathered({name: x for name, x in named.items() if name not in large})
 
 
 def finish(begun: Mapping[str, Any]) -> dict[str, str]:
   """What `begin` returned, as hexadecimal text."""
-  return {name: ''.join(f'{int(total):08x}' for total in jax.device_get(totals)) for name, totals in begun.items()}
+  return {
+    name: ''.join(f'{int(total):08x}' for total in jax.device_get(totals))
+    for name, totals in begun.items()
+  }
 
 
 def digests(tree: Any) -> dict[str, str]:

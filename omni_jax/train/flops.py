@@ -22,6 +22,7 @@ class StepFlops(NamedTuple):
     media: embeddings of images and sounds.
     codec: the frozen codec, which has no gradient.
   """
+
   layers: float
   attention: float
   text: float
@@ -54,11 +55,18 @@ def step_flops(c: OmniConfig, budget: RowBudget) -> StepFlops:
   d, tokens = c.decoder, budget.rows * budget.length
   q, kv = d.heads * d.head_dim, d.kv_heads * d.head_dim
   layer = _attention(d.width, q, kv) + d.width * d.experts
-  layer += _swiglu(d.width, d.expert_hidden) * d.top_k + _swiglu(d.width, d.shared_hidden)
+  layer += _swiglu(d.width, d.expert_hidden) * d.top_k + _swiglu(
+    d.width, d.shared_hidden
+  )
   return StepFlops(
-      layers=2.0 * tokens * d.layers * layer, attention=4.0 * tokens * d.layers * q * budget.length,
-      text=2.0 * tokens * d.width * Tokenizer(c.tokenizer).vocab_size, image=_image_head(c, budget),
-      audio=_codec_head(c, budget), media=_media(c, budget), codec=_codec(c, budget))
+    layers=2.0 * tokens * d.layers * layer,
+    attention=4.0 * tokens * d.layers * q * budget.length,
+    text=2.0 * tokens * d.width * Tokenizer(c.tokenizer).vocab_size,
+    image=_image_head(c, budget),
+    audio=_codec_head(c, budget),
+    media=_media(c, budget),
+    codec=_codec(c, budget),
+  )
 
 
 def _image_head(c: OmniConfig, budget: RowBudget) -> float:
@@ -66,24 +74,45 @@ def _image_head(c: OmniConfig, budget: RowBudget) -> float:
   images = budget.rows * budget.drawn * t.noises
   if t.denoiser == Denoiser.DECODER:
     return 4.0 * images * image.patches * c.decoder.width * image.values
-  patch = t.layers * (4 * t.width**2 + _swiglu(t.width, t.hidden)) + t.width * (2 * image.values + c.decoder.width)
-  whole = t.layers * 6 * t.width**2 + 2 * t.width**2 + _swiglu(t.width, t.width)  # of its time and pooled condition
-  return 2.0 * images * (image.patches * (patch + t.layers * 2 * t.width * image.patches) + whole)
+  patch = t.layers * (4 * t.width**2 + _swiglu(t.width, t.hidden)) + t.width * (
+    2 * image.values + c.decoder.width
+  )
+  whole = (
+    t.layers * 6 * t.width**2 + 2 * t.width**2 + _swiglu(t.width, t.width)
+  )  # of its time and pooled condition
+  return (
+    2.0
+    * images
+    * (image.patches * (patch + t.layers * 2 * t.width * image.patches) + whole)
+  )
 
 
 def _codec_head(c: OmniConfig, budget: RowBudget) -> float:
   h, books = c.codec_head, c.codec.codebooks
-  code = h.layers * (4 * h.width**2 + _swiglu(h.width, h.hidden) + 2 * h.width * books) + h.width * c.codec.entries
-  return 2.0 * budget.rows * budget.spoken_frames * (books * code + c.decoder.width * h.width)
+  code = (
+    h.layers * (4 * h.width**2 + _swiglu(h.width, h.hidden) + 2 * h.width * books)
+    + h.width * c.codec.entries
+  )
+  return (
+    2.0
+    * budget.rows
+    * budget.spoken_frames
+    * (books * code + c.decoder.width * h.width)
+  )
 
 
 def _media(c: OmniConfig, budget: RowBudget) -> float:
   image, e, d = c.media.image, c.image_embed, c.decoder.width
   block = 4 * d**2 + _swiglu(d, e.hidden) + 2 * d * image.patches
-  patches = budget.rows * image.patches * ((budget.seen + budget.drawn) * image.values * d
-                                           + budget.seen * e.layers * block)
+  patches = (
+    budget.rows
+    * image.patches
+    * ((budget.seen + budget.drawn) * image.values * d + budget.seen * e.layers * block)
+  )
   audio, a = c.media.audio, c.audio_embed
-  heard = a.hidden * (audio.mels * audio.mel_hops + d) if a.hearing == Hearing.MEL else 0
+  heard = (
+    a.hidden * (audio.mels * audio.mel_hops + d) if a.hearing == Hearing.MEL else 0
+  )
   return 2.0 * (patches + budget.rows * budget.heard_frames * heard)
 
 
@@ -92,4 +121,10 @@ def _codec(c: OmniConfig, budget: RowBudget) -> float:
   hears = c.audio_embed.hearing == Hearing.CODES
   patch = (2 * audio.frame + audio.mel_hops * audio.mels) // k.subframes * k.width
   patch += k.layers * (4 * k.width**2 + _swiglu(k.width, k.hidden)) + k.width * k.latent
-  return 2.0 * budget.rows * (budget.spoken_frames + hears * budget.heard_frames) * k.subframes * patch
+  return (
+    2.0
+    * budget.rows
+    * (budget.spoken_frames + hears * budget.heard_frames)
+    * k.subframes
+    * patch
+  )

@@ -22,10 +22,16 @@ class Goodput:
   """
 
   def __init__(self, workdir: str, stage: str):
-    self._file, self._stage, self._session = epath.Path(workdir) / FILE, stage, f'{START:.3f}'
+    self._file, self._stage, self._session = (
+      epath.Path(workdir) / FILE,
+      stage,
+      f'{START:.3f}',
+    )
     self._before = read(workdir)
     others = [line for line in self._before if line['session'] == self._session]
-    self._began = time.time() if others else START  # of the process, for its first stage
+    self._began = (
+      time.time() if others else START
+    )  # of the process, for its first stage
     self._spent = dict.fromkeys(KINDS[:-1], 0.0)
     self._lost: dict[str, float] = {'steps': 0, 'seconds': 0.0}
 
@@ -44,7 +50,10 @@ class Goodput:
       last = theirs[-1]
       lost = last['step'] - step
       done = max(last['step'] - last['first'], 1)
-      self._lost = {'steps': lost, 'seconds': round(last['seconds'][STEP] * min(1, lost / done), 3)}
+      self._lost = {
+        'steps': lost,
+        'seconds': round(last['seconds'][STEP] * min(1, lost / done), 3),
+      }
 
   def first_step(self) -> None:
     """The first update is made: until here, apart from what is counted elsewhere, the process started and compiled."""
@@ -56,8 +65,14 @@ class Goodput:
       return
     total = time.time() - self._began
     seconds = {**self._spent, STEP: total - sum(self._spent.values())}
-    line = {'session': self._session, 'stage': self._stage, 'first': first, 'step': step,
-            'seconds': {kind: round(value, 3) for kind, value in seconds.items()}, 'lost': self._lost}
+    line = {
+      'session': self._session,
+      'stage': self._stage,
+      'first': first,
+      'step': step,
+      'seconds': {kind: round(value, 3) for kind, value in seconds.items()},
+      'lost': self._lost,
+    }
     with self._file.open('a') as file:
       file.write(json.dumps(line) + '\n')
 

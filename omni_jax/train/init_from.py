@@ -12,6 +12,7 @@ from omni_jax.train.state import fresh_average, TrainState, use_average
 
 class Source(NamedTuple):
   """What config.init_from names: 'FOLDER' or 'FOLDER@STEP' (default: its last step)."""
+
   workdir: str
   step: int | None
 
@@ -30,11 +31,16 @@ def _wanted(state: TrainState, own_codec: bool) -> dict[str, Any]:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-  return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-  kept = {name: _without_none(part) if isinstance(part, dict) else part for name, part in tree.items()}
+  kept = {
+    name: _without_none(part) if isinstance(part, dict) else part
+    for name, part in tree.items()
+  }
   return {name: part for name, part in kept.items() if part is not None and part != {}}
 
 
@@ -55,17 +61,27 @@ def fresh_names(init_from: str, state: TrainState, *, own_codec: bool) -> list[s
   except UserError as error:
     raise UserError(f'config.init_from={init_from}: {error}') from error
   ours = _wanted(state, own_codec)
-  fresh = [name for name, leaf in ours.items() if name not in theirs or theirs[name].shape != leaf.shape]
+  fresh = [
+    name
+    for name, leaf in ours.items()
+    if name not in theirs or theirs[name].shape != leaf.shape
+  ]
   if not any(name.startswith('params.') for name in ours.keys() - fresh):
-    raise UserError(f'config.init_from={init_from}: none of its parameters has the name and shape of one of this '
-                    "model's; it is a run of another kind, or every width differs")
+    raise UserError(
+      f'config.init_from={init_from}: none of its parameters has the name and shape of one of this '
+      "model's; it is a run of another kind, or every width differs"
+    )
   if codec := [name for name in fresh if name.startswith('buffers.codec.')]:
-    raise UserError(f"config.init_from={init_from}: its speech codec is another ({codec[0]}); put 'codec' into "
-                    'config.stages to train one for this run, or give config.model.codec its sizes')
+    raise UserError(
+      f"config.init_from={init_from}: its speech codec is another ({codec[0]}); put 'codec' into "
+      'config.stages to train one for this run, or give config.model.codec its sizes'
+    )
   return fresh
 
 
-def start_from(init_from: str, state: TrainState, *, own_codec: bool) -> tuple[TrainState, str]:
+def start_from(
+  init_from: str, state: TrainState, *, own_codec: bool
+) -> tuple[TrainState, str]:
   """A fresh state with the other run's parameters (its average where it keeps one), router biases and codec.
 
   Optimizer, step and data start anew. As `fresh_names`, whose arrays stay as they are; the text says which.
@@ -78,7 +94,11 @@ def start_from(init_from: str, state: TrainState, *, own_codec: bool) -> tuple[T
     def placed(path, leaf):
       own = ours.get(name_of(path).replace('buffers.ema.', 'params.', 1))
       fits = own is not None and own.shape == leaf.shape
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own.sharding) if fits else None
+      return (
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own.sharding)
+        if fits
+        else None
+      )
 
     wanted = _without_none(jax.tree_util.tree_map_with_path(placed, saved))
     model, step = checkpoints.restore_some(wanted, source.step)
@@ -88,7 +108,9 @@ def start_from(init_from: str, state: TrainState, *, own_codec: bool) -> tuple[T
     name = name_of(path)
     return theirs[name].astype(own.dtype) if name in ours and name not in fresh else own
 
-  got = jax.tree_util.tree_map_with_path(chosen, {'params': state.params, 'buffers': state.buffers})
+  got = jax.tree_util.tree_map_with_path(
+    chosen, {'params': state.params, 'buffers': state.buffers}
+  )
   said = f'omni: starts from {source.workdir} at step {step}: {len(ours) - len(fresh)} of {len(ours)} arrays'
   said += f'; fresh: {", ".join(sorted(fresh))}' if fresh else ''
   return fresh_average(state._replace(**got)), said

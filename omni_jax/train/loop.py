@@ -19,13 +19,25 @@ from omni_jax.errors import UserError
 from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
-from omni_jax.train.numerics import BadSteps, check_state, not_finite, same_twice, SKIPPED
+from omni_jax.train.numerics import (
+  BadSteps,
+  check_state,
+  not_finite,
+  same_twice,
+  SKIPPED,
+)
 from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
 from omni_jax.train.writer import say, Silent, Writer
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the logs, too, not of checkpoints only
-PREEMPTED = 75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
+NO_ROOM = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+)  # of the logs, too, not of checkpoints only
+PREEMPTED = (
+  75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
+)
 
 
 @runtime_checkable
@@ -40,6 +52,7 @@ class Batches(Protocol):
 @runtime_checkable
 class Named(Protocol):
   """Batches that know what a batch is made of."""
+
   def ids(self, before: bytes, after: bytes) -> list[str]: ...
 
 
@@ -57,6 +70,7 @@ class Stage:
     about: plain values for the manifests of its checkpoints.
     repeat_every: make every so manieth step twice and compare the bits; 0 for none.
   """
+
   name: str
   steps: int
   step: StepFn
@@ -83,7 +97,12 @@ class _Meter:
   """Time since the last report, split into waiting for data and the rest."""
 
   def __init__(self):
-    self._start, self._wait, self._steps, self._tokens = time.perf_counter(), 0.0, 0, 0.0
+    self._start, self._wait, self._steps, self._tokens = (
+      time.perf_counter(),
+      0.0,
+      0,
+      0.0,
+    )
 
   def waited(self, seconds: float) -> None:
     self._wait += seconds
@@ -91,10 +110,15 @@ class _Meter:
 
   def report(self, tokens_per_step: float, stage: Stage) -> dict[str, float]:
     seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
-    figures = {'speed/steps_per_second': steps / seconds, 'speed/data_wait': self._wait / seconds,
-               'speed/tokens_per_second': tokens_per_step * steps / seconds}
+    figures = {
+      'speed/steps_per_second': steps / seconds,
+      'speed/data_wait': self._wait / seconds,
+      'speed/tokens_per_second': tokens_per_step * steps / seconds,
+    }
     if stage.flops and stage.peak:
-      figures['speed/mfu'] = stage.flops * steps / seconds / (stage.peak * jax.device_count())
+      figures['speed/mfu'] = (
+        stage.flops * steps / seconds / (stage.peak * jax.device_count())
+      )
     self.__init__()
     return figures
 
@@ -112,8 +136,10 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     except OSError as error:
       if error.errno not in NO_ROOM:
         raise
-      raise UserError(f'{stage.name}: {workdir} cannot be written any more: {error}; the checkpoints are as they were: '
-                      'make room or mend the folder, then start again') from error
+      raise UserError(
+        f'{stage.name}: {workdir} cannot be written any more: {error}; the checkpoints are as they were: '
+        'make room or mend the folder, then start again'
+      ) from error
     finally:
       stage.batches.close()
     if stop.at_the_end():
@@ -122,7 +148,9 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
 
 def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
-  with Checkpoints(workdir, stage.name, say=functools.partial(say, workdir)) as checkpoints:
+  with Checkpoints(
+    workdir, stage.name, say=functools.partial(say, workdir)
+  ) as checkpoints:
     state, good = stage.state, Goodput(workdir, stage.name)
     with good.spent(RESTORE):
       found = checkpoints.resume(stage.state)
@@ -134,8 +162,11 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
     start = int(state.step)
     if start >= stage.steps:
       return state
-    writer = Silent(workdir, stage.name) if jax.process_index() else Writer(workdir, stage.name, steps=stage.steps,
-                                                                            start=start)
+    writer = (
+      Silent(workdir, stage.name)
+      if jax.process_index()
+      else Writer(workdir, stage.name, steps=stage.steps, start=start)
+    )
     with writer:
       bad = BadSteps(workdir, stage.name, stage.bad_steps)
       state = _steps(_Tools(checkpoints, writer, good, bad), stage, state, mesh, stop)
@@ -147,15 +178,22 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
 
 class _Tools(NamedTuple):
   """Where what a stage says and saves goes."""
+
   checkpoints: Checkpoints
   writer: Writer
   good: Goodput
   bad: BadSteps
 
 
-def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop') -> TrainState:
+def _steps(
+  tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop'
+) -> TrainState:
   checkpoints, writer, good, bad = tools
-  meter, trace, metrics = _Meter(), _Trace(stage.profile, str(writer.trace_folder)), None
+  meter, trace, metrics = (
+    _Meter(),
+    _Trace(stage.profile, str(writer.trace_folder)),
+    None,
+  )
   start, where = int(state.step), stage.batches.state()
   for step in range(start + 1, stage.steps + 1):
     checkpoints.check()
@@ -183,17 +221,23 @@ def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_S
       bad.now()
       figures = jax.device_get(metrics)
       if SKIPPED not in metrics and (spoilt := not_finite(figures)):
-        raise UserError(f'{stage.name}: {", ".join(spoilt)} is no longer finite at step {step}; the last checkpoint is '
-                        f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr')
+        raise UserError(
+          f'{stage.name}: {", ".join(spoilt)} is no longer finite at step {step}; the last checkpoint is '
+          f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr'
+        )
     if log:
       tokens = float(figures.pop('tokens'))
-      figures = {name: value for name, value in figures.items() if np.isfinite(value).all()}  # of a step left out
+      figures = {
+        name: value for name, value in figures.items() if np.isfinite(value).all()
+      }  # of a step left out
       figures |= {SKIPPED: bad.count} if bad.count else {}
       writer.write(step, figures | meter.report(tokens, stage))
     if save:
       with good.spent(SAVE):
         check_state(state)
-        checkpoints.save(state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about)
+        checkpoints.save(
+          state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about
+        )
     if log or save:
       good.write(start, step)
     if asked:
@@ -203,11 +247,17 @@ def _steps(tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_S
 
 def _records(batches: Batches, before: bytes, after: bytes) -> Any:
   """What a batch was made of: names of its examples, or where the data stood before it; of all processes."""
-  own = batches.ids(before, after) if isinstance(batches, Named) else [json.loads(before)]
-  return [name for part in gather_bytes(json.dumps(own).encode()) for name in json.loads(part)]
+  own = (
+    batches.ids(before, after) if isinstance(batches, Named) else [json.loads(before)]
+  )
+  return [
+    name for part in gather_bytes(json.dumps(own).encode()) for name in json.loads(part)
+  ]
 
 
-def _updated(stage: Stage, state: TrainState, batch: Any, step: int) -> tuple[TrainState, Any]:
+def _updated(
+  stage: Stage, state: TrainState, batch: Any, step: int
+) -> tuple[TrainState, Any]:
   """The state after one more step. To find silent corruption, some are made twice: the first time from a copy."""
   if not stage.repeat_every or step % stage.repeat_every:
     return stage.step(state, batch)
@@ -251,7 +301,9 @@ class _Stop:
     return before is not None and bool(before)
 
   def at_the_end(self) -> bool:
-    return self.asked if jax.process_count() == 1 else bool(anywhere(self.asked, self._mesh))
+    return (
+      self.asked if jax.process_count() == 1 else bool(anywhere(self.asked, self._mesh))
+    )
 
 
 @contextlib.contextmanager
@@ -264,7 +316,9 @@ def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
 
   try:
     before = signal.signal(signal.SIGTERM, ask)
-  except ValueError:  # not the main thread (a notebook, a test): the signal is not ours to catch
+  except (
+    ValueError
+  ):  # not the main thread (a notebook, a test): the signal is not ours to catch
     yield stop
     return
   try:

@@ -21,6 +21,7 @@ class LossConfig:
     balance, z: of the routers.
     frame: of `<frame>` and `<eoa>` within the text head's loss, where a word weighs 1: a long sound has many frames.
   """
+
   text: float = 1.0
   image: float = 1.0
   audio: float = 1.0
@@ -31,17 +32,24 @@ class LossConfig:
 
 def text_weights(batch: Batch, config: LossConfig) -> Array:
   """The weights of the text head's targets, by the modality of the position that says them; (B, L)."""
-  return batch.weight_BL * jnp.where(batch.modality_BL == Modality.AUDIO, config.frame, 1.0)
+  return batch.weight_BL * jnp.where(
+    batch.modality_BL == Modality.AUDIO, config.frame, 1.0
+  )
 
 
 class Whole(NamedTuple):
   """A batch that is computed in parts."""
+
   weights: Mapping[str, Array]  # of each head's loss, sums over all parts
   parts: int
 
 
-def total_loss(heads: Mapping[str, HeadLoss], stats: RouterStats, config: LossConfig,
-               whole: Whole | None = None) -> Array:
+def total_loss(
+  heads: Mapping[str, HeadLoss],
+  stats: RouterStats,
+  config: LossConfig,
+  whole: Whole | None = None,
+) -> Array:
   """Σ weight · mean loss of a head + balance and z-loss, means over layers.
 
   Args:
@@ -49,6 +57,10 @@ def total_loss(heads: Mapping[str, HeadLoss], stats: RouterStats, config: LossCo
   """
   parts = whole.parts if whole else 1
   if whole:
-    heads = {name: head._replace(weight=whole.weights[name]) for name, head in heads.items()}
+    heads = {
+      name: head._replace(weight=whole.weights[name]) for name, head in heads.items()
+    }
   loss = sum(getattr(config, name) * head.mean for name, head in heads.items())
-  return loss + (config.balance * stats.balance.mean() + config.z * stats.z.mean()) / parts
+  return (
+    loss + (config.balance * stats.balance.mean() + config.z * stats.z.mean()) / parts
+  )

@@ -13,9 +13,18 @@ from omni_jax.errors import UserError
 
 NAME = 'manifest.json'
 VERSION = 2
-DIGITS = {1: 8, 2: 16}  # of the digest of an array by version: the first eight are the same in both
-SMALL = 1 << 20  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
-OWN_FILES = (NAME, '_CHECKPOINT_METADATA', 'commit_success.txt')  # not listed: Orbax writes its own later still
+DIGITS = {
+  1: 8,
+  2: 16,
+}  # of the digest of an array by version: the first eight are the same in both
+SMALL = (
+  1 << 20
+)  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
+OWN_FILES = (
+  NAME,
+  '_CHECKPOINT_METADATA',
+  'commit_success.txt',
+)  # not listed: Orbax writes its own later still
 
 T = TypeVar('T')
 
@@ -32,11 +41,12 @@ class Leaf(NamedTuple):
 
 class Manifest(NamedTuple):
   """Attributes:
-    step: of the run's stage.
-    leaves: by the name of the array.
-    files: size by path in the step's folder, and the digest of small ones ('' for others).
-    about: what else the writer wants to find again: the config of the run.
+  step: of the run's stage.
+  leaves: by the name of the array.
+  files: size by path in the step's folder, and the digest of small ones ('' for others).
+  about: what else the writer wants to find again: the config of the run.
   """
+
   step: int
   leaves: Mapping[str, Leaf]
   files: Mapping[str, tuple[int, str]]
@@ -58,7 +68,9 @@ def patiently(read: Callable[[], T], what: Any) -> T:
   except (FileNotFoundError, NotADirectoryError):
     raise
   except OSError as error:
-    raise UserError(f'{what} cannot be read: {error}; start again when it can') from error
+    raise UserError(
+      f'{what} cannot be read: {error}; start again when it can'
+    ) from error
 
 
 def files_in(folder: epath.Path, inside: str = '') -> Iterator[str]:
@@ -76,14 +88,22 @@ def _measured(path: epath.Path) -> tuple[int, str]:
   return size, _digest(path.read_bytes()) if size <= SMALL else ''
 
 
-def write(folder: epath.Path, step: int, leaves: Mapping[str, Leaf], about: Mapping[str, Any]) -> None:
+def write(
+  folder: epath.Path, step: int, leaves: Mapping[str, Leaf], about: Mapping[str, Any]
+) -> None:
   """Makes a folder a checkpoint, once everything else in it is written: it begins to count when this file is whole.
 
   Where a file is not written at once, its first line tells: the digest of the second.
   """
-  files = {name: _measured(folder / name) for name in files_in(folder) if name not in OWN_FILES}
-  body = json.dumps({'version': VERSION, **Manifest(step, leaves, files, about)._asdict()}, default=list)
-  (folder / NAME).write_text(f'{json.dumps({"blake2b": _digest(body.encode())})}\n{body}\n')
+  files = {
+    name: _measured(folder / name) for name in files_in(folder) if name not in OWN_FILES
+  }
+  body = json.dumps(
+    {'version': VERSION, **Manifest(step, leaves, files, about)._asdict()}, default=list
+  )
+  (folder / NAME).write_text(
+    f'{json.dumps({"blake2b": _digest(body.encode())})}\n{body}\n'
+  )
 
 
 def read(folder: epath.Path) -> Manifest:
@@ -94,7 +114,9 @@ def read(folder: epath.Path) -> Manifest:
     UserError: if it is of newer code.
   """
   try:
-    head, _, body = patiently((folder / NAME).read_bytes, folder / NAME).partition(b'\n')
+    head, _, body = patiently((folder / NAME).read_bytes, folder / NAME).partition(
+      b'\n'
+    )
   except FileNotFoundError as error:
     raise Damaged(f'{NAME} is missing') from error
   body = body.removesuffix(b'\n')
@@ -111,18 +133,30 @@ def _checked(made: Any) -> Manifest:
   """What a manifest holds, every type of it checked: it may come from anywhere."""
   try:
     if made['version'] not in DIGITS:
-      raise UserError(f'{NAME} of step {made["step"]} is of version {made["version"]}, this code reads '
-                      f'{sorted(DIGITS)}: take the code that wrote it, or another --workdir')
-    leaves = {name: Leaf(tuple(int(n) for n in shape), str(dtype), str(digest))
-              for name, (shape, dtype, digest) in made['leaves'].items()}
-    if odd := [name for name, leaf in leaves.items() if not _is_digest(leaf.digest, DIGITS[made['version']])]:
+      raise UserError(
+        f'{NAME} of step {made["step"]} is of version {made["version"]}, this code reads '
+        f'{sorted(DIGITS)}: take the code that wrote it, or another --workdir'
+      )
+    leaves = {
+      name: Leaf(tuple(int(n) for n in shape), str(dtype), str(digest))
+      for name, (shape, dtype, digest) in made['leaves'].items()
+    }
+    if odd := [
+      name
+      for name, leaf in leaves.items()
+      if not _is_digest(leaf.digest, DIGITS[made['version']])
+    ]:
       raise Damaged(f'{NAME}: {leaves[odd[0]].digest!r} is not a digest of {odd[0]}')
-    files = {name: (int(size), str(digest)) for name, (size, digest) in made['files'].items()}
+    files = {
+      name: (int(size), str(digest)) for name, (size, digest) in made['files'].items()
+    }
     return Manifest(int(made['step']), leaves, files, dict(made['about']))
   except UserError:
     raise
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-    raise Damaged(f'{NAME} is not of the form that this code writes: {type(error).__name__}: {error}') from error
+    raise Damaged(
+      f'{NAME} is not of the form that this code writes: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _is_digest(text: str, digits: int) -> bool:
@@ -134,7 +168,9 @@ def is_array_data(name: str) -> bool:
   return '/d/' in name
 
 
-def check_files(folder: epath.Path, manifest: Manifest, items: tuple[str, ...], *, arrays: bool) -> None:
+def check_files(
+  folder: epath.Path, manifest: Manifest, items: tuple[str, ...], *, arrays: bool
+) -> None:
   """Compares the files of some items with the manifest.
 
   Args:
@@ -143,10 +179,16 @@ def check_files(folder: epath.Path, manifest: Manifest, items: tuple[str, ...], 
   Raises:
     Damaged: for a file that is missing or differs, or that is, or lies behind, a link: a step is data of its own.
   """
-  listed = {name: file for name, file in manifest.files.items() if name.startswith(tuple(f'{item}/' for item in items))}
+  listed = {
+    name: file
+    for name, file in manifest.files.items()
+    if name.startswith(tuple(f'{item}/' for item in items))
+  }
   for name, (size, digest) in listed.items():
     parts = name.split('/')
-    if '..' in parts or any(os.path.islink(folder / '/'.join(parts[:k + 1])) for k in range(len(parts))):
+    if '..' in parts or any(
+      os.path.islink(folder / '/'.join(parts[: k + 1])) for k in range(len(parts))
+    ):
       raise Damaged(f'{name} leads out of the folder')
     try:
       found = patiently((folder / name).stat, folder / name).length
@@ -167,8 +209,12 @@ def check_leaves(manifest: Manifest, found: Mapping[str, str]) -> None:
     Damaged: with the name of the first that differs, and both digests.
   """
   saved = {name: manifest.leaves[name].digest for name in found}
-  differ = [name for name, digest in found.items() if saved[name] != digest[:len(saved[name])]]
+  differ = [
+    name for name, digest in found.items() if saved[name] != digest[: len(saved[name])]
+  ]
   if differ:
     name = differ[0]
-    raise Damaged(f'array {name} has digest {found[name]}, saved was {saved[name]}'
-                  + (f'; {len(differ)} arrays differ' if len(differ) > 1 else ''))
+    raise Damaged(
+      f'array {name} has digest {found[name]}, saved was {saved[name]}'
+      + (f'; {len(differ)} arrays differ' if len(differ) > 1 else '')
+    )

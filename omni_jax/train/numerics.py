@@ -19,12 +19,16 @@ SKIPPED, FILE = 'skipped', 'bad_steps.jsonl'
 JUDGED = ('loss/total', 'codec/loss', 'grad_norm/total')  # of the metrics of a step
 
 
-def guarded(before: TrainState, after: TrainState, metrics: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+def guarded(
+  before: TrainState, after: TrainState, metrics: dict[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
   """`after`, or where loss or gradient are not finite the arrays of `before`: only the step is counted.
 
   A pure choice inside the step, whatever the policy, so that no state is ever spoilt. metrics['skipped'] says which.
   """
-  good = jnp.isfinite(jnp.stack([metrics[name] for name in JUDGED if name in metrics])).all()
+  good = jnp.isfinite(
+    jnp.stack([metrics[name] for name in JUDGED if name in metrics])
+  ).all()
   kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
   return kept._replace(step=after.step), metrics | {SKIPPED: jnp.where(good, 0, 1)}
 
@@ -37,10 +41,17 @@ class BadSteps:
   """
 
   def __init__(self, workdir: str, stage: str, limit: int):
-    self._file, self._workdir, self._stage, self._limit = epath.Path(workdir) / FILE, workdir, stage, limit
+    self._file, self._workdir, self._stage, self._limit = (
+      epath.Path(workdir) / FILE,
+      workdir,
+      stage,
+      limit,
+    )
     self.count, self._open = 0, []
 
-  def after(self, step: int, metrics: dict[str, Array], records: Callable[[], Any]) -> None:
+  def after(
+    self, step: int, metrics: dict[str, Array], records: Callable[[], Any]
+  ) -> None:
     """Looks at the step before this one: to wait for this one would leave the devices idle.
 
     Args:
@@ -65,7 +76,9 @@ class BadSteps:
         self.count += 1
         self._say(step, jax.device_get(metrics), records)
 
-  def _say(self, step: int, figures: dict[str, Any], records: Callable[[], Any]) -> None:
+  def _say(
+    self, step: int, figures: dict[str, Any], records: Callable[[], Any]
+  ) -> None:
     bad, names = not_finite(figures), records()
     if not jax.process_index():
       line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': names}
@@ -73,11 +86,16 @@ class BadSteps:
         file.write(json.dumps(line) + '\n')
     said = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'
     if self.count > self._limit:
-      raise UserError(f'{said}; the update is left out, as {self.count} in all, config.{self._stage}.bad_steps='
-                      f'{self._limit} are allowed; its records are in {self._file}; '
-                      f'try a smaller config.{self._stage}.optim.lr')
-    say(self._workdir, f'WARNING: {said}; the update is left out ({self.count} of {self._limit}), its records are in '
-        f'{self._file}')
+      raise UserError(
+        f'{said}; the update is left out, as {self.count} in all, config.{self._stage}.bad_steps='
+        f'{self._limit} are allowed; its records are in {self._file}; '
+        f'try a smaller config.{self._stage}.optim.lr'
+      )
+    say(
+      self._workdir,
+      f'WARNING: {said}; the update is left out ({self.count} of {self._limit}), its records are in '
+      f'{self._file}',
+    )
 
 
 def not_finite(figures: dict[str, Any]) -> list[str]:
@@ -91,9 +109,12 @@ def check_state(state: TrainState) -> None:
     UserError: with the names of arrays that are not finite.
   """
   if bad := digest.not_finite(state._asdict()):
-    raise UserError(f'step {int(state.step)} is not saved: {", ".join(bad[:3])} '
-                    + (f'and {len(bad) - 3} more arrays are' if len(bad) > 3 else 'is') + ' not finite; '
-                    'the last checkpoint is good: go on from it with a smaller learning rate')
+    raise UserError(
+      f'step {int(state.step)} is not saved: {", ".join(bad[:3])} '
+      + (f'and {len(bad) - 3} more arrays are' if len(bad) > 3 else 'is')
+      + ' not finite; '
+      'the last checkpoint is good: go on from it with a smaller learning rate'
+    )
 
 
 def same_twice(first: TrainState, second: TrainState, step: int) -> None:
@@ -104,6 +125,8 @@ def same_twice(first: TrainState, second: TrainState, step: int) -> None:
   """
   ours, theirs = digest.digests(first._asdict()), digest.digests(second._asdict())
   if differ := [name for name in ours if ours[name] != theirs[name]]:
-    raise UserError(f'step {step} was made twice from the same state and batch, and {len(differ)} arrays differ, first '
-                    f'{differ[0]}: {ours[differ[0]]} and {theirs[differ[0]]}; a device computes wrong, or an operation '
-                    'is not deterministic; nothing of it is saved')
+    raise UserError(
+      f'step {step} was made twice from the same state and batch, and {len(differ)} arrays differ, first '
+      f'{differ[0]}: {ours[differ[0]]} and {theirs[differ[0]]}; a device computes wrong, or an operation '
+      'is not deterministic; nothing of it is saved'
+    )

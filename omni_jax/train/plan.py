@@ -22,7 +22,10 @@ from omni_jax.train.state import TrainState
 from omni_jax.train.step import make_omni_step, Update
 from omni_jax.types import MediaConfig, RowBudget
 
-CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
+CODES = (
+  'computed',
+  'stored',
+)  # what config.data.codes can be: in the step, or in the records
 
 
 class Plan:
@@ -30,25 +33,37 @@ class Plan:
 
   def __init__(self, config: Any, devices: Sequence[jax.Device] | None = None):
     """Args:
-      devices: other than this process's, such as those of a described topology.
+    devices: other than this process's, such as those of a described topology.
     """
     self.config = config
     self.omni = OmniConfig.from_config(config.model)
     self.mesh: Mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
-    self.optim = {name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim') for name in ('codec', 'omni')}
+    self.optim = {
+      name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim')
+      for name in ('codec', 'omni')
+    }
     self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
     if (parts := config.omni.get('accumulate', 1)) < 1 or self.budget.rows % parts:
-      raise UserError(f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows='
-                      f'{self.budget.rows}')
-    sharding.check_sizes(self.mesh, [*main_sizes(self.omni),
-                                     ('config.data.budget.length', self.budget.length, 'length')])
+      raise UserError(
+        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows='
+        f'{self.budget.rows}'
+      )
+    sharding.check_sizes(
+      self.mesh,
+      [
+        *main_sizes(self.omni),
+        ('config.data.budget.length', self.budget.length, 'length'),
+      ],
+    )
     for rows in (self.budget.rows // parts, config.codec.batch):
       sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
     if (codes := config.data.get('codes', 'computed')) not in CODES:
       raise UserError(f'config.data.codes={codes!r} is unknown; it is one of {CODES}')
     if not 0 <= config.omni.ema < 1:
-      raise UserError(f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1')
+      raise UserError(
+        f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1'
+      )
     if config.omni.freeze:  # a pattern that fits nothing is refused here
       frozen(sharding.param_specs(abstract(self.omni)), config.omni.freeze)
     self.stored_codes = codes == 'stored'
@@ -59,11 +74,17 @@ class Plan:
     if not self.stored_codes:
       return self.omni.media
     codec, hears = self.omni.codec, self.omni.audio_embed.hearing == Hearing.CODES
-    return dataclasses.replace(self.omni.media, spoken_codes=codec.codebooks, entries=codec.entries,
-                               heard_codes=codec.codebooks if hears else 0)
+    return dataclasses.replace(
+      self.omni.media,
+      spoken_codes=codec.codebooks,
+      entries=codec.entries,
+      heard_codes=codec.codebooks if hears else 0,
+    )
 
   def abstract_codec(self) -> Codec:
-    return nnx.eval_shape(lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(
+      lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0))
+    )
 
 
 class OmniProgram(NamedTuple):
@@ -75,13 +96,16 @@ class OmniProgram(NamedTuple):
     state: shapes of the state.
     layout: its shardings.
   """
+
   init: Callable[[Any], TrainState]
   step: Callable[[TrainState, Any], tuple[TrainState, Any]]
   state: TrainState
   layout: TrainState
 
 
-def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = None) -> OmniProgram:
+def omni_program(
+  plan: Plan, codec_values: Any, rate: optax.Schedule | None = None
+) -> OmniProgram:
   """What the omni stage runs; nothing is computed.
 
   Args:
@@ -92,12 +116,26 @@ def omni_program(plan: Plan, codec_values: Any, rate: optax.Schedule | None = No
   tx = make_optimizer(plan.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
 
   def init(codec):
-    return states.init_omni(plan.omni, tx, codec, seed=plan.config.seed, average=part.ema > 0)
+    return states.init_omni(
+      plan.omni, tx, codec, seed=plan.config.seed, average=part.ema > 0
+    )
 
   shapes = jax.eval_shape(init, codec_values)
   layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
-  update = Update(part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze))
-  step = make_omni_step(model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update)
-  return OmniProgram(jax.jit(init, out_shardings=layout),
-                     jax.jit(step, donate_argnums=0, out_shardings=(layout, None),
-                             compiler_options=sharding.compiler_options(plan.mesh)), shapes, layout)
+  update = Update(
+    part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze)
+  )
+  step = make_omni_step(
+    model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update
+  )
+  return OmniProgram(
+    jax.jit(init, out_shardings=layout),
+    jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(layout, None),
+      compiler_options=sharding.compiler_options(plan.mesh),
+    ),
+    shapes,
+    layout,
+  )

@@ -23,14 +23,21 @@ def join() -> None:
   """
   values = [os.environ.get(name) for name in VARIABLES]
   if any(values) and not all(value and value.isdecimal() for value in values[1:]):
-    raise UserError(f'config.distributed=True: {dict(zip(VARIABLES, values, strict=True))}: give all of them, '
-                    'such as localhost:29500, 2 and 0, or none where jax finds out by itself')
+    raise UserError(
+      f'config.distributed=True: {dict(zip(VARIABLES, values, strict=True))}: give all of them, '
+      'such as localhost:29500, 2 and 0, or none where jax finds out by itself'
+    )
   jax.config.update('jax_enable_preemption_service', False)
   count, index = (int(value) if value else None for value in values[1:])
   try:
     jax.distributed.initialize(num_processes=count, process_id=index)
-  except (ValueError, RuntimeError) as error:  # no other process in time, or a cluster that jax does not know
-    raise UserError(f'config.distributed=True: {error}; set {", ".join(VARIABLES)}') from error
+  except (
+    ValueError,
+    RuntimeError,
+  ) as error:  # no other process in time, or a cluster that jax does not know
+    raise UserError(
+      f'config.distributed=True: {error}; set {", ".join(VARIABLES)}'
+    ) from error
 
 
 def agreed(make: Callable[[], T]) -> T:

@@ -17,7 +17,9 @@ def saved_config(workdir: str) -> ConfigDict:
   """
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
-    raise UserError(f'{workdir} holds no run: {path} is missing; train first, or check the name')
+    raise UserError(
+      f'{workdir} holds no run: {path} is missing; train first, or check the name'
+    )
   try:
     config = ConfigDict(json.loads(path.read_text()))
     OmniConfig.from_config(config.model)

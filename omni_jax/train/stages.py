@@ -20,7 +20,13 @@ from omni_jax.data.clips import ClipLoader
 from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.data.manifest import check_codec
-from omni_jax.data.sources import check_tokenizers, converted_folders, SOURCES, training_clips, training_examples
+from omni_jax.data.sources import (
+  check_tokenizers,
+  converted_folders,
+  SOURCES,
+  training_clips,
+  training_examples,
+)
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
@@ -44,23 +50,37 @@ class Run(Plan):
     """Checks what can be checked before anything is written."""
     super().__init__(config)
     self.workdir = workdir
-    self.augment = dataclass_of(Augment, config.data.augment, 'data.augment') if config.data.get('augment') else None
-    self.loader = dataclass_of(LoaderConfig, config.get('loader') or ConfigDict(), 'loader')
+    self.augment = (
+      dataclass_of(Augment, config.data.augment, 'data.augment')
+      if config.data.get('augment')
+      else None
+    )
+    self.loader = dataclass_of(
+      LoaderConfig, config.get('loader') or ConfigDict(), 'loader'
+    )
     self.part = sharding.input_part(self.mesh)
     lanes_of(self.budget.rows, self.loader, self.part[1])
     if config.data.source not in SOURCES:
-      raise UserError(f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}')
+      raise UserError(
+        f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}'
+      )
     check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
-      raise UserError(f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'")
+      raise UserError(
+        f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'"
+      )
     self.codec_from = config.codec.get('init_from')
     if self.codec_from:
       said = f'config.codec.init_from={self.codec_from}'
       if 'codec' in config.stages:
-        raise UserError(f"{said} takes a finished codec: take 'codec' out of config.stages")
+        raise UserError(
+          f"{said} takes a finished codec: take 'codec' out of config.stages"
+        )
       if not has_checkpoint(self.codec_from, 'codec'):
         raise UserError(f"{said}: no checkpoint of stage 'codec' there")
-    self.own_codec = bool('codec' in config.stages or not self.budget.spoken_frames or self.codec_from)
+    self.own_codec = bool(
+      'codec' in config.stages or not self.budget.spoken_frames or self.codec_from
+    )
     self._check_codes()
     self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
     if self.starts:
@@ -70,37 +90,68 @@ class Run(Plan):
     """Codes that were stored are of use to a run that has the codec that made them."""
     if not self.stored_codes:
       return
-    said, hears = "config.data.codes='stored'", self.omni.audio_embed.hearing == Hearing.CODES
+    said, hears = (
+      "config.data.codes='stored'",
+      self.omni.audio_embed.hearing == Hearing.CODES,
+    )
     of_another = self.config.init_from and not self.own_codec
-    if not self.codec_from and (of_another or not has_checkpoint(self.workdir, 'codec')):
-      raise UserError(f'{said}: this run has not got the codec that made them; set config.codec.init_from to the run '
-                      "that has, and take 'codec' out of config.stages")
+    if not self.codec_from and (
+      of_another or not has_checkpoint(self.workdir, 'codec')
+    ):
+      raise UserError(
+        f'{said}: this run has not got the codec that made them; set config.codec.init_from to the run '
+        "that has, and take 'codec' out of config.stages"
+      )
     if hears and self.augment:
-      raise UserError(f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
-                      "it: take config.data.augment out of the config, or config.data.codes='computed'")
+      raise UserError(
+        f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
+        "it: take config.data.augment out of the config, or config.data.codes='computed'"
+      )
 
   def _shapes(self) -> states.TrainState:
     """Of the omni stage's state."""
+
     def init():
       tx = make_optimizer(OptimConfig(), 1)
-      return states.init_omni(self.omni, tx, states.codec_values(states.init_codec(self.omni, tx, seed=0)), seed=0)
+      return states.init_omni(
+        self.omni,
+        tx,
+        states.codec_values(states.init_codec(self.omni, tx, seed=0)),
+        seed=0,
+      )
+
     return jax.eval_shape(init)
 
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
   part = run.config[name]
-  return loop.Stage(name, part.steps, log_every=part.log_every, save_every=part.save_every,
-                    bad_steps=part.get('bad_steps', 0), repeat_every=run.config.get('repeat_every', 0),
-                    about={'config': changes.plain(run.config)}, **parts)
+  return loop.Stage(
+    name,
+    part.steps,
+    log_every=part.log_every,
+    save_every=part.save_every,
+    bad_steps=part.get('bad_steps', 0),
+    repeat_every=run.config.get('repeat_every', 0),
+    about={'config': changes.plain(run.config)},
+    **parts,
+  )
 
 
 def _codec_stage(run: Run) -> loop.Stage:
   part, codec = run.config.codec, run.abstract_codec()
   tx = make_optimizer(run.optim['codec'], part.steps)
   whole = sharding.replicated(run.mesh)
-  init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole)
-  batches = ClipLoader(training_clips(run.config.data, run.omni.media), run.omni.media.audio, batch=part.batch,
-                       frames=part.frames, seed=run.config.seed, shard=run.part)
+  init = jax.jit(
+    lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole
+  )
+  batches = ClipLoader(
+    training_clips(run.config.data, run.omni.media),
+    run.omni.media.audio,
+    batch=part.batch,
+    frames=part.frames,
+    seed=run.config.seed,
+    shard=run.part,
+  )
   step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
   return _stage(run, 'codec', step=step, state=init(), batches=batches)
 
@@ -115,21 +166,37 @@ def restore_codec(run: Run) -> Any:
 
   Fresh ones where they are replaced or nothing is spoken.
   """
-  if 'codec' not in run.config.stages and not run.codec_from and (run.config.init_from or not run.budget.spoken_frames):
+  if (
+    'codec' not in run.config.stages
+    and not run.codec_from
+    and (run.config.init_from or not run.budget.spoken_frames)
+  ):
     tx = make_optimizer(OptimConfig(), 1)
-    init = jax.jit(lambda: states.init_codec(run.omni, tx, seed=0), out_shardings=sharding.replicated(run.mesh))
+    init = jax.jit(
+      lambda: states.init_codec(run.omni, tx, seed=0),
+      out_shardings=sharding.replicated(run.mesh),
+    )
     return states.codec_values(init())
-  values, step = restore_values(run.codec_from or run.workdir, run.omni, sharding.replicated(run.mesh))
+  values, step = restore_values(
+    run.codec_from or run.workdir, run.omni, sharding.replicated(run.mesh)
+  )
   if not run.codec_from and step < run.config.codec.steps:
-    raise UserError(f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
-                    f"config.stages must hold 'codec' before 'omni'")
+    raise UserError(
+      f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
+      f"config.stages must hold 'codec' before 'omni'"
+    )
   return values
 
 
 def making_of(run: Run) -> Making:
   """What the batches of the omni stage are made of."""
-  return Making(training_examples(run.config.data, run.media), Tokenizer(run.omni.tokenizer), run.media,
-                run.config.seed, run.augment)
+  return Making(
+    training_examples(run.config.data, run.media),
+    Tokenizer(run.omni.tokenizer),
+    run.media,
+    run.config.seed,
+    run.augment,
+  )
 
 
 def omni_batches(run: Run) -> Loader:
@@ -137,7 +204,9 @@ def omni_batches(run: Run) -> Loader:
   return Loader(making_of(run), run.budget, run.loader, shard=run.part)
 
 
-def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) -> loop.Stage:
+def omni_stage(
+  run: Run, codec_values: Any, rate: optax.Schedule | None = None
+) -> loop.Stage:
   """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step.
 
   Args:
@@ -148,18 +217,31 @@ def omni_stage(run: Run, codec_values: Any, rate: optax.Schedule | None = None) 
     for folder in converted_folders(run.config.data):
       check_codec(folder, ours)
   program = omni_program(run, codec_values, rate)
-  vocab, ways = Tokenizer(run.omni.tokenizer).vocab_size, sharding.ways(run.mesh, 'vocab')
+  vocab, ways = (
+    Tokenizer(run.omni.tokenizer).vocab_size,
+    sharding.ways(run.mesh, 'vocab'),
+  )
   if vocab % ways:
-    say(run.workdir, f'omni: the vocabulary of {vocab} ids does not divide by {sharding.said("vocab")}={ways}; every '
-        'device keeps all of it, which changes no result')
+    say(
+      run.workdir,
+      f'omni: the vocabulary of {vocab} ids does not divide by {sharding.said("vocab")}={ways}; every '
+      'device keeps all of it, which changes no result',
+    )
   batches = omni_batches(run)
   state = program.init(codec_values)
   if run.starts:
     state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
     say(run.workdir, said)
-  return _stage(run, 'omni', step=program.step, state=state, batches=batches,
-                flops=step_flops(run.omni, run.budget).model, peak=peak_flops(jax.devices()[0].device_kind),
-                profile=run.config.profile)
+  return _stage(
+    run,
+    'omni',
+    step=program.step,
+    state=state,
+    batches=batches,
+    flops=step_flops(run.omni, run.budget).model,
+    peak=peak_flops(jax.devices()[0].device_kind),
+    profile=run.config.profile,
+  )
 
 
 def train_omni(run: Run) -> None:
@@ -175,9 +257,13 @@ def evaluate(run: Run) -> None:
   processes.disband()
   if jax.process_index():
     return
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False)
+  done = subprocess.run(
+    [sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False
+  )
   if done.returncode:
-    raise UserError(f'evaluation failed with exit code {done.returncode}; its message is above')
+    raise UserError(
+      f'evaluation failed with exit code {done.returncode}; its message is above'
+    )
 
 
 STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
@@ -185,10 +271,14 @@ STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
 
 def _checked(config: Any, workdir: str) -> Run:
   if unknown := [name for name in config.stages if name not in STAGES]:
-    raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}')
+    raise UserError(
+      f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}'
+    )
   if 'evaluate' in config.stages[:-1] and jax.process_count() > 1:
-    raise UserError(f"config.stages={config.stages}: of several processes 'evaluate' is the last stage; the others "
-                    'end with it')
+    raise UserError(
+      f"config.stages={config.stages}: of several processes 'evaluate' is the last stage; the others "
+      'end with it'
+    )
   return Run(config, workdir)
 
 
@@ -207,7 +297,10 @@ def run_all(config: Any, workdir: str) -> None:
       processes.agreed(lambda: None)
     stack.enter_context(jax.set_mesh(run.mesh))
     for name in config.stages:
-      say(workdir, f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}')
+      say(
+        workdir,
+        f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}',
+      )
       STAGES[name](run)
 
 
@@ -221,7 +314,9 @@ def _claimed(stack: contextlib.ExitStack, config: Any, workdir: str) -> list[str
       found = changes.between(stage, about['config'], now)
       if step >= config[stage].steps:  # done: it reads no more data
         found = found._replace(data=[], free=[])
-      said += changes.checked(workdir, stage, step, found, strict=config.get('loader', {}).get('strict', True))
+      said += changes.checked(
+        workdir, stage, step, found, strict=config.get('loader', {}).get('strict', True)
+      )
   return said
 
 

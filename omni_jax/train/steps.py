@@ -14,14 +14,20 @@ ASIDE, UNFINISHED = 'quarantine', '.unfinished'
 
 def listed(folder: epath.Path) -> list[int]:
   """The steps that count, in order."""
-  return [step for step in folders(folder) if (folder / str(step) / manifest.NAME).exists()]
+  return [
+    step for step in folders(folder) if (folder / str(step) / manifest.NAME).exists()
+  ]
 
 
 def folders(folder: epath.Path) -> list[int]:
   """All that have a folder, in order."""
   if not folder.exists():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdecimal() and path.is_dir()
+  )
 
 
 def _mark(folder: epath.Path, step: int) -> epath.Path:
@@ -51,7 +57,11 @@ def remove(folder: epath.Path, step: int) -> None:
 def half_removed(folder: epath.Path) -> list[int]:
   """Steps whose removal did not come to its end, while none is being written."""
   good = listed(folder)
-  return [step for step in folders(folder) if step not in good and _mark(folder, step).exists()]
+  return [
+    step
+    for step in folders(folder)
+    if step not in good and _mark(folder, step).exists()
+  ]
 
 
 def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
@@ -65,7 +75,13 @@ def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
   source, target = folder / str(step), _begun(folder, step)
   if target is None:
     names = [path.name for path in aside(folder)]
-    target = folder / ASIDE / next(name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names)
+    target = (
+      folder
+      / ASIDE
+      / next(
+        name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names
+      )
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     _moving(target).write_text('')
   target.mkdir(exist_ok=True)
@@ -86,8 +102,12 @@ def _moving(target: epath.Path) -> epath.Path:
 
 def _begun(folder: epath.Path, step: int) -> epath.Path | None:
   """Where a process that was killed has put a part of the step."""
-  marks = (folder / ASIDE).glob(f'{step}.*{UNFINISHED}') if (folder / ASIDE).exists() else ()
-  return next((mark.parent / mark.name.removesuffix(UNFINISHED) for mark in marks), None)
+  marks = (
+    (folder / ASIDE).glob(f'{step}.*{UNFINISHED}') if (folder / ASIDE).exists() else ()
+  )
+  return next(
+    (mark.parent / mark.name.removesuffix(UNFINISHED) for mark in marks), None
+  )
 
 
 def aside(folder: epath.Path) -> list[epath.Path]:
@@ -113,18 +133,26 @@ def tidy(folder: epath.Path) -> list[str]:
   """
   said, good = [], listed(folder)
   for step in folders(folder):
-    if step in good and not (_mark(folder, step).exists() and _half_written(folder / str(step))):
+    if step in good and not (
+      _mark(folder, step).exists() and _half_written(folder / str(step))
+    ):
       end(folder, step)
     elif _mark(folder, step).exists():
       remove(folder, step)
       said.append(f'{folder}/{step} was not finished and is removed')
     else:
       why = f'{manifest.NAME} is missing: it was removed, or the step was saved by older code or is half copied'
-      said.append(f'WARNING: {folder}/{step} does not count: {why}; moved to {put_aside(folder, step, why)}')
+      said.append(
+        f'WARNING: {folder}/{step} does not count: {why}; moved to {put_aside(folder, step, why)}'
+      )
   for path in folder.iterdir() if folder.exists() else ():
-    if path.name.endswith(UNFINISHED) and path.name.removesuffix(UNFINISHED).isdecimal():
+    if (
+      path.name.endswith(UNFINISHED) and path.name.removesuffix(UNFINISHED).isdecimal()
+    ):
       end(folder, int(path.name.removesuffix(UNFINISHED)))
   for target in aside(folder):
-    if not (folder / target.name.partition('.')[0]).exists():  # all of it had been moved
+    if not (
+      folder / target.name.partition('.')[0]
+    ).exists():  # all of it had been moved
       _moving(target).unlink(missing_ok=True)
   return said

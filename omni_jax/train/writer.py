@@ -27,7 +27,13 @@ class Writer:
     self._seconds = _spent_before(str(self._metrics))
     self._keep_until(start)
     self._board = SummaryWriter(str(self._folder / 'tensorboard' / stage))
-    self._bar = tqdm(total=steps, initial=start, desc=stage, unit='step', disable=not sys.stderr.isatty())
+    self._bar = tqdm(
+      total=steps,
+      initial=start,
+      desc=stage,
+      unit='step',
+      disable=not sys.stderr.isatty(),
+    )
 
   def __enter__(self) -> 'Writer':
     return self
@@ -38,9 +44,15 @@ class Writer:
 
   def _keep_until(self, start: int) -> None:
     found = _lines(self._metrics)
-    kept = [line for line in found if line and (line['stage'] != self._stage or line['step'] <= start)]
+    kept = [
+      line
+      for line in found
+      if line and (line['stage'] != self._stage or line['step'] <= start)
+    ]
     if len(kept) < len(found):
-      part = self._folder / 'metrics.jsonl.part'  # a process that is killed here loses nothing
+      part = (
+        self._folder / 'metrics.jsonl.part'
+      )  # a process that is killed here loses nothing
       part.write_text(''.join(json.dumps(line) + '\n' for line in kept))
       part.replace(self._metrics)
 
@@ -62,12 +74,23 @@ class Writer:
     for name, value in plain.items():
       if not isinstance(value, list):
         self._board.add_scalar(name, value, step)
-    shown = {name.removeprefix('loss/'): f'{value:.3f}' for name, value in plain.items()
-             if name.startswith(('loss/', 'codec/')) and not isinstance(value, list)}
+    shown = {
+      name.removeprefix('loss/'): f'{value:.3f}'
+      for name, value in plain.items()
+      if name.startswith(('loss/', 'codec/')) and not isinstance(value, list)
+    }
     self._bar.set_postfix(shown, refresh=False)
     if self._bar.disable:
-      say(self._folder, f'{self._stage} step {step}: ' + ' '.join(f'{k}={v}' for k, v in shown.items())
-          + (f" ({plain['speed/steps_per_second']:.2f} steps/s)" if 'speed/steps_per_second' in plain else ''))
+      say(
+        self._folder,
+        f'{self._stage} step {step}: '
+        + ' '.join(f'{k}={v}' for k, v in shown.items())
+        + (
+          f' ({plain["speed/steps_per_second"]:.2f} steps/s)'
+          if 'speed/steps_per_second' in plain
+          else ''
+        ),
+      )
 
 
 class Silent(Writer):
@@ -88,18 +111,26 @@ class Silent(Writer):
 
 def _lines(metrics: epath.Path) -> list[dict[str, Any] | None]:
   """What metrics.jsonl holds; None for a line that a killed process left half-written."""
+
   def whole(line):
     try:
       return json.loads(line)
     except json.JSONDecodeError:
       return None
-  return [whole(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+  return (
+    [whole(line) for line in metrics.read_text().splitlines()]
+    if metrics.exists()
+    else []
+  )
 
 
 @functools.cache
 def _spent_before(metrics: str) -> float:
   """Seconds that earlier processes spent on this run: asked first before this process writes anything."""
-  return max((line['seconds'] for line in _lines(epath.Path(metrics)) if line), default=0.0)
+  return max(
+    (line['seconds'] for line in _lines(epath.Path(metrics)) if line), default=0.0
+  )
 
 
 def say(workdir: Any, text: str) -> None:

@@ -14,7 +14,11 @@ from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.data.media import decode_audio, decode_image, png_bytes, wav_bytes
-from omni_jax.data.records import ArrayRecordExamples, encode_example, write_array_record
+from omni_jax.data.records import (
+  ArrayRecordExamples,
+  encode_example,
+  write_array_record,
+)
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig, RowBudget
 
@@ -31,15 +35,30 @@ def folder(tmp_path_factory):
   for k in range(N):
     (root / f'{k}.png').write_bytes(png_bytes(rng.random((12, 10, 3), np.float32)))
     (root / f'{k}.wav').write_bytes(wav_bytes(rng.uniform(-0.5, 0.5, 3000 + k), 16_000))
-    shown = [{'type': 'image', 'path': f'{k}.png'}, {'type': 'audio', 'path': f'{k}.wav'}]
-    lines.append({'messages': [{'role': 'user', 'content': shown}, {'role': 'assistant', 'content': 'yes'}]})
+    shown = [
+      {'type': 'image', 'path': f'{k}.png'},
+      {'type': 'audio', 'path': f'{k}.wav'},
+    ]
+    lines.append(
+      {
+        'messages': [
+          {'role': 'user', 'content': shown},
+          {'role': 'assistant', 'content': 'yes'},
+        ]
+      }
+    )
   (root / 'train.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   return root
 
 
 @pytest.fixture(scope='module')
 def making(folder):
-  return Making(JsonLines(folder / 'train.jsonl', MEDIA), Tokenizer(TokenizerConfig()), MEDIA, seed=0)
+  return Making(
+    JsonLines(folder / 'train.jsonl', MEDIA),
+    Tokenizer(TokenizerConfig()),
+    MEDIA,
+    seed=0,
+  )
 
 
 def test_the_bare_loop_decodes_the_same_media(folder, making):
@@ -47,9 +66,16 @@ def test_the_bare_loop_decodes_the_same_media(folder, making):
   found = bare.stored(lines, 3)
   assert [medium.kind for medium in found] == ['image', 'audio']
   pixels, wave = bare.decode(found, MEDIA)
-  np.testing.assert_allclose(pixels, decode_image((folder / '3.png').read_bytes(), MEDIA.image), atol=1e-6)
-  np.testing.assert_allclose(wave, decode_audio((folder / '3.wav').read_bytes(), MEDIA.audio), atol=2e-3)
-  write_array_record(folder / 'x.array_record', [encode_example(lines.encoded(k), lines.read_file) for k in range(N)])
+  np.testing.assert_allclose(
+    pixels, decode_image((folder / '3.png').read_bytes(), MEDIA.image), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    wave, decode_audio((folder / '3.wav').read_bytes(), MEDIA.audio), atol=2e-3
+  )
+  write_array_record(
+    folder / 'x.array_record',
+    [encode_example(lines.encoded(k), lines.read_file) for k in range(N)],
+  )
   records = ArrayRecordExamples(folder / 'x.array_record', MEDIA)
   np.testing.assert_array_equal(bare.decode(bare.stored(records, 3), MEDIA)[0], pixels)
   assert bare.stored(range(5), 3) == []
@@ -61,34 +87,77 @@ def test_counts_are_of_the_batches(making):
   again, sum_ = Loader(making, BUDGET, prefetch=0), Counted(0, 0, 0)
   while sum_.examples < 30:
     batch = next(again)
-    sum_ += Counted(sum(len(set(row) - {0}) for row in batch.segment_BL), np.count_nonzero(batch.segment_BL), batch.token_BL.size)
+    sum_ += Counted(
+      sum(len(set(row) - {0}) for row in batch.segment_BL),
+      np.count_nonzero(batch.segment_BL),
+      batch.token_BL.size,
+    )
   assert counted == sum_
 
 
 def test_overhead_and_rates_are_measured(making):
   cost = overhead(lambda: making, BUDGET, 100)
-  assert cost.loader > 0 and cost.bare > 0 and cost.augment == 0 and 0.5 < cost.filled <= 1
+  assert (
+    cost.loader > 0 and cost.bare > 0 and cost.augment == 0 and 0.5 < cost.filled <= 1
+  )
   assert cost.ratio == pytest.approx(cost.loader / cost.bare)
   assert rate(making, BUDGET, workers=0, examples=30).examples > 0
 
 
 def test_a_corpus_is_read_through_and_its_memory_told(tmp_path, making):
   said = []
-  peaks = corpus.measure(str(tmp_path), 0.002, making, RowBudget(rows=2, length=64), said.append)
-  assert set(peaks) == {'tenth', 'whole'} and all(50 < peak < 4000 for peak in peaks.values())
-  records = sum(len(ArrayRecordExamples(path, MEDIA)) for path in tmp_path.glob('*.array_record'))
-  assert said[0].startswith(f'corpus: {records} records, 0.00 GB') and records * 12_000 > 0.9 * 2e6
+  peaks = corpus.measure(
+    str(tmp_path), 0.002, making, RowBudget(rows=2, length=64), said.append
+  )
+  assert set(peaks) == {'tenth', 'whole'} and all(
+    50 < peak < 4000 for peak in peaks.values()
+  )
+  records = sum(
+    len(ArrayRecordExamples(path, MEDIA)) for path in tmp_path.glob('*.array_record')
+  )
+  assert (
+    said[0].startswith(f'corpus: {records} records, 0.00 GB')
+    and records * 12_000 > 0.9 * 2e6
+  )
 
 
 def test_the_command(folder, tmp_path):
-  command = [sys.executable, '-m', 'omni_jax.bench', 'data', f'--config={samples.ROOT}/configs/own_data.py',
-             f'--config.data.root={folder}', '--workers=0', '--examples=100', f'--out={tmp_path}/figures.json']
+  command = [
+    sys.executable,
+    '-m',
+    'omni_jax.bench',
+    'data',
+    f'--config={samples.ROOT}/configs/own_data.py',
+    f'--config.data.root={folder}',
+    '--workers=0',
+    '--examples=100',
+    f'--out={tmp_path}/figures.json',
+  ]
   done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'times the bare' in done.stdout and '0 workers:' in done.stdout
   figures = json.loads((tmp_path / 'figures.json').read_text())
-  assert [one['workers'] for one in figures['rates']] == [0] and figures['overhead']['ratio'] > 1
-  for arguments, said in ((['speed'], 'measure what?'), ([*command[4:6], '--workers=-1'], 'numbers of processes')):
-    done = subprocess.run([sys.executable, '-m', 'omni_jax.bench', *(['data'] if len(arguments) > 1 else []), *arguments],
-                          capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+  assert [one['workers'] for one in figures['rates']] == [0] and figures['overhead'][
+    'ratio'
+  ] > 1
+  for arguments, said in (
+    (['speed'], 'measure what?'),
+    ([*command[4:6], '--workers=-1'], 'numbers of processes'),
+  ):
+    done = subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'omni_jax.bench',
+        *(['data'] if len(arguments) > 1 else []),
+        *arguments,
+      ],
+      capture_output=True,
+      text=True,
+      cwd=tmp_path,
+    )
+    assert (
+      done.returncode == 2
+      and said in done.stderr
+      and len(done.stderr.splitlines()) == 1
+    ), done.stderr

@@ -6,7 +6,9 @@ import pytest
 from omni_jax.compile.groups import parse_groups
 
 
-@pytest.mark.parametrize('text, groups', [
+@pytest.mark.parametrize(
+  'text, groups',
+  [
     ('{{0,1},{2,3}}', [[0, 1], [2, 3]]),
     ('{{0,2,1,3}}', [[0, 2, 1, 3]]),
     ('{}', [[0, 1, 2, 3]]),
@@ -18,7 +20,8 @@ from omni_jax.compile.groups import parse_groups
     ("mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", [[0, 1, 2, 3]]),
     ("mesh['a'=4,'b'=1] {'a':(1)2}", [[0, 2], [1, 3]]),
     ("mesh['a'=4,'b'=1] {'a':(2)2}", [[0, 1], [2, 3]]),
-])
+  ],
+)
 def test_forms(text, groups):
   np.testing.assert_array_equal(parse_groups(text, 4), groups)
 

@@ -16,27 +16,35 @@ from omni_jax.compile.memory import bytes_on_a_device, largest_buffers
 from omni_jax.compile.program import compile_program, Program
 from omni_jax.sharding import make_mesh
 
-needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec('libtpu'),
-                                  reason='libtpu is not installed; pip install "jax[tpu]"')
+needs_libtpu = pytest.mark.skipif(
+  not importlib.util.find_spec('libtpu'),
+  reason='libtpu is not installed; pip install "jax[tpu]"',
+)
 LAYERS, WIDTH = 7, 4096
 
 
 def gradient_program(name, rows):
   """The gradient of a scan that keeps the input of every layer: (LAYERS, rows / 4, WIDTH) of bf16 on each of 4 devices."""
   mesh = make_mesh(dict(data=-1), topology.describe(name).devices)
+
   def loss(x, w):
     body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
     return jax.lax.scan(body, x, w)[0].astype(jnp.float32).sum()
+
   where = functools.partial(NamedSharding, mesh)
   x = jax.ShapeDtypeStruct((rows, WIDTH), jnp.bfloat16, sharding=where(P('data')))
   w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.bfloat16, sharding=where(P()))
-  return mesh, Program(jax.jit(jax.grad(loss, argnums=(0, 1))), {'parameters': w, 'batch': x}, (x, w))
+  return mesh, Program(
+    jax.jit(jax.grad(loss, argnums=(0, 1))), {'parameters': w, 'batch': x}, (x, w)
+  )
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
   _, program = gradient_program('cpu:4', 1024)
   assert bytes_on_a_device(program.arguments['batch']) == 1024 / 4 * WIDTH * 2
-  assert bytes_on_a_device(program.arguments['parameters']) == LAYERS * WIDTH * WIDTH * 2
+  assert (
+    bytes_on_a_device(program.arguments['parameters']) == LAYERS * WIDTH * WIDTH * 2
+  )
 
 
 @needs_libtpu
@@ -48,23 +56,36 @@ def test_saved_inputs_are_the_largest_buffer(rows, fits):
   assert bool(found.refused) != fits
   assert found.memory.largest[0].size == saved and found.memory.peak > saved
   assert (found.memory.peak < 15.75 * GIB) == fits
-  parts = sum(found.memory.kinds.values()) + found.memory.padding + found.memory.results + found.memory.temporaries
+  parts = (
+    sum(found.memory.kinds.values())
+    + found.memory.padding
+    + found.memory.results
+    + found.memory.temporaries
+  )
   assert abs(parts + found.memory.program - found.memory.peak) < 1e6
   if fits:
-    assert cost_of(hlo.parse(found.text)).flops == 4 * LAYERS * 2 * rows / 4 * WIDTH * WIDTH
+    assert (
+      cost_of(hlo.parse(found.text)).flops == 4 * LAYERS * 2 * rows / 4 * WIDTH * WIDTH
+    )
   else:
     assert 'exceeds available HBM (15.75G)' in found.refused
 
 
 def test_buffers_are_read_from_the_assignment():
-  text = ('allocation 0: size 4096, parameter 0, shape |f32[1024]| at ShapeIndex {}:\n'
-          ' value: <1 p @0> (size=4096,offset=0): f32[1024]{0:T(1024)}\n'
-          'allocation 1: size 9000, preallocated-temp:\n'
-          ' value: <2 fusion.1 @0> (size=8192,offset=0): bf16[4096]{0:T(1024)}\n'
-          ' value: <3 while.2{1} (phi) @0> (size=8192,offset=0): bf16[4096]{0}\n'
-          ' value: <4 small @0> (size=512,offset=8192): s32[]\n'
-          'allocation 2: size 100000, color 1, preallocated-temp:\n'
-          ' value: <5 in_vmem @1> (size=100000,offset=0): f32[25000]{0:S(1)}\n')
+  text = (
+    'allocation 0: size 4096, parameter 0, shape |f32[1024]| at ShapeIndex {}:\n'
+    ' value: <1 p @0> (size=4096,offset=0): f32[1024]{0:T(1024)}\n'
+    'allocation 1: size 9000, preallocated-temp:\n'
+    ' value: <2 fusion.1 @0> (size=8192,offset=0): bf16[4096]{0:T(1024)}\n'
+    ' value: <3 while.2{1} (phi) @0> (size=8192,offset=0): bf16[4096]{0}\n'
+    ' value: <4 small @0> (size=512,offset=8192): s32[]\n'
+    'allocation 2: size 100000, color 1, preallocated-temp:\n'
+    ' value: <5 in_vmem @1> (size=100000,offset=0): f32[25000]{0:S(1)}\n'
+  )
   first, second = largest_buffers(text)
-  assert (first.size, first.shapes, first.names) == (8192, 'bf16[4096]', ('fusion.1', 'while.2{1}'))
+  assert (first.size, first.shapes, first.names) == (
+    8192,
+    'bf16[4096]',
+    ('fusion.1', 'while.2{1}'),
+  )
   assert second.names == ('small',)

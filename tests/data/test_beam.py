@@ -23,12 +23,15 @@ from omni_jax.errors import UserError
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'
 HERE = '--runner=FnApiRunner'  # what DirectRunner comes down to, after it has tried to download Prism
-with_beam = pytest.mark.skipif(importlib.util.find_spec('apache_beam') is None,
-                               reason='apache_beam is not in this environment: it has one of its own')
+with_beam = pytest.mark.skipif(
+  importlib.util.find_spec('apache_beam') is None,
+  reason='apache_beam is not in this environment: it has one of its own',
+)
 
 
 class Small(JsonLinesReader):
   """Many pieces of a small file."""
+
   chunk = 4
 
 
@@ -40,15 +43,27 @@ def lines(tmp_path):
   rows = []
   for n in range(14):
     (tmp_path / 'in' / f'{n}.png').write_bytes(png_bytes(rng.random((8, 8, 1))))
-    (tmp_path / 'in' / f'{n}.wav').write_bytes(wav_bytes(rng.uniform(-1, 1, 700 + n), 8000))
-    part = [{'type': 'text', 'text': f'text {n}'}, {'type': 'image', 'path': f'{n}.png'},
-            {'type': 'audio', 'path': f'{n}.wav'}][n % 3]
+    (tmp_path / 'in' / f'{n}.wav').write_bytes(
+      wav_bytes(rng.uniform(-1, 1, 700 + n), 8000)
+    )
+    part = [
+      {'type': 'text', 'text': f'text {n}'},
+      {'type': 'image', 'path': f'{n}.png'},
+      {'type': 'audio', 'path': f'{n}.wav'},
+    ][n % 3]
     rows.append({'id': f'row {n}', 'content': [part]})
   (tmp_path / 'in' / 'cut.png').write_bytes(png_bytes(rng.random((8, 8, 1)))[:40])
-  rows[5:5] = [{'id': 'row 4', 'content': 'in the same piece'}, {'id': 'cut', 'content': [{'type': 'image', 'path': 'cut.png'}]},
-               {'id': 'cut', 'content': [{'type': 'image', 'path': 'none.png'}]}]
-  rows += [{'id': 'row 1', 'content': 'in another piece'}, {'id': 'cut', 'content': 'the first that is good'},
-           {'content': 'x' * 300}, {'id': 'odd', 'contents': []}]
+  rows[5:5] = [
+    {'id': 'row 4', 'content': 'in the same piece'},
+    {'id': 'cut', 'content': [{'type': 'image', 'path': 'cut.png'}]},
+    {'id': 'cut', 'content': [{'type': 'image', 'path': 'none.png'}]},
+  ]
+  rows += [
+    {'id': 'row 1', 'content': 'in another piece'},
+    {'id': 'cut', 'content': 'the first that is good'},
+    {'content': 'x' * 300},
+    {'id': 'odd', 'contents': []},
+  ]
   path = tmp_path / 'in' / 'data.jsonl'
   path.write_text('\n'.join([*map(json.dumps, rows), '{"id": ']))
   return path
@@ -63,7 +78,15 @@ def by_beam(reader, output, options=HERE, shards=3):
 
 
 def here(reader, output, shards=3):
-  return convert(reader, output, shards=shards, workers=1, said='it', timeout=60, log=lambda line: None)
+  return convert(
+    reader,
+    output,
+    shards=shards,
+    workers=1,
+    said='it',
+    timeout=60,
+    log=lambda line: None,
+  )
 
 
 @with_beam
@@ -80,10 +103,19 @@ def test_the_bytes_are_those_of_one_machine(lines, tmp_path, shards):
 @with_beam
 def test_workers_in_processes_of_their_own(lines, tmp_path):
   here(JsonLinesReader(str(lines)), tmp_path / 'local')
-  command.main([f'--input={lines}', f'--output={tmp_path / "beam"}', '--shards=3',
-                f'--beam={HERE} --direct_num_workers=2 --direct_running_mode=multi_processing'])
+  command.main(
+    [
+      f'--input={lines}',
+      f'--output={tmp_path / "beam"}',
+      '--shards=3',
+      f'--beam={HERE} --direct_num_workers=2 --direct_running_mode=multi_processing',
+    ]
+  )
   local, made = files_in(tmp_path / 'local'), files_in(tmp_path / 'beam')
-  assert json.loads(made.pop('manifest.json'))['shards'] == json.loads(local.pop('manifest.json'))['shards']
+  assert (
+    json.loads(made.pop('manifest.json'))['shards']
+    == json.loads(local.pop('manifest.json'))['shards']
+  )
   assert made == local
 
 
@@ -110,7 +142,9 @@ def test_a_pipeline_that_fails_leaves_no_output_and_is_begun_anew(lines, tmp_pat
     by_beam(Fails(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
   (tmp_path / 'out.partial-beam').mkdir(exist_ok=True)
-  (tmp_path / 'out.partial-beam' / 'data-00000-of-00009.array_record').write_bytes(b'of an earlier one')
+  (tmp_path / 'out.partial-beam' / 'data-00000-of-00009.array_record').write_bytes(
+    b'of an earlier one'
+  )
   by_beam(Small(str(lines)), tmp_path / 'out')
   here(Small(str(lines)), tmp_path / 'local')
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'out')
@@ -118,6 +152,7 @@ def test_a_pipeline_that_fails_leaves_no_output_and_is_begun_anew(lines, tmp_pat
 
 class Empty:
   """Nothing that could be used."""
+
   chunk, files = 1, ()
 
   def __len__(self):
@@ -130,7 +165,9 @@ class Empty:
 
 @with_beam
 def test_nothing_usable_and_an_output_that_exists(tmp_path):
-  with pytest.raises(UserError, match='it: no example can be used: 2 x content is neither'):
+  with pytest.raises(
+    UserError, match='it: no example can be used: 2 x content is neither'
+  ):
     by_beam(Empty(), tmp_path / 'out')
   assert not list(tmp_path.iterdir())
   with pytest.raises(UserError, match='exists already'):
@@ -138,10 +175,17 @@ def test_nothing_usable_and_an_output_that_exists(tmp_path):
 
 
 @with_beam
-@pytest.mark.parametrize('options, said', [
-    ('--runner="Direct', 'No closing quotation'), ('', 'among them the runner'), ('runner=X', 'among them the runner'),
-    ('--runners=X', 'among them the runner'), ('--runner=NoSuch', 'Unexpected pipeline runner: NoSuch'),
-    ('--runner=DirectRunner --direct_num_workers=two', "invalid int value: 'two'")])
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    ('--runner="Direct', 'No closing quotation'),
+    ('', 'among them the runner'),
+    ('runner=X', 'among them the runner'),
+    ('--runners=X', 'among them the runner'),
+    ('--runner=NoSuch', 'Unexpected pipeline runner: NoSuch'),
+    ('--runner=DirectRunner --direct_num_workers=two', "invalid int value: 'two'"),
+  ],
+)
 def test_options_that_are_none(lines, tmp_path, options, said):
   with pytest.raises(UserError, match=said):
     by_beam(Small(str(lines)), tmp_path / 'out', options)
@@ -151,13 +195,17 @@ def test_options_that_are_none(lines, tmp_path, options, said):
 @with_beam
 def test_a_folder_that_only_the_workers_see(lines, tmp_path, monkeypatch):
   monkeypatch.setattr(beam, 'write_lists', lambda stats, **_: None)
-  with pytest.raises(UserError, match='out.partial-beam: cannot be read .* this machine and all workers see'):
+  with pytest.raises(
+    UserError,
+    match='out.partial-beam: cannot be read .* this machine and all workers see',
+  ):
     by_beam(Small(str(lines)), tmp_path / 'out')
 
 
 def bucket():
   """A file system of Beam without folders, in which an object appears when its writer is closed; and its objects."""
   from apache_beam.io.filesystem import FileMetadata, FileSystem
+
   objects, renamed = {}, []
 
   class Object(io.BytesIO):
@@ -183,7 +231,11 @@ def bucket():
     last_updated = checksum = copy = metadata = None
 
     def _list(self, prefix):
-      return [FileMetadata(path, len(objects[path])) for path in sorted(objects) if path.startswith(prefix)]
+      return [
+        FileMetadata(path, len(objects[path]))
+        for path in sorted(objects)
+        if path.startswith(prefix)
+      ]
 
     def rename(self, sources, targets):
       for source, target in zip(sources, targets, strict=True):
@@ -200,13 +252,20 @@ def bucket():
 @with_beam
 def test_a_bucket_gets_the_manifest_first(lines, tmp_path):
   kept, objects, renamed = bucket()
-  objects |= {'bucket://b/out.partial-beam/data-00000-of-00003.array_record': b'old', 'bucket://b/output': b'another'}
+  objects |= {
+    'bucket://b/out.partial-beam/data-00000-of-00003.array_record': b'old',
+    'bucket://b/output': b'another',
+  }
   manifest = by_beam(Small(str(lines)), 'bucket://b/out/')
   here(Small(str(lines)), tmp_path / 'local')
   assert objects.pop('bucket://b/output') == b'another'
-  assert {path.removeprefix('bucket://b/out/'): data for path, data in objects.items()} == files_in(tmp_path / 'local')
+  assert {
+    path.removeprefix('bucket://b/out/'): data for path, data in objects.items()
+  } == files_in(tmp_path / 'local')
   final = [path for path in renamed if 'partial' not in path]
-  assert final[0] == 'bucket://b/out/manifest.json' and len(final) == 2 + len(manifest['shards'])
+  assert final[0] == 'bucket://b/out/manifest.json' and len(final) == 2 + len(
+    manifest['shards']
+  )
   with pytest.raises(UserError, match='exists already'):
     by_beam(Small(str(lines)), 'bucket://b/out')
   assert kept.scheme() == 'bucket'
@@ -215,8 +274,16 @@ def test_a_bucket_gets_the_manifest_first(lines, tmp_path):
 def test_without_beam_the_package_is_named(lines, tmp_path, monkeypatch):
   """Also where it is installed: the import is made to fail."""
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
-  with pytest.raises(UserError, match=r"needs the package 'apache_beam'.* pip install 'omni_jax\[beam\]'"):
-    command.main([f'--input={lines}', f'--output={tmp_path / "out"}', '--beam=--runner=DirectRunner'])
+  with pytest.raises(
+    UserError, match=r"needs the package 'apache_beam'.* pip install 'omni_jax\[beam\]'"
+  ):
+    command.main(
+      [
+        f'--input={lines}',
+        f'--output={tmp_path / "out"}',
+        '--beam=--runner=DirectRunner',
+      ]
+    )
   assert not list(tmp_path.glob('out*'))
 
 

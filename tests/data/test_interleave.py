@@ -11,25 +11,44 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import Modality
 
-TOKENIZER = Tokenizer(TokenizerConfig(languages=('en', 'de'), voices=('f1', 'm1'), max_grid=4))
+TOKENIZER = Tokenizer(
+  TokenizerConfig(languages=('en', 'de'), voices=('f1', 'm1'), max_grid=4)
+)
 
 texts = st.builds(text, st.text(st.characters(codec='utf-8'), min_size=1, max_size=8))
-media = st.one_of(st.builds(lambda n: {'type': 'image', 'pixels': np.full((n, 4, 1), n / 8, np.float32)}, st.sampled_from([2, 4, 8])),
-                  st.builds(lambda n: {'type': 'audio', 'wave': np.full(n, 0.1, np.float32)}, st.integers(1, 900)))
+media = st.one_of(
+  st.builds(
+    lambda n: {'type': 'image', 'pixels': np.full((n, 4, 1), n / 8, np.float32)},
+    st.sampled_from([2, 4, 8]),
+  ),
+  st.builds(
+    lambda n: {'type': 'audio', 'wave': np.full(n, 0.1, np.float32)},
+    st.integers(1, 900),
+  ),
+)
 
 
 def content(min_size=0):
   """Parts in any order; neighbouring texts are one text by nature, so there are none."""
-  apart = lambda parts: all(a['type'] != 'text' or b['type'] != 'text' for a, b in zip(parts, parts[1:], strict=False))
+  apart = lambda parts: all(
+    a['type'] != 'text' or b['type'] != 'text'
+    for a, b in zip(parts, parts[1:], strict=False)
+  )
   return st.lists(st.one_of(texts, media), min_size=min_size, max_size=5).filter(apart)
 
 
 users = st.fixed_dictionaries({'role': st.just('user'), 'content': content()})
 assistants = st.fixed_dictionaries(
-    {'role': st.just('assistant'), 'content': content()},
-    optional={'language': st.sampled_from(['en', 'de']), 'task': st.sampled_from(['write', 'draw', 'speak', 'reply']),
-              'voice': st.sampled_from(['f1', 'm1'])})
-chats = st.fixed_dictionaries({'messages': st.lists(st.one_of(users, assistants), min_size=1, max_size=5)})
+  {'role': st.just('assistant'), 'content': content()},
+  optional={
+    'language': st.sampled_from(['en', 'de']),
+    'task': st.sampled_from(['write', 'draw', 'speak', 'reply']),
+    'voice': st.sampled_from(['f1', 'm1']),
+  },
+)
+chats = st.fixed_dictionaries(
+  {'messages': st.lists(st.one_of(users, assistants), min_size=1, max_size=5)}
+)
 plains = st.fixed_dictionaries({'content': content(1)})
 
 
@@ -45,7 +64,9 @@ def comparable(example):
 @settings(max_examples=150)
 @given(st.one_of(chats, plains))
 def test_any_interleaving_comes_back(example):
-  assert comparable(parse(interleave(example, TOKENIZER), TOKENIZER)) == comparable(example)
+  assert comparable(parse(interleave(example, TOKENIZER), TOKENIZER)) == comparable(
+    example
+  )
 
 
 @settings(max_examples=50)
@@ -55,7 +76,9 @@ def test_exactly_what_assistants_say_is_written(example):
   written = [span for span in spans if span.written]
   said = [m for m in example['messages'] if m['role'] == 'assistant']
   parts = [part for m in said for part in m['content']]
-  assert sum(span.modality != Modality.TEXT for span in written) == sum(part['type'] != 'text' for part in parts)
+  assert sum(span.modality != Modality.TEXT for span in written) == sum(
+    part['type'] != 'text' for part in parts
+  )
   ids = [i for span in written for i in span.tokens]
   wanted = []
   for message in said:
@@ -66,19 +89,32 @@ def test_exactly_what_assistants_say_is_written(example):
 
 
 def names(spans):
-  return [TOKENIZER.name(i) or TOKENIZER.decode((i,)) for span in spans for i in span.tokens]
+  return [
+    TOKENIZER.name(i) or TOKENIZER.decode((i,)) for span in spans for i in span.tokens
+  ]
 
 
 def test_the_grammar_is_whispers():
   example = chat('', [text('a')], [text('b')], voice='f1', task='write', language='de')
   assert names(interleave(example, TOKENIZER)) == [
-      'bos', 'user', 'a', 'sot', 'lang:de', 'task:write', 'voice:f1', 'b', 'eot']
+    'bos',
+    'user',
+    'a',
+    'sot',
+    'lang:de',
+    'task:write',
+    'voice:f1',
+    'b',
+    'eot',
+  ]
   assert names(interleave({'content': [text('a')]}, TOKENIZER)) == ['bos', 'a', 'eot']
 
 
 def test_loss_of_a_plain_example_falls_on_all_but_its_first_token():
   first, *rest = interleave({'content': [text('a')]}, TOKENIZER)
-  assert not first.written and len(first.tokens) == 1 and all(span.written for span in rest)
+  assert (
+    not first.written and len(first.tokens) == 1 and all(span.written for span in rest)
+  )
 
 
 @pytest.mark.parametrize('example', examples()[:4], ids=lambda example: example['id'])
@@ -93,14 +129,24 @@ def test_a_prompt_is_the_example_up_to_the_answer(example):
 
 
 def test_neighbouring_texts_are_one_span():
-  spans = interleave(chat('', [text('a'), text('b')], [text('c'), text('d')]), TOKENIZER)
+  spans = interleave(
+    chat('', [text('a'), text('b')], [text('c'), text('d')]), TOKENIZER
+  )
   assert [span.written for span in spans] == [False, True]
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (chat('', [{'type': 'smell'}], [text('a')]), "type 'smell' is unknown; it is one of text, image, audio"),
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    (
+      chat('', [{'type': 'smell'}], [text('a')]),
+      "type 'smell' is unknown; it is one of text, image, audio",
+    ),
     (chat('', [text('a')], [text('b')], language='xx'), '<lang:xx>'),
-    (chat('', [text('a')], [text('b')], voice='nobody'), '<voice:nobody>')], ids=['type', 'language', 'voice'])
+    (chat('', [text('a')], [text('b')], voice='nobody'), '<voice:nobody>'),
+  ],
+  ids=['type', 'language', 'voice'],
+)
 def test_what_the_run_does_not_know_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
     interleave(wrong, TOKENIZER)

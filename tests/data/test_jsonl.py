@@ -16,11 +16,31 @@ from omni_jax.types import ImageConfig, MediaConfig
 MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1))
 PIXELS = (np.arange(16).reshape(4, 4, 1) / 255).astype(np.float32)
 WAVE = (np.arange(100) / 32768).astype(np.float32)
-CHAT = {'messages': [
-    {'role': 'user', 'content': [{'type': 'image', 'path': 'a.png'}, {'type': 'text', 'text': 'what is it?'}]},
-    {'role': 'assistant', 'language': 'de', 'task': 'write', 'voice': 'george',
-     'content': [{'type': 'text', 'text': 'sieben'}, {'type': 'audio', 'path': 'sub/seven.wav'}]}]}
-PLAIN = {'id': 'mine', 'content': [{'type': 'text', 'text': 'größer'}, {'type': 'image', 'path': 'a.png'}]}
+CHAT = {
+  'messages': [
+    {
+      'role': 'user',
+      'content': [
+        {'type': 'image', 'path': 'a.png'},
+        {'type': 'text', 'text': 'what is it?'},
+      ],
+    },
+    {
+      'role': 'assistant',
+      'language': 'de',
+      'task': 'write',
+      'voice': 'george',
+      'content': [
+        {'type': 'text', 'text': 'sieben'},
+        {'type': 'audio', 'path': 'sub/seven.wav'},
+      ],
+    },
+  ]
+}
+PLAIN = {
+  'id': 'mine',
+  'content': [{'type': 'text', 'text': 'größer'}, {'type': 'image', 'path': 'a.png'}],
+}
 
 
 @pytest.fixture
@@ -33,7 +53,12 @@ def folder(tmp_path):
 
 def write(folder, *lines):
   path = folder / 'data.jsonl'
-  path.write_text(''.join((line if isinstance(line, str) else json.dumps(line)) + '\n' for line in lines), 'utf-8')
+  path.write_text(
+    ''.join(
+      (line if isinstance(line, str) else json.dumps(line)) + '\n' for line in lines
+    ),
+    'utf-8',
+  )
   return path
 
 
@@ -45,14 +70,29 @@ def test_chat_form(folder):
   [example] = read(write(folder, CHAT), MEDIA)
   assert example['id'] == 'data.jsonl:1'
   question, answer = example['messages']
-  assert (answer['role'], answer['language'], answer['task'], answer['voice']) == ('assistant', 'de', 'write', 'george')
-  assert set(question) == {'role', 'content'} and question['content'][1] == {'type': 'text', 'text': 'what is it?'}
+  assert (answer['role'], answer['language'], answer['task'], answer['voice']) == (
+    'assistant',
+    'de',
+    'write',
+    'george',
+  )
+  assert set(question) == {'role', 'content'} and question['content'][1] == {
+    'type': 'text',
+    'text': 'what is it?',
+  }
   np.testing.assert_array_equal(question['content'][0]['pixels'], PIXELS)
   np.testing.assert_array_equal(answer['content'][1]['wave'], WAVE)
 
 
 def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
-  path = write(folder, '\ufeff' + json.dumps(PLAIN, ensure_ascii=False), '', '  ', user('hello'), PLAIN | {'id': 7})
+  path = write(
+    folder,
+    '\ufeff' + json.dumps(PLAIN, ensure_ascii=False),
+    '',
+    '  ',
+    user('hello'),
+    PLAIN | {'id': 7},
+  )
   lines = JsonLines(path, MEDIA)
   assert len(lines) == 3
   assert [example['id'] for example in lines] == ['mine', 'data.jsonl:4', '7']
@@ -69,21 +109,35 @@ def test_random_access_is_a_sequence(folder):
       lines[outside]
 
 
-@pytest.mark.parametrize('line, message', [
+@pytest.mark.parametrize(
+  'line, message',
+  [
     ('{"content": "a"', 'not JSON at character'),
     ('[' * 100_000, 'not usable JSON'),
     ('[1]', 'of type list, not an object'),
     ({}, 'exactly one of'),
     ({'content': 'a', 'messages': []}, 'exactly one of'),
-    ({'content': 'a', 'langauge': 'de'}, 'unknown langauge; known are messages, content, id, meta; fields of your own'),
+    (
+      {'content': 'a', 'langauge': 'de'},
+      'unknown langauge; known are messages, content, id, meta; fields of your own',
+    ),
     ({'content': []}, 'neither a string nor a list'),
     ({'content': 'a', 'id': 1.5}, '"id" is 1.5'),
     ({'messages': []}, 'at least one message'),
-    ({'messages': [{'role': 'robot', 'content': 'a'}]}, r"messages\[0\]: role 'robot' is none of user"),
+    (
+      {'messages': [{'role': 'robot', 'content': 'a'}]},
+      r"messages\[0\]: role 'robot' is none of user",
+    ),
     ({'messages': [{'role': 'user'}]}, r'messages\[0\]: without content'),
-    ({'messages': [{'role': 'user', 'content': 'a', 'task': 3}]}, '"task" is of type int'),
+    (
+      {'messages': [{'role': 'user', 'content': 'a', 'task': 3}]},
+      '"task" is of type int',
+    ),
     ({'messages': [{'role': 'user', 'content': 'a', 'voice': ''}]}, 'empty voice'),
-    (user([{'type': 'smell', 'path': 'a'}]), r"content\[0\]: type 'smell' is none of text, image, audio"),
+    (
+      user([{'type': 'smell', 'path': 'a'}]),
+      r"content\[0\]: type 'smell' is none of text, image, audio",
+    ),
     (user([{'type': ['text']}]), 'is none of text'),
     (user([{'type': 'image', 'path': 'a.png', 'alt': 'x'}]), 'unknown alt'),
     (user([{'type': 'image', 'data': 'AAAA'}]), 'without path'),
@@ -95,7 +149,9 @@ def test_random_access_is_a_sequence(folder):
     (user([{'type': 'image', 'path': 'sub\\a.png'}]), 'backslashes'),
     (user([{'type': 'image', 'path': 'a\0.png'}]), 'not a file name'),
     (user([{'type': 'image', 'path': ''}]), 'not a file name'),
-], ids=lambda value: str(value)[:40])
+  ],
+  ids=lambda value: str(value)[:40],
+)
 def test_mistakes_are_named_by_file_and_line(folder, line, message):
   path = write(folder, {'content': 'fine'}, '', line)
   with pytest.raises(UserError, match=rf'data\.jsonl line 3: .*{message}'):
@@ -103,7 +159,10 @@ def test_mistakes_are_named_by_file_and_line(folder, line, message):
 
 
 def test_fields_of_ones_own_go_under_meta(folder):
-  assert read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), MEDIA)[0]['id'] == 'data.jsonl:1'
+  assert (
+    read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), MEDIA)[0]['id']
+    == 'data.jsonl:1'
+  )
 
 
 def test_unusable_files_are_user_errors(folder, monkeypatch):
@@ -122,8 +181,15 @@ def test_unusable_files_are_user_errors(folder, monkeypatch):
 
 def test_bad_media_are_bad_records_on_access_only(folder):
   (folder / 'broken.png').write_bytes(b'not a picture')
-  lines = JsonLines(write(folder, user([{'type': 'image', 'path': 'broken.png'}]),
-                          user([{'type': 'audio', 'path': 'none.wav'}]), CHAT), MEDIA)
+  lines = JsonLines(
+    write(
+      folder,
+      user([{'type': 'image', 'path': 'broken.png'}]),
+      user([{'type': 'audio', 'path': 'none.wav'}]),
+      CHAT,
+    ),
+    MEDIA,
+  )
   for index, reason in ((0, 'broken.png: not an image'), (1, 'none.wav: no such file')):
     with pytest.raises(BadRecord, match=reason) as caught:
       lines[index]
@@ -137,8 +203,16 @@ def test_links_may_not_leave_the_folder(folder, tmp_path_factory):
   os.symlink(outside / 'secret.png', folder / 'link.png')
   os.symlink(outside, folder / 'linked')
   os.symlink('a.png', folder / 'inside.png')
-  lines = JsonLines(write(folder, *[user([{'type': 'image', 'path': path}])
-                                    for path in ('link.png', 'linked/secret.png', 'inside.png')]), MEDIA)
+  lines = JsonLines(
+    write(
+      folder,
+      *[
+        user([{'type': 'image', 'path': path}])
+        for path in ('link.png', 'linked/secret.png', 'inside.png')
+      ],
+    ),
+    MEDIA,
+  )
   for index in (0, 1):
     with pytest.raises(BadRecord, match='link that leaves the folder'):
       lines[index]
@@ -176,6 +250,7 @@ def test_cache_drops_the_least_recently_used():
     def make():
       made.append(name)
       return {'type': 'audio', 'wave': np.zeros(100, np.float32)}
+
     cache.get(('audio', name), make)
 
   for name in 'abacab':  # 400 bytes each: two fit

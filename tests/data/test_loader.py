@@ -40,9 +40,16 @@ class Broken(collections.abc.Sequence):
     return self._items[index]
 
 
-def loader(items, *, seed=0, budget=SCARCE, augment=None, shard=(0, 1), prefetch=2, **config):
-  return Loader(making.Making(items, TOKENIZER, MODEL.media, seed, augment), budget, LoaderConfig(**config), shard=shard,
-                prefetch=prefetch)
+def loader(
+  items, *, seed=0, budget=SCARCE, augment=None, shard=(0, 1), prefetch=2, **config
+):
+  return Loader(
+    making.Making(items, TOKENIZER, MODEL.media, seed, augment),
+    budget,
+    LoaderConfig(**config),
+    shard=shard,
+    prefetch=prefetch,
+  )
 
 
 def mixed(n=40):
@@ -52,7 +59,7 @@ def mixed(n=40):
 
 def words(n):
   """Examples that can be told apart in a batch by their one letter."""
-  return [chat(str(i), [text(chr(0x4e00 + i))], [text('.')]) for i in range(n)]
+  return [chat(str(i), [text(chr(0x4E00 + i))], [text('.')]) for i in range(n)]
 
 
 def letters(batch):
@@ -60,7 +67,9 @@ def letters(batch):
   found = []
   for tokens, segments in zip(batch.token_BL, batch.segment_BL, strict=True):
     for segment in range(1, segments.max() + 1):
-      found.append(ord(TOKENIZER.decode(tuple(tokens[segments == segment].tolist()))[0]) - 0x4e00)
+      found.append(
+        ord(TOKENIZER.decode(tuple(tokens[segments == segment].tolist()))[0]) - 0x4E00
+      )
   return found
 
 
@@ -75,7 +84,9 @@ def test_a_restored_loader_goes_on_bit_for_bit(prefetch):
   for _ in range(3):
     next(first)
   state = first.state()
-  assert json.loads(state)['lanes']['0']['waiting'], 'nothing waits: this test would show too little'
+  assert json.loads(state)['lanes']['0']['waiting'], (
+    'nothing waits: this test would show too little'
+  )
   wanted = [next(first) for _ in range(4)]
   second = loader(mixed(), prefetch=prefetch)
   next(second)
@@ -101,9 +112,14 @@ def epochs(items, wanted, **kwargs):
   return seen
 
 
-@pytest.mark.parametrize('start, count, seed', [(0, 1, 0), (7, 2, 3), (100, 1000, 2**31)])
+@pytest.mark.parametrize(
+  'start, count, seed', [(0, 1, 0), (7, 2, 3), (100, 1000, 2**31)]
+)
 def test_the_order_is_that_of_grain(start, count, seed):
-  ours, theirs = Shuffled(start, count, seed), grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat()
+  ours, theirs = (
+    Shuffled(start, count, seed),
+    grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat(),
+  )
   for number in (*range(3 * count), 10**6, 10**12):
     assert ours[number] == theirs[number]
 
@@ -111,7 +127,9 @@ def test_the_order_is_that_of_grain(start, count, seed):
 def test_every_pass_holds_every_example_in_an_order_of_its_own():
   seen = epochs(words(30), 200)
   counts = collections.Counter(seen)
-  assert len(counts) == 30 and max(counts.values()) - min(counts.values()) <= 2  # those who wait come a batch later
+  assert (
+    len(counts) == 30 and max(counts.values()) - min(counts.values()) <= 2
+  )  # those who wait come a batch later
   assert seen[:30] != seen[30:60]
 
 
@@ -149,7 +167,10 @@ def test_bad_records_are_skipped_and_counted():
 @pytest.mark.parametrize('prefetch', [0, 2])
 def test_too_many_bad_records_stop_the_run(prefetch):
   batches = loader(Broken(words(60), range(0, 60, 3)), prefetch=prefetch)
-  with pytest.raises(UserError, match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; mend the data'):
+  with pytest.raises(
+    UserError,
+    match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; mend the data',
+  ):
     for _ in range(20):
       next(batches)
 
@@ -169,9 +190,17 @@ def test_an_example_that_no_row_holds_is_named_with_both_sizes():
     next(loader([chat('', [text('x' * 200)], [text('y')])], prefetch=0))
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (chat('', [picture(np.random.default_rng(0), 8, 10)], [text('a')]), '8x10x1 does not fit'),
-    (chat('', [text('a')], [text('b')], language='xx'), 'no token <lang:xx>')], ids=['image', 'language'])
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    (
+      chat('', [picture(np.random.default_rng(0), 8, 10)], [text('a')]),
+      '8x10x1 does not fit',
+    ),
+    (chat('', [text('a')], [text('b')], language='xx'), 'no token <lang:xx>'),
+  ],
+  ids=['image', 'language'],
+)
 def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
     next(loader([wrong], prefetch=2))
@@ -182,11 +211,16 @@ FOUR = RowBudget(rows=4, length=96, seen=2, drawn=1, heard_frames=6, spoken_fram
 
 def global_batch(loaders):
   """What the processes make together."""
-  return Batch(*(np.concatenate(parts) for parts in zip(*map(next, loaders), strict=True)))
+  return Batch(
+    *(np.concatenate(parts) for parts in zip(*map(next, loaders), strict=True))
+  )
 
 
 def processes(items, count, **kwargs):
-  return [loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count), **kwargs) for k in range(count)]
+  return [
+    loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count), **kwargs)
+    for k in range(count)
+  ]
 
 
 def test_the_number_of_processes_changes_nothing():
@@ -195,7 +229,9 @@ def test_the_number_of_processes_changes_nothing():
     batch = global_batch(alone)
     assert_equal(global_batch(two), batch)
     assert_equal(global_batch(four), batch)
-  state = Loader.merged([one.state() for one in two])  # of two processes, taken up by one and by four
+  state = Loader.merged(
+    [one.state() for one in two]
+  )  # of two processes, taken up by one and by four
   batch = global_batch(two)
   for count in (1, 4):
     resumed = processes(mixed(), count)
@@ -205,7 +241,9 @@ def test_the_number_of_processes_changes_nothing():
 
 
 def test_lanes_that_do_not_fit_are_refused():
-  with pytest.raises(UserError, match=r'config.loader.lanes=3: 4 rows are cut .* nearest: 1'):
+  with pytest.raises(
+    UserError, match=r'config.loader.lanes=3: 4 rows are cut .* nearest: 1'
+  ):
     loader(mixed(), budget=FOUR, lanes=3)
   with pytest.raises(UserError, match='nearest: 2'):
     loader(mixed(), budget=FOUR, lanes=1, shard=(0, 2))
@@ -238,7 +276,9 @@ class Dies(list):
     os._exit(3)
 
 
-@pytest.mark.parametrize('kind, said', [(Hangs, 'has made nothing for 4 s'), (Dies, 'a data worker has died')])
+@pytest.mark.parametrize(
+  'kind, said', [(Hangs, 'has made nothing for 4 s'), (Dies, 'a data worker has died')]
+)
 def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
   monkeypatch.setattr(making, 'TIMEOUT', 4.0)
   batches = loader(kind(mixed()), prefetch=0, workers=1)
@@ -246,14 +286,23 @@ def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
   try:
     with pytest.raises(UserError, match=said):
       next(batches)
-    assert time.monotonic() - began < 100  # a process takes its time to start where others run
+    assert (
+      time.monotonic() - began < 100
+    )  # a process takes its time to start where others run
   finally:
     batches.close()
 
 
-@pytest.mark.parametrize('change, said', [
-    (dict(items=mixed(39)), r"examples was .*40.*, is .*39"), (dict(seed=1), 'seed was 0, is 1'),
-    (dict(augment=Augment()), 'augment was None'), (dict(budget=BUDGET), 'budget was')], ids=['items', 'seed', 'augment', 'budget'])
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    (dict(items=mixed(39)), r'examples was .*40.*, is .*39'),
+    (dict(seed=1), 'seed was 0, is 1'),
+    (dict(augment=Augment()), 'augment was None'),
+    (dict(budget=BUDGET), 'budget was'),
+  ],
+  ids=['items', 'seed', 'augment', 'budget'],
+)
 def test_other_data_than_those_of_the_state_are_refused(change, said):
   first = loader(mixed(), prefetch=0)
   next(first)
@@ -264,8 +313,12 @@ def test_other_data_than_those_of_the_state_are_refused(change, said):
 
 
 def test_a_mixture_that_ends(tmp_path):
-  both = Mixture({'a': words(6), 'b': words(8)}, {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)})
+  both = Mixture(
+    {'a': words(6), 'b': words(8)}, {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)}
+  )
   batches = loader(both, prefetch=0)
-  with pytest.raises(UserError, match='used up .*give one of config.data.sources no epochs'):
+  with pytest.raises(
+    UserError, match='used up .*give one of config.data.sources no epochs'
+  ):
     for _ in range(20):
       next(batches)

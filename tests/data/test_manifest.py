@@ -9,7 +9,13 @@ from samples import ROOT
 
 from omni_jax.convert import convert
 from omni_jax.data.inputs.jsonl import JsonLinesReader
-from omni_jax.data.manifest import check_tokenizer, manifest_of, SCHEMA, shards_in, ShardStats
+from omni_jax.data.manifest import (
+  check_tokenizer,
+  manifest_of,
+  SCHEMA,
+  shards_in,
+  ShardStats,
+)
 from omni_jax.data.run_check import RunCheck
 from omni_jax.data.sources import check_tokenizers, training_examples
 from omni_jax.errors import UserError
@@ -20,16 +26,28 @@ from omni_jax.types import MediaConfig
 
 def own_data(root='') -> ConfigDict:
   config = runpy.run_path(str(ROOT / 'configs' / 'own_data.py'))['get_config']()
-  config.data.update(dict(source='array_record', root=str(root), train_file='train', eval_file='train'))
+  config.data.update(
+    dict(source='array_record', root=str(root), train_file='train', eval_file='train')
+  )
   return config
 
 
 @pytest.fixture
 def folder(tmp_path):
   """Converted for configs/own_data.py: two shards."""
-  (tmp_path / 'in.jsonl').write_text('\n'.join(json.dumps({'content': f'text {n}'}) for n in range(8)))
-  convert(JsonLinesReader(str(tmp_path / 'in.jsonl')), tmp_path / 'train', shards=2, workers=1, said='it', timeout=60,
-          check=RunCheck.of(own_data()), log=lambda line: None)
+  (tmp_path / 'in.jsonl').write_text(
+    '\n'.join(json.dumps({'content': f'text {n}'}) for n in range(8))
+  )
+  convert(
+    JsonLinesReader(str(tmp_path / 'in.jsonl')),
+    tmp_path / 'train',
+    shards=2,
+    workers=1,
+    said='it',
+    timeout=60,
+    check=RunCheck.of(own_data()),
+    log=lambda line: None,
+  )
   return tmp_path / 'train'
 
 
@@ -64,11 +82,17 @@ def test_shards_that_are_missing_extra_or_of_another_size(folder):
   first, second = sorted(folder.glob('*.array_record'))
   data = second.read_bytes()
   second.write_bytes(data[:-1])
-  with pytest.raises(UserError, match=rf'of another size: {second.name} has {len(data) - 1:,} bytes, not {len(data):,}\): '
-                                      'copy the folder again'):
+  with pytest.raises(
+    UserError,
+    match=rf'of another size: {second.name} has {len(data) - 1:,} bytes, not {len(data):,}\): '
+    'copy the folder again',
+  ):
     opened(folder)
   second.rename(folder / 'other.array_record')
-  with pytest.raises(UserError, match=rf'\(missing: {second.name}; not in the manifest: other.array_record\)'):
+  with pytest.raises(
+    UserError,
+    match=rf'\(missing: {second.name}; not in the manifest: other.array_record\)',
+  ):
     opened(folder)
   first.unlink()
   with pytest.raises(UserError, match=rf'missing: {first.name}, {second.name};'):
@@ -78,17 +102,26 @@ def test_shards_that_are_missing_extra_or_of_another_size(folder):
 def test_many_missing_shards_are_one_line(tmp_path):
   stats = [ShardStats(f'{n}.array_record', 1, 9, '', 0, 0, 0.0, []) for n in range(99)]
   (tmp_path / 'manifest.json').write_text(json.dumps(manifest_of(stats, 'it', None)))
-  with pytest.raises(UserError, match='missing: 0.array_record, 1.array_record, 10.array_record and 96 more'):
+  with pytest.raises(
+    UserError,
+    match='missing: 0.array_record, 1.array_record, 10.array_record and 96 more',
+  ):
     shards_in(str(tmp_path))
 
 
 def test_another_schema(folder):
   changed(folder, schema=SCHEMA + 1)
-  with pytest.raises(UserError, match=f'manifest.json: has schema {SCHEMA + 1}, this version reads {SCHEMA}'):
+  with pytest.raises(
+    UserError,
+    match=f'manifest.json: has schema {SCHEMA + 1}, this version reads {SCHEMA}',
+  ):
     opened(folder)
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"schema": 1}', '{"schema": 1, "shards": [1]}', '"\\ud800"', 'null'])
+@pytest.mark.parametrize(
+  'text',
+  ['{', '[]', '{"schema": 1}', '{"schema": 1, "shards": [1]}', '"\\ud800"', 'null'],
+)
 def test_something_else_under_its_name(folder, text):
   (folder / 'manifest.json').write_text(text)
   with pytest.raises(UserError, match='is not the manifest of a conversion'):
@@ -102,7 +135,9 @@ def test_another_tokenizer_is_refused_before_the_first_stage(folder):
   said = rf'train was converted for the tokenizer {theirs}, this run has {ours}: convert again'
   with pytest.raises(UserError, match=said):
     Run(config, '')
-  mixed = ConfigDict(dict(source='mixture', sources=dict(a=dict(source='text'), b=config.data.to_dict())))
+  mixed = ConfigDict(
+    dict(source='mixture', sources=dict(a=dict(source='text'), b=config.data.to_dict()))
+  )
   with pytest.raises(UserError, match=said):
     check_tokenizers(mixed, RunCheck.of(config).tokenizer)
   for kept in (None, ours):

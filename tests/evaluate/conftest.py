@@ -15,22 +15,43 @@ ENTRIES = 16
 
 
 def config(source='digits', **data):
-  return ml_collections.ConfigDict({
-      'data': {'source': source, 'voices': 2, 'takes': 2, 'rate': RATE, 'seconds': 0.96, **data},
-      'model': {'dtype': 'float32', 'image': {}, 'audio': {}, 'codec': {'entries': ENTRIES}},
-  })
+  return ml_collections.ConfigDict(
+    {
+      'data': {
+        'source': source,
+        'voices': 2,
+        'takes': 2,
+        'rate': RATE,
+        'seconds': 0.96,
+        **data,
+      },
+      'model': {
+        'dtype': 'float32',
+        'image': {},
+        'audio': {},
+        'codec': {'entries': ENTRIES},
+      },
+    }
+  )
 
 
 class FakeOmni:
   """Answers every prompt with real training data of digit + `shift`; `silent` replies hold nothing."""
+
   step = 7
 
   def __init__(self, digits, *, shift=0, silent=False, source='digits', **data):
     self.config = config(source, **data)
     self._digits, self._shift, self._silent = digits, shift, silent
     self._known = {}  # the fake looks up the digit of what it is shown
-    for images, labels in ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)):
-      self._known |= {image.tobytes(): (int(label), '') for image, label in zip(images, labels, strict=True)}
+    for images, labels in (
+      (digits.train_images, digits.train_labels),
+      (digits.test_images, digits.test_labels),
+    ):
+      self._known |= {
+        image.tobytes(): (int(label), '')
+        for image, label in zip(images, labels, strict=True)
+      }
     for clip in [*digits.train_clips, *digits.take_clips, *digits.test_clips]:
       self._known[clip.wave.tobytes()] = (clip.digit, clip.voice)
     self._rng = np.random.default_rng(0)
@@ -43,14 +64,21 @@ class FakeOmni:
     if shown['type'] == 'text':
       digit, voice = name_of(shown['text'], DIGIT_WORDS).digit, ''
     else:
-      digit, voice = self._known[(shown['pixels'] if shown['type'] == 'image' else shown['wave']).tobytes()]
+      digit, voice = self._known[
+        (shown['pixels'] if shown['type'] == 'image' else shown['wave']).tobytes()
+      ]
     digit = (digit + self._shift) % 10
     make = {'text': self._write, 'image': self._draw, 'audio': self._speak}
     kinds = make if want == 'any' else [want]
-    return [make[kind](digit, asked['language'], asked.get('voice') or voice) for kind in kinds]
+    return [
+      make[kind](digit, asked['language'], asked.get('voice') or voice)
+      for kind in kinds
+    ]
 
   def _write(self, digit, language, voice):
-    return SimpleNamespace(type='text', text=DIGIT_WORDS[language][digit], pixels=None, wave=None, rate=None)
+    return SimpleNamespace(
+      type='text', text=DIGIT_WORDS[language][digit], pixels=None, wave=None, rate=None
+    )
 
   def _draw(self, digit, language, voice):
     images = self._digits.test_images[self._digits.test_labels == digit]
@@ -58,15 +86,22 @@ class FakeOmni:
     return SimpleNamespace(type='image', text=None, pixels=chosen, wave=None, rate=None)
 
   def _speak(self, digit, language, voice):
-    clips = [c for c in self._digits.train_clips if (c.digit, c.language) == (digit, language)]
+    clips = [
+      c for c in self._digits.train_clips if (c.digit, c.language) == (digit, language)
+    ]
     clips = [c for c in clips if c.voice == voice] or clips
-    return SimpleNamespace(type='audio', text=None, pixels=None, wave=clips[0].wave, rate=RATE)
+    return SimpleNamespace(
+      type='audio', text=None, pixels=None, wave=clips[0].wave, rate=RATE
+    )
 
   def codec_encode(self, waves):
     return [self._rng.integers(0, ENTRIES, (len(wave) // 640 + 1, 2)) for wave in waves]
 
   def codec_decode(self, codes):
-    return [np.zeros(len(c) * 640, np.float32) + self._rng.normal(0, 0.01, len(c) * 640) for c in codes]
+    return [
+      np.zeros(len(c) * 640, np.float32) + self._rng.normal(0, 0.01, len(c) * 640)
+      for c in codes
+    ]
 
   def loss(self, examples):
     return {'text': 0.5, 'total': 1.25}

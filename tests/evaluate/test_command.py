@@ -19,26 +19,41 @@ from omni_jax.evaluate.runlog import Curve
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(('flags', 'said'), [
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
     (['--workdir=missing'], 'missing: no such folder'),
     (['--workdir=.', '--data=no.jsonl'], 'no.jsonl: no such file'),
     (['--workdir=.', '--follow', '--step=3'], '--follow evaluates every new step'),
     (['--workdir=.', '--sampling=guidance'], '--sampling guidance: give KEY=NUMBER'),
     ([], '--workdir'),
-])
+  ],
+)
 def test_mistakes_are_one_line(tmp_path, flags, said):
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.evaluate', *flags], capture_output=True, text=True,
-                        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
+  done = subprocess.run(
+    [sys.executable, '-m', 'omni_jax.evaluate', *flags],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    check=False,
+  )
   assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
   assert list(tmp_path.iterdir()) == []
 
 
 def test_sampling_of_the_command_goes_before_that_of_the_config(monkeypatch):
   asked = {}
-  config = ConfigDict(dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5))))
+  config = ConfigDict(
+    dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5)))
+  )
   monkeypatch.setattr(omni_jax, 'load', lambda *_, **__: SimpleNamespace(config=config))
-  monkeypatch.setattr(run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling))
-  command.main(['--workdir=.', '--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8'])
+  monkeypatch.setattr(
+    run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling)
+  )
+  command.main(
+    ['--workdir=.', '--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8']
+  )
   assert asked == {'n': 3, 'guidance': 2.5, 'temperature': 0.5, 'dit_steps': 8}
 
 

@@ -12,11 +12,19 @@ from omni_jax.evaluate.prompts import Direction, DIRECTIONS, Material
 
 @pytest.fixture(scope='module')
 def material(digits):
-  return Material(DIGIT_WORDS, digits.test_images, digits.test_labels, digits.test_clips, digits.take_clips)
+  return Material(
+    DIGIT_WORDS,
+    digits.test_images,
+    digits.test_labels,
+    digits.test_clips,
+    digits.take_clips,
+  )
 
 
 def main(direction, material, n=120):
-  return [p for p in prompts.build(direction, material, n=n, seed=0) if p.group == 'main']
+  return [
+    p for p in prompts.build(direction, material, n=n, seed=0) if p.group == 'main'
+  ]
 
 
 @pytest.mark.parametrize('direction', DIRECTIONS, ids=lambda d: d.name)
@@ -38,7 +46,9 @@ def test_the_assistants_turn_is_open(direction, material):
 
 def test_translation_asks_for_another_language(material):
   for prompt in main(Direction('text', 'text'), material):
-    assert DIGIT_WORDS[prompt.language][prompt.digit] != prompt.source['text'] or prompt.source['text'] in ('six',)
+    assert DIGIT_WORDS[prompt.language][prompt.digit] != prompt.source[
+      'text'
+    ] or prompt.source['text'] in ('six',)
 
 
 def test_speech_to_speech_expects_the_voice_it_hears_and_does_not_name_it(material):
@@ -56,11 +66,22 @@ def test_speech_comes_from_unseen_voices_and_again_from_known_ones(material):
   asked = prompts.build(Direction('speech', 'text'), material, n=40, seed=0)
   assert Counter(p.group for p in asked) == {'main': 40, 'known_voices': 20}
   unseen = {clip.wave.tobytes() for clip in material.unseen_voices}
-  assert all((p.source['wave'].tobytes() in unseen) == (p.group == 'main') for p in asked)
+  assert all(
+    (p.source['wave'].tobytes() in unseen) == (p.group == 'main') for p in asked
+  )
 
 
 def test_same_seed_same_prompts(material):
-  a, b, c = (prompts.build(Direction('image', 'text'), material, n=30, seed=seed) for seed in (1, 1, 2))
-  same = [np.array_equal(x.source['pixels'], y.source['pixels']) for x, y in zip(a, b, strict=True)]
-  other = [np.array_equal(x.source['pixels'], y.source['pixels']) for x, y in zip(a, c, strict=True)]
+  a, b, c = (
+    prompts.build(Direction('image', 'text'), material, n=30, seed=seed)
+    for seed in (1, 1, 2)
+  )
+  same = [
+    np.array_equal(x.source['pixels'], y.source['pixels'])
+    for x, y in zip(a, b, strict=True)
+  ]
+  other = [
+    np.array_equal(x.source['pixels'], y.source['pixels'])
+    for x, y in zip(a, c, strict=True)
+  ]
   assert all(same) and not all(other)

@@ -31,7 +31,10 @@ def test_cer_counts_edits_over_reference_characters():
 
 
 def test_exact_match_ignores_case_and_spaces_only():
-  assert text_metrics.exact_match(['One  two', 'one'], ['one two', 'on']) == [True, False]
+  assert text_metrics.exact_match(['One  two', 'one'], ['one two', 'on']) == [
+    True,
+    False,
+  ]
 
 
 def test_wilson_interval_of_known_cases():

@@ -30,18 +30,36 @@ def lines(folder, media, name='train.jsonl'):
   with (folder / name).open('w') as file:
     for medium, data in media.items():
       (folder / medium).write_bytes(data)
-      kind = 'audio' if medium.rpartition('.')[2] in ('wav', 'flac', 'ogg', 'mp3') else 'image'
-      file.write(json.dumps({'id': medium, 'content': [{'type': 'text', 'text': 'a'}, {'type': kind, 'path': medium}]}) + '\n')
+      kind = (
+        'audio'
+        if medium.rpartition('.')[2] in ('wav', 'flac', 'ogg', 'mp3')
+        else 'image'
+      )
+      file.write(
+        json.dumps(
+          {
+            'id': medium,
+            'content': [{'type': 'text', 'text': 'a'}, {'type': kind, 'path': medium}],
+          }
+        )
+        + '\n'
+      )
   return folder / name
 
 
 def loader(examples, budget=TWO, **config):
-  return Loader(Making(examples, Tokenizer(MODEL.tokenizer), MEDIA, 0), budget, LoaderConfig(**config), prefetch=0)
+  return Loader(
+    Making(examples, Tokenizer(MODEL.tokenizer), MEDIA, 0),
+    budget,
+    LoaderConfig(**config),
+    prefetch=0,
+  )
 
 
 def refusal(path):
   """{id: reason} of the examples of a file that cannot be used."""
   from omni_jax.data.media import BadRecord
+
   found, examples = {}, JsonLines(path, MEDIA)
   for k in range(len(examples)):
     try:

@@ -10,7 +10,15 @@ import threading
 
 import numpy as np
 
-WRITES = {'os.remove', 'os.mkdir', 'os.rmdir', 'os.rename', 'os.link', 'os.symlink', 'os.truncate'}
+WRITES = {
+  'os.remove',
+  'os.mkdir',
+  'os.rmdir',
+  'os.rename',
+  'os.link',
+  'os.symlink',
+  'os.truncate',
+}
 
 
 class Crash(BaseException):
@@ -34,7 +42,10 @@ class _Watch:
       return
     if event == 'open':
       path, mode, flags = arguments
-      if isinstance(path, int) or not ((isinstance(mode, str) and set(mode) & set('wax+')) or flags & (os.O_WRONLY | os.O_RDWR)):
+      if isinstance(path, int) or not (
+        (isinstance(mode, str) and set(mode) & set('wax+'))
+        or flags & (os.O_WRONLY | os.O_RDWR)
+      ):
         return
     elif event in WRITES:
       path = arguments[0]
@@ -73,11 +84,13 @@ def watched(folder, *, crash_at=None):
 @contextlib.contextmanager
 def without_rename(monkeypatch):
   """A store as gs:// is: folders cannot be renamed, and a file is copied first and then removed."""
+
   def move(source, target, **_):
     if os.path.isdir(source):
       raise OSError(f'{source}: this store has no folders to rename')
     shutil.copyfile(source, target)
     os.unlink(source)
+
   with monkeypatch.context() as patch:
     for name in ('rename', 'replace', 'renames'):
       patch.setattr(os, name, move)
@@ -96,7 +109,11 @@ def flip(path, rng):
 
 def data_files(step):
   """The files of a step in which Orbax keeps arrays."""
-  return sorted(path for path in pathlib.Path(step).rglob('*') if path.is_file() and path.parent.name == 'd')
+  return sorted(
+    path
+    for path in pathlib.Path(step).rglob('*')
+    if path.is_file() and path.parent.name == 'd'
+  )
 
 
 def pick(files, rng):
@@ -110,8 +127,11 @@ def small_disk(folder, kilobytes):
   """A file system of its own of this size, where this process may mount one (root, as in a container); else None."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  done = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(folder)], check=False,
-                        capture_output=True)
+  done = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(folder)],
+    check=False,
+    capture_output=True,
+  )
   try:
     yield None if done.returncode else folder
   finally:

@@ -10,7 +10,11 @@ import pytest
 
 from omni_jax.train import manifest, steps
 
-SIZE, EVERY, PER_KILL = 256, 3, 45  # a step waits 10 ms for its batch, so a save is always under way
+SIZE, EVERY, PER_KILL = (
+  256,
+  3,
+  45,
+)  # a step waits 10 ms for its batch, so a save is always under way
 
 
 @pytest.fixture(scope='module')
@@ -19,7 +23,12 @@ def kills(request):
 
 
 def arguments(kills):
-  return [f'--steps={PER_KILL * (kills + 1)}', f'--save_every={EVERY}', f'--size={SIZE}', '--pause=0.01']
+  return [
+    f'--steps={PER_KILL * (kills + 1)}',
+    f'--save_every={EVERY}',
+    f'--size={SIZE}',
+    '--pause=0.01',
+  ]
 
 
 def test_fault_01_random_kills_end_in_the_same_bits(tmp_path, kills):
@@ -28,7 +37,10 @@ def test_fault_01_random_kills_end_in_the_same_bits(tmp_path, kills):
   rng, resumed, workdir = np.random.default_rng(time.time_ns()), [], tmp_path / 'killed'
   folder = epath.Path(workdir / 'checkpoints' / 'toy')
   for _ in range(kills):
-    before, process = max(steps.listed(folder), default=0), start(workdir, *arguments(kills))
+    before, process = (
+      max(steps.listed(folder), default=0),
+      start(workdir, *arguments(kills)),
+    )
     while max(steps.listed(folder), default=0) == before and process.poll() is None:
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
@@ -41,7 +53,10 @@ def test_fault_01_random_kills_end_in_the_same_bits(tmp_path, kills):
   assert code == 0 and f'resumed at step {resumed[-1]} of' in out, err
   assert resumed == sorted(resumed) and resumed[-1] > 0
   last = PER_KILL * (kills + 1)
-  ours, theirs = (manifest.read(epath.Path(tmp_path / name / 'checkpoints' / 'toy' / str(last))) for name in ('killed', 'whole'))
+  ours, theirs = (
+    manifest.read(epath.Path(tmp_path / name / 'checkpoints' / 'toy' / str(last)))
+    for name in ('killed', 'whole')
+  )
   assert ours.leaves == theirs.leaves and len(ours.leaves) == 10
   assert logged(workdir) == logged(tmp_path / 'whole')
   assert [line['step'] for line in logged(workdir)] == list(range(1, last + 1))

@@ -26,7 +26,11 @@ def crashed(workdir, crash_at):
   """Saves step 3, which removes step 1; the process ends at that write, if there are so many. Returns the writes."""
   folder = workdir / 'checkpoints'
   checkpoints = Checkpoints(str(workdir), 'toy', keep=2)
-  with watched(folder, crash_at=crash_at) as seen, contextlib.suppress(Crash, SaveFailed), checkpoints:
+  with (
+    watched(folder, crash_at=crash_at) as seen,
+    contextlib.suppress(Crash, SaveFailed),
+    checkpoints,
+  ):
     checkpoints.save(states(3)[0], b'{"next": 3}')
   return list(seen)
 
@@ -38,28 +42,48 @@ def check(workdir):
   like = {'params': fresh().params, 'buffers': fresh().buffers}
   with Checkpoints(str(workdir), 'toy', read_only=True) as checkpoints:
     for step in listed:
-      assert same(checkpoints.restore_model(like, step)[0]['params'], states(step)[0].params)
+      assert same(
+        checkpoints.restore_model(like, step)[0]['params'], states(step)[0].params
+      )
   said = []
   with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
     found = checkpoints.resume(fresh())
     assert steps.listed(folder) == listed and steps.folders(folder) == listed
     assert not list(folder.glob('*.unfinished')) and not steps.aside(folder)
-    assert same(found.state, states(max(listed))[0]) and found.iterator == f'{{"next": {max(listed)}}}'.encode()
+    assert (
+      same(found.state, states(max(listed))[0])
+      and found.iterator == f'{{"next": {max(listed)}}}'.encode()
+    )
     checkpoints.save(states(4)[0], b'{"next": 4}')
   assert max(steps.listed(folder)) == 4
   return listed, said
 
 
 @every_store
-def test_fault_02_and_06_whatever_the_write_at_which_the_process_ends_every_listed_step_is_whole(store, tmp_path, monkeypatch, request):
+def test_fault_02_and_06_whatever_the_write_at_which_the_process_ends_every_listed_step_is_whole(
+  store, tmp_path, monkeypatch, request
+):
   with STORES[store](monkeypatch):
     saved(tmp_path / 'all', 1, 2)
     writes = crashed(tmp_path / 'all', None)
     names = [f'{event} {os.path.basename(path)}' for event, path in writes]
-    order = [next(k for k, name in enumerate(names) if wanted in name) for wanted in ('3.unfinished', 'manifest.json')]
+    order = [
+      next(k for k, name in enumerate(names) if wanted in name)
+      for wanted in ('3.unfinished', 'manifest.json')
+    ]
     assert order == sorted(order) and any('os.rmdir' in name for name in names), names
     # Below the manifest is the end; before it, where Orbax writes, one write is much like the next.
-    some = range(len(writes)) if request.config.getoption('long') else sorted({*range(1, order[1], 12), *range(order[1] - 1, order[1] + 6), *range(order[1] + 6, len(writes), 12)})
+    some = (
+      range(len(writes))
+      if request.config.getoption('long')
+      else sorted(
+        {
+          *range(1, order[1], 12),
+          *range(order[1] - 1, order[1] + 6),
+          *range(order[1] + 6, len(writes), 12),
+        }
+      )
+    )
     outcomes = set()
     for n in some:
       saved(tmp_path / str(n), 1, 2)
@@ -71,21 +95,29 @@ def test_fault_02_and_06_whatever_the_write_at_which_the_process_ends_every_list
 
 
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
-def test_fault_02_a_manifest_of_which_a_killed_process_wrote_a_part_is_no_damage(share, tmp_path):
+def test_fault_02_a_manifest_of_which_a_killed_process_wrote_a_part_is_no_damage(
+  share, tmp_path
+):
   """Creating a file and writing it are two things, and a kill may come between."""
   saved(tmp_path, 1, 2)
   folder = epath.Path(tmp_path / 'checkpoints' / 'toy')
   path, said = folder / '2' / 'manifest.json', []
   whole = path.read_bytes()
-  path.write_bytes(whole[:int(share * len(whole))])
+  path.write_bytes(whole[: int(share * len(whole))])
   steps.begin(folder, 2)
   with Checkpoints(str(tmp_path), 'toy', say=said.append) as checkpoints:
     assert same(checkpoints.resume(fresh()).state, states(1)[0])
-  assert said[0] == f'{folder}/2 was not finished and is removed' and not any('WARNING' in line for line in said)
-  assert steps.folders(folder) == [1] and not list(folder.glob('*.unfinished')) and not steps.aside(folder)
+  assert said[0] == f'{folder}/2 was not finished and is removed' and not any(
+    'WARNING' in line for line in said
+  )
+  assert (
+    steps.folders(folder) == [1]
+    and not list(folder.glob('*.unfinished'))
+    and not steps.aside(folder)
+  )
 
 
-DYING = '''
+DYING = """
 import os, signal
 from faults import toy
 from omni_jax.train import steps
@@ -100,19 +132,25 @@ def dying(*arguments):
   right(*arguments)
 steps.FUNCTION = dying
 toy.main()
-'''
+"""
 
 
 def dying(tmp_path, function, write, after):
   """The small run as a script that kills itself in a function of train/steps.py, after so many calls of one of os."""
   script = tmp_path / 'dying.py'
-  script.write_text(DYING.replace('FUNCTION', function).replace('WRITE', write).replace('AFTER', str(after)))
+  script.write_text(
+    DYING.replace('FUNCTION', function)
+    .replace('WRITE', write)
+    .replace('AFTER', str(after))
+  )
   return script
 
 
 def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   """The real signal, in the middle of the deletion of a folder."""
-  code, _, err = finished(start(tmp_path / 'run', '--steps=8', script=dying(tmp_path, 'remove', 'unlink', 5)))
+  code, _, err = finished(
+    start(tmp_path / 'run', '--steps=8', script=dying(tmp_path, 'remove', 'unlink', 5))
+  )
   assert code == -signal.SIGKILL, err
   folder = epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')
   assert steps.folders(folder)[:3] == [2, 4, 6] and steps.listed(folder)[:2] == [4, 6]
@@ -122,19 +160,28 @@ def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
 
 
 def files_of(folder):
-  return {str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob('*') if path.is_file()}
+  return {
+    str(path.relative_to(folder))
+    for path in pathlib.Path(folder).rglob('*')
+    if path.is_file()
+  }
 
 
 def damaged(workdir):
   """A run of steps 1 and 2, the second with a flipped bit. Returns the names of its files."""
   saved(workdir, 1, 2)
   step = workdir / 'checkpoints' / 'toy' / '2'
-  flip(max(data_files(step / 'model'), key=lambda path: path.stat().st_size), np.random.default_rng(0))
+  flip(
+    max(data_files(step / 'model'), key=lambda path: path.stat().st_size),
+    np.random.default_rng(0),
+  )
   return files_of(step)
 
 
 @every_store
-def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stays_together_and_the_run_goes_on(store, tmp_path, monkeypatch, request):
+def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stays_together_and_the_run_goes_on(
+  store, tmp_path, monkeypatch, request
+):
   """No listed step is partial, and what was begun to be put aside is found in one folder, every file of it."""
   with STORES[store](monkeypatch):
     damaged(tmp_path / 'all')
@@ -142,9 +189,16 @@ def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stay
       resumed(tmp_path / 'all')
     total = len(writes)
     assert total > 20
-    ends = {*range(6), *range(total - 5, total + 1)}  # between them it is one file like the other
+    ends = {
+      *range(6),
+      *range(total - 5, total + 1),
+    }  # between them it is one file like the other
     still_listed = set()
-    for n in range(total + 1) if request.config.getoption('long') else sorted({*ends, *range(6, total, 9)}):
+    for n in (
+      range(total + 1)
+      if request.config.getoption('long')
+      else sorted({*ends, *range(6, total, 9)})
+    ):
       workdir = tmp_path / str(n)
       names = damaged(workdir)
       folder = epath.Path(workdir / 'checkpoints' / 'toy')
@@ -153,11 +207,16 @@ def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stay
       still_listed.add(2 in steps.listed(folder))
       assert 1 in steps.listed(folder)
       if 2 in steps.listed(folder):
-        assert files_of(workdir / 'checkpoints' / 'toy' / '2') == names, 'a step that is listed is all there'
+        assert files_of(workdir / 'checkpoints' / 'toy' / '2') == names, (
+          'a step that is listed is all there'
+        )
       assert same(resumed(workdir)[0].state, states(1)[0])
       assert steps.listed(folder) == steps.folders(folder) == [1]
       (aside,) = steps.aside(folder)
-      assert (files_of(aside) == names | {'why.txt'} and 'has digest' in (aside / 'why.txt').read_text()) or n == total, n
+      assert (
+        files_of(aside) == names | {'why.txt'}
+        and 'has digest' in (aside / 'why.txt').read_text()
+      ) or n == total, n
       assert not list((workdir / 'checkpoints').rglob('*.unfinished')), n
       saved(workdir, 3)
       assert steps.listed(folder) == [1, 3]
@@ -171,24 +230,39 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_put_aside(tmp_path, aft
   assert code == 0, err
   folder = epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')
   names = files_of(tmp_path / 'run' / 'checkpoints' / 'toy' / '4')
-  flip(max(data_files(folder / '4' / 'model'), key=lambda path: path.stat().st_size), np.random.default_rng(0))
-  code, _, err = finished(start(tmp_path / 'run', '--steps=6', script=dying(tmp_path, 'put_aside', 'replace', after)))
+  flip(
+    max(data_files(folder / '4' / 'model'), key=lambda path: path.stat().st_size),
+    np.random.default_rng(0),
+  )
+  code, _, err = finished(
+    start(
+      tmp_path / 'run',
+      '--steps=6',
+      script=dying(tmp_path, 'put_aside', 'replace', after),
+    )
+  )
   assert code == -signal.SIGKILL, err
   assert steps.listed(folder) == [2] and steps.folders(folder) == [2, 4]
   code, out, err = finished(start(tmp_path / 'run', '--steps=6'))
   assert code == 0 and 'resumed at step 2 of 6' in out, err
-  assert steps.listed(folder) == [4, 6] and files_of(folder / 'quarantine' / '4.0') == names | {'why.txt'}
+  assert steps.listed(folder) == [4, 6] and files_of(
+    folder / 'quarantine' / '4.0'
+  ) == names | {'why.txt'}
 
 
-def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_the_next_save(tmp_path, monkeypatch):
+def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_the_next_save(
+  tmp_path, monkeypatch
+):
   """As on NFS, where a reader has a file of it open: the run goes on, and the step does not count."""
   saved(tmp_path, 1, 2)
   rmtree, said, calls = type(epath.Path(tmp_path)).rmtree, [], []
+
   def busy(self, *rest, **options):
     calls.append(self)
     if len(calls) == 1:
       raise OSError(errno.ENOTEMPTY, 'Directory not empty')
     return rmtree(self, *rest, **options)
+
   monkeypatch.setattr(type(epath.Path(tmp_path)), 'rmtree', busy)
   folder = epath.Path(tmp_path / 'checkpoints' / 'toy')
   with Checkpoints(str(tmp_path), 'toy', keep=2, say=said.append) as checkpoints:
@@ -196,7 +270,15 @@ def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_th
       checkpoints.save(one, b'{}')
     assert checkpoints.latest() == 3
     assert steps.listed(folder) == [2, 3] and steps.folders(folder) == [1, 2, 3]
-    assert len(said) == 1 and 'toy/1 cannot be removed now' in said[0] and 'Directory not empty' in said[0]
+    assert (
+      len(said) == 1
+      and 'toy/1 cannot be removed now' in said[0]
+      and 'Directory not empty' in said[0]
+    )
     checkpoints.save(states(4)[0], b'{}')
     assert checkpoints.latest() == 4
-  assert steps.listed(folder) == steps.folders(folder) == [3, 4] and len(said) == 1 and not list(folder.glob('*.unfinished'))
+  assert (
+    steps.listed(folder) == steps.folders(folder) == [3, 4]
+    and len(said) == 1
+    and not list(folder.glob('*.unfinished'))
+  )

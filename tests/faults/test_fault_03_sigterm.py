@@ -24,8 +24,22 @@ def started(workdir, count, *arguments):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  return [start(workdir, *arguments, **(dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(k))
-                                       if count > 1 else {})) for k in range(count)]
+  return [
+    start(
+      workdir,
+      *arguments,
+      **(
+        dict(
+          JAX_COORDINATOR_ADDRESS=address,
+          JAX_NUM_PROCESSES=str(count),
+          JAX_PROCESS_ID=str(k),
+        )
+        if count > 1
+        else {}
+      ),
+    )
+    for k in range(count)
+  ]
 
 
 def whole_run(workdir, count, *arguments):
@@ -40,7 +54,9 @@ def leaves(workdir, step):
 def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   arguments = ['--steps=60', '--save_every=1000', '--pause=0.02']
   processes = started(tmp_path / 'parts', count, *arguments)
-  while len(logged(tmp_path / 'parts')) < 5 and all(process.poll() is None for process in processes):
+  while len(logged(tmp_path / 'parts')) < 5 and all(
+    process.poll() is None for process in processes
+  ):
     time.sleep(0.01)
   processes[-1].send_signal(signal.SIGTERM)
   done = [finished(process) for process in processes]
@@ -48,7 +64,9 @@ def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   (step,) = steps.listed(folder(tmp_path / 'parts'))
   assert step == logged(tmp_path / 'parts')[-1]['step'] and 5 <= step < 60
   done = whole_run(tmp_path / 'parts', count, *arguments)
-  assert [code for code, _, _ in done] == [0] * count and f'resumed at step {step} of 60' in done[0][1], done
+  assert [code for code, _, _ in done] == [
+    0
+  ] * count and f'resumed at step {step} of 60' in done[0][1], done
   done = whole_run(tmp_path / 'whole', count, *arguments)
   assert [code for code, _, _ in done] == [0] * count, done
   assert leaves(tmp_path / 'parts', 60) == leaves(tmp_path / 'whole', 60)
@@ -60,9 +78,16 @@ def test_fault_03_and_04_two_processes_agree_on_the_step_before_a_damaged_one(tm
   arguments = ['--steps=4', '--save_every=2']
   assert [code for code, _, _ in whole_run(tmp_path / 'run', 2, *arguments)] == [0, 0]
   before = leaves(tmp_path / 'run', 4)
-  path = max(data_files(folder(tmp_path / 'run') / '4' / 'model'), key=lambda path: path.stat().st_size)
+  path = max(
+    data_files(folder(tmp_path / 'run') / '4' / 'model'),
+    key=lambda path: path.stat().st_size,
+  )
   flip(path, np.random.default_rng(0))
   (code, out, err), (other, _, _) = whole_run(tmp_path / 'run', 2, *arguments)
   assert (code, other) == (0, 0), err
-  assert out.count('WARNING') == 1 and 'step 2 is used instead' in out and 'resumed at step 2 of 4' in out
+  assert (
+    out.count('WARNING') == 1
+    and 'step 2 is used instead' in out
+    and 'resumed at step 2 of 4' in out
+  )
   assert leaves(tmp_path / 'run', 4) == before

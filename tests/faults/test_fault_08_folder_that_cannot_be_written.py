@@ -28,7 +28,9 @@ def read_only(folder):
 def refused(workdir):
   config = tiny_run()
   config.data.budget.rows = 8
-  with pytest.raises(UserError, match=r'--workdir=.* cannot be written: .*; make room there'):
+  with pytest.raises(
+    UserError, match=r'--workdir=.* cannot be written: .*; make room there'
+  ):
     stages.run_all(config, str(workdir))
 
 
@@ -55,4 +57,7 @@ def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
 
 def test_fault_08_the_probe_leaves_nothing_behind(tmp_path):
   with claimed(str(tmp_path / 'run')):
-    assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints', 'lock'] and not os.listdir(tmp_path / 'run' / 'checkpoints')
+    assert sorted(os.listdir(tmp_path / 'run')) == [
+      'checkpoints',
+      'lock',
+    ] and not os.listdir(tmp_path / 'run' / 'checkpoints')

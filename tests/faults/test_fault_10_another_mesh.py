@@ -14,7 +14,12 @@ from omni_jax.train import state as states
 from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
 
-MESHES = {'1': {}, '8': dict(data=8), '4x2': dict(fsdp=4, tensor=2), '2x2x2': dict(data=2, fsdp=2, expert=2)}
+MESHES = {
+  '1': {},
+  '8': dict(data=8),
+  '4x2': dict(fsdp=4, tensor=2),
+  '2x2x2': dict(data=2, fsdp=2, expert=2),
+}
 
 
 @pytest.fixture(scope='module')
@@ -25,32 +30,56 @@ def model():
 def layout(model, mesh):
   """What the stage gives to the checkpoint: shapes and where they lie."""
   tx = make_optimizer(OptimConfig(), 10)
-  shapes = jax.eval_shape(lambda values: states.init_omni(model, tx, values, seed=0), codec_values(model))
+  shapes = jax.eval_shape(
+    lambda values: states.init_omni(model, tx, values, seed=0), codec_values(model)
+  )
   placed = states.shardings(shapes, param_specs(abstract(model)), mesh)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed
+  )
 
 
 def loader(model):
-  items = [dict(example, id=f'{seed}/{i}') for seed in range(4) for i, example in enumerate(examples(seed))]
-  return Loader(Making(items, Tokenizer(model.tokenizer), model.media, 0), rows(BUDGET, 8), LoaderConfig(lanes=4), prefetch=0)
+  items = [
+    dict(example, id=f'{seed}/{i}')
+    for seed in range(4)
+    for i, example in enumerate(examples(seed))
+  ]
+  return Loader(
+    Making(items, Tokenizer(model.tokenizer), model.media, 0),
+    rows(BUDGET, 8),
+    LoaderConfig(lanes=4),
+    prefetch=0,
+  )
 
 
 @pytest.fixture(scope='module')
 def values(model):
   rng = np.random.default_rng(0)
+
   def noise(x):
-    return rng.standard_normal(x.shape).astype(x.dtype) if x.dtype.kind == 'f' else rng.integers(0, 9, x.shape).astype(x.dtype)
+    return (
+      rng.standard_normal(x.shape).astype(x.dtype)
+      if x.dtype.kind == 'f'
+      else rng.integers(0, 9, x.shape).astype(x.dtype)
+    )
+
   return jax.tree.map(noise, layout(model, make_mesh({})))
 
 
 @pytest.mark.parametrize('source', ['2x2x2', '1'])
-def test_fault_10_every_mesh_restores_the_same_bits_and_batches(model, values, tmp_path, source):
+def test_fault_10_every_mesh_restores_the_same_bits_and_batches(
+  model, values, tmp_path, source
+):
   like = layout(model, make_mesh(MESHES[source]))
   batches = loader(model)
   for _ in range(3):
     next(batches)
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
-    checkpoints.save(jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), values, like), batches.state())
+    checkpoints.save(
+      jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), values, like),
+      batches.state(),
+    )
   following = next(batches)
   for name, sizes in MESHES.items():
     mesh = make_mesh(sizes)
@@ -59,8 +88,16 @@ def test_fault_10_every_mesh_restores_the_same_bits_and_batches(model, values, t
       found = checkpoints.resume(like)
     assert not said
     split = 0
-    for wanted, got, placed in zip(jax.tree.leaves(values), jax.tree.leaves(found.state), jax.tree.leaves(like), strict=True):
-      assert np.asarray(got).tobytes() == wanted.tobytes() and got.sharding == placed.sharding, name
+    for wanted, got, placed in zip(
+      jax.tree.leaves(values),
+      jax.tree.leaves(found.state),
+      jax.tree.leaves(like),
+      strict=True,
+    ):
+      assert (
+        np.asarray(got).tobytes() == wanted.tobytes()
+        and got.sharding == placed.sharding
+      ), name
       split += not got.is_fully_replicated
     assert (split > 20) == ('x' in name), f'{split} arrays are split on {name}'
     again = loader(model)

@@ -11,67 +11,175 @@ from omni_jax.model import main_sizes, OmniConfig
 from omni_jax.train import stages
 
 CASES = {
-    'product': ({'mesh.data': 3}, r"mesh \{'data': 3, .* wants 3 devices, there are 8; set config\.mesh so that the product divides 8"),
-    'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one of them -1'),
-    'rows': ({'data.budget.rows': 12}, r"batch of 12 rows does not divide by 8 devices .*; nearest: 8"),
-    'experts': ({'mesh.data': 1, 'mesh.expert': 8, 'data.budget.rows': 8}, r'config\.model\.decoder\.experts=4 does not divide by config\.mesh\.expert=8; nearest: 8 for .*, 4 for config\.mesh\.expert$'),
-    'groups': ({'model.decoder.kv_heads': 3, 'data.budget.rows': 8}, '2 heads do not divide by 3'),
+  'product': (
+    {'mesh.data': 3},
+    r"mesh \{'data': 3, .* wants 3 devices, there are 8; set config\.mesh so that the product divides 8",
+  ),
+  'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one of them -1'),
+  'rows': (
+    {'data.budget.rows': 12},
+    r'batch of 12 rows does not divide by 8 devices .*; nearest: 8',
+  ),
+  'experts': (
+    {'mesh.data': 1, 'mesh.expert': 8, 'data.budget.rows': 8},
+    r'config\.model\.decoder\.experts=4 does not divide by config\.mesh\.expert=8; nearest: 8 for .*, 4 for config\.mesh\.expert$',
+  ),
+  'groups': (
+    {'model.decoder.kv_heads': 3, 'data.budget.rows': 8},
+    '2 heads do not divide by 3',
+  ),
 }
-KV = {'model.decoder.heads': 4, 'model.decoder.kv_heads': 4}  # as many as devices of the axis that splits heads
-SPLIT = {axis: {'mesh.data': 1, f'mesh.{axis}': 4, 'data.budget.rows': 8} for axis in ('fsdp', 'expert', 'tensor', 'context')}
+KV = {
+  'model.decoder.heads': 4,
+  'model.decoder.kv_heads': 4,
+}  # as many as devices of the axis that splits heads
+SPLIT = {
+  axis: {'mesh.data': 1, f'mesh.{axis}': 4, 'data.budget.rows': 8}
+  for axis in ('fsdp', 'expert', 'tensor', 'context')
+}
 SIZES = {  # axis, another value, where it is said, nearest for the key, nearest for the axis
-    'width': ('fsdp', {'model.decoder.width': 42}, 'model.decoder.width=42', '40 or 44', '3 or 6'),
-    'dit': ('fsdp', {'model.dit.width': 30, 'model.dit.heads': 2}, 'model.dit.width=30', '28 or 32', '3 or 5'),
-    'codec_head': ('fsdp', {'model.codec_head.width': 34}, 'model.codec_head.width=34', '32 or 36', '2 or 17'),
-    'experts': ('expert', {'model.decoder.experts': 6}, 'model.decoder.experts=6', '4 or 8', '3 or 6'),
-    'heads': ('tensor', {'model.decoder.heads': 6, 'model.decoder.kv_heads': 6}, 'model.decoder.heads=6', '4 or 8', '3 or 6'),
-    'expert_hidden': ('tensor', KV | {'model.decoder.expert_hidden': 18}, 'model.decoder.expert_hidden=18', '16 or 20', '3 or 6'),
-    'shared_hidden': ('tensor', KV | {'model.decoder.shared_hidden': 7}, 'model.decoder.shared_hidden=7', '4 or 8', '1 or 7'),
-    'hearing': ('tensor', KV | {'model.audio_embed.hidden': 30}, 'model.audio_embed.hidden=30', '28 or 32', '3 or 5'),
-    'dit_heads': ('tensor', KV | {'model.dit.heads': 2}, 'model.dit.heads=2', '4', '2'),
-    'codec_heads': ('tensor', KV | {'model.dit.heads': 4, 'model.codec_head.heads': 2}, 'model.codec_head.heads=2', '4', '2'),
-    'entries': ('tensor', KV | {'model.dit.heads': 4, 'model.codec_head.heads': 4, 'model.codec.entries': 30}, 'model.codec.entries=30', '28 or 32', '3 or 5'),
-    'length': ('context', {'data.budget.length': 90}, 'data.budget.length=90', '88 or 92', '3 or 5'),
+  'width': (
+    'fsdp',
+    {'model.decoder.width': 42},
+    'model.decoder.width=42',
+    '40 or 44',
+    '3 or 6',
+  ),
+  'dit': (
+    'fsdp',
+    {'model.dit.width': 30, 'model.dit.heads': 2},
+    'model.dit.width=30',
+    '28 or 32',
+    '3 or 5',
+  ),
+  'codec_head': (
+    'fsdp',
+    {'model.codec_head.width': 34},
+    'model.codec_head.width=34',
+    '32 or 36',
+    '2 or 17',
+  ),
+  'experts': (
+    'expert',
+    {'model.decoder.experts': 6},
+    'model.decoder.experts=6',
+    '4 or 8',
+    '3 or 6',
+  ),
+  'heads': (
+    'tensor',
+    {'model.decoder.heads': 6, 'model.decoder.kv_heads': 6},
+    'model.decoder.heads=6',
+    '4 or 8',
+    '3 or 6',
+  ),
+  'expert_hidden': (
+    'tensor',
+    KV | {'model.decoder.expert_hidden': 18},
+    'model.decoder.expert_hidden=18',
+    '16 or 20',
+    '3 or 6',
+  ),
+  'shared_hidden': (
+    'tensor',
+    KV | {'model.decoder.shared_hidden': 7},
+    'model.decoder.shared_hidden=7',
+    '4 or 8',
+    '1 or 7',
+  ),
+  'hearing': (
+    'tensor',
+    KV | {'model.audio_embed.hidden': 30},
+    'model.audio_embed.hidden=30',
+    '28 or 32',
+    '3 or 5',
+  ),
+  'dit_heads': ('tensor', KV | {'model.dit.heads': 2}, 'model.dit.heads=2', '4', '2'),
+  'codec_heads': (
+    'tensor',
+    KV | {'model.dit.heads': 4, 'model.codec_head.heads': 2},
+    'model.codec_head.heads=2',
+    '4',
+    '2',
+  ),
+  'entries': (
+    'tensor',
+    KV | {'model.dit.heads': 4, 'model.codec_head.heads': 4, 'model.codec.entries': 30},
+    'model.codec.entries=30',
+    '28 or 32',
+    '3 or 5',
+  ),
+  'length': (
+    'context',
+    {'data.budget.length': 90},
+    'data.budget.length=90',
+    '88 or 92',
+    '3 or 5',
+  ),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_fault_11_what_does_not_divide_is_refused_before_compilation(tmp_path, monkeypatch, case):
+def test_fault_11_what_does_not_divide_is_refused_before_compilation(
+  tmp_path, monkeypatch, case
+):
   refused(tmp_path, monkeypatch, *CASES[case])
 
 
 @pytest.mark.parametrize('case', SIZES)
-def test_fault_11_a_size_that_its_axis_does_not_divide_is_refused_with_the_nearest_that_fit(tmp_path, monkeypatch, case):
+def test_fault_11_a_size_that_its_axis_does_not_divide_is_refused_with_the_nearest_that_fit(
+  tmp_path, monkeypatch, case
+):
   """Not replicated in silence on every device."""
   axis, values, said, sizes, splits = SIZES[case]
   key = said.partition('=')[0]
-  refused(tmp_path, monkeypatch, SPLIT[axis] | values, rf'config\.{said} does not divide by config\.mesh\.{axis}=4; '
-          rf'nearest: {sizes} for config\.{key}, {splits} for config\.mesh\.{axis}$')
+  refused(
+    tmp_path,
+    monkeypatch,
+    SPLIT[axis] | values,
+    rf'config\.{said} does not divide by config\.mesh\.{axis}=4; '
+    rf'nearest: {sizes} for config\.{key}, {splits} for config\.mesh\.{axis}$',
+  )
 
 
 def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
   """And the nearest sizes that a message names are taken: said of every main size of the default network."""
   sizes = [*main_sizes(tiny_model()), ('config.data.budget.length', 96, 'length')]
-  checked = {name for _, _, axis in sizes for name in sharding.said(axis).replace('config.mesh.', '').split(' x ')}
-  assert checked | {'data'} == set(sharding.AXES)  # rows are split over data, and check_divides sees to them
+  checked = {
+    name
+    for _, _, axis in sizes
+    for name in sharding.said(axis).replace('config.mesh.', '').split(' x ')
+  }
+  assert checked | {'data'} == set(
+    sharding.AXES
+  )  # rows are split over data, and check_divides sees to them
   for key, size, axis in sizes:
     names = sharding.said(axis)
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:
       sharding.check_sizes(mesh, [(key, size, axis)])
     except UserError as error:
-      fits, splits = ([int(n) for n in part.split(' for ')[0].split(' or ')] for part in str(error).rpartition('nearest: ')[2].split(', '))
-      assert all(n % 8 == 0 and abs(n - size) < 8 for n in fits) and all(size % n == 0 for n in splits)
+      fits, splits = (
+        [int(n) for n in part.split(' for ')[0].split(' or ')]
+        for part in str(error).rpartition('nearest: ')[2].split(', ')
+      )
+      assert all(n % 8 == 0 and abs(n - size) < 8 for n in fits) and all(
+        size % n == 0 for n in splits
+      )
       sharding.check_sizes(mesh, [(key, n, axis) for n in fits])
     else:
       assert size % 8 == 0
 
 
 @pytest.mark.parametrize('tensor', [1, 2])
-def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(tmp_path, tensor):
+def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(
+  tmp_path, tensor
+):
   config = tiny_run()
   config.model.decoder.update(dict(heads=2, kv_heads=2))
-  config.model.tokenizer.voices = config.model.tokenizer.voices + (('extra',) if vocab_size(config) % 2 == 0 else ())
+  config.model.tokenizer.voices = config.model.tokenizer.voices + (
+    ('extra',) if vocab_size(config) % 2 == 0 else ()
+  )
   config.mesh.update(dict(data=1, tensor=tensor))
   assert vocab_size(config) % 2
   (tmp_path / 'run').mkdir()
@@ -81,7 +189,9 @@ def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(tmp_p
   stage.batches.close()
   log = tmp_path / 'run' / 'log.txt'
   said = log.read_text() if log.exists() else ''
-  assert said.count('does not divide by config.mesh.tensor=2; every device keeps all of it') == (tensor == 2)
+  assert said.count(
+    'does not divide by config.mesh.tensor=2; every device keeps all of it'
+  ) == (tensor == 2)
   table = stage.state.params['text_embed']['tokens']['table']
   assert table.is_fully_replicated and table.shape[0] == vocab_size(config)
 
@@ -93,6 +203,7 @@ def vocab_size(config):
 def refused(tmp_path, monkeypatch, values, said):
   def compiled(*_, **__):
     raise AssertionError('compiled')
+
   config = tiny_run()
   for name, value in values.items():
     config.update_from_flattened_dict({name: value})

@@ -18,27 +18,61 @@ from omni_jax.errors import UserError
 from omni_jax.train.__main__ import read_config
 
 CONFIG = f'--config={ROOT}/configs/tiny.py'
-CASES = {'typo': (['--config.omni.stepz=3'], 'Did you mean'), 'type': (['--config.omni.optim.lr=fast'], 'fast'),
-         'preset': (['--config.data.source=digit'], "one of ['array_record'")}
+CASES = {
+  'typo': (['--config.omni.stepz=3'], 'Did you mean'),
+  'type': (['--config.omni.optim.lr=fast'], 'fast'),
+  'preset': (['--config.data.source=digit'], "one of ['array_record'"),
+}
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_fault_12_the_command_says_one_line_and_makes_no_folder(tmp_path, case):
   arguments, said = CASES[case]
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.train', CONFIG, f'--workdir={tmp_path}/run', *arguments], check=False,
-                        env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, cwd=tmp_path)
-  assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr, done.stderr
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'omni_jax.train',
+      CONFIG,
+      f'--workdir={tmp_path}/run',
+      *arguments,
+    ],
+    check=False,
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+  )
+  assert (
+    done.returncode == 2
+    and done.stderr.count('\n') == 1
+    and 'Traceback' not in done.stderr
+  ), done.stderr
   assert said.lower() in done.stderr.lower() and not os.listdir(tmp_path), done.stderr
 
 
-NAMES = sorted(tiny_run().to_dict()) + ['omni.steps', 'omni.optim.lr', 'model.dtype', 'stages', 'mesh.data', 'data.budget.rows']
+NAMES = sorted(tiny_run().to_dict()) + [
+  'omni.steps',
+  'omni.optim.lr',
+  'model.dtype',
+  'stages',
+  'mesh.data',
+  'data.budget.rows',
+]
 
 
 @hypothesis.settings(max_examples=80)
-@hypothesis.given(st.one_of(st.sampled_from(NAMES), st.text(max_size=12)), st.text(max_size=20))
+@hypothesis.given(
+  st.one_of(st.sampled_from(NAMES), st.text(max_size=12)), st.text(max_size=20)
+)
 def test_fault_12_any_override_is_taken_or_a_user_error(name, value):
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=(arguments := ['train', CONFIG, f'--config.{name}={value}']))
+  config_flags.DEFINE_config_file(
+    'config',
+    lock_config=True,
+    flag_values=values,
+    sys_argv=(arguments := ['train', CONFIG, f'--config.{name}={value}']),
+  )
   try:
     read_config(values, arguments)
   except UserError as error:

@@ -12,10 +12,10 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 
 DATA = {
-    'seed': ({'seed': 1}, 'seed was 0, is 1'),
-    'batch': ({'data.budget.rows': 16}, 'data.budget.rows was 8, is 16'),
-    'weights': ({'data.recipes.reply': 0.5}, 'data.recipes.reply was 0.04, is 0.5'),
-    'source': ({'data.voices': 1}, 'data.voices was 2, is 1'),
+  'seed': ({'seed': 1}, 'seed was 0, is 1'),
+  'batch': ({'data.budget.rows': 16}, 'data.budget.rows was 8, is 16'),
+  'weights': ({'data.recipes.reply': 0.5}, 'data.recipes.reply was 0.04, is 0.5'),
+  'source': ({'data.voices': 1}, 'data.voices was 2, is 1'),
 }
 
 
@@ -24,7 +24,9 @@ def test_fault_14_other_data_are_refused_unless_loader_strict_is_off(run, case):
   values, said = DATA[case]
   with pytest.raises(UserError, match='of another run') as raised:
     run(values)
-  assert said in str(raised.value) and '--config.loader.strict=False goes on' in str(raised.value)
+  assert said in str(raised.value) and '--config.loader.strict=False goes on' in str(
+    raised.value
+  )
   assert said in run(values | {'loader.strict': False})
 
 
@@ -36,11 +38,21 @@ def test_fault_14_the_tokenizer_is_refused_even_so(run):  # noqa: F811
 def test_fault_14_the_data_have_a_fingerprint_of_their_own():
   """Where no config tells: examples that were removed."""
   model = tiny_model()
+
   def loader(n, **config):
     items = [dict(example, id=str(i)) for i, example in enumerate(examples(0)[:n])]
-    return Loader(Making(items, Tokenizer(model.tokenizer), model.media, 0), rows(BUDGET, 2), LoaderConfig(**config), prefetch=0)
+    return Loader(
+      Making(items, Tokenizer(model.tokenizer), model.media, 0),
+      rows(BUDGET, 2),
+      LoaderConfig(**config),
+      prefetch=0,
+    )
+
   state = loader(5).state()
-  with pytest.raises(UserError, match=r'the data are not those of the checkpoint: examples was .*, is .*strict=False'):
+  with pytest.raises(
+    UserError,
+    match=r'the data are not those of the checkpoint: examples was .*, is .*strict=False',
+  ):
     loader(4).restore(state)
   loader(4, strict=False).restore(state)
   assert json.loads(state)['of']

@@ -12,20 +12,25 @@ from samples import ROOT
 from omni_jax.errors import UserError
 from omni_jax.train.claim import claimed
 
-HOLDER = '''
+HOLDER = """
 import sys
 from omni_jax.train.claim import claimed
 with claimed(sys.argv[1]):
   print('mine', flush=True)
   sys.stdin.read()
-'''
+"""
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
 
 @pytest.fixture
 def holder(tmp_path):
-  process = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path / 'run')], env=ENVIRONMENT, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLDER, str(tmp_path / 'run')],
+    env=ENVIRONMENT,
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
   assert process.stdout.readline() == 'mine\n'
   yield process
   process.kill()
@@ -35,7 +40,13 @@ def holder(tmp_path):
 def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder):
   workdir = str(tmp_path / 'run')
   for _ in range(2):
-    with pytest.raises(UserError, match=rf'is in use by another trainer \(.*"pid": {holder.pid}.*take another --workdir'), claimed(workdir):
+    with (
+      pytest.raises(
+        UserError,
+        match=rf'is in use by another trainer \(.*"pid": {holder.pid}.*take another --workdir',
+      ),
+      claimed(workdir),
+    ):
       pass
   holder.send_signal(signal.SIGKILL)
   holder.wait()
@@ -45,15 +56,41 @@ def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder
     pass
 
 
-def test_fault_26_the_command_is_refused_in_one_line_and_touches_nothing(tmp_path, holder):
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.train', f'--config={ROOT}/configs/tiny.py', f'--workdir={tmp_path}/run'],
-                        env=ENVIRONMENT, capture_output=True, text=True, check=False, cwd=tmp_path)
-  assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'is in use by another trainer' in done.stderr, done.stderr
-  assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints', 'lock'] and not os.listdir(tmp_path / 'run' / 'checkpoints')
+def test_fault_26_the_command_is_refused_in_one_line_and_touches_nothing(
+  tmp_path, holder
+):
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'omni_jax.train',
+      f'--config={ROOT}/configs/tiny.py',
+      f'--workdir={tmp_path}/run',
+    ],
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=tmp_path,
+  )
+  assert (
+    done.returncode == 2
+    and done.stderr.count('\n') == 1
+    and 'is in use by another trainer' in done.stderr
+  ), done.stderr
+  assert sorted(os.listdir(tmp_path / 'run')) == [
+    'checkpoints',
+    'lock',
+  ] and not os.listdir(tmp_path / 'run' / 'checkpoints')
 
 
-def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(tmp_path, monkeypatch):
+def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
+  tmp_path, monkeypatch
+):
   from omni_jax.train import claim
+
   monkeypatch.setattr(claim, 'is_local', lambda path: False)
   with claimed(str(tmp_path)), claimed(str(tmp_path)):
-    assert (tmp_path / 'log.txt').read_text().count('cannot be locked: see to it that no other process trains there') == 2
+    assert (tmp_path / 'log.txt').read_text().count(
+      'cannot be locked: see to it that no other process trains there'
+    ) == 2

@@ -46,4 +46,10 @@ def omni(workdir) -> Omni:
 @pytest.fixture(scope='session')
 def noise_in_decoder(tmp_path_factory) -> Omni:
   """The baseline without a DiT."""
-  return load(str(untrained(tmp_path_factory.mktemp('noise_in_decoder'), denoiser='decoder', noises=1)))
+  return load(
+    str(
+      untrained(
+        tmp_path_factory.mktemp('noise_in_decoder'), denoiser='decoder', noises=1
+      )
+    )
+  )

@@ -27,16 +27,27 @@ def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
   (tmp_path / 'a.png').write_bytes(png_bytes(np.full((8, 8, 1), 0.5, np.float32)))
   for want, suffix in (('image', 'png'), ('audio', 'wav'), ('text', None)):
     out = tmp_path / want
-    call(monkeypatch, f'--workdir={workdir}', f'--image={tmp_path}/a.png', '--prompt=q', f'--want={want}',
-         f'--out={out}', '--n=2', '--temperature=1', '--seed=4')
+    call(
+      monkeypatch,
+      f'--workdir={workdir}',
+      f'--image={tmp_path}/a.png',
+      '--prompt=q',
+      f'--want={want}',
+      f'--out={out}',
+      '--n=2',
+      '--temperature=1',
+      '--seed=4',
+    )
     replies = json.loads((out / 'replies.json').read_text())['replies']
     assert len(replies) == 2
     for reply in replies:
-      part, = reply['content']
+      (part,) = reply['content']
       assert part['type'] == want
       if suffix == 'png':
         with Image.open(out / part['path']) as picture:
-          assert all(side in (2, 4, 6, 8) for side in picture.size)  # whole patches, any number of them
+          assert all(
+            side in (2, 4, 6, 8) for side in picture.size
+          )  # whole patches, any number of them
       elif suffix == 'wav':
         wave, rate = soundfile.read(out / part['path'])
         assert rate == 8000 and len(wave) % 640 == 0 and len(wave)
@@ -44,11 +55,24 @@ def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
 
 def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
   (tmp_path / 'a.wav').write_bytes(wav_bytes(np.zeros(1000, np.float32), 8000))
-  messages = [{'role': 'user', 'content': [{'type': 'audio', 'path': 'a.wav'}]},
-              {'role': 'assistant', 'language': 'de', 'content': []}]
+  messages = [
+    {'role': 'user', 'content': [{'type': 'audio', 'path': 'a.wav'}]},
+    {'role': 'assistant', 'language': 'de', 'content': []},
+  ]
   (tmp_path / 'p.json').write_text(json.dumps({'messages': messages}))
-  call(monkeypatch, f'--workdir={workdir}', f'--prompt={tmp_path}/p.json', '--want=text', f'--out={tmp_path}/o')
-  assert json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies'][0]['content'][0]['type'] == 'text'
+  call(
+    monkeypatch,
+    f'--workdir={workdir}',
+    f'--prompt={tmp_path}/p.json',
+    '--want=text',
+    f'--out={tmp_path}/o',
+  )
+  assert (
+    json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies'][0]['content'][
+      0
+    ]['type']
+    == 'text'
+  )
 
 
 def other_shape(workdir, tmp_path):
@@ -66,26 +90,52 @@ def broken(tmp_path, name):
 
 
 MISTAKES = {
-    'no run there': (lambda w, t: [f'--workdir={t}', '--prompt=a'], 'config.json'),
-    'no such step': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--step=77'], '77'),
-    'checkpoint of another shape': (other_shape, 'width|another model'),
-    'unknown want': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--want=smell'], 'smell'),
-    'nothing asked': (lambda w, t: [f'--workdir={w}'], 'empty'),
-    'no such image': (lambda w, t: [f'--workdir={w}', f'--image={t}/no.png'], 'no.png'),
-    'unreadable image': (lambda w, t: [f'--workdir={w}', f'--image={broken(t, "a.png")}'], 'a.png'),
-    'unreadable sound': (lambda w, t: [f'--workdir={w}', f'--audio={broken(t, "a.wav")}'], 'a.wav'),
-    'no such prompt file': (lambda w, t: [f'--workdir={w}', f'--prompt={t}/no.json'], 'no.json'),
-    'prompt file that is no JSON': (lambda w, t: [f'--workdir={w}', f'--prompt={broken(t, "p.json")}'], 'p.json'),
-    'prompt longer than the context': (lambda w, t: [f'--workdir={w}', f'--prompt={"x" * 300}'], 'context'),
-    'video': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--video=v.mp4'], 'video'),
-    'unknown language': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--language=tlh'], 'tlh'),
-    'unknown flag': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--colour=red'], 'colour'),
-    'wrong type': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--seed=one'], 'seed'),
+  'no run there': (lambda w, t: [f'--workdir={t}', '--prompt=a'], 'config.json'),
+  'no such step': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--step=77'], '77'),
+  'checkpoint of another shape': (other_shape, 'width|another model'),
+  'unknown want': (
+    lambda w, t: [f'--workdir={w}', '--prompt=a', '--want=smell'],
+    'smell',
+  ),
+  'nothing asked': (lambda w, t: [f'--workdir={w}'], 'empty'),
+  'no such image': (lambda w, t: [f'--workdir={w}', f'--image={t}/no.png'], 'no.png'),
+  'unreadable image': (
+    lambda w, t: [f'--workdir={w}', f'--image={broken(t, "a.png")}'],
+    'a.png',
+  ),
+  'unreadable sound': (
+    lambda w, t: [f'--workdir={w}', f'--audio={broken(t, "a.wav")}'],
+    'a.wav',
+  ),
+  'no such prompt file': (
+    lambda w, t: [f'--workdir={w}', f'--prompt={t}/no.json'],
+    'no.json',
+  ),
+  'prompt file that is no JSON': (
+    lambda w, t: [f'--workdir={w}', f'--prompt={broken(t, "p.json")}'],
+    'p.json',
+  ),
+  'prompt longer than the context': (
+    lambda w, t: [f'--workdir={w}', f'--prompt={"x" * 300}'],
+    'context',
+  ),
+  'video': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--video=v.mp4'], 'video'),
+  'unknown language': (
+    lambda w, t: [f'--workdir={w}', '--prompt=a', '--language=tlh'],
+    'tlh',
+  ),
+  'unknown flag': (
+    lambda w, t: [f'--workdir={w}', '--prompt=a', '--colour=red'],
+    'colour',
+  ),
+  'wrong type': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--seed=one'], 'seed'),
 }
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_mistake_is_one_clear_line_and_leaves_nothing(monkeypatch, workdir, tmp_path, name):
+def test_mistake_is_one_clear_line_and_leaves_nothing(
+  monkeypatch, workdir, tmp_path, name
+):
   make, named = MISTAKES[name]
   with pytest.raises(UserError, match=named):
     call(monkeypatch, *make(workdir, tmp_path), f'--out={tmp_path}/out')
@@ -93,7 +143,19 @@ def test_mistake_is_one_clear_line_and_leaves_nothing(monkeypatch, workdir, tmp_
 
 
 def test_exit_code_and_line(tmp_path):
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.generate', f'--workdir={tmp_path}', '--prompt=a',
-                         f'--out={tmp_path}/out'], capture_output=True, text=True)
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'omni_jax.generate',
+      f'--workdir={tmp_path}',
+      '--prompt=a',
+      f'--out={tmp_path}/out',
+    ],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 2
-  assert done.stderr.startswith('error:') and len(done.stderr.splitlines()) == 1, done.stderr
+  assert done.stderr.startswith('error:') and len(done.stderr.splitlines()) == 1, (
+    done.stderr
+  )

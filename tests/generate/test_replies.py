@@ -37,17 +37,30 @@ def a_sound(seed=0):
 
 def same(left, right) -> bool:
   assert [part.type for part in left] == [part.type for part in right]
-  return all(a.text == b.text and (a.pixels is None or np.allclose(a.pixels, b.pixels, atol=1e-5))
-             and (a.wave is None or np.allclose(a.wave, b.wave, atol=1e-5)) for a, b in zip(left, right, strict=True))
+  return all(
+    a.text == b.text
+    and (a.pixels is None or np.allclose(a.pixels, b.pixels, atol=1e-5))
+    and (a.wave is None or np.allclose(a.wave, b.wave, atol=1e-5))
+    for a, b in zip(left, right, strict=True)
+  )
 
 
 def test_piece_by_piece_equals_one_pass(omni):
   """A row that holds everything, read whole and read through the cache in pieces of every size."""
   model = merge(abstract(omni.omni), omni.params)
-  example = samples.chat('x', [a_picture(), a_sound()], [samples.text('ab'), a_picture(1), a_sound(1)], task='reply')
+  example = samples.chat(
+    'x',
+    [a_picture(), a_sound()],
+    [samples.text('ab'), a_picture(1), a_sound(1)],
+    task='reply',
+  )
   laid = lay_out(interleave(example, omni.tokenizer), omni.tokenizer, omni.omni.media)
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 1, 1, 8, 8), omni.omni.media))
-  encoded: Encoded = omni._encode(omni._buffers['codec']['params'], omni._codebooks, batch)
+  batch = on_device(
+    pack_rows([laid], RowBudget(1, laid.length, 1, 1, 8, 8), omni.omni.media)
+  )
+  encoded: Encoded = omni._encode(
+    omni._buffers['codec']['params'], omni._codebooks, batch
+  )
   bias = omni._buffers['router_bias']
   with jax.set_mesh(omni._mesh):
     whole = model(batch, encoded, bias, omni._mesh).hidden_BLD
@@ -57,43 +70,89 @@ def test_piece_by_piece_equals_one_pass(omni):
     pieces, start = [], 0
     for size in [20, 1, 1, 7, 1] + [1] * 8 + [laid.length]:
       cut = slice(start, min(start + size, laid.length))
-      hidden, rows = append(model, rows, x_BLD[:, cut], jnp.asarray(batch.modality_BL[:, cut]),
-                            jnp.asarray(batch.position_BL3[:, cut]), bias, omni._mesh)
+      hidden, rows = append(
+        model,
+        rows,
+        x_BLD[:, cut],
+        jnp.asarray(batch.modality_BL[:, cut]),
+        jnp.asarray(batch.position_BL3[:, cut]),
+        bias,
+        omni._mesh,
+      )
       pieces.append(hidden)
       start = cut.stop
-  np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=2e-4, atol=2e-5)
+  np.testing.assert_allclose(
+    jnp.concatenate(pieces, axis=1), whole, rtol=2e-4, atol=2e-5
+  )
 
 
-@pytest.mark.parametrize('want, kind', [('text', 'omni'), ('image', 'omni'), ('audio', 'omni'), ('any', 'omni'),
-                                        ('any', 'noise_in_decoder')])
+@pytest.mark.parametrize(
+  'want, kind',
+  [
+    ('text', 'omni'),
+    ('image', 'omni'),
+    ('audio', 'omni'),
+    ('any', 'omni'),
+    ('any', 'noise_in_decoder'),
+  ],
+)
 def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
   """The reply is put behind its prompt and read in one pass: every id and code must be the best one there."""
   omni = request.getfixturevalue(kind)
   rules = jax.tree.map(jnp.asarray, grammar(omni.tokenizer, want))
   settings = omni.config.generate.to_dict() | GREEDY | dict(max_new=12)
   # An untrained model writes broken UTF-8, which has no way back to its bytes: keep it to ASCII.
-  rules = rules._replace(allowed_MV=rules.allowed_MV.at[:, omni.tokenizer.first_byte + 128:].set(False))
-  drawn = {'role': 'assistant', 'task': 'draw', 'content': [a_picture(1)]}  # an earlier turn
+  rules = rules._replace(
+    allowed_MV=rules.allowed_MV.at[:, omni.tokenizer.first_byte + 128 :].set(False)
+  )
+  drawn = {
+    'role': 'assistant',
+    'task': 'draw',
+    'content': [a_picture(1)],
+  }  # an earlier turn
   chat = prompt([a_picture(), samples.text('q')])
-  spans = prompt_spans({'messages': [chat['messages'][0], drawn, *chat['messages']]}, omni.tokenizer)
+  spans = prompt_spans(
+    {'messages': [chat['messages'][0], drawn, *chat['messages']]}, omni.tokenizer
+  )
   laid = lay_out(spans, omni.tokenizer, omni.omni.media)
   with jax.set_mesh(omni._mesh):
-    parts, = omni._write([laid], rules, settings, jax.random.split(jax.random.key(0), 1))
+    (parts,) = omni._write(
+      [laid], rules, settings, jax.random.split(jax.random.key(0), 1)
+    )
   assert parts
-  codes = [part.wave for part in parts if part.type == 'audio']  # before `with_sound` these are codes
+  codes = [
+    part.wave for part in parts if part.type == 'audio'
+  ]  # before `with_sound` these are codes
   frame = omni.omni.media.audio.frame
-  written = {'text': lambda p: Span(Modality.TEXT, True, tokens=omni.tokenizer.encode(p.text)),
-             'image': lambda p: Span(Modality.IMAGE, True, pixels=p.pixels),
-             'audio': lambda p: Span(Modality.AUDIO, True, wave=np.zeros(len(p.wave) * frame, np.float32))}
-  laid = lay_out(spans + [written[part.type](part) for part in parts], omni.tokenizer, omni.omni.media)
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, 2, 5, 8, 64), omni.omni.media))
+  written = {
+    'text': lambda p: Span(Modality.TEXT, True, tokens=omni.tokenizer.encode(p.text)),
+    'image': lambda p: Span(Modality.IMAGE, True, pixels=p.pixels),
+    'audio': lambda p: Span(
+      Modality.AUDIO, True, wave=np.zeros(len(p.wave) * frame, np.float32)
+    ),
+  }
+  laid = lay_out(
+    spans + [written[part.type](part) for part in parts],
+    omni.tokenizer,
+    omni.omni.media,
+  )
+  batch = on_device(
+    pack_rows([laid], RowBudget(1, laid.length, 2, 5, 8, 64), omni.omni.media)
+  )
   code_BRJ = np.zeros((1, 64, omni.omni.codec.codebooks), np.int32)
-  code_BRJ[0, :sum(map(len, codes))] = np.concatenate(codes) if codes else 0
-  model, encoded = merge(abstract(omni.omni), omni.params), Encoded(jnp.asarray(code_BRJ))
+  code_BRJ[0, : sum(map(len, codes))] = np.concatenate(codes) if codes else 0
+  model, encoded = (
+    merge(abstract(omni.omni), omni.params),
+    Encoded(jnp.asarray(code_BRJ)),
+  )
   with jax.set_mesh(omni._mesh):
     hidden = model(batch, encoded, omni._buffers['router_bias'], omni._mesh).hidden_BLD
     logits = np.asarray(model.heads['text'].logits(hidden))[0]
-  begin, mode, after = len(lay_out(spans, omni.tokenizer, omni.omni.media).layout.token_n), int(Mode.START), rules
+  begin, mode, after = (
+    len(lay_out(spans, omni.tokenizer, omni.omni.media).layout.token_n),
+    int(Mode.START),
+    rules,
+  )
   for at in range(begin, laid.length):
     label = laid.layout.label_n[at]
     if not label:
@@ -101,12 +160,17 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
       continue
     allowed = np.asarray(rules.allowed_MV)[mode].copy()
     assert allowed[label]
-    if not (label == omni.tokenizer.special('eoa') and allowed[omni.tokenizer.special('frame')]):
+    if not (
+      label == omni.tokenizer.special('eoa')
+      and allowed[omni.tokenizer.special('frame')]
+    ):
       assert logits[at - 1][label] >= logits[at - 1][allowed].max() - 1e-4
     mode = int(np.asarray(rules.next_MV)[mode, label])
   if codes:
     state, truth = gather_rows(hidden, batch.speak_at_BR)[0], code_BRJ[0]
-    best = np.asarray(model.heads['audio'].logits(state, jnp.asarray(truth))).argmax(axis=-1)
+    best = np.asarray(model.heads['audio'].logits(state, jnp.asarray(truth))).argmax(
+      axis=-1
+    )
     valid = batch.speak_at_BR[0] != NONE
     assert valid.sum() == sum(map(len, codes))
     np.testing.assert_array_equal(best[valid], truth[valid])
@@ -114,15 +178,20 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
 
 def test_reply_does_not_depend_on_its_neighbours(omni):
   first = prompt([a_picture()], language='en')
-  others = [prompt([samples.text('a much longer question, to move things about')]), prompt([a_sound()])]
+  others = [
+    prompt([samples.text('a much longer question, to move things about')]),
+    prompt([a_sound()]),
+  ]
   for want in ('text', 'image', 'audio'):
-    alone, = omni.generate_batch([first], want, seed=3, max_new=8)
+    (alone,) = omni.generate_batch([first], want, seed=3, max_new=8)
     together = omni.generate_batch([first, *others], want, seed=3, max_new=8)[0]
     assert same(alone, together)
 
 
 def test_seed_decides(omni):
-  ask = lambda seed: omni.generate('hello', want='text', seed=seed, temperature=1.0, max_new=12)[0].text
+  ask = lambda seed: (
+    omni.generate('hello', want='text', seed=seed, temperature=1.0, max_new=12)[0].text
+  )
   assert ask(1) == ask(1)
   assert len({ask(seed) for seed in range(4)}) > 1
 
@@ -132,9 +201,13 @@ def test_guidance_changes_the_picture(omni):
   assert not np.allclose(draw(1.0), draw(4.0), atol=1e-4)
 
 
-@pytest.mark.parametrize('want, kind', [('text', 'text'), ('image', 'image'), ('audio', 'audio')])
+@pytest.mark.parametrize(
+  'want, kind', [('text', 'text'), ('image', 'image'), ('audio', 'audio')]
+)
 def test_want_is_what_comes(omni, want, kind):
-  reply = omni.generate([a_sound(), samples.text('?')], want=want, seed=0, temperature=1.0, max_new=16)
+  reply = omni.generate(
+    [a_sound(), samples.text('?')], want=want, seed=0, temperature=1.0, max_new=16
+  )
   assert [part.type for part in reply] == [kind]
 
 
@@ -143,9 +216,15 @@ def test_codec_round_trip_has_whole_frames(omni):
   codes = omni.codec_encode(waves)
   assert [len(code) for code in codes] == [3, 2]
   assert [len(wave) for wave in omni.codec_decode(codes)] == [3 * 640, 2 * 640]
-  frames = jnp.asarray(np.pad(waves[0], (0, 3 * 640 - len(waves[0]))).reshape(1, 3, 640))
-  direct = codes_of(merge(omni_codec(omni), omni._buffers['codec']['params']), omni._codebooks, frames,
-                    jnp.ones((1, 3), jnp.int32))
+  frames = jnp.asarray(
+    np.pad(waves[0], (0, 3 * 640 - len(waves[0]))).reshape(1, 3, 640)
+  )
+  direct = codes_of(
+    merge(omni_codec(omni), omni._buffers['codec']['params']),
+    omni._codebooks,
+    frames,
+    jnp.ones((1, 3), jnp.int32),
+  )
   np.testing.assert_array_equal(codes[0], np.asarray(direct)[0, :3])
 
 
@@ -153,7 +232,10 @@ def omni_codec(omni):
   from flax import nnx
 
   from omni_jax.modalities.audio.codec import Codec
-  return nnx.eval_shape(lambda: Codec(omni.omni.codec, omni.omni.media.audio, rngs=nnx.Rngs(0)))
+
+  return nnx.eval_shape(
+    lambda: Codec(omni.omni.codec, omni.omni.media.audio, rngs=nnx.Rngs(0))
+  )
 
 
 def test_loss_is_the_mean_over_examples(omni):

@@ -17,6 +17,7 @@ def watched(place, notes, *, fails_at, stops_at):
   """
   import jax
   import numpy as np
+
   calls = 0
 
   def noted(host, mesh):
@@ -34,13 +35,17 @@ def watched(place, notes, *, fails_at, stops_at):
     with open(notes, 'a') as file:
       file.write(json.dumps({n: row.hexdigest() for n, row in rows.items()}) + '\n')
     return placed
+
   return noted
 
 
 def evaluate(command, check):
   """In the place of the evaluating process, whose work is long and tested elsewhere."""
   import jax
-  assert not jax.distributed.is_initialized(), 'the other processes would have to wait for the end of this'
+
+  assert not jax.distributed.is_initialized(), (
+    'the other processes would have to wait for the end of this'
+  )
   print('evaluates:', *command[1:], flush=True)
   return types.SimpleNamespace(returncode=0)
 
@@ -48,7 +53,10 @@ def evaluate(command, check):
 def start_jax(config, start=command.start_jax):
   start(config)
   from omni_jax.train import loop, stages  # after the devices are set up
-  at = {name.lower(): int(os.environ.get(name, '0')) for name in ('FAILS_AT', 'STOPS_AT')}
+
+  at = {
+    name.lower(): int(os.environ.get(name, '0')) for name in ('FAILS_AT', 'STOPS_AT')
+  }
   loop.place = watched(loop.place, os.environ['NOTES'], **at)
   stages.subprocess = types.SimpleNamespace(run=evaluate)
 

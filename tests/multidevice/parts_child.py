@@ -12,14 +12,21 @@ jax.distributed.initialize(address, 2, int(index))
 from omni_jax.errors import UserError  # noqa: E402
 from omni_jax.sharding import anywhere, input_part, make_mesh, place  # noqa: E402
 
-for sizes in (dict(data=4), dict(data=2, tensor=2), dict(tensor=4), dict(data=2, context=2)):
+for sizes in (
+  dict(data=4),
+  dict(data=2, tensor=2),
+  dict(tensor=4),
+  dict(data=2, context=2),
+):
   mesh = make_mesh(sizes)
   part, count = input_part(mesh)
-  rows = np.arange(8.0)[part * 8 // count:(part + 1) * 8 // count]
+  rows = np.arange(8.0)[part * 8 // count : (part + 1) * 8 // count]
   placed = place(rows, mesh)
   assert placed.shape == (8,), (sizes, placed.shape)
   for shard in placed.addressable_shards:
-    np.testing.assert_array_equal(shard.data, np.arange(8.0)[shard.index], err_msg=str(sizes))
+    np.testing.assert_array_equal(
+      shard.data, np.arange(8.0)[shard.index], err_msg=str(sizes)
+    )
   print(sizes, part, count)
   assert not anywhere(False, mesh) and anywhere(index == '1', mesh)
 try:

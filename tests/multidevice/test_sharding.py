@@ -14,13 +14,25 @@ from omni_jax.model import abstract
 
 def test_unnamed_axes_have_size_one():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
-  assert dict(mesh.shape) == {'data': 2, 'fsdp': 1, 'expert': 4, 'tensor': 1, 'context': 1}
+  assert dict(mesh.shape) == {
+    'data': 2,
+    'fsdp': 1,
+    'expert': 4,
+    'tensor': 1,
+    'context': 1,
+  }
   assert sharding.make_mesh().size == 1
 
 
-@pytest.mark.parametrize('sizes, message', [({'date': 2}, "'date'.* is unknown; the axes are"),
-                                            ({'data': 3}, 'wants 3 devices, there are 8; set config.mesh'),
-                                            ({'data': 4, 'fsdp': 4}, 'wants 16 devices, there are 8')], ids=str)
+@pytest.mark.parametrize(
+  'sizes, message',
+  [
+    ({'date': 2}, "'date'.* is unknown; the axes are"),
+    ({'data': 3}, 'wants 3 devices, there are 8; set config.mesh'),
+    ({'data': 4, 'fsdp': 4}, 'wants 16 devices, there are 8'),
+  ],
+  ids=str,
+)
 def test_impossible_meshes_are_refused(sizes, message):
   with pytest.raises(UserError, match=message):
     sharding.make_mesh(sizes)
@@ -29,24 +41,36 @@ def test_impossible_meshes_are_refused(sizes, message):
 def test_what_does_not_divide_is_refused_with_both_sides():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
   sharding.check_divides(mesh, rows=16, experts=8)
-  with pytest.raises(UserError, match=r"batch of 12 rows does not divide by 8 devices .* nearest: 8"):
+  with pytest.raises(
+    UserError, match=r'batch of 12 rows does not divide by 8 devices .* nearest: 8'
+  ):
     sharding.check_divides(mesh, rows=12, experts=8)
-  with pytest.raises(UserError, match="6 experts do not divide by 4 devices of axis 'expert'"):
+  with pytest.raises(
+    UserError, match="6 experts do not divide by 4 devices of axis 'expert'"
+  ):
     sharding.check_divides(mesh, rows=8, experts=6)
 
 
 def test_spec_looks_up_the_table():
-  assert sharding.spec('batch', 'length', None) == P(('data', 'fsdp', 'expert'), 'context', None)
+  assert sharding.spec('batch', 'length', None) == P(
+    ('data', 'fsdp', 'expert'), 'context', None
+  )
   assert sharding.spec('expert', 'expert_embed', 'mlp') == P('expert', 'fsdp', 'tensor')
 
 
 def test_every_weight_has_a_spec_of_its_rank_that_uses_no_axis_twice():
   model = abstract(tiny_model())
-  specs = jax.tree.leaves(sharding.param_specs(model), is_leaf=lambda x: isinstance(x, P))
+  specs = jax.tree.leaves(
+    sharding.param_specs(model), is_leaf=lambda x: isinstance(x, P)
+  )
   leaves = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
   for spec, leaf in zip(specs, leaves, strict=True):
     assert len(spec) == leaf.ndim
-    axes = [axis for part in spec for axis in ((part,) if isinstance(part, str) else part or ())]
+    axes = [
+      axis
+      for part in spec
+      for axis in ((part,) if isinstance(part, str) else part or ())
+    ]
     assert len(axes) == len(set(axes)), spec
 
 
@@ -56,7 +80,11 @@ def test_axes_that_do_not_divide_a_weight_are_left_out():
   assert sharding.fitting(mesh, P('fsdp', 'tensor'), (6, 6)).spec == P(None, 'tensor')
   assert sharding.fitting(mesh, P('fsdp'), (8, 3, 3)).spec == P('fsdp', None, None)
   both = P(('tensor', 'fsdp'))
-  assert [sharding.fitting(mesh, both, (n,)).spec for n in (8, 6, 3)] == [both, P(('tensor',)), P(None)]
+  assert [sharding.fitting(mesh, both, (n,)).spec for n in (8, 6, 3)] == [
+    both,
+    P(('tensor',)),
+    P(None),
+  ]
 
 
 def test_rows_are_split_over_the_batch_axes():

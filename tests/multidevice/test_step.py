@@ -9,9 +9,21 @@ from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_mode
 
 from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
 
-AXES_ALONE = [dict(data=8), dict(fsdp=8), dict(expert=8), dict(tensor=8), dict(context=8)]
-TOGETHER = [dict(data=2, fsdp=2, expert=2), dict(data=2, tensor=2, context=2), dict(fsdp=2, expert=2, context=2),
-            dict(expert=2, tensor=2, context=2), dict(expert=4, tensor=2), dict(tensor=2, context=4)]
+AXES_ALONE = [
+  dict(data=8),
+  dict(fsdp=8),
+  dict(expert=8),
+  dict(tensor=8),
+  dict(context=8),
+]
+TOGETHER = [
+  dict(data=2, fsdp=2, expert=2),
+  dict(data=2, tensor=2, context=2),
+  dict(fsdp=2, expert=2, context=2),
+  dict(expert=2, tensor=2, context=2),
+  dict(expert=4, tensor=2),
+  dict(tensor=2, context=4),
+]
 CONFIG = tiny_model(experts=8)
 STEPS = 2
 
@@ -44,7 +56,9 @@ def one_device(eight_rows):
   return trained(descent(), eight_rows)
 
 
-@pytest.mark.parametrize('sizes', mostly_long(AXES_ALONE + TOGETHER, 0, 1, 2, 3, 4, 5, 8), ids=str)
+@pytest.mark.parametrize(
+  'sizes', mostly_long(AXES_ALONE + TOGETHER, 0, 1, 2, 3, 4, 5, 8), ids=str
+)
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   """Every number, next to the largest of its kind: weights, and momenta, which are sums of gradients.
 
@@ -56,24 +70,59 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   wanted, wanted_metrics = one_device
   for step in range(STEPS):
     for name, value in metrics[step].items():
-      np.testing.assert_allclose(value, wanted_metrics[step][name], rtol=2e-6, atol=2e-6, err_msg=f'{name}, step {step}')
+      np.testing.assert_allclose(
+        value,
+        wanted_metrics[step][name],
+        rtol=2e-6,
+        atol=2e-6,
+        err_msg=f'{name}, step {step}',
+      )
   leaves = jax.tree_util.tree_leaves_with_path(wanted)
   for (path, theirs), ours in zip(leaves, jax.tree.leaves(state), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(np.abs(theirs).max()), err_msg=name_of(path))
+    np.testing.assert_allclose(
+      ours,
+      theirs,
+      rtol=0,
+      atol=1e-5 * float(np.abs(theirs).max()),
+      err_msg=name_of(path),
+    )
 
 
-@pytest.mark.parametrize('sizes, place', [
-    (dict(data=2, fsdp=2, expert=2), P(None, 'expert', 'fsdp', None)), (dict(expert=8), P(None, 'expert', None, None)),
-    (dict(data=8), P(None, None, None, None)), (dict(fsdp=4, tensor=2), P(None, None, 'fsdp', 'tensor'))], ids=str)
+@pytest.mark.parametrize(
+  'sizes, place',
+  [
+    (dict(data=2, fsdp=2, expert=2), P(None, 'expert', 'fsdp', None)),
+    (dict(expert=8), P(None, 'expert', None, None)),
+    (dict(data=8), P(None, None, None, None)),
+    (dict(fsdp=4, tensor=2), P(None, None, 'fsdp', 'tensor')),
+  ],
+  ids=str,
+)
 def test_weights_and_moments_lie_where_the_table_says(sizes, place):
   kit = make_kit(CONFIG, make_optimizer(OptimConfig(), 10), **sizes)
   up = kit.state.params['decoder']['blocks']['moe']['up']
-  axes = lambda spec: tuple(axis if axis and kit.mesh.shape[axis] > 1 else None for axis in (*spec, None, None, None, None)[:4])
+  axes = lambda spec: tuple(
+    axis if axis and kit.mesh.shape[axis] > 1 else None
+    for axis in (*spec, None, None, None, None)[:4]
+  )
   assert axes(up.sharding.spec) == axes(place)
-  assert up.addressable_shards[0].data.size * np.prod([kit.mesh.shape[a] for a in axes(place) if a]) == up.size
-  moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(kit.state.opt_state) if name_of(path).endswith('moe.up')]
+  assert (
+    up.addressable_shards[0].data.size
+    * np.prod([kit.mesh.shape[a] for a in axes(place) if a])
+    == up.size
+  )
+  moments = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kit.state.opt_state)
+    if name_of(path).endswith('moe.up')
+  ]
   assert len(moments) == 2 and all(moment.sharding == up.sharding for moment in moments)
-  whole = [kit.state.step, kit.state.rng, kit.state.buffers['router_bias'], *jax.tree.leaves(kit.state.buffers['codec'])]
+  whole = [
+    kit.state.step,
+    kit.state.rng,
+    kit.state.buffers['router_bias'],
+    *jax.tree.leaves(kit.state.buffers['codec']),
+  ]
   assert all(x.sharding.is_fully_replicated for x in whole)
 
 

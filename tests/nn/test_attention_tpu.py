@@ -17,8 +17,13 @@ from omni_jax.nn.context import attend
 from omni_jax.nn.reach import packed_rows
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu compiles for TPUs, and it is not installed: pip install 'jax[tpu]'"),
-    pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache'),  # programs for absent devices cannot be read back
+  pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason="libtpu compiles for TPUs, and it is not installed: pip install 'jax[tpu]'",
+  ),
+  pytest.mark.filterwarnings(
+    'ignore:Error reading persistent compilation cache'
+  ),  # programs for absent devices cannot be read back
 ]
 L, H, G, A = 4096, 32, 8, 128
 LOGITS = H * L * L * 4  # 2 GiB
@@ -28,10 +33,14 @@ ROW = 2 * L * H * A  # bytes of the queries in bf16; keys and values are a quart
 def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
   """Output and gradients of a row."""
   shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
-  devices = np.array(describe(topology).devices[:math.prod(shape)]).reshape(shape)
+  devices = np.array(describe(topology).devices[: math.prod(shape)]).reshape(shape)
   mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
-  like = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding.spec(*axes)))
-  q, k, v = (like((1, l, h, a), dtype, 'batch', 'length', 'act_heads', None) for h in (H, G, G))
+  like = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=NamedSharding(mesh, sharding.spec(*axes))
+  )
+  q, k, v = (
+    like((1, l, h, a), dtype, 'batch', 'length', 'act_heads', None) for h in (H, G, G)
+  )
   segment = like((1, l), jnp.int32, 'batch', 'length')
 
   def both(q, k, v, segment, dy):
@@ -42,12 +51,16 @@ def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
     return jax.jit(both).lower(q, k, v, segment, q).compile()
 
 
-@pytest.mark.parametrize('sizes', [{}, dict(context=4), dict(tensor=2, context=2)], ids=str)
+@pytest.mark.parametrize(
+  'sizes', [{}, dict(context=4), dict(tensor=2, context=2)], ids=str
+)
 @pytest.mark.parametrize('topology', ['v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
 def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
   """Temporaries are of the size of the queries (33 MB): q and y with heads first, the logsumexp in 128 lanes of fp32."""
   program = compiled(topology, **sizes)
-  assert len(re.findall(r'custom_call_target="tpu_custom_call"', program.as_text())) == 3  # forward, dq, dk and dv
+  assert (
+    len(re.findall(r'custom_call_target="tpu_custom_call"', program.as_text())) == 3
+  )  # forward, dq, dk and dv
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 8 * ROW / math.prod(sizes.values()) < LOGITS / 7, temporary
   assert not re.search(rf'\[[\d,]*{L},{L}[\d,]*\]', program.as_text())
@@ -55,11 +68,21 @@ def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
 
 def test_positions_over_devices_exchange_keys_once_and_queries_by_halves():
   text = compiled('v5p:2x2x1', context=4).as_text()
-  counted = {name: len(re.findall(rf' {name}(?:-start)?\(', text)) for name in ('all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')}
-  assert counted == {'all-gather': 3, 'reduce-scatter': 2, 'collective-permute': 8, 'all-to-all': 0}, counted
+  counted = {
+    name: len(re.findall(rf' {name}(?:-start)?\(', text))
+    for name in ('all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
+  }
+  assert counted == {
+    'all-gather': 3,
+    'reduce-scatter': 2,
+    'collective-permute': 8,
+    'all-to-all': 0,
+  }, counted
 
 
-@pytest.mark.parametrize('a, dtype', [(64, jnp.bfloat16), (256, jnp.bfloat16), (128, jnp.float32)], ids=str)
+@pytest.mark.parametrize(
+  'a, dtype', [(64, jnp.bfloat16), (256, jnp.bfloat16), (128, jnp.float32)], ids=str
+)
 def test_the_kernel_takes_other_widths_and_fp32(a, dtype):
   assert 'tpu_custom_call' in compiled('v5e:2x2', 1024, a, dtype).as_text()
 

@@ -10,20 +10,35 @@ from omni_jax.nn.decoder import Decoder, DecoderConfig, Remat
 from omni_jax.nn.reach import cached, packed_rows
 from omni_jax.sharding import make_mesh
 
-SIZES = dict(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, expert_hidden=8, shared_hidden=8, block=8)
+SIZES = dict(
+  width=16,
+  layers=2,
+  heads=2,
+  kv_heads=1,
+  head_dim=8,
+  experts=4,
+  expert_hidden=8,
+  shared_hidden=8,
+  block=8,
+)
 SEGMENT = jnp.asarray([[1, 1, 1, 2, 2, 2, 0, 0]])
 
 
 def run(**changes):
   """Hidden states and the gradient of their squares with respect to the input and the weights."""
-  decoder, mesh = Decoder(DecoderConfig(**SIZES | changes), rngs=nnx.Rngs(0)), make_mesh({})
+  decoder, mesh = (
+    Decoder(DecoderConfig(**SIZES | changes), rngs=nnx.Rngs(0)),
+    make_mesh({}),
+  )
   graph, weights = nnx.split(decoder)
   x = jax.random.normal(jax.random.key(0), (1, 8, 16))
   position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (1, 8, 3))
 
   def scalar(x, weights):
-    hidden = nnx.merge(graph, weights)(x, SEGMENT, jnp.minimum(SEGMENT, 1), position, jnp.zeros((2, 4)), mesh).hidden_BLD
-    return (hidden ** 2 * jnp.arange(16.0)).sum(), hidden
+    hidden = nnx.merge(graph, weights)(
+      x, SEGMENT, jnp.minimum(SEGMENT, 1), position, jnp.zeros((2, 4)), mesh
+    ).hidden_BLD
+    return (hidden**2 * jnp.arange(16.0)).sum(), hidden
 
   with jax.set_mesh(mesh):
     return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))(x, weights)
@@ -34,10 +49,21 @@ def plain():
   return run()
 
 
-@pytest.mark.parametrize('changes', [{'remat': 'dots'}, {'remat': 'attention'}, {'remat': 'full'}, {'remat': 'offload'},
-                                     {'unroll': 2}], ids=str)
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'remat': 'dots'},
+    {'remat': 'attention'},
+    {'remat': 'full'},
+    {'remat': 'offload'},
+    {'unroll': 2},
+  ],
+  ids=str,
+)
 def test_remat_and_unrolling_change_no_number(plain, changes):
-  for ours, theirs in zip(jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True):
+  for ours, theirs in zip(
+    jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True
+  ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -48,8 +74,15 @@ def test_layers_have_weights_of_their_own():
   assert not jnp.allclose(blocks.attention.q.w[...][0], blocks.attention.q.w[...][1])
 
 
-@pytest.mark.parametrize('wrong, message', [({'kv_heads': 3}, '2 heads do not divide by 3'), ({'top_k': 5}, 'top_k=5 of 4'),
-                                            ({'remat': 'some'}, 'some')], ids=str)
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    ({'kv_heads': 3}, '2 heads do not divide by 3'),
+    ({'top_k': 5}, 'top_k=5 of 4'),
+    ({'remat': 'some'}, 'some'),
+  ],
+  ids=str,
+)
 def test_impossible_sizes_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     DecoderConfig(**SIZES | wrong)
@@ -59,7 +92,11 @@ def test_remat_is_named_as_in_the_config():
   assert DecoderConfig(remat='full').remat is Remat.FULL
 
 
-@pytest.mark.parametrize('block', [None, [[0, 1, 1, 1, 0, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]]], ids=['causal', 'blocks'])
+@pytest.mark.parametrize(
+  'block',
+  [None, [[0, 1, 1, 1, 0, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]]],
+  ids=['causal', 'blocks'],
+)
 def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
   """Hidden states of all that is valid and the whole cache: padding is written by neither."""
   decoder, mesh = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)), make_mesh({})
@@ -71,11 +108,25 @@ def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
   block = block if block is None else jnp.asarray(block)
 
   def extended(reach):
-    return decoder.extend(x, slot, valid.astype(jnp.int32), position, jnp.zeros((2, 4)), mesh,
-                          decoder.init_cache(2, 11), reach)
+    return decoder.extend(
+      x,
+      slot,
+      valid.astype(jnp.int32),
+      position,
+      jnp.zeros((2, 4)),
+      mesh,
+      decoder.init_cache(2, 11),
+      reach,
+    )
+
   with jax.set_mesh(mesh):
-    ours, theirs = extended(packed_rows(valid.astype(jnp.int32), block)), extended(cached(slot, 11, block))
-  np.testing.assert_allclose(ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6)
+    ours, theirs = (
+      extended(packed_rows(valid.astype(jnp.int32), block)),
+      extended(cached(slot, 11, block)),
+    )
+  np.testing.assert_allclose(
+    ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6
+  )
   for a, b in zip(ours.cache, theirs.cache, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert np.abs(b[:, 0, :7]).min() > 0 and not b[:, 1, 2:].any()

@@ -31,12 +31,16 @@ def test_a_cache_shows_the_slots_up_to_ones_own_or_to_the_end_of_the_block():
   np.testing.assert_array_equal(mask.sum(axis=-1), [[1, 2, 3], [5, 6, 6]])
   assert all((np.diff(row.astype(int)) <= 0).all() for row in mask.reshape(-1, 6))
   block = jnp.asarray([[0, 2, 2], [1, 0, 1]])  # with a position of padding inside
-  np.testing.assert_array_equal(mask_of(cached(slot, 9, block)).sum(axis=-1), [[1, 3, 3], [7, 6, 7]])
+  np.testing.assert_array_equal(
+    mask_of(cached(slot, 9, block)).sum(axis=-1), [[1, 3, 3], [7, 6, 7]]
+  )
 
 
 def test_whole_sees_all_that_is_valid():
   valid = np.array([[True, False, True], [False, False, False]])
-  np.testing.assert_array_equal(mask_of(whole(jnp.asarray(valid))), np.repeat(valid[:, None], 3, axis=1))
+  np.testing.assert_array_equal(
+    mask_of(whole(jnp.asarray(valid))), np.repeat(valid[:, None], 3, axis=1)
+  )
 
 
 def test_a_query_that_sees_nothing_gets_zero_and_gives_no_gradient(strict_ranks):

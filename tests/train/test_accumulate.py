@@ -26,7 +26,9 @@ def uneven():
 
 
 def updated(batch, parts, **sizes):
-  kit = make_kit(CONFIG, optax.sgd(0.05, momentum=0.9), LossConfig(balance=0, z=0), parts, **sizes)
+  kit = make_kit(
+    CONFIG, optax.sgd(0.05, momentum=0.9), LossConfig(balance=0, z=0), parts, **sizes
+  )
   state, figures = kit.step(kit.state, batch)
   return state, jax.device_get(figures)
 
@@ -46,11 +48,19 @@ def test_parts_equal_the_whole(uneven, whole, parts, sizes):
   wanted, wanted_figures = whole
   for name, value in figures.items():
     if not name.startswith(('loss/balance', 'loss/z', 'routing/')):
-      np.testing.assert_allclose(value, wanted_figures[name], rtol=2e-5, atol=2e-5, err_msg=name)
-  np.testing.assert_allclose(figures['routing/expert_by_modality'], wanted_figures['routing/expert_by_modality'])
+      np.testing.assert_allclose(
+        value, wanted_figures[name], rtol=2e-5, atol=2e-5, err_msg=name
+      )
+  np.testing.assert_allclose(
+    figures['routing/expert_by_modality'], wanted_figures['routing/expert_by_modality']
+  )
   leaves = jax.tree_util.tree_leaves_with_path(wanted.opt_state)
-  for (path, theirs), ours in zip(leaves, jax.tree.leaves(state.opt_state), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name_of(path))
+  for (path, theirs), ours in zip(
+    leaves, jax.tree.leaves(state.opt_state), strict=True
+  ):
+    np.testing.assert_allclose(
+      ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name_of(path)
+    )
 
 
 def test_the_routers_losses_count_once(uneven):
@@ -59,5 +69,12 @@ def test_the_routers_losses_count_once(uneven):
   config = LossConfig(text=0, image=0, audio=0, balance=0.3, z=0.2)
   one, many = (make_kit(CONFIG, optax.sgd(0.05), config, parts) for parts in (1, 4))
   (_, wanted), (_, figures) = one.step(one.state, same), many.step(many.state, same)
-  for name in ('loss/total', 'loss/balance', 'loss/z', 'grad_norm/total', 'grad_norm/decoder', 'routing/entropy'):
+  for name in (
+    'loss/total',
+    'loss/balance',
+    'loss/z',
+    'grad_norm/total',
+    'grad_norm/decoder',
+    'routing/entropy',
+  ):
     np.testing.assert_allclose(figures[name], wanted[name], rtol=1e-4, err_msg=name)

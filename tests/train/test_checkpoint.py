@@ -18,9 +18,18 @@ TX = optax.adam(1e-3)
 
 def state(step=3, width=8, **params):
   key = jax.random.key(step)
-  params = {'decoder': {'w': jax.random.normal(key, (16, width))}, 'scale': jnp.ones(4)} | params
+  params = {
+    'decoder': {'w': jax.random.normal(key, (16, width))},
+    'scale': jnp.ones(4),
+  } | params
   moments = jax.tree.map(lambda x: x + 0.125 if x.ndim else x, TX.init(params))
-  return TrainState(params, {'bias': jnp.arange(4.0)}, moments, jnp.int32(step), jax.random.key_data(key))
+  return TrainState(
+    params,
+    {'bias': jnp.arange(4.0)},
+    moments,
+    jnp.int32(step),
+    jax.random.key_data(key),
+  )
 
 
 def saved(folder, *states, iterator=b'{"next": 7}', keep=2):
@@ -65,24 +74,49 @@ def test_the_last_is_taken_unless_a_step_is_named_and_old_ones_go(tmp_path):
 def test_weights_go_from_one_mesh_to_another(tmp_path):
   def placed(spec, **sizes):
     mesh = make_mesh(sizes)
-    layout = jax.tree.map(lambda x: NamedSharding(mesh, spec) if x.ndim == 2 and x.shape[0] == 16 else replicated(mesh), state())
+    layout = jax.tree.map(
+      lambda x: (
+        NamedSharding(mesh, spec)
+        if x.ndim == 2 and x.shape[0] == 16
+        else replicated(mesh)
+      ),
+      state(),
+    )
     return jax.device_put(state(), layout)
+
   workdir = saved(tmp_path, placed(P('fsdp', 'tensor'), fsdp=4, tensor=2))
   for like in (placed(P(), data=1), placed(P(None, 'fsdp'), fsdp=8)):
     with Checkpoints(workdir, 'omni') as checkpoints:
       found, _ = checkpoints.restore(like)
     assert_same(found, state())
-    assert [x.sharding for x in jax.tree.leaves(found)] == [x.sharding for x in jax.tree.leaves(like)]
+    assert [x.sharding for x in jax.tree.leaves(found)] == [
+      x.sharding for x in jax.tree.leaves(like)
+    ]
 
 
-@pytest.mark.parametrize('other, message', [
-    (state(width=9), r'first params\.decoder\.w: saved .*\(16, 8\).*wanted .*\(16, 9\)'),
+@pytest.mark.parametrize(
+  'other, message',
+  [
+    (
+      state(width=9),
+      r'first params\.decoder\.w: saved .*\(16, 8\).*wanted .*\(16, 9\)',
+    ),
     (state(extra=jnp.ones(2)), r'first params\.extra: saved absent, wanted .*\(2,\)'),
-    (state(scale=jnp.ones(4, jnp.bfloat16)), r'first params\.scale: saved .*float32.*wanted .*bfloat16')],
-    ids=['shape', 'array', 'dtype'])
-def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(tmp_path, other, message):
+    (
+      state(scale=jnp.ones(4, jnp.bfloat16)),
+      r'first params\.scale: saved .*float32.*wanted .*bfloat16',
+    ),
+  ],
+  ids=['shape', 'array', 'dtype'],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(
+  tmp_path, other, message
+):
   workdir = saved(tmp_path, state())
-  with Checkpoints(workdir, 'omni') as checkpoints, pytest.raises(UserError, match=f'is of another model: .*{message}'):
+  with (
+    Checkpoints(workdir, 'omni') as checkpoints,
+    pytest.raises(UserError, match=f'is of another model: .*{message}'),
+  ):
     checkpoints.restore(other)
   with reader(workdir) as checkpoints, pytest.raises(UserError, match=message):
     checkpoints.restore_model({'params': other.params, 'buffers': other.buffers})
@@ -91,12 +125,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(tmp_path, o
 def test_another_optimizer_is_refused(tmp_path):
   workdir = saved(tmp_path, state())
   other = state()._replace(opt_state=optax.sgd(0.1, momentum=0.9).init(state().params))
-  with Checkpoints(workdir, 'omni') as checkpoints, pytest.raises(UserError, match='opt_state'):
+  with (
+    Checkpoints(workdir, 'omni') as checkpoints,
+    pytest.raises(UserError, match='opt_state'),
+  ):
     checkpoints.restore(other)
 
 
 def test_nothing_saved_is_a_user_error_and_makes_no_folder(tmp_path):
-  with pytest.raises(UserError, match="no checkpoint of stage 'omni' in .*; train first"):
+  with pytest.raises(
+    UserError, match="no checkpoint of stage 'omni' in .*; train first"
+  ):
     reader(str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 

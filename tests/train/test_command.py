@@ -16,28 +16,64 @@ CONFIG = f'--config={ROOT}/configs/tiny.py'
 def start(workdir, *arguments):
   """The command in a folder that is not the project's."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  command = [sys.executable, '-m', 'omni_jax.train', *arguments, *([f'--workdir={workdir}'] if workdir else [])]
-  return subprocess.Popen(command, cwd=workdir.parent, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  command = [
+    sys.executable,
+    '-m',
+    'omni_jax.train',
+    *arguments,
+    *([f'--workdir={workdir}'] if workdir else []),
+  ]
+  return subprocess.Popen(
+    command,
+    cwd=workdir.parent,
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 MISTAKES = {
-    'misspelt_key': ([CONFIG, '--config.omni.stepz=3'], 'stepz'),
-    'wrong_type': ([CONFIG, '--config.omni.steps=many'], 'many'),
-    'no_such_config': (['--config=nowhere.py'], 'nowhere.py'),
-    'broken_config': ([f'--config={ROOT}/pyproject.toml'], 'pyproject.toml'),
-    'no_config': ([], '--config'),
-    'unknown_flag': ([CONFIG, '--wrokdir=x'], 'wrokdir'),
-    'unknown_stage': ([CONFIG, "--config.stages=('codec','omny')"], "['omny'] is unknown; a stage is one of"),
-    'rows': ([CONFIG, '--config.data.budget.rows=5'], 'batch of 5 rows does not divide by 2 devices'),
-    'codec_rows': ([CONFIG, '--config.codec.batch=5'], 'batch of 5 rows does not divide by 2 devices'),
-    'mesh': ([CONFIG, '--config.mesh.data=3'], 'wants 3 devices, there are 2'),
-    'experts': ([CONFIG, '--config.mesh.data=1', '--config.mesh.expert=2', '--config.model.decoder.experts=5'], 'config.model.decoder.experts=5 does not divide by config.mesh.expert=2; nearest: 4 or 6 for'),
-    'heads': ([CONFIG, '--config.model.decoder.kv_heads=3'], '2 heads do not divide by 3'),
-    'optimizer': ([CONFIG, '--config.omni.optim.kind=adamax'], 'adamax'),
-    'dtype': ([CONFIG, '--config.model.dtype=flaot32'], 'flaot32'),
-    'source': ([CONFIG, '--config.data.source=nothing'], "'nothing' is unknown; it is one of"),
-    'profile': ([CONFIG, '--config.profile=10-15'], "'10-15'"),
-    'multipliers': ([CONFIG, '--config.omni.optim.multipliers.x=1.0'], 'x'),
+  'misspelt_key': ([CONFIG, '--config.omni.stepz=3'], 'stepz'),
+  'wrong_type': ([CONFIG, '--config.omni.steps=many'], 'many'),
+  'no_such_config': (['--config=nowhere.py'], 'nowhere.py'),
+  'broken_config': ([f'--config={ROOT}/pyproject.toml'], 'pyproject.toml'),
+  'no_config': ([], '--config'),
+  'unknown_flag': ([CONFIG, '--wrokdir=x'], 'wrokdir'),
+  'unknown_stage': (
+    [CONFIG, "--config.stages=('codec','omny')"],
+    "['omny'] is unknown; a stage is one of",
+  ),
+  'rows': (
+    [CONFIG, '--config.data.budget.rows=5'],
+    'batch of 5 rows does not divide by 2 devices',
+  ),
+  'codec_rows': (
+    [CONFIG, '--config.codec.batch=5'],
+    'batch of 5 rows does not divide by 2 devices',
+  ),
+  'mesh': ([CONFIG, '--config.mesh.data=3'], 'wants 3 devices, there are 2'),
+  'experts': (
+    [
+      CONFIG,
+      '--config.mesh.data=1',
+      '--config.mesh.expert=2',
+      '--config.model.decoder.experts=5',
+    ],
+    'config.model.decoder.experts=5 does not divide by config.mesh.expert=2; nearest: 4 or 6 for',
+  ),
+  'heads': (
+    [CONFIG, '--config.model.decoder.kv_heads=3'],
+    '2 heads do not divide by 3',
+  ),
+  'optimizer': ([CONFIG, '--config.omni.optim.kind=adamax'], 'adamax'),
+  'dtype': ([CONFIG, '--config.model.dtype=flaot32'], 'flaot32'),
+  'source': (
+    [CONFIG, '--config.data.source=nothing'],
+    "'nothing' is unknown; it is one of",
+  ),
+  'profile': ([CONFIG, '--config.profile=10-15'], "'10-15'"),
+  'multipliers': ([CONFIG, '--config.omni.optim.multipliers.x=1.0'], 'x'),
 }
 
 
@@ -46,28 +82,52 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, mistake):
   arguments, said = MISTAKES[mistake]
   out, err = (process := start(tmp_path / 'run', *arguments)).communicate(timeout=120)
   assert process.returncode == 2, err
-  assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err + out, err
+  assert (
+    err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err + out
+  ), err
   assert said in err
   assert not list(tmp_path.iterdir())
 
 
 def test_no_workdir_is_a_mistake(tmp_path):
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  done = subprocess.run([sys.executable, '-m', 'omni_jax.train', CONFIG], cwd=tmp_path, env=environment, capture_output=True,
-                        text=True, check=False)
-  assert done.returncode == 2 and done.stderr.startswith('error: ') and '--workdir' in done.stderr
+  done = subprocess.run(
+    [sys.executable, '-m', 'omni_jax.train', CONFIG],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (
+    done.returncode == 2
+    and done.stderr.startswith('error: ')
+    and '--workdir' in done.stderr
+  )
 
 
 def logged(folder):
   file = folder / 'metrics.jsonl'
-  return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+  return (
+    [json.loads(line) for line in file.read_text().splitlines()]
+    if file.exists()
+    else []
+  )
 
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
   workdir = tmp_path / 'run'
   cache = f'--config.compilation_cache={os.environ["OMNI_JAX_TEST_CACHE"]}/xla'
-  arguments = [CONFIG, "--config.stages=('codec','omni')", cache, '--config.codec.steps=2000', '--config.codec.log_every=1',
-               '--config.codec.save_every=5000', '--config.omni.steps=6', '--config.omni.log_every=2']
+  arguments = [
+    CONFIG,
+    "--config.stages=('codec','omni')",
+    cache,
+    '--config.codec.steps=2000',
+    '--config.codec.log_every=1',
+    '--config.codec.save_every=5000',
+    '--config.omni.steps=6',
+    '--config.omni.log_every=2',
+  ]
   process = start(workdir, *arguments)
   while not logged(workdir) and process.poll() is None:
     time.sleep(0.1)
@@ -85,7 +145,13 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
   assert process.returncode == 0, err
   assert f'codec: resumed at step {step} of {step + 3}' in out
   lines = logged(workdir)
-  assert [line['step'] for line in lines if line['stage'] == 'codec'] == list(range(1, step + 4))
+  assert [line['step'] for line in lines if line['stage'] == 'codec'] == list(
+    range(1, step + 4)
+  )
   assert [line['step'] for line in lines if line['stage'] == 'omni'] == [2, 4, 6]
-  assert all(a['seconds'] <= b['seconds'] for a, b in zip(lines, lines[1:], strict=False))
-  assert not any(key.startswith('_') for key in lines[-1]) and lines[-1]['loss/total'] > 0
+  assert all(
+    a['seconds'] <= b['seconds'] for a, b in zip(lines, lines[1:], strict=False)
+  )
+  assert (
+    not any(key.startswith('_') for key in lines[-1]) and lines[-1]['loss/total'] > 0
+  )

@@ -12,8 +12,13 @@ from omni_jax.train import digest
 
 SHAPES = [(), (1,), (0, 3), (33, 7), (8, 4, 6), (64, 40)]
 TYPES = ['float32', 'bfloat16', 'float16', 'int32', 'uint8', 'bool', 'uint32']
-LAYOUTS = {'rows': (P('fsdp'), dict(fsdp=8)), 'columns': (P(None, 'fsdp'), dict(fsdp=8)), 'both': (P('fsdp', 'tensor'), dict(fsdp=4, tensor=2)),
-           'two_on_one': (P(('data', 'fsdp')), dict(data=2, fsdp=4)), 'copies': (P('fsdp'), dict(data=4, fsdp=2))}
+LAYOUTS = {
+  'rows': (P('fsdp'), dict(fsdp=8)),
+  'columns': (P(None, 'fsdp'), dict(fsdp=8)),
+  'both': (P('fsdp', 'tensor'), dict(fsdp=4, tensor=2)),
+  'two_on_one': (P(('data', 'fsdp')), dict(data=2, fsdp=4)),
+  'copies': (P('fsdp'), dict(data=4, fsdp=2)),
+}
 
 
 def array(shape, dtype='float32', seed=0):
@@ -37,7 +42,10 @@ def test_every_mesh_agrees(monkeypatch, layout, large):
   x = array((64, 40))
   whole = digest.digests({'x': x})
   monkeypatch.setattr(digest, 'LARGE', large)
-  assert digest.digests({'x': jax.device_put(x, NamedSharding(make_mesh(sizes), spec))}) == whole
+  assert (
+    digest.digests({'x': jax.device_put(x, NamedSharding(make_mesh(sizes), spec))})
+    == whole
+  )
 
 
 def test_a_change_of_any_one_element_shows_in_both_sums(monkeypatch):
@@ -54,20 +62,27 @@ def test_a_change_of_any_one_element_shows_in_both_sums(monkeypatch):
 
 def test_two_changes_that_cancel_in_the_first_sum_show_in_the_second():
   """Made by hand, since by chance they are one in 2^32: the second word is what gives back the first one's change."""
+
   def unmixed(x):  # the inverse of digest._mixed
     x = x ^ (x >> 16)
     x = x * pow(0x846CA68B, -1, 2**32) % 2**32
     x = x ^ (x >> 15) ^ (x >> 30)
     x = x * pow(0x7FEB352D, -1, 2**32) % 2**32
     return x ^ (x >> 16)
+
   index = [0x9E3779B9, 0x9E3779BA]  # of the first two elements of an array
   key = [int(digest._mixed(np.full(1, i, np.uint32))[0]) for i in index]
   rng = np.random.default_rng(0)
   for _ in range(50):
     before, first = rng.integers(0, 2**32, 2, np.uint32), int(rng.integers(0, 2**32))
-    hashes = [int(digest._mixed(np.array([w ^ np.uint32(k)]))[0]) for w, k in zip(before, key, strict=True)]
+    hashes = [
+      int(digest._mixed(np.array([w ^ np.uint32(k)]))[0])
+      for w, k in zip(before, key, strict=True)
+    ]
     changed = int(digest._mixed(np.array([first ^ key[0]], np.uint32))[0])
-    after = np.array([first, unmixed((sum(hashes) - changed) % 2**32) ^ key[1]], np.uint32)
+    after = np.array(
+      [first, unmixed((sum(hashes) - changed) % 2**32) ^ key[1]], np.uint32
+    )
     assert not np.array_equal(before, after)
     right, wrong = (digest.digests({'x': jnp.asarray(x)})['x'] for x in (before, after))
     assert right[:8] == wrong[:8] and right[8:] != wrong[8:]
@@ -86,4 +101,9 @@ def test_swaps_of_rows_and_of_equal_bits_show(monkeypatch):
   for k in range(31):
     order = [*range(k), k + 1, k, *range(k + 2, 32)]
     found.add(digest.digests({'x': jnp.asarray(x[order])})['x'])
-  assert len(found) == 64 == len({one[:8] for one in found}) == len({one[8:] for one in found})
+  assert (
+    len(found)
+    == 64
+    == len({one[:8] for one in found})
+    == len({one[8:] for one in found})
+  )

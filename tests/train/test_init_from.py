@@ -21,7 +21,9 @@ TX = make_optimizer(OptimConfig(), 1)
 
 def state(model=None, *, seed=0, average=False):
   model = model or tiny_model()
-  return jax.jit(lambda codec: init_omni(model, TX, codec, seed=seed, average=average))(codec_values(model, seed))
+  return jax.jit(lambda codec: init_omni(model, TX, codec, seed=seed, average=average))(
+    codec_values(model, seed)
+  )
 
 
 def one_device_run():
@@ -36,10 +38,15 @@ def other(tmp_path_factory):
   folder = tmp_path_factory.mktemp('other')
   made = state(seed=1, average=True)
   average = jax.tree.map(lambda x: x + 1, made.params)
-  made = made._replace(buffers=made.buffers | {'ema': average, 'router_bias': made.buffers['router_bias'] + 0.5})
+  made = made._replace(
+    buffers=made.buffers
+    | {'ema': average, 'router_bias': made.buffers['router_bias'] + 0.5}
+  )
   with Checkpoints(str(folder), 'omni') as checkpoints:
     for step, less in ((2, 7.0), (3, 0.0)):
-      buffers = made.buffers | {'ema': jax.tree.map(lambda x, less=less: x - less, average)}
+      buffers = made.buffers | {
+        'ema': jax.tree.map(lambda x, less=less: x - less, average)
+      }
       checkpoints.save(made._replace(step=jnp.int32(step), buffers=buffers), b'{}')
   (folder / 'config.json').write_text(json.dumps(tiny_run().to_dict(), default=list))
   return folder, made
@@ -51,7 +58,10 @@ def assert_same(ours, theirs):
 
 
 def test_the_step_may_be_named():
-  assert source_of('runs/a@12') == ('runs/a', 12) and source_of('runs/a') == ('runs/a', None)
+  assert source_of('runs/a@12') == ('runs/a', 12) and source_of('runs/a') == (
+    'runs/a',
+    None,
+  )
   assert source_of('gs://b/me@home/a') == ('gs://b/me@home/a', None)
 
 
@@ -75,11 +85,16 @@ def test_what_differs_stays_fresh_and_is_named_in_one_line(kit, other):
   folder, made = other
   ours = state(tiny_model(experts=8))
   got, said = start_from(str(folder), ours, own_codec=False)
-  assert_same(got.params['decoder']['blocks']['moe']['up'], ours.params['decoder']['blocks']['moe']['up'])
+  assert_same(
+    got.params['decoder']['blocks']['moe']['up'],
+    ours.params['decoder']['blocks']['moe']['up'],
+  )
   assert_same(got.params['decoder']['norm'], made.buffers['ema']['decoder']['norm'])
   assert 'ema' not in got.buffers
-  assert said.count('\n') == 0 and said.endswith('; fresh: buffers.router_bias, params.decoder.blocks.moe.down, params.decoder.blocks.moe.gate, '
-                                                 'params.decoder.blocks.moe.router.w, params.decoder.blocks.moe.up')
+  assert said.count('\n') == 0 and said.endswith(
+    '; fresh: buffers.router_bias, params.decoder.blocks.moe.down, params.decoder.blocks.moe.gate, '
+    'params.decoder.blocks.moe.router.w, params.decoder.blocks.moe.up'
+  )
 
 
 def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
@@ -91,7 +106,10 @@ def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
   books = ours.buffers['codec']['codebooks']
   codec = ours.buffers['codec'] | {'codebooks': books | {'count_JE': jnp.ones((9, 9))}}
   half = ours._replace(buffers=ours.buffers | {'codec': codec})
-  with pytest.raises(UserError, match=r"its speech codec is another \(buffers.codec.codebooks.count_JE\); put 'codec' into"):
+  with pytest.raises(
+    UserError,
+    match=r"its speech codec is another \(buffers.codec.codebooks.count_JE\); put 'codec' into",
+  ):
     fresh_names(str(folder), half, own_codec=False)
   assert fresh_names(str(folder), half, own_codec=True) == []
 
@@ -99,13 +117,22 @@ def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
 def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
   config = one_device_run()
   workdir = tmp_path / 'run'
-  for init_from, said in ((str(tmp_path / 'nowhere'), 'no checkpoint of stage'), (f'{other[0]}@77', r'no step 77 .* \[2, 3\]')):
+  for init_from, said in (
+    (str(tmp_path / 'nowhere'), 'no checkpoint of stage'),
+    (f'{other[0]}@77', r'no step 77 .* \[2, 3\]'),
+  ):
     config.init_from = init_from
     with pytest.raises(UserError, match=f'config.init_from={init_from}: .*{said}'):
       stages.run_all(config, str(workdir))
   config.init_from = ''
-  for key, value, said in (('freeze', ('haeds.*',), "no parameter is called 'haeds.*'; there are .*heads.text.out.w"),
-                           ('ema', 1.0, r'config.omni.ema=1.0')):
+  for key, value, said in (
+    (
+      'freeze',
+      ('haeds.*',),
+      "no parameter is called 'haeds.*'; there are .*heads.text.out.w",
+    ),
+    ('ema', 1.0, r'config.omni.ema=1.0'),
+  ):
     part = one_device_run()
     part.omni[key] = value
     with pytest.raises(UserError, match=said):
@@ -119,9 +146,16 @@ def test_the_codec_of_another_run(tmp_path):
   values = codec_values(run.omni, seed=5)
   with Checkpoints(donor, 'codec') as checkpoints:
     made = init_codec(run.omni, TX, seed=0)
-    checkpoints.save(made._replace(params=values['params'], buffers={'codebooks': values['codebooks']}), b'{}')
+    checkpoints.save(
+      made._replace(
+        params=values['params'], buffers={'codebooks': values['codebooks']}
+      ),
+      b'{}',
+    )
   config.codec.init_from = donor
-  with pytest.raises(UserError, match="takes a finished codec: take 'codec' out of config.stages"):
+  with pytest.raises(
+    UserError, match="takes a finished codec: take 'codec' out of config.stages"
+  ):
     stages.Run(config, str(tmp_path / 'run'))
   config.stages = ('omni',)
   assert_same(stages.restore_codec(stages.Run(config, str(tmp_path / 'run'))), values)

@@ -44,16 +44,28 @@ class Killed:
 @pytest.fixture(scope='module')
 def omni_stage(kit):
   """A maker of the omni stage as every process would make it: everything fresh."""
+
   def make():
-    items = [dict(example, id=f'{seed}/{i}') for seed in range(4) for i, example in enumerate(examples(seed))]
-    batches = Loader(Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0), BUDGET)
-    return loop.Stage('omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100)
+    items = [
+      dict(example, id=f'{seed}/{i}')
+      for seed in range(4)
+      for i, example in enumerate(examples(seed))
+    ]
+    batches = Loader(
+      Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0), BUDGET
+    )
+    return loop.Stage(
+      'omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100
+    )
+
   return make
 
 
 @pytest.fixture(scope='module')
 def codec_stage(kit):
-  codec = nnx.eval_shape(lambda: Codec(kit.config.codec, kit.config.media.audio, rngs=nnx.Rngs(0)))
+  codec = nnx.eval_shape(
+    lambda: Codec(kit.config.codec, kit.config.media.audio, rngs=nnx.Rngs(0))
+  )
   tx = make_optimizer(OptimConfig(warmup=1), 4)
   step = jax.jit(make_codec_step(codec, tx))
   fresh = jax.jit(lambda: init_codec(kit.config, tx, seed=0))()
@@ -62,6 +74,7 @@ def codec_stage(kit):
   def make():
     batches = ClipLoader(waves, kit.config.media.audio, batch=4, frames=3, seed=0)
     return loop.Stage('codec', 4, step, fresh, batches, log_every=1, save_every=100)
+
   return make
 
 
@@ -71,7 +84,9 @@ def assert_same(ours, theirs):
 
 
 def logged(folder):
-  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [
+    json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()
+  ]
 
 
 @pytest.mark.parametrize('name', ['omni_stage', 'codec_stage'])
@@ -80,20 +95,34 @@ def test_four_steps_are_two_and_a_restart_and_two(name, request, kit, tmp_path):
   whole = loop.run(make(), str(tmp_path / 'whole'), kit.mesh)
   first = make()
   with pytest.raises(loop.Preempted) as stopped:
-    loop.run(dataclasses.replace(first, batches=Killed(first.batches, 2)), str(tmp_path / 'parts'), kit.mesh)
+    loop.run(
+      dataclasses.replace(first, batches=Killed(first.batches, 2)),
+      str(tmp_path / 'parts'),
+      kit.mesh,
+    )
   assert stopped.value.code == loop.PREEMPTED == 75
   assert [line['step'] for line in logged(tmp_path / 'parts')] == [1, 2]
   parts = loop.run(make(), str(tmp_path / 'parts'), kit.mesh)
   assert int(parts.step) == 4
   assert_same(parts, whole)
-  assert not any(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(make().state.params),
-                                                      strict=True) if a.ndim > 1)
-  for ours, theirs in zip(logged(tmp_path / 'parts'), logged(tmp_path / 'whole'), strict=True):
-    figures = lambda line: {k: v for k, v in line.items() if k != 'seconds' and not k.startswith('speed/')}
+  assert not any(
+    np.array_equal(a, b)
+    for a, b in zip(
+      jax.tree.leaves(whole.params), jax.tree.leaves(make().state.params), strict=True
+    )
+    if a.ndim > 1
+  )
+  for ours, theirs in zip(
+    logged(tmp_path / 'parts'), logged(tmp_path / 'whole'), strict=True
+  ):
+    figures = lambda line: {
+      k: v for k, v in line.items() if k != 'seconds' and not k.startswith('speed/')
+    }
     assert figures(ours) == figures(theirs)
 
 
 # A stage so small that the loop itself is what is tested.
+
 
 class Numbers:
   def __init__(self, values=()):
@@ -119,26 +148,61 @@ class Numbers:
 def toy(steps=6, batches=None, **kwargs):
   def step(state, batch):
     params = {'w': state.params['w'] - batch.mean()}
-    return state._replace(params=params, step=state.step + 1), {'loss/total': params['w'].sum(), 'tokens': jnp.float32(8)}
+    return state._replace(params=params, step=state.step + 1), {
+      'loss/total': params['w'].sum(),
+      'tokens': jnp.float32(8),
+    }
+
   params = {'w': jnp.zeros(2)}
-  fresh = TrainState(params, {}, optax.sgd(0.1).init(params), jnp.int32(0), jax.random.key_data(jax.random.key(0)))
-  return loop.Stage('toy', steps, jax.jit(step), fresh, batches or Numbers(), **dict(log_every=2, save_every=3) | kwargs)
+  fresh = TrainState(
+    params,
+    {},
+    optax.sgd(0.1).init(params),
+    jnp.int32(0),
+    jax.random.key_data(jax.random.key(0)),
+  )
+  return loop.Stage(
+    'toy',
+    steps,
+    jax.jit(step),
+    fresh,
+    batches or Numbers(),
+    **dict(log_every=2, save_every=3) | kwargs,
+  )
 
 
 def test_figures_are_logged_in_time_and_always_at_the_end(tmp_path):
   loop.run(toy(steps=5, flops=1e6, peak=1e9), str(tmp_path), make_mesh())
   lines = logged(tmp_path)
   assert [line['step'] for line in lines] == [2, 4, 5]
-  assert all({'speed/steps_per_second', 'speed/tokens_per_second', 'speed/data_wait', 'speed/mfu'} <= set(line) for line in lines)
-  assert all(line['speed/tokens_per_second'] == pytest.approx(8 * line['speed/steps_per_second']) for line in lines)
+  assert all(
+    {
+      'speed/steps_per_second',
+      'speed/tokens_per_second',
+      'speed/data_wait',
+      'speed/mfu',
+    }
+    <= set(line)
+    for line in lines
+  )
+  assert all(
+    line['speed/tokens_per_second'] == pytest.approx(8 * line['speed/steps_per_second'])
+    for line in lines
+  )
 
 
 def test_checkpoints_are_written_in_time_and_at_the_end(tmp_path):
   loop.run(toy(steps=7), str(tmp_path), make_mesh())
-  assert sorted(path.name for path in (tmp_path / 'checkpoints' / 'toy').iterdir() if path.name.isdigit()) == ['6', '7']
+  assert sorted(
+    path.name
+    for path in (tmp_path / 'checkpoints' / 'toy').iterdir()
+    if path.name.isdigit()
+  ) == ['6', '7']
 
 
-def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(tmp_path, monkeypatch):
+def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(
+  tmp_path, monkeypatch
+):
   stage, made, events = toy(steps=4, log_every=10), [], []
 
   def step(state, batch):
@@ -148,11 +212,19 @@ def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(tmp_path, monk
     return state, metrics
 
   def wait(metrics):
-    events.append(f'wait {1 + next(k for k, one in enumerate(made) if one is metrics)}' if metrics else 'wait')
+    events.append(
+      f'wait {1 + next(k for k, one in enumerate(made) if one is metrics)}'
+      if metrics
+      else 'wait'
+    )
 
   monkeypatch.setattr(jax, 'block_until_ready', wait)
   loop.run(dataclasses.replace(stage, step=step), str(tmp_path), make_mesh())
-  first = ['step 1', 'wait', 'wait 1']  # the first step is waited for: until there a run starts and compiles
+  first = [
+    'step 1',
+    'wait',
+    'wait 1',
+  ]  # the first step is waited for: until there a run starts and compiles
   assert events == [*first, 'step 2', 'wait 1', 'step 3', 'wait 2', 'step 4', 'wait 3']
 
 
@@ -164,11 +236,16 @@ def test_a_finished_stage_is_restored_and_not_run(tmp_path):
   assert batches.closed
 
 
-@pytest.mark.parametrize('bad, kept', [(4, 3), (3, None)], ids=['at_a_log', 'at_a_save'])
+@pytest.mark.parametrize(
+  'bad, kept', [(4, 3), (3, None)], ids=['at_a_log', 'at_a_save']
+)
 def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad, kept):
   batches = Numbers({bad: np.nan})
-  with pytest.raises(UserError, match=rf'toy: loss/total is no longer finite at step {bad}; the last checkpoint is step {kept}; '
-                                      r'try a smaller config\.toy\.optim\.lr'):
+  with pytest.raises(
+    UserError,
+    match=rf'toy: loss/total is no longer finite at step {bad}; the last checkpoint is step {kept}; '
+    r'try a smaller config\.toy\.optim\.lr',
+  ):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())
   assert batches.closed
 
@@ -186,7 +263,9 @@ def test_sigterm_saves_the_step_in_hand_and_the_signal_is_given_back(tmp_path):
 def test_sigterm_at_the_last_step_still_stops_the_run(tmp_path):
   with pytest.raises(loop.Preempted):
     loop.run(toy(batches=Killed(Numbers(), 6)), str(tmp_path), make_mesh())
-  np.testing.assert_array_equal(loop.run(toy(), str(tmp_path), make_mesh()).params['w'], -6)
+  np.testing.assert_array_equal(
+    loop.run(toy(), str(tmp_path), make_mesh()).params['w'], -6
+  )
 
 
 def test_an_error_in_the_data_closes_everything_and_keeps_the_last_checkpoint(tmp_path):
@@ -195,6 +274,7 @@ def test_an_error_in_the_data_closes_everything_and_keeps_the_last_checkpoint(tm
       if self._next == 4:
         raise UserError('torn')
       return super().__next__()
+
   batches = Torn()
   with pytest.raises(UserError, match='torn'):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())

@@ -8,7 +8,14 @@ import pytest
 from omni_jax.errors import UserError
 from omni_jax.train.optim import Kind, make_optimizer, name_of, OptimConfig, schedule
 
-PARAMS = {'decoder': {'w': jnp.ones((4, 4)), 'scale': jnp.ones(4), 'blocks': {'scale': jnp.ones((2, 4))}}, 'heads': {'image': {'w': jnp.ones((4, 4))}}}
+PARAMS = {
+  'decoder': {
+    'w': jnp.ones((4, 4)),
+    'scale': jnp.ones(4),
+    'blocks': {'scale': jnp.ones((2, 4))},
+  },
+  'heads': {'image': {'w': jnp.ones((4, 4))}},
+}
 KINDS = pytest.mark.parametrize('kind', list(Kind))
 
 
@@ -30,25 +37,39 @@ def grads(seed=0):
 def test_learning_rate_warms_up_and_decays_to_its_final_share():
   rate = schedule(OptimConfig(lr=1.0, warmup=10, final=0.1), 100)
   assert rate(0) == 0 and rate(5) == pytest.approx(0.5) and rate(10) == pytest.approx(1)
-  assert rate(100) == pytest.approx(0.1) and all(rate(i) >= rate(i + 1) for i in range(10, 100))
+  assert rate(100) == pytest.approx(0.1) and all(
+    rate(i) >= rate(i + 1) for i in range(10, 100)
+  )
   short = schedule(OptimConfig(lr=1.0, warmup=100), 4)
   assert short(2) == pytest.approx(1), 'a short run warms up in half of its steps'
 
 
 @KINDS
 def test_multipliers_scale_the_updates_of_their_prefix_only(kind):
-  plain, scaled = update(grads(), kind=kind), update(grads(), kind=kind, multipliers={'heads.image': 0.25})
-  np.testing.assert_allclose(scaled['heads']['image']['w'], 0.25 * plain['heads']['image']['w'], rtol=1e-6)
+  plain, scaled = (
+    update(grads(), kind=kind),
+    update(grads(), kind=kind, multipliers={'heads.image': 0.25}),
+  )
+  np.testing.assert_allclose(
+    scaled['heads']['image']['w'], 0.25 * plain['heads']['image']['w'], rtol=1e-6
+  )
   np.testing.assert_array_equal(scaled['decoder']['w'], plain['decoder']['w'])
 
 
 def test_a_multiplier_of_zero_freezes():
   moved = update(grads(), multipliers={'decoder': 0.0})
-  assert not moved['decoder']['w'].any() and not moved['decoder']['scale'].any() and moved['heads']['image']['w'].any()
+  assert (
+    not moved['decoder']['w'].any()
+    and not moved['decoder']['scale'].any()
+    and moved['heads']['image']['w'].any()
+  )
 
 
 def test_a_multiplier_that_fits_nothing_names_what_there_is():
-  with pytest.raises(UserError, match=r"no parameter begins with 'haeds'; there are \['decoder.blocks', 'decoder.scale', 'decoder.w', 'heads.image'\]"):
+  with pytest.raises(
+    UserError,
+    match=r"no parameter begins with 'haeds'; there are \['decoder.blocks', 'decoder.scale', 'decoder.w', 'heads.image'\]",
+  ):
     update(grads(), multipliers={'haeds': 2.0})
 
 
@@ -58,7 +79,9 @@ def test_only_matrices_decay(kind):
   moved = update(still, kind=kind, lr=0.1, weight_decay=0.5)
   np.testing.assert_allclose(moved['decoder']['w'], -0.1 * 0.5, rtol=1e-5)
   np.testing.assert_array_equal(moved['decoder']['scale'], 0)
-  np.testing.assert_array_equal(moved['decoder']['blocks']['scale'], 0)  # of stacked layers
+  np.testing.assert_array_equal(
+    moved['decoder']['blocks']['scale'], 0
+  )  # of stacked layers
 
 
 def test_large_gradients_are_clipped_to_the_norm():
@@ -80,21 +103,39 @@ def test_updates_go_against_the_gradient_at_the_learning_rate(kind):
 
 @KINDS
 def test_frozen_parameters_stand_still_and_have_no_moments(kind):
-  tx = make_optimizer(OptimConfig(kind=kind, warmup=0, weight_decay=0.5), 100, freeze=('decoder.*.scale', 'heads.image.?'))
+  tx = make_optimizer(
+    OptimConfig(kind=kind, warmup=0, weight_decay=0.5),
+    100,
+    freeze=('decoder.*.scale', 'heads.image.?'),
+  )
   state, params = tx.init(PARAMS), PARAMS
-  assert {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1} == {(4, 4)}  # of decoder.w alone
-  assert not any('heads' in name_of(path) or 'blocks' in name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+  assert {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1} == {
+    (4, 4)
+  }  # of decoder.w alone
+  assert not any(
+    'heads' in name_of(path) or 'blocks' in name_of(path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(state)
+  )
   for seed in range(3):
     moved, state = jax.jit(tx.update)(grads(seed), state, params)
     params = jax.tree.map(jnp.add, params, moved)
   still = [params['decoder']['blocks']['scale'], params['heads']['image']['w']]
-  for ours, theirs in zip(still, [PARAMS['decoder']['blocks']['scale'], PARAMS['heads']['image']['w']], strict=True):
+  for ours, theirs in zip(
+    still,
+    [PARAMS['decoder']['blocks']['scale'], PARAMS['heads']['image']['w']],
+    strict=True,
+  ):
     np.testing.assert_array_equal(ours, theirs)
-  assert (params['decoder']['w'] != PARAMS['decoder']['w']).all() and (params['decoder']['scale'] != 1).all()
+  assert (params['decoder']['w'] != PARAMS['decoder']['w']).all() and (
+    params['decoder']['scale'] != 1
+  ).all()
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():
-  with pytest.raises(UserError, match=r"no parameter is called 'haeds.\*'; there are decoder.blocks.scale, .*heads.image.w"):
+  with pytest.raises(
+    UserError,
+    match=r"no parameter is called 'haeds.\*'; there are decoder.blocks.scale, .*heads.image.w",
+  ):
     make_optimizer(OptimConfig(), 100, freeze=('decoder.*', 'haeds.*')).init(PARAMS)
 
 
@@ -103,7 +144,9 @@ def test_a_rate_by_step_takes_the_place_of_the_schedule():
   first, state = tx.update(grads(), tx.init(PARAMS), PARAMS)
   second, _ = tx.update(grads(), state, PARAMS)
   assert not first['decoder']['w'].any()
-  np.testing.assert_allclose(jnp.abs(second['decoder']['w']), 0.25, rtol=1e-3)  # Adam: the sign of an equal gradient
+  np.testing.assert_allclose(
+    jnp.abs(second['decoder']['w']), 0.25, rtol=1e-3
+  )  # Adam: the sign of an equal gradient
 
 
 def test_an_unknown_kind_is_refused():

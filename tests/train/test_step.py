@@ -22,9 +22,24 @@ def stepped(kit, batch):
 def test_every_figure_is_reported_and_finite(stepped):
   figures = jax.device_get(stepped[1])
   wanted = {f'{kind}/{head}' for kind in ('loss', 'weight') for head in HEADS}
-  wanted |= {'loss/total', 'loss/balance', 'loss/z', 'routing/entropy', 'routing/load_max', 'routing/load_min', 'routing/dropped',
-             'routing/expert_by_modality', 'routing/mutual_information', 'tokens', 'filled', 'skipped', 'grad_norm/total', 'grad_norm/decoder',
-             *(f'grad_norm/{head}_head' for head in HEADS), *(f'grad_norm/{head}_embed' for head in HEADS)}
+  wanted |= {
+    'loss/total',
+    'loss/balance',
+    'loss/z',
+    'routing/entropy',
+    'routing/load_max',
+    'routing/load_min',
+    'routing/dropped',
+    'routing/expert_by_modality',
+    'routing/mutual_information',
+    'tokens',
+    'filled',
+    'skipped',
+    'grad_norm/total',
+    'grad_norm/decoder',
+    *(f'grad_norm/{head}_head' for head in HEADS),
+    *(f'grad_norm/{head}_embed' for head in HEADS),
+  }
   assert set(figures) == wanted
   assert all(np.isfinite(value).all() for value in figures.values())
 
@@ -37,53 +52,101 @@ def test_figures_say_what_they_are_called(kit, batch, stepped):
   total = sum(getattr(losses, head) * figures[f'loss/{head}'] for head in HEADS)
   total += losses.balance * figures['loss/balance'] + losses.z * figures['loss/z']
   assert figures['loss/total'] == pytest.approx(total, rel=1e-5)
-  parts = [value for name, value in figures.items() if name.startswith('grad_norm/') and name != 'grad_norm/total']
-  assert figures['grad_norm/total'] == pytest.approx(np.sqrt(np.square(parts).sum()), rel=1e-4)
+  parts = [
+    value
+    for name, value in figures.items()
+    if name.startswith('grad_norm/') and name != 'grad_norm/total'
+  ]
+  assert figures['grad_norm/total'] == pytest.approx(
+    np.sqrt(np.square(parts).sum()), rel=1e-4
+  )
   decoder = kit.config.decoder
-  counted = np.bincount(batch.modality_BL[batch.segment_BL > 0], minlength=len(Modality)) * decoder.layers * decoder.top_k
-  np.testing.assert_array_equal(figures['routing/expert_by_modality'].sum(axis=1), counted)
+  counted = (
+    np.bincount(batch.modality_BL[batch.segment_BL > 0], minlength=len(Modality))
+    * decoder.layers
+    * decoder.top_k
+  )
+  np.testing.assert_array_equal(
+    figures['routing/expert_by_modality'].sum(axis=1), counted
+  )
   assert figures['weight/image'] == (batch.draw_at_BNP >= 0).any(axis=-1).sum()
-  assert figures['weight/audio'] == (batch.speak_at_BR >= 0).sum() and figures['weight/text'] == batch.weight_BL.sum()
-  assert figures['loss/text'] == pytest.approx(np.log(kit.model.text_embed.tokens.table.shape[0]), rel=0.3)
-  assert figures['loss/audio'] == pytest.approx(np.log(kit.config.codec.entries), rel=0.3)
+  assert (
+    figures['weight/audio'] == (batch.speak_at_BR >= 0).sum()
+    and figures['weight/text'] == batch.weight_BL.sum()
+  )
+  assert figures['loss/text'] == pytest.approx(
+    np.log(kit.model.text_embed.tokens.table.shape[0]), rel=0.3
+  )
+  assert figures['loss/audio'] == pytest.approx(
+    np.log(kit.config.codec.entries), rel=0.3
+  )
 
 
 def test_the_step_counts_itself_and_leaves_the_codec_and_the_seed_alone(kit, stepped):
   after = stepped[0]
   assert int(after.step) == 1
   np.testing.assert_array_equal(after.rng, kit.state.rng)
-  for a, b in zip(jax.tree.leaves(after.buffers['codec']), jax.tree.leaves(kit.state.buffers['codec']), strict=True):
+  for a, b in zip(
+    jax.tree.leaves(after.buffers['codec']),
+    jax.tree.leaves(kit.state.buffers['codec']),
+    strict=True,
+  ):
     np.testing.assert_array_equal(a, b)
 
 
 def test_the_router_bias_moves_by_its_step_towards_the_idle(kit, stepped):
-  moved = np.asarray(stepped[0].buffers['router_bias'] - kit.state.buffers['router_bias'])
+  moved = np.asarray(
+    stepped[0].buffers['router_bias'] - kit.state.buffers['router_bias']
+  )
   np.testing.assert_allclose(np.abs(moved[moved != 0]), 1e-3, rtol=1e-4)
   assert moved.min() < 0 < moved.max()
 
 
-def test_the_same_state_and_batch_give_the_same_and_another_step_other_noise(kit, batch, stepped):
+def test_the_same_state_and_batch_give_the_same_and_another_step_other_noise(
+  kit, batch, stepped
+):
   again = kit.step(kit.state, batch)
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(stepped), strict=True):
     np.testing.assert_array_equal(a, b)
   _, later = kit.step(kit.state._replace(step=kit.state.step + 1), batch)
-  assert later['loss/image'] != again[1]['loss/image'] and later['loss/text'] == again[1]['loss/text']
+  assert (
+    later['loss/image'] != again[1]['loss/image']
+    and later['loss/text'] == again[1]['loss/text']
+  )
 
 
 def test_a_head_without_its_modality_is_no_number_out_of_range(kit, batch):
-  nothing = batch._replace(draw_at_BNP=np.full_like(batch.draw_at_BNP, -1), query_BL=np.full_like(batch.query_BL, -1),
-                           speak_at_BR=np.full_like(batch.speak_at_BR, -1))
+  nothing = batch._replace(
+    draw_at_BNP=np.full_like(batch.draw_at_BNP, -1),
+    query_BL=np.full_like(batch.query_BL, -1),
+    speak_at_BR=np.full_like(batch.speak_at_BR, -1),
+  )
   state, figures = kit.step(kit.state, nothing)
-  assert figures['loss/image'] == figures['loss/audio'] == figures['grad_norm/image_head'] == 0 < figures['loss/text']
+  assert (
+    figures['loss/image']
+    == figures['loss/audio']
+    == figures['grad_norm/image_head']
+    == 0
+    < figures['loss/text']
+  )
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 def test_losses_are_means_over_all_their_positions_before_they_are_weighed():
-  stats = RouterStats(jnp.asarray([1.0, 3.0]), jnp.asarray([10.0, 30.0]), *(jnp.zeros(2) for _ in range(4)))
-  heads = {'text': HeadLoss(jnp.float32(6), jnp.float32(3)), 'image': HeadLoss(jnp.float32(5), jnp.float32(1)),
-           'audio': HeadLoss(jnp.float32(0), jnp.float32(0))}
+  stats = RouterStats(
+    jnp.asarray([1.0, 3.0]),
+    jnp.asarray([10.0, 30.0]),
+    *(jnp.zeros(2) for _ in range(4)),
+  )
+  heads = {
+    'text': HeadLoss(jnp.float32(6), jnp.float32(3)),
+    'image': HeadLoss(jnp.float32(5), jnp.float32(1)),
+    'audio': HeadLoss(jnp.float32(0), jnp.float32(0)),
+  }
   config = LossConfig(text=1.0, image=2.0, audio=7.0, balance=0.1, z=0.01)
-  assert float(total_loss(heads, stats, config)) == pytest.approx(2 + 10 + 0 + 0.2 + 0.2)
+  assert float(total_loss(heads, stats, config)) == pytest.approx(
+    2 + 10 + 0 + 0.2 + 0.2
+  )
 
 
 def test_frames_of_long_sounds_can_weigh_less_than_words(batch):
@@ -97,5 +160,7 @@ def test_frames_of_long_sounds_can_weigh_less_than_words(batch):
 
 def test_codec_values_are_what_the_omni_state_holds(kit):
   frozen = kit.state.buffers['codec']
-  state = kit.state._replace(params=frozen['params'], buffers={'codebooks': frozen['codebooks']})
+  state = kit.state._replace(
+    params=frozen['params'], buffers={'codebooks': frozen['codebooks']}
+  )
   assert jax.tree.structure(codec_values(state)) == jax.tree.structure(frozen)

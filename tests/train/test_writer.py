@@ -9,20 +9,29 @@ from omni_jax.train.writer import Writer
 
 
 def lines(folder):
-  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [
+    json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()
+  ]
 
 
 def test_figures_become_plain_json_and_tensorboard_gets_the_scalars(tmp_path, capsys):
   with Writer(str(tmp_path), 'omni', steps=10, start=0) as writer:
     writer.write(5, {'loss/text': np.float32(0.5), 'routing/table': np.ones((2, 2))})
-  line, = lines(tmp_path)
-  assert (line['stage'], line['step'], line['loss/text'], line['routing/table']) == ('omni', 5, 0.5, [[1, 1], [1, 1]])
+  (line,) = lines(tmp_path)
+  assert (line['stage'], line['step'], line['loss/text'], line['routing/table']) == (
+    'omni',
+    5,
+    0.5,
+    [[1, 1], [1, 1]],
+  )
   assert line['seconds'] > 0
   assert 'omni step 5: text=0.500' in capsys.readouterr().out
   assert list((tmp_path / 'tensorboard' / 'omni').iterdir())
 
 
-def test_a_restart_drops_what_came_after_its_checkpoint_and_keeps_other_stages(tmp_path):
+def test_a_restart_drops_what_came_after_its_checkpoint_and_keeps_other_stages(
+  tmp_path,
+):
   for stage, steps in (('codec', (10, 20)), ('omni', (10, 20, 30))):
     with Writer(str(tmp_path), stage, steps=30, start=0) as writer:
       for step in steps:
@@ -32,12 +41,19 @@ def test_a_restart_drops_what_came_after_its_checkpoint_and_keeps_other_stages(t
   with Writer(str(tmp_path), 'omni', steps=30, start=20) as writer:
     writer.write(30, {'loss/total': 2.0})
   assert [(line['stage'], line['step']) for line in lines(tmp_path)] == [
-      ('codec', 10), ('codec', 20), ('omni', 10), ('omni', 20), ('omni', 30)]
+    ('codec', 10),
+    ('codec', 20),
+    ('omni', 10),
+    ('omni', 20),
+    ('omni', 30),
+  ]
   assert lines(tmp_path)[-1]['loss/total'] == 2
 
 
 def test_time_goes_on_where_the_last_process_stopped(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text(json.dumps({'stage': 'codec', 'step': 10, 'seconds': 1000.0}) + '\n')
+  (tmp_path / 'metrics.jsonl').write_text(
+    json.dumps({'stage': 'codec', 'step': 10, 'seconds': 1000.0}) + '\n'
+  )
   for stage in ('omni', 'more'):  # in one process: its own time counts once
     with Writer(str(tmp_path), stage, steps=10, start=0) as writer:
       writer.write(1, {})
@@ -47,4 +63,6 @@ def test_time_goes_on_where_the_last_process_stopped(tmp_path):
 
 def test_say_goes_to_the_log_and_to_the_screen(tmp_path, capsys):
   writer_lib.say(str(tmp_path), 'hello')
-  assert 'hello' in capsys.readouterr().out and 'hello' in (tmp_path / 'log.txt').read_text()
+  assert (
+    'hello' in capsys.readouterr().out and 'hello' in (tmp_path / 'log.txt').read_text()
+  )

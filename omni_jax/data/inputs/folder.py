@@ -15,29 +15,41 @@ class FolderReader:
   Its text is the file of the same name that ends in .txt, else the name of its folder inside the input; media that lie
   in the input itself without a .txt are plain examples. Links are not followed.
   """
+
   chunk = 200
 
   def __init__(self, path: str, *, language: str = ''):
     self._root, self._language = pathlib.Path(path), language
-    self._names = sorted(name for name in _files(self._root) if pathlib.PurePath(name).suffix.lower() in KIND)
+    self._names = sorted(
+      name
+      for name in _files(self._root)
+      if pathlib.PurePath(name).suffix.lower() in KIND
+    )
     self.files = tuple(str(self._root / name) for name in self._names)
     if not self._names:
-      raise UserError(f'{path}: holds no pictures or sounds; known are files that end in {" ".join(KIND)}')
+      raise UserError(
+        f'{path}: holds no pictures or sounds; known are files that end in {" ".join(KIND)}'
+      )
 
   def __len__(self) -> int:
     return len(self._names)
 
   def read(self, items: range) -> Iterator[Found]:
-    for name in self._names[items.start:items.stop]:
+    for name in self._names[items.start : items.stop]:
       yield Found(name, lambda name=name: self._example(name))
 
   def _example(self, name: str) -> Example:
     path = self._root / name
     folder = pathlib.PurePath(name).parent.name
-    medium = {'type': KIND[path.suffix.lower()], 'data': read_media(path)} | ({'label': folder} if folder else {})
+    medium = {'type': KIND[path.suffix.lower()], 'data': read_media(path)} | (
+      {'label': folder} if folder else {}
+    )
     caption = path.with_suffix('.txt')
-    return captioned([medium], _text(caption) if caption.is_file() and not caption.is_symlink() else folder,
-                     self._language)
+    return captioned(
+      [medium],
+      _text(caption) if caption.is_file() and not caption.is_symlink() else folder,
+      self._language,
+    )
 
 
 def _files(root: pathlib.Path) -> Iterator[str]:

@@ -9,22 +9,38 @@ from omni_jax.data.pairs import pair
 Example = dict[str, Any]
 IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')
 SOUNDS = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
-VIDEOS = ('.mp4', '.webm', '.mkv', '.mov', '.avi')  # there is no reading of them yet: refused by name, not passed over
+VIDEOS = (
+  '.mp4',
+  '.webm',
+  '.mkv',
+  '.mov',
+  '.avi',
+)  # there is no reading of them yet: refused by name, not passed over
 # By the end of a name.
-KIND = {**dict.fromkeys(IMAGES, 'image'), **dict.fromkeys(SOUNDS, 'audio'), **dict.fromkeys(VIDEOS, 'video')}
+KIND = {
+  **dict.fromkeys(IMAGES, 'image'),
+  **dict.fromkeys(SOUNDS, 'audio'),
+  **dict.fromkeys(VIDEOS, 'video'),
+}
 
 
 class Found(NamedTuple):
   """One example of the input, not yet read."""
+
   id: str
-  make: Callable[[], Example]  # the example, its media as bytes under 'data'; raises BadRecord
+  make: Callable[
+    [], Example
+  ]  # the example, its media as bytes under 'data'; raises BadRecord
 
 
 @runtime_checkable
 class Reader(Protocol):
   """An input as `len` items in fixed order. May be pickled; `read` of the same items finds the same examples."""
+
   chunk: int  # items that one worker takes at a time
-  files: Sequence[str]  # that are read: when one changes, a conversion cannot go on where it stopped
+  files: Sequence[
+    str
+  ]  # that are read: when one changes, a conversion cannot go on where it stopped
 
   def __len__(self) -> int: ...
 
@@ -33,8 +49,10 @@ class Reader(Protocol):
 
 def refused(error: BadRecord) -> Callable[[], Example]:
   """What `Found.make` is where already finding the example has failed."""
+
   def make() -> Example:
     raise error
+
   return make
 
 

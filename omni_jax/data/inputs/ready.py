@@ -11,15 +11,29 @@ from omni_jax.types import MediaConfig
 
 class ReadyReader:
   """One item an example of a split; read, write and language as in a run's config."""
+
   chunk = 500
 
-  def __init__(self, name: str, split: str, *, root: str, read: str = '', write: str = '', language: str = ''):
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    *,
+    root: str,
+    read: str = '',
+    write: str = '',
+    language: str = '',
+  ):
     said = f'--input={name}:{split}'
     if not root:
-      raise UserError(f'{said}: give the folder that holds {READY[name].FOLDER}/, --root=DIR')
+      raise UserError(
+        f'{said}: give the folder that holds {READY[name].FOLDER}/, --root=DIR'
+      )
     try:
       languages = tuple(filter(None, language.split(',')))
-      self._examples = READY[name](root, Asked(split, write, read, languages), MediaConfig())
+      self._examples = READY[name](
+        root, Asked(split, write, read, languages), MediaConfig()
+      )
     except UserError as error:  # what is a key of a run's config is a flag here
       raise UserError(f'{said}: {error}'.replace('config.data.', '--')) from error
     self.files = tuple(self._examples.files)

@@ -28,6 +28,7 @@ class TarReader:
   """One item a tar file (also .tar.gz, .bz2, .xz). Files of one sample follow each other and are called alike up to the
   first dot: `000.png 000.txt`, or `000.json` with an example in the chat form whose paths are names of the others.
   """
+
   chunk = 1
 
   def __init__(self, paths: Sequence[str], *, language: str = ''):
@@ -43,7 +44,7 @@ class TarReader:
     return len(self.files)
 
   def read(self, items: range) -> Iterator[Found]:
-    for path in self.files[items.start:items.stop]:
+    for path in self.files[items.start : items.stop]:
       base = os.path.basename(path).split('.')[0]
       for key, members in itertools.groupby(_members(path), key=_key):
         sample = list(members)
@@ -58,7 +59,11 @@ class TarReader:
     chat = next((member for member in sample if _end(member) == '.json'), None)
     if chat is not None:
       return _chat(chat, files)
-    media = [{'type': KIND[_end(member)], 'data': member.data} for member in sample if _end(member) in KIND]
+    media = [
+      {'type': KIND[_end(member)], 'data': member.data}
+      for member in sample
+      if _end(member) in KIND
+    ]
     texts = [_text(member) for member in sample if _end(member) in TEXTS]
     if not media:
       return {'content': [{'type': 'text', 'text': text} for text in texts]}
@@ -75,15 +80,21 @@ def _chat(chat: Member, files: dict[str, bytes]) -> Example:
 
   def medium(part: Example) -> Example:
     if part['path'] not in files:
-      raise BadRecord(f'{part["path"]}: not in the sample, which has {", ".join(sorted(files))}')
+      raise BadRecord(
+        f'{part["path"]}: not in the sample, which has {", ".join(sorted(files))}'
+      )
     return {'type': part['type'], 'data': files[part['path']]}
+
   return map_media(example, medium)
 
 
 def _members(path: str) -> Iterator[Member]:
   """Regular files, read from front to back; what is too large is not read, a damaged archive ends with a problem."""
   try:
-    with PatientFile(path) as opened, tarfile.open(fileobj=opened, mode='r|*') as archive:
+    with (
+      PatientFile(path) as opened,
+      tarfile.open(fileobj=opened, mode='r|*') as archive,
+    ):
       for info in archive:
         if info.isdir():
           continue
@@ -118,4 +129,6 @@ def _text(member: Member) -> str:
   try:
     return member.data.decode().strip()
   except UnicodeDecodeError as error:
-    raise BadRecord(f'{member.name}: text is not UTF-8 at byte {error.start}') from error
+    raise BadRecord(
+      f'{member.name}: text is not UTF-8 at byte {error.start}'
+    ) from error

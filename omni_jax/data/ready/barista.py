@@ -28,7 +28,9 @@ def order_text(intent: str, slots: Mapping[str, str]) -> str:
   """
   text = '; '.join([intent, *(f'{name}: {slots[name]}' for name in sorted(slots))])
   if parse_order(text) != (intent, dict(slots)):
-    raise ValueError(f'intent {intent!r} and slots {dict(slots)} cannot be told apart in one line')
+    raise ValueError(
+      f'intent {intent!r} and slots {dict(slots)} cannot be told apart in one line'
+    )
   return text
 
 
@@ -48,21 +50,32 @@ class Barista(ReadySet):
 
   The orders last 5 to 15 s: `config.model.audio.seconds` must allow that, longer ones are bad records.
   """
+
   NAME = 'barista'
   FOLDER = 'barista_speech'
 
   @property
   def files(self) -> tuple[str, ...]:
-    return os.path.join(self.folder, 'labels.jsonl'), os.path.join(self.folder, 'audio.zip')
+    return os.path.join(self.folder, 'labels.jsonl'), os.path.join(
+      self.folder, 'audio.zip'
+    )
 
   def _open(self) -> list[_Row]:
-    rows = json_rows(self.files[0], {'file': str, 'intent': str, 'slots': dict, 'split': str})
+    rows = json_rows(
+      self.files[0], {'file': str, 'intent': str, 'slots': dict, 'split': str}
+    )
     try:
-      return [_Row(row['file'], order_text(row['intent'], row['slots']))
-              for row in rows if row['split'] == self.asked.split]
+      return [
+        _Row(row['file'], order_text(row['intent'], row['slots']))
+        for row in rows
+        if row['split'] == self.asked.split
+      ]
     except ValueError as error:
       raise unusable(self.files[0], error) from error
 
   def _example(self, row: _Row) -> Example:
-    heard, text = {'type': 'audio', 'path': f'audio.zip/{row.file}'}, {'type': 'text', 'text': row.text}
+    heard, text = (
+      {'type': 'audio', 'path': f'audio.zip/{row.file}'},
+      {'type': 'text', 'text': row.text},
+    )
     return {'id': row.file, 'meta': {'form': 'slots'}, **pair([heard], text, 'en')}

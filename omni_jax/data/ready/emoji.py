@@ -8,7 +8,10 @@ from omni_jax.data.pairs import pair
 from omni_jax.data.ready.files import json_rows
 from omni_jax.data.ready.ready_set import LANGUAGES, ReadySet
 
-PARTS = {'emoji.jsonl': 'emoji64.zip', 'flags.jsonl': 'flags64.zip'}  # index -> pictures
+PARTS = {
+  'emoji.jsonl': 'emoji64.zip',
+  'flags.jsonl': 'flags64.zip',
+}  # index -> pictures
 
 
 class _Row(NamedTuple):
@@ -23,22 +26,36 @@ class Emoji(ReadySet):
 
   Pictures are transparent; `media.decode_image` puts them on white.
   """
+
   NAME = FOLDER = 'emoji'
   WRITES = ('text', 'image')
   LANGUAGES = LANGUAGES
 
   @property
   def files(self) -> tuple[str, ...]:
-    return tuple(os.path.join(self.folder, name) for part in PARTS.items() for name in part)
+    return tuple(
+      os.path.join(self.folder, name) for part in PARTS.items() for name in part
+    )
 
   def _open(self) -> list[_Row]:
-    return [_Row(archive, row['file'], language, name) for index, archive in PARTS.items()
-            for row in json_rows(os.path.join(self.folder, index), {'file': str, 'names': dict, 'split': str})
-            for language in self.asked.languages
-            if row['split'] == self.asked.split and isinstance(name := row['names'].get(language), str) and name]
+    return [
+      _Row(archive, row['file'], language, name)
+      for index, archive in PARTS.items()
+      for row in json_rows(
+        os.path.join(self.folder, index), {'file': str, 'names': dict, 'split': str}
+      )
+      for language in self.asked.languages
+      if row['split'] == self.asked.split
+      and isinstance(name := row['names'].get(language), str)
+      and name
+    ]
 
   def _example(self, row: _Row) -> Example:
     name = {'type': 'text', 'text': row.name}
     picture = {'type': 'image', 'path': f'{row.archive}/{row.file}'}
-    made = pair([picture], name, row.language) if self.asked.write == 'text' else pair([name], picture)
+    made = (
+      pair([picture], name, row.language)
+      if self.asked.write == 'text'
+      else pair([name], picture)
+    )
     return {'id': f'{row.file}/{row.language}', **made}

@@ -14,14 +14,24 @@ from omni_jax.errors import UserError
 from omni_jax.retry import patiently
 
 # What reading a member of a zip file raises where the file is damaged, or packed as Python cannot unpack it.
-DAMAGE = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+  OSError,
+  EOFError,
+  ValueError,
+  NotImplementedError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def unusable(path: str, why: object) -> UserError:
   """That a file of a set cannot be used, and what to do."""
   folder = os.path.basename(os.path.dirname(path))
-  return UserError(f'{path}: cannot be used ({why}): config.data.root names the folder that holds {folder}/; its '
-                   'README.md and SHA256SUMS say what belongs there')
+  return UserError(
+    f'{path}: cannot be used ({why}): config.data.root names the folder that holds {folder}/; its '
+    'README.md and SHA256SUMS say what belongs there'
+  )
 
 
 def read_text(path: str) -> str:
@@ -44,7 +54,11 @@ def json_rows(path: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise unusable(path, f'line {number} is not JSON: {error}') from error
-    wrong = [name for name, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(name), kind)]
+    wrong = [
+      name
+      for name, kind in fields.items()
+      if not isinstance(row, dict) or not isinstance(row.get(name), kind)
+    ]
     if wrong:
       raise unusable(path, f'line {number} has no usable {", ".join(wrong)}')
     rows.append(row)

@@ -22,23 +22,37 @@ class _Row(NamedTuple):
 
 class Fsdd(ReadySet):
   """A recording and its word; `write='audio'`: the word and its recording, in the speaker's voice."""
+
   NAME = FOLDER = 'fsdd'
   WRITES = ('text', 'audio')
 
   @property
   def files(self) -> tuple[str, ...]:
-    return os.path.join(self.folder, 'index.csv'), os.path.join(self.folder, 'recordings.zip')
+    return os.path.join(self.folder, 'index.csv'), os.path.join(
+      self.folder, 'recordings.zip'
+    )
 
   def _open(self) -> list[_Row]:
     try:
-      return [_Row(row['file'], '0123456789'.index(row['digit']), row['speaker'])
-              for row in csv.DictReader(io.StringIO(read_text(self.files[0]))) if row['split'] == self.asked.split]
+      return [
+        _Row(row['file'], '0123456789'.index(row['digit']), row['speaker'])
+        for row in csv.DictReader(io.StringIO(read_text(self.files[0])))
+        if row['split'] == self.asked.split
+      ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
       raise unusable(self.files[0], f'{type(error).__name__}: {error}') from error
 
   def _example(self, row: _Row) -> Example:
     word = {'type': 'text', 'text': WORDS[row.digit]}
-    clip = {'type': 'audio', 'path': f'recordings.zip/recordings/{row.file}', 'label': WORDS[row.digit],
-            'voice': row.speaker}
-    made = pair([clip], word, 'en') if self.asked.write == 'text' else pair([word], clip, 'en', row.speaker)
+    clip = {
+      'type': 'audio',
+      'path': f'recordings.zip/recordings/{row.file}',
+      'label': WORDS[row.digit],
+      'voice': row.speaker,
+    }
+    made = (
+      pair([clip], word, 'en')
+      if self.asked.write == 'text'
+      else pair([word], clip, 'en', row.speaker)
+    )
     return {'id': row.file, **made}

@@ -11,9 +11,33 @@ from omni_jax.data.ready.files import Archive, unusable
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 
-LANGUAGES = ('ar', 'de', 'en', 'es', 'fa', 'fr', 'gu', 'hi', 'it', 'ja', 'ko', 'mr', 'pt', 'ru', 'ta', 'te', 'tr', 'ur',
-             'vi', 'zh')  # of the sets in twenty languages
-KIND = {'text': 'text', 'image': 'image', 'audio': 'speech'}  # as groups of an evaluation are called
+LANGUAGES = (
+  'ar',
+  'de',
+  'en',
+  'es',
+  'fa',
+  'fr',
+  'gu',
+  'hi',
+  'it',
+  'ja',
+  'ko',
+  'mr',
+  'pt',
+  'ru',
+  'ta',
+  'te',
+  'tr',
+  'ur',
+  'vi',
+  'zh',
+)  # of the sets in twenty languages
+KIND = {
+  'text': 'text',
+  'image': 'image',
+  'audio': 'speech',
+}  # as groups of an evaluation are called
 
 
 class Asked(NamedTuple):
@@ -26,6 +50,7 @@ class Asked(NamedTuple):
     languages: of what is named or written; () for all that the set has.
     longest: text20: bytes of a line; longer ones are left out. 0 for no end.
   """
+
   split: str
   write: str = ''
   read: str = ''
@@ -35,8 +60,16 @@ class Asked(NamedTuple):
 
 def asked_of(config: Any, split: str) -> Asked:
   """From `config.data`: write, read, language (several have commas between them), longest, as far as they are set."""
-  languages = tuple(name.strip() for name in config.get('language', '').split(',') if name.strip())
-  return Asked(split, config.get('write', ''), config.get('read', ''), languages, config.get('longest', 0))
+  languages = tuple(
+    name.strip() for name in config.get('language', '').split(',') if name.strip()
+  )
+  return Asked(
+    split,
+    config.get('write', ''),
+    config.get('read', ''),
+    languages,
+    config.get('longest', 0),
+  )
 
 
 class ReadySet(Stored):
@@ -51,6 +84,7 @@ class ReadySet(Stored):
   Raises:
     UserError: if files are missing or damaged, or the set does not have what is asked.
   """
+
   NAME = ''
   FOLDER = ''
   SPLITS: Sequence[str] = ('train', 'test')
@@ -60,21 +94,31 @@ class ReadySet(Stored):
 
   def __init__(self, root: str, asked: Asked, media: MediaConfig):
     self.folder, self.media = os.path.join(root, self.FOLDER), media
-    self.asked = asked._replace(write=asked.write or 'text', languages=asked.languages or tuple(self.LANGUAGES))
+    self.asked = asked._replace(
+      write=asked.write or 'text', languages=asked.languages or tuple(self.LANGUAGES)
+    )
     self._check('split', self.SPLITS, [self.asked.split])
     self._check('write', self.WRITES, [self.asked.write])
     self._check('read', self.READS, filter(None, [self.asked.read]))
     self._check('language', self.LANGUAGES, self.asked.languages)
     self.path = f'{self.NAME}/{self.asked.split}'
-    self._archives = {os.path.basename(path): Archive(path) for path in self.files if path.endswith('.zip')}
+    self._archives = {
+      os.path.basename(path): Archive(path)
+      for path in self.files
+      if path.endswith('.zip')
+    }
     self._rows = self._open()
     if not self._rows:
-      raise UserError(f'{self.folder}: holds no examples of split {self.asked.split!r}, languages '
-                      f'{", ".join(self.asked.languages)}')
+      raise UserError(
+        f'{self.folder}: holds no examples of split {self.asked.split!r}, languages '
+        f'{", ".join(self.asked.languages)}'
+      )
 
   def _check(self, what: str, known: Sequence[str], asked: Any) -> None:
     if unknown := [name for name in asked if name not in known]:
-      raise UserError(f'{self.NAME}: no {what} {unknown[0]!r}; there are {", ".join(known) or "none"}')
+      raise UserError(
+        f'{self.NAME}: no {what} {unknown[0]!r}; there are {", ".join(known) or "none"}'
+      )
 
   @property
   def files(self) -> Sequence[str]:
@@ -107,15 +151,23 @@ class ReadySet(Stored):
     if 'content' in example:
       group = self.NAME
     else:
-      shown, answer = (KIND[message['content'][0]['type']] for message in example['messages'])
+      shown, answer = (
+        KIND[message['content'][0]['type']] for message in example['messages']
+      )
       group = f'{self.NAME}_{shown}_to_{answer}'
-    return example | {'id': f'{self.path}/{example["id"]}', 'meta': {'group': group} | example.get('meta', {})}
+    return example | {
+      'id': f'{self.path}/{example["id"]}',
+      'meta': {'group': group} | example.get('meta', {}),
+    }
 
   def stored(self, index: SupportsIndex) -> Example:
     """The example with its media as the bytes of files under 'data'."""
     example = self.encoded(index)
     try:
-      return map_media(example, lambda part: {'type': part['type'], 'data': self.read_file(part['path'])})
+      return map_media(
+        example,
+        lambda part: {'type': part['type'], 'data': self.read_file(part['path'])},
+      )
     except BadRecord as error:
       raise error.of(example['id']) from error
 

@@ -44,6 +44,7 @@ class CodecConfig(QuantizerConfig):
     dropout: share of training clips of which only the first few codebooks are kept.
     unquantized: share of training clips that the decoder hears without quantisation (Moshi, Défossez et al. 2024).
   """
+
   width: int = 128
   layers: int = 2
   hops: int = 2
@@ -59,6 +60,7 @@ class CodecConfig(QuantizerConfig):
 
 class LayerCache(NamedTuple):
   """Keys and values of the last window-1 patches, and the number of the clip that each is of; 0 before its start."""
+
   key_NLHA: Array
   value_NLHA: Array
   clip_NL: Array
@@ -66,6 +68,7 @@ class LayerCache(NamedTuple):
 
 class StreamCache(NamedTuple):
   """What the encoder or the decoder remembers between two chunks."""
+
   past_NS: Array  # encoder: last frame heard
   tail_NS: Array  # decoder: what the last hop adds to the next
   layers: tuple[LayerCache, ...]
@@ -80,15 +83,22 @@ class Layer(nnx.Module):
     self.norm = RMSNorm(config.width, rngs=rngs)
     self.qkv = Linear(config.width, 3 * config.width, ('embed', 'heads'), rngs=rngs)
     self.out = Linear(config.width, config.width, ('heads', 'embed'), rngs=rngs)
-    self.bias_HW = sharding.param(rngs, (config.heads, config.window), (None, None), zeros)
+    self.bias_HW = sharding.param(
+      rngs, (config.heads, config.window), (None, None), zeros
+    )
     self.mlp_norm = RMSNorm(config.width, rngs=rngs)
     self.mlp = SwiGLU(config.width, config.hidden, rngs=rngs)
 
-  def __call__(self, x_NLD: Float[Array, 'N L D'], clip_NL: Int[Array, 'N L'], cache: LayerCache
-               ) -> tuple[Float[Array, 'N L D'], LayerCache]:
+  def __call__(
+    self, x_NLD: Float[Array, 'N L D'], clip_NL: Int[Array, 'N L'], cache: LayerCache
+  ) -> tuple[Float[Array, 'N L D'], LayerCache]:
     n, l, d = x_NLD.shape
     past = cache.clip_NL.shape[1]
-    q, k, v = jnp.split(self.qkv(self.norm(x_NLD)).reshape(n, l, 3 * self.heads, d // self.heads), 3, axis=2)
+    q, k, v = jnp.split(
+      self.qkv(self.norm(x_NLD)).reshape(n, l, 3 * self.heads, d // self.heads),
+      3,
+      axis=2,
+    )
     k = jnp.concatenate([cache.key_NLHA, k], axis=1)
     v = jnp.concatenate([cache.value_NLHA, v], axis=1)
     clip = jnp.concatenate([cache.clip_NL, clip_NL], axis=1)
@@ -101,7 +111,7 @@ class Layer(nnx.Module):
     seen = jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), v)
     x_NLD = x_NLD + self.out(seen.reshape(n, l, d))
     keep = self.window - 1
-    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep):] for a in (k, v, clip)))
+    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep) :] for a in (k, v, clip)))
     return x_NLD + self.mlp(self.mlp_norm(x_NLD)), cache
 
 
@@ -109,7 +119,9 @@ class Codec(nnx.Module):
   """Wave <-> latent frames. The codes lie between, in `quantizer.quantize` and `dequantize`."""
 
   def __init__(self, config: CodecConfig, audio: AudioConfig, *, rngs: nnx.Rngs):
-    assert audio.frame % config.subframes == 0 and audio.mel_hops % config.subframes == 0, (audio, config.subframes)
+    assert (
+      audio.frame % config.subframes == 0 and audio.mel_hops % config.subframes == 0
+    ), (audio, config.subframes)
     assert audio.mel_window <= audio.frame, (audio.mel_window, audio.frame)
     self.config, self.audio = config, audio
     self.patch = audio.frame // config.subframes
@@ -117,21 +129,31 @@ class Codec(nnx.Module):
     self.embed = Linear(2 * self.patch + mel, config.width, (None, 'embed'), rngs=rngs)
     self.encoder = nnx.List([Layer(config, rngs=rngs) for _ in range(config.layers)])
     self.merge_norm = RMSNorm(config.width, rngs=rngs)
-    self.merge = Linear(config.subframes * config.width, config.latent, ('embed', None), rngs=rngs)
-    self.split = Linear(config.latent, config.subframes * config.width, (None, 'embed'), rngs=rngs)
+    self.merge = Linear(
+      config.subframes * config.width, config.latent, ('embed', None), rngs=rngs
+    )
+    self.split = Linear(
+      config.latent, config.subframes * config.width, (None, 'embed'), rngs=rngs
+    )
     self.decoder = nnx.List([Layer(config, rngs=rngs) for _ in range(config.layers)])
     self.head_norm = RMSNorm(config.width, rngs=rngs)
     self.hop = self.patch // config.hops
     self.ramp = self.hop // 2
     self.bins = (self.hop + self.ramp) // 2 + 1
-    self.head = Linear(config.width, config.hops * 2 * self.bins, ('embed', None), rngs=rngs)
-    self.phase = sharding.param(rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi))
+    self.head = Linear(
+      config.width, config.hops * 2 * self.bins, ('embed', None), rngs=rngs
+    )
+    self.phase = sharding.param(
+      rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi)
+    )
 
   def encode(self, wave_NS: Float[Array, 'N S']) -> Float[Array, 'N R Z']:
     """Latents of the whole frames of clips, one a row; samples in [-1, 1]."""
     return self.encode_stream(self._start(wave_NS.shape[0], 0), wave_NS)[1]
 
-  def encode_pool(self, frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R']) -> Float[Array, 'N R Z']:
+  def encode_pool(
+    self, frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R']
+  ) -> Float[Array, 'N R Z']:
     """Latents of the frames of clips that lie one behind the other, each with a number of its own."""
     return self._encode(self._start(frame_NRS.shape[0], 0), frame_NRS, clip_NR)[1]
 
@@ -146,11 +168,15 @@ class Codec(nnx.Module):
     head = self.config.width // self.config.heads
     key = jnp.zeros((n, past, self.config.heads, head))
     layer = LayerCache(key, key, jnp.zeros((n, past), jnp.int32))
-    return StreamCache(jnp.zeros((n, self.audio.frame)), jnp.zeros((n, self.ramp)),
-                       (layer,) * self.config.layers)
+    return StreamCache(
+      jnp.zeros((n, self.audio.frame)),
+      jnp.zeros((n, self.ramp)),
+      (layer,) * self.config.layers,
+    )
 
-  def encode_stream(self, cache: StreamCache, wave_NS: Float[Array, 'N S']
-                    ) -> tuple[StreamCache, Float[Array, 'N R Z']]:
+  def encode_stream(
+    self, cache: StreamCache, wave_NS: Float[Array, 'N S']
+  ) -> tuple[StreamCache, Float[Array, 'N R Z']]:
     """Latents of the next whole frames of clips, one a row."""
     n, samples = wave_NS.shape
     frame = self.audio.frame
@@ -158,32 +184,52 @@ class Codec(nnx.Module):
     frame_NRS = wave_NS.reshape(n, samples // frame, frame)
     return self._encode(cache, frame_NRS, jnp.ones(frame_NRS.shape[:2], jnp.int32))
 
-  def _encode(self, cache: StreamCache, frame_NRS: Array, clip_NR: Array) -> tuple[StreamCache, Array]:
+  def _encode(
+    self, cache: StreamCache, frame_NRS: Array, clip_NR: Array
+  ) -> tuple[StreamCache, Array]:
     n, r, _ = frame_NRS.shape
     heard_NRS = jnp.concatenate([cache.past_NS[:, None], frame_NRS], axis=1)
     heard_NR = jnp.concatenate([clip_NR[:, :1], clip_NR], axis=1)
     mel_NRX = log_mel_patches(heard_NRS, heard_NR, self.audio)[:, 1:]
-    patch_NRLS = with_past(heard_NRS, heard_NR, self.patch)[:, 1:].reshape(n, r, -1, self.patch)
+    patch_NRLS = with_past(heard_NRS, heard_NR, self.patch)[:, 1:].reshape(
+      n, r, -1, self.patch
+    )
     # Loudness spans decades: the wave as such for the phase, the mel columns for the rest.
-    x_NRLX = jnp.concatenate([10 * patch_NRLS[:, :, :-1], 10 * patch_NRLS[:, :, 1:],
-                              mel_NRX.reshape(n, r, self.config.subframes, -1)], axis=-1)
+    x_NRLX = jnp.concatenate(
+      [
+        10 * patch_NRLS[:, :, :-1],
+        10 * patch_NRLS[:, :, 1:],
+        mel_NRX.reshape(n, r, self.config.subframes, -1),
+      ],
+      axis=-1,
+    )
     x_NLD = self.embed(x_NRLX.reshape(n, r * self.config.subframes, -1))
     x_NLD, layers = self._run(self.encoder, x_NLD, clip_NR, cache.layers)
     # Of fixed size: otherwise the commitment shrinks the latents and the last codebooks go unused.
     latent_NRZ = rms_norm(self.merge(self.merge_norm(x_NLD).reshape(n, r, -1)))
     return StreamCache(heard_NRS[:, -1], cache.tail_NS, layers), latent_NRZ
 
-  def decode_stream(self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']
-                    ) -> tuple[StreamCache, Float[Array, 'N S']]:
+  def decode_stream(
+    self, cache: StreamCache, latent_NRZ: Float[Array, 'N R Z']
+  ) -> tuple[StreamCache, Float[Array, 'N S']]:
     """Samples of the next frames of clips, one a row."""
     n, r, _ = latent_NRZ.shape
-    x_NLD = self.split(latent_NRZ).reshape(n, r * self.config.subframes, self.config.width)
-    x_NLD, layers = self._run(self.decoder, x_NLD, jnp.ones((n, r), jnp.int32), cache.layers)
+    x_NLD = self.split(latent_NRZ).reshape(
+      n, r * self.config.subframes, self.config.width
+    )
+    x_NLD, layers = self._run(
+      self.decoder, x_NLD, jnp.ones((n, r), jnp.int32), cache.layers
+    )
     wave_NS, tail_NS = self._synthesize(self.head_norm(x_NLD), cache.tail_NS)
     return StreamCache(cache.past_NS, tail_NS, layers), wave_NS
 
-  def _run(self, layers: Sequence[Layer], x_NLD: Array, clip_NR: Array, caches: tuple[LayerCache, ...]
-           ) -> tuple[Array, tuple[LayerCache, ...]]:
+  def _run(
+    self,
+    layers: Sequence[Layer],
+    x_NLD: Array,
+    clip_NR: Array,
+    caches: tuple[LayerCache, ...],
+  ) -> tuple[Array, tuple[LayerCache, ...]]:
     clip_NL, after = jnp.repeat(clip_NR, self.config.subframes, axis=1), []
     for layer, cache in zip(layers, caches, strict=True):
       x_NLD, cache = layer(x_NLD, clip_NL, cache)
@@ -197,12 +243,18 @@ class Codec(nnx.Module):
     sample waits for a later patch.
     """
     n, l, _ = x_NLD.shape
-    size, phase = jnp.split(self.head(x_NLD).reshape(n, l, self.config.hops, 2 * self.bins), 2, axis=-1)
+    size, phase = jnp.split(
+      self.head(x_NLD).reshape(n, l, self.config.hops, 2 * self.bins), 2, axis=-1
+    )
     phase = phase + self.phase[...][None, None]
     size = jnp.exp(jnp.minimum(size, 6.0)) * (SPEECH / self.bins**0.5)
     spectrum = jnp.concatenate([size * jnp.cos(phase), size * jnp.sin(phase)], axis=-1)
-    sound_NLS = (spectrum @ jnp.asarray(synthesis_matrix(self.hop, self.ramp))).reshape(n, l * self.config.hops, -1)
-    tails_NLS = jnp.concatenate([tail_NS[:, None], sound_NLS[:, :, self.hop:]], axis=1)
-    start_NLS = sound_NLS[:, :, :self.ramp] + tails_NLS[:, :-1]
-    wave_NLS = jnp.concatenate([start_NLS, sound_NLS[:, :, self.ramp:self.hop]], axis=-1)
+    sound_NLS = (spectrum @ jnp.asarray(synthesis_matrix(self.hop, self.ramp))).reshape(
+      n, l * self.config.hops, -1
+    )
+    tails_NLS = jnp.concatenate([tail_NS[:, None], sound_NLS[:, :, self.hop :]], axis=1)
+    start_NLS = sound_NLS[:, :, : self.ramp] + tails_NLS[:, :-1]
+    wave_NLS = jnp.concatenate(
+      [start_NLS, sound_NLS[:, :, self.ramp : self.hop]], axis=-1
+    )
     return wave_NLS.reshape(n, l * self.patch), tails_NLS[:, -1]

@@ -25,6 +25,7 @@ class Hearing(enum.StrEnum):
 
 class Level(enum.StrEnum):
   """How loud a mel band is."""
+
   FIXED = 'fixed'  # as it is recorded
   CLIP = 'clip'  # against the mean of the clip: needs all of it, so not for speech that is answered while it goes on
 
@@ -38,6 +39,7 @@ class AudioEmbedConfig:
     channels: of two causal convolutions over mel columns, before a frame is formed; 0: none.
     hidden: width of the perceptron between a frame and the decoder.
   """
+
   hearing: Hearing | str = Hearing.MEL
   level: Level | str = Level.FIXED
   channels: int = 0
@@ -54,52 +56,96 @@ class CausalConv(nnx.Module):
   def __init__(self, d_in: int, d_out: int, *, rngs: nnx.Rngs):
     self.mix = Linear(TAPS * d_in, d_out, (None, 'mlp'), rngs=rngs, bias=True)
 
-  def __call__(self, x_NRCW: Float[Array, 'N R C W'], clip_NR: Int[Array, 'N R']) -> Float[Array, 'N R half V']:
+  def __call__(
+    self, x_NRCW: Float[Array, 'N R C W'], clip_NR: Int[Array, 'N R']
+  ) -> Float[Array, 'N R half V']:
     n, r, columns, width = x_NRCW.shape
-    past = with_past(x_NRCW.reshape(n, r, -1), clip_NR, (TAPS - 1) * width).reshape(n, r, -1, width)
-    y = jax.nn.gelu(self.mix(jnp.concatenate([past[:, :, k:k + columns] for k in range(TAPS)], axis=-1)))
+    past = with_past(x_NRCW.reshape(n, r, -1), clip_NR, (TAPS - 1) * width).reshape(
+      n, r, -1, width
+    )
+    y = jax.nn.gelu(
+      self.mix(
+        jnp.concatenate([past[:, :, k : k + columns] for k in range(TAPS)], axis=-1)
+      )
+    )
     return y.reshape(n, r, columns // 2, 2, -1).max(axis=3)
 
 
 class AudioEmbed(nnx.Module):
   """Continuous input (a perceptron on the mel columns of a frame), and sums of code embeddings for own speech."""
 
-  def __init__(self, c: AudioEmbedConfig, audio: AudioConfig, codebooks: int, entries: int, width: int, *,
-               rngs: nnx.Rngs):
-    self.audio, self.codebooks, self.entries, self.level = audio, codebooks, entries, c.level
+  def __init__(
+    self,
+    c: AudioEmbedConfig,
+    audio: AudioConfig,
+    codebooks: int,
+    entries: int,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    self.audio, self.codebooks, self.entries, self.level = (
+      audio,
+      codebooks,
+      entries,
+      c.level,
+    )
     if c.hearing == Hearing.MEL:
       if c.channels and audio.mel_hops % 4:
-        raise UserError(f'config.model.audio_embed.channels={c.channels} halves the {audio.mel_hops} mel '
-                        'columns of a frame twice; set config.model.audio.mel_hops to a multiple of 4, or channels=0')
+        raise UserError(
+          f'config.model.audio_embed.channels={c.channels} halves the {audio.mel_hops} mel '
+          'columns of a frame twice; set config.model.audio.mel_hops to a multiple of 4, or channels=0'
+        )
       sizes = [(audio.mels, c.channels), (c.channels, c.channels)] if c.channels else []
       self.convs = nnx.List([CausalConv(*size, rngs=rngs) for size in sizes])
-      frame = audio.mel_hops // 4 * c.channels if c.channels else audio.mel_hops * audio.mels
+      frame = (
+        audio.mel_hops // 4 * c.channels if c.channels else audio.mel_hops * audio.mels
+      )
       self.mel_in = Linear(frame, c.hidden, (None, 'mlp'), rngs=rngs, bias=True)
       self.mel_out = Linear(c.hidden, width, ('mlp', 'embed'), rngs=rngs, bias=True)
     else:
-      self.listens = sharding.param(rngs, (width,), (None,), normal(1.0))  # heard, not said
-    self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks ** -0.5)
+      self.listens = sharding.param(
+        rngs, (width,), (None,), normal(1.0)
+      )  # heard, not said
+    self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks**-0.5)
 
-  def hear(self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype) -> Float[Array, 'B R D']:
+  def hear(
+    self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype
+  ) -> Float[Array, 'B R D']:
     mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio)
     if self.level == Level.CLIP:
       mel_BRX = levelled(mel_BRX, clip_BR, self.audio.mels)
-    x_BRCW = mel_BRX.astype(dtype).reshape(*clip_BR.shape, self.audio.mel_hops, self.audio.mels)
+    x_BRCW = mel_BRX.astype(dtype).reshape(
+      *clip_BR.shape, self.audio.mel_hops, self.audio.mels
+    )
     for conv in self.convs:
       x_BRCW = conv(x_BRCW, clip_BR)
     return self.mel_out(jax.nn.gelu(self.mel_in(x_BRCW.reshape(*clip_BR.shape, -1))))
 
   def embed_codes(self, code: Int[Array, '... J'], dtype) -> Float[Array, '... D']:
-    return self.codes(code + jnp.arange(self.codebooks) * self.entries, dtype).sum(axis=-2)
+    return self.codes(code + jnp.arange(self.codebooks) * self.entries, dtype).sum(
+      axis=-2
+    )
 
-  def __call__(self, batch: Batch, code_BRJ: Int[Array, 'B spoken J'], heard_code_BRJ: Int[Array, 'B heard J'] | None,
-               dtype) -> Float[Array, 'B L D']:
+  def __call__(
+    self,
+    batch: Batch,
+    code_BRJ: Int[Array, 'B spoken J'],
+    heard_code_BRJ: Int[Array, 'B heard J'] | None,
+    dtype,
+  ) -> Float[Array, 'B L D']:
     """`code_BRJ`, `heard_code_BRJ`: codes of the frames that are spoken and heard; None: mel is heard."""
     x_BLD = jnp.zeros((*batch.token_BL.shape, self.codes.table.shape[1]), dtype)
     if batch.heard_clip_BR.size:  # rows may have no room for sounds
       if heard_code_BRJ is None:
         heard_BRD = self.hear(batch.heard_BRS, batch.heard_clip_BR, dtype)
       else:
-        heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(dtype)
+        heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(
+          dtype
+        )
       x_BLD += gather_rows(heard_BRD, batch.heard_BL)
-    return x_BLD + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL) if code_BRJ.size else x_BLD
+    return (
+      x_BLD + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL)
+      if code_BRJ.size
+      else x_BLD
+    )

@@ -25,6 +25,7 @@ class CodecHeadConfig:
     width, layers, heads, hidden: of the transformer.
     first_weight: weight of the first codebook's loss; the others weigh 1, and all are divided by their sum.
   """
+
   width: int = 128
   layers: int = 2
   heads: int = 4
@@ -46,16 +47,34 @@ class DepthBlock(nnx.Module):
 class CodecHead(nnx.Module):
   """p(code_j | decoder state, codes before j) for the J codebooks of one frame."""
 
-  def __init__(self, c: CodecHeadConfig, codebooks: int, entries: int, width: int, *, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    c: CodecHeadConfig,
+    codebooks: int,
+    entries: int,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
+  ):
     self.config, self.codebooks, self.entries = c, codebooks, entries
     self.state_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
-    self.codes = Embedding((codebooks - 1) * entries, c.width, rngs=rngs, std=1.0) if codebooks > 1 else None
-    self.place = sharding.param(rngs, (codebooks, c.width), (None, 'embed'), normal(1.0))
+    self.codes = (
+      Embedding((codebooks - 1) * entries, c.width, rngs=rngs, std=1.0)
+      if codebooks > 1
+      else None
+    )
+    self.place = sharding.param(
+      rngs, (codebooks, c.width), (None, 'embed'), normal(1.0)
+    )
     self.blocks = nnx.List([DepthBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.norm = RMSNorm(c.width, rngs=rngs)
-    self.out = sharding.param(rngs, (codebooks, c.width, entries), (None, 'embed', 'mlp'), stacked_lecun)
+    self.out = sharding.param(
+      rngs, (codebooks, c.width, entries), (None, 'embed', 'mlp'), stacked_lecun
+    )
 
-  def logits(self, state_UD: Float[Array, 'U D'], code_UJ: Int[Array, 'U J']) -> Float[Array, 'U J E']:
+  def logits(
+    self, state_UD: Float[Array, 'U D'], code_UJ: Int[Array, 'U J']
+  ) -> Float[Array, 'U J E']:
     """Logits of every codebook, given the true codes before it."""
     dtype, j = state_UD.dtype, self.codebooks
     state_UD = sharding.shard_items(state_UD)
@@ -66,25 +85,49 @@ class CodecHead(nnx.Module):
     reach = packed_rows(jnp.ones((len(state_UD), j), jnp.int32))
     for block in self.blocks:
       x_UJW = block(x_UJW, reach)
-    return jnp.einsum('ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)).astype(jnp.float32)
+    return jnp.einsum(
+      'ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)
+    ).astype(jnp.float32)
 
-  def loss(self, hidden_BLD: Float[Array, 'B L D'], speak_at_BR: Int[Array, 'B R'],
-           code_BRJ: Int[Array, 'B R J']) -> HeadLoss:
+  def loss(
+    self,
+    hidden_BLD: Float[Array, 'B L D'],
+    speak_at_BR: Int[Array, 'B R'],
+    code_BRJ: Int[Array, 'B R J'],
+  ) -> HeadLoss:
     """Cross-entropy per frame in nats, a weighted mean over codebooks, at the positions before spoken frames."""
     state = gather_rows(hidden_BLD, speak_at_BR)
-    state_UD, code_UJ = state.reshape(-1, state.shape[-1]), code_BRJ.reshape(-1, self.codebooks)
-    logp_UJ = jnp.take_along_axis(jax.nn.log_softmax(self.logits(state_UD, code_UJ)), code_UJ[..., None], -1)[..., 0]
+    state_UD, code_UJ = (
+      state.reshape(-1, state.shape[-1]),
+      code_BRJ.reshape(-1, self.codebooks),
+    )
+    logp_UJ = jnp.take_along_axis(
+      jax.nn.log_softmax(self.logits(state_UD, code_UJ)), code_UJ[..., None], -1
+    )[..., 0]
     weight_J = jnp.ones(self.codebooks).at[0].set(self.config.first_weight)
     valid_U = (speak_at_BR >= 0).reshape(-1)
-    return HeadLoss(-jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
-                    valid_U.sum().astype(jnp.float32))
+    return HeadLoss(
+      -jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
+      valid_U.sum().astype(jnp.float32),
+    )
 
-  def sample(self, state_UD: Float[Array, 'U D'], key_U: Array, *, temperature: Array, top_p: Array
-             ) -> Int[Array, 'U J']:
+  def sample(
+    self,
+    state_UD: Float[Array, 'U D'],
+    key_U: Array,
+    *,
+    temperature: Array,
+    top_p: Array,
+  ) -> Int[Array, 'U J']:
     """Codes of one frame, codebook by codebook. J is small, so each turn runs the whole transformer again."""
+
     def turn(j, code_UJ):
       logits_UE = jnp.take(self.logits(state_UD, code_UJ), j, axis=1)
-      pick = lambda logits_E, key: sample_logits(logits_E, jax.random.fold_in(key, j), temperature=temperature,
-                                                 top_p=top_p)
+      pick = lambda logits_E, key: sample_logits(
+        logits_E, jax.random.fold_in(key, j), temperature=temperature, top_p=top_p
+      )
       return code_UJ.at[:, j].set(jax.vmap(pick)(logits_UE, key_U))
-    return jax.lax.fori_loop(0, self.codebooks, turn, jnp.zeros((len(state_UD), self.codebooks), jnp.int32))
+
+    return jax.lax.fori_loop(
+      0, self.codebooks, turn, jnp.zeros((len(state_UD), self.codebooks), jnp.int32)
+    )

@@ -12,7 +12,9 @@ def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
   """Frames that hold the wave; the last one is padded with silence."""
   frames = -(-len(wave) // config.frame)
   if not 0 < frames <= config.frames:
-    raise ValueError(f'clip of {len(wave) / config.rate:.2f} s does not fit 0 < t <= {config.seconds} s')
+    raise ValueError(
+      f'clip of {len(wave) / config.rate:.2f} s does not fit 0 < t <= {config.seconds} s'
+    )
   return frames
 
 
@@ -22,7 +24,9 @@ def form(span: Span, media: MediaConfig) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def layout(form: int, written: bool, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+def layout(
+  form: int, written: bool, tokenizer: Tokenizer, media: MediaConfig
+) -> Layout:
   """Positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
   del media
   n = form

@@ -28,6 +28,7 @@ class QuantizerConfig:
     entries: of one codebook (E).
     decay: of the moving averages, per update.
   """
+
   latent: int = 64
   codebooks: int = 8
   entries: int = 256
@@ -36,6 +37,7 @@ class QuantizerConfig:
 
 class CodecBuffers(NamedTuple):
   """State that no optimizer touches. A codebook with no counts is not born yet: it is all zeros and codes nothing."""
+
   codebook_JEZ: Array
   count_JE: Array  # moving average of choices per update
   sum_JEZ: Array  # moving average of the sum of the latents that chose the entry
@@ -43,6 +45,7 @@ class CodecBuffers(NamedTuple):
 
 class CodeStats(NamedTuple):
   """What a batch says about the codebooks."""
+
   count_JE: Array
   sum_JEZ: Array
   residual_JTZ: Array  # what each codebook was asked to code
@@ -50,7 +53,9 @@ class CodeStats(NamedTuple):
 
 
 class Quantized(NamedTuple):
-  latent_NRZ: Array  # sum of the chosen entries; gradients pass straight through to the input
+  latent_NRZ: (
+    Array  # sum of the chosen entries; gradients pass straight through to the input
+  )
   code_NRJ: Array  # int32
   commitment: Array  # mean squared distance from the residuals to the chosen entries, summed over codebooks
   stats: CodeStats
@@ -63,8 +68,12 @@ def init_buffers(config: QuantizerConfig) -> CodecBuffers:
   return CodecBuffers(sum_JEZ, count_JE, sum_JEZ)
 
 
-def quantize(latent_NRZ: Float[Array, 'N R Z'], buffers: CodecBuffers, mask_NR: Float[Array, 'N R'],
-             keep_NJ: Float[Array, 'N J'] | None = None) -> Quantized:
+def quantize(
+  latent_NRZ: Float[Array, 'N R Z'],
+  buffers: CodecBuffers,
+  mask_NR: Float[Array, 'N R'],
+  keep_NJ: Float[Array, 'N J'] | None = None,
+) -> Quantized:
   """Codes every frame.
 
   Args:
@@ -82,7 +91,10 @@ def quantize(latent_NRZ: Float[Array, 'N R Z'], buffers: CodecBuffers, mask_NR: 
     residual_TZ, total_TZ = carry
     codebook_EZ, keep_T = inputs
     # |x - c|² without |x|², which is the same for every entry.
-    distance_TE = 0.5 * jnp.square(codebook_EZ).sum(-1)[None] - jax.lax.stop_gradient(residual_TZ) @ codebook_EZ.T
+    distance_TE = (
+      0.5 * jnp.square(codebook_EZ).sum(-1)[None]
+      - jax.lax.stop_gradient(residual_TZ) @ codebook_EZ.T
+    )
     code_T = jnp.argmin(distance_TE, axis=-1).astype(jnp.int32)
     # One-hot matmuls, not gather and scatter: these are slow on the CPU and the statistics need the one-hot anyway.
     choice_TE = jax.nn.one_hot(code_T, e)
@@ -91,25 +103,39 @@ def quantize(latent_NRZ: Float[Array, 'N R Z'], buffers: CodecBuffers, mask_NR: 
     choice_TE = choice_TE * mask_T[:, None]
     fixed_TZ = jax.lax.stop_gradient(residual_TZ)
     stats = (choice_TE.sum(0), choice_TE.T @ fixed_TZ, fixed_TZ)
-    return (residual_TZ - entry_TZ, total_TZ + entry_TZ * keep_T[:, None]), (code_T, commitment, stats)
+    return (residual_TZ - entry_TZ, total_TZ + entry_TZ * keep_T[:, None]), (
+      code_T,
+      commitment,
+      stats,
+    )
 
   latent_TZ = latent_NRZ.reshape(n * r, z)
   (_, total_TZ), (code_JT, commitment_J, stats) = jax.lax.scan(
-      level, (latent_TZ, jnp.zeros_like(latent_TZ)), (buffers.codebook_JEZ, keep_JT))
+    level, (latent_TZ, jnp.zeros_like(latent_TZ)), (buffers.codebook_JEZ, keep_JT)
+  )
   through_TZ = latent_TZ + jax.lax.stop_gradient(total_TZ - latent_TZ)
-  return Quantized(through_TZ.reshape(n, r, z), code_JT.T.reshape(n, r, j), commitment_J.sum(),
-                   CodeStats(*stats, mask_T))
+  return Quantized(
+    through_TZ.reshape(n, r, z),
+    code_JT.T.reshape(n, r, j),
+    commitment_J.sum(),
+    CodeStats(*stats, mask_T),
+  )
 
 
-def dequantize(code_NRJ: Int[Array, 'N R J'], buffers: CodecBuffers) -> Float[Array, 'N R Z']:
+def dequantize(
+  code_NRJ: Int[Array, 'N R J'], buffers: CodecBuffers
+) -> Float[Array, 'N R Z']:
   """Latents of the codes. Given fewer codebooks than there are, the first ones are meant."""
   j = code_NRJ.shape[-1]
   entry_JNRZ = jax.vmap(lambda codebook_EZ, code_NR: codebook_EZ[code_NR])(
-      buffers.codebook_JEZ[:j], jnp.moveaxis(code_NRJ, -1, 0))
+    buffers.codebook_JEZ[:j], jnp.moveaxis(code_NRJ, -1, 0)
+  )
   return entry_JNRZ.sum(0)
 
 
-def update_buffers(config: QuantizerConfig, buffers: CodecBuffers, stats: CodeStats, key: Array) -> CodecBuffers:
+def update_buffers(
+  config: QuantizerConfig, buffers: CodecBuffers, stats: CodeStats, key: Array
+) -> CodecBuffers:
   """Moving averages towards the batch, then births and restarts from latents of the batch."""
   born_J = buffers.count_JE.sum(-1) > 0
   # One codebook is born per update, because what it is to code exists only once the one before it codes something.
@@ -117,14 +143,18 @@ def update_buffers(config: QuantizerConfig, buffers: CodecBuffers, stats: CodeSt
   count_JE = config.decay * buffers.count_JE + (1 - config.decay) * stats.count_JE
   sum_JEZ = config.decay * buffers.sum_JEZ + (1 - config.decay) * stats.sum_JEZ
 
-  mean_J = jnp.where(born_J, count_JE.mean(-1), jnp.maximum(stats.mask_T.sum(), 1) / config.entries)
+  mean_J = jnp.where(
+    born_J, count_JE.mean(-1), jnp.maximum(stats.mask_T.sum(), 1) / config.entries
+  )
   dead_JE = (count_JE < DEAD * mean_J[:, None]) | newborn_J[:, None]
   pick_key, jitter_key = jax.random.split(key)
   weight_T = stats.mask_T / jnp.maximum(stats.mask_T.sum(), 1)
   pick_E = jax.random.choice(pick_key, len(weight_T), (config.entries,), p=weight_T)
   latent_JEZ = stats.residual_JTZ[:, pick_E]
   size_J = jnp.sqrt(jnp.mean(jnp.square(latent_JEZ), axis=(1, 2)))
-  latent_JEZ = latent_JEZ + JITTER * size_J[:, None, None] * jax.random.normal(jitter_key, latent_JEZ.shape)
+  latent_JEZ = latent_JEZ + JITTER * size_J[:, None, None] * jax.random.normal(
+    jitter_key, latent_JEZ.shape
+  )
 
   start_J = NEWBORN * mean_J
   count_JE = jnp.where(dead_JE, start_J[:, None], count_JE)
@@ -132,7 +162,9 @@ def update_buffers(config: QuantizerConfig, buffers: CodecBuffers, stats: CodeSt
   alive_J = born_J | newborn_J
   count_JE = jnp.where(alive_J[:, None], count_JE, 0)
   sum_JEZ = jnp.where(alive_J[:, None, None], sum_JEZ, 0)
-  return CodecBuffers(sum_JEZ / jnp.maximum(count_JE, 1e-8)[:, :, None], count_JE, sum_JEZ)
+  return CodecBuffers(
+    sum_JEZ / jnp.maximum(count_JE, 1e-8)[:, :, None], count_JE, sum_JEZ
+  )
 
 
 def perplexity(count_JE: Float[Array, 'J E']) -> Float[Array, 'J']:

@@ -14,7 +14,9 @@ from omni_jax.nn.reach import whole
 from omni_jax.types import Batch, ImageConfig
 
 
-def patchify(pixels: Float[Array, '*N h w c'], config: ImageConfig) -> Float[Array, '*N P Y']:
+def patchify(
+  pixels: Float[Array, '*N h w c'], config: ImageConfig
+) -> Float[Array, '*N P Y']:
   """Pixels in [0, 1] -> normalised patches, row by row."""
   *n, h, w, c = pixels.shape
   p = config.patch
@@ -22,7 +24,9 @@ def patchify(pixels: Float[Array, '*N h w c'], config: ImageConfig) -> Float[Arr
   return jnp.moveaxis(x, -4, -3).reshape(*n, (h // p) * (w // p), p * p * c)
 
 
-def unpatchify(patches: Float[Array, '*N P Y'], config: ImageConfig) -> Float[Array, '*N h w c']:
+def unpatchify(
+  patches: Float[Array, '*N P Y'], config: ImageConfig
+) -> Float[Array, '*N h w c']:
   """The inverse, clipped to [0, 1]."""
   *n, _, _ = patches.shape
   rows, columns = config.grid
@@ -35,6 +39,7 @@ def unpatchify(patches: Float[Array, '*N P Y'], config: ImageConfig) -> Float[Ar
 @dataclasses.dataclass(frozen=True)
 class ImageEmbedConfig:
   """Attributes: layers, heads, hidden: of the encoder between seen patches and the decoder; 0 layers: none."""
+
   layers: int = 0
   heads: int = 4
   hidden: int = 256
@@ -44,12 +49,20 @@ class EncoderBlock(nnx.Module):
   """Pre-norm attention over all patches of an image, and a perceptron."""
 
   def __init__(self, c: ImageEmbedConfig, width: int, *, rngs: nnx.Rngs):
-    self.attention_norm, self.mlp_norm = RMSNorm(width, rngs=rngs), RMSNorm(width, rngs=rngs)
+    self.attention_norm, self.mlp_norm = (
+      RMSNorm(width, rngs=rngs),
+      RMSNorm(width, rngs=rngs),
+    )
     self.attention = Attention(width, c.heads, c.heads, width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(width, c.hidden, rngs=rngs)
 
   def __call__(self, x_NPD: Float[Array, 'N P D']) -> Float[Array, 'N P D']:
-    x_NPD = x_NPD + self.attention(self.attention_norm(x_NPD), whole(jnp.ones(x_NPD.shape[:2], bool)))[0]
+    x_NPD = (
+      x_NPD
+      + self.attention(
+        self.attention_norm(x_NPD), whole(jnp.ones(x_NPD.shape[:2], bool))
+      )[0]
+    )
     return sharding.shard_items(x_NPD + self.mlp(self.mlp_norm(x_NPD)))
 
 
@@ -59,12 +72,20 @@ class ImageEmbed(nnx.Module):
   With an encoder, the patches of a seen image look at each other before the decoder sees them.
   """
 
-  def __init__(self, c: ImageEmbedConfig, config: ImageConfig, width: int, *, rngs: nnx.Rngs):
+  def __init__(
+    self, c: ImageEmbedConfig, config: ImageConfig, width: int, *, rngs: nnx.Rngs
+  ):
     self.config = config
-    self.encoder = nnx.List([EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)])
+    self.encoder = nnx.List(
+      [EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)]
+    )
     self.patch = Linear(config.values, width, (None, 'embed'), rngs=rngs)
-    self.place = sharding.param(rngs, (config.patches, width), (None, 'embed'), normal(1.0))
-    self.query = sharding.param(rngs, (config.patches, width), (None, 'embed'), normal(1.0))
+    self.place = sharding.param(
+      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
+    )
+    self.query = sharding.param(
+      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
+    )
     self.clean = sharding.param(rngs, (width,), (None,), normal(1.0))
 
   def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
@@ -78,7 +99,9 @@ class ImageEmbed(nnx.Module):
     if batch.seen_BNhwc.size:  # rows may have no room for images
       seen_BND = self.patches(batch.seen_BNhwc, dtype)
       for block in self.encoder:
-        seen_BND = block(seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])).reshape(seen_BND.shape)
+        seen_BND = block(
+          seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])
+        ).reshape(seen_BND.shape)
       x_BLD += gather_rows(seen_BND, batch.seen_BL)
     if not batch.drawn_BNhwc.size:
       return x_BLD

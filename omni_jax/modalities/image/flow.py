@@ -18,6 +18,7 @@ from omni_jax.types import ImageConfig
 
 class Noised(NamedTuple):
   """The images of a batch as a step sees them: K samples of noise and time for each image."""
+
   x_BNKPY: Array  # patches between noise and data
   velocity_BNKPY: Array  # what is to be predicted
   t_BNK: Array
@@ -32,26 +33,44 @@ def velocity(data: Array, noise: Array) -> Array:
   return data - noise
 
 
-def noise_images(drawn_BNhwc: Float[Array, 'B N h w c'], draw_key_BN: UInt[Array, 'B N'], key: Array,
-                 image: ImageConfig, *, samples: int, shift: float) -> Noised:
+def noise_images(
+  drawn_BNhwc: Float[Array, 'B N h w c'],
+  draw_key_BN: UInt[Array, 'B N'],
+  key: Array,
+  image: ImageConfig,
+  *,
+  samples: int,
+  shift: float,
+) -> Noised:
   """Noise, time (logit-normal, shifted) and chance depend on `key` (the step's) and the image's own key only."""
   b, n = draw_key_BN.shape
 
   def draw(k):
     k_noise, k_time, k_chance = jax.random.split(jax.random.fold_in(key, k), 3)
-    return (jax.random.normal(k_noise, (samples, image.patches, image.values)), jax.random.normal(k_time, (samples,)),
-            jax.random.uniform(k_chance, (samples,)))
+    return (
+      jax.random.normal(k_noise, (samples, image.patches, image.values)),
+      jax.random.normal(k_time, (samples,)),
+      jax.random.uniform(k_chance, (samples,)),
+    )
 
-  noise, z, chance = (x.reshape(b, n, *x.shape[1:]) for x in jax.vmap(draw)(draw_key_BN.reshape(-1)))
+  noise, z, chance = (
+    x.reshape(b, n, *x.shape[1:]) for x in jax.vmap(draw)(draw_key_BN.reshape(-1))
+  )
   t = jax.nn.sigmoid(z)
   t = shift * t / (1 + (shift - 1) * t)
   data = patchify(drawn_BNhwc, image)[:, :, None]
-  return Noised(noised(data, noise, t[..., None, None]), velocity(data, noise), t, chance)
+  return Noised(
+    noised(data, noise, t[..., None, None]), velocity(data, noise), t, chance
+  )
 
 
-def flow_loss(error_BNKPY: Float[Array, 'B N K P Y'], valid_BNP: Bool[Array, 'B N P']) -> HeadLoss:
+def flow_loss(
+  error_BNKPY: Float[Array, 'B N K P Y'], valid_BNP: Bool[Array, 'B N P']
+) -> HeadLoss:
   """Squared error, mean over the values of an image and its samples, summed over images."""
-  per_patch = jnp.where(valid_BNP[:, :, None], jnp.square(error_BNKPY).mean(axis=-1), 0).mean(axis=2)
+  per_patch = jnp.where(
+    valid_BNP[:, :, None], jnp.square(error_BNKPY).mean(axis=-1), 0
+  ).mean(axis=2)
   per_image = per_patch.sum(axis=-1) / jnp.maximum(valid_BNP.sum(axis=-1), 1)
   return HeadLoss(per_image.sum(), valid_BNP.any(axis=-1).sum().astype(jnp.float32))
 
@@ -61,10 +80,14 @@ def start_noise(key_U: Array, image: ImageConfig) -> Float[Array, 'U P Y']:
   return jax.vmap(lambda k: jax.random.normal(k, (image.patches, image.values)))(key_U)
 
 
-def sample(velocity_fn: Callable[[Array, Array], Array], noise: Array, *, steps: int) -> Array:
+def sample(
+  velocity_fn: Callable[[Array, Array], Array], noise: Array, *, steps: int
+) -> Array:
   """Euler from t = 0 to t = 1; `velocity_fn(x, t)` with scalar t."""
+
   def step(i, x):
     return x + velocity_fn(x, i / steps) / steps
+
   return jax.lax.fori_loop(0, steps, step, noise)
 
 

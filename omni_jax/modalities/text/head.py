@@ -23,25 +23,43 @@ class TextHead(nnx.Module):
   def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     return self.out(hidden).astype(jnp.float32)
 
-  def loss(self, hidden_BLD: Float[Array, 'B L D'], target_BL: Int[Array, 'B L'],
-           weight_BL: Float[Array, 'B L'], mesh: Mesh) -> HeadLoss:
+  def loss(
+    self,
+    hidden_BLD: Float[Array, 'B L D'],
+    target_BL: Int[Array, 'B L'],
+    weight_BL: Float[Array, 'B L'],
+    mesh: Mesh,
+  ) -> HeadLoss:
     """Cross-entropy in nats, weighted. Nearly every position has a target, so the head runs on the whole row."""
     w_DV = self.out.w[...].astype(hidden_BLD.dtype)
-    return HeadLoss(cross_entropy(hidden_BLD, w_DV, target_BL, weight_BL, axes=AXES, mesh=mesh), jnp.sum(weight_BL))
+    return HeadLoss(
+      cross_entropy(hidden_BLD, w_DV, target_BL, weight_BL, axes=AXES, mesh=mesh),
+      jnp.sum(weight_BL),
+    )
 
 
-def sample_token(logits_BV: Float[Array, 'B V'], allowed_BV: Bool[Array, 'B V'], key: Array, *,
-                 temperature: Float[Array, ''], top_p: Float[Array, '']) -> Int[Array, 'B']:
+def sample_token(
+  logits_BV: Float[Array, 'B V'],
+  allowed_BV: Bool[Array, 'B V'],
+  key: Array,
+  *,
+  temperature: Float[Array, ''],
+  top_p: Float[Array, ''],
+) -> Int[Array, 'B']:
   """One id per row among the allowed ones: nucleus sampling (Holtzman et al. 2020); temperature 0 takes the best."""
   masked_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
   return sample_logits(masked_BV, key, temperature=temperature, top_p=top_p)
 
 
-def sample_logits(logits: Float[Array, '... V'], key: Array, *, temperature: Array, top_p: Array) -> Int[Array, '...']:
+def sample_logits(
+  logits: Float[Array, '... V'], key: Array, *, temperature: Array, top_p: Array
+) -> Int[Array, '...']:
   """Nucleus sampling over the last axis."""
   scaled = logits / jnp.maximum(temperature, 1e-4)
   ordered = jnp.sort(scaled, axis=-1)[..., ::-1]
   before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
   kept = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
   drawn = jax.random.categorical(key, jnp.where(scaled >= kept, scaled, -jnp.inf))
-  return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+  return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(
+    jnp.int32
+  )

@@ -12,7 +12,9 @@ def form(span: Span, media: MediaConfig) -> tuple[int, ...]:
   return span.tokens
 
 
-def layout(form: tuple[int, ...], written: bool, tokenizer: Tokenizer, media: MediaConfig) -> Layout:
+def layout(
+  form: tuple[int, ...], written: bool, tokenizer: Tokenizer, media: MediaConfig
+) -> Layout:
   """One position per id, each one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
   del tokenizer, media
   made = Layout.empty(len(form), len(form) - 1)

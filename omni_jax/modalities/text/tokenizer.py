@@ -7,7 +7,20 @@ import itertools
 from omni_jax.errors import UserError
 
 TASKS = ('write', 'draw', 'speak', 'reply')
-FIXED = ('pad', 'bos', 'user', 'sot', 'eot', 'boi', 'eoi', 'boa', 'eoa', 'frame', 'nospeech', 'prev')
+FIXED = (
+  'pad',
+  'bos',
+  'user',
+  'sot',
+  'eot',
+  'boi',
+  'eoi',
+  'boa',
+  'eoa',
+  'frame',
+  'nospeech',
+  'prev',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +33,20 @@ class TokenizerConfig:
     max_grid: largest count of patches along a side of an image, `<size:n>`.
     size: ids in all, so that a table has room for a larger vocabulary later; 0: as many as have a meaning.
   """
+
   languages: tuple[str, ...] = ('en',)
   voices: tuple[str, ...] = ()
   max_grid: int = 8
   size: int = 0
 
   def __post_init__(self):
-    named = len(FIXED) + len(TASKS) + self.max_grid + len(self.languages) + len(self.voices)
+    named = (
+      len(FIXED) + len(TASKS) + self.max_grid + len(self.languages) + len(self.voices)
+    )
     if self.size and self.size < named + 256:
-      raise ValueError(f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many')
+      raise ValueError(
+        f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many'
+      )
 
 
 class Tokenizer:
@@ -36,9 +54,13 @@ class Tokenizer:
 
   def __init__(self, config: TokenizerConfig):
     self.config = config
-    self.names = (FIXED + tuple(f'task:{x}' for x in TASKS)
-                  + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
-                  + tuple(f'lang:{x}' for x in config.languages) + tuple(f'voice:{x}' for x in config.voices))
+    self.names = (
+      FIXED
+      + tuple(f'task:{x}' for x in TASKS)
+      + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
+      + tuple(f'lang:{x}' for x in config.languages)
+      + tuple(f'voice:{x}' for x in config.voices)
+    )
     self._id = {name: i for i, name in enumerate(self.names)}
     self.first_byte = len(self.names)
     self.used = self.first_byte + 256
@@ -65,10 +87,14 @@ class Tokenizer:
 
   def decode(self, tokens: tuple[int, ...]) -> str:
     """Bytes back to text; all other ids are left out, broken UTF-8 becomes U+FFFD."""
-    said = bytes(t - self.first_byte for t in tokens if self.first_byte <= t < self.used)
+    said = bytes(
+      t - self.first_byte for t in tokens if self.first_byte <= t < self.used
+    )
     return said.decode('utf-8', errors='replace')
 
   def fingerprint(self) -> str:
     """Changes when any id would mean something else."""
     kinds = ['bytes'] + ([f'size:{self.config.size}'] if self.config.size else [])
-    return hashlib.sha256('\n'.join(itertools.chain(self.names, kinds)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+      '\n'.join(itertools.chain(self.names, kinds)).encode()
+    ).hexdigest()[:16]

@@ -21,16 +21,26 @@ class Task:
 
   def __init__(self, rows):
     self._rows, self.splits = rows, {'train', 'test'}
-    self.output_features = {name: SimpleNamespace(vocabulary=Vocabulary()) for name in ('inputs', 'targets')}
+    self.output_features = {
+      name: SimpleNamespace(vocabulary=Vocabulary()) for name in ('inputs', 'targets')
+    }
 
   def get_dataset(self, sequence_length=None, split='train', shuffle=True):
     assert not shuffle and sequence_length is None and split in self.splits
     return SimpleNamespace(as_numpy_iterator=lambda: iter(self._rows))
 
 
-ROWS = [{'inputs': np.array([104, 105]), 'targets': np.array([97])},
-        {'inputs_pretokenized': b'what?', 'inputs': np.array([1]), 'targets_pretokenized': b'this', 'targets': np.array([2])},
-        {'targets': np.array([98, 99])}, {'other': b''}]
+ROWS = [
+  {'inputs': np.array([104, 105]), 'targets': np.array([97])},
+  {
+    'inputs_pretokenized': b'what?',
+    'inputs': np.array([1]),
+    'targets_pretokenized': b'this',
+    'targets': np.array([2]),
+  },
+  {'targets': np.array([98, 99])},
+  {'other': b''},
+]
 
 
 @pytest.fixture
@@ -39,7 +49,10 @@ def seqio(monkeypatch):
     if name != 'mine':
       raise ValueError(f'No Task or Mixture found with name: {name}')
     return Task(ROWS)
-  monkeypatch.setitem(sys.modules, 'seqio', SimpleNamespace(get_mixture_or_task=get_mixture_or_task))
+
+  monkeypatch.setitem(
+    sys.modules, 'seqio', SimpleNamespace(get_mixture_or_task=get_mixture_or_task)
+  )
 
 
 def test_inputs_are_shown_and_targets_answered(seqio):
@@ -47,7 +60,11 @@ def test_inputs_are_shown_and_targets_answered(seqio):
   found = list(reader.read(range(len(reader))))
   assert [one.id for one in found] == [f'mine/test:{n}' for n in range(4)]
   user, assistant = found[0].make()['messages']
-  assert user['content'][0]['text'] == 'hi' and assistant['content'][0]['text'] == 'a' and assistant['language'] == 'en'
+  assert (
+    user['content'][0]['text'] == 'hi'
+    and assistant['content'][0]['text'] == 'a'
+    and assistant['language'] == 'en'
+  )
   assert found[1].make()['messages'][0]['content'][0]['text'] == 'what?'
   assert found[2].make() == {'content': [{'type': 'text', 'text': 'bc'}]}
   with pytest.raises(BadRecord, match='has no targets, but other'):

@@ -17,7 +17,9 @@ logits = nnx.jit(CodecHead.logits)
 
 def draw(head, state, temperature):
   keys = jax.random.split(jax.random.key(2), len(state))
-  return nnx.jit(CodecHead.sample)(head, state, keys, temperature=jnp.float32(temperature), top_p=jnp.float32(1))
+  return nnx.jit(CodecHead.sample)(
+    head, state, keys, temperature=jnp.float32(temperature), top_p=jnp.float32(1)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -28,22 +30,30 @@ def head():
 @pytest.mark.parametrize('book', range(BOOKS))
 def test_a_codebook_knows_only_those_before_it(head, book):
   base = logits(head, STATE, CODES)
-  moved = jnp.abs(logits(head, STATE, CODES.at[:, book].set((CODES[:, book] + 1) % ENTRIES)) - base).max(axis=(0, 2))
+  moved = jnp.abs(
+    logits(head, STATE, CODES.at[:, book].set((CODES[:, book] + 1) % ENTRIES)) - base
+  ).max(axis=(0, 2))
   np.testing.assert_array_equal(moved > 1e-5, np.arange(BOOKS) > book)
 
 
 def test_frames_do_not_see_each_other(head):
   base, moved = logits(head, STATE, CODES), logits(head, STATE.at[2].add(1.0), CODES)
-  np.testing.assert_array_equal((jnp.abs(moved - base) > 1e-5).any(axis=(1, 2)), np.arange(5) == 2)
+  np.testing.assert_array_equal(
+    (jnp.abs(moved - base) > 1e-5).any(axis=(1, 2)), np.arange(5) == 2
+  )
 
 
 def test_loss_weighs_the_first_codebook_and_skips_empty_places(head):
   hidden = STATE.reshape(1, 5, 8)
   at, code = jnp.asarray([[3, 0, -1]]), CODES[jnp.asarray([[0, 1, 2]])]
   loss = nnx.jit(CodecHead.loss)(head, hidden, at, code)
-  p = np.asarray(jax.nn.log_softmax(logits(head, STATE[jnp.asarray([3, 0])], code[0, :2])))
+  p = np.asarray(
+    jax.nn.log_softmax(logits(head, STATE[jnp.asarray([3, 0])], code[0, :2]))
+  )
   picked = np.take_along_axis(p, np.asarray(code[0, :2])[..., None], -1)[..., 0]
-  np.testing.assert_allclose(loss.total, -(picked @ np.array([3, 1, 1]) / 5).sum(), rtol=1e-5)
+  np.testing.assert_allclose(
+    loss.total, -(picked @ np.array([3, 1, 1]) / 5).sum(), rtol=1e-5
+  )
   assert loss.weight == 2
   other = nnx.jit(CodecHead.loss)(head, hidden, at, code.at[0, 2].set(0))
   np.testing.assert_array_equal(other.total, loss.total)
@@ -53,7 +63,9 @@ def test_cold_samples_are_the_best_codes_one_after_another(head):
   drawn = draw(head, STATE, 0.0)
   code = np.zeros((5, BOOKS), np.int32)
   for book in range(BOOKS):
-    code[:, book] = np.asarray(logits(head, STATE, jnp.asarray(code)))[:, book].argmax(-1)
+    code[:, book] = np.asarray(logits(head, STATE, jnp.asarray(code)))[:, book].argmax(
+      -1
+    )
   np.testing.assert_array_equal(drawn, code)
 
 
@@ -61,7 +73,9 @@ def test_samples_follow_the_distribution_of_the_first_codebook(head):
   many = jnp.broadcast_to(STATE[:1], (3000, 8))
   drawn = draw(head, many, 1.0)
   p = np.asarray(jax.nn.softmax(logits(head, STATE[:1], CODES[:1])))[0, 0]
-  np.testing.assert_allclose(np.bincount(drawn[:, 0], minlength=ENTRIES) / 3000, p, atol=0.03)
+  np.testing.assert_allclose(
+    np.bincount(drawn[:, 0], minlength=ENTRIES) / 3000, p, atol=0.03
+  )
 
 
 def test_one_codebook_needs_no_table_of_codes():
@@ -71,4 +85,6 @@ def test_one_codebook_needs_no_table_of_codes():
 
 def test_a_frame_drawn_with_its_own_key_is_the_same_in_any_company(head):
   many = draw(head, STATE, 1.0)
-  np.testing.assert_array_equal(draw(head, jnp.concatenate([STATE[:2], STATE[:3] + 1]), 1.0)[:2], many[:2])
+  np.testing.assert_array_equal(
+    draw(head, jnp.concatenate([STATE[:2], STATE[:3] + 1]), 1.0)[:2], many[:2]
+  )

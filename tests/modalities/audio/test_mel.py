@@ -20,7 +20,9 @@ AUDIO = AudioConfig()
 
 
 def wave_of(frames: int, clips: int = 2) -> np.ndarray:
-  return 0.1 * np.random.default_rng(0).standard_normal((clips, frames * AUDIO.frame)).astype(np.float32)
+  return 0.1 * np.random.default_rng(0).standard_normal(
+    (clips, frames * AUDIO.frame)
+  ).astype(np.float32)
 
 
 def whole(wave, audio: AudioConfig = AUDIO):
@@ -29,17 +31,21 @@ def whole(wave, audio: AudioConfig = AUDIO):
   return frames, jnp.ones(frames.shape[:2], jnp.int32)
 
 
-@pytest.mark.parametrize(('mels', 'window', 'rate'), [(32, 256, 8000), (10, 64, 8000), (80, 1024, 24000)])
+@pytest.mark.parametrize(
+  ('mels', 'window', 'rate'), [(32, 256, 8000), (10, 64, 8000), (80, 1024, 24000)]
+)
 def test_filterbank_equals_a_slow_oracle(mels, window, rate):
   edge_mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), mels + 2)
   edge_hz = 700 * (10 ** (edge_mel / 2595) - 1)
   expected = np.zeros((window // 2 + 1, mels))
   for band in range(mels):
-    low, mid, high = edge_hz[band:band + 3]
+    low, mid, high = edge_hz[band : band + 3]
     for b in range(window // 2 + 1):
       hz = b * rate / window
       if low < hz < high:
-        expected[b, band] = (hz - low) / (mid - low) if hz <= mid else (high - hz) / (high - mid)
+        expected[b, band] = (
+          (hz - low) / (mid - low) if hz <= mid else (high - hz) / (high - mid)
+        )
     if not expected[:, band].any():
       expected[round(mid * window / rate), band] = 1
     expected[:, band] /= expected[:, band].sum()
@@ -52,9 +58,13 @@ def test_power_equals_fft(window, hop):
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
   padded = np.pad(wave, ((0, 0), (window, 0)))
   behind = jnp.pad(wave, ((0, 0), (overlap(window, hop), 0)))
-  for column, got in enumerate(np.moveaxis(np.asarray(power_columns(behind, window, hop)), 1, 0)):
+  for column, got in enumerate(
+    np.moveaxis(np.asarray(power_columns(behind, window, hop)), 1, 0)
+  ):
     end = (column + 1) * hop
-    expected = np.abs(np.fft.rfft(padded[:, end:end + window] * hann / hann.sum())) ** 2
+    expected = (
+      np.abs(np.fft.rfft(padded[:, end : end + window] * hann / hann.sum())) ** 2
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-8)
 
 
@@ -76,19 +86,25 @@ def test_patches_shape_silence_and_scale():
 @pytest.mark.parametrize('rate', [8000, 16000, 24000])
 def test_any_rate(rate):
   audio = AudioConfig(rate=rate, mel_window=rate * 32 // 1000)
-  assert log_mel_patches(*whole(np.zeros((1, 2 * audio.frame), np.float32), audio), audio).shape == (1, 2, audio.mel_hops * audio.mels)
+  assert log_mel_patches(
+    *whole(np.zeros((1, 2 * audio.frame), np.float32), audio), audio
+  ).shape == (1, 2, audio.mel_hops * audio.mels)
 
 
 def test_a_frame_does_not_see_the_future():
   wave = jnp.asarray(wave_of(4, clips=1))
   grad = jax.grad(lambda w: log_mel_patches(*whole(w), AUDIO)[0, 1].sum())(wave)[0]
-  assert np.abs(grad[AUDIO.frame:2 * AUDIO.frame]).min() >= 0 and np.abs(grad[:2 * AUDIO.frame]).sum() > 0
-  np.testing.assert_array_equal(grad[2 * AUDIO.frame:], 0)
+  assert (
+    np.abs(grad[AUDIO.frame : 2 * AUDIO.frame]).min() >= 0
+    and np.abs(grad[: 2 * AUDIO.frame]).sum() > 0
+  )
+  np.testing.assert_array_equal(grad[2 * AUDIO.frame :], 0)
 
 
 def test_silence_has_finite_gradients():
   def total(wave_NS):
     return log_mel_columns(wave_NS, rate=8000, mels=10, window=64, hop=16).sum()
+
   value, grad = jax.value_and_grad(total)(jnp.zeros((1, overlap(64, 16) + 640)))
   np.testing.assert_allclose(value, 400 * np.log(FLOOR), rtol=1e-5)
   assert np.isfinite(grad).all()

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.audio import quantizer
-from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize, init_buffers, perplexity, QuantizerConfig
+from omni_jax.modalities.audio.quantizer import (
+  CodecBuffers,
+  dequantize,
+  init_buffers,
+  perplexity,
+  QuantizerConfig,
+)
 
-quantize, update_buffers = jax.jit(quantizer.quantize), jax.jit(quantizer.update_buffers, static_argnums=0)
+quantize, update_buffers = (
+  jax.jit(quantizer.quantize),
+  jax.jit(quantizer.update_buffers, static_argnums=0),
+)
 CONFIG = QuantizerConfig(latent=4, codebooks=3, entries=16, decay=0.9)
 
 
@@ -45,21 +54,30 @@ def test_codes_are_the_nearest_entries_of_the_residuals(books):
 def test_dequantize_is_the_inverse(books):
   got = quantize(latents(99), books, jnp.ones((4, 8)))
   np.testing.assert_allclose(dequantize(got.code_NRJ, books), got.latent_NRZ, atol=1e-5)
-  first = quantize(latents(99), books, jnp.ones((4, 8)), keep_NJ=jnp.eye(3)[jnp.zeros(4, int)]).latent_NRZ
+  first = quantize(
+    latents(99), books, jnp.ones((4, 8)), keep_NJ=jnp.eye(3)[jnp.zeros(4, int)]
+  ).latent_NRZ
   np.testing.assert_allclose(dequantize(got.code_NRJ[..., :1], books), first, atol=1e-5)
 
 
 def test_each_codebook_makes_the_error_smaller(books):
   x = latents(99)
   code = quantize(x, books, jnp.ones((4, 8))).code_NRJ
-  errors = [float(jnp.square(x - dequantize(code[..., :j], books)).mean()) for j in (1, 2, 3)]
+  errors = [
+    float(jnp.square(x - dequantize(code[..., :j], books)).mean()) for j in (1, 2, 3)
+  ]
   assert 1 > errors[0] > errors[1] > errors[2], errors
 
 
 def test_gradient_passes_straight_through(books):
   def total(x):
-    return (quantize(x, books, jnp.ones((4, 8))).latent_NRZ * jnp.arange(4.0)[None, None]).sum()
-  np.testing.assert_allclose(jax.grad(total)(latents()), jnp.broadcast_to(jnp.arange(4.0), (4, 8, 4)), atol=1e-6)
+    return (
+      quantize(x, books, jnp.ones((4, 8))).latent_NRZ * jnp.arange(4.0)[None, None]
+    ).sum()
+
+  np.testing.assert_allclose(
+    jax.grad(total)(latents()), jnp.broadcast_to(jnp.arange(4.0), (4, 8, 4)), atol=1e-6
+  )
 
 
 def test_codebooks_are_born_one_per_update():
@@ -73,11 +91,18 @@ def test_codebooks_are_born_one_per_update():
 
 
 def test_dead_entry_restarts_near_a_latent_of_the_batch(books):
-  far = books._replace(codebook_JEZ=books.codebook_JEZ.at[0, 5].set(1e3),
-                       count_JE=books.count_JE.at[0, 5].set(1e-3), sum_JEZ=books.sum_JEZ.at[0, 5].set(1.0))
+  far = books._replace(
+    codebook_JEZ=books.codebook_JEZ.at[0, 5].set(1e3),
+    count_JE=books.count_JE.at[0, 5].set(1e-3),
+    sum_JEZ=books.sum_JEZ.at[0, 5].set(1.0),
+  )
   x = latents(7)
-  after = update_buffers(CONFIG, far, quantize(x, far, jnp.ones((4, 8))).stats, jax.random.key(0))
-  distance = np.linalg.norm(np.asarray(x).reshape(-1, 4) - np.asarray(after.codebook_JEZ[0, 5]), axis=-1)
+  after = update_buffers(
+    CONFIG, far, quantize(x, far, jnp.ones((4, 8))).stats, jax.random.key(0)
+  )
+  distance = np.linalg.norm(
+    np.asarray(x).reshape(-1, 4) - np.asarray(after.codebook_JEZ[0, 5]), axis=-1
+  )
   assert distance.min() < 0.1
   assert float(after.count_JE[0, 5]) > 0.1
 
@@ -90,8 +115,10 @@ def test_padding_is_neither_counted_nor_restarted_from(books):
   np.testing.assert_allclose(clean.commitment, dirty.commitment, rtol=1e-6)
   np.testing.assert_allclose(clean.stats.count_JE, dirty.stats.count_JE)
   assert float(clean.stats.count_JE.sum()) == 3 * 4 * 5
-  unused = books._replace(count_JE=jnp.zeros_like(books.count_JE).at[:, 0].set(1.0),
-                          sum_JEZ=jnp.zeros_like(books.sum_JEZ).at[:, 0].set(1.0))
+  unused = books._replace(
+    count_JE=jnp.zeros_like(books.count_JE).at[:, 0].set(1.0),
+    sum_JEZ=jnp.zeros_like(books.sum_JEZ).at[:, 0].set(1.0),
+  )
   after = update_buffers(CONFIG, unused, dirty.stats, jax.random.key(0))
   assert np.abs(np.asarray(after.codebook_JEZ[0, 1:])).max() < 10
 
@@ -102,7 +129,12 @@ def test_averages_follow_the_latents():
   buffers = init_buffers(config)
   for seed in range(20):
     x = 3 + 0.1 * jax.random.normal(jax.random.key(seed), (4, 16, 2))
-    buffers = update_buffers(config, buffers, quantize(x, buffers, jnp.ones((4, 16))).stats, jax.random.key(seed))
+    buffers = update_buffers(
+      config,
+      buffers,
+      quantize(x, buffers, jnp.ones((4, 16))).stats,
+      jax.random.key(seed),
+    )
   np.testing.assert_allclose(buffers.codebook_JEZ[0, 0], 3, atol=0.05)
 
 

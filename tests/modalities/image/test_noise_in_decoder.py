@@ -21,7 +21,9 @@ KEY = jax.random.key(5)
 @pytest.fixture(scope='module')
 def kit():
   config = tiny_model()
-  config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, denoiser='decoder', noises=1))
+  config = dataclasses.replace(
+    config, dit=dataclasses.replace(config.dit, denoiser='decoder', noises=1)
+  )
   return make_kit(config, optax.adam(3e-3))
 
 
@@ -49,16 +51,35 @@ def test_a_drawing_sees_itself_whole_and_nothing_else_of_the_future(kit, batch):
   model, frozen = merge(kit.model, kit.state.params), kit.state.buffers['codec']
 
   def moved(push_LD):
-    encoded = encode_media(kit.config, merge(kit.codec, frozen['params']), codebooks_of(frozen), batch, KEY)
+    encoded = encode_media(
+      kit.config, merge(kit.codec, frozen['params']), codebooks_of(frozen), batch, KEY
+    )
     x_BLD = model.embed(batch, encoded) + push_LD[None]
-    return model.decoder(x_BLD, batch.segment_BL, batch.modality_BL, batch.position_BL3,
-                         kit.state.buffers['router_bias'], kit.mesh, open_blocks(batch)).hidden_BLD[0]
+    return model.decoder(
+      x_BLD,
+      batch.segment_BL,
+      batch.modality_BL,
+      batch.position_BL3,
+      kit.state.buffers['router_bias'],
+      kit.mesh,
+      open_blocks(batch),
+    ).hidden_BLD[0]
 
   length, width = batch.token_BL.shape[1], kit.config.decoder.width
-  run = kit.meshed(lambda: jax.lax.map(lambda at: moved(jax.nn.one_hot(at, length)[:, None] * jnp.ones(width)),
-                                       jnp.arange(length)) - moved(jnp.zeros((length, width))))
+  run = kit.meshed(
+    lambda: (
+      jax.lax.map(
+        lambda at: moved(jax.nn.one_hot(at, length)[:, None] * jnp.ones(width)),
+        jnp.arange(length),
+      )
+      - moved(jnp.zeros((length, width)))
+    )
+  )
   found_LL = (np.abs(np.asarray(run())) > 1e-6).any(axis=-1).T  # state, pushed
-  segment_L, block_L = np.asarray(batch.segment_BL[0]), np.asarray(open_blocks(batch)[0])
+  segment_L, block_L = (
+    np.asarray(batch.segment_BL[0]),
+    np.asarray(open_blocks(batch)[0]),
+  )
   place = np.arange(length)
   allowed = place[:, None] >= place[None]
   allowed |= (block_L[:, None] == block_L[None]) & (block_L > 0)[None]
@@ -70,17 +91,35 @@ def test_a_drawing_sees_itself_whole_and_nothing_else_of_the_future(kit, batch):
 
 def test_packed_losses_are_the_ones_of_the_examples_alone(kit, batch):
   together, _ = kit.forward(kit.state.params, kit.state.buffers, batch, KEY)
-  alone = [kit.forward(kit.state.params, kit.state.buffers, packed([item], kit.config.media), KEY)[0]
-           for item in laid(kit.config)]
+  alone = [
+    kit.forward(
+      kit.state.params, kit.state.buffers, packed([item], kit.config.media), KEY
+    )[0]
+    for item in laid(kit.config)
+  ]
   for name, loss in together.items():
-    np.testing.assert_allclose(loss.total, sum(part[name].total for part in alone), rtol=2e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+      loss.total,
+      sum(part[name].total for part in alone),
+      rtol=2e-4,
+      atol=1e-5,
+      err_msg=name,
+    )
 
 
 def test_it_learns_one_batch(kit, batch):
   """The image loss of a batch, over ten draws of noise, falls far below that of a model that predicts nothing."""
+
   def image_loss(state):
-    return np.mean([kit.forward(state.params, state.buffers, batch, jax.random.key(k))[0]['image'].mean
-                    for k in range(10)])
+    return np.mean(
+      [
+        kit.forward(state.params, state.buffers, batch, jax.random.key(k))[0][
+          'image'
+        ].mean
+        for k in range(10)
+      ]
+    )
+
   state, before = kit.state, image_loss(kit.state)
   for _ in range(150):
     state, metrics = kit.step(state, batch)
@@ -91,6 +130,10 @@ def test_it_learns_one_batch(kit, batch):
 def test_noise_of_an_image_is_its_own(kit, batch):
   batch = jax.tree.map(jnp.asarray, batch)
   image = kit.config.media.image
-  made = noise_images(batch.drawn_BNhwc, batch.draw_key_BN, KEY, image, samples=1, shift=1.0)
-  turned = noise_images(batch.drawn_BNhwc[::-1], batch.draw_key_BN[::-1], KEY, image, samples=1, shift=1.0)
+  made = noise_images(
+    batch.drawn_BNhwc, batch.draw_key_BN, KEY, image, samples=1, shift=1.0
+  )
+  turned = noise_images(
+    batch.drawn_BNhwc[::-1], batch.draw_key_BN[::-1], KEY, image, samples=1, shift=1.0
+  )
   np.testing.assert_array_equal(made.x_BNKPY[::-1], turned.x_BNKPY)

@@ -15,14 +15,22 @@ LOGITS = jnp.log(jnp.asarray([0.4, 0.3, 0.15, 0.1, 0.05, 1e-9]))
 
 def draws(temperature, top_p, n=4000, logits=LOGITS):
   rows = jnp.broadcast_to(logits, (n, VOCAB))
-  drawn = jax.jit(sample_logits)(rows, jax.random.key(0), temperature=jnp.float32(temperature), top_p=jnp.float32(top_p))
+  drawn = jax.jit(sample_logits)(
+    rows,
+    jax.random.key(0),
+    temperature=jnp.float32(temperature),
+    top_p=jnp.float32(top_p),
+  )
   return np.bincount(drawn, minlength=VOCAB) / n
 
 
 def test_loss_is_weighted_cross_entropy():
   head = TextHead(8, VOCAB, rngs=nnx.Rngs(0))
   hidden = jax.random.normal(jax.random.key(0), (2, 3, 8))
-  target, weight = jnp.asarray([[1, 2, 3], [4, 5, 0]]), jnp.asarray([[1.0, 0.5, 0], [2, 0, 0]])
+  target, weight = (
+    jnp.asarray([[1, 2, 3], [4, 5, 0]]),
+    jnp.asarray([[1.0, 0.5, 0], [2, 0, 0]]),
+  )
   loss = head.loss(hidden, target, weight, make_mesh())
   p = np.asarray(jax.nn.softmax(head.logits(hidden)))
   wanted = -(np.log(p[0, 0, 1]) + 0.5 * np.log(p[0, 1, 2]) + 2 * np.log(p[1, 0, 4]))
@@ -37,7 +45,9 @@ def test_samples_follow_the_distribution_and_the_temperature():
   np.testing.assert_allclose(draws(0.5, 1), sharper / sharper.sum(), atol=0.03)
 
 
-@pytest.mark.parametrize('top_p, kept', [(0.01, 1), (0.39, 1), (0.5, 2), (0.75, 3), (0.9, 4), (1.0, 5)])
+@pytest.mark.parametrize(
+  'top_p, kept', [(0.01, 1), (0.39, 1), (0.5, 2), (0.75, 3), (0.9, 4), (1.0, 5)]
+)
 def test_nucleus_is_the_fewest_ids_that_reach_top_p(top_p, kept):
   assert (draws(1, top_p) > 0).sum() == kept
 
@@ -47,8 +57,16 @@ def test_temperature_zero_takes_the_best():
 
 
 def test_only_allowed_ids_are_drawn():
-  allowed = jnp.broadcast_to(jnp.asarray([False, False, True, False, True, False]), (2000, VOCAB))
+  allowed = jnp.broadcast_to(
+    jnp.asarray([False, False, True, False, True, False]), (2000, VOCAB)
+  )
   rows = jnp.broadcast_to(LOGITS, allowed.shape)
   for temperature in (0.0, 0.7, 3.0):
-    drawn = sample_token(rows, allowed, jax.random.key(1), temperature=jnp.float32(temperature), top_p=jnp.float32(0.95))
+    drawn = sample_token(
+      rows,
+      allowed,
+      jax.random.key(1),
+      temperature=jnp.float32(temperature),
+      top_p=jnp.float32(0.95),
+    )
     assert set(np.unique(drawn)) <= {2, 4} and (drawn == 2).any()
