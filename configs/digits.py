@@ -22,8 +22,8 @@ the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (
 
 from ml_collections import ConfigDict
 
-from omni_jax.data.digits import LANGUAGES
-from omni_jax.data.espeak import TRAIN_VARIANTS
+from omni_jax.data.sources.digits import LANGUAGES
+from omni_jax.data.sources.espeak import TRAIN_VARIANTS
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """Words of a speaker who was never heard: FSDD's recordings but for one speaker, whose are then transcribed.
 
-  python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
+  python -m omni_jax.data.sources.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/new_speaker.py --config.data.root=data/spoken_digits \
     --workdir=runs/new_speaker --config.data.leave_out=theo --config.data.eval_file=speaker_theo.jsonl
 

@@ -10,7 +10,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from omni_jax.data.ready.ready_set import LANGUAGES
+from omni_jax.data.sources.ready.ready_set import LANGUAGES
 
 # By path: a config file is run as a file, wherever the command is called from.
 _digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))[

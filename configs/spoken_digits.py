@@ -1,6 +1,6 @@
 """Real recordings through JSON lines: five speakers of FSDD and the handwriting of MNIST, 28 x 28.
 
-  python -m omni_jax.data.spoken_digits --source=../shared/data --output=data/spoken_digits
+  python -m omni_jax.data.sources.spoken_digits --source=../shared/data --output=data/spoken_digits
   python -m omni_jax.train --config=configs/spoken_digits.py --config.data.root=data/spoken_digits --workdir=runs/spoken
 
 Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60; with small jobs beside it), 6.7 GB

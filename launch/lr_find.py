@@ -15,8 +15,8 @@ from absl import logging
 import numpy as np
 
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.charts import Line, lines_chart
 from omni_jax.evaluate.page import page
+from omni_jax.evaluate.page.charts import Line, lines_chart
 from omni_jax.train.__main__ import parse, start_jax
 
 FIRST, LAST, STEPS = 1e-5, 1.0, 100

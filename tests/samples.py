@@ -17,11 +17,11 @@ import optax
 import pytest
 
 from omni_jax.data.making import prepare
-from omni_jax.data.pack import Laid, Packer
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig, OmniModel
+from omni_jax.sequence.pack import Laid, Packer
 from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig

@@ -10,7 +10,7 @@ from samples import ROOT
 
 from omni_jax.compile import topology
 from omni_jax.data.loader import LoaderConfig
-from omni_jax.data.sources import SOURCES
+from omni_jax.data.sources.table import SOURCES
 from omni_jax.errors import UserError
 from omni_jax.evaluate.run import limits_of
 from omni_jax.model import abstract, main_sizes, OmniConfig

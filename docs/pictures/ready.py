@@ -9,10 +9,10 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from omni_jax.data.media import png_bytes
-from omni_jax.data.ready.ready_set import Asked, LANGUAGES, ReadySet
-from omni_jax.data.ready.sets import READY
-from omni_jax.evaluate.media import grid, spectrogram
+from omni_jax.data.sources.ready.ready_set import Asked, LANGUAGES, ReadySet
+from omni_jax.data.sources.ready.sets import READY
+from omni_jax.evaluate.page.shown import grid, spectrogram
+from omni_jax.sequence.media import png_bytes
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 MEDIA = MediaConfig(

@@ -10,8 +10,8 @@ from PIL import Image
 import soundfile
 import soxr
 
-from omni_jax.data.example import parts_of
-from omni_jax.data.mixture import Mixture
+from omni_jax.data.sources.mixture import Mixture
+from omni_jax.sequence.example import parts_of
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 

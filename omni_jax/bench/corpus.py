@@ -8,10 +8,14 @@ import numpy as np
 
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
-from omni_jax.data.media import png_bytes
-from omni_jax.data.pool import Pool
-from omni_jax.data.records import ArrayRecordExamples, pack_example, write_array_record
+from omni_jax.data.sources.records import (
+  ArrayRecordExamples,
+  pack_example,
+  write_array_record,
+)
+from omni_jax.data.worker_pool import Pool
 from omni_jax.errors import UserError
+from omni_jax.sequence.media import png_bytes
 from omni_jax.types import RowBudget
 
 SHARE = 0.1  # of the corpus: the small one that it is compared with

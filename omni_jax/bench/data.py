@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omni_jax.bench import bare
 from omni_jax.data.loader import Loader, LoaderConfig, Order
 from omni_jax.data.making import Making
-from omni_jax.data.mixture import Mixture
+from omni_jax.data.sources.mixture import Mixture
 from omni_jax.types import Batch, RowBudget
 
 ROUNDS = 5

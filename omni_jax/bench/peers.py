@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from omni_jax.bench.bare import DECODERS
-from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.making import Making
+from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import UserError
 from omni_jax.types import MediaConfig
 

@@ -46,7 +46,7 @@ flags.DEFINE_string(
 
 
 def _search(config: Any, where: Any) -> None:
-  from omni_jax.compile import report, search
+  from omni_jax.compile import search, summary
 
   say = (lambda line: None) if _FLAGS.json else lambda line: print(line, flush=True)
   say(search.HEAD)
@@ -59,13 +59,13 @@ def _search(config: Any, where: Any) -> None:
         'rows_a_chip': one.rows,
         'refused': one.said,
         'best': one in best,
-        'train': one.measured and report.plain(one.measured, where),
+        'train': one.measured and summary.plain(one.measured, where),
       }
       for one in found
     ]
     print(
       json.dumps(
-        {'topology': where.name, 'versions': report.versions(), 'tried': rows},
+        {'topology': where.name, 'versions': summary.versions(), 'tried': rows},
         indent=1,
         default=list,
       )
@@ -85,7 +85,7 @@ def main() -> None:
   from omni_jax.compile import topology
 
   topology.pretend(_FLAGS.topology)
-  from omni_jax.compile import measure, program, report
+  from omni_jax.compile import measure, program, summary
 
   if unknown := sorted(set(_FLAGS.programs) - set(program.PROGRAMS)):
     raise UserError(
@@ -96,7 +96,7 @@ def main() -> None:
     return _search(config, where)
   plan = measure.make_plan(config, where)
   measure.check_state(plan, where)
-  said = report.head(plan, where)
+  said = summary.head(plan, where)
   if not _FLAGS.json:
     print(said, flush=True)
   found = {}
@@ -109,9 +109,9 @@ def main() -> None:
       print(
         '\n'.join(
           [
-            *report.describe(one, where, _FLAGS.buffers),
-            *report.top_work(one, where, _FLAGS.work),
-            *report.top_transfers(one, _FLAGS.work),
+            *summary.describe(one, where, _FLAGS.buffers),
+            *summary.top_work(one, where, _FLAGS.work),
+            *summary.top_transfers(one, _FLAGS.work),
           ]
         ),
         flush=True,
@@ -123,8 +123,8 @@ def main() -> None:
         'topology': where.name,
         'chips': where.chips,
         'said': said,
-        'versions': report.versions(),
-        **{name: report.plain(one, where) for name, one in found.items()},
+        'versions': summary.versions(),
+        **{name: summary.plain(one, where) for name, one in found.items()},
       },
       sys.stdout,
       indent=1,

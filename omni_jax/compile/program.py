@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from omni_jax import sharding
 from omni_jax.compile import memory
 from omni_jax.compile.memory import bytes_on_a_device, Memory
-from omni_jax.data.pack import Packer
 from omni_jax.generate.api import POSITIONS_PER_IMAGE
 from omni_jax.generate.decode import decode, draw, Sampling
 from omni_jax.generate.grammar import grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, encode_media, merge
+from omni_jax.sequence.pack import Packer
 from omni_jax.train import state as states
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.plan import omni_program, Plan

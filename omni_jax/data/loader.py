@@ -15,12 +15,12 @@ import grain
 from grain.experimental import index_shuffle, ThreadPrefetchIterDataset
 import numpy as np
 
-from omni_jax.data.example import Example
 from omni_jax.data.making import Here, Making, Place, Workers
-from omni_jax.data.media import BadRecord
-from omni_jax.data.mixture import Draw, ENDLESS, Mixture, Schedule
-from omni_jax.data.pack import Laid, Packer
+from omni_jax.data.sources.mixture import Draw, ENDLESS, Mixture, Schedule
 from omni_jax.errors import UserError
+from omni_jax.sequence.example import Example
+from omni_jax.sequence.media import BadRecord
+from omni_jax.sequence.pack import Laid, Packer
 from omni_jax.types import Batch, RowBudget
 
 WAITING = (

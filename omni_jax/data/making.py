@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omni_jax.data.augment import Augment
-from omni_jax.data.example import Example
-from omni_jax.data.interleave import interleave
-from omni_jax.data.media import BadRecord
-from omni_jax.data.pack import Laid, lay_out
-from omni_jax.data.pool import Pool
+from omni_jax.data.worker_pool import Pool
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.sequence.augment import Augment
+from omni_jax.sequence.example import Example
+from omni_jax.sequence.interleave import interleave
+from omni_jax.sequence.media import BadRecord
+from omni_jax.sequence.pack import Laid, lay_out
 from omni_jax.types import MediaConfig
 
 TIMEOUT = 300.0  # seconds for one example

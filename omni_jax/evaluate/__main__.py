@@ -102,8 +102,8 @@ def main(arguments: Sequence[str]) -> None:
   if not flags.follow:
     evaluate(flags.step)
     return
+  from omni_jax.checkpoint.restore import last_step, steps_of
   from omni_jax.evaluate.follow import follow
-  from omni_jax.generate.restore import last_step, steps_of
 
   follow(
     evaluate,

@@ -14,12 +14,14 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from omni_jax.data.digits import load_digits
-from omni_jax.data.espeak import DIGIT_WORDS
+from omni_jax.data.sources.digits import load_digits
+from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate import judges, prompts, scoring, speech_metrics
-from omni_jax.evaluate.prompts import Direction, Prompt
-from omni_jax.evaluate.scores import share
+from omni_jax.evaluate import judges
+from omni_jax.evaluate.metrics import speech_metrics
+from omni_jax.evaluate.metrics.scores import share
+from omni_jax.evaluate.tasks import prompts, scoring
+from omni_jax.evaluate.tasks.prompts import Direction, Prompt
 from omni_jax.model import OmniConfig
 
 SPEECH = Direction('speech', 'speech')

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omni_jax.evaluate.extras import needs_extra
-from omni_jax.evaluate.features import log_mel, stretch, trim
+from omni_jax.evaluate.metrics.extras import needs_extra
+from omni_jax.evaluate.metrics.features import log_mel, stretch, trim
 
 COMPONENTS = (
   120  # of the features: the judges are as right as with all 769, in half the time
@@ -141,7 +141,7 @@ class Judges(NamedTuple):
 
 
 def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
-  """Fits the judges to `Digits` (see `omni_jax.data.digits`) and measures them on its test parts."""
+  """Fits the judges to `Digits` (see `omni_jax.data.sources.digits`) and measures them on its test parts."""
   image = ImageJudge(digits.train_images, digits.train_labels)
   speech = SpeechJudge(digits.train_clips, rate=rate, seed=seed)
   unseen = speech([clip.wave for clip in digits.test_clips])

@@ -10,35 +10,28 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
-from omni_jax.data.digits import load_digits
-from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.data.held_out import held_out
-from omni_jax.data.jsonl import JsonLines
-from omni_jax.data.media import BadRecord
-from omni_jax.data.mixture import Mixture
-from omni_jax.data.ready.ready_set import ReadySet
-from omni_jax.data.records import ArrayRecordExamples
-from omni_jax.data.sources import check_tokenizers
-from omni_jax.data.text_file import TextFile
-from omni_jax.data.tfds import TfdsExamples
+from omni_jax.data.sources.digits import load_digits
+from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.data.sources.held_out import held_out
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.mixture import Mixture
+from omni_jax.data.sources.ready.ready_set import ReadySet
+from omni_jax.data.sources.records import ArrayRecordExamples
+from omni_jax.data.sources.table import check_tokenizers
+from omni_jax.data.sources.text_file import TextFile
+from omni_jax.data.sources.tfds import TfdsExamples
 from omni_jax.errors import UserError
-from omni_jax.evaluate import (
-  codec_eval,
-  directions,
-  gallery,
-  jsonl_eval,
-  judges,
-  labelled,
-  report,
-  runlog,
-)
-from omni_jax.evaluate.directions import Limits
-from omni_jax.evaluate.gallery import Gallery
-from omni_jax.evaluate.media import Media
-from omni_jax.evaluate.prompts import Material
-from omni_jax.evaluate.scoring import Real
+from omni_jax.evaluate import judges
+from omni_jax.evaluate.page import gallery, report, runlog
+from omni_jax.evaluate.page.gallery import Gallery
+from omni_jax.evaluate.page.shown import Media
+from omni_jax.evaluate.tasks import codec_eval, directions, example_files, labelled
+from omni_jax.evaluate.tasks.directions import Limits
+from omni_jax.evaluate.tasks.prompts import Material
+from omni_jax.evaluate.tasks.scoring import Real
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
+from omni_jax.sequence.media import BadRecord
 
 VERSION = 1
 OTHER_SETTINGS = ('seed', 'targets')  # of config.evaluate, beside the limits
@@ -220,11 +213,11 @@ def on_examples(
       'evaluate: judges on real data '
       + ', '.join(f'{name} {value:.1%}' for name, value in classes.judges.real.items())
     )
-  answered = jsonl_eval.answer_all(
+  answered = example_files.answer_all(
     omni, examples, seed=seed, sampling=limits.sampling, log=log
   )
   groups = {
-    group: jsonl_eval.metrics_of(omni, items, rate=rate, classes=classes)
+    group: example_files.metrics_of(omni, items, rate=rate, classes=classes)
     for group, items in answered.items()
   }
   wanted = omni.config.get('evaluate', {}).get('targets')
@@ -276,7 +269,7 @@ def _some_of_each_group(lines: Lines, n: int, seed: int) -> list[int]:
   """Line numbers: n of each group, drawn without putting back, or all of it."""
   members: dict[str, list[int]] = {}
   for k in range(len(lines)):
-    members.setdefault(jsonl_eval.case_of(lines.encoded(k)).group, []).append(k)
+    members.setdefault(example_files.case_of(lines.encoded(k)).group, []).append(k)
   return sorted(k for group in members.values() for k in _some(group, n, seed))
 
 

@@ -53,7 +53,7 @@ flags.DEFINE_float(
 
 def _parts(media: Any) -> list[dict[str, Any]]:
   """The content that --image, --audio and --prompt='text' make up."""
-  from omni_jax.data.media import BadRecord, decode_audio, decode_image, read_media
+  from omni_jax.sequence.media import BadRecord, decode_audio, decode_image, read_media
 
   parts = []
   for kind, decode, config in (
@@ -74,14 +74,14 @@ def _parts(media: Any) -> list[dict[str, Any]]:
 def _prompt(media: Any) -> Any:
   if not _FLAGS.prompt.endswith('.json'):
     return _parts(media)
-  from omni_jax.data.jsonl import read_prompt
+  from omni_jax.data.sources.jsonl import read_prompt
 
   return read_prompt(_FLAGS.prompt, media)
 
 
 def _write(replies: list, folder: pathlib.Path) -> None:
   """PNG, WAV and one replies.json that names them in order; the folder appears whole or not at all."""
-  from omni_jax.data.media import png_bytes, wav_bytes
+  from omni_jax.sequence.media import png_bytes, wav_bytes
 
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)

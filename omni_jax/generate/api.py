@@ -12,21 +12,21 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax import sharding
-from omni_jax.data.example import Example
-from omni_jax.data.interleave import interleave, prompt_spans
-from omni_jax.data.pack import Laid, lay_out, pack_rows, ROOM
+from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import decode, draw, Sampling
 from omni_jax.generate.grammar import Grammar, grammar, Mode
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
 from omni_jax.generate.reply import Part, parts_of, with_sound
-from omni_jax.generate.restore import restore_run
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.host import frames_of
 from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, codes_of, encode_media, Encoded, merge, OmniConfig
+from omni_jax.sequence.example import Example
+from omni_jax.sequence.interleave import interleave, prompt_spans
+from omni_jax.sequence.pack import Laid, lay_out, pack_rows, ROOM
 from omni_jax.train.step import omni_losses
 from omni_jax.types import Batch, RowBudget
 

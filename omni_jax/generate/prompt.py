@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from omni_jax.data.example import Example
 from omni_jax.errors import UserError
 from omni_jax.generate.grammar import WANTS
+from omni_jax.sequence.example import Example
 
 TASK = {'text': 'write', 'image': 'draw', 'audio': 'speak', 'any': 'reply'}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.sequence.media import png_bytes, wav_bytes
 
 
 @dataclasses.dataclass(frozen=True)

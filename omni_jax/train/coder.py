@@ -9,10 +9,10 @@ from flax import nnx
 import jax
 import numpy as np
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.model import codes_of, merge, OmniConfig
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
 from omni_jax.train.state import codebooks_of, init_codec
 from omni_jax.types import AudioConfig

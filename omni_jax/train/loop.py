@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.errors import UserError
 from omni_jax.sharding import anywhere, gather_bytes, place
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
   BadSteps,

@@ -10,8 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from omni_jax.checkpoint import digest
 from omni_jax.errors import UserError
-from omni_jax.train import digest
 from omni_jax.train.state import TrainState
 from omni_jax.train.writer import say
 

@@ -13,14 +13,17 @@ from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
+from omni_jax.checkpoint import changes
+from omni_jax.checkpoint.checkpoint import has_checkpoint, last_about
+from omni_jax.checkpoint.claim import claimed
+from omni_jax.checkpoint.init_from import fresh_names, start_from
 from omni_jax.chips import peak_flops
 from omni_jax.config import dataclass_of
-from omni_jax.data.augment import Augment
-from omni_jax.data.clips import ClipLoader
+from omni_jax.data.crops import ClipLoader
 from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
 from omni_jax.data.making import Making
-from omni_jax.data.manifest import check_codec
-from omni_jax.data.sources import (
+from omni_jax.data.sources.shards import check_codec
+from omni_jax.data.sources.table import (
   check_tokenizers,
   converted_folders,
   SOURCES,
@@ -30,13 +33,11 @@ from omni_jax.data.sources import (
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.train import changes, loop, processes
+from omni_jax.sequence.augment import Augment
+from omni_jax.train import loop, processes
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import has_checkpoint, last_about
-from omni_jax.train.claim import claimed
 from omni_jax.train.coder import fingerprint, restore_values
 from omni_jax.train.flops import step_flops
-from omni_jax.train.init_from import fresh_names, start_from
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.train.step import make_codec_step

@@ -10,16 +10,16 @@ import samples
 
 from omni_jax.bench import bare, corpus
 from omni_jax.bench.data import Counted, overhead, rate, take
-from omni_jax.data.jsonl import JsonLines
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
-from omni_jax.data.media import decode_audio, decode_image, png_bytes, wav_bytes
-from omni_jax.data.records import (
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   encode_example,
   write_array_record,
 )
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
+from omni_jax.sequence.media import decode_audio, decode_image, png_bytes, wav_bytes
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig, RowBudget
 
 MEDIA = MediaConfig(ImageConfig(), AudioConfig())

@@ -6,9 +6,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from omni_jax.data.digits import load_digits
-from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.evaluate.text_metrics import name_of
+from omni_jax.data.sources.digits import load_digits
+from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.evaluate.metrics.text_metrics import name_of
 
 RATE = 8000
 ENTRIES = 16

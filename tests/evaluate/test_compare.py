@@ -6,8 +6,9 @@ import re
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.evaluate import charts, compare
-from omni_jax.evaluate.runs import differing, groups_of, mean_and_spread, read_run
+from omni_jax.evaluate import compare
+from omni_jax.evaluate.page import charts
+from omni_jax.evaluate.page.runs import differing, groups_of, mean_and_spread, read_run
 
 
 def make_run(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omni_jax.evaluate import image_metrics
+from omni_jax.evaluate.metrics import image_metrics
 
 
 def images(*values):

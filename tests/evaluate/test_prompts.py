@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.evaluate import prompts
-from omni_jax.evaluate.prompts import Direction, DIRECTIONS, Material
+from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.evaluate.tasks import prompts
+from omni_jax.evaluate.tasks.prompts import Direction, DIRECTIONS, Material
 
 
 @pytest.fixture(scope='module')

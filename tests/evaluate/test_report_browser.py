@@ -12,10 +12,10 @@ from etils import epath
 import numpy as np
 import pytest
 
-from omni_jax.evaluate import report
-from omni_jax.evaluate.gallery import Example, Gallery, Spoken
-from omni_jax.evaluate.media import Media, Shown
-from omni_jax.evaluate.targets import TARGETS
+from omni_jax.evaluate.metrics.targets import TARGETS
+from omni_jax.evaluate.page import report
+from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
+from omni_jax.evaluate.page.shown import Media, Shown
 
 CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from omni_jax.convert import convert
-from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.data.inputs.jsonl import JsonLinesReader
-from omni_jax.data.media import png_bytes, wav_bytes
+from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.errors import UserError
 from omni_jax.evaluate import cascade, judges
 from omni_jax.evaluate import run as run_lib
-from omni_jax.evaluate.directions import Limits
-from omni_jax.evaluate.prompts import DIRECTIONS
-from omni_jax.evaluate.targets import checks, TARGETS
+from omni_jax.evaluate.metrics.targets import checks, TARGETS
+from omni_jax.evaluate.tasks.directions import Limits
+from omni_jax.evaluate.tasks.prompts import DIRECTIONS
+from omni_jax.sequence.media import png_bytes, wav_bytes
 
 LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
 LOG = [

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from omni_jax.evaluate import codec_eval, features, speech_metrics
+from omni_jax.evaluate.metrics import features, speech_metrics
+from omni_jax.evaluate.tasks import codec_eval
 
 RATE = 8000
 

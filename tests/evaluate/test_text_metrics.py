@@ -2,8 +2,8 @@
 
 import pytest
 
-from omni_jax.data.espeak import DIGIT_WORDS
-from omni_jax.evaluate import scores, text_metrics
+from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.evaluate.metrics import scores, text_metrics
 
 
 def test_words_spelt_alike_count_for_both_languages():

@@ -8,7 +8,7 @@ from faults.toy import finished, logged, start
 import numpy as np
 import pytest
 
-from omni_jax.train import manifest, steps
+from omni_jax.checkpoint import manifest, step_folders
 
 SIZE, EVERY, PER_KILL = (
   256,
@@ -38,17 +38,19 @@ def test_fault_01_random_kills_end_in_the_same_bits(tmp_path, kills):
   folder = epath.Path(workdir / 'checkpoints' / 'toy')
   for _ in range(kills):
     before, process = (
-      max(steps.listed(folder), default=0),
+      max(step_folders.listed(folder), default=0),
       start(workdir, *arguments(kills)),
     )
-    while max(steps.listed(folder), default=0) == before and process.poll() is None:
+    while (
+      max(step_folders.listed(folder), default=0) == before and process.poll() is None
+    ):
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     code, out, err = finished(process)
     assert code == -signal.SIGKILL, err
     assert 'WARNING' not in out + err, 'a kill damages nothing'
-    resumed.append(max(steps.listed(folder), default=0))
+    resumed.append(max(step_folders.listed(folder), default=0))
   code, out, err = finished(start(workdir, *arguments(kills)), seconds=300)
   assert code == 0 and f'resumed at step {resumed[-1]} of' in out, err
   assert resumed == sorted(resumed) and resumed[-1] > 0

@@ -15,8 +15,8 @@ from faults.toy import finished, fresh, resumed, same, saved, start, states
 import numpy as np
 import pytest
 
-from omni_jax.train import steps
-from omni_jax.train.checkpoint import Checkpoints, SaveFailed
+from omni_jax.checkpoint import step_folders
+from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
 
 STORES = {'disk': lambda _: contextlib.nullcontext(), 'object_store': without_rename}
 every_store = pytest.mark.parametrize('store', STORES)
@@ -38,7 +38,7 @@ def crashed(workdir, crash_at):
 def check(workdir):
   """Every listed step is whole, as readers see it before and writers after the rest was tidied away."""
   folder = epath.Path(workdir / 'checkpoints' / 'toy')
-  listed = steps.listed(folder)
+  listed = step_folders.listed(folder)
   like = {'params': fresh().params, 'buffers': fresh().buffers}
   with Checkpoints(str(workdir), 'toy', read_only=True) as checkpoints:
     for step in listed:
@@ -48,14 +48,16 @@ def check(workdir):
   said = []
   with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
     found = checkpoints.resume(fresh())
-    assert steps.listed(folder) == listed and steps.folders(folder) == listed
-    assert not list(folder.glob('*.unfinished')) and not steps.aside(folder)
+    assert (
+      step_folders.listed(folder) == listed and step_folders.folders(folder) == listed
+    )
+    assert not list(folder.glob('*.unfinished')) and not step_folders.aside(folder)
     assert (
       same(found.state, states(max(listed))[0])
       and found.iterator == f'{{"next": {max(listed)}}}'.encode()
     )
     checkpoints.save(states(4)[0], b'{"next": 4}')
-  assert max(steps.listed(folder)) == 4
+  assert max(step_folders.listed(folder)) == 4
   return listed, said
 
 
@@ -104,23 +106,23 @@ def test_fault_02_a_manifest_of_which_a_killed_process_wrote_a_part_is_no_damage
   path, said = folder / '2' / 'manifest.json', []
   whole = path.read_bytes()
   path.write_bytes(whole[: int(share * len(whole))])
-  steps.begin(folder, 2)
+  step_folders.begin(folder, 2)
   with Checkpoints(str(tmp_path), 'toy', say=said.append) as checkpoints:
     assert same(checkpoints.resume(fresh()).state, states(1)[0])
   assert said[0] == f'{folder}/2 was not finished and is removed' and not any(
     'WARNING' in line for line in said
   )
   assert (
-    steps.folders(folder) == [1]
+    step_folders.folders(folder) == [1]
     and not list(folder.glob('*.unfinished'))
-    and not steps.aside(folder)
+    and not step_folders.aside(folder)
   )
 
 
 DYING = """
 import os, signal
 from faults import toy
-from omni_jax.train import steps
+from omni_jax.checkpoint import step_folders
 right, write, done = steps.FUNCTION, os.WRITE, []
 def write_and_die(*arguments, **options):
   write(*arguments, **options)
@@ -153,10 +155,12 @@ def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   )
   assert code == -signal.SIGKILL, err
   folder = epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')
-  assert steps.folders(folder)[:3] == [2, 4, 6] and steps.listed(folder)[:2] == [4, 6]
+  assert step_folders.folders(folder)[:3] == [2, 4, 6] and step_folders.listed(folder)[
+    :2
+  ] == [4, 6]
   code, out, err = finished(start(tmp_path / 'run', '--steps=8'))
   assert code == 0 and f'{folder}/2 was not finished and is removed' in out, err
-  assert steps.folders(folder) == [6, 8]
+  assert step_folders.folders(folder) == [6, 8]
 
 
 def files_of(folder):
@@ -204,22 +208,22 @@ def test_fault_02_and_04_whatever_the_write_at_which_a_step_is_put_aside_it_stay
       folder = epath.Path(workdir / 'checkpoints' / 'toy')
       with watched(workdir / 'checkpoints', crash_at=n), contextlib.suppress(Crash):
         resumed(workdir)
-      still_listed.add(2 in steps.listed(folder))
-      assert 1 in steps.listed(folder)
-      if 2 in steps.listed(folder):
+      still_listed.add(2 in step_folders.listed(folder))
+      assert 1 in step_folders.listed(folder)
+      if 2 in step_folders.listed(folder):
         assert files_of(workdir / 'checkpoints' / 'toy' / '2') == names, (
           'a step that is listed is all there'
         )
       assert same(resumed(workdir)[0].state, states(1)[0])
-      assert steps.listed(folder) == steps.folders(folder) == [1]
-      (aside,) = steps.aside(folder)
+      assert step_folders.listed(folder) == step_folders.folders(folder) == [1]
+      (aside,) = step_folders.aside(folder)
       assert (
         files_of(aside) == names | {'why.txt'}
         and 'has digest' in (aside / 'why.txt').read_text()
       ) or n == total, n
       assert not list((workdir / 'checkpoints').rglob('*.unfinished')), n
       saved(workdir, 3)
-      assert steps.listed(folder) == [1, 3]
+      assert step_folders.listed(folder) == [1, 3]
   assert still_listed == {True, False}
 
 
@@ -242,10 +246,10 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_put_aside(tmp_path, aft
     )
   )
   assert code == -signal.SIGKILL, err
-  assert steps.listed(folder) == [2] and steps.folders(folder) == [2, 4]
+  assert step_folders.listed(folder) == [2] and step_folders.folders(folder) == [2, 4]
   code, out, err = finished(start(tmp_path / 'run', '--steps=6'))
   assert code == 0 and 'resumed at step 2 of 6' in out, err
-  assert steps.listed(folder) == [4, 6] and files_of(
+  assert step_folders.listed(folder) == [4, 6] and files_of(
     folder / 'quarantine' / '4.0'
   ) == names | {'why.txt'}
 
@@ -269,7 +273,11 @@ def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_th
     for one in states(3):
       checkpoints.save(one, b'{}')
     assert checkpoints.latest() == 3
-    assert steps.listed(folder) == [2, 3] and steps.folders(folder) == [1, 2, 3]
+    assert step_folders.listed(folder) == [2, 3] and step_folders.folders(folder) == [
+      1,
+      2,
+      3,
+    ]
     assert (
       len(said) == 1
       and 'toy/1 cannot be removed now' in said[0]
@@ -278,7 +286,7 @@ def test_fault_02_and_27_a_step_that_cannot_be_removed_is_said_and_removed_by_th
     checkpoints.save(states(4)[0], b'{}')
     assert checkpoints.latest() == 4
   assert (
-    steps.listed(folder) == steps.folders(folder) == [3, 4]
+    step_folders.listed(folder) == step_folders.folders(folder) == [3, 4]
     and len(said) == 1
     and not list(folder.glob('*.unfinished'))
   )

@@ -13,7 +13,7 @@ from faults.toy import finished, logged, start
 import numpy as np
 import pytest
 
-from omni_jax.train import manifest, steps
+from omni_jax.checkpoint import manifest, step_folders
 
 
 def folder(workdir):
@@ -61,7 +61,7 @@ def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   processes[-1].send_signal(signal.SIGTERM)
   done = [finished(process) for process in processes]
   assert [code for code, _, _ in done] == [75] * count, done
-  (step,) = steps.listed(folder(tmp_path / 'parts'))
+  (step,) = step_folders.listed(folder(tmp_path / 'parts'))
   assert step == logged(tmp_path / 'parts')[-1]['step'] and 5 <= step < 60
   done = whole_run(tmp_path / 'parts', count, *arguments)
   assert [code for code, _, _ in done] == [

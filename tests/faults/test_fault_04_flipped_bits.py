@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omni_jax.checkpoint import digest
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.errors import UserError
-from omni_jax.train import digest
-from omni_jax.train.checkpoint import Checkpoints
 
 FLIPS = 75
 

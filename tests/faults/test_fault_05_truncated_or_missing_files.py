@@ -6,10 +6,10 @@ import shutil
 from faults.toy import fresh, resumed, same, stage, states
 import pytest
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
-from omni_jax.train.checkpoint import Checkpoints
 
 IGNORED = {
   ('_CHECKPOINT_METADATA',),

@@ -7,10 +7,10 @@ from faults.storage import small_disk
 from faults.toy import logged, Numbers, same, stage
 import pytest
 
+from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import goodput, loop, writer
-from omni_jax.train.checkpoint import Checkpoints, SaveFailed
 
 SIZE, PAUSE = 512, 0.3
 

@@ -9,9 +9,9 @@ from faults.storage import small_disk
 import pytest
 from samples import tiny_run
 
+from omni_jax.checkpoint.claim import claimed
 from omni_jax.errors import UserError
 from omni_jax.train import stages
-from omni_jax.train.claim import claimed
 
 
 @contextlib.contextmanager

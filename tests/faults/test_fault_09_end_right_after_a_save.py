@@ -8,8 +8,8 @@ from etils import epath
 from faults.toy import finished, fresh, logged, same, start, states
 import pytest
 
-from omni_jax.train import manifest, steps
-from omni_jax.train.checkpoint import Checkpoints, SaveFailed
+from omni_jax.checkpoint import manifest, step_folders
+from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   code, _, err = finished(process)
   assert code == 75, err
   assert (
-    max(steps.listed(epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')))
+    max(step_folders.listed(epath.Path(tmp_path / 'run' / 'checkpoints' / 'toy')))
     == logged(tmp_path / 'run')[-1]['step']
   )
 

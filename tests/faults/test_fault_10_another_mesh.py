@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from samples import BUDGET, codec_values, examples, rows, tiny_model
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract
 from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
 
 MESHES = {

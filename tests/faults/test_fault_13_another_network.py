@@ -5,8 +5,9 @@ import json
 import pytest
 from samples import tiny_run
 
+from omni_jax.checkpoint import changes, checkpoint
 from omni_jax.errors import UserError
-from omni_jax.train import changes, checkpoint, stages
+from omni_jax.train import stages
 
 
 @pytest.fixture

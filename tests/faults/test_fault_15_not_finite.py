@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from samples import BUDGET, examples
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.numerics import guarded
 
 

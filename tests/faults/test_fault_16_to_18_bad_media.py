@@ -15,11 +15,11 @@ from PIL import Image
 import pytest
 import soundfile
 
-from omni_jax.data.inputs.tar import TarReader
-from omni_jax.data.jsonl import JsonLines
-from omni_jax.data.media import BadRecord, decode_audio, decode_image, MAX_BYTES
-from omni_jax.data.ready.files import Archive
-from omni_jax.data.records import decode_example, pack_example
+from omni_jax.convert.formats.tar import TarReader
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.ready.files import Archive
+from omni_jax.data.sources.records import decode_example, pack_example
+from omni_jax.sequence.media import BadRecord, decode_audio, decode_image, MAX_BYTES
 
 
 def encoded(wave, rate=8000, format='WAV', subtype='PCM_16'):

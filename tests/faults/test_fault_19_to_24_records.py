@@ -13,9 +13,8 @@ import pytest
 from samples import BUDGET, chat, examples, rows, text, tiny_run
 
 from omni_jax.data import making
-from omni_jax.data.jsonl import JsonLines, parse_line
-from omni_jax.data.media import BadRecord
-from omni_jax.data.records import (
+from omni_jax.data.sources.jsonl import JsonLines, parse_line
+from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   encode_example,
   unpack_example,
@@ -23,6 +22,7 @@ from omni_jax.data.records import (
 )
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.sequence.media import BadRecord
 from omni_jax.train import stages
 
 DATA = {'data.source': 'jsonl', 'data.budget.rows': 8}

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 from samples import ROOT
 
+from omni_jax.checkpoint import manifest
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.errors import UserError
-from omni_jax.train import manifest
-from omni_jax.train.checkpoint import Checkpoints
 
 LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
 

@@ -9,12 +9,12 @@ import sys
 import pytest
 from samples import ROOT
 
+from omni_jax.checkpoint.claim import claimed
 from omni_jax.errors import UserError
-from omni_jax.train.claim import claimed
 
 HOLDER = """
 import sys
-from omni_jax.train.claim import claimed
+from omni_jax.checkpoint.claim import claimed
 with claimed(sys.argv[1]):
   print('mine', flush=True)
   sys.stdin.read()
@@ -87,7 +87,7 @@ def test_fault_26_the_command_is_refused_in_one_line_and_touches_nothing(
 def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
   tmp_path, monkeypatch
 ):
-  from omni_jax.train import claim
+  from omni_jax.checkpoint import claim
 
   monkeypatch.setattr(claim, 'is_local', lambda path: False)
   with claimed(str(tmp_path)), claimed(str(tmp_path)):

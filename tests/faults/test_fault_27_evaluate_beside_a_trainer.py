@@ -18,11 +18,11 @@ import orbax.checkpoint as ocp
 import pytest
 from samples import codec_values, ROOT, tiny_run
 
+from omni_jax.checkpoint import step_folders
+from omni_jax.checkpoint.checkpoint import Checkpoints, listed_steps
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
 from omni_jax.model import OmniConfig
-from omni_jax.train import steps
-from omni_jax.train.checkpoint import Checkpoints, listed_steps
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_omni
 
@@ -66,7 +66,7 @@ def test_fault_27_a_step_that_goes_between_its_manifest_and_its_arrays(
 
   def removed_first(self, path, *args, **kwargs):
     if epath.Path(path).parent.name == '4':
-      steps.remove(epath.Path(path).parents[1], 4)
+      step_folders.remove(epath.Path(path).parents[1], 4)
       monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', restore)
       save(tmp_path, *others) if others else None
     return restore(self, path, *args, **kwargs)

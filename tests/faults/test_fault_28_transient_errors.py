@@ -16,19 +16,19 @@ from pyarrow import parquet
 import pytest
 
 from omni_jax import retry
-from omni_jax.data import records
-from omni_jax.data.inputs.parquet import ParquetReader
-from omni_jax.data.inputs.tar import TarReader
-from omni_jax.data.jsonl import JsonLines
-from omni_jax.data.media import BadRecord
-from omni_jax.data.ready.files import Archive
-from omni_jax.data.records import (
+from omni_jax.checkpoint import step_folders
+from omni_jax.convert.formats.parquet import ParquetReader
+from omni_jax.convert.formats.tar import TarReader
+from omni_jax.data.sources import records
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.ready.files import Archive
+from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   encode_example,
   write_array_record,
 )
 from omni_jax.errors import UserError
-from omni_jax.train import steps
+from omni_jax.sequence.media import BadRecord
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_fault_28_what_lasts_ends_the_command_and_puts_no_good_step_aside(
     resumed(workdir)
   assert len(calls) == 3
   folder = epath.Path(workdir / 'checkpoints' / 'toy')
-  assert steps.listed(folder) == [1, 2] and not steps.aside(folder)
+  assert step_folders.listed(folder) == [1, 2] and not step_folders.aside(folder)
 
 
 WAIT = OSError(errno.EIO, 'a moment please')

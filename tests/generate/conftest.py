@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 import samples
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.generate.api import load, Omni
 from omni_jax.model import OmniConfig
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_omni
 

@@ -10,9 +10,9 @@ from PIL import Image
 import pytest
 import soundfile
 
-from omni_jax.data.media import png_bytes, wav_bytes
 from omni_jax.errors import UserError
 from omni_jax.generate import __main__ as command
+from omni_jax.sequence.media import png_bytes, wav_bytes
 
 
 def call(monkeypatch, *args):

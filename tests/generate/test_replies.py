@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import samples
 
-from omni_jax.data.interleave import interleave, prompt_spans
-from omni_jax.data.pack import lay_out, pack_rows
 from omni_jax.errors import UserError
 from omni_jax.generate.grammar import grammar, Mode
 from omni_jax.generate.prefill import append, Rows
 from omni_jax.model import abstract, codes_of, Encoded, merge
 from omni_jax.nn.layers import gather_rows
+from omni_jax.sequence.interleave import interleave, prompt_spans
+from omni_jax.sequence.pack import lay_out, pack_rows
 from omni_jax.types import Modality, NONE, RowBudget, Span
 
 GREEDY = dict(temperature=0.0, speech_temperature=0.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from samples import codec_values, tiny_model
 
+from omni_jax.checkpoint.checkpoint import Checkpoints
 from omni_jax.sharding import param_specs, place
 from omni_jax.train import state as states
-from omni_jax.train.checkpoint import Checkpoints
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
 from omni_jax.train.step import averaged, make_omni_step, Update

@@ -13,7 +13,7 @@ import optax
 import pytest
 from samples import BUDGET, examples, sound
 
-from omni_jax.data.clips import ClipLoader
+from omni_jax.data.crops import ClipLoader
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError

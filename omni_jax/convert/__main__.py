@@ -1,0 +1,255 @@
+"""python -m omni_jax.convert --input=… --output=DIR: own data -> ArrayRecord shards and a manifest.
+
+  --input=data/train.jsonl       JSON lines with media beside them
+  --input=pictures/              a folder of pictures or sounds; folders in it are labels, NAME.txt is a caption
+  --input='shards/*.tar'         samples in tar files (WebDataset)
+  --input='part-*.parquet'       columns --read and --write
+  --input=tfds:mnist/train       a set of TensorFlow Datasets; --root is its folder
+  --input=seqio:my_task/train    a SeqIO task; --module is imported first
+  --input=emoji:train            a ready set (docs/ready_sources.md); --root is the folder that holds its folder
+
+The output appears when it is whole; the same command goes on where a killed one stopped. It does not depend on the
+number of workers.
+
+--beam='--runner=FlinkRunner --parallelism=8' runs the same as a pipeline of Apache Beam, on a cluster or a service: the
+options are Beam's. Input and output must be where all workers see them; the output may lie in a bucket.
+
+With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
+or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
+
+--codes=RUN stores beside every sound what the speech codec of that run makes of it, for config.data.codes='stored'.
+Without --config the run is RUN.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import glob
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+from absl import logging
+from ml_collections import config_flags
+
+from omni_jax.convert import beam
+from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.convert.formats.folder import FolderReader
+from omni_jax.convert.formats.parquet import ParquetReader
+from omni_jax.convert.formats.reader import Reader
+from omni_jax.convert.formats.ready import ReadyReader
+from omni_jax.convert.formats.seqio import SeqioReader
+from omni_jax.convert.formats.tar import TarReader
+from omni_jax.convert.formats.tensorflow_set import TfdsReader
+from omni_jax.convert.local import convert
+from omni_jax.convert.run_check import RunCheck
+from omni_jax.data.sources.ready.sets import READY
+from omni_jax.errors import run_command, UserError
+from omni_jax.sequence.media import is_remote
+from omni_jax.train.__main__ import read_config
+
+TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
+READERS: dict[str, Callable[[list[str], Any], Reader]] = {
+  'jsonl': lambda paths, f: JsonLinesReader(_one(paths)),
+  'folder': lambda paths, f: FolderReader(_one(paths), language=f.language),
+  'tar': lambda paths, f: TarReader(paths, language=f.language),
+  'parquet': lambda paths, f: ParquetReader(
+    paths, read=f.read, write=f.write, language=f.language
+  ),
+  'tfds': lambda paths, f: TfdsReader(
+    _one(paths),
+    root=f.root,
+    rate=f.rate,
+    read=f.read,
+    write=f.write,
+    language=f.language,
+  ),
+  'seqio': lambda paths, f: SeqioReader(
+    _one(paths), module=f.module, language=f.language
+  ),
+}
+
+
+def reader_of(flags: Any) -> Reader:
+  """The reader of --input, by --kind or by what its name looks like."""
+  scheme, colon, rest = flags.input.partition(':')
+  if colon and scheme in ('tfds', 'seqio'):
+    return READERS[scheme]([rest], flags)
+  if colon and scheme in READY:
+    return ReadyReader(
+      scheme,
+      rest or 'train',
+      root=flags.root,
+      read=flags.read,
+      write=flags.write,
+      language=flags.language,
+    )
+  named = os.path.abspath(flags.input)  # workers of a pipeline are elsewhere
+  paths = sorted(glob.glob(named)) if glob.has_magic(flags.input) else [named]
+  if not paths or not all(map(os.path.exists, paths)):
+    raise UserError(f'--input={flags.input}: no such file or folder')
+  kind = flags.kind or _kind_of(paths[0])
+  if kind in ('tar', 'parquet') and os.path.isdir(paths[0]):
+    ends = TARS if kind == 'tar' else ('.parquet',)
+    paths = sorted(
+      entry.path for entry in os.scandir(paths[0]) if entry.name.endswith(ends)
+    )
+  if not kind or not paths:
+    raise UserError(f'--input={flags.input}: what is it? --kind={"|".join(READERS)}')
+  return READERS[kind](paths, flags)
+
+
+def _kind_of(path: str) -> str:
+  if os.path.isdir(path):
+    names = [entry.name for entry in os.scandir(path)]
+    return next(
+      (
+        kind
+        for kind, ends in (('parquet', ('.parquet',)), ('tar', TARS))
+        if names and all(name.endswith(ends) for name in names)
+      ),
+      'folder',
+    )
+  return next(
+    (
+      kind
+      for kind, ends in (
+        ('jsonl', ('.jsonl', '.json')),
+        ('tar', TARS),
+        ('parquet', ('.parquet',)),
+      )
+      if path.endswith(ends)
+    ),
+    '',
+  )
+
+
+def _one(paths: list[str]) -> str:
+  if len(paths) > 1:
+    raise UserError(
+      f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): convert them one by one'
+    )
+  return paths[0]
+
+
+def _run_check(arguments: Sequence[str]) -> RunCheck | None:
+  """Of --config and its overrides; their reading is that of training, and loads no jax."""
+  if not arguments:
+    return None
+  if not arguments[0].startswith('--config=') or arguments[0] == '--config=':
+    raise UserError(f'{arguments[0]}: give --config=FILE before what overrides it')
+  argv, values = ['convert', *arguments], absl_flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=argv
+  )
+  return RunCheck.of(read_config(values, argv))
+
+
+def _coded(folder: str, check: RunCheck | None) -> RunCheck:
+  """With the codec of a run's folder; only here jax is loaded."""
+  os.environ.setdefault(
+    'JAX_PLATFORMS', 'cpu'
+  )  # workers side by side would contend for an accelerator
+  from omni_jax.checkpoint.saved_config import saved_config
+  from omni_jax.train.coder import coder_of
+
+  logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
+  config = saved_config(folder)
+  check, coder = check or RunCheck.of(config), coder_of(folder, config)
+  ours, theirs = check.media.audio, coder.omni.media.audio
+  if ours.rate != theirs.rate:
+    raise UserError(
+      f'--codes={folder} has a codec of {theirs.rate} samples a second, --config has {ours.rate}'
+    )
+  return check._replace(coder=coder)
+
+
+def main(arguments: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m omni_jax.convert',
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--input', required=True)
+  parser.add_argument('--output', required=True, help='folder to make')
+  parser.add_argument(
+    '--kind', choices=list(READERS), help='of the input, where its name does not say'
+  )
+  parser.add_argument(
+    '--shards',
+    type=int,
+    default=16,
+    help='each is sorted in memory by --beam: take more there',
+  )
+  parser.add_argument('--workers', type=int, default=os.cpu_count())
+  parser.add_argument(
+    '--timeout',
+    type=float,
+    default=600,
+    help='seconds after which hanging workers are given up',
+  )
+  parser.add_argument(
+    '--codes', help='folder of a run whose speech codec codes every sound'
+  )
+  parser.add_argument(
+    '--beam', help='options of a pipeline of Apache Beam, in one word'
+  )
+  for name, text in dict(
+    read='column that the user shows',
+    write='column that the assistant answers with',
+    language='of the answers',
+    root='folder of a TFDS set or of the ready sets',
+    module='imported first, for SeqIO',
+  ).items():
+    parser.add_argument(f'--{name}', default='', help=text)
+  parser.add_argument(
+    '--rate', type=int, default=0, help='of sounds whose TFDS feature does not say'
+  )
+  flags, rest = parser.parse_known_args(arguments)
+  if strange := [
+    word for word in rest if not word.startswith(('--config=', '--config.'))
+  ]:
+    parser.error(f'unrecognized arguments: {" ".join(strange)}')
+  if flags.shards < 1 or flags.workers < 1 or flags.timeout <= 0:
+    raise UserError(
+      f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0'
+    )
+  check = _run_check(rest)
+  if flags.codes is not None:
+    check = _coded(flags.codes, check)
+  if flags.beam is not None:
+    made = beam.convert(
+      reader_of(flags),
+      flags.output,
+      shards=flags.shards,
+      said=flags.input,
+      options=flags.beam,
+      check=check,
+    )
+  elif is_remote(flags.output):
+    raise UserError(
+      f'--output={flags.output}: only --beam writes to a bucket; name a folder here and copy it'
+    )
+  else:
+    made = convert(
+      reader_of(flags),
+      pathlib.Path(flags.output),
+      shards=flags.shards,
+      workers=flags.workers,
+      said=flags.input,
+      timeout=flags.timeout,
+      check=check,
+    )
+  refused = sum(made['refused'].values())
+  print(
+    f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
+    f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '
+    f'minutes; {refused} refused'
+    + (f', see {flags.output}/refused.jsonl' if refused else '')
+  )
+
+
+if __name__ == '__main__':
+  run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""Checkpoints: what is saved comes back bit for bit with its iterator, on any mesh; another model is refused by name."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.errors import UserError
+from omni_jax.sharding import make_mesh, replicated
+from omni_jax.train.state import TrainState
+
+TX = optax.adam(1e-3)
+
+
+def state(step=3, width=8, **params):
+  key = jax.random.key(step)
+  params = {
+    'decoder': {'w': jax.random.normal(key, (16, width))},
+    'scale': jnp.ones(4),
+  } | params
+  moments = jax.tree.map(lambda x: x + 0.125 if x.ndim else x, TX.init(params))
+  return TrainState(
+    params,
+    {'bias': jnp.arange(4.0)},
+    moments,
+    jnp.int32(step),
+    jax.random.key_data(key),
+  )
+
+
+def saved(folder, *states, iterator=b'{"next": 7}', keep=2):
+  with Checkpoints(str(folder), 'omni', keep=keep) as checkpoints:
+    for one in states:
+      checkpoints.save(one, iterator)
+  return str(folder)
+
+
+def reader(folder):
+  return Checkpoints(folder, 'omni', read_only=True)
+
+
+def assert_same(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+def test_state_and_iterator_come_back_bit_for_bit(tmp_path):
+  workdir = saved(tmp_path, state())
+  with Checkpoints(workdir, 'omni') as checkpoints:
+    assert checkpoints.latest() == 3
+    found, iterator = checkpoints.restore(state(step=0))
+  assert_same(found, state())
+  assert iterator == b'{"next": 7}'
+
+
+def test_the_last_is_taken_unless_a_step_is_named_and_old_ones_go(tmp_path):
+  workdir = saved(tmp_path, *(state(step) for step in (1, 2, 3)), keep=2)
+  like = {'params': state().params, 'buffers': state().buffers}
+  with reader(workdir) as checkpoints:
+    assert checkpoints.restore_model(like)[1] == 3
+    found, step = checkpoints.restore_model(like, 2)
+    assert step == 2
+    assert_same(found['params'], state(2).params)
+    with pytest.raises(UserError, match=r'no step 1 in .*there are \[2, 3\]'):
+      checkpoints.restore_model(like, 1)
+
+
+def test_weights_go_from_one_mesh_to_another(tmp_path):
+  def placed(spec, **sizes):
+    mesh = make_mesh(sizes)
+    layout = jax.tree.map(
+      lambda x: (
+        NamedSharding(mesh, spec)
+        if x.ndim == 2 and x.shape[0] == 16
+        else replicated(mesh)
+      ),
+      state(),
+    )
+    return jax.device_put(state(), layout)
+
+  workdir = saved(tmp_path, placed(P('fsdp', 'tensor'), fsdp=4, tensor=2))
+  for like in (placed(P(), data=1), placed(P(None, 'fsdp'), fsdp=8)):
+    with Checkpoints(workdir, 'omni') as checkpoints:
+      found, _ = checkpoints.restore(like)
+    assert_same(found, state())
+    assert [x.sharding for x in jax.tree.leaves(found)] == [
+      x.sharding for x in jax.tree.leaves(like)
+    ]
+
+
+@pytest.mark.parametrize(
+  'other, message',
+  [
+    (
+      state(width=9),
+      r'first params\.decoder\.w: saved .*\(16, 8\).*wanted .*\(16, 9\)',
+    ),
+    (state(extra=jnp.ones(2)), r'first params\.extra: saved absent, wanted .*\(2,\)'),
+    (
+      state(scale=jnp.ones(4, jnp.bfloat16)),
+      r'first params\.scale: saved .*float32.*wanted .*bfloat16',
+    ),
+  ],
+  ids=['shape', 'array', 'dtype'],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(
+  tmp_path, other, message
+):
+  workdir = saved(tmp_path, state())
+  with (
+    Checkpoints(workdir, 'omni') as checkpoints,
+    pytest.raises(UserError, match=f'is of another model: .*{message}'),
+  ):
+    checkpoints.restore(other)
+  with reader(workdir) as checkpoints, pytest.raises(UserError, match=message):
+    checkpoints.restore_model({'params': other.params, 'buffers': other.buffers})
+
+
+def test_another_optimizer_is_refused(tmp_path):
+  workdir = saved(tmp_path, state())
+  other = state()._replace(opt_state=optax.sgd(0.1, momentum=0.9).init(state().params))
+  with (
+    Checkpoints(workdir, 'omni') as checkpoints,
+    pytest.raises(UserError, match='opt_state'),
+  ):
+    checkpoints.restore(other)
+
+
+def test_nothing_saved_is_a_user_error_and_makes_no_folder(tmp_path):
+  with pytest.raises(
+    UserError, match="no checkpoint of stage 'omni' in .*; train first"
+  ):
+    reader(str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+  workdir = saved(tmp_path, state(), iterator=b'{}')
+  with Checkpoints(workdir, 'omni') as checkpoints:
+    checkpoints.save(state()._replace(params=state(5).params), b'{"next": 9}')
+  with Checkpoints(workdir, 'omni') as checkpoints:
+    found, iterator = checkpoints.restore(state(0))
+  assert_same(found, state())
+  assert iterator == b'{}'

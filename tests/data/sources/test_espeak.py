@@ -1,0 +1,81 @@
+"""Synthesised speech: deterministic, in range, short enough, and loud about what it cannot say."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from omni_jax.data.sources import espeak
+from omni_jax.errors import UserError
+
+pytest.importorskip(
+  'espeakng_loader', reason="speech synthesis is optional: pip install 'omni_jax[demo]'"
+)
+
+
+def say(text='seven', **changes):
+  return espeak.synthesize(
+    text, **(dict(language='en', variant='f1', rate_wpm=160, pitch=50) | changes)
+  )
+
+
+def test_wave_is_speech_in_range():
+  wave = say()
+  assert wave.dtype == np.float32 and wave.ndim == 1
+  assert np.abs(wave).max() <= 1 and 0.05 < np.sqrt(np.mean(wave**2)) <= 0.1001
+  assert 0.2 < len(wave) / 8000 < 0.9
+  assert abs(len(say(sample_rate=16000)) / 2 - len(wave)) < 400
+
+
+def test_a_clip_does_not_depend_on_what_was_said_before():
+  first = say()
+  say('acht', language='de', variant='m3', pitch=20)
+  np.testing.assert_array_equal(say(), first)
+
+
+def test_breath_noise_does_not_depend_on_the_clock():
+  for variant in (
+    'f2',
+    'Reed',
+  ):  # its seed was the time in seconds; Reed's noise is C's rand
+    first = say('zero', variant=variant)
+    time.sleep(1.1)
+    np.testing.assert_array_equal(say('zero', variant=variant), first)
+
+
+def test_arguments_are_heard():
+  assert len(say(rate_wpm=240)) < 0.8 * len(say(rate_wpm=140))
+  for changes in (dict(pitch=80), dict(variant='m3'), dict(language='fr')):
+    other = say(**changes)
+    n = min(len(other), len(say()))
+    assert np.abs(other[:n] - say()[:n]).max() > 0.05, changes
+
+
+@pytest.mark.parametrize(
+  'changes', [dict(variant='nobody'), dict(language='xx')], ids=str
+)
+def test_unknown_voice_is_refused(changes):
+  with pytest.raises(UserError, match='no voice'):
+    say(**changes)
+
+
+def test_curated_voices_exist_and_do_not_overlap():
+  assert set(espeak.TRAIN_VARIANTS + espeak.HELDOUT_VARIANTS) <= set(espeak.variants())
+  assert not set(espeak.TRAIN_VARIANTS) & set(espeak.HELDOUT_VARIANTS)
+
+
+def test_corpus_covers_the_grid_and_fits():
+  clips = espeak.corpus(
+    ('m1', 'Annie'), ((90, 50), (185, 40)), ('en', 'es'), seconds=0.6
+  )
+  grid = itertools.product(('m1', 'Annie'), (50, 40), ('en', 'es'), range(10))
+  assert [(c.voice, c.pitch, c.language, c.digit) for c in clips] == list(grid)
+  assert max(len(clip.wave) for clip in clips) <= 0.6 * 8000
+  assert max(clip.rate_wpm for clip in clips[:10]) > 90  # said again, faster
+
+
+def test_missing_wheel_names_the_extra(monkeypatch):
+  monkeypatch.setitem(__import__('sys').modules, 'espeakng_loader', None)
+  with pytest.raises(UserError, match='pip install'):
+    say()

@@ -1,0 +1,140 @@
+"""Mixtures: shares are kept at every point, sources end when they are used up, every place is found by itself."""
+
+import collections
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from omni_jax.data.sources.mixture import (
+  Drawing,
+  ENDLESS,
+  Mixture,
+  mixture_of,
+  Schedule,
+)
+from omni_jax.errors import UserError
+
+
+def in_order(shares, uses, n):
+  """The slow reference: one draw after another, always that whose time comes first."""
+  weights = [max(1, round(share * 1_000_000)) for share in shares]
+  drawn, order = [0] * len(shares), []
+  for _ in range(n):
+    k = min(
+      (k for k in range(len(shares)) if drawn[k] < uses[k]),
+      key=lambda k: ((2 * drawn[k] + 1) / weights[k], k),
+    )
+    order.append((k, drawn[k]))
+    drawn[k] += 1
+  return order
+
+
+@given(
+  st.lists(
+    st.tuples(st.integers(1, 50), st.sampled_from([1, 3, 10, ENDLESS])),
+    min_size=1,
+    max_size=5,
+  )
+)
+@settings(max_examples=60, deadline=None)
+def test_every_place_is_that_of_drawing_one_after_another(sources):
+  shares = np.array([weight for weight, _ in sources]) / sum(
+    weight for weight, _ in sources
+  )
+  uses = [use for _, use in sources]
+  n = min(150, sum(uses))
+  schedule = Schedule(shares.tolist(), uses)
+  assert [tuple(schedule[place]) for place in range(n)] == in_order(shares, uses, n)
+  if sum(uses) < 150:
+    with pytest.raises(IndexError):
+      schedule[n]
+
+
+def test_shares_are_kept_at_every_point():
+  shares = np.array([0.6, 0.3, 0.1])
+  schedule = Schedule(shares.tolist(), [ENDLESS] * 3)
+  counts = np.zeros(3)
+  for place in range(500):
+    counts[schedule[place].source] += 1
+    assert (np.abs(counts - shares * (place + 1)) <= 1.5).all()
+
+
+def test_far_places_are_found_at_once():
+  schedule = Schedule([0.5, 0.3, 0.2], [ENDLESS, 1000, ENDLESS])
+  far = [schedule[place] for place in range(10**12, 10**12 + 700)]
+  assert collections.Counter(draw.source for draw in far) == {0: 500, 2: 200}
+
+
+def examples(name, n):
+  return [
+    {'id': str(k), 'content': [{'type': 'text', 'text': f'{name}{k}'}]}
+    for k in range(n)
+  ]
+
+
+def mixture(temperature=1.0, **drawings):
+  return Mixture(
+    {'a': examples('a', 100), 'b': examples('b', 900)},
+    {name: Drawing(**drawings.get(name, {})) for name in 'ab'},
+    temperature,
+  )
+
+
+@pytest.mark.parametrize(
+  'drawings, temperature, shares',
+  [
+    ({}, 1.0, [0.1, 0.9]),
+    ({}, 2.0, [0.25, 0.75]),
+    ({'b': dict(cap=300)}, 1.0, [0.25, 0.75]),
+    ({'a': dict(weight=3), 'b': dict(weight=1)}, 1.0, [0.75, 0.25]),
+    ({}, 1e9, [0.5, 0.5]),
+  ],
+  ids=str,
+)
+def test_shares(drawings, temperature, shares):
+  np.testing.assert_allclose(
+    mixture(temperature, **drawings).shares(), shares, rtol=1e-6
+  )
+
+
+def test_examples_keep_their_source_in_their_name():
+  both = mixture()
+  assert (
+    len(both) == 1000
+    and both[99]['id'] == 'a/99'
+    and both[100]['id'] == 'b/0'
+    and both[999]['id'] == 'b/899'
+  )
+  with pytest.raises(IndexError):
+    both[1000]
+  assert mixture(a=dict(epochs=2.5)).uses() == [250, ENDLESS]
+
+
+def test_from_a_config():
+  config = ConfigDict(
+    dict(
+      sources=dict(x=dict(n=3, weight=2.0), y=dict(n=5, epochs=2.0)), temperature=1.0
+    )
+  )
+  made = mixture_of(config, lambda part: examples('', part.n))
+  assert made.names == ('x', 'y') and made.uses() == [ENDLESS, 10]
+  config.sources.y.weight = -1.0
+  with pytest.raises(
+    UserError, match=r'config.data.sources.y: weight=-1.0 .* none is below 0'
+  ):
+    mixture_of(config, lambda part: examples('', part.n))
+  config.sources.y.weight, config.sources.x.n = 1.0, 0
+  with pytest.raises(UserError, match=r'config.data.sources.x: holds no examples'):
+    mixture_of(config, lambda part: examples('', part.n))
+  with pytest.raises(UserError, match='0 sources'):
+    mixture_of(ConfigDict(dict(sources={})), None)
+
+
+def test_ties_are_no_matter():
+  """Sources of the same share take turns."""
+  schedule = Schedule([0.25] * 4, [ENDLESS] * 4)
+  order = [schedule[place].source for place in range(40)]
+  assert all(sorted(order[k : k + 4]) == [0, 1, 2, 3] for k in range(0, 40, 4))

@@ -1,0 +1,177 @@
+"""Records hold what JSON lines hold; records that are damaged or of another shape are refused, never run."""
+
+import json
+import pickle
+
+import msgpack
+import numpy as np
+import pytest
+
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.records import (
+  ArrayRecordExamples,
+  decode_example,
+  encode_example,
+  write_array_record,
+)
+from omni_jax.errors import UserError
+from omni_jax.sequence.media import BadRecord, png_bytes, wav_bytes
+from omni_jax.types import ImageConfig, MediaConfig
+
+MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1))
+
+
+def same(one, two) -> bool:
+  """Whether two examples agree, arrays included."""
+  if isinstance(one, dict):
+    return (
+      isinstance(two, dict)
+      and one.keys() == two.keys()
+      and all(same(one[key], two[key]) for key in one)
+    )
+  if isinstance(one, list):
+    return isinstance(two, list) and len(one) == len(two) and all(map(same, one, two))
+  return np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
+
+
+@pytest.fixture
+def lines(tmp_path):
+  rng = np.random.default_rng(0)
+  (tmp_path / 'a.png').write_bytes(png_bytes(rng.random((4, 4, 1))))
+  (tmp_path / 'a.wav').write_bytes(wav_bytes(rng.uniform(-1, 1, 500), 8000))
+  examples = [
+    {
+      'id': f'chat {n}',
+      'messages': [
+        {
+          'role': 'user',
+          'content': [
+            {'type': 'image', 'path': 'a.png'},
+            {'type': 'text', 'text': f'čo? {n}'},
+          ],
+        },
+        {
+          'role': 'assistant',
+          'language': 'sk',
+          'voice': 'george',
+          'content': [{'type': 'audio', 'path': 'a.wav'}],
+        },
+      ],
+    }
+    for n in range(5)
+  ]
+  examples.append(
+    {'content': [{'type': 'text', 'text': 'plain'}, {'type': 'audio', 'path': 'a.wav'}]}
+  )
+  (tmp_path / 'data.jsonl').write_text('\n'.join(map(json.dumps, examples)))
+  return JsonLines(tmp_path / 'data.jsonl', MEDIA)
+
+
+def records_of(lines) -> list[bytes]:
+  return [encode_example(lines.encoded(n), lines.read_file) for n in range(len(lines))]
+
+
+def test_record_round_trip(lines):
+  for n, record in enumerate(records_of(lines)):
+    assert same(decode_example(record, MEDIA), lines[n])
+
+
+def test_array_record_round_trip_over_several_files(lines, tmp_path):
+  records = records_of(lines)
+  paths = [tmp_path / f'{n}.array_record' for n in range(3)]
+  assert [
+    write_array_record(path, part)
+    for path, part in zip(paths, (records[:1], records[1:4], records[4:]), strict=True)
+  ] == [1, 3, 2]
+  examples = ArrayRecordExamples(paths, MEDIA)
+  assert len(examples) == 6
+  for n in (5, 0, 3, 1, 4, 2, -1):
+    assert same(examples[n], lines[n])
+  for outside in (6, -7):
+    with pytest.raises(IndexError):
+      examples[outside]
+  assert same(pickle.loads(pickle.dumps(examples))[4], lines[4])
+
+
+def test_one_path_and_default_ids(tmp_path):
+  path = tmp_path / 'a.array_record'
+  write_array_record(
+    path, [encode_example({'content': text}, lambda _: b'') for text in 'ab']
+  )
+  assert [example['id'] for example in ArrayRecordExamples(str(path), MEDIA)] == [
+    'a.array_record:0',
+    'a.array_record:1',
+  ]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+  def records():
+    yield b'one'
+    raise BadRecord('no such file')
+
+  with pytest.raises(BadRecord):
+    write_array_record(tmp_path / 'a.array_record', records())
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(UserError, match='cannot be written'):
+    write_array_record(tmp_path / 'no' / 'folder', [b'one'])
+
+
+class Evil:
+  """Would run code if a record were unpickled."""
+
+  def __reduce__(self):
+    return (pytest.fail, ('a record was run',))
+
+
+@pytest.mark.parametrize(
+  'record, reason',
+  [
+    (b'', 'not a msgpack record'),
+    (b'\xc1', 'not a msgpack record'),
+    (b'\x91' * 100_000, 'not a msgpack record'),
+    (b'\xdf\xff\xff\xff\xff', 'not a msgpack record'),
+    (pickle.dumps(Evil()), 'not a msgpack record'),
+    (msgpack.packb([1]), 'of type list'),
+    (msgpack.packb({1: 2}), 'not a msgpack record'),
+    (msgpack.packb(msgpack.ExtType(5, b'x')), 'of type ExtType'),
+    (
+      msgpack.packb({'content': [{'type': 'text', 'text': b'bytes'}]}),
+      'of type bytes, not a string',
+    ),
+    (
+      msgpack.packb({'content': [{'type': 'image', 'data': 'string'}]}),
+      'of type str, not bytes',
+    ),
+    (
+      msgpack.packb({'content': [{'type': 'image', 'path': '/etc/passwd'}]}),
+      'without data',
+    ),
+    (
+      msgpack.packb({'id': 'me', 'content': [{'type': 'image', 'data': b'broken'}]}),
+      'me: not an image',
+    ),
+  ],
+  ids=lambda value: repr(value)[:30],
+)
+def test_bad_records_are_refused(record, reason):
+  with pytest.raises(BadRecord, match=reason):
+    decode_example(record, MEDIA)
+
+
+def test_bad_records_of_a_file_are_named(tmp_path):
+  write_array_record(tmp_path / 'a.array_record', [b'broken'])
+  with pytest.raises(BadRecord, match=r'^a\.array_record:0: not a msgpack record'):
+    ArrayRecordExamples(tmp_path / 'a.array_record', MEDIA)[0]
+
+
+def test_unusable_files_are_user_errors(tmp_path):
+  (tmp_path / 'text').write_text('not an ArrayRecord file ' * 10_000)
+  write_array_record(tmp_path / 'empty', [])
+  for paths, message in (
+    (tmp_path / 'none', 'no such file'),
+    (tmp_path / 'text', 'not an ArrayRecord file'),
+    (tmp_path / 'empty', 'holds no examples'),
+    ([], 'list of paths is empty'),
+  ):
+    with pytest.raises(UserError, match=message):
+      ArrayRecordExamples(paths, MEDIA)

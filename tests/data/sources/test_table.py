@@ -1,0 +1,198 @@
+"""What the sources give for training: voices left out, clips for the codec, pieces of a text file."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from omni_jax.convert import convert
+from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.table import training_clips, training_examples
+from omni_jax.data.sources.text_file import TextFile
+from omni_jax.errors import UserError
+from omni_jax.sequence.media import wav_bytes
+from omni_jax.types import MediaConfig
+
+
+def sound(name: str, voice: str) -> dict:
+  return {'type': 'audio', 'path': f'{name}.wav', 'label': name, 'voice': voice}
+
+
+def chat(given: dict, answer: dict, **controls: str) -> dict:
+  return {
+    'messages': [
+      {'role': 'user', 'content': [given]},
+      {'role': 'assistant', **controls, 'content': [answer]},
+    ]
+  }
+
+
+def config(root, **changes) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    dict(
+      source='jsonl', root=str(root), train_file='train.jsonl', leave_out='', **changes
+    )
+  )
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Row 0 hears theo, row 1 hears ann and answers as theo, row 2 hears ann and writes."""
+  for number, name in enumerate(('one', 'two', 'three')):
+    (tmp_path / f'{name}.wav').write_bytes(
+      wav_bytes(np.full(100, (number + 1) / 8, np.float32), 8000)
+    )
+  text = {'type': 'text', 'text': 'x'}
+  rows = [
+    chat(sound('one', 'theo'), text),
+    chat(sound('two', 'ann'), sound('three', 'theo'), voice='theo'),
+    chat(sound('two', 'ann'), text),
+  ]
+  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return tmp_path
+
+
+def test_labels_and_voices_survive_decoding(root):
+  part = JsonLines(root / 'train.jsonl', MediaConfig())[0]['messages'][0]['content'][0]
+  assert (part['label'], part['voice']) == ('one', 'theo') and 'path' not in part
+
+
+@pytest.mark.parametrize('voice, rows', [('theo', [2]), ('ann', [0])])
+def test_a_voice_is_left_out_whether_it_is_heard_or_speaks(root, voice, rows):
+  settings = config(root)
+  everything = training_examples(settings, MediaConfig())
+  settings.leave_out = voice
+  rest = training_examples(settings, MediaConfig())
+  assert [example['id'] for example in rest] == [everything[row]['id'] for row in rows]
+
+
+def test_a_voice_that_nobody_has_is_refused(root):
+  settings = config(root)
+  settings.leave_out = 'nobody'
+  with pytest.raises(UserError, match="leave_out='nobody': none of the 3 examples"):
+    training_examples(settings, MediaConfig())
+
+
+def test_the_codec_learns_what_is_to_be_spoken(root):
+  (wave,) = training_clips(config(root), MediaConfig())
+  np.testing.assert_allclose(wave, 3 / 8, atol=1e-4)
+
+
+def test_where_nothing_speaks_the_codec_learns_what_is_heard(root):
+  settings = config(root)
+  settings.leave_out = 'theo'
+  (wave,) = training_clips(settings, MediaConfig())
+  np.testing.assert_allclose(wave, 2 / 8, atol=1e-4)
+
+
+def test_sounds_that_cannot_be_used_are_named(root):
+  (root / 'three.wav').write_bytes(b'no sound')
+  with pytest.raises(UserError, match=r'1 are refused, the first: three\.wav'):
+    training_clips(config(root), MediaConfig())
+
+
+def test_pieces_of_a_text_file(tmp_path):
+  text = 'abcdefghij' * 10
+  (tmp_path / 'input.txt').write_text(text)
+  train, rest = (
+    TextFile(tmp_path / 'input.txt', length=4, train=train) for train in (True, False)
+  )
+  said = lambda piece: piece['content'][0]['text']
+  assert len(train) == 87 and [said(train[k]) for k in (0, 1, 86)] == [
+    'abcd',
+    'bcde',
+    'ghij',
+  ]
+  assert [said(piece) for piece in rest] == ['abcd', 'efgh'] and all(
+    piece['open'] for piece in rest
+  )
+  assert len({piece['id'] for piece in train}) == 87
+
+
+@pytest.mark.parametrize(
+  'content, length',
+  [(None, 4), (b'\xff\xfe', 1), (b'short', 40)],
+  ids=['missing', 'binary', 'short'],
+)
+def test_text_files_that_cannot_be_used_are_user_errors(tmp_path, content, length):
+  if content is not None:
+    (tmp_path / 'input.txt').write_bytes(content)
+  with pytest.raises(UserError, match=r'input\.txt'):
+    TextFile(tmp_path / 'input.txt', length=length, train=True)
+
+
+def test_folders_of_a_conversion_are_training_data(root, tmp_path):
+  convert(
+    JsonLinesReader(str(root / 'train.jsonl')),
+    root / 'train',
+    shards=2,
+    workers=1,
+    said='it',
+    timeout=60,
+    log=lambda line: None,
+  )
+  settings = ml_collections.ConfigDict(
+    dict(source='array_record', root=str(root), train_file='train')
+  )
+  found = training_examples(settings, MediaConfig())
+  assert len(found) == 3 and {found[k]['id'] for k in range(3)} == {
+    'train.jsonl:1',
+    'train.jsonl:2',
+    'train.jsonl:3',
+  }
+  assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
+  assert len(training_clips(settings, MediaConfig())) == 3
+  settings.train_file = 'nothing'
+  with pytest.raises(UserError, match='nothing: no such file'):
+    training_examples(settings, MediaConfig())
+
+
+def test_a_mixture_of_sources(root):
+  part = dict(config(root))
+  settings = ml_collections.ConfigDict(
+    dict(
+      source='mixture',
+      temperature=1.0,
+      sources=dict(
+        a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0)
+      ),
+    )
+  )
+  found = training_examples(settings, MediaConfig())
+  assert (
+    len(found) == 4 and found.names == ('a', 'b') and found.shares() == [0.25, 0.75]
+  )
+  assert found[3]['id'].startswith('b/')
+  assert (
+    len(training_clips(settings, MediaConfig(), limit=2)) == 2
+  )  # of every second example: both sources are heard
+
+
+def test_clips_come_from_all_over_the_records(root):
+  settings = ml_collections.ConfigDict(
+    dict(
+      source='mixture',
+      sources=dict(
+        a=dict(config(root)), b=dict(config(root, extra=0)) | dict(leave_out='ann')
+      ),
+    )
+  )
+  waves = training_clips(settings, MediaConfig(), limit=4)
+  assert len(waves) == 3
+
+
+def test_a_small_source_beside_a_large_one_is_heard_whole(root):
+  """Of each source as many examples are looked at; those of the text file hold no sound."""
+  (root / 'long.txt').write_text('abcdefghij' * 1000)
+  settings = ml_collections.ConfigDict(
+    dict(
+      source='mixture',
+      sources=dict(
+        a=dict(source='text', root=str(root), train_file='long.txt', piece=4),
+        b=dict(config(root)),
+      ),
+    )
+  )
+  assert len(training_clips(settings, MediaConfig(), limit=3)) == 3

@@ -1,0 +1,334 @@
+"""Sets of TensorFlow Datasets, made here: images, sounds and labels become examples; what is missing is one clear line."""
+
+import json
+import pickle
+import sys
+import types
+
+import ml_collections
+import numpy as np
+import pytest
+
+from omni_jax.convert import convert
+from omni_jax.convert.formats.tensorflow_set import TfdsReader
+from omni_jax.data.sources import table as sources
+from omni_jax.data.sources.records import ArrayRecordExamples
+from omni_jax.data.sources.tfds import open_tfds
+from omni_jax.errors import UserError
+from omni_jax.evaluate.tasks.example_files import case_of
+from omni_jax.sequence.media import BadRecord, png_bytes
+from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+
+MEDIA = MediaConfig(
+  image=ImageConfig(height=4, width=4, channels=1),
+  audio=AudioConfig(rate=8000, seconds=0.96),
+)
+NAMES = ('zero', 'one', 'two')
+PIXELS = (
+  np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)).astype(np.float32) / 255
+)
+WAVES = [
+  np.random.default_rng(k).integers(-32768, 32768, 200 + k).astype(np.int16)
+  for k in range(3)
+]
+
+
+@pytest.fixture(scope='session')
+def tfds():
+  return pytest.importorskip(
+    'tensorflow_datasets',
+    reason='TensorFlow Datasets is not installed: extra [dev] or [tf]',
+  )
+
+
+def make(tfds, root, name, features, rows, supervised=None):
+  """Writes a set of two equal splits to `root`; its code is unknown afterwards, as with files from another machine."""
+
+  def info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      supervised_keys=supervised,
+    )
+
+  def splits(self, manager):
+    return {'train': enumerate(rows), 'test': enumerate(rows)}
+
+  with tfds.core.registered.skip_registration():
+    kind = type(
+      name,
+      (tfds.core.GeneratorBasedBuilder,),
+      {
+        'VERSION': tfds.core.Version('1.0.0'),
+        'name': name,
+        '_info': info,
+        '_split_generators': splits,
+        '_generate_examples': None,
+        '__module__': __name__,
+      },
+    )
+  kind(data_dir=str(root), file_format='array_record').download_and_prepare()
+
+
+@pytest.fixture(scope='session')
+def root(tfds, tmp_path_factory):
+  root, f = tmp_path_factory.mktemp('tfds'), tfds.features
+  label = f.ClassLabel(names=NAMES)
+  make(
+    tfds,
+    root,
+    'pictures',
+    {'image': f.Image(shape=(4, 4, 1)), 'label': label, 'box': f.BBoxFeature()},
+    [
+      {'image': png_bytes(PIXELS[k]), 'label': k, 'box': f.BBox(0.0, 0.0, 1.0, 1.0)}
+      for k in range(3)
+    ],
+    ('image', 'label'),
+  )
+  make(
+    tfds,
+    root,
+    'sounds',
+    {
+      'audio': f.Tensor(shape=(None,), dtype=np.int16),
+      'label': label,
+      'speaker': f.Text(),
+    },
+    [{'audio': WAVES[k], 'label': k, 'speaker': 'jürgen'} for k in range(3)],
+  )
+  make(
+    tfds,
+    root,
+    'broken',
+    {'image': f.Image(), 'label': label},
+    [{'image': b'no image', 'label': 0}],
+  )
+  make(
+    tfds,
+    root,
+    'numbers',
+    {'x': f.Tensor(shape=(2,), dtype=np.float32)},
+    [{'x': np.zeros(2, np.float32)}],
+  )
+  return root
+
+
+def config(root, name, **values):
+  return ml_collections.ConfigDict(
+    {
+      'source': 'tfds',
+      'name': name,
+      'root': str(root),
+      'read': '',
+      'write': '',
+      'language': 'en',
+      'rate': 8000,
+      'train_split': 'train',
+      'eval_split': 'test',
+      **values,
+    }
+  )
+
+
+def parts(example):
+  user, assistant = example['messages']
+  assert (user['role'], assistant['role'], assistant['language']) == (
+    'user',
+    'assistant',
+    'en',
+  )
+  return user['content'][0], assistant['content'][0], assistant['task']
+
+
+def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
+  reader = TfdsReader('pictures/train', root=str(root), language='en')
+  convert(
+    pickle.loads(pickle.dumps(reader)),
+    tmp_path / 'out',
+    shards=2,
+    workers=1,
+    said='it',
+    timeout=60,
+    log=lambda line: None,
+  )
+  found = {
+    example['id']: example
+    for example in ArrayRecordExamples(
+      sorted((tmp_path / 'out').glob('*.array_record')), MEDIA
+    )
+  }
+  for example in sources.training_examples(config(root, 'pictures'), MEDIA):
+    (picture, answer, task), (theirs, said, _) = (
+      parts(found[example['id']]),
+      parts(example),
+    )
+    np.testing.assert_array_equal(picture['pixels'], theirs['pixels'])
+    assert (answer, task) == (said, 'write')
+  convert(
+    TfdsReader('sounds/train', root=str(root), rate=8000, read='audio', write='label'),
+    tmp_path / 'heard',
+    shards=1,
+    workers=1,
+    said='it',
+    timeout=60,
+    log=lambda line: None,
+  )
+  waves = [
+    len(e['messages'][0]['content'][0]['wave'])
+    for e in ArrayRecordExamples(
+      sorted((tmp_path / 'heard').glob('*.array_record')), MEDIA
+    )
+  ]
+  assert sorted(waves) == [200, 201, 202]
+  with pytest.raises(
+    UserError,
+    match=r'--input=tfds:sounds/train: .*name the prompt by --read, the answer by --write',
+  ):
+    TfdsReader('sounds/train', root=str(root))
+
+
+def test_images_with_their_labels(root):
+  examples = sources.training_examples(config(root, 'pictures'), MEDIA)
+  assert len(examples) == 3
+  seen = [parts(example) for example in examples]
+  assert sorted(answer['text'] for _, answer, _ in seen) == sorted(NAMES) and {
+    task for *_, task in seen
+  } == {'write'}
+  for picture, answer, _ in seen:
+    assert picture['pixels'].dtype == np.float32
+    np.testing.assert_array_equal(
+      picture['pixels'], PIXELS[NAMES.index(answer['text'])]
+    )
+  assert examples[-1]['id'] == 'pictures/train:2'
+
+
+def test_sounds_with_the_text_that_is_named(root):
+  for sound, answer, _ in map(
+    parts,
+    open_tfds(config(root, 'sounds', read='audio', write='label'), MEDIA, 'test[:2]'),
+  ):
+    np.testing.assert_array_equal(
+      sound['wave'], WAVES[NAMES.index(answer['text'])] / np.float32(32768)
+    )
+  sound, answer, task = parts(
+    open_tfds(
+      config(root, 'sounds', read='speaker', write='audio', rate=4000), MEDIA, 'test'
+    )[0]
+  )
+  assert (
+    sound == {'type': 'text', 'text': 'jürgen'}
+    and task == 'speak'
+    and 400 <= len(answer['wave']) <= 404
+  )
+  assert (
+    len(
+      sources.training_clips(config(root, 'sounds', read='label', write='audio'), MEDIA)
+    )
+    == 3
+  )
+
+
+def test_kinds_are_known_before_anything_is_read(root):
+  examples = open_tfds(config(root, 'pictures'), MEDIA, 'test')
+  assert (
+    case_of(examples.encoded(0)).group == case_of(examples[0]).group == 'image_to_text'
+  )
+
+
+def test_damaged_media_are_bad_records(root):
+  with pytest.raises(BadRecord, match=r'^broken/train:0: not an image'):
+    sources.training_examples(config(root, 'broken'), MEDIA)[0]
+
+
+@pytest.mark.parametrize(
+  'values, message',
+  [
+    ({'name': ''}, r'--config\.data\.name=mnist'),
+    (
+      {'name': 'no_such_set'},
+      "'no_such_set': neither TensorFlow Datasets nor .* has a set of this name",
+    ),
+    (
+      {'name': 'pictures', 'train_split': 'valid'},
+      "no split 'valid'; there are test, train",
+    ),
+    (
+      {'name': 'pictures', 'write': 'lable'},
+      r'has image \(image\), label \(text\): name .*lable',
+    ),
+    (
+      {'name': 'sounds'},
+      r'has audio \(audio\), label \(text\), speaker \(text\): name the prompt',
+    ),
+    (
+      {'name': 'sounds', 'read': 'audio', 'write': 'label', 'rate': 0},
+      r"'audio' does not say its sample rate: --config\.data\.rate",
+    ),
+    ({'name': 'numbers'}, 'has nothing that can be used'),
+  ],
+  ids=str,
+)
+def test_mistakes_are_one_line(root, values, message):
+  with pytest.raises(UserError, match=message) as caught:
+    sources.training_examples(config(root, **values), MEDIA)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'tensorflow, message',
+  [
+    (
+      types.ModuleType('tensorflow'),
+      r'mine: cannot be made in .* \(ConnectionError: no route\): this needs a network',
+    ),
+    (None, r'mine: cannot be made or opened without TensorFlow: .*omni_jax\[tf\]'),
+  ],
+  ids=['network', 'TensorFlow'],
+)
+def test_what_is_missing_to_make_a_set_is_one_line(
+  tfds, tmp_path, monkeypatch, tensorflow, message
+):
+  class Builder:
+    def is_prepared(self):
+      return False
+
+    def download_and_prepare(self):
+      raise ConnectionError('no route\nto host')
+
+  monkeypatch.setitem(sys.modules, 'tensorflow', tensorflow)
+  monkeypatch.setattr(tfds, 'builder', lambda name, **kwargs: Builder())
+  with pytest.raises(UserError, match=message) as caught:
+    open_tfds(config(tmp_path, 'mine'), MEDIA, 'train')
+  assert '\n' not in str(caught.value)
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  with pytest.raises(
+    UserError,
+    match=r"needs the package 'tensorflow_datasets': pip install 'omni_jax\[tf\]'",
+  ):
+    open_tfds(config(tmp_path, 'mnist'), MEDIA, 'train')
+
+
+def test_the_type_audio_brings_its_rate(tfds, tmp_path):
+  pytest.importorskip(
+    'tensorflow', reason='features.Audio needs TensorFlow: extra [tf]'
+  )
+  f = tfds.features
+  make(
+    tfds,
+    tmp_path,
+    'heard',
+    {
+      'audio': f.Audio(file_format='wav', sample_rate=8000),
+      'label': f.ClassLabel(num_classes=10),
+    },
+    [{'audio': WAVES[0].astype(np.int64), 'label': 7}],
+    ('audio', 'label'),
+  )
+  sound, answer, _ = parts(
+    open_tfds(config(tmp_path, 'heard', rate=0), MEDIA, 'train')[0]
+  )
+  np.testing.assert_array_equal(sound['wave'], WAVES[0] / np.float32(32768))
+  assert answer['text'] == '7' and json.dumps(answer)
