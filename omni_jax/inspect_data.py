@@ -13,12 +13,12 @@ from etils import epath
 from ml_collections import config_flags
 import numpy as np
 
+from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.page import page
+from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.charts import Line, lines_chart
 from omni_jax.evaluate.page.shown import Media, Shown
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.train.__main__ import read_config
 from omni_jax.train.stages import omni_batches, Run
 from omni_jax.types import Batch, MediaConfig, Modality, NONE
 

@@ -19,8 +19,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from omni_jax.bench import corpus, data, peers
+from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
-from omni_jax.train.__main__ import read_config
 from omni_jax.train.stages import making_of, Run
 
 _FLAGS = flags.FlagValues()

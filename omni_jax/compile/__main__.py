@@ -19,8 +19,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
-from omni_jax.train.__main__ import read_config
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)

@@ -1,51 +1,17 @@
 """`python -m omni_jax.train --config=configs/digits.py --workdir=DIR [--config.omni.optim.lr=1e-3 …]`"""
 
-from collections.abc import Sequence
 import os
-import sys
-from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 
 config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; the same folder goes on where it stopped.'
 )
-
-
-def read_config(
-  values: flags.FlagValues, arguments: Sequence[str] | None = None
-) -> Any:
-  """Reads the command line into the flags and returns their `config`, or None where it was not given.
-
-  Args:
-    arguments: with the name of the command, instead of `sys.argv`; the flag has to be defined with the same `sys_argv`.
-  """
-  try:
-    values(sys.argv if arguments is None else arguments)
-    config = values['config'].value
-    if config is not None:
-      config.to_dict()  # a file that cannot be loaded says so only now
-  except (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
-    said = (
-      error.args[0] if isinstance(error, KeyError) else error
-    )  # a KeyError shows its text in quotes
-    raise UserError(
-      f'{said} (see --config and the overrides --config.name=value)'
-    ) from error
-  return config
 
 
 def parse() -> tuple:

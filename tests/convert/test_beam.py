@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from omni_jax import convert as command
+from omni_jax.convert import __main__ as command
 from omni_jax.convert import beam, beam_files
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.reader import Found

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from omni_jax.convert import __main__ as command
-from omni_jax.convert import local
+from omni_jax.convert import inputs, local
 from omni_jax.convert.conversion import index_of, shard_of, write_spill
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
@@ -411,7 +411,7 @@ def test_parquet_as_the_hub_writes_it(tmp_path):
 )
 def test_kinds_by_name(tmp_path, name, kind):
   (tmp_path / name).write_bytes(b'')
-  assert command._kind_of(str(tmp_path / name)) == kind
+  assert inputs._kind_of(str(tmp_path / name)) == kind
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_unknown_arguments_are_refused(lines, tmp_path, words, capsys):
 def test_a_conversion_for_a_run_loads_no_jax(lines, tmp_path):
   words = [f'--input={lines}', f'--output={tmp_path / "out"}', '--workers=1', CONFIG]
   code = (
-    f'import sys; from omni_jax.convert import main; main({words!r})\n'
+    f'import sys; from omni_jax.convert.__main__ import main; main({words!r})\n'
     'assert not {"jax", "flax", "grain", "orbax", "apache_beam"} & sys.modules.keys()'
   )
   done = subprocess.run(

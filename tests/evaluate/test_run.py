@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from omni_jax.convert import convert
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.convert.local import convert
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.errors import UserError
 from omni_jax.evaluate import cascade, judges

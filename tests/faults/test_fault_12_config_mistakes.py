@@ -14,8 +14,8 @@ from ml_collections import config_flags
 import pytest
 from samples import ROOT, tiny_run
 
+from omni_jax.config import read_config
 from omni_jax.errors import UserError
-from omni_jax.train.__main__ import read_config
 
 CONFIG = f'--config={ROOT}/configs/tiny.py'
 CASES = {

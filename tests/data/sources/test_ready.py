@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from omni_jax.convert import convert, reader_of
+from omni_jax.convert.inputs import reader_of
+from omni_jax.convert.local import convert
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.held_out import held_out
 from omni_jax.data.sources.ready.barista import order_text, parse_order

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 import pytest
 from samples import ROOT
 
-from omni_jax.convert import convert
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.convert.local import convert
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.sources.shards import (
   check_tokenizer,

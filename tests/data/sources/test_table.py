@@ -6,8 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from omni_jax.convert import convert
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
+from omni_jax.convert.local import convert
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.table import training_clips, training_examples
 from omni_jax.data.sources.text_file import TextFile

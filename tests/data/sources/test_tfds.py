@@ -9,8 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from omni_jax.convert import convert
 from omni_jax.convert.formats.tensorflow_set import TfdsReader
+from omni_jax.convert.local import convert
 from omni_jax.data.sources import table as sources
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.tfds import open_tfds
