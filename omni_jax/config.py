@@ -1,15 +1,18 @@
 """Parts of a run's config as the frozen dataclasses of the host side; loads no jax."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import sys
 from typing import Any, TypeVar
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.modalities.contract import Host
+from omni_jax.modalities.hosts import HOSTS
 
 T = TypeVar('T')
+NETWORKS = ('embed', 'head')  # parts of a medium's config that are not its sizes
 
 
 def dataclass_of(kind: type[T], part: Any, name: str) -> T:
@@ -25,12 +28,16 @@ def dataclass_of(kind: type[T], part: Any, name: str) -> T:
     raise UserError(f'config.{name}: {error}') from error
 
 
-def media_of(model: Any) -> MediaConfig:
-  """The limits of images and sounds, from the `model` part of a run's config."""
-  return MediaConfig(
-    dataclass_of(ImageConfig, model.image, 'model.image'),
-    dataclass_of(AudioConfig, model.audio, 'model.audio'),
-  )
+def media_sizes(
+  model: Any, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
+) -> dict[str, Any]:
+  """Returns the sizes of the media that a run has, by name, from the `model` part of its config."""
+  sizes = {}
+  for name, (kind, _) in table.items():
+    if kind is not None and name in model:
+      own = ConfigDict({key: model[name][key] for key in model[name] if key not in NETWORKS})
+      sizes[name] = dataclass_of(kind, own, f'model.{name}')
+  return sizes
 
 
 def read_config(

@@ -1,5 +1,6 @@
-"""OmniModel: embed -> decoder -> heads, and the device table of modalities."""
+"""OmniModel: embed -> decoder -> heads, and the losses of a batch. It knows streams, and of media only their tables."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -8,52 +9,60 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from omni_jax import sharding
-from omni_jax.config import dataclass_of, media_of
+from omni_jax.config import dataclass_of, media_sizes
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.codec import Codec, CodecConfig
-from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, Hearing
-from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
-from omni_jax.modalities.audio.quantizer import quantize
-from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig
-from omni_jax.modalities.image.flow import noise_images, Noised
-from omni_jax.modalities.image.head import Denoiser, DiTConfig, DiTHead
-from omni_jax.modalities.image.noise_in_decoder import open_blocks, PatchHead
+from omni_jax.modalities.contract import Codes
+from omni_jax.modalities.device import Parts, Size
+from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.head_loss import HeadLoss, UnitLoss
+from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.embed import TextEmbed
 from omni_jax.modalities.text.head import TextHead
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
-from omni_jax.types import Batch, MediaConfig
+from omni_jax.nn.layers import gather_rows
+from omni_jax.nn.moe_router import RouterStats
+from omni_jax.types import Batch, StreamSpec
 
 DTYPES = ('float32', 'bfloat16')
 
 
-@dataclasses.dataclass(frozen=True)
-class OmniConfig:
-  """Everything that fixes the shapes of the network."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelConfig:
+  """Everything that fixes the shapes of the network.
 
-  media: MediaConfig = MediaConfig()
+  Attributes:
+    tokenizer, decoder: of text and of the decoder.
+    media: sizes by medium; a medium that is not named is not there.
+    embeds, heads: configs of their networks, by medium.
+    autoencoders: by name.
+    dtype: of the computation.
+    weights: of what is trained and of its moments; half the memory, but small updates are lost.
+    tables: of the media that there can be.
+  """
+
   tokenizer: TokenizerConfig = TokenizerConfig()
   decoder: DecoderConfig = DecoderConfig()
-  image_embed: ImageEmbedConfig = ImageEmbedConfig()
-  audio_embed: AudioEmbedConfig = AudioEmbedConfig()
-  dit: DiTConfig = DiTConfig()
-  codec_head: CodecHeadConfig = CodecHeadConfig()
-  codec: CodecConfig = CodecConfig()
-  dtype: str = 'float32'  # of the computation
-  weights: str = 'float32'  # of what is trained and of its moments; half the memory, but small updates are lost
+  media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  embeds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  autoencoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  dtype: str = 'float32'
+  weights: str = 'float32'
+  tables: Tables = TABLES
 
   @classmethod
-  def from_config(cls, config: Any) -> 'OmniConfig':
-    """From the `model` part of a run's ConfigDict.
+  def from_config(cls, config: Any, tables: Tables = TABLES) -> 'ModelConfig':
+    """Returns the model of the `model` part of a run's ConfigDict.
 
     Raises:
       UserError: for a name or a value that a part does not take.
     """
-    known = {f.name for f in dataclasses.fields(cls)} - {'media'} | {'image', 'audio'}
+    known = {'tokenizer', 'decoder', 'dtype', 'weights'}
+    known |= set(tables.devices) | set(tables.autoencoders())
     if unknown := sorted(set(config) - known):
       raise UserError(
         f'config.model: {unknown} is unknown; its parts are {sorted(known)}'
@@ -64,192 +73,278 @@ class OmniConfig:
         raise UserError(
           f'config.model.{name}={value!r} is unknown; it is one of {DTYPES}'
         )
-    parts = {
-      f.name: type(f.default)
-      for f in dataclasses.fields(cls)
-      if f.name not in ('media', *types)
-    }
+    media = [name for name in tables.devices if name in config]
+    decoder = _part(DecoderConfig, config, 'decoder')
     return cls(
-      media=media_of(config),
-      **types,
-      **{
-        name: dataclass_of(kind, config[name], f'model.{name}')
-        for name, kind in parts.items()
-        if name in config
+      tokenizer=_part(TokenizerConfig, config, 'tokenizer'),
+      decoder=dataclasses.replace(decoder, modalities=1 + len(tables.hosts)),
+      media=media_sizes(config, tables.hosts),
+      embeds={name: _network(config, tables, name, 'embed') for name in media},
+      heads={name: _network(config, tables, name, 'head') for name in media},
+      autoencoders={
+        name: _part(row.config, config, name)
+        for name, (medium, row) in tables.autoencoders().items()
+        if medium in media
       },
+      tables=tables,
+      **types,
     )
 
+  def hosts(self, stored: Mapping[str, Codes] | None = None) -> Hosts:
+    """Returns the numpy side of the media.
 
-def main_sizes(c: OmniConfig) -> list[tuple[str, int, str]]:
-  """(config key, size, logical axis) of the dimensions that a mesh has to divide; small tables and biases stay whole.
+    Args:
+      stored: by stream, codes that batches carry in the place of payloads.
+    """
+    tokenizer = Tokenizer(self.tokenizer)
+    return Hosts(self.media, tokenizer, self.tables.hosts, stored)
+
+  def parts(self, medium: str) -> Parts:
+    """Returns the configs of one medium."""
+    device = self.tables.devices[medium]
+    specs = {
+      spec.name.partition('.')[2]: spec
+      for spec in self.hosts().streams
+      if spec.medium == medium
+    }
+    name = device.autoencoder.name if device.autoencoder else ''
+    return Parts(
+      self.media[medium],
+      self.embeds[medium],
+      self.heads[medium],
+      self.autoencoders.get(name),
+      specs,
+      self.decoder.width,
+    )
+
+  def coded(self) -> dict[str, str]:
+    """Returns stream -> autoencoder, of the streams that the model takes as codes."""
+    found = {}
+    for medium in self.media:
+      device = self.tables.devices[medium]
+      if device.autoencoder:
+        for kind in device.coded(self.parts(medium)):
+          found[f'{medium}.{kind}'] = device.autoencoder.name
+    return found
+
+  def codes_of(self, autoencoder: str) -> Codes:
+    """Returns what an autoencoder makes of a piece."""
+    medium, row = self.tables.autoencoders()[autoencoder]
+    return Codes(*row.codes(self.media[medium], self.autoencoders[autoencoder]))
+
+  def stored_codes(self) -> dict[str, Codes]:
+    """Returns what the streams of codes carry where the codes are stored."""
+    return {stream: self.codes_of(name) for stream, name in self.coded().items()}
+
+
+def _part(kind: type, config: Any, name: str) -> Any:
+  return dataclass_of(kind, config[name], f'model.{name}') if name in config else kind()
+
+
+def _network(config: Any, tables: Tables, medium: str, name: str) -> Any:
+  kind = getattr(tables.devices[medium], f'{name}_config')
+  if kind is None:
+    return None
+  part = config[medium].get(name)
+  return kind() if part is None else dataclass_of(kind, part, f'model.{medium}.{name}')
+
+
+def main_sizes(c: ModelConfig) -> list[Size]:
+  """Returns (config key, size, logical axis) of the dimensions that a mesh has to divide; small ones stay whole.
 
   Heads rather than the columns of their projections: half a head on a device would be exchanged in every layer; those
   of keys are repeated where there are too few. The vocabulary is not among them: it is what the tokenizer makes it.
   """
-  d, found = c.decoder, []
-
-  def add(part: str, **axes: str) -> None:
-    for name, axis in axes.items():
-      found.append(
-        (f'config.model.{part}.{name}', getattr(getattr(c, part), name), axis)
-      )
-
-  add(
-    'decoder',
-    width='expert_embed',
-    heads='heads',
-    experts='expert',
-    expert_hidden='mlp',
-  )
+  d = c.decoder
+  sizes: list[Size] = [
+    ('config.model.decoder.width', d.width, 'expert_embed'),
+    ('config.model.decoder.heads', d.heads, 'heads'),
+    ('config.model.decoder.experts', d.experts, 'expert'),
+    ('config.model.decoder.expert_hidden', d.expert_hidden, 'mlp'),
+  ]
   if d.shared_hidden:
-    add('decoder', shared_hidden='mlp')
-  if c.image_embed.layers:
-    add('image_embed', heads='heads', hidden='mlp')
-  if c.audio_embed.hearing == Hearing.MEL:
-    add('audio_embed', hidden='mlp')
-  if c.dit.denoiser == Denoiser.DIT:
-    add('dit', width='expert_embed', heads='heads', hidden='mlp')
-    add('dit', width='mlp')  # of the projections that modulate the blocks
-  add('codec_head', width='expert_embed', heads='heads', hidden='mlp')
-  add('codec_head', width='mlp')  # of the projection from the decoder
-  add('codec', entries='mlp')  # of the codec head's logits
-  return found
-
-
-class Encoded(NamedTuple):
-  """What a step makes of a batch's media before the model sees them."""
-
-  code_BRJ: Array  # codes of the spoken frames
-  heard_code_BRJ: Array | None = (
-    None  # of the heard frames, in a model that hears codes
-  )
-  noised: Noised | None = None  # the drawn images, where a loss is asked for
+    sizes.append(('config.model.decoder.shared_hidden', d.shared_hidden, 'mlp'))
+  for medium in c.media:
+    sizes += c.tables.devices[medium].sizes(c.parts(medium))
+  return sizes
 
 
 class OmniModel(nnx.Module):
-  """One causal decoder, an embedding per kind of payload, a head per modality."""
+  """One causal decoder, an embedding and a head per medium."""
 
-  def __init__(self, c: OmniConfig, *, rngs: nnx.Rngs):
+  def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
     self.config = c
     vocab, width = Tokenizer(c.tokenizer).vocab_size, c.decoder.width
-    codebooks, entries = c.codec.codebooks, c.codec.entries
-    self.text_embed = TextEmbed(vocab, width, rngs=rngs)
-    self.image_embed = ImageEmbed(c.image_embed, c.media.image, width, rngs=rngs)
-    self.audio_embed = AudioEmbed(
-      c.audio_embed, c.media.audio, codebooks, entries, width, rngs=rngs
-    )
+    embeds: dict[str, nnx.Module] = {TEXT: TextEmbed(vocab, width, rngs=rngs)}
+    for medium in c.media:
+      embeds[medium] = c.tables.devices[medium].embed(c.parts(medium), rngs)
+    self.embeds = nnx.Dict(embeds)
     self.decoder = Decoder(c.decoder, rngs=rngs)
-    self.heads = nnx.Dict(
-      {
-        'text': TextHead(width, vocab, rngs=rngs),
-        'image': (PatchHead if self.sees_noise else DiTHead)(
-          c.dit, c.media.image, width, rngs=rngs
-        ),
-        'audio': CodecHead(c.codec_head, codebooks, entries, width, rngs=rngs),
-      }
-    )
+    heads: dict[str, nnx.Module] = {TEXT: TextHead(width, vocab, rngs=rngs)}
+    for medium in c.media:
+      if make := c.tables.devices[medium].head:
+        heads[medium] = make(c.parts(medium), rngs)
+    self.heads = nnx.Dict(heads)
+    self.streams: tuple[StreamSpec, ...] = c.hosts().streams
 
-  @property
-  def sees_noise(self) -> bool:
-    return self.config.dit.denoiser == Denoiser.DECODER
+  def embed(self, batch: Batch) -> Float[Array, 'B L D']:
+    """Returns the sum of the payloads present at each position.
 
-  def open_blocks(self, batch: Batch) -> Int[Array, 'B L'] | None:
-    """What of the rows is not causal: nothing, except in the baseline whose decoder draws."""
-    return open_blocks(batch) if self.sees_noise else None
-
-  def embed(self, batch: Batch, encoded: Encoded) -> Float[Array, 'B L D']:
-    """The sum of the payloads present at each position."""
+    Args:
+      batch: its coded streams hold codes, see `encode_streams`.
+    """
     dtype = jnp.dtype(self.config.dtype)
-    x_BLD = self.text_embed(batch, dtype) + self.image_embed(batch, dtype)
-    x_BLD = x_BLD + self.audio_embed(
-      batch, encoded.code_BRJ, encoded.heard_code_BRJ, dtype
-    )
-    if self.sees_noise:
-      x_BLD = self.heads['image'].embed(x_BLD, batch, encoded.noised)
+    x_BLD = self.embeds[TEXT](batch.token_BL, dtype)
+    for spec in self.streams:
+      stream = batch.streams[spec.name]
+      if not stream.item_BM.size:
+        continue
+      embed = self.embeds[spec.medium]
+      if spec.written:
+        piece_BMD = embed.written(stream.value_BM, stream.place_BM3, dtype)
+      else:
+        piece_BMD = embed.read(stream, dtype)
+      x_BLD += gather_rows(piece_BMD, stream.at_BL)
+      if spec.queries:
+        query_BMD = embed.queries(stream.place_BM3, dtype)
+        x_BLD += gather_rows(query_BMD, stream.query_at_BL)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
-  def __call__(
-    self, batch: Batch, encoded: Encoded, bias_IE: Float[Array, 'I E'], mesh: Mesh
-  ) -> Decoded:
+  def __call__(self, batch: Batch, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
     return self.decoder(
-      self.embed(batch, encoded),
+      self.embed(batch),
       batch.segment_BL,
       batch.modality_BL,
       batch.position_BL3,
       bias_IE,
       mesh,
-      self.open_blocks(batch),
     )
 
   def losses(
-    self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, encoded: Encoded, mesh: Mesh
+    self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, key: Array, mesh: Mesh
   ) -> dict[str, HeadLoss]:
-    """Loss of every head."""
-    return {
-      'text': self.heads['text'].loss(
-        hidden_BLD, batch.target_BL, batch.weight_BL, mesh
-      ),
-      'image': self.heads['image'].loss(hidden_BLD, encoded.noised, batch.draw_at_BNP),
-      'audio': self.heads['audio'].loss(
-        hidden_BLD, batch.speak_at_BR, encoded.code_BRJ
-      ),
-    }
+    """Returns the loss of every head over the batch."""
+    text = self.heads[TEXT]
+    losses = {TEXT: text.loss(hidden_BLD, batch.target_BL, batch.weight_BL, mesh)}
+    for medium, units in self._written(hidden_BLD, batch, key).items():
+      losses[medium] = units.summed() if units else HeadLoss(_none(), _none())
+    return losses
+
+  def segment_losses(
+    self,
+    hidden_BLD: Float[Array, 'B L D'],
+    batch: Batch,
+    key: Array,
+    *,
+    segments: int,
+  ) -> dict[str, HeadLoss]:
+    """Returns the loss of every head over each segment of each row, as (B, S): for preferences between answers."""
+    text = self.heads[TEXT].losses(hidden_BLD, batch.target_BL, batch.weight_BL)
+    losses = {TEXT: text.by_segment(batch.segment_BL, segments)}
+    for medium, units in self._written(hidden_BLD, batch, key).items():
+      if units:
+        losses[medium] = units.by_segment(batch.segment_BL, segments)
+    return losses
+
+  def _written(
+    self, hidden_BLD: Array, batch: Batch, key: Array
+  ) -> dict[str, UnitLoss | None]:
+    """Returns the losses of the pieces that are written, by medium; None where rows have no room for any."""
+    losses: dict[str, UnitLoss | None] = {}
+    for spec in self.streams:
+      if spec.written:
+        stream = batch.streams[spec.name]
+        head = self.heads[spec.medium]
+        there = stream.item_BM.size > 0
+        losses[spec.medium] = head.losses(hidden_BLD, stream, key) if there else None
+    return losses
 
 
-def codes_of(
-  codec: Codec,
-  codebooks: Any,
-  frame_BRS: Float[Array, 'B R S'],
-  clip_BR: Int[Array, 'B R'],
-) -> Int[Array, 'B R J']:
-  """Codes of the clips of a row, one behind the other, from the frozen codec; no gradient flows into it."""
-  if not clip_BR.size:
-    return jnp.zeros((*clip_BR.shape, codec.config.codebooks), jnp.int32)
-  latent_BRZ = codec.encode_pool(frame_BRS, clip_BR)
-  return jax.lax.stop_gradient(
-    quantize(latent_BRZ, codebooks, jnp.ones(clip_BR.shape)).code_NRJ
-  )
+def _none() -> Array:
+  return jnp.zeros((), jnp.float32)
 
 
-def encode_media(
-  config: OmniConfig,
-  codec: Codec,
-  codebooks: Any,
-  batch: Batch,
-  key: Array | None = None,
-) -> Encoded:
-  """Codes of what is spoken, and of what is heard if the model hears codes, as far as the batch does not carry them;
-  with the step's key, noise for the images that are drawn."""
-  hears_codes = config.audio_embed.hearing == Hearing.CODES
-  noised = None
-  if key is not None:
-    noised = noise_images(
-      batch.drawn_BNhwc,
-      batch.draw_key_BN,
-      key,
-      config.media.image,
-      samples=config.dit.noises,
-      shift=config.dit.shift,
-    )
-  codes = lambda code_BRJ, *pool: (
-    code_BRJ if code_BRJ.shape[-1] else codes_of(codec, codebooks, *pool)
-  )
-  return Encoded(
-    codes(batch.spoken_code_BRJ, batch.spoken_BRS, batch.spoken_clip_BR),
-    codes(batch.heard_code_BRJ, batch.heard_BRS, batch.heard_clip_BR)
-    if hears_codes
-    else None,
-    noised,
-  )
-
-
-def abstract(config: OmniConfig) -> OmniModel:
-  """The model with shapes in place of arrays: nothing is computed."""
+def abstract(config: ModelConfig) -> OmniModel:
+  """Returns the model with shapes in place of arrays: nothing is computed."""
   return nnx.eval_shape(lambda: OmniModel(config, rngs=nnx.Rngs(0)))
 
 
+def abstract_autoencoder(config: ModelConfig, name: str) -> nnx.Module:
+  """Returns an autoencoder with shapes in place of arrays."""
+  medium, row = config.tables.autoencoders()[name]
+  sizes, own = config.media[medium], config.autoencoders[name]
+  return nnx.eval_shape(lambda: row.make(sizes, own, nnx.Rngs(0)))
+
+
 def merge(model: nnx.Module, params: dict[str, Any]) -> Any:
-  """An abstract model with the arrays of a pure dict in the place of its shapes."""
+  """Returns an abstract model with the arrays of a pure dict in the place of its shapes."""
   graph, state = nnx.split(model)
   nnx.replace_by_pure_dict(state, params)
   return nnx.merge(graph, state)
+
+
+def encode_pieces(
+  config: ModelConfig, name: str, values: Any, value_BM: Array, item_BM: Array
+) -> Array:
+  """Returns the codes of pools of pieces.
+
+  Args:
+    name: of the autoencoder.
+    values: its 'params' and 'buffers'.
+  """
+  _, row = config.tables.autoencoders()[name]
+  module = merge(abstract_autoencoder(config, name), values['params'])
+  return row.encode(module, values['buffers'], value_BM, item_BM)
+
+
+def decode_pieces(
+  config: ModelConfig, name: str, values: Any, code_NM: Array
+) -> Array:
+  """Returns the pieces of items given as codes, one item a row."""
+  _, row = config.tables.autoencoders()[name]
+  module = merge(abstract_autoencoder(config, name), values['params'])
+  return row.decode(module, values['buffers'], code_NM)
+
+
+def encode_streams(config: ModelConfig, frozen: Mapping[str, Any], batch: Batch) -> Batch:
+  """Returns the batch with codes in the streams that the model takes as codes, as far as it does not carry them.
+
+  Args:
+    frozen: values of the autoencoders, by name; no gradient flows into them.
+  """
+  plain = {spec.name: spec for spec in config.hosts().streams}
+  streams = dict(batch.streams)
+  for name, autoencoder in config.coded().items():
+    stream = streams[name]
+    if stream.value_BM.dtype != plain[name].dtype:  # codes already
+      codes = stream.value_BM.astype(jnp.int32)
+    else:
+      values = jax.lax.stop_gradient(frozen[autoencoder])
+      pool = (stream.value_BM, stream.item_BM)
+      codes = encode_pieces(config, autoencoder, values, *pool)
+    streams[name] = stream._replace(value_BM=codes)
+  return batch._replace(streams=streams)
+
+
+class BatchLosses(NamedTuple):
+  """What the model makes of a batch with answers."""
+
+  heads: dict[str, HeadLoss]
+  stats: RouterStats
+
+
+def batch_losses(
+  params: Any, buffers: Any, batch: Batch, key: Array, *, model: OmniModel, mesh: Mesh
+) -> BatchLosses:
+  """Returns the losses of all heads and the statistics of the routers on one batch.
+
+  Args:
+    buffers: 'router_bias' and 'frozen'.
+    key: of the step, for the noise of diffusion losses.
+    model: abstract, the arrays come from params.
+  """
+  network = merge(model, params)
+  coded = encode_streams(model.config, buffers['frozen'], batch)
+  decoded = network(coded, buffers['router_bias'], mesh)
+  heads = network.losses(decoded.hidden_BLD, coded, key, mesh)
+  return BatchLosses(heads, decoded.stats)

@@ -1,148 +1,170 @@
-"""Host types that travel between the rooms of the project, and the one legend of shape letters.
+"""Types that travel between the rooms of the project, and the one legend of shape letters.
 
 Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
 
   B rows of a batch      L positions in a row   D model width         T tokens = B·L        V vocabulary
   E experts              K router choices       F expert width        H query heads         G key/value heads
-  A width of a head      N images in a row      P patches in an image Y values in a patch
-  R frames of a clip, or of all clips of a row  S samples of a clip, or of a frame
-  J codebooks            X mel values a frame   Z latent width
-  U images of a batch    W width inside a head  I layers              3 (time, height, width)
+  A width of a head      M pieces of a stream in a row                N items of a stream in a row
+  S segments of a row    Y values of a piece    J codebooks           I layers              3 (time, height, width)
+  U items or blocks of pieces of a batch        W width inside a head or an autoencoder
+In modalities/audio also: R frames of a clip, S samples, X mel values of a frame, Z latent width.
 """
 
+from collections.abc import Mapping
 import dataclasses
-import enum
 from typing import Any, NamedTuple
 
 import numpy as np
 
 FRAMES_PER_SECOND = 12.5  # one unit of the time axis of a position
-NONE = -1  # in a map: this position has no such payload
-
-
-class Modality(enum.IntEnum):
-  """What a position belongs to; row index of every per-modality statistic. 0 is padding."""
-
-  PAD = 0
-  TEXT = 1
-  IMAGE = 2
-  AUDIO = 3
-
-
-class Fit(enum.StrEnum):
-  """How an image file comes to the size of a run."""
-
-  STRETCH = 'stretch'  # to all of it
-  KEEP = 'keep'  # its shape: as large as it can be in whole patches, so that wide and high images take fewer positions
+NONE = -1  # in a map: there is nothing here
+PADDING = 0  # number of the modality of a position that carries nothing
 
 
 class Span(NamedTuple):
-  """A piece of one modality in an example, before it becomes positions.
+  """A piece of one medium in an example, before it becomes positions.
 
   Attributes:
-    modality: which of the payloads below is present.
+    medium: 'text', or another name of the table of hosts.
     written: the model is to write it (loss falls here); otherwise it is only read.
-    tokens: text ids, for TEXT.
-    pixels: float32 in [0, 1], shape (height, width, channels), for IMAGE.
-    wave: float32 in [-1, 1], shape (samples,), for AUDIO.
-    code: its stored codes, whole numbers of shape (frames, codebooks), where there are any.
+    tokens: ids, for text.
+    payload: what the medium's host decodes to, for all others.
+    stored: what an autoencoder made of the payload earlier, where the run takes that instead: (pieces, …).
   """
 
-  modality: Modality
+  medium: str
   written: bool = False
   tokens: tuple[int, ...] = ()
-  pixels: np.ndarray | None = None
-  wave: np.ndarray | None = None
-  code: np.ndarray | None = None
+  payload: Any = None
+  stored: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """The positions of one span or one example (n of them), maps and offsets relative to its start. NONE = absent.
-
-  Whole numbers lie in one array, FIELDS by positions: this is made, joined and copied for every span of every example.
+class StreamSpec(NamedTuple):
+  """What is fixed about a stream, whatever is in it.
 
   Attributes:
-    ids_Fn: int32; token (text id, or 0), modality, label (id that the text head must say to get here, or 0), seen
-      (patch of the seen image), drawn (clean patch of the drawn image), query (of the drawn image), heard (mel frame of
-      the heard clip), spoken (coded frame of the spoken clip).
-    offset_n3: float32 (time, height, width).
-    end: the largest of the offsets.
+    name: 'MEDIUM.KIND', such as 'image.seen'.
+    medium: the name of its medium.
+    written: the model writes what is in it.
+    queries: it is written as a block, each piece from the state of a learned query.
+    shape, dtype: of a piece as the host gives it.
+    longest: most pieces of an item.
+    block: an item lies whole within one block of so many pieces; 0 where it may lie anywhere.
+    entries: pieces are stored codes below this number; 0 where they are not codes.
   """
 
-  ids_Fn: np.ndarray
+  name: str
+  medium: str
+  written: bool
+  queries: bool
+  shape: tuple[int, ...]
+  dtype: str
+  longest: int
+  block: int = 0
+  entries: int = 0
+
+
+class ItemLayout(NamedTuple):
+  """The pieces of one item of a stream; positions are relative to the start of the span or the example.
+
+  Attributes:
+    stream: name of the stream.
+    form: (time, height, width) of the item, in pieces.
+    place_M3: int32 (time, height, width) of each piece inside the item.
+    at_M: position that carries each piece.
+    query_M: position of each piece's query, or None.
+    write_M: position whose state writes each piece, or None where the item is read.
+  """
+
+  stream: str
+  form: tuple[int, int, int]
+  place_M3: np.ndarray
+  at_M: np.ndarray
+  query_M: np.ndarray | None = None
+  write_M: np.ndarray | None = None
+
+
+class Layout(NamedTuple):
+  """The positions of one span or one example (n of them), relative to its start.
+
+  Attributes:
+    ids_3n: int32 rows: token (text id, or 0), modality, label (id that the text head must say to get here, or 0).
+    offset_n3: float32 (time, height, width).
+    end: the largest of the offsets.
+    items: what the positions carry beside text.
+  """
+
+  ids_3n: np.ndarray
   offset_n3: np.ndarray
   end: float
+  items: tuple[ItemLayout, ...] = ()
+
+  token_n = property(lambda self: self.ids_3n[0])
+  modality_n = property(lambda self: self.ids_3n[1])
+  label_n = property(lambda self: self.ids_3n[2])
 
   @classmethod
-  def empty(cls, n: int, end: float) -> 'Layout':
-    """Text without ids, its offsets yet to be written."""
-    return cls(np.repeat(_EMPTY_F1, n, axis=1), np.empty((n, 3), np.float32), end)
+  def empty(
+    cls, n: int, end: float, text: int, items: tuple[ItemLayout, ...] = ()
+  ) -> 'Layout':
+    """Returns n positions of text (whose number is `text`) without ids, their offsets yet to be written."""
+    ids_3n = np.zeros((3, n), np.int32)
+    ids_3n[1] = text
+    return cls(ids_3n, np.empty((n, 3), np.float32), end, items)
 
-  def constant(self) -> 'Layout':
-    """Itself, no longer to be changed: for layouts that are made once and used often."""
-    self.ids_Fn.flags.writeable = self.offset_n3.flags.writeable = False
+  def frozen(self) -> 'Layout':
+    """Returns itself, no longer to be changed: for layouts that are made once and used often."""
+    self.ids_3n.flags.writeable = False
+    self.offset_n3.flags.writeable = False
     return self
 
-  token_n = property(lambda self: self.ids_Fn[0])
-  modality_n = property(lambda self: self.ids_Fn[1])
-  label_n = property(lambda self: self.ids_Fn[2])
-  seen_n = property(lambda self: self.ids_Fn[3])
-  drawn_n = property(lambda self: self.ids_Fn[4])
-  query_n = property(lambda self: self.ids_Fn[5])
-  heard_n = property(lambda self: self.ids_Fn[6])
-  spoken_n = property(lambda self: self.ids_Fn[7])
 
+class Stream(NamedTuple):
+  """A pool of equal pieces: all items of a row lie one behind the other, whatever their sizes.
 
-FIELDS = (
-  'token',
-  'modality',
-  'label',
-  'seen',
-  'drawn',
-  'query',
-  'heard',
-  'spoken',
-)  # of `Layout.ids_Fn`
-_EMPTY_F1 = np.array([0, Modality.TEXT, 0, NONE, NONE, NONE, NONE, NONE], np.int32)[
-  :, None
-]
+  Numpy from the packer, global arrays after `sharding.place`. Maps hold NONE where there is nothing.
+
+  Attributes:
+    value_BM: (B, M, …) the pieces in the type that the host gives them: pixels, samples, stored codes or latents.
+    item_BM: int32, 1… for the item of the row that a piece belongs to, 0 where there is none.
+    place_BM3: int32 (time, height, width) of the piece inside its item.
+    at_BL: int32, piece that a position carries.
+    query_at_BL: int32, piece whose learned query a position holds; None in a stream without queries.
+    write_at_BM: int32, position whose state writes the piece; None in a stream that is only read.
+    form_BN3: int32 sizes of each item, in pieces; 0 where there is none.
+    key_BN: uint32 name of each item (example, number): noise depends on it, on the step and on the place only.
+  """
+
+  value_BM: Any
+  item_BM: Any
+  place_BM3: Any
+  at_BL: Any
+  query_at_BL: Any
+  write_at_BM: Any
+  form_BN3: Any
+  key_BN: Any
 
 
 class Batch(NamedTuple):
   """One packed batch: numpy from the packer, global arrays after `sharding.place`.
 
-  Maps hold, per position, an index into the row's own list of payloads flattened over items, or NONE.
+  Attributes:
+    token_BL: int32 text id, 0 where the position carries none.
+    modality_BL: int32 number of a medium in the table of hosts, from 1; PADDING elsewhere.
+    segment_BL: int32, 1… per example of the row, 0 is padding.
+    position_BL3: float32 (time, height, width).
+    target_BL: int32, what the text head should say next.
+    weight_BL: float32, weight of that loss.
+    streams: everything that is no text, by name.
   """
 
-  token_BL: Any  # int32 text id, 0 where the position carries none
-  modality_BL: Any  # int32, a Modality
-  segment_BL: Any  # int32, 1… per example of the row, 0 is padding
-  position_BL3: Any  # float32 (time, height, width)
-  target_BL: Any  # int32, what the text head should say next
-  weight_BL: Any  # float32, weight of that loss
-  seen_BL: Any  # int32 into N·P
-  drawn_BL: Any  # int32 into N·P
-  query_BL: Any  # int32 into P
-  heard_BL: Any  # int32 into R
-  spoken_BL: Any  # int32 into R
-  seen_BNhwc: Any  # float32 in [0, 1]
-  drawn_BNhwc: Any  # float32 in [0, 1]
-  heard_BRS: (
-    Any  # float32 in [-1, 1]: the row's clips one behind the other, frame by frame
-  )
-  heard_clip_BR: Any  # int32, which clip a frame is of: 1 + the clip's first frame, 0 where there is none
-  heard_code_BRJ: (
-    Any  # int32; J is 0 where the step computes them of the samples, else S is 0
-  )
-  spoken_BRS: Any  # this and the next two as of what is heard
-  spoken_clip_BR: Any
-  spoken_code_BRJ: Any
-  draw_at_BNP: Any  # int32, position of each query, or NONE
-  draw_key_BN: Any  # uint32, names (example, span): the noise of the diffusion loss depends on it and on the step only
-  speak_at_BR: (
-    Any  # int32, position whose hidden state predicts the spoken frame, or NONE
-  )
+  token_BL: Any
+  modality_BL: Any
+  segment_BL: Any
+  position_BL3: Any
+  target_BL: Any
+  weight_BL: Any
+  streams: dict[str, Stream]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,97 +174,28 @@ class RowBudget:
   Attributes:
     rows: of the global batch.
     length: positions.
-    seen, drawn: images.
-    heard_frames, spoken_frames: frames of 80 ms that all clips of the row share, whatever their lengths.
+    streams: by name, (pieces, items) that a row has room for; a stream that is not named has no room.
   """
 
   rows: int
   length: int
-  seen: int = 2
-  drawn: int = 2
-  heard_frames: int = 24
-  spoken_frames: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageConfig:
-  """Images as raw patches (the VAE comes later).
-
-  Attributes:
-    height, width, channels: largest image, in pixels.
-    patch: side of a patch, in pixels.
-    mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
-    fit: see Fit.
-  """
-
-  height: int = 8
-  width: int = 8
-  channels: int = 1
-  patch: int = 2
-  mean: float = 0.305
-  std: float = 0.376
-  fit: Fit | str = Fit.STRETCH
+  streams: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    object.__setattr__(self, 'fit', Fit(self.fit))
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    return self.height // self.patch, self.width // self.patch
-
-  @property
-  def patches(self) -> int:
-    return self.grid[0] * self.grid[1]
-
-  @property
-  def values(self) -> int:
-    return self.patch * self.patch * self.channels
+    flat: dict[str, tuple[int, int]] = {}
+    for name, room in self.streams.items():
+      kinds = room.items() if isinstance(room, Mapping) else [('', room)]
+      for kind, sizes in kinds:
+        key = f'{name}.{kind}' if kind else name
+        flat[key] = _room_of(key, sizes)
+    object.__setattr__(self, 'streams', flat)
 
 
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-  """Speech on the frame clock.
-
-  Attributes:
-    rate: samples per second.
-    seconds: longest clip.
-    mels: mel bands of the continuous input.
-    mel_hops: mel columns in one frame.
-    mel_window: samples of the analysis window.
-  """
-
-  rate: int = 8000
-  seconds: float = 0.96
-  mels: int = 32
-  mel_hops: int = 8
-  mel_window: int = 256
-
-  @property
-  def frame(self) -> int:
-    """Samples in one frame."""
-    return round(self.rate / FRAMES_PER_SECOND)
-
-  @property
-  def frames(self) -> int:
-    """Frames in the longest clip."""
-    return round(self.seconds * FRAMES_PER_SECOND)
-
-  @property
-  def samples(self) -> int:
-    return self.frames * self.frame
-
-
-@dataclasses.dataclass(frozen=True)
-class MediaConfig:
-  """What media are decoded to.
-
-  Attributes:
-    heard_codes, spoken_codes: codebooks of the stored codes that are taken in the place of samples; 0 for samples.
-    entries: of each of these codebooks.
-  """
-
-  image: ImageConfig = ImageConfig()
-  audio: AudioConfig = AudioConfig()
-  heard_codes: int = 0
-  spoken_codes: int = 0
-  entries: int = 0
+def _room_of(name: str, sizes: Any) -> tuple[int, int]:
+  pair = tuple(sizes) if isinstance(sizes, list | tuple) else ()
+  whole = all(isinstance(size, int) and size >= 0 for size in pair)
+  if len(pair) != 2 or not whole:
+    raise ValueError(
+      f'streams.{name}={sizes!r}: give (pieces, items), two whole numbers'
+    )
+  return pair

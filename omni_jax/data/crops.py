@@ -1,58 +1,52 @@
-"""Batches of speech for the codec stage: whole clips or random crops of whole frames."""
+"""Batches of crops of one size, on which an autoencoder is trained: whole items or random parts of them."""
 
 from collections.abc import Sequence
 import json
+from typing import Any
 
 import numpy as np
 
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.contract import Host
 
 
-class ClipLoader:
-  """Endless (wave_NS, mask_NR); batch i depends on the seed and i only.
+class CropLoader:
+  """Endless (value (N, pieces, …), mask (N, pieces)); batch i depends on the seed and i only.
 
   Args:
-    batch: clips of the global batch.
-    frames: of a crop; shorter clips are padded and masked.
+    payloads: decoded media.
+    batch: crops of the global batch.
+    pieces: of a crop; shorter items are padded and masked.
     shard: (index, count) of this process, which gets its part of the batch.
   """
 
   def __init__(
     self,
-    waves: Sequence[np.ndarray],
-    audio: AudioConfig,
+    payloads: Sequence[Any],
+    host: Host,
     *,
     batch: int,
-    frames: int,
+    pieces: int,
     seed: int,
     shard: tuple[int, int] = (0, 1),
   ):
-    self._waves, self._audio, self._batch, self._frames, self._seed = (
-      waves,
-      audio,
-      batch,
-      frames,
-      seed,
-    )
-    self._own = slice(shard[0] * batch // shard[1], (shard[0] + 1) * batch // shard[1])
+    self._payloads, self._host = payloads, host
+    self._batch, self._pieces = batch, pieces
+    self._seed = seed
+    index, count = shard
+    self._own = slice(index * batch // count, (index + 1) * batch // count)
     self._next = 0
 
-  def __iter__(self) -> 'ClipLoader':
+  def __iter__(self) -> 'CropLoader':
     return self
 
   def __next__(self) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng((self._seed, self._next))
     self._next += 1
-    frame, frames = self._audio.frame, self._frames
-    wave_NS = np.zeros((self._batch, frames * frame), np.float32)
-    mask_NR = np.zeros((self._batch, frames), np.float32)
-    for n, pick in enumerate(rng.integers(len(self._waves), size=self._batch)):
-      wave, loud = self._waves[pick], np.float32(rng.uniform(0.6, 1.2))
-      start = int(rng.integers(0, max(0, len(wave) - frames * frame) + 1))
-      crop = wave[start : start + frames * frame] * loud
-      wave_NS[n, : len(crop)] = crop
-      mask_NR[n, : -(-len(crop) // frame)] = 1
-    return wave_NS[self._own], mask_NR[self._own]
+    crops = []
+    for pick in rng.integers(len(self._payloads), size=self._batch):
+      crops.append(self._host.crop(self._payloads[pick], self._pieces, rng))
+    values, masks = zip(*crops, strict=True)
+    return np.stack(values)[self._own], np.stack(masks)[self._own]
 
   def state(self) -> bytes:
     return json.dumps({'next': self._next}).encode()
@@ -62,7 +56,7 @@ class ClipLoader:
 
   @staticmethod
   def merged(states: Sequence[bytes]) -> bytes:
-    """The state of all processes: they are alike."""
+    """Returns the state of all processes: they are alike."""
     return states[0]
 
   def close(self) -> None:

@@ -17,10 +17,9 @@ import numpy as np
 
 from omni_jax.data.making import Here, Making, Place, Workers
 from omni_jax.data.sources.mixture import Draw, ENDLESS, Mixture, Schedule
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.sequence.example import Example
-from omni_jax.sequence.media import BadRecord
-from omni_jax.sequence.pack import Laid, Packer
+from omni_jax.sequence.pack import check_budget, concatenated, Laid, Packer
 from omni_jax.types import Batch, RowBudget
 
 WAITING = (
@@ -211,11 +210,7 @@ class _Lanes(grain.DatasetIterator):
 
   def __next__(self) -> Batch:
     batches = [next(lane) for lane in self._lanes.values()]
-    return (
-      Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
-      if len(batches) > 1
-      else batches[0]
-    )
+    return concatenated(batches) if len(batches) > 1 else batches[0]
 
   def get_state(self) -> dict[str, Any]:
     return {str(k): lane.state() for k, lane in self._lanes.items()}
@@ -277,9 +272,10 @@ class Loader:
       return _Lane(
         lambda k: order[lane + k * lanes],
         self._maker,
-        lambda: Packer(part, making.media),
+        lambda: Packer(part, making.hosts),
       )
 
+    check_budget(budget, making.hosts)
     dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
     self._iterator = iter(
       ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
@@ -287,7 +283,8 @@ class Loader:
       else dataset
     )
     self._strict = config.strict
-    self._made_of = {
+    augment = making.augment or {}
+    made_of = {
       'examples': {
         name: [len(source), identity_of(source)]
         for name, source in zip(mixture.names, mixture.sources, strict=True)
@@ -297,9 +294,10 @@ class Loader:
       'seed': making.seed,
       'lanes': lanes,
       'budget': dataclasses.asdict(budget),
-      'tokenizer': making.tokenizer.fingerprint(),
-      'augment': dataclasses.asdict(making.augment) if making.augment else None,
+      'tokenizer': making.hosts.tokenizer.fingerprint(),
+      'augment': {name: dataclasses.asdict(change) for name, change in augment.items()},
     }
+    self._made_of = json.loads(json.dumps(made_of))  # as it comes back from a state
 
   def __iter__(self) -> 'Loader':
     return self

@@ -1,18 +1,17 @@
 """From an example's number to its positions: what workers do, side by side, in processes that never load jax."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from omni_jax.data.worker_pool import Pool
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.augment import Augment
+from omni_jax.errors import BadRecord
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.sequence.augment import augmented
 from omni_jax.sequence.example import Example
 from omni_jax.sequence.interleave import interleave
-from omni_jax.sequence.media import BadRecord
 from omni_jax.sequence.pack import Laid, lay_out
-from omni_jax.types import MediaConfig
 
 TIMEOUT = 300.0  # seconds for one example
 DIED = (
@@ -29,13 +28,19 @@ class Place(NamedTuple):
 
 
 class Making(NamedTuple):
-  """Everything that an example's positions depend on, beside its place."""
+  """Everything that an example's positions depend on, beside its place.
+
+  Attributes:
+    examples: in random order of access.
+    hosts: of the run's media.
+    seed: of the order and of the augmentation.
+    augment: by medium, how much what is only read changes; None for not at all.
+  """
 
   examples: Sequence[Example]
-  tokenizer: Tokenizer
-  media: MediaConfig
+  hosts: Hosts
   seed: int
-  augment: Augment | None = None
+  augment: Mapping[str, Any] | None = None
 
   def __call__(self, place: Place) -> Laid | BadRecord:
     """Augmentation depends on seed and position: another one in every pass, the same after a restart."""
@@ -43,10 +48,8 @@ class Making(NamedTuple):
       example = self.examples[place.example]
       if self.augment:
         rng = np.random.default_rng((self.seed, place.position))
-        example = self.augment(
-          example, rng, rate=self.media.audio.rate, limit=self.media.audio.samples
-        )
-      return prepare(example, self.tokenizer, self.media)
+        example = augmented(example, self.augment, self.hosts, rng)
+      return prepare(example, self.hosts)
     except BadRecord as bad:  # raised, it would end the stream
       return bad
 
@@ -54,11 +57,9 @@ class Making(NamedTuple):
     return list(map(self, places))
 
 
-def prepare(example: Example, tokenizer: Tokenizer, media: MediaConfig) -> Laid:
-  """An example with decoded media -> its positions."""
-  return lay_out(
-    interleave(example, tokenizer), tokenizer, media, str(example.get('id', ''))
-  )
+def prepare(example: Example, hosts: Hosts) -> Laid:
+  """Returns the positions of an example with decoded media."""
+  return lay_out(interleave(example, hosts), hosts, str(example.get('id', '')))
 
 
 class Here:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,29 +13,62 @@ import numpy as np
 from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
-from omni_jax.generate.decode import decode, draw, Sampling
-from omni_jax.generate.grammar import Grammar, grammar, Mode
+from omni_jax.generate.decode import decode, Sampling, write_block
+from omni_jax.generate.grammar import Grammar, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
-from omni_jax.generate.reply import Part, parts_of, with_sound
-from omni_jax.modalities.audio.codec import Codec
-from omni_jax.modalities.audio.host import frames_of
-from omni_jax.modalities.audio.quantizer import CodecBuffers, dequantize
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, codes_of, encode_media, Encoded, merge, OmniConfig
+from omni_jax.generate.reply import items_of, parts_of, Written
+from omni_jax.modalities.contract import Part
+from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.hosts import TEXT
+from omni_jax.model import (
+  abstract,
+  batch_losses,
+  decode_pieces,
+  encode_pieces,
+  encode_streams,
+  ModelConfig,
+)
 from omni_jax.sequence.example import Example
 from omni_jax.sequence.interleave import interleave, prompt_spans
-from omni_jax.sequence.pack import Laid, lay_out, pack_rows, ROOM
-from omni_jax.train.step import omni_losses
-from omni_jax.types import Batch, RowBudget
+from omni_jax.sequence.pack import Laid, lay_out, pack_rows
+from omni_jax.types import Batch, RowBudget, Span, StreamSpec
 
 BATCH = 64  # rows that are written together; more prompts take turns
-PIECE = 32  # prompts and spoken frames are padded to a multiple, so that few lengths are compiled
-POSITIONS_PER_IMAGE = 8  # of `max_new`: how many images a reply has room for
+PIECE = 32  # positions and pieces are padded to a multiple, so that few lengths are compiled
+POSITIONS_PER_BLOCK = 8  # of `max_new`: how many blocks a reply has room for
 
 
-class Omni:
-  """A restored run: config, parameters and buffers, and the jitted programs that generate."""
+def block_media(model_config: ModelConfig) -> dict[str, int]:
+  """Returns the media that are written as a block, and the most pieces of an item."""
+  found = {}
+  for name, host in model_config.hosts().items():
+    writing = host.writing() if name != TEXT else None
+    if writing is not None and writing.piece is None:
+      found[name] = writing.longest
+  return found
+
+
+def most_blocks(max_new: int) -> int:
+  """Returns how many blocks a reply has room for."""
+  return max(1, max_new // POSITIONS_PER_BLOCK)
+
+
+def reply_slots(model_config: ModelConfig, max_new: int) -> int:
+  """Returns the cache slots that a reply may take behind its prompt: ids, and queries and clean pieces of blocks."""
+  longest = max(block_media(model_config).values(), default=0)
+  return max_new + most_blocks(max_new) * (2 * longest + 1) * (longest > 0)
+
+
+class TrainedModel:
+  """A restored run: config, parameters and buffers, and the jitted programs that generate.
+
+  Attributes:
+    config: of the run.
+    model_config: the shapes of the network.
+    step: that the parameters are of.
+    hosts: of the run's media.
+  """
 
   def __init__(
     self,
@@ -45,40 +77,36 @@ class Omni:
     params: Any,
     buffers: Any,
     mesh: Mesh | None = None,
+    tables: Tables = TABLES,
   ):
     self.config, self.step = config, step
-    self.omni = OmniConfig.from_config(config.model)
-    self.tokenizer = Tokenizer(self.omni.tokenizer)
+    self.model_config = ModelConfig.from_config(config.model, tables)
+    self.hosts = self.model_config.hosts()
+    self.tokenizer = self.hosts.tokenizer
     self._mesh = mesh or sharding.make_mesh({})
     self.params, self._buffers = params, buffers
+    model = abstract(self.model_config)
     if mesh is not None:
       fit = lambda x, spec: sharding.fitting(mesh, spec, x.shape)
-      self.params = jax.device_put(
-        params, jax.tree.map(fit, params, sharding.param_specs(abstract(self.omni)))
-      )
+      layout = jax.tree.map(fit, params, sharding.param_specs(model))
+      self.params = jax.device_put(params, layout)
       self._buffers = jax.device_put(buffers, sharding.replicated(mesh))
-    codec = nnx.eval_shape(
-      lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0))
-    )
-    self._codebooks = CodecBuffers(**self._buffers['codec']['codebooks'])
-    parts = dict(model=abstract(self.omni), mesh=self._mesh)
+    parts = dict(model=model, mesh=self._mesh)
     self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
-    self._draw = jax.jit(functools.partial(draw, **parts), static_argnames='steps')
-    self._encode = jax.jit(
-      lambda params, books, batch: encode_media(
-        self.omni, merge(codec, params), books, batch
-      )
+    self._block = jax.jit(
+      functools.partial(write_block, **parts), static_argnames=('medium', 'steps')
     )
-    self._codes = jax.jit(
-      lambda params, books, frame_BRS, clip_BR: codes_of(
-        merge(codec, params), books, frame_BRS, clip_BR
-      )
-    )
-    self._speak = jax.jit(
-      lambda params, books, code: merge(codec, params).decode(dequantize(code, books))
-    )
-    self._losses = jax.jit(functools.partial(omni_losses, codec=codec, **parts))
+    of_model = lambda function: functools.partial(function, self.model_config)
+    self._encode_streams = jax.jit(of_model(encode_streams))
+    self._encode = jax.jit(of_model(encode_pieces), static_argnums=0)
+    self._decode_codes = jax.jit(of_model(decode_pieces), static_argnums=0)
+    self._losses = jax.jit(functools.partial(batch_losses, **parts))
+
+  @property
+  def frozen(self) -> dict[str, Any]:
+    """Values of the autoencoders, by name."""
+    return self._buffers['frozen']
 
   def generate(
     self, content: Any, want: str = 'any', seed: int = 0, **options: Any
@@ -86,13 +114,12 @@ class Omni:
     """Answers one prompt: text, a list of content parts, or an example in the chat form.
 
     Args:
-      want: 'text', 'image', 'audio', or 'any' for what the model itself opens.
+      want: 'text', a medium such as 'image' or 'audio', or 'any' for what the model itself opens.
       options: as of `generate_batch`; also `language` and `voice` of the answer.
     """
     control = {key: options.pop(key) for key in ('language', 'voice') if key in options}
-    return self.generate_batch([chat(content, want, **control)], want, seed, **options)[
-      0
-    ]
+    prompt = chat(content, want, **control)
+    return self.generate_batch([prompt], want, seed, **options)[0]
 
   def generate_batch(
     self, prompts: Sequence[Example], want: str = 'any', seed: int = 0, **options: Any
@@ -112,23 +139,19 @@ class Omni:
       raise UserError(
         f'unknown option of generation: {unknown}; there are {sorted(settings)}'
       )
-    rules = jax.tree.map(jnp.asarray, grammar(self.tokenizer, want))
-    laid = [
-      lay_out(prompt_spans(prompt, self.tokenizer), self.tokenizer, self.omni.media)
-      for prompt in prompts
-    ]
+    rules = jax.tree.map(jnp.asarray, grammar(self.hosts, want))
+    laid = [lay_out(prompt_spans(each, self.hosts), self.hosts) for each in prompts]
     self._check_room(laid)
     numbered = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-    replies: list[list[Part]] = []
+    replies: list[list[str | Written]] = []
     for first in range(0, len(laid), BATCH):
       piece = laid[first : first + BATCH]
       rows = BATCH if len(laid) > 1 else 1
+      keys = numbered(jnp.arange(first, first + rows))
       with jax.set_mesh(self._mesh):
-        written = self._write(
-          piece, rules, settings | options, numbered(jnp.arange(first, first + rows))
-        )
+        written = self._write(piece, rules, settings | options, keys)
       replies += written[: len(piece)]
-    return with_sound(replies, self.codec_decode, self.omni.media.audio.rate)
+    return parts_of(replies, self._decoders(), self.hosts)
 
   def _check_room(self, laid: Sequence[Laid]) -> None:
     context = self.config.data.budget.length
@@ -138,21 +161,30 @@ class Omni:
           f'the prompt has {prompt.length} positions, the context of this model {context}: shorten it'
         )
 
+  def _decoders(self) -> dict[str, Any]:
+    """Returns, by medium that is written as codes, what turns them into pieces."""
+    found = {}
+    for stream, name in self.model_config.coded().items():
+      spec = self._spec(stream)
+      if spec.written:
+        found[spec.medium] = functools.partial(self.decode_items, name)
+    return found
+
+  def _spec(self, stream: str) -> StreamSpec:
+    return next(spec for spec in self.hosts.streams if spec.name == stream)
+
   def _rows(self, laid: Sequence[Laid], rows: int) -> Batch:
-    """One example per row; rows that are left over repeat the first."""
-    most = dict(
-      zip(
-        ROOM,
-        np.maximum(1, np.max([x.needs for x in laid], axis=0)).tolist(),
-        strict=True,
-      )
-    )
-    padded = {
-      name: _whole_pieces(most[name])
-      for name in ('length', 'heard_frames', 'spoken_frames')
-    }
-    budget = RowBudget(rows, **most | padded)
-    return pack_rows([*laid, *[laid[0]] * (rows - len(laid))], budget, self.omni.media)
+    """Returns one example per row; rows that are left over repeat the first."""
+    most = np.max([x.needs for x in laid], axis=0).tolist()
+    streams = {}
+    for k, spec in enumerate(self.hosts.streams):
+      pieces, items = most[1 + 2 * k], most[2 + 2 * k]
+      unit = spec.block or PIECE
+      # With blocks, each item may begin a new one.
+      room = items * unit if spec.block else _whole(pieces, unit)
+      streams[spec.name] = (max(room, unit), max(items, 1))
+    budget = RowBudget(rows, _whole(most[0], PIECE), streams)
+    return pack_rows([*laid, *[laid[0]] * (rows - len(laid))], budget, self.hosts)
 
   def _write(
     self,
@@ -160,105 +192,112 @@ class Omni:
     rules: Grammar,
     settings: dict[str, Any],
     key_B: jax.Array,
-  ) -> list[list[Part]]:
-    """The replies of one batch of prompts, sounds still as codes."""
-    batch = self._rows(laid, len(key_B))
-    bias, codec, image = (
-      self._buffers['router_bias'],
-      self._buffers['codec'],
-      self.omni.media.image,
-    )
-    encoded: Encoded = self._encode(codec['params'], self._codebooks, batch)
-    sampling = Sampling(*(jnp.float32(settings[name]) for name in Sampling._fields))
-    most = max(1, settings['max_new'] // POSITIONS_PER_IMAGE)
-    slots = (
-      batch.token_BL.shape[1] + settings['max_new'] + most * (2 * image.patches + 1)
-    )
-    rows = self._prefill(
-      self.params, bias, batch, encoded, key_B, room=Room(slots, settings['max_new'])
-    )
-    pictures: list[list[np.ndarray]] = [[] for _ in key_B]
+  ) -> list[list[str | Written]]:
+    """Returns the replies of one batch of prompts, codes not yet decoded."""
+    batch = self._encode_streams(self.frozen, self._rows(laid, len(key_B)))
+    bias_IE = self._buffers['router_bias']
+    values = [jnp.float32(settings[name]) for name in Sampling._fields]
+    sampling = Sampling(*values)
+    most = most_blocks(settings['max_new'])
+    new_slots = reply_slots(self.model_config, settings['max_new'])
+    slots = batch.token_BL.shape[1] + new_slots
+    room = Room(slots, settings['max_new'])
+    rows = self._prefill(self.params, bias_IE, batch, key_B, room=room)
+    blocks: list[list[Written]] = [[] for _ in key_B]
+    block_M = np.asarray(rules.block_M)
+    names = {number: name for name, number in self.hosts.numbers.items()}
     while True:
-      rows = self._decode(self.params, bias, rows, rules, sampling)
-      drawing = np.flatnonzero(np.asarray(rows.mode_B) == Mode.DRAW)
-      if not len(drawing) or max(len(pictures[row]) for row in drawing) == most:
+      rows = self._decode(self.params, bias_IE, rows, rules, sampling)
+      waits_B = block_M[np.asarray(rows.mode_B)]
+      waiting = np.flatnonzero(waits_B)
+      if not len(waiting) or max(len(blocks[row]) for row in waiting) == most:
         break
-      rows, pixels_Bhwc = self._draw(
-        self.params, bias, rows, rules, sampling, steps=settings['dit_steps']
-      )
-      for row in drawing:
-        pictures[row].append(np.asarray(pixels_Bhwc[row]))
+      medium = names[int(waits_B[waiting[0]])]
+      run = (self.params, bias_IE, rows, rules, sampling)
+      rows, block = self._block(*run, medium=medium, steps=settings['dit_steps'])
+      for row in np.flatnonzero(waits_B == self.hosts.numbers[medium]):
+        form = tuple(int(size) for size in block.form_B3[row])
+        pieces = np.asarray(block.value_BM[row])[: int(np.prod(form))]
+        blocks[row].append(Written(medium, pieces, form))
+    tokens = np.asarray(rows.token_BO).tolist()
+    pieces = {name: np.asarray(array) for name, array in rows.piece_BO.items()}
     return [
-      parts_of(tokens, codes, drawn, self.tokenizer, image.patch)
-      for tokens, codes, drawn in zip(
-        np.asarray(rows.token_BO).tolist(),
-        np.asarray(rows.code_BOJ),
-        pictures,
-        strict=True,
+      items_of(
+        tokens[row],
+        {name: array[row] for name, array in pieces.items()},
+        blocks[row],
+        self.hosts,
       )
+      for row in range(len(key_B))
     ]
 
-  def codec_encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Waves -> codes (frames, codebooks) of the speech codec."""
-    audio, codec, codes = self.omni.media.audio, self._buffers['codec'], []
-    for first in range(0, len(waves), BATCH):
-      piece = waves[first : first + BATCH]
-      frames = [frames_of(wave, audio) for wave in piece]
-      padded = np.zeros((BATCH, _whole_pieces(max(frames)), audio.frame), np.float32)
-      for row, wave in zip(padded, piece, strict=False):
-        row.reshape(-1)[: len(wave)] = wave
-      made = self._codes(
-        codec['params'], self._codebooks, padded, np.ones(padded.shape[:2], np.int32)
-      )
-      codes += [code[:n] for code, n in zip(np.asarray(made), frames, strict=False)]
+  def encode_payloads(self, name: str, payloads: Sequence[Any]) -> list[np.ndarray]:
+    """Returns the codes (pieces, …) of payloads.
+
+    Args:
+      name: of an autoencoder.
+    """
+    medium, _ = self.model_config.tables.autoencoders()[name]
+    host, codes = self.hosts[medium], []
+    for first in range(0, len(payloads), BATCH):
+      items = []
+      for payload in payloads[first : first + BATCH]:
+        span = Span(medium, payload=payload)
+        host.form(span)  # refuses what does not fit
+        items.append(host.pieces(span)[0])
+      value_NM, item_NM = _padded(items, BATCH)
+      made = np.asarray(self._encode(name, self.frozen[name], value_NM, item_NM))
+      codes += [code[: len(item)] for code, item in zip(made, items, strict=False)]
     return codes
 
-  def codec_decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Codes (frames, codebooks) -> waves of whole frames. The codec is causal: padding behind a clip is harmless."""
-    audio, codec, waves = self.omni.media.audio, self._buffers['codec'], []
+  def decode_items(self, name: str, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the pieces of items given as codes (pieces, …); padding behind an item is harmless."""
+    pieces = []
     for first in range(0, len(codes), BATCH):
-      piece = codes[first : first + BATCH]
-      padded = np.zeros(
-        (BATCH, _whole_pieces(max(map(len, piece))), self.omni.codec.codebooks),
-        np.int32,
-      )
-      for row, code in zip(padded, piece, strict=False):
-        row[: len(code)] = code
-      made = np.asarray(self._speak(codec['params'], self._codebooks, padded))
-      waves += [
-        wave[: len(code) * audio.frame] for wave, code in zip(made, piece, strict=False)
-      ]
-    return waves
+      items = list(codes[first : first + BATCH])
+      code_NM, _ = _padded(items, BATCH)
+      made = np.asarray(self._decode_codes(name, self.frozen[name], code_NM))
+      pieces += [value[: len(item)] for value, item in zip(made, items, strict=False)]
+    return pieces
+
+  def decode_payloads(self, name: str, codes: Sequence[np.ndarray]) -> list[Any]:
+    """Returns the payloads of items given as codes: the inverse of `encode_payloads`."""
+    medium, _ = self.model_config.tables.autoencoders()[name]
+    host = self.hosts[medium]
+    pieces = self.decode_items(name, codes)
+    return [host.joined(each, host.form_of((), len(each))) for each in pieces]
 
   def loss(self, examples: Sequence[Example]) -> dict[str, float]:
-    """Mean loss of each head on examples with answers (nats per token, squared error, nats per frame)."""
-    lay = lambda x: lay_out(
-      interleave(x, self.tokenizer),
-      self.tokenizer,
-      self.omni.media,
-      str(x.get('id', '')),
-    )
-    laid = [lay(example) for example in examples]
+    """Returns the mean loss of each head on examples with answers (nats, squared error, nats per piece)."""
+    laid = []
+    for example in examples:
+      name = str(example.get('id', ''))
+      laid.append(lay_out(interleave(example, self.hosts), self.hosts, name))
     totals: dict[str, np.ndarray] = {}
     whole = len(laid) // BATCH * BATCH
-    for piece in [laid[i : i + BATCH] for i in range(0, whole, BATCH)] + [
-      [x] for x in laid[whole:]
-    ]:
+    pieces = [laid[i : i + BATCH] for i in range(0, whole, BATCH)]
+    for piece in pieces + [[x] for x in laid[whole:]]:
+      batch = self._rows(piece, len(piece))
       with jax.set_mesh(self._mesh):
-        heads, _ = self._losses(
-          self.params, self._buffers, self._rows(piece, len(piece)), jax.random.key(0)
-        )
-      for name, head in heads.items():
-        totals[name] = totals.get(name, np.zeros(2)) + np.array(
-          [head.total, head.weight]
-        )
-    return {
-      name: float(total / weight) for name, (total, weight) in totals.items() if weight
-    }
+        losses = self._losses(self.params, self._buffers, batch, jax.random.key(0))
+      for name, head in losses.heads.items():
+        sums = np.array([head.total, head.weight])
+        totals[name] = totals.get(name, np.zeros(2)) + sums
+    return {name: float(total / n) for name, (total, n) in totals.items() if n}
 
 
-def _whole_pieces(n: int) -> int:
-  return -(-n // PIECE) * PIECE
+def _whole(n: int, unit: int) -> int:
+  """Returns n rounded up to a multiple of `unit`, at least one."""
+  return max(1, -(-n // unit)) * unit
+
+
+def _padded(items: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns items (M, …), one a row, padded to one length, and 1 for every piece: each row is one item."""
+  longest = _whole(max(map(len, items)), PIECE)
+  value_NM = np.zeros((rows, longest, *items[0].shape[1:]), items[0].dtype)
+  for row, item in zip(value_NM, items, strict=False):
+    row[: len(item)] = item
+  return value_NM, np.ones((rows, longest), np.int32)
 
 
 def load(
@@ -266,21 +305,18 @@ def load(
   step: int | None = None,
   weights: str = 'average',
   mesh: Mapping[str, int] | None = None,
-) -> Omni:
+  tables: Tables = TABLES,
+) -> TrainedModel:
   """Restores a run's parameters and buffers.
 
   Args:
     weights: 'average' (of the parameters, where the run keeps one) or 'raw'.
     mesh: sizes of the axes over which the parameters are then split, as `config.mesh` of a run; None for one device.
+    tables: of the media that the run may have.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
-  config, model, found = restore_run(workdir, step, weights)
-  return Omni(
-    config,
-    found,
-    model['params'],
-    model['buffers'],
-    None if mesh is None else sharding.make_mesh(mesh),
-  )
+  config, model, found = restore_run(workdir, step, weights, tables)
+  devices = None if mesh is None else sharding.make_mesh(mesh)
+  return TrainedModel(config, found, model['params'], model['buffers'], devices, tables)

@@ -1,94 +1,107 @@
-"""What was written -> parts: text, pictures and sounds in the order in which the model wrote them."""
+"""What was written -> parts: text and media in the order in which the model wrote them."""
 
-import base64
-from collections.abc import Callable, Sequence
-import dataclasses
-import html
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.media import png_bytes, wav_bytes
+from omni_jax.modalities.contract import Part
+from omni_jax.modalities.hosts import Hosts, TEXT
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A piece of a reply; in a notebook it shows itself as text, picture or player.
+class Written(NamedTuple):
+  """One item as the model wrote it, not yet a payload.
 
   Attributes:
-    type: 'text', 'image' or 'audio'; of the fields below those of that type are there.
-    pixels: float32 in [0, 1], shape (height, width, channels).
-    wave: float32 in [-1, 1], shape (samples,), at `rate` samples per second.
+    pieces: (M, …) as the host has them, or as codes.
+    form: (time, height, width).
   """
 
-  type: str
-  text: str | None = None
-  pixels: np.ndarray | None = None
-  wave: np.ndarray | None = None
-  rate: int | None = None
-
-  def _repr_html_(self) -> str:
-    if self.type == 'text':
-      return f'<p>{html.escape(self.text)}</p>'
-    if self.type == 'image':
-      data = base64.b64encode(png_bytes(self.pixels)).decode()
-      return f'<img style="image-rendering:pixelated;min-width:8em" src="data:image/png;base64,{data}">'
-    data = base64.b64encode(wav_bytes(self.wave, self.rate)).decode()
-    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+  medium: str
+  pieces: np.ndarray
+  form: tuple[int, int, int]
 
 
-def parts_of(
+def items_of(
   tokens: Sequence[int],
-  code_OJ: np.ndarray,
-  pictures: Sequence[np.ndarray],
-  tokenizer: Tokenizer,
-  patch: int,
-) -> list[Part]:
-  """One reply. Sounds still hold their codes, shape (frames, J), in `wave`: `with_sound` decodes them together.
+  pieces: Mapping[str, np.ndarray],
+  blocks: Sequence[Written],
+  hosts: Hosts,
+) -> list[str | Written]:
+  """Returns one reply in order: texts, and media as they were written.
 
   Args:
     tokens: ids as written, 0 after the end.
-    code_OJ: codes at every id; those of `<frame>` count.
-    pictures: drawn images of full size, in order.
+    pieces: by medium that is written one piece at a time, (ids, …): those count whose id announces a piece.
+    blocks: items that were written as a block, in order.
   """
-  parts: list[Part] = []
+  tokenizer = hosts.tokenizer
+  announced = {hosts[name].writing().piece: name for name in pieces}
+  sizes = _last_sizes(hosts)
+  items: list[str | Written] = []
   text: list[int] = []
-  frames: list[np.ndarray] = []
-  sizes: list[int] = []
-  left = list(pictures)
-  for token, code_J in zip([*tokens, 0], [*code_OJ, None], strict=True):
-    name = tokenizer.name(token)
-    if name is None:
+  run: list[np.ndarray] = []  # pieces of the item that is being written
+  name_of_run = ''
+  left = list(blocks)
+  said: list[int] = []  # ids since the last opening, for media whose sizes are said
+  for at, token in enumerate([*tokens, 0]):
+    if tokenizer.name(token) is None:
       text.append(token)
       continue
     if text:
-      parts.append(Part('text', text=tokenizer.decode(tuple(text))))
+      items.append(tokenizer.decode(tuple(text)))
       text = []
-    if name == 'frame':
-      frames.append(code_J)
-    elif frames:
-      parts.append(Part('audio', wave=np.stack(frames)))
-      frames = []
-    sizes = sizes + [int(name[5:]) * patch] if name.startswith('size:') else []
-    if len(sizes) == 2 and left:
-      parts.append(Part('image', pixels=left.pop(0)[: sizes[0], : sizes[1]]))
-  return parts
+    if token in announced:
+      name_of_run = announced[token]
+      run.append(pieces[name_of_run][at])
+      continue
+    if run:
+      form = hosts[name_of_run].form_of((), len(run))
+      items.append(Written(name_of_run, np.stack(run), form))
+      run = []
+    said = [token] if token in sizes else [*said, token]
+    if left and said and len(said) == sizes.get(said[0], 0):
+      items.append(left.pop(0))
+  return items
 
 
-def with_sound(
-  replies: list[list[Part]], decode: Callable[[list[np.ndarray]], list[Any]], rate: int
+def _last_sizes(hosts: Hosts) -> dict[int, int]:
+  """Returns the id that opens a medium written as a block -> ids of its opening."""
+  found = {}
+  for name in hosts:
+    writing = hosts[name].writing() if name != TEXT else None
+    if writing is not None and writing.piece is None:
+      for token in writing.opening[0]:
+        found[token] = len(writing.opening)
+  return found
+
+
+def parts_of(
+  replies: Sequence[Sequence[str | Written]],
+  decode: Mapping[str, Callable[[list[np.ndarray]], list[np.ndarray]]],
+  hosts: Hosts,
 ) -> list[list[Part]]:
-  """Codes of all sounds -> waves, by one call of `decode` for all of them."""
-  waves = iter(
-    decode([part.wave for parts in replies for part in parts if part.type == 'audio'])
-  )
-  return [
-    [
-      dataclasses.replace(part, wave=next(waves), rate=rate)
-      if part.type == 'audio'
-      else part
-      for part in parts
+  """Returns replies as parts.
+
+  Args:
+    decode: by medium that is written as codes, codes of many items -> their pieces.
+  """
+  decoded: dict[str, list[np.ndarray]] = {}
+  for medium, function in decode.items():
+    mine = [
+      item.pieces for reply in replies for item in reply if _is_of(item, medium)
     ]
-    for parts in replies
-  ]
+    decoded[medium] = function(mine)[::-1] if mine else []
+
+  def part(item: str | Written) -> Part:
+    if isinstance(item, str):
+      return hosts[TEXT].part(item)
+    host = hosts[item.medium]
+    pieces = decoded[item.medium].pop() if item.medium in decoded else item.pieces
+    return host.part(host.joined(pieces, item.form))
+
+  return [[part(item) for item in reply] for reply in replies]
+
+
+def _is_of(item: Any, medium: str) -> bool:
+  return isinstance(item, Written) and item.medium == medium

@@ -1,151 +1,35 @@
-"""Augmentation of media that are only read, on the fly: images are moved a little, speech said a little differently.
-
-What the model is to draw or say stays as it is.
-"""
+"""Augmentation of media that are only read, on the fly. What the model is to write stays as it is."""
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-TONES = 5
-WINDOW_SECONDS = 0.04  # of the pieces that a stretched wave is made of
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.sequence.example import Example
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-  """How much; 0 switches a change off. Each is drawn evenly between -value and +value, for each medium anew.
+def augmented(
+  example: Example, changes: Mapping[str, Any], hosts: Hosts, rng: np.random.Generator
+) -> Example:
+  """Returns the example with what users show changed at random; plain examples stay as they are.
 
-  Attributes:
-    turn: radians. scale: share of the size, for height and width. shear: columns a row. shift: share of the height.
-    speed: share of the tempo, as a tape runs: the pitch goes with it (Ko et al. 2015). pitch: share of the frequency,
-      the tempo stays. gain: decibels, of the whole. tone: decibels, of TONES bands that flow into each other: rooms and
-      microphones differ so.
-    noise: loudest white noise, full scale is 1; quieter down to a hundredth of it. delay: seconds of silence before.
+  Args:
+    changes: by medium, how much it changes (see the medium's `augment.py`).
   """
 
-  turn: float = 0.2
-  scale: float = 0.12
-  shear: float = 0.15
-  shift: float = 0.075
-  speed: float = 0.11
-  pitch: float = 0.0
-  gain: float = 3.0
-  tone: float = 0.0
-  noise: float = 0.01
-  delay: float = 0.05
-
-  def __call__(
-    self, example: Mapping[str, Any], rng: np.random.Generator, *, rate: int, limit: int
-  ) -> Mapping[str, Any]:
-    """The example with what users show or say changed; plain examples stay as they are.
-
-    Args:
-      rate: samples per second. limit: most samples of a wave.
-    """
-
-    def changed(part: Mapping[str, Any]) -> Mapping[str, Any]:
-      if part['type'] == 'image':
-        return {**part, 'pixels': moved(part['pixels'], self, rng)}
-      if part['type'] == 'audio':
-        return {**part, 'wave': said(part['wave'], self, rng, rate=rate, limit=limit)}
+  def changed(part: dict[str, Any]) -> dict[str, Any]:
+    if part['type'] not in changes:
       return part
+    host = hosts[part['type']]
+    payload = host.augmented(part[host.key], changes[host.name], rng)
+    return {**part, host.key: payload}
 
-    if 'messages' not in example:
-      return example
-    return {
-      **example,
-      'messages': [
-        {**m, 'content': [changed(part) for part in m['content']]}
-        if m['role'] == 'user'
-        else m
-        for m in example['messages']
-      ],
-    }
+  def of_message(message: dict[str, Any]) -> dict[str, Any]:
+    if message['role'] != 'user':
+      return message
+    return {**message, 'content': [changed(part) for part in message['content']]}
 
-
-def moved(pixels_hwc: np.ndarray, c: Augment, rng: np.random.Generator) -> np.ndarray:
-  """A turned, scaled, sheared and shifted copy, the same for every channel; what comes in from outside is 0."""
-  angle, size = rng.uniform(-c.turn, c.turn), rng.uniform(1 - c.scale, 1 + c.scale, 2)
-  shear = rng.uniform(-c.shear, c.shear)
-  turn = np.array(
-    [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-  ) @ np.array([[1, shear], [0, 1]])
-  matrix = turn / size
-  centre = (np.array(pixels_hwc.shape[:2]) - 1) / 2
-  offset = centre - matrix @ (
-    centre + c.shift * len(pixels_hwc) * rng.uniform(-1, 1, 2)
-  )
-  channels = [
-    ndimage.affine_transform(channel, matrix, offset, order=1)
-    for channel in np.moveaxis(pixels_hwc, -1, 0)
-  ]
-  return np.clip(np.stack(channels, axis=-1), 0, 1, dtype=np.float32)
-
-
-def said(
-  wave_S: np.ndarray, c: Augment, rng: np.random.Generator, *, rate: int, limit: int
-) -> np.ndarray:
-  """A faster or slower, higher or lower, louder or softer, later and noisier copy of at most `limit` samples."""
-  speed, pitch = 1 + rng.uniform(-c.speed, c.speed), 1 + rng.uniform(-c.pitch, c.pitch)
-  speed = max(speed, len(wave_S) / limit)
-  wave_S = stretched(
-    resampled(wave_S, speed * pitch), pitch, window=round(WINDOW_SECONDS * rate)
-  )[:limit]
-  late = min(int(rng.uniform(0, c.delay) * rate), limit - len(wave_S))
-  wave_S = np.pad(wave_S, (late, 0)) * 10 ** (rng.uniform(-c.gain, c.gain) / 20)
-  wave_S = coloured(wave_S, rng.uniform(-c.tone, c.tone, TONES)) if c.tone else wave_S
-  wave_S = wave_S / max(1.0, np.abs(wave_S).max())
-  noise = rng.standard_normal(len(wave_S)) * c.noise * 10 ** rng.uniform(-2, 0)
-  return np.clip(wave_S + noise, -1, 1).astype(np.float32)
-
-
-def coloured(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
-  """Each of n frequencies, evenly spread from 0 to half the rate, louder by as much; those between them in between."""
-  spectrum = np.fft.rfft(wave_S, n := 1 << (len(wave_S) - 1).bit_length())
-  at = np.linspace(0, len(decibels_n) - 1, len(spectrum))
-  curve = 10 ** (np.interp(at, np.arange(len(decibels_n)), decibels_n) / 20)
-  return np.fft.irfft(spectrum * curve, n)[: len(wave_S)]
-
-
-def resampled(wave_S: np.ndarray, factor: float) -> np.ndarray:
-  """Read `factor` times faster: shorter and higher; linear interpolation."""
-  samples = max(1, round(len(wave_S) / factor))
-  return np.interp(
-    np.linspace(0, len(wave_S) - 1, samples), np.arange(len(wave_S)), wave_S
-  )
-
-
-def stretched(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
-  """`factor` times as long at the same pitch: overlapping pieces, each put where it fits its neighbour best.
-
-  WSOLA (Verhelst and Roelands 1993): a piece starts within a quarter of a window of where it should, where it
-  correlates most with the natural continuation of the piece before.
-  """
-  hop, search = window // 2, window // 4
-  samples = max(1, round(len(wave_S) * factor))
-  if len(wave_S) < window + 2 * search or abs(factor - 1) < 1e-3:
-    return (
-      wave_S[:samples] if factor <= 1 else np.pad(wave_S, (0, samples - len(wave_S)))
-    )
-  pieces = -(-samples // hop) + 1
-  padded = np.pad(wave_S, (search, window + hop + search))
-  ramp = np.hanning(window + 1)[:window]
-  out = np.zeros(pieces * hop + window)
-  start = search  # of the last piece, in `padded`
-  out[:window] = padded[start : start + window] * ramp
-  last = len(padded) - window - hop
-  for k in range(1, pieces):
-    follows = padded[start + hop : start + hop + window]
-    ideal = min(search + round(k * hop / factor), last - search)
-    fits = np.correlate(
-      padded[ideal - search : ideal + search + window], follows, mode='valid'
-    )
-    start = ideal - search + int(fits.argmax())
-    out[k * hop : k * hop + window] += padded[start : start + window] * ramp
-  out[:hop] += padded[search : search + hop] * (
-    1 - ramp[:hop]
-  )  # the first piece has no neighbour to fade in over
-  return out[:samples]
+  if 'messages' not in example:
+    return example
+  return {**example, 'messages': [of_message(each) for each in example['messages']]}

@@ -4,37 +4,21 @@ from collections.abc import Callable, Mapping, Sequence
 import operator
 from typing import Any, NamedTuple, SupportsIndex
 
-from omni_jax.sequence.media import BadRecord, decode_audio, decode_image
-from omni_jax.types import MediaConfig
+from omni_jax.errors import BadRecord
+from omni_jax.modalities.hosts import Hosts, HOSTS, TEXT
 
 ROLES = ('user', 'assistant')
 MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
-# Optional keys of a medium: what it shows or says, who speaks. The model never sees them; judges are fitted to them.
-LABELS: Mapping[str, tuple[str, ...]] = {
-  'image': ('label',),
-  'audio': ('label', 'voice'),
-}
-
-# Optional bytes beside a medium in a record: of its data, and what a codec makes of it.
-RECORD_KEYS: Mapping[str, tuple[str, ...]] = {
-  'image': ('digest',),
-  'audio': ('digest', 'codes'),
-}
+MEDIA = {name: host for name, (_, host) in HOSTS.items() if name != TEXT}
 
 Example = dict[str, Any]
 Part = dict[str, Any]
 
-# How each medium goes from bytes to the part that an example holds.
-DECODE: Mapping[str, Callable[[bytes, MediaConfig], Part]] = {
-  'image': lambda data, media: {
-    'type': 'image',
-    'pixels': decode_image(data, media.image),
-  },
-  'audio': lambda data, media: {
-    'type': 'audio',
-    'wave': decode_audio(data, media.audio),
-  },
-}
+
+def decoded_part(kind: str, data: bytes, hosts: Hosts) -> Part:
+  """Returns the part that an example holds of an encoded medium. Raises BadRecord."""
+  host = hosts.of_part(kind)
+  return {'type': kind, host.key: host.decode(data)}
 
 
 def check_path(path: Any) -> str:
@@ -78,14 +62,18 @@ class Keys(NamedTuple):
 
 EXAMPLE_KEYS = Keys.of(optional=('messages', 'content', 'id', 'meta'))
 MESSAGE_KEYS = Keys.of('role', 'content', optional=MESSAGE_STRINGS)
-PART_KEYS = {
-  where: {'text': Keys.of('type', 'text')}
-  | {
-    kind: Keys.of('type', where, optional=labels + beside.get(kind, ()))
-    for kind, labels in LABELS.items()
-  }
-  for where, beside in (('path', {}), ('data', RECORD_KEYS))
-}
+
+
+def _part_keys(where: str) -> dict[str, Keys]:
+  """Returns the keys of a part by its type, where media are under the key `where`."""
+  keys = {TEXT: Keys.of('type', 'text')}
+  for name, host in MEDIA.items():
+    beside = host.record_keys if where == 'data' else ()
+    keys[name] = Keys.of('type', where, optional=host.labels + beside)
+  return keys
+
+
+PART_KEYS = {where: _part_keys(where) for where in MEDIA_KEYS}
 
 Where = tuple[
   str | int, ...
@@ -162,16 +150,16 @@ def _check_part(raw: Any, where: Where, media_key: str) -> Part:
   kind = raw.get('type') if isinstance(raw, dict) else None
   if not isinstance(kind, str) or kind not in PART_KEYS[media_key]:
     raise BadRecord(
-      f'{_words(where)}: type {kind!r} is none of text, {", ".join(DECODE)}'
+      f'{_words(where)}: type {kind!r} is none of text, {", ".join(MEDIA)}'
     )
   _check_keys(raw, where, PART_KEYS[media_key][kind])
   if kind == 'text':
     return {'type': 'text', 'text': _check_text(raw['text'], where, 'text')}
   labels = {
-    key: _check_text(raw[key], where, key) for key in LABELS[kind] if key in raw
+    key: _check_text(raw[key], where, key) for key in MEDIA[kind].labels if key in raw
   }
   try:
-    beside = {key: check_data(raw[key]) for key in RECORD_KEYS[kind] if key in raw}
+    beside = {key: check_data(raw[key]) for key in MEDIA[kind].record_keys if key in raw}
     return {
       'type': kind,
       media_key: MEDIA_KEYS[media_key](raw[media_key]),
@@ -236,7 +224,7 @@ def map_media(example: Example, change: Callable[[Part], Part]) -> Example:
 
 def labels_of(part: Part) -> dict[str, str]:
   """The label of a medium and its voice, as far as they are known."""
-  return {key: part[key] for key in LABELS[part['type']] if key in part}
+  return {key: part[key] for key in MEDIA[part['type']].labels if key in part}
 
 
 def parts_of(example: Example) -> list[Part]:
@@ -254,11 +242,11 @@ class Stored(Sequence):
   A subclass has `__len__` and `encoded`, and `decode` where a medium is not under 'data'.
 
   Attributes:
-    media: what media are decoded to.
+    hosts: what media are decoded by.
     path: how messages call the data.
   """
 
-  media: MediaConfig
+  hosts: Hosts
   path: Any
 
   def encoded(self, index: SupportsIndex) -> Example:
@@ -271,7 +259,7 @@ class Stored(Sequence):
 
   def decode(self, part: Part) -> Part:
     """A medium as an array of the run's size."""
-    return DECODE[part['type']](part['data'], self.media)
+    return decoded_part(part['type'], part['data'], self.hosts)
 
   def __getitem__(self, index: SupportsIndex) -> Example:
     example = self.undecoded(index)

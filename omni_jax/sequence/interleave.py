@@ -1,144 +1,119 @@
-"""Examples in the chat form <-> spans, by Whisper's grammar; the host table of modalities."""
+"""Examples in the chat form <-> spans, by Whisper's grammar."""
 
 from collections.abc import Sequence
 import functools
 from typing import Any
 
-from omni_jax.errors import UserError
-from omni_jax.modalities.audio import host as audio
-from omni_jax.modalities.image import host as image
-from omni_jax.modalities.text import host as text
+from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sequence.example import Example
-from omni_jax.types import Modality, Span
+from omni_jax.types import Span
 
-HOSTS = {Modality.TEXT: text, Modality.IMAGE: image, Modality.AUDIO: audio}
-CONTROLS = {
-  'language': 'lang',
-  'task': 'task',
-  'voice': 'voice',
-}  # key of a message -> kind of its token
+# Key of a message -> kind of its token.
+CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}
 
 
-def interleave(example: Example, tokenizer: Tokenizer) -> list[Span]:
-  """An example with decoded media -> its spans.
+def interleave(example: Example, hosts: Hosts) -> list[Span]:
+  """Returns the spans of an example with decoded media.
 
   Chat form: `<bos> (<user> content | <sot> <lang> <task> <voice> content <eot>)*`, where loss falls on what follows
   an assistant's control tokens. Plain form: `<bos> content <eot>`, loss on everything after `<bos>`; a plain example
   that is `open` was cut from something that goes on, and has no `<eot>`.
   """
+  tokenizer = hosts.tokenizer
   spans = [_special(tokenizer, 'bos')]
+  end = _special(tokenizer, 'eot', written=True)
   if 'content' in example:
-    spans += _content(example['content'], tokenizer, written=True)
-    return _joined(
-      spans
-      if example.get('open')
-      else [*spans, _special(tokenizer, 'eot', written=True)]
-    )
+    spans += _content(example['content'], hosts, written=True)
+    return _joined(spans if example.get('open') else [*spans, end])
   for message in example['messages']:
     if message['role'] == 'user':
-      spans += [
-        _special(tokenizer, 'user'),
-        *_content(message['content'], tokenizer, written=False),
-      ]
+      spans.append(_special(tokenizer, 'user'))
+      spans += _content(message['content'], hosts, written=False)
     else:
-      spans += [
-        _special(tokenizer, *_controls(message)),
-        *_content(message['content'], tokenizer, written=True),
-        _special(tokenizer, 'eot', written=True),
-      ]
+      spans.append(_special(tokenizer, *_controls(message)))
+      spans += _content(message['content'], hosts, written=True)
+      spans.append(end)
   return _joined(spans)
 
 
-def prompt_spans(example: Example, tokenizer: Tokenizer) -> list[Span]:
-  """The spans up to where the assistant begins to write: the last message is an assistant's, its content empty."""
+def prompt_spans(example: Example, hosts: Hosts) -> list[Span]:
+  """Returns the spans up to where the assistant begins to write: the last message is an assistant's and empty."""
   *earlier, last = example['messages']
   assert last['role'] == 'assistant' and not last['content'], last
-  spans = interleave({'messages': earlier}, tokenizer) + [
-    _special(tokenizer, *_controls(last))
-  ]
-  return _joined(spans)
+  spans = interleave({'messages': earlier}, hosts)
+  return _joined([*spans, _special(hosts.tokenizer, *_controls(last))])
 
 
-def parse(spans: Sequence[Span], tokenizer: Tokenizer) -> Example:
-  """The inverse of `interleave`."""
-  special = tokenizer.special
+def parse(spans: Sequence[Span], hosts: Hosts) -> Example:
+  """Returns the example of spans: the inverse of `interleave`."""
+  tokenizer = hosts.tokenizer
   messages: list[dict[str, Any]] = []
   plain: list[dict[str, Any]] = []
   content = plain
   kinds = {kind: key for key, kind in CONTROLS.items()}
   for span in spans:
-    if span.modality != Modality.TEXT:
-      content.append(
-        {'type': 'image', 'pixels': span.pixels}
-        if span.modality == Modality.IMAGE
-        else {'type': 'audio', 'wave': span.wave}
-      )
+    if span.medium != TEXT:
+      content.append({'type': span.medium, hosts[span.medium].key: span.payload})
       continue
     run: list[int] = []
-    for token in span.tokens + (special('pad'),):
+    for token in (*span.tokens, tokenizer.special('pad')):
       name = tokenizer.name(token)
       if name is None:
         run.append(token)
         continue
       if run:
-        content.append({'type': 'text', 'text': tokenizer.decode(tuple(run))})
+        content.append({'type': TEXT, 'text': tokenizer.decode(tuple(run))})
         run = []
       if name in ('user', 'sot'):
         content = []
-        messages.append(
-          {'role': 'user' if name == 'user' else 'assistant', 'content': content}
-        )
-      elif name.partition(':')[0] in kinds:
-        kind, _, value = name.partition(':')
+        role = 'user' if name == 'user' else 'assistant'
+        messages.append({'role': role, 'content': content})
+        continue
+      kind, _, value = name.partition(':')
+      if kind in kinds:
         messages[-1][kinds[kind]] = value
   return {'messages': messages} if messages else {'content': plain}
 
 
 def _controls(message: dict[str, Any]) -> list[str]:
-  return ['sot'] + [
-    f'{kind}:{message[key]}' for key, kind in CONTROLS.items() if message.get(key)
-  ]
+  names = ['sot']
+  for key, kind in CONTROLS.items():
+    if message.get(key):
+      names.append(f'{kind}:{message[key]}')
+  return names
 
 
 @functools.lru_cache(maxsize=1024)
 def _special(tokenizer: Tokenizer, *names: str, written: bool = False) -> Span:
-  return Span(
-    Modality.TEXT, written, tokens=tuple(tokenizer.special(name) for name in names)
-  )
+  return Span(TEXT, written, tokens=tuple(tokenizer.special(name) for name in names))
 
 
 def _content(
-  parts: Sequence[dict[str, Any]], tokenizer: Tokenizer, *, written: bool
+  parts: Sequence[dict[str, Any]], hosts: Hosts, *, written: bool
 ) -> list[Span]:
   spans = []
   for part in parts:
-    if part['type'] == 'text':
-      spans.append(Span(Modality.TEXT, written, tokens=tokenizer.encode(part['text'])))
-    elif part['type'] == 'image':
-      spans.append(Span(Modality.IMAGE, written, pixels=part['pixels']))
-    elif part['type'] == 'audio':
-      spans.append(
-        Span(Modality.AUDIO, written, wave=part['wave'], code=part.get('code'))
-      )
-    else:
-      raise UserError(
-        f'content of type {part["type"]!r} is unknown; it is one of text, image, audio'
-      )
+    kind = part['type']
+    if kind == TEXT:
+      tokens = hosts.tokenizer.encode(part['text'])
+      spans.append(Span(TEXT, written, tokens=tokens))
+      continue
+    payload = part[hosts.of_part(kind).key]
+    spans.append(Span(kind, written, payload=payload, stored=part.get('code')))
   return spans
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
-  """Neighbouring text spans of the same kind as one: fewer, longer pieces for the packer."""
+  """Returns neighbouring text spans of the same kind as one: fewer, longer pieces for the packer."""
   joined: list[Span] = []
   for span in spans:
+    if span.medium != TEXT:
+      joined.append(span)
+      continue
     last = joined[-1] if joined else None
-    if (
-      last
-      and last.modality == span.modality == Modality.TEXT
-      and last.written == span.written
-    ):
-      joined[-1] = Span(Modality.TEXT, span.written, tokens=last.tokens + span.tokens)
-    elif span.modality != Modality.TEXT or span.tokens:
+    if last and last.medium == TEXT and last.written == span.written:
+      joined[-1] = Span(TEXT, span.written, tokens=last.tokens + span.tokens)
+    elif span.tokens:
       joined.append(span)
   return joined

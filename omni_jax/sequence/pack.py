@@ -8,49 +8,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.host import frames_of
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.interleave import HOSTS
+from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.types import (
   Batch,
-  FIELDS,
+  ItemLayout,
   Layout,
-  MediaConfig,
-  Modality,
   NONE,
   RowBudget,
   Span,
+  Stream,
+  StreamSpec,
 )
 
-NOWHERE = np.zeros(0, np.int64)
-ITEM_MAPS = ('seen', 'drawn', 'heard', 'spoken')
-ROOM = (
-  'length',
-  'seen',
-  'drawn',
-  'heard_frames',
-  'spoken_frames',
-)  # of RowBudget, what an example takes of a row
-KINDS = {
-  (Modality.IMAGE, False): 'seen',
-  (Modality.IMAGE, True): 'drawn',
-  (Modality.AUDIO, False): 'heard',
-  (Modality.AUDIO, True): 'spoken',
-}
 SHORT = 64  # ids of text in an example that is likely to have been seen before but for its media
 
 
-class Laid(NamedTuple):
-  """One example laid out: its positions (maps point into its own media) and its media."""
+class Item(NamedTuple):
+  """One item of an example: its layout relative to the example, and the number of its stream."""
+
+  stream: int
+  layout: ItemLayout
+  pieces: int
+
+
+class Positions(NamedTuple):
+  """The part of `Laid` that is the same for all examples of one form."""
 
   layout: Layout  # its offsets are positions
-  draw_at_NP: np.ndarray  # position of each query of each drawn image, or NONE
-  speak_at_R: np.ndarray  # position before each spoken frame
-  needs: np.ndarray  # of everything in ROOM
-  seen: list[np.ndarray]
-  drawn: list[np.ndarray]
-  heard: list[np.ndarray]  # samples, or codes (frames, codebooks)
-  spoken: list[np.ndarray]
+  items: tuple[Item, ...]
+  needs: np.ndarray  # of everything in `room_of`
+
+
+class Laid(NamedTuple):
+  """One example laid out: its positions, the pieces of its items, and its name as a number."""
+
+  layout: Layout
+  items: tuple[Item, ...]
+  needs: np.ndarray
+  values: list[np.ndarray]  # by item, its pieces
   key: int
 
   @property
@@ -58,251 +53,281 @@ class Laid(NamedTuple):
     return len(self.layout.offset_n3)
 
 
-def lay_out(
-  spans: Sequence[Span], tokenizer: Tokenizer, media: MediaConfig, example_id: str = ''
-) -> Laid:
-  """Spans of one example -> positions. A span starts at the largest coordinate before it plus one."""
-  items: dict[str, list[np.ndarray]] = {name: [] for name in ITEM_MAPS}
-  forms, ids = [], 0
+def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> Laid:
+  """Returns the positions of an example. A span starts at the largest coordinate before it plus one."""
+  values: list[np.ndarray] = []
+  forms = []
+  ids = 0
   for span in spans:
-    forms.append((span.modality, span.written, HOSTS[span.modality].form(span, media)))
+    host = hosts[span.medium]
+    forms.append((span.medium, span.written, host.form(span)))
     ids += len(span.tokens)
-    if span.modality != Modality.TEXT:
-      items[KINDS[span.modality, span.written]].append(
-        span.pixels
-        if span.modality == Modality.IMAGE
-        else _sound(span, media, example_id)
-      )
+    if span.medium != TEXT:
+      values += _values(span, hosts, example_id)
   positions = _positions if ids <= SHORT else _positions.__wrapped__
-  key = int.from_bytes(
-    hashlib.blake2s(example_id.encode(), digest_size=4).digest(), 'little'
-  )
-  return Laid(*positions(tuple(forms), tokenizer, media), **items, key=key)
+  digest = hashlib.blake2s(example_id.encode(), digest_size=4).digest()
+  key = int.from_bytes(digest, 'little')
+  return Laid(*positions(tuple(forms), hosts), values=values, key=key)
 
 
-def _sound(span: Span, media: MediaConfig, example_id: str) -> np.ndarray:
-  """What the batch carries of a sound.
+def _values(span: Span, hosts: Hosts, example_id: str) -> Sequence[np.ndarray]:
+  """Returns the pieces of a span's items: of its payload, or the codes that are stored in their place.
 
   Raises:
-    UserError: where it should be codes and there are none, or one that no codebook has: an index that leads out of a
-      table would be clamped in silence on the device.
+    UserError: where there should be codes and there are none, or one that no codebook has: an index that leads out
+      of a table would be clamped in silence on the device.
   """
-  if not (media.spoken_codes if span.written else media.heard_codes):
-    return span.wave
-  if span.code is None:
+  host = hosts[span.medium]
+  specs = {spec.written: spec for spec in host.streams()} if host.stored else {}
+  spec = specs.get(span.written)
+  if spec is None or not spec.entries:
+    return host.pieces(span)
+  codes = span.stored
+  if codes is None:
     raise UserError(
-      "config.data.codes='stored': a sound has no codes; convert its data with --codes=RUN, or take "
-      "config.data.codes='computed'"
+      f"config.data.codes='stored': a part of type {span.medium!r} has no codes; convert its data with --codes=RUN, "
+      "or take config.data.codes='computed'"
     )
-  largest = int(span.code.max(initial=0))
-  if largest >= media.entries or span.code.min(initial=0) < 0:
-    bad = largest if largest >= media.entries else int(span.code.min())
+  lowest, largest = int(codes.min(initial=0)), int(codes.max(initial=0))
+  if lowest < 0 or largest >= spec.entries:
+    bad = largest if largest >= spec.entries else lowest
     raise UserError(
-      f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the "
-      f'entries 0 to {media.entries - 1} (config.model.codec.entries={media.entries}); convert its data '
-      "again with --codes=RUN, or take config.data.codes='computed'"
+      f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the entries 0 to "
+      f'{spec.entries - 1} ({spec.name}: {spec.entries} entries by config.model); convert its data again with '
+      "--codes=RUN, or take config.data.codes='computed'"
     )
-  return span.code
-
-
-class _Positions(NamedTuple):
-  """The part of `Laid` that is the same for all examples of one form."""
-
-  layout: Layout
-  draw_at_NP: np.ndarray
-  speak_at_R: np.ndarray
-  needs: np.ndarray
+  return (codes,)
 
 
 @functools.lru_cache(maxsize=1024)
-def _positions(
-  forms: tuple[tuple[Modality, bool, Any], ...],
-  tokenizer: Tokenizer,
-  media: MediaConfig,
-) -> _Positions:
-  """Of spans given by modality, whether they are written, and what their host module calls their form."""
-  patches, used = media.image.patches, dict.fromkeys(ITEM_MAPS, 0)  # patches or frames
-  layouts, positions, shifts, start, at = [], [], [], 0.0, 0
-  for modality, written, form in forms:
-    made = HOSTS[modality].layout(form, written, tokenizer, media)
-    stop = at + len(made.offset_n3)
-    if kind := KINDS.get((modality, written)):
-      if used[kind]:  # a map's second item begins where its first ends
-        shifts += [
-          (field, at, stop, used[kind])
-          for field in (kind,) + (('query',) if kind == 'drawn' else ())
-        ]
-      used[kind] += patches if modality == Modality.IMAGE else form
-    positions.append(made.offset_n3 + np.float32(start))
-    start, at = start + made.end + 1, stop
-    layouts.append(made)
-  layout = Layout(
-    np.concatenate([made.ids_Fn for made in layouts], axis=1),
-    np.concatenate(positions),
-    start - 1,
+def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positions:
+  """Returns the positions of spans given by medium, whether they are written, and their form."""
+  numbers = {spec.name: k for k, spec in enumerate(hosts.streams)}
+  layouts: list[Layout] = []
+  offsets: list[np.ndarray] = []
+  items: list[Item] = []
+  start = 0.0
+  at = 0
+  for medium, written, form in forms:
+    layout = hosts[medium].layout(form, written)
+    for item in layout.items:
+      items.append(Item(numbers[item.stream], _moved(item, at), len(item.place_M3)))
+    offsets.append(layout.offset_n3 + np.float32(start))
+    start += layout.end + 1
+    at += len(layout.offset_n3)
+    layouts.append(layout)
+  ids_3n = np.concatenate([layout.ids_3n for layout in layouts], axis=1)
+  layout = Layout(ids_3n, np.concatenate(offsets), start - 1).frozen()
+  needs = np.zeros(1 + 2 * len(hosts.streams), np.int64)
+  needs[0] = at
+  for item in items:
+    needs[1 + 2 * item.stream] += item.pieces
+    needs[2 + 2 * item.stream] += 1
+  needs.flags.writeable = False
+  return Positions(layout, tuple(items), needs)
+
+
+def _moved(item: ItemLayout, by: int) -> ItemLayout:
+  """Returns an item's layout whose positions begin `by` later."""
+
+  def later(positions_M: np.ndarray | None) -> np.ndarray | None:
+    return None if positions_M is None else positions_M + by
+
+  return item._replace(
+    at_M=later(item.at_M), query_M=later(item.query_M), write_M=later(item.write_M)
   )
-  for field, begin, stop, shift in shifts:
-    _shift(layout.ids_Fn[FIELDS.index(field), begin:stop], shift)
-  draw_at = np.full((used['drawn'],), NONE, np.int32)
-  if used['drawn']:
-    (queries,) = np.nonzero(layout.query_n != NONE)
-    draw_at[layout.query_n[queries]] = queries
-  (frames_at,) = np.nonzero(layout.spoken_n != NONE) if used['spoken'] else (NOWHERE,)
-  needs = np.array(
-    [
-      at,
-      used['seen'] // patches,
-      used['drawn'] // patches,
-      used['heard'],
-      used['spoken'],
-    ]
-  )
-  made = _Positions(
-    layout.constant(),
-    draw_at.reshape(-1, patches),
-    (frames_at - 1).astype(np.int32),
-    needs,
-  )
-  for array in made[1:]:
-    array.flags.writeable = False
-  return made
 
 
-def _shift(map_n: np.ndarray, by: int) -> None:
-  """Adds to the entries of a map that are there, in place."""
-  np.add(map_n, by, out=map_n, where=map_n != NONE)
+def room_names(hosts: Hosts) -> list[str]:
+  """Returns what `room_of` counts, as messages call it."""
+  names = ['length']
+  for spec in hosts.streams:
+    names += [f'{spec.name} pieces', f'{spec.name} items']
+  return names
 
 
-def _room(budget: RowBudget) -> np.ndarray:
-  return np.array([getattr(budget, name) for name in ROOM])
+def room_of(budget: RowBudget, hosts: Hosts) -> np.ndarray:
+  """Returns the room of a row: positions, then pieces and items of each stream."""
+  room = [budget.length]
+  for spec in hosts.streams:
+    room += budget.streams.get(spec.name, (0, 0))
+  return np.array(room)
 
 
-def check_room(laid: Laid, budget: RowBudget) -> None:
+def check_budget(budget: RowBudget, hosts: Hosts) -> None:
+  """Refuses room for a stream that the run does not have, or for parts of a block of pieces.
+
+  Raises:
+    UserError: with the stream and what would fit.
+  """
+  specs = {spec.name: spec for spec in hosts.streams}
+  for name, (pieces, items) in budget.streams.items():
+    said = f'config.data.budget.streams.{name}=({pieces}, {items})'
+    if name not in specs:
+      raise UserError(f'{said}: this run has the streams {", ".join(specs) or "none"}')
+    block = specs[name].block
+    if block and pieces % block and pieces > block:
+      low = pieces // block * block
+      raise UserError(
+        f'{said}: pieces come in blocks of {block}; nearest: {low} or {low + block}'
+      )
+
+
+def starts_of(
+  laid: Laid, cursors: Sequence[int], room: Sequence[int], blocks: Sequence[int]
+) -> list[int] | None:
+  """Returns where the items of an example begin in their streams, or None if there is no room for all of them.
+
+  Args:
+    cursors: by stream, pieces that are taken.
+    room: by stream, pieces that there are.
+    blocks: by stream, see `StreamSpec.block`.
+  """
+  cursor = list(cursors)
+  starts = []
+  for item in laid.items:
+    start = cursor[item.stream]
+    block = blocks[item.stream]
+    if block and start % block + item.pieces > block:
+      start = (start // block + 1) * block
+    cursor[item.stream] = start + item.pieces
+    if cursor[item.stream] > room[item.stream]:
+      return None
+    starts.append(start)
+  return starts
+
+
+def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
   """Raises ValueError for an example that would not fit even an empty row."""
-  room = _room(budget)
-  if (laid.needs > room).any():
-    raise ValueError(
-      f'example needs ({", ".join(ROOM)}) = {laid.needs.tolist()}, a row has {room.tolist()}'
+  room = room_of(budget, hosts)
+  blocks = [spec.block for spec in hosts.streams]
+  fits = (laid.needs <= room).all()
+  if fits and starts_of(laid, [0] * len(blocks), room[1::2], blocks) is not None:
+    return
+  needs = dict(zip(room_names(hosts), laid.needs.tolist(), strict=True))
+  there = dict(zip(room_names(hosts), room.tolist(), strict=True))
+  short = {name: n for name, n in needs.items() if n > there[name]} or needs
+  words = ', '.join(f'{name} {n} of {there[name]}' for name, n in short.items())
+  raise ValueError(f'example needs more than a row has room for: {words}')
+
+
+class _Pool:
+  """The arrays of one stream of a batch in the making."""
+
+  def __init__(self, spec: StreamSpec, rows: int, length: int, pieces: int, items: int):
+    def nothing(*shape: int) -> np.ndarray:
+      return np.full(shape, NONE, np.int32)
+
+    self.stream = Stream(
+      value_BM=np.zeros((rows, pieces, *spec.shape), spec.dtype),
+      item_BM=np.zeros((rows, pieces), np.int32),
+      place_BM3=np.zeros((rows, pieces, 3), np.int32),
+      at_BL=nothing(rows, length),
+      query_at_BL=nothing(rows, length) if spec.queries else None,
+      write_at_BM=nothing(rows, pieces) if spec.written else None,
+      form_BN3=np.zeros((rows, items, 3), np.int32),
+      key_BN=np.zeros((rows, items), np.uint32),
     )
+
+  def write(
+    self, row: int, item: ItemLayout, value: np.ndarray, at: int, first: int, number: int
+  ) -> None:
+    """Puts an item into a row.
+
+    Args:
+      at: first position of its example.
+      first: first piece in the pool.
+      number: of the item in the row, from 0.
+    """
+    stream = self.stream
+    end = first + len(item.at_M)
+    stream.value_BM[row, first:end] = value
+    stream.item_BM[row, first:end] = number + 1
+    stream.place_BM3[row, first:end] = item.place_M3
+    stream.form_BN3[row, number] = item.form
+    pieces = np.arange(first, end)
+    stream.at_BL[row, item.at_M + at] = pieces
+    if item.query_M is not None:
+      stream.query_at_BL[row, item.query_M + at] = pieces
+    if item.write_M is not None:
+      stream.write_at_BM[row, first:end] = item.write_M + at
 
 
 class Packer:
   """Fills one batch; `add` says whether the example found a row with room for all of it."""
 
-  def __init__(self, budget: RowBudget, media: MediaConfig):
-    self._budget, self._media = budget, media
-    b, image, frame = budget, media.image, media.audio.frame
-    pools = (
-      ('heard', b.heard_frames, media.heard_codes),
-      ('spoken', b.spoken_frames, media.spoken_codes),
-    )
-    self._ids_FBL = np.full(
-      (len(FIELDS), b.rows, b.length), NONE, np.int32
-    )  # at once: the batch's arrays are parts
-    self._ids_FBL[:3] = 0  # token, modality, label; labels become targets in `batch`
-    fields = {
-      ('target' if name == 'label' else name) + '_BL': ids_BL
-      for name, ids_BL in zip(FIELDS, self._ids_FBL, strict=True)
-    }
-    self._batch = batch = Batch(
-      **fields,
-      segment_BL=np.zeros((b.rows, b.length), np.int32),
-      position_BL3=np.zeros((b.rows, b.length, 3), np.float32),
-      weight_BL=np.zeros((b.rows, b.length), np.float32),
-      **{
-        f'{name}_BNhwc': np.zeros(
-          (b.rows, n, image.height, image.width, image.channels), np.float32
-        )
-        for name, n in (('seen', b.seen), ('drawn', b.drawn))
-      },
-      **{
-        f'{name}_BRS': np.zeros((b.rows, n, 0 if books else frame), np.float32)
-        for name, n, books in pools
-      },
-      **{f'{name}_clip_BR': np.zeros((b.rows, n), np.int32) for name, n, _ in pools},
-      **{
-        f'{name}_code_BRJ': np.zeros((b.rows, n, books), np.int32)
-        for name, n, books in pools
-      },
-      draw_at_BNP=np.full((b.rows, b.drawn, image.patches), NONE, np.int32),
-      draw_key_BN=np.zeros((b.rows, b.drawn), np.uint32),
-      speak_at_BR=np.full((b.rows, b.spoken_frames), NONE, np.int32),
-    )
-    self._used = np.zeros((batch.token_BL.shape[0], len(ROOM)), np.int64)
-    self._room = _room(b)
-    self._segments = np.zeros(b.rows, np.int32)
+  def __init__(self, budget: RowBudget, hosts: Hosts):
+    self._budget, self._hosts = budget, hosts
+    rows, length = budget.rows, budget.length
+    self._ids_3BL = np.zeros((3, rows, length), np.int32)  # labels become targets
+    self._segment_BL = np.zeros((rows, length), np.int32)
+    self._position_BL3 = np.zeros((rows, length, 3), np.float32)
+    self._blocks = [spec.block for spec in hosts.streams]
+    self._pools = [
+      _Pool(spec, rows, length, *budget.streams.get(spec.name, (0, 0)))
+      for spec in hosts.streams
+    ]
+    self._room = room_of(budget, hosts)
+    self._pieces = self._room[1::2].tolist()
+    self._used = np.zeros((rows, len(self._room)), np.int64)
+    self._segments = [0] * rows
 
   def add(self, laid: Laid, row: int | None = None) -> bool:
-    """Puts an example into the first row with room (or into the given one).
+    """Puts an example into the first row with room, or into the given one.
 
     Raises:
       ValueError: if it would not fit even an empty row.
     """
     fits_B = (self._used + laid.needs <= self._room).all(axis=1)
-    row = int(fits_B.argmax()) if row is None else row
-    if not fits_B[row]:
-      check_room(laid, self._budget)
-      return False
-    self._write(laid, row)
-    self._used[row] += laid.needs
-    return True
+    rows = np.flatnonzero(fits_B) if row is None else [row] * bool(fits_B[row])
+    for candidate in rows:
+      used = self._used[candidate]
+      starts = starts_of(laid, used[1::2].tolist(), self._pieces, self._blocks)
+      if starts is not None:
+        self._write(laid, int(candidate), starts)
+        return True
+    check_room(laid, self._budget, self._hosts)
+    return False
 
-  def _write(self, laid: Laid, row: int) -> None:
-    batch, layout = self._batch, laid.layout
-    start, *used = (int(x) for x in self._used[row])
+  def _write(self, laid: Laid, row: int, starts: Sequence[int]) -> None:
+    used = self._used[row]
+    start = int(used[0])
     stop = start + laid.length
     self._segments[row] += 1
-    here_Fn = self._ids_FBL[:, row, start:stop]
-    here_Fn[:] = layout.ids_Fn
-    batch.segment_BL[row, start:stop] = self._segments[row]
-    batch.position_BL3[row, start:stop] = layout.offset_n3
-    patches = self._media.image.patches
-    for name, first in zip(ITEM_MAPS, used, strict=True):
-      if first and getattr(laid, name):
-        _shift(
-          here_Fn[FIELDS.index(name)],
-          first * (patches if name in ('seen', 'drawn') else 1),
-        )
-    if laid.drawn:  # a query is known by its place in the image, whichever image of the row it belongs to
-      query_n = here_Fn[FIELDS.index('query')]
-      np.remainder(query_n, patches, out=query_n, where=query_n != NONE)
-    for name, first in zip(('seen', 'drawn'), used, strict=False):
-      for j, item in enumerate(getattr(laid, name), start=first):
-        getattr(batch, f'{name}_BNhwc')[row, j, : item.shape[0], : item.shape[1]] = item
-    for name, first in zip(('heard', 'spoken'), used[2:], strict=True):
-      for sound in getattr(laid, name):
-        if sound.ndim == 2:
-          end = first + len(sound)
-          getattr(batch, f'{name}_code_BRJ')[row, first:end] = sound
-        else:
-          end = first + frames_of(sound, self._media.audio)
-          getattr(batch, f'{name}_BRS')[row, first:end].reshape(-1)[: len(sound)] = (
-            sound
-          )
-        getattr(batch, f'{name}_clip_BR')[row, first:end] = 1 + first
-        first = end
-    if n := len(laid.drawn):
-      first = used[ITEM_MAPS.index('drawn')]
-      batch.draw_at_BNP[row, first : first + n] = np.where(
-        laid.draw_at_NP == NONE, NONE, laid.draw_at_NP + start
-      )
-      batch.draw_key_BN[row, first : first + n] = (laid.key + np.arange(n)).astype(
-        np.uint32
-      )
-    first = used[ITEM_MAPS.index('spoken')]
-    batch.speak_at_BR[row, first : first + len(laid.speak_at_R)] = (
-      laid.speak_at_R + start
-    )
+    self._ids_3BL[:, row, start:stop] = laid.layout.ids_3n
+    self._segment_BL[row, start:stop] = self._segments[row]
+    self._position_BL3[row, start:stop] = laid.layout.offset_n3
+    used[0] = stop
+    before: dict[int, int] = {}  # items of a stream in this example
+    for item, value, first in zip(laid.items, laid.values, starts, strict=True):
+      pool, k = self._pools[item.stream], before.get(item.stream, 0)
+      number = int(used[2 + 2 * item.stream])
+      pool.write(row, item.layout, value, start, first, number)
+      pool.stream.key_BN[row, number] = (laid.key + k) & 0xFFFFFFFF
+      before[item.stream] = k + 1
+      used[1 + 2 * item.stream] = first + item.pieces
+      used[2 + 2 * item.stream] = number + 1
 
   def batch(self) -> Batch:
-    """What has been added so far; a position's target is the label of the next one of its example."""
-    segment_BL, label_BL = self._batch.segment_BL, self._ids_FBL[FIELDS.index('label')]
+    """Returns what has been added so far; a position's target is the label of the next one of its example."""
+    token_BL, modality_BL, label_BL = self._ids_3BL
+    segment_BL = self._segment_BL
     target_BL = np.zeros_like(label_BL)
-    np.copyto(
-      target_BL[:, :-1], label_BL[:, 1:], where=segment_BL[:, 1:] == segment_BL[:, :-1]
-    )
-    return self._batch._replace(
-      target_BL=target_BL, weight_BL=(target_BL > 0).astype(np.float32)
+    same = segment_BL[:, 1:] == segment_BL[:, :-1]
+    np.copyto(target_BL[:, :-1], label_BL[:, 1:], where=same)
+    weight_BL = (target_BL > 0).astype(np.float32)
+    streams = {
+      spec.name: pool.stream
+      for spec, pool in zip(self._hosts.streams, self._pools, strict=True)
+    }
+    return Batch(
+      token_BL,
+      modality_BL,
+      segment_BL,
+      self._position_BL3,
+      target_BL,
+      weight_BL,
+      streams,
     )
 
   @property
@@ -311,9 +336,30 @@ class Packer:
     return float(self._used[:, 0].sum() / (self._budget.rows * self._budget.length))
 
 
-def pack_rows(examples: Iterable[Laid], budget: RowBudget, media: MediaConfig) -> Batch:
-  """One example per row, in order: prompts, and the unpacked reference of the packing test."""
-  packer = Packer(budget, media)
+def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batch:
+  """Returns one example per row, in order: prompts, and the unpacked reference of the packing test."""
+  packer = Packer(budget, hosts)
   for row, laid in enumerate(examples):
     packer.add(laid, row)
   return packer.batch()
+
+
+def concatenated(batches: Sequence[Batch]) -> Batch:
+  """Returns the rows of several batches of one budget as one."""
+  core = [np.concatenate(parts) for parts in zip(*(b[:-1] for b in batches), strict=True)]
+  streams = {}
+  for name in batches[0].streams:
+    fields = zip(*(batch.streams[name] for batch in batches), strict=True)
+    streams[name] = Stream(
+      *(None if parts[0] is None else np.concatenate(parts) for parts in fields)
+    )
+  return Batch(*core, streams)
+
+
+def stream_fill(batch: Batch) -> dict[str, float]:
+  """Returns the share of each stream's pieces that are real, of the streams that have room."""
+  shares = {}
+  for name, stream in batch.streams.items():
+    if stream.item_BM.size:
+      shares[name] = float((stream.item_BM > 0).mean())
+  return shares

@@ -16,7 +16,7 @@ from omni_jax.modalities.audio.quantizer import (
   perplexity,
   quantize,
 )
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
 
 WINDOWS = (64, 128, 256, 512)  # samples at 8 kHz; they grow with the rate
 

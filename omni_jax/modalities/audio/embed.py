@@ -7,13 +7,14 @@ from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from omni_jax import sharding
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.mel import levelled, log_mel_patches, with_past
-from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal
-from omni_jax.types import AudioConfig, Batch
+from omni_jax.modalities.audio.mel import as_wave, levelled, log_mel_patches, with_past
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.nn.layers import Embedding, Linear, normal
+from omni_jax.types import Stream
 
 TAPS = 3  # columns that a convolution sees
 
@@ -90,6 +91,7 @@ class AudioEmbed(nnx.Module):
       entries,
       c.level,
     )
+    self.hearing = c.hearing
     if c.hearing == Hearing.MEL:
       if c.channels and audio.mel_hops % 4:
         raise UserError(
@@ -105,47 +107,36 @@ class AudioEmbed(nnx.Module):
       self.mel_out = Linear(c.hidden, width, ('mlp', 'embed'), rngs=rngs, bias=True)
     else:
       self.listens = sharding.param(
-        rngs, (width,), (None,), normal(1.0)
+        rngs, (width,), (None,), normal(1.0), role=sharding.Role.TABLE
       )  # heard, not said
     self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks**-0.5)
 
   def hear(
-    self, frame_BRS: Float[Array, 'B R S'], clip_BR: Int[Array, 'B R'], dtype
-  ) -> Float[Array, 'B R D']:
-    mel_BRX = log_mel_patches(frame_BRS, clip_BR, self.audio)
+    self, frame_BMS: Shaped[Array, 'B M S'], item_BM: Int[Array, 'B M'], dtype
+  ) -> Float[Array, 'B M D']:
+    """Returns heard samples at width, by their mel columns."""
+    mel_BMX = log_mel_patches(as_wave(frame_BMS), item_BM, self.audio)
     if self.level == Level.CLIP:
-      mel_BRX = levelled(mel_BRX, clip_BR, self.audio.mels)
-    x_BRCW = mel_BRX.astype(dtype).reshape(
-      *clip_BR.shape, self.audio.mel_hops, self.audio.mels
-    )
+      mel_BMX = levelled(mel_BMX, item_BM, self.audio.mels)
+    columns = (self.audio.mel_hops, self.audio.mels)
+    x_BMCW = mel_BMX.astype(dtype).reshape(*item_BM.shape, *columns)
     for conv in self.convs:
-      x_BRCW = conv(x_BRCW, clip_BR)
-    return self.mel_out(jax.nn.gelu(self.mel_in(x_BRCW.reshape(*clip_BR.shape, -1))))
+      x_BMCW = conv(x_BMCW, item_BM)
+    hidden = jax.nn.gelu(self.mel_in(x_BMCW.reshape(*item_BM.shape, -1)))
+    return self.mel_out(hidden)
 
-  def embed_codes(self, code: Int[Array, '... J'], dtype) -> Float[Array, '... D']:
-    return self.codes(code + jnp.arange(self.codebooks) * self.entries, dtype).sum(
-      axis=-2
-    )
+  def embed_codes(self, code: Int[Array, '*M J'], dtype) -> Float[Array, '*M D']:
+    """Returns the sum of the embeddings of a frame's codes."""
+    first_J = jnp.arange(self.codebooks) * self.entries
+    return self.codes(code.astype(jnp.int32) + first_J, dtype).sum(axis=-2)
 
-  def __call__(
-    self,
-    batch: Batch,
-    code_BRJ: Int[Array, 'B spoken J'],
-    heard_code_BRJ: Int[Array, 'B heard J'] | None,
-    dtype,
-  ) -> Float[Array, 'B L D']:
-    """`code_BRJ`, `heard_code_BRJ`: codes of the frames that are spoken and heard; None: mel is heard."""
-    x_BLD = jnp.zeros((*batch.token_BL.shape, self.codes.table.shape[1]), dtype)
-    if batch.heard_clip_BR.size:  # rows may have no room for sounds
-      if heard_code_BRJ is None:
-        heard_BRD = self.hear(batch.heard_BRS, batch.heard_clip_BR, dtype)
-      else:
-        heard_BRD = self.embed_codes(heard_code_BRJ, dtype) + self.listens[...].astype(
-          dtype
-        )
-      x_BLD += gather_rows(heard_BRD, batch.heard_BL)
-    return (
-      x_BLD + gather_rows(self.embed_codes(code_BRJ, dtype), batch.spoken_BL)
-      if code_BRJ.size
-      else x_BLD
-    )
+  def read(self, stream: Stream, dtype) -> Float[Array, 'B M D']:
+    """Returns the heard frames: samples as mel, codes by the table of the model's own speech."""
+    if self.hearing == Hearing.MEL:
+      return self.hear(stream.value_BM, stream.item_BM, dtype)
+    return self.embed_codes(stream.value_BM, dtype) + self.listens[...].astype(dtype)
+
+  def written(self, value, place, dtype) -> Float[Array, '*M D']:
+    """Returns spoken frames, given as codes."""
+    del place  # time is told by the positions
+    return self.embed_codes(value, dtype)

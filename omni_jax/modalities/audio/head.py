@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from omni_jax import sharding
-from omni_jax.modalities.head_loss import HeadLoss
+from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.modalities.text.head import sample_logits
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
 from omni_jax.nn.reach import packed_rows
+from omni_jax.types import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class CodecHead(nnx.Module):
       else None
     )
     self.place = sharding.param(
-      rngs, (codebooks, c.width), (None, 'embed'), normal(1.0)
+      rngs, (codebooks, c.width), (None, 'embed'), normal(1.0), role=sharding.Role.TABLE
     )
     self.blocks = nnx.List([DepthBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.norm = RMSNorm(c.width, rngs=rngs)
@@ -89,26 +90,21 @@ class CodecHead(nnx.Module):
       'ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)
     ).astype(jnp.float32)
 
-  def loss(
-    self,
-    hidden_BLD: Float[Array, 'B L D'],
-    speak_at_BR: Int[Array, 'B R'],
-    code_BRJ: Int[Array, 'B R J'],
-  ) -> HeadLoss:
-    """Cross-entropy per frame in nats, a weighted mean over codebooks, at the positions before spoken frames."""
-    state = gather_rows(hidden_BLD, speak_at_BR)
-    state_UD, code_UJ = (
-      state.reshape(-1, state.shape[-1]),
-      code_BRJ.reshape(-1, self.codebooks),
-    )
-    logp_UJ = jnp.take_along_axis(
-      jax.nn.log_softmax(self.logits(state_UD, code_UJ)), code_UJ[..., None], -1
-    )[..., 0]
+  def losses(
+    self, hidden_BLD: Float[Array, 'B L D'], stream: Stream, key: Array
+  ) -> UnitLoss:
+    """Returns the cross-entropy of each frame in nats: a weighted mean over codebooks."""
+    del key  # nothing is left to chance
+    state = gather_rows(hidden_BLD, stream.write_at_BM)
+    state_UD = state.reshape(-1, state.shape[-1])
+    code_UJ = stream.value_BM.astype(jnp.int32).reshape(-1, self.codebooks)
+    logp_UJE = jax.nn.log_softmax(self.logits(state_UD, code_UJ))
+    logp_UJ = jnp.take_along_axis(logp_UJE, code_UJ[..., None], -1)[..., 0]
     weight_J = jnp.ones(self.codebooks).at[0].set(self.config.first_weight)
-    valid_U = (speak_at_BR >= 0).reshape(-1)
-    return HeadLoss(
-      -jnp.sum(jnp.where(valid_U, logp_UJ @ (weight_J / weight_J.sum()), 0)),
-      valid_U.sum().astype(jnp.float32),
+    valid_BM = stream.write_at_BM >= 0
+    loss_BM = -(logp_UJ @ (weight_J / weight_J.sum())).reshape(valid_BM.shape)
+    return UnitLoss(
+      jnp.where(valid_BM, loss_BM, 0.0), valid_BM.astype(jnp.float32), stream.write_at_BM
     )
 
   def sample(

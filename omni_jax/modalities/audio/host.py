@@ -1,15 +1,41 @@
-"""Audio spans on the host: `<boa> frames <eoa>`, one position per 80 ms frame."""
+"""Audio spans on the host: `<boa> frames <eoa>`, one position per 80 ms frame; its stream is a pool of frames."""
 
+import base64
+from collections.abc import Sequence
+import dataclasses
 import functools
 
 import numpy as np
 
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import AudioConfig, Layout, MediaConfig, Modality, Span
+from omni_jax.modalities.audio.augment import AudioAugment, varied
+from omni_jax.modalities.audio.files import decode_audio, wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.contract import Host, Part, Shown, Writing
+from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
+
+LOUDNESS = (0.6, 1.2)  # of a crop that the codec is trained on
+KINDS = (('heard', False), ('spoken', True))
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioPart(Part):
+  """A spoken sound: float32 in [-1, 1], shape (samples,), at `rate` samples per second."""
+
+  wave: np.ndarray
+  rate: int
+  type: str = 'audio'
+
+  def _repr_html_(self) -> str:
+    data = base64.b64encode(wav_bytes(self.wave, self.rate)).decode()
+    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
 
 def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
-  """Frames that hold the wave; the last one is padded with silence."""
+  """Returns the frames that hold the wave; the last one is padded with silence.
+
+  Raises:
+    ValueError: if it has no samples, or more than the longest clip of the run.
+  """
   frames = -(-len(wave) // config.frame)
   if not 0 < frames <= config.frames:
     raise ValueError(
@@ -18,26 +44,122 @@ def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
   return frames
 
 
-def form(span: Span, media: MediaConfig) -> int:
-  """Frames."""
-  return frames_of(span.wave, media.audio)
+def samples_of(wave: np.ndarray) -> np.ndarray:
+  """Returns samples in [-1, 1] as int16; int16 stays as it is."""
+  if wave.dtype == np.int16:
+    return wave
+  return np.clip(np.rint(wave * np.float32(32768)), -32768, 32767).astype(np.int16)
+
+
+class AudioHost(Host):
+  """Hears frames in a row; speaks them one at a time."""
+
+  config: AudioConfig
+  name = 'audio'
+  key = 'wave'
+  labels = ('label', 'voice')
+  record_keys = ('digest', 'codes')
+  suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
+  Augment = AudioAugment
+
+  def streams(self) -> tuple[StreamSpec, ...]:
+    specs = []
+    for kind, written in KINDS:
+      codes = self.codes_in(kind)
+      shape = codes.shape if codes else (self.config.frame,)
+      dtype = 'uint16' if codes else 'int16'
+      specs.append(
+        StreamSpec(
+          f'audio.{kind}',
+          'audio',
+          written,
+          queries=False,
+          shape=shape,
+          dtype=dtype,
+          longest=self.config.frames,
+          entries=codes.entries if codes else 0,
+        )
+      )
+    return tuple(specs)
+
+  def decode(self, data: bytes) -> np.ndarray:
+    return decode_audio(data, self.config)
+
+  def augmented(
+    self, payload: np.ndarray, changes: AudioAugment, rng: np.random.Generator
+  ) -> np.ndarray:
+    config = self.config
+    return varied(payload, changes, rng, rate=config.rate, limit=config.samples)
+
+  def form(self, span: Span) -> int:
+    """Returns the number of frames."""
+    return frames_of(span.payload, self.config)
+
+  def layout(self, form: int, written: bool) -> Layout:
+    return _layout(self, form, written)
+
+  def pieces(self, span: Span) -> tuple[np.ndarray, ...]:
+    frame = self.config.frame
+    samples = samples_of(span.payload)
+    missing = -len(samples) % frame
+    if missing:
+      samples = np.concatenate([samples, np.zeros(missing, np.int16)])
+    return (samples.reshape(-1, frame),)
+
+  def joined(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
+    wave = pieces.reshape(-1)
+    if wave.dtype == np.int16:
+      return wave.astype(np.float32) / np.float32(32768)
+    return wave
+
+  def crop(
+    self, payload: np.ndarray, pieces: int, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    frame = self.config.frame
+    loudness = np.float32(rng.uniform(*LOUDNESS))
+    start = int(rng.integers(0, max(0, len(payload) - pieces * frame) + 1))
+    crop = payload[start : start + pieces * frame] * loudness
+    value_MY = np.zeros((pieces, frame), np.float32)
+    value_MY.reshape(-1)[: len(crop)] = crop
+    mask_M = np.zeros(pieces, np.float32)
+    mask_M[: -(-len(crop) // frame)] = 1
+    return value_MY, mask_M
+
+  def writing(self) -> Writing:
+    special = self.tokenizer.special
+    opening = ((special('boa'),),)
+    return Writing(opening, special('eoa'), special('frame'), self.config.frames)
+
+  def form_of(self, sizes: Sequence[int], pieces: int) -> tuple[int, int, int]:
+    return (pieces, 1, 1)
+
+  def part(self, payload: np.ndarray) -> AudioPart:
+    return AudioPart(payload, self.config.rate)
+
+  def show(self, payload: np.ndarray) -> Shown:
+    return Shown('wav', wav_bytes(payload, self.config.rate))
+
+  def counted(self, payload: np.ndarray) -> dict[str, float]:
+    return {'sounds': 1, 'seconds': len(payload) / self.config.rate}
 
 
 @functools.lru_cache(maxsize=1024)
-def layout(
-  form: int, written: bool, tokenizer: Tokenizer, media: MediaConfig
-) -> Layout:
-  """Positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
-  del media
+def _layout(host: AudioHost, form: int, written: bool) -> Layout:
+  """Returns the positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
   n = form
-  made = Layout.empty(n + 2, n + 1)
-  made.token_n[[0, -1]] = tokenizer.special('boa'), tokenizer.special('eoa')
-  made.modality_n[1:-1] = int(Modality.AUDIO)
-  made.offset_n3[:] = np.arange(n + 2, dtype=np.float32)[:, None]
+  special = host.tokenizer.special
+  place_M3 = np.zeros((n, 3), np.int32)
+  place_M3[:, 0] = np.arange(n)
+  at_M = np.arange(1, n + 1)
   if written:
-    made.label_n[:] = tokenizer.special('frame')
-    made.label_n[[0, -1]] = made.token_n[[0, -1]]
-    made.spoken_n[1:-1] = np.arange(n)
+    item = ItemLayout('audio.spoken', (n, 1, 1), place_M3, at_M, write_M=at_M - 1)
   else:
-    made.heard_n[1:-1] = np.arange(n)
-  return made.constant()
+    item = ItemLayout('audio.heard', (n, 1, 1), place_M3, at_M)
+  layout = Layout.empty(n + 2, n + 1, host.text, (item,))
+  layout.token_n[[0, -1]] = special('boa'), special('eoa')
+  layout.modality_n[1:-1] = host.number
+  layout.offset_n3[:] = np.arange(n + 2, dtype=np.float32)[:, None]
+  if written:
+    layout.label_n[:] = special('frame')
+    layout.label_n[[0, -1]] = layout.token_n[[0, -1]]
+  return layout.frozen()

@@ -5,10 +5,10 @@ import math
 
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 import numpy as np
 
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
 
 # Of log power, over synthesised speech of rms 0.1: brings `log_mel_patches` to about zero mean and unit deviation.
 MEAN, DEVIATION = -11.0, 3.0
@@ -17,6 +17,13 @@ QUIET = (
   -2.5
 )  # below the mean of a clip, in deviations: what is quieter counts as silence
 FLOOR = 1e-7  # power below which everything is silence; a sine of amplitude 1 has 1/4
+
+
+def as_wave(samples: Shaped[Array, '*M S']) -> Float[Array, '*M S']:
+  """Returns samples of 16 bits in [-1, 1]; floats are so already."""
+  if samples.dtype == jnp.int16:
+    return samples.astype(jnp.float32) / 32768
+  return samples
 
 
 def hz_to_mel(hz):

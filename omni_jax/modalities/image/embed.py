@@ -1,44 +1,68 @@
-"""Images to patches, and patches and queries to width."""
+"""Patches and queries of images to width."""
 
 import dataclasses
 
 from flax import nnx
+import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from omni_jax import sharding
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.nn.attention import Attention
-from omni_jax.nn.layers import gather_rows, Linear, normal, RMSNorm, SwiGLU
-from omni_jax.nn.reach import whole
-from omni_jax.types import Batch, ImageConfig
+from omni_jax.nn.layers import Linear, normal, RMSNorm, SwiGLU
+from omni_jax.nn.pool import Pool
+from omni_jax.types import Stream
+
+HALF = 2**-0.5  # deviation of each of two tables whose sum has 1
 
 
-def patchify(
-  pixels: Float[Array, '*N h w c'], config: ImageConfig
-) -> Float[Array, '*N P Y']:
-  """Pixels in [0, 1] -> normalised patches, row by row."""
-  *n, h, w, c = pixels.shape
-  p = config.patch
-  x = ((pixels - config.mean) / config.std).reshape(*n, h // p, p, w // p, p, c)
-  return jnp.moveaxis(x, -4, -3).reshape(*n, (h // p) * (w // p), p * p * c)
+def normalised(
+  value: UInt8[Array, '*M Y'], image: ImageConfig
+) -> Float[Array, '*M Y']:
+  """Returns what the model sees of patches of bytes: (pixel - mean) / std."""
+  return (value.astype(jnp.float32) / 255 - image.mean) / image.std
 
 
-def unpatchify(
-  patches: Float[Array, '*N P Y'], config: ImageConfig
-) -> Float[Array, '*N h w c']:
-  """The inverse, clipped to [0, 1]."""
-  *n, _, _ = patches.shape
-  rows, columns = config.grid
-  p = config.patch
-  x = jnp.moveaxis(patches.reshape(*n, rows, columns, p, p, config.channels), -3, -4)
-  x = x.reshape(*n, config.height, config.width, config.channels)
-  return jnp.clip(x * config.std + config.mean, 0, 1)
+def bytes_of(patch: Float[Array, '*M Y'], image: ImageConfig) -> UInt8[Array, '*M Y']:
+  """Returns patches as the host gives them: the inverse of `normalised`, rounded and clipped."""
+  pixels = jnp.clip(patch * image.std + image.mean, 0, 1)
+  return jnp.floor(pixels * 255 + 0.5).astype(jnp.uint8)
+
+
+class Places(nnx.Module):
+  """A learned absolute place: a row of one table for the height, of another for the width."""
+
+  def __init__(self, grid: tuple[int, int], width: int, *, rngs: nnx.Rngs):
+    high, wide = grid
+    role = sharding.Role.TABLE
+    axes = (None, 'embed')
+    init = normal(HALF)
+    self.rows = sharding.param(rngs, (high, width), axes, init, role=role)
+    self.columns = sharding.param(rngs, (wide, width), axes, init, role=role)
+
+  def __call__(self, place_M3: Int[Array, '*M 3'], dtype) -> Float[Array, '*M D']:
+    """By products with zeros and ones: XLA:CPU's gathers have slow gradients, and the tables are small."""
+    row_MD = one_hot_rows(self.rows[...], place_M3[..., 1], dtype)
+    return row_MD + one_hot_rows(self.columns[...], place_M3[..., 2], dtype)
+
+
+def one_hot_rows(
+  table_ND: Float[Array, 'N D'], index: Int[Array, '*M'], dtype
+) -> Float[Array, '*M D']:
+  """Returns rows of a small table."""
+  return jax.nn.one_hot(index, len(table_ND), dtype=dtype) @ table_ND.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEmbedConfig:
-  """Attributes: layers, heads, hidden: of the encoder between seen patches and the decoder; 0 layers: none."""
+  """The encoder between seen patches and the decoder.
+
+  Attributes:
+    layers: 0 for no encoder.
+    heads, hidden: of each layer.
+  """
 
   layers: int = 0
   heads: int = 4
@@ -49,21 +73,17 @@ class EncoderBlock(nnx.Module):
   """Pre-norm attention over all patches of an image, and a perceptron."""
 
   def __init__(self, c: ImageEmbedConfig, width: int, *, rngs: nnx.Rngs):
-    self.attention_norm, self.mlp_norm = (
-      RMSNorm(width, rngs=rngs),
-      RMSNorm(width, rngs=rngs),
-    )
+    self.attention_norm = RMSNorm(width, rngs=rngs)
+    self.mlp_norm = RMSNorm(width, rngs=rngs)
     self.attention = Attention(width, c.heads, c.heads, width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(width, c.hidden, rngs=rngs)
 
-  def __call__(self, x_NPD: Float[Array, 'N P D']) -> Float[Array, 'N P D']:
-    x_NPD = (
-      x_NPD
-      + self.attention(
-        self.attention_norm(x_NPD), whole(jnp.ones(x_NPD.shape[:2], bool))
-      )[0]
-    )
-    return sharding.shard_items(x_NPD + self.mlp(self.mlp_norm(x_NPD)))
+  def __call__(
+    self, x_UPD: Float[Array, 'U P D'], pool: Pool
+  ) -> Float[Array, 'U P D']:
+    seen_UPD, _ = self.attention(self.attention_norm(x_UPD), pool.reach())
+    x_UPD = x_UPD + seen_UPD
+    return sharding.shard_items(x_UPD + self.mlp(self.mlp_norm(x_UPD)))
 
 
 class ImageEmbed(nnx.Module):
@@ -73,39 +93,49 @@ class ImageEmbed(nnx.Module):
   """
 
   def __init__(
-    self, c: ImageEmbedConfig, config: ImageConfig, width: int, *, rngs: nnx.Rngs
+    self,
+    c: ImageEmbedConfig,
+    image: ImageConfig,
+    block: int,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
   ):
-    self.config = config
-    self.encoder = nnx.List(
-      [EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)]
+    self.image, self.block = image, block
+    self.encoder = nnx.List([EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)])
+    self.patch = Linear(image.values, width, (None, 'embed'), rngs=rngs)
+    self.place = Places(image.grid, width, rngs=rngs)
+    self.query = Places(image.grid, width, rngs=rngs)
+    self.clean = sharding.param(
+      rngs, (width,), (None,), normal(1.0), role=sharding.Role.TABLE
     )
-    self.patch = Linear(config.values, width, (None, 'embed'), rngs=rngs)
-    self.place = sharding.param(
-      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
-    )
-    self.query = sharding.param(
-      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
-    )
-    self.clean = sharding.param(rngs, (width,), (None,), normal(1.0))
 
-  def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
-    x_BNPY = patchify(pixels_BNhwc, self.config).astype(dtype)
-    x_BNPD = self.patch(x_BNPY) + self.place[...].astype(dtype)
-    b, n, p, d = x_BNPD.shape
-    return x_BNPD.reshape(b, n * p, d)
+  def _patches(
+    self, value: Shaped[Array, '*M Y'], place: Int[Array, '*M 3'], dtype
+  ) -> Float[Array, '*M D']:
+    x = normalised(value, self.image).astype(dtype)
+    return self.patch(x) + self.place(place, dtype)
 
-  def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
-    x_BLD = jnp.zeros((*batch.token_BL.shape, self.clean.shape[0]), dtype)
-    if batch.seen_BNhwc.size:  # rows may have no room for images
-      seen_BND = self.patches(batch.seen_BNhwc, dtype)
-      for block in self.encoder:
-        seen_BND = block(
-          seen_BND.reshape(-1, self.config.patches, seen_BND.shape[-1])
-        ).reshape(seen_BND.shape)
-      x_BLD += gather_rows(seen_BND, batch.seen_BL)
-    if not batch.drawn_BNhwc.size:
-      return x_BLD
-    drawn = self.patches(batch.drawn_BNhwc, dtype) + self.clean[...].astype(dtype)
-    x_BLD += gather_rows(drawn, batch.drawn_BL)
-    query = self.query[...].astype(dtype)[jnp.maximum(batch.query_BL, 0)]
-    return x_BLD + jnp.where(batch.query_BL[..., None] >= 0, query, 0)
+  def read(self, stream: Stream, dtype) -> Float[Array, 'B M D']:
+    """Returns the seen patches."""
+    x_BMD = self._patches(stream.value_BM, stream.place_BM3, dtype)
+    if not len(self.encoder):
+      return x_BMD
+    pool = Pool.of(
+      stream.item_BM,
+      stream.form_BN3.shape[1],
+      block=self.block,
+      longest=self.image.patches,
+    )
+    x_UPD = pool.blocks(x_BMD)
+    for layer in self.encoder:
+      x_UPD = layer(x_UPD, pool)
+    return pool.rows(x_UPD, len(x_BMD))
+
+  def written(self, value, place, dtype) -> Float[Array, '*M D']:
+    """Returns drawn patches, as whatever follows can see them."""
+    return self._patches(value, place, dtype) + self.clean[...].astype(dtype)
+
+  def queries(self, place: Int[Array, '*M 3'], dtype) -> Float[Array, '*M D']:
+    """Returns the learned queries of patches to draw."""
+    return self.query(place, dtype)

@@ -9,20 +9,21 @@ from typing import NamedTuple
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, UInt
+from jaxtyping import Float, Int, Key
 
-from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.embed import patchify
-from omni_jax.types import ImageConfig
+from omni_jax.modalities.head_loss import UnitLoss
+from omni_jax.nn.pool import counts
+from omni_jax.types import Stream
+
+PLACES = 1024  # more than a side of an item has pieces: a place is a number of that base
 
 
-class Noised(NamedTuple):
-  """The images of a batch as a step sees them: K samples of noise and time for each image."""
+class Noise(NamedTuple):
+  """What chance decides in a step about each item and piece of a stream; K samples of each."""
 
-  x_BNKPY: Array  # patches between noise and data
-  velocity_BNKPY: Array  # what is to be predicted
-  t_BNK: Array
-  chance_BNK: Array  # even in [0, 1), for whatever happens to a share of the samples
+  noise_BKMY: Array
+  t_BKN: Array
+  chance_BKN: Array  # even in [0, 1), for whatever happens to a share of the items
 
 
 def noised(data: Array, noise: Array, t: Array) -> Array:
@@ -33,51 +34,75 @@ def velocity(data: Array, noise: Array) -> Array:
   return data - noise
 
 
-def noise_images(
-  drawn_BNhwc: Float[Array, 'B N h w c'],
-  draw_key_BN: UInt[Array, 'B N'],
-  key: Array,
-  image: ImageConfig,
-  *,
-  samples: int,
-  shift: float,
-) -> Noised:
-  """Noise, time (logit-normal, shifted) and chance depend on `key` (the step's) and the image's own key only."""
-  b, n = draw_key_BN.shape
+def item_keys(key_BN: Array, key: Array) -> Array:
+  """Returns a random key for each item, of the step's key and the item's name."""
+  return jax.vmap(jax.vmap(lambda name: jax.random.fold_in(key, name)))(key_BN)
 
-  def draw(k):
-    k_noise, k_time, k_chance = jax.random.split(jax.random.fold_in(key, k), 3)
-    return (
-      jax.random.normal(k_noise, (samples, image.patches, image.values)),
-      jax.random.normal(k_time, (samples,)),
-      jax.random.uniform(k_chance, (samples,)),
-    )
 
-  noise, z, chance = (
-    x.reshape(b, n, *x.shape[1:]) for x in jax.vmap(draw)(draw_key_BN.reshape(-1))
+def piece_noise(
+  key: Array, place_M3: Int[Array, '*M 3'], samples: int, values: int
+) -> Float[Array, '*M K Y']:
+  """Returns normal noise for pieces.
+
+  Args:
+    key: of each piece's item, of the shape of `place_M3` without its last axis.
+  """
+  time, high, wide = jnp.moveaxis(place_M3, -1, 0)
+  number = (time * PLACES + high) * PLACES + wide
+
+  def draw(key: Array, number: Array) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, number), (samples, values))
+
+  flat = jax.vmap(draw)(key.reshape(-1), number.reshape(-1))
+  return flat.reshape(*number.shape, samples, values)
+
+
+def draw_noise(
+  stream: Stream, key: Array, *, samples: int, values: int, shift: float
+) -> Noise:
+  """Returns noise, time (logit-normal, shifted) and chance of a stream.
+
+  They depend on `key` (the step's), on the item's name and on the piece's place only, not on where it is packed.
+  """
+
+  def of_item(key: Array) -> tuple[Array, Array]:
+    time_key, chance_key = jax.random.split(key)
+    z = jax.random.normal(time_key, (samples,))
+    return z, jax.random.uniform(chance_key, (samples,))
+
+  key_BN = item_keys(stream.key_BN, key)
+  z_BNK, chance_BNK = jax.vmap(jax.vmap(of_item))(key_BN)
+  t_BNK = jax.nn.sigmoid(z_BNK)
+  t_BNK = shift * t_BNK / (1 + (shift - 1) * t_BNK)
+  item_BM = jnp.maximum(stream.item_BM - 1, 0)
+  key_BM = jnp.take_along_axis(key_BN, item_BM, axis=1)
+  noise_BMKY = piece_noise(key_BM, stream.place_BM3, samples, values)
+  return Noise(
+    jnp.moveaxis(noise_BMKY, 2, 1),
+    jnp.moveaxis(t_BNK, 2, 1),
+    jnp.moveaxis(chance_BNK, 2, 1),
   )
-  t = jax.nn.sigmoid(z)
-  t = shift * t / (1 + (shift - 1) * t)
-  data = patchify(drawn_BNhwc, image)[:, :, None]
-  return Noised(
-    noised(data, noise, t[..., None, None]), velocity(data, noise), t, chance
+
+
+def flow_loss(error_BKMY: Float[Array, 'B K M Y'], stream: Stream) -> UnitLoss:
+  """Returns the squared error of each piece: a mean over its values and samples, an item's pieces counting 1 together."""
+  valid_BM = stream.write_at_BM >= 0
+  per_item_BN = counts(jnp.where(valid_BM, stream.item_BM, 0), stream.form_BN3.shape[1])
+  item_BM = jnp.maximum(stream.item_BM - 1, 0)
+  count_BM = jnp.take_along_axis(per_item_BN, item_BM, axis=1)
+  weight_BM = jnp.where(valid_BM, 1 / jnp.maximum(count_BM, 1), 0.0)
+  error_BM = jnp.square(error_BKMY).mean(axis=3).mean(axis=1)
+  return UnitLoss(
+    jnp.where(valid_BM, error_BM, 0.0) * weight_BM, weight_BM, stream.write_at_BM
   )
 
 
-def flow_loss(
-  error_BNKPY: Float[Array, 'B N K P Y'], valid_BNP: Bool[Array, 'B N P']
-) -> HeadLoss:
-  """Squared error, mean over the values of an image and its samples, summed over images."""
-  per_patch = jnp.where(
-    valid_BNP[:, :, None], jnp.square(error_BNKPY).mean(axis=-1), 0
-  ).mean(axis=2)
-  per_image = per_patch.sum(axis=-1) / jnp.maximum(valid_BNP.sum(axis=-1), 1)
-  return HeadLoss(per_image.sum(), valid_BNP.any(axis=-1).sum().astype(jnp.float32))
-
-
-def start_noise(key_U: Array, image: ImageConfig) -> Float[Array, 'U P Y']:
-  """Where drawing begins; one key for each image."""
-  return jax.vmap(lambda k: jax.random.normal(k, (image.patches, image.values)))(key_U)
+def start_noise(
+  key_U: Key[Array, 'U'], place_UM3: Int[Array, 'U M 3'], values: int
+) -> Float[Array, 'U M Y']:
+  """Returns where drawing begins; one key for each item."""
+  key_UM = jnp.broadcast_to(key_U[:, None], place_UM3.shape[:2])
+  return piece_noise(key_UM, place_UM3, 1, values)[:, :, 0]
 
 
 def sample(
@@ -91,8 +116,8 @@ def sample(
   return jax.lax.fori_loop(0, steps, step, noise)
 
 
-def time_features(t_U: Float[Array, 'U'], width: int) -> Float[Array, 'U W']:
-  """Sinusoids of t in [0, 1], as in DDPM with t scaled to 1000."""
+def time_features(t: Float[Array, '*U'], width: int) -> Float[Array, '*U W']:
+  """Returns sinusoids of t in [0, 1], as in DDPM with t scaled to 1000."""
   frequency = 10000.0 ** (-jnp.arange(width // 2) / (width // 2))
-  angle = 1000 * t_U[:, None] * frequency
+  angle = 1000 * t[..., None] * frequency
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -1,42 +1,35 @@
-"""The DiT head: denoises an image's patches, each conditioned on the decoder state of its query.
+"""The DiT head: denoises the patches of images, each conditioned on the decoder state of its query.
 
-Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image.
+Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image. What is an image's (its time, its mean
+condition, the modulation that follows from them) is computed once per image and looked up by its patches.
 """
 
-from collections.abc import Callable
 import dataclasses
-import enum
-from typing import Any
 
 from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 
 from omni_jax import sharding
-from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.embed import unpatchify
+from omni_jax.modalities.head_loss import UnitLoss
+from omni_jax.modalities.image.embed import bytes_of, normalised, Places
 from omni_jax.modalities.image.flow import (
+  draw_noise,
   flow_loss,
-  Noised,
+  Noise,
+  noised,
   sample,
   start_noise,
   time_features,
+  velocity,
 )
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
-from omni_jax.nn.reach import whole
-from omni_jax.types import ImageConfig
-
-
-class Denoiser(enum.StrEnum):
-  """What turns noise into an image."""
-
-  DIT = 'dit'  # the head; the decoder runs once, over learned queries
-  DECODER = (
-    'decoder'  # the decoder itself sees the noise (`noise_in_decoder.py`): a baseline
-  )
+from omni_jax.nn.pool import Pool
+from omni_jax.types import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +41,6 @@ class DiTConfig:
     noises: noise samples per image and step; the decoder runs once for all of them.
     null: share of conditions replaced by the null one, for classifier-free guidance.
     shift: s of t -> s·t / (1 + (s - 1)·t); above 1 moves t toward data (BAGEL shifts toward noise in its convention).
-    denoiser: see Denoiser; with 'decoder' there are no blocks, one noise sample a step and no guidance.
   """
 
   width: int = 128
@@ -58,14 +50,6 @@ class DiTConfig:
   noises: int = 2
   null: float = 0.1
   shift: float = 1.0
-  denoiser: Denoiser | str = Denoiser.DIT
-
-  def __post_init__(self):
-    object.__setattr__(self, 'denoiser', Denoiser(self.denoiser))
-    if self.denoiser == Denoiser.DECODER and self.noises != 1:
-      raise ValueError(
-        f'noises={self.noises}: a decoder that sees the noise sees one sample of it, set noises=1'
-      )
 
 
 class DiTBlock(nnx.Module):
@@ -76,29 +60,30 @@ class DiTBlock(nnx.Module):
       c.width, 6 * c.width, ('embed', 'mlp'), rngs=rngs, bias=True, init=zeros
     )
 
-  def __call__(self, x_UPW, condition_UW, reach):
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
-      self.modulation(condition_UW)[:, None], 6, axis=-1
-    )
-    x_UPW = (
-      x_UPW + gate1 * self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, reach)[0]
-    )
-    return sharding.shard_items(
-      x_UPW + gate2 * self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
-    )
+  def __call__(
+    self, x_UPW: Float[Array, 'U P W'], condition_BNW: Array, pool: Pool
+  ) -> Float[Array, 'U P W']:
+    modulation = pool.look_up(self.modulation(condition_BNW))
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+    y_UPW, _ = self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, pool.reach())
+    x_UPW = x_UPW + gate1 * y_UPW
+    y_UPW = self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
+    return sharding.shard_items(x_UPW + gate2 * y_UPW)
 
 
 class DiTHead(nnx.Module):
   """`velocity(x, t, condition)`; loss and sampler around it."""
 
-  def __init__(self, c: DiTConfig, image: ImageConfig, width: int, *, rngs: nnx.Rngs):
-    self.config, self.image, self.model_width = c, image, width
+  def __init__(
+    self, c: DiTConfig, image: ImageConfig, block: int, width: int, *, rngs: nnx.Rngs
+  ):
+    self.config, self.image, self.block = c, image, block
     self.patch_in = Linear(image.values, c.width, (None, 'embed'), rngs=rngs)
-    self.place = sharding.param(
-      rngs, (image.patches, c.width), (None, 'embed'), normal(1.0)
-    )
+    self.place = Places(image.grid, c.width, rngs=rngs)
     self.condition_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
-    self.null = sharding.param(rngs, (width,), (None,), normal(1.0))
+    self.null = sharding.param(
+      rngs, (width,), (None,), normal(1.0), role=sharding.Role.TABLE
+    )
     self.time = SwiGLU(c.width, c.width, rngs=rngs)
     self.blocks = nnx.List([DiTBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.last = Linear(
@@ -108,97 +93,100 @@ class DiTHead(nnx.Module):
 
   def velocity(
     self,
-    x_UPY: Float[Array, 'U P Y'],
-    t_U: Float[Array, 'U'],
-    state_UPD: Float[Array, 'U P D'],
-    valid_UP: Bool[Array, 'U P'],
-  ) -> Float[Array, 'U P Y']:
-    """Predicted data - noise."""
-    dtype = state_UPD.dtype
-    state_UPD = sharding.shard_items(state_UPD)
-    condition_UPW = self.condition_in(state_UPD)
-    n = jnp.maximum(valid_UP.sum(axis=1, keepdims=True), 1).astype(dtype)
-    pooled_UW = jnp.where(valid_UP[..., None], condition_UPW, 0).sum(axis=1) / n
-    condition_UW = jax.nn.silu(
-      self.time(time_features(t_U, self.config.width).astype(dtype)) + pooled_UW
-    )
-    x_UPW = (
-      self.patch_in(x_UPY.astype(dtype)) + self.place[...].astype(dtype) + condition_UPW
-    )
-    reach = whole(valid_UP)
-    for block in self.blocks:
-      x_UPW = block(x_UPW, condition_UW, reach)
-    shift, scale = jnp.split(self.last(condition_UW)[:, None], 2, axis=-1)
-    return self.out(rms_norm(x_UPW) * (1 + scale) + shift).astype(jnp.float32)
+    x_BMY: Float[Array, 'B M Y'],
+    t_BN: Float[Array, 'B N'],
+    state_BMD: Float[Array, 'B M D'],
+    place_BM3: Int[Array, 'B M 3'],
+    pool: Pool,
+  ) -> Float[Array, 'B M Y']:
+    """Returns the predicted data - noise of rows of patches.
 
-  def loss(
-    self, hidden_BLD: Float[Array, 'B L D'], noised: Noised, draw_at_BNP: Array
-  ) -> HeadLoss:
-    """Squared velocity error (`flow_loss`); a share of the conditions is replaced by the null one."""
-    b, n, p = draw_at_BNP.shape
-    state_UPD = gather_rows(hidden_BLD, draw_at_BNP.reshape(b, -1)).reshape(
-      b * n, p, hidden_BLD.shape[-1]
+    Args:
+      t_BN: of each image of a row.
+      state_BMD: decoder states of the patches' queries.
+    """
+    dtype = state_BMD.dtype
+    rows = len(state_BMD)
+    state_UPD = sharding.shard_items(pool.blocks(state_BMD))
+    condition_UPW = self.condition_in(state_UPD)
+    pooled_BNW = pool.mean(condition_UPW, rows)
+    time_BNW = self.time(time_features(t_BN, self.config.width).astype(dtype))
+    condition_BNW = jax.nn.silu(time_BNW + pooled_BNW)
+    x_UPW = self.patch_in(pool.blocks(x_BMY).astype(dtype)) + condition_UPW
+    x_UPW = x_UPW + self.place(pool.blocks(place_BM3), dtype)
+    for block in self.blocks:
+      x_UPW = block(x_UPW, condition_BNW, pool)
+    shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
+    y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)
+    return pool.rows(y_UPY, rows).astype(jnp.float32)
+
+  def losses(
+    self, hidden_BLD: Float[Array, 'B L D'], stream: Stream, key: Array
+  ) -> UnitLoss:
+    """Returns the squared velocity error of each patch (`flow_loss`), with the noise of a step."""
+    c = self.config
+    noise = draw_noise(
+      stream, key, samples=c.noises, values=self.image.values, shift=c.shift
     )
-    valid_UP = (draw_at_BNP >= 0).reshape(b * n, p)
-    state, valid = (
-      jnp.repeat(x, self.config.noises, axis=0) for x in (state_UPD, valid_UP)
+    return self.losses_under(noise, hidden_BLD, stream)
+
+  def losses_under(
+    self, noise: Noise, hidden_BLD: Float[Array, 'B L D'], stream: Stream
+  ) -> UnitLoss:
+    """Returns the losses under given noise; a share of the conditions is replaced by the null one."""
+    b, k, m, values = noise.noise_BKMY.shape
+    items = stream.form_BN3.shape[1]
+    data_BKMY = normalised(stream.value_BM, self.image)[:, None]
+    item_BKM = jnp.broadcast_to(stream.item_BM[:, None], (b, k, m))
+    first_BKM = jnp.maximum(item_BKM - 1, 0)
+    t_BKM = jnp.take_along_axis(noise.t_BKN, first_BKM, axis=2)
+    x_BKMY = noised(data_BKMY, noise.noise_BKMY, t_BKM[..., None])
+    target_BKMY = velocity(data_BKMY, noise.noise_BKMY)
+
+    state_BMD = gather_rows(hidden_BLD, stream.write_at_BM)
+    dropped_BKN = noise.chance_BKN < self.config.null
+    dropped_BKM = jnp.take_along_axis(dropped_BKN, first_BKM, axis=2)
+    null_D = self.null[...].astype(state_BMD.dtype)
+    state_BKMD = jnp.where(dropped_BKM[..., None], null_D, state_BMD[:, None])
+
+    flat = lambda a: a.reshape(b * k, *a.shape[2:])
+    place_BKM3 = jnp.broadcast_to(stream.place_BM3[:, None], (b, k, m, 3))
+    pool = Pool.of(
+      flat(item_BKM), items, block=self.block, longest=self.image.patches
     )
-    null_U = noised.chance_BNK.reshape(-1) < self.config.null
-    state = jnp.where(null_U[:, None, None], self.null[...].astype(state.dtype), state)
-    x_BNKPY = noised.x_BNKPY
     made = self.velocity(
-      x_BNKPY.reshape(-1, *x_BNKPY.shape[3:]), noised.t_BNK.reshape(-1), state, valid
+      flat(x_BKMY), flat(noise.t_BKN), flat(state_BKMD), flat(place_BKM3), pool
     )
-    return flow_loss(
-      made.reshape(x_BNKPY.shape) - noised.velocity_BNKPY, draw_at_BNP >= 0
-    )
+    return flow_loss(made.reshape(b, k, m, values) - target_BKMY, stream)
 
   def sample(
     self,
-    state_UPD: Float[Array, 'U P D'],
-    valid_UP: Bool[Array, 'U P'],
+    state_UMD: Float[Array, 'U M D'],
+    place_UM3: Int[Array, 'U M 3'],
+    valid_UM: Bool[Array, 'U M'],
     key_U: Array,
     *,
     guidance_U: Float[Array, 'U'],
     steps: int,
-  ) -> Float[Array, 'U h w c']:
-    """Draws images in [0, 1]; guidance 1 follows the condition, above 1 overshoots it away from the null one."""
-    null = jnp.broadcast_to(self.null[...].astype(state_UPD.dtype), state_UPD.shape)
-    both, valid = (
-      jnp.concatenate([state_UPD, null]),
-      jnp.concatenate([valid_UP, valid_UP]),
-    )
-
-    def guided(x, t):
-      with_c, without_c = jnp.split(
-        self.velocity(jnp.concatenate([x, x]), jnp.full(len(both), t), both, valid), 2
-      )
-      return without_c + guidance_U[:, None, None] * (with_c - without_c)
-
-    return unpatchify(
-      sample(guided, start_noise(key_U, self.image), steps=steps), self.image
-    )
-
-  def draw(
-    self,
-    run: Callable[[Array], tuple[Array, Any]],
-    query_BPD: Float[Array, 'B P D'],
-    valid_BP: Bool[Array, 'B P'],
-    key_B: Array,
-    *,
-    guidance_B: Array,
-    steps: int,
-  ) -> tuple[Float[Array, 'B h w c'], Any]:
-    """Draws images in [0, 1] behind what the decoder has read.
+  ) -> UInt8[Array, 'U M Y']:
+    """Draws an image in each row, as bytes.
 
     Args:
-      run: embeddings of the query positions -> (decoder states, what follows); starts from the same cache every time.
-      guidance_B, steps: as in `sample`.
-
-    Returns:
-      The images, and what follows the queries.
+      guidance_U: 1 follows the condition, above 1 overshoots it away from the null one.
     """
-    state_BPD, after = run(query_BPD)
-    return self.sample(
-      state_BPD, valid_BP, key_B, guidance_U=guidance_B, steps=steps
-    ), after
+    m = state_UMD.shape[1]
+    null = jnp.broadcast_to(self.null[...].astype(state_UMD.dtype), state_UMD.shape)
+    twice = lambda x: jnp.concatenate([x, x])
+    state = jnp.concatenate([state_UMD, null])
+    item = twice(valid_UM.astype(jnp.int32))
+    pool = Pool.of(item, 1, block=m, longest=m)
+    place = twice(place_UM3)
+
+    def guided(x_UMY, t):
+      times = jnp.full((len(state), 1), t)
+      both = self.velocity(twice(x_UMY), times, state, place, pool)
+      with_condition, without = jnp.split(both, 2)
+      return without + guidance_U[:, None, None] * (with_condition - without)
+
+    noise_UMY = start_noise(key_U, place_UM3, self.image.values)
+    return bytes_of(sample(guided, noise_UMY, steps=steps), self.image)

@@ -3,10 +3,9 @@
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from omni_jax.nn.layers import Embedding
-from omni_jax.types import Batch
 
 
 class TextEmbed(nnx.Module):
@@ -15,5 +14,5 @@ class TextEmbed(nnx.Module):
   def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
     self.tokens = Embedding(vocab_size, width, rngs=rngs, std=1.0)
 
-  def __call__(self, batch: Batch, dtype) -> Float[Array, 'B L D']:
-    return self.tokens(jnp.where(batch.token_BL > 0, batch.token_BL, -1), dtype)
+  def __call__(self, token_BL: Int[Array, '*L'], dtype) -> Float[Array, '*L D']:
+    return self.tokens(jnp.where(token_BL > 0, token_BL, -1), dtype)

@@ -1,25 +1,46 @@
 """Text spans on the host: ids to positions."""
 
+import dataclasses
+import html
+
 import numpy as np
 
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.types import Layout, MediaConfig, Span
+from omni_jax.modalities.contract import Host, Part
+from omni_jax.types import Layout, Span
 
 
-def form(span: Span, media: MediaConfig) -> tuple[int, ...]:
-  """The ids."""
-  del media
-  return span.tokens
+@dataclasses.dataclass(frozen=True)
+class TextPart(Part):
+  """Written text."""
+
+  text: str
+  type: str = 'text'
+
+  def _repr_html_(self) -> str:
+    return f'<p>{html.escape(self.text)}</p>'
 
 
-def layout(
-  form: tuple[int, ...], written: bool, tokenizer: Tokenizer, media: MediaConfig
-) -> Layout:
-  """One position per id, each one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
-  del tokenizer, media
-  made = Layout.empty(len(form), len(form) - 1)
-  made.token_n[:] = form
-  made.offset_n3[:] = np.arange(len(form), dtype=np.float32)[:, None]
-  if written:
-    made.label_n[:] = made.token_n
-  return made
+class TextHost(Host):
+  """One position per id."""
+
+  name = 'text'
+  key = 'text'
+
+  def form(self, span: Span) -> tuple[int, ...]:
+    return span.tokens
+
+  def layout(self, form: tuple[int, ...], written: bool) -> Layout:
+    """Each id lies one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
+    n = len(form)
+    layout = Layout.empty(n, n - 1, self.number)
+    layout.token_n[:] = form
+    layout.offset_n3[:] = np.arange(n, dtype=np.float32)[:, None]
+    if written:
+      layout.label_n[:] = form
+    return layout
+
+  def pieces(self, span: Span) -> tuple[np.ndarray, ...]:
+    return ()
+
+  def part(self, payload: str) -> TextPart:
+    return TextPart(payload)

@@ -6,7 +6,8 @@ import itertools
 
 from omni_jax.errors import UserError
 
-TASKS = ('write', 'draw', 'speak', 'reply')
+# By what a reply is to hold, the task that the assistant is given.
+TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak', 'any': 'reply'}
 FIXED = (
   'pad',
   'bos',
@@ -30,23 +31,35 @@ class TokenizerConfig:
   Attributes:
     languages: language codes, `<lang:xx>`.
     voices: speakers, `<voice:name>`.
-    max_grid: largest count of patches along a side of an image, `<size:n>`.
+    max_grid: largest count of pieces along a side of an item, `<size:n>`.
+    marks: names of further specials, such as a medium of one's own needs.
     size: ids in all, so that a table has room for a larger vocabulary later; 0: as many as have a meaning.
   """
 
   languages: tuple[str, ...] = ('en',)
   voices: tuple[str, ...] = ()
   max_grid: int = 8
+  marks: tuple[str, ...] = ()
   size: int = 0
 
   def __post_init__(self):
-    named = (
-      len(FIXED) + len(TASKS) + self.max_grid + len(self.languages) + len(self.voices)
-    )
+    named = len(names_of(self))
     if self.size and self.size < named + 256:
       raise ValueError(
         f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many'
       )
+
+
+def names_of(config: TokenizerConfig) -> tuple[str, ...]:
+  """Returns the names of all special tokens, in the order of their ids."""
+  return (
+    FIXED
+    + tuple(f'task:{x}' for x in TASKS.values())
+    + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
+    + tuple(f'lang:{x}' for x in config.languages)
+    + tuple(f'voice:{x}' for x in config.voices)
+    + config.marks
+  )
 
 
 class Tokenizer:
@@ -54,13 +67,7 @@ class Tokenizer:
 
   def __init__(self, config: TokenizerConfig):
     self.config = config
-    self.names = (
-      FIXED
-      + tuple(f'task:{x}' for x in TASKS)
-      + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
-      + tuple(f'lang:{x}' for x in config.languages)
-      + tuple(f'voice:{x}' for x in config.voices)
-    )
+    self.names = names_of(config)
     self._id = {name: i for i, name in enumerate(self.names)}
     self.first_byte = len(self.names)
     self.used = self.first_byte + 256

@@ -1,0 +1,168 @@
+"""The sound's row of the device table, with the speech codec as its autoencoder."""
+
+from typing import Any
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from omni_jax.modalities.audio.codec import Codec, CodecConfig
+from omni_jax.modalities.audio.codec_loss import codec_forward
+from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, Hearing
+from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
+from omni_jax.modalities.audio.mel import as_wave
+from omni_jax.modalities.audio.quantizer import (
+  CodecBuffers,
+  dequantize,
+  init_buffers,
+  quantize,
+  update_buffers,
+)
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.device import (
+  Autoencoder,
+  Device,
+  Flops,
+  Parts,
+  Size,
+  swiglu_weights,
+  Trained,
+)
+from omni_jax.types import RowBudget
+
+
+def codebooks_of(buffers: dict[str, Any]) -> CodecBuffers:
+  """Returns the typed view of the codec's buffers."""
+  return CodecBuffers(**buffers['codebooks'])
+
+
+def _make(sizes: AudioConfig, config: CodecConfig, rngs: nnx.Rngs) -> Codec:
+  return Codec(config, sizes, rngs=rngs)
+
+
+def _init_buffers(config: CodecConfig) -> dict[str, Any]:
+  return {'codebooks': init_buffers(config)._asdict()}
+
+
+def _loss(
+  codec: Codec, buffers: dict[str, Any], crops: tuple[Array, Array], key: Array
+) -> tuple[Array, Trained]:
+  value_NMY, mask_NM = crops
+  wave_NS = value_NMY.reshape(len(value_NMY), -1)
+  loss, output = codec_forward(codec, codebooks_of(buffers), wave_NS, mask_NM, key)
+  return loss, Trained(output.metrics._asdict(), output.stats)
+
+
+def _update_buffers(
+  config: CodecConfig, buffers: dict[str, Any], stats: Any, key: Array
+) -> dict[str, Any]:
+  updated = update_buffers(config, codebooks_of(buffers), stats, key)
+  return {'codebooks': updated._asdict()}
+
+
+def encode(
+  codec: Codec, buffers: dict[str, Any], frame_BMS: Array, item_BM: Array
+) -> Array:
+  """Returns the codes of clips that lie in pools of frames: int32 (B, M, J); no gradient flows into the codec."""
+  if not item_BM.size:
+    return jnp.zeros((*item_BM.shape, codec.config.codebooks), jnp.int32)
+  latent_BMZ = codec.encode_pool(as_wave(frame_BMS), item_BM)
+  coded = quantize(latent_BMZ, codebooks_of(buffers), jnp.ones(item_BM.shape))
+  return jax.lax.stop_gradient(coded.code_NRJ)
+
+
+def _decode(codec: Codec, buffers: dict[str, Any], code_NMJ: Array) -> Array:
+  wave_NS = codec.decode(dequantize(code_NMJ, codebooks_of(buffers)))
+  return wave_NS.reshape(*code_NMJ.shape[:2], -1)
+
+
+def _identity(sizes: AudioConfig, config: CodecConfig) -> str:
+  del config  # the weights' names and shapes tell
+  return f'{sizes.rate} {sizes.mels} {sizes.mel_hops} {sizes.mel_window}'
+
+
+def _codes(
+  sizes: AudioConfig, config: CodecConfig
+) -> tuple[tuple[int, ...], int]:
+  del sizes
+  return (config.codebooks,), config.entries
+
+
+CODEC = Autoencoder(
+  name='codec',
+  config=CodecConfig,
+  make=_make,
+  init_buffers=_init_buffers,
+  loss=_loss,
+  update_buffers=_update_buffers,
+  encode=encode,
+  decode=_decode,
+  identity=_identity,
+  read_buffers=lambda buffers: buffers['codebooks']['codebook_JEZ'],
+  codes=_codes,
+)
+
+
+def _embed(parts: Parts, rngs: nnx.Rngs) -> AudioEmbed:
+  codec = parts.autoencoder
+  books = (codec.codebooks, codec.entries)
+  return AudioEmbed(parts.embed, parts.sizes, *books, parts.width, rngs=rngs)
+
+
+def _head(parts: Parts, rngs: nnx.Rngs) -> CodecHead:
+  codec = parts.autoencoder
+  books = (codec.codebooks, codec.entries)
+  return CodecHead(parts.head, *books, parts.width, rngs=rngs)
+
+
+def _coded(parts: Parts) -> tuple[str, ...]:
+  hears_codes = parts.embed.hearing == Hearing.CODES
+  return ('spoken', 'heard') if hears_codes else ('spoken',)
+
+
+def _sizes(parts: Parts) -> list[Size]:
+  head = parts.head
+  sizes: list[Size] = []
+  if parts.embed.hearing == Hearing.MEL:
+    sizes.append(('config.model.audio.embed.hidden', parts.embed.hidden, 'mlp'))
+  sizes.append(('config.model.audio.head.width', head.width, 'expert_embed'))
+  sizes.append(('config.model.audio.head.heads', head.heads, 'heads'))
+  sizes.append(('config.model.audio.head.hidden', head.hidden, 'mlp'))
+  # Of the projection from the decoder, and of the codec head's logits.
+  sizes.append(('config.model.audio.head.width', head.width, 'mlp'))
+  sizes.append(('config.model.codec.entries', parts.autoencoder.entries, 'mlp'))
+  return sizes
+
+
+def _flops(parts: Parts, budget: RowBudget) -> Flops:
+  heard, _ = budget.streams.get('audio.heard', (0, 0))
+  spoken, _ = budget.streams.get('audio.spoken', (0, 0))
+  audio, embed, h, k = parts.sizes, parts.embed, parts.head, parts.autoencoder
+  hears_codes = embed.hearing == Hearing.CODES
+  frame = embed.hidden * (audio.mels * audio.mel_hops + parts.width)
+  read = 0 if hears_codes else heard * frame
+
+  per_layer = 4 * h.width**2 + swiglu_weights(h.width, h.hidden)
+  per_layer += 2 * h.width * k.codebooks
+  code = h.layers * per_layer + h.width * k.entries
+  head = spoken * (k.codebooks * code + parts.width * h.width)
+
+  patch = (2 * audio.frame + audio.mel_hops * audio.mels) // k.subframes * k.width
+  patch += k.layers * (4 * k.width**2 + swiglu_weights(k.width, k.hidden))
+  patch += k.width * k.latent
+  coded = spoken + heard * hears_codes
+  rows = 2.0 * budget.rows
+  return Flops(rows * read, rows * head, rows * coded * k.subframes * patch)
+
+
+AUDIO = Device(
+  _embed,
+  _head,
+  AudioEmbedConfig,
+  CodecHeadConfig,
+  autoencoder=CODEC,
+  coded=_coded,
+  sizes=_sizes,
+  flops=_flops,
+)

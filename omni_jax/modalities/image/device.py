@@ -1,0 +1,58 @@
+"""The image's row of the device table."""
+
+from flax import nnx
+
+from omni_jax.modalities.device import Device, Flops, Parts, Size, swiglu_weights
+from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig
+from omni_jax.modalities.image.head import DiTConfig, DiTHead
+from omni_jax.types import RowBudget
+
+
+def _embed(parts: Parts, rngs: nnx.Rngs) -> ImageEmbed:
+  block = parts.streams['seen'].block
+  return ImageEmbed(parts.embed, parts.sizes, block, parts.width, rngs=rngs)
+
+
+def _head(parts: Parts, rngs: nnx.Rngs) -> DiTHead:
+  block = parts.streams['drawn'].block
+  return DiTHead(parts.head, parts.sizes, block, parts.width, rngs=rngs)
+
+
+def _sizes(parts: Parts) -> list[Size]:
+  head, embed = parts.head, parts.embed
+  sizes: list[Size] = []
+  if embed.layers:
+    sizes.append(('config.model.image.embed.heads', embed.heads, 'heads'))
+    sizes.append(('config.model.image.embed.hidden', embed.hidden, 'mlp'))
+  sizes.append(('config.model.image.head.width', head.width, 'expert_embed'))
+  sizes.append(('config.model.image.head.heads', head.heads, 'heads'))
+  sizes.append(('config.model.image.head.hidden', head.hidden, 'mlp'))
+  # Of the projections that modulate the blocks.
+  sizes.append(('config.model.image.head.width', head.width, 'mlp'))
+  return sizes
+
+
+def _flops(parts: Parts, budget: RowBudget) -> Flops:
+  seen, _ = budget.streams.get('image.seen', (0, 0))
+  drawn, images = budget.streams.get('image.drawn', (0, 0))
+  width, values = parts.width, parts.sizes.values
+  seen_block = min(parts.streams['seen'].block, seen)
+  layer = 4 * width**2 + swiglu_weights(width, parts.embed.hidden)
+  layer += 2 * width * seen_block
+  embed = (seen + drawn) * values * width + seen * parts.embed.layers * layer
+
+  t = parts.head
+  drawn_block = min(parts.streams['drawn'].block, drawn)
+  per_layer = 4 * t.width**2 + swiglu_weights(t.width, t.hidden)
+  per_layer += 2 * t.width * drawn_block
+  per_patch = t.layers * per_layer + t.width * (2 * values + width)
+  # Of its time and pooled condition.
+  per_image = t.layers * 6 * t.width**2 + 2 * t.width**2
+  per_image += swiglu_weights(t.width, t.width)
+  head = t.noises * (drawn * per_patch + images * per_image)
+  return Flops(2.0 * budget.rows * embed, 2.0 * budget.rows * head)
+
+
+IMAGE = Device(
+  _embed, _head, ImageEmbedConfig, DiTConfig, sizes=_sizes, flops=_flops
+)
