@@ -13,11 +13,10 @@ import orbax.checkpoint as ocp
 
 from omni_jax.checkpoint import digest, manifest, step_folders
 from omni_jax.checkpoint.manifest import Damaged, Leaf, Manifest
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.retry import ATTEMPTS
-from omni_jax.sharding import gather_bytes
-from omni_jax.train.optim import name_of
-from omni_jax.train.state import TrainState
+from omni_jax.sharding import gather_bytes, name_of
 
 MODEL, TRAIN, ITERATOR = 'model', 'train', 'iterator'
 PARTS = {

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh, replicated
-from omni_jax.train.state import TrainState
 
 TX = optax.adam(1e-3)
 

@@ -57,7 +57,7 @@ class Numbers:
 
 
 def fresh(size=64):
-  from omni_jax.train.state import TrainState
+  from omni_jax.checkpoint.train_state import TrainState
 
   params = {
     'decoder': {'w': jnp.linspace(-1, 1, size * size).reshape(size, size)},
