@@ -47,7 +47,7 @@ def _state(gigabytes: float) -> Any:
 
 
 def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
-  from omni_jax.checkpoint.checkpoint import Checkpoints
+  from omni_jax.checkpoint.checkpoints import Checkpoints
 
   with Checkpoints(folder, 'omni') as checkpoints:
 

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from omni_jax.checkpoint.checkpoint import Checkpoints, listed_steps
+from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
 from omni_jax.checkpoint.init_values import init_buffers, init_codec_values, init_params
 from omni_jax.checkpoint.saved_config import saved_config
 from omni_jax.checkpoint.train_state import use_average

@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.init_values import init_codec_values
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.run_log import say

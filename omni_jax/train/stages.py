@@ -15,7 +15,7 @@ import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint import changes
-from omni_jax.checkpoint.checkpoint import has_checkpoint, last_about
+from omni_jax.checkpoint.checkpoints import has_checkpoint, last_about
 from omni_jax.checkpoint.claim import claimed
 from omni_jax.checkpoint.init_from import fresh_names, start_from
 from omni_jax.checkpoint.init_values import init_codec_values
