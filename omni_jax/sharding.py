@@ -213,6 +213,17 @@ def param(
   return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes)
 
 
+def name_of(path: tuple[Any, ...]) -> str:
+  """Returns the path of a leaf in a tree as a dotted name."""
+  return jax.tree_util.keystr(path, simple=True, separator='.')
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their dotted names."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {name_of(path): leaf for path, leaf in leaves}
+
+
 def param_specs(model: nnx.Module) -> dict[str, Any]:
   """PartitionSpec per parameter, as a pure dict. Stacked layers have one leading axis more than they name."""
 

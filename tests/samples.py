@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.data.making import prepare
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import init_buffers
@@ -25,7 +26,6 @@ from omni_jax.sequence.pack import Laid, Packer
 from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
-from omni_jax.train.state import TrainState
 from omni_jax.train.step import make_omni_step, omni_losses, Update
 from omni_jax.types import Batch, MediaConfig, RowBudget
 

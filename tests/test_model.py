@@ -10,8 +10,8 @@ from omni_jax.modalities.audio import embed as audio_embed
 from omni_jax.modalities.audio.mel import log_mel_patches
 from omni_jax.modalities.image.embed import patchify
 from omni_jax.model import abstract, encode_media, merge, OmniConfig
+from omni_jax.sharding import name_of
 from omni_jax.train.losses import LossConfig, total_loss
-from omni_jax.train.optim import name_of
 from omni_jax.train.state import codebooks_of
 from omni_jax.train.step import omni_losses
 from omni_jax.types import NONE

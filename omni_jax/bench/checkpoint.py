@@ -31,7 +31,7 @@ def _state(gigabytes: float) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from omni_jax.train.state import TrainState
+  from omni_jax.checkpoint.train_state import TrainState
 
   side, count = 4096, max(1, round(gigabytes * 2**30 / 4096**2 / 4))
   params = {
@@ -47,7 +47,7 @@ def _state(gigabytes: float) -> Any:
 
 
 def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
-  from omni_jax.checkpoint.checkpoint import Checkpoints
+  from omni_jax.checkpoint.checkpoints import Checkpoints
 
   with Checkpoints(folder, 'omni') as checkpoints:
 

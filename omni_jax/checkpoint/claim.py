@@ -11,7 +11,7 @@ from typing import IO
 from etils import epath
 
 from omni_jax.errors import UserError
-from omni_jax.train.writer import say
+from omni_jax.run_log import say
 
 NAME = 'lock'
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
-from omni_jax.sharding import gather_bytes, replicated
-from omni_jax.train.optim import name_of
+from omni_jax.sharding import gather_bytes, name_of, replicated
 
 _UINT = {
   1: np.uint8,

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
+from omni_jax.checkpoint.train_state import fresh_average, TrainState, use_average
 from omni_jax.errors import UserError
-from omni_jax.train.optim import name_of
-from omni_jax.train.state import fresh_average, TrainState, use_average
+from omni_jax.sharding import name_of
 
 
 class Source(NamedTuple):

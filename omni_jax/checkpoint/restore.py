@@ -8,12 +8,12 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from omni_jax.checkpoint.checkpoint import Checkpoints, listed_steps
+from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
+from omni_jax.checkpoint.init_values import init_buffers, init_codec_values, init_params
 from omni_jax.checkpoint.saved_config import saved_config
+from omni_jax.checkpoint.train_state import use_average
 from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
-from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.state import codec_values, init_codec, init_omni, use_average
 
 AVERAGE, RAW = WEIGHTS = ('average', 'raw')
 
@@ -44,19 +44,10 @@ def restore_run(
   omni = OmniConfig.from_config(config.model)
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
-
-  def init(average):
-    tx = make_optimizer(OptimConfig(), 1)
-    state = init_omni(
-      omni, tx, codec_values(init_codec(omni, tx, seed=0)), seed=0, average=average
-    )
-    return {'params': state.params, 'buffers': state.buffers}
-
   whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with Checkpoints(workdir, 'omni', read_only=True) as checkpoints:
-    shapes = jax.eval_shape(
-      functools.partial(init, 'ema' in checkpoints.shapes(step)['buffers'])
-    )
+    has_average = 'ema' in checkpoints.shapes(step)['buffers']
+    shapes = jax.eval_shape(functools.partial(_init_model, omni, average=has_average))
     like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
     )
@@ -67,3 +58,11 @@ def restore_run(
     averaged if weights == AVERAGE else averaged | {'params': model['params']},
     found,
   )
+
+
+def _init_model(config: OmniConfig, *, average: bool) -> dict[str, Any]:
+  """Returns {'params', 'buffers'} of a fresh run, with or without an average."""
+  params = init_params(config, seed=0)
+  codec_values = init_codec_values(config, seed=0)
+  buffers = init_buffers(config, codec_values, params if average else None)
+  return {'params': params, 'buffers': buffers}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax import sharding
+from omni_jax.checkpoint.init_values import init_codec_values
 from omni_jax.compile import memory
 from omni_jax.compile.memory import bytes_on_a_device, Memory
 from omni_jax.generate.api import POSITIONS_PER_IMAGE
@@ -23,7 +24,6 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, encode_media, merge
 from omni_jax.sequence.pack import Packer
 from omni_jax.train import state as states
-from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.types import Batch
 
@@ -74,9 +74,7 @@ def _all(shapes: Any, where: jax.sharding.Sharding) -> Any:
 
 def codec_shapes(plan: Plan) -> Any:
   """Values of the codec stage, whole on every device."""
-  init = lambda: states.codec_values(
-    states.init_codec(plan.omni, make_optimizer(OptimConfig(), 1), seed=0)
-  )
+  init = functools.partial(init_codec_values, plan.omni, seed=0)
   return _all(jax.eval_shape(init), sharding.replicated(plan.mesh))
 
 

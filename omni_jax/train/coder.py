@@ -9,12 +9,13 @@ from flax import nnx
 import jax
 import numpy as np
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
+from omni_jax.checkpoint.init_values import init_codec_values
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.model import codes_of, merge, OmniConfig
-from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
-from omni_jax.train.state import codebooks_of, init_codec
+from omni_jax.sharding import name_of
+from omni_jax.train.state import codebooks_of
 from omni_jax.types import AudioConfig
 
 PIECE = 32  # a sound is padded to a multiple of as many frames: few shapes to compile, and each depends on it alone
@@ -74,16 +75,13 @@ def restore_values(
   workdir: str, omni: OmniConfig, place: jax.sharding.Sharding
 ) -> tuple[dict[str, Any], int]:
   """Parameters and codebooks of a run's codec stage, and the step that they are of."""
-  like = jax.eval_shape(
-    lambda: init_codec(omni, make_optimizer(OptimConfig(), 1), seed=0)
-  )
+  shapes = jax.eval_shape(functools.partial(init_codec_values, omni, seed=0))
   like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
   )
+  wanted = {'params': like['params'], 'buffers': {'codebooks': like['codebooks']}}
   with Checkpoints(workdir, 'codec', read_only=True) as checkpoints:
-    model, step = checkpoints.restore_model(
-      {'params': like.params, 'buffers': like.buffers}
-    )
+    model, step = checkpoints.restore_model(wanted)
   return {'params': model['params'], 'codebooks': model['buffers']['codebooks']}, step
 
 

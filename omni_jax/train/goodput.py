@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from omni_jax.train.writer import START
+from omni_jax.run_log import START
 
 FILE = 'goodput.jsonl'
 START_, RESTORE, DATA, SAVE, STEP = KINDS = ('start', 'restore', 'data', 'save', 'step')

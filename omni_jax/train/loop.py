@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
+from omni_jax.run_log import say
 from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
@@ -26,9 +28,8 @@ from omni_jax.train.numerics import (
   same_twice,
   SKIPPED,
 )
-from omni_jax.train.state import TrainState
 from omni_jax.train.step import StepFn
-from omni_jax.train.writer import say, Silent, Writer
+from omni_jax.train.writer import Silent, Writer
 
 NO_ROOM = (
   errno.ENOSPC,

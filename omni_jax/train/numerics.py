@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.checkpoint import digest
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
-from omni_jax.train.state import TrainState
-from omni_jax.train.writer import say
+from omni_jax.run_log import say
 
 SKIPPED, FILE = 'skipped', 'bad_steps.jsonl'
 JUDGED = ('loss/total', 'codec/loss', 'grad_norm/total')  # of the metrics of a step

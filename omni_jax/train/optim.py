@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 
 from omni_jax.errors import UserError
+from omni_jax.sharding import name_of
 
 
 class Kind(enum.StrEnum):
@@ -47,11 +48,6 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(
     0.0, c.lr, min(c.warmup, max(1, steps // 2)), max(steps, 2), c.lr * c.final
   )
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-  """A leaf's path in a tree as dotted name."""
-  return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import optax
 
 from omni_jax import sharding
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import dataclass_of
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
@@ -18,7 +19,6 @@ from omni_jax.model import abstract, main_sizes, OmniConfig
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
-from omni_jax.train.state import TrainState
 from omni_jax.train.step import make_omni_step, Update
 from omni_jax.types import MediaConfig, RowBudget
 

@@ -1,6 +1,7 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
@@ -14,9 +15,10 @@ import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint import changes
-from omni_jax.checkpoint.checkpoint import has_checkpoint, last_about
+from omni_jax.checkpoint.checkpoints import has_checkpoint, last_about
 from omni_jax.checkpoint.claim import claimed
 from omni_jax.checkpoint.init_from import fresh_names, start_from
+from omni_jax.checkpoint.init_values import init_codec_values
 from omni_jax.chips import peak_flops
 from omni_jax.config import dataclass_of
 from omni_jax.data.crops import ClipLoader
@@ -33,15 +35,15 @@ from omni_jax.data.sources.table import (
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.embed import Hearing
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.run_log import say
 from omni_jax.sequence.augment import Augment
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.coder import fingerprint, restore_values
 from omni_jax.train.flops import step_flops
-from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.optim import make_optimizer
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.train.step import make_codec_step
-from omni_jax.train.writer import say
 
 
 class Run(Plan):
@@ -113,13 +115,8 @@ class Run(Plan):
     """Of the omni stage's state."""
 
     def init():
-      tx = make_optimizer(OptimConfig(), 1)
-      return states.init_omni(
-        self.omni,
-        tx,
-        states.codec_values(states.init_codec(self.omni, tx, seed=0)),
-        seed=0,
-      )
+      codec = init_codec_values(self.omni, seed=0)
+      return states.init_omni(self.omni, optax.identity(), codec, seed=0)
 
     return jax.eval_shape(init)
 
@@ -172,12 +169,11 @@ def restore_codec(run: Run) -> Any:
     and not run.codec_from
     and (run.config.init_from or not run.budget.spoken_frames)
   ):
-    tx = make_optimizer(OptimConfig(), 1)
     init = jax.jit(
-      lambda: states.init_codec(run.omni, tx, seed=0),
+      functools.partial(init_codec_values, run.omni, seed=0),
       out_shardings=sharding.replicated(run.mesh),
     )
-    return states.codec_values(init())
+    return init()
   values, step = restore_values(
     run.codec_from or run.workdir, run.omni, sharding.replicated(run.mesh)
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.codec_loss import codec_forward
 from omni_jax.modalities.audio.quantizer import CodecBuffers, update_buffers
@@ -19,7 +20,7 @@ from omni_jax.train.accumulate import accumulated
 from omni_jax.train.losses import LossConfig, text_weights, total_loss
 from omni_jax.train.numerics import guarded
 from omni_jax.train.optim import frozen
-from omni_jax.train.state import codebooks_of, TrainState
+from omni_jax.train.state import codebooks_of
 from omni_jax.types import Batch
 
 Metrics = dict[str, Array]

@@ -7,12 +7,11 @@ import time
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-START = time.time()
+from omni_jax.run_log import say, START
 
 
 class Writer:
@@ -131,13 +130,3 @@ def _spent_before(metrics: str) -> float:
   return max(
     (line['seconds'] for line in _lines(epath.Path(metrics)) if line), default=0.0
   )
-
-
-def say(workdir: Any, text: str) -> None:
-  """A line on standard output and in log.txt; only the first process speaks."""
-  if jax.process_index():
-    return
-  line = f'[{time.time() - START:7.1f} s] {text}'
-  print(line, flush=True)
-  with (epath.Path(workdir) / 'log.txt').open('a') as file:
-    file.write(line + '\n')

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh, replicated
-from omni_jax.train.state import TrainState
 
 TX = optax.adam(1e-3)
 

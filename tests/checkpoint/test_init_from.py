@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import codec_values, tiny_model, tiny_run
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.init_from import fresh_names, source_of, start_from
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError

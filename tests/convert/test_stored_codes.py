@@ -11,7 +11,7 @@ import pytest
 import samples
 import soundfile
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.convert import __main__ as command
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.run_check import RunCheck

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from omni_jax.checkpoint import step_folders
-from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
+from omni_jax.checkpoint.checkpoints import Checkpoints, SaveFailed
 
 STORES = {'disk': lambda _: contextlib.nullcontext(), 'object_store': without_rename}
 every_store = pytest.mark.parametrize('store', STORES)

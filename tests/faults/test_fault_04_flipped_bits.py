@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omni_jax.checkpoint import digest
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.errors import UserError
 
 FLIPS = 75

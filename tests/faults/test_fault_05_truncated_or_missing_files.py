@@ -6,7 +6,7 @@ import shutil
 from faults.toy import fresh, resumed, same, stage, states
 import pytest
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop

@@ -7,7 +7,7 @@ from faults.storage import small_disk
 from faults.toy import logged, Numbers, same, stage
 import pytest
 
-from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
+from omni_jax.checkpoint.checkpoints import Checkpoints, SaveFailed
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import goodput, loop, writer

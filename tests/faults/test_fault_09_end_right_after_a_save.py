@@ -9,7 +9,7 @@ from faults.toy import finished, fresh, logged, same, start, states
 import pytest
 
 from omni_jax.checkpoint import manifest, step_folders
-from omni_jax.checkpoint.checkpoint import Checkpoints, SaveFailed
+from omni_jax.checkpoint.checkpoints import Checkpoints, SaveFailed
 
 
 @pytest.mark.parametrize(

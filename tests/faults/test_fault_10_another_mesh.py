@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, codec_values, examples, rows, tiny_model
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.modalities.text.tokenizer import Tokenizer

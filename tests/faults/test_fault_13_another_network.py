@@ -5,7 +5,8 @@ import json
 import pytest
 from samples import tiny_run
 
-from omni_jax.checkpoint import changes, checkpoint
+from omni_jax.checkpoint import changes
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.errors import UserError
 from omni_jax.train import stages
 
@@ -19,7 +20,7 @@ def run(tmp_path, monkeypatch):
   started.data.budget.rows = 8
   from faults.toy import states
 
-  with checkpoint.Checkpoints(str(tmp_path), 'omni') as checkpoints:
+  with Checkpoints(str(tmp_path), 'omni') as checkpoints:
     checkpoints.save(states(5)[0], b'{}', {'config': changes.plain(started)})
 
   def again(values=None, steps=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, examples
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError

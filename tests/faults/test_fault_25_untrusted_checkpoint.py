@@ -17,7 +17,7 @@ import pytest
 from samples import ROOT
 
 from omni_jax.checkpoint import manifest
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.errors import UserError
 
 LIKE = {'params': fresh().params, 'buffers': fresh().buffers}

@@ -19,7 +19,7 @@ import pytest
 from samples import codec_values, ROOT, tiny_run
 
 from omni_jax.checkpoint import step_folders
-from omni_jax.checkpoint.checkpoint import Checkpoints, listed_steps
+from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
 from omni_jax.model import OmniConfig

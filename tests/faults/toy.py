@@ -57,7 +57,7 @@ class Numbers:
 
 
 def fresh(size=64):
-  from omni_jax.train.state import TrainState
+  from omni_jax.checkpoint.train_state import TrainState
 
   params = {
     'decoder': {'w': jnp.linspace(-1, 1, size * size).reshape(size, size)},
@@ -137,7 +137,7 @@ def same(ours, theirs):
 
 def saved(workdir, *wanted, name='toy', keep=2):
   """The folder, with these steps of a stage saved one after another; of all but the last `keep` nothing is left."""
-  from omni_jax.checkpoint.checkpoint import Checkpoints
+  from omni_jax.checkpoint.checkpoints import Checkpoints
 
   with Checkpoints(str(workdir), name, keep=keep) as checkpoints:
     for one in states(*wanted):
@@ -147,7 +147,7 @@ def saved(workdir, *wanted, name='toy', keep=2):
 
 def resumed(workdir):
   """(what a trainer goes on from, what it says about that)."""
-  from omni_jax.checkpoint.checkpoint import Checkpoints
+  from omni_jax.checkpoint.checkpoints import Checkpoints
 
   said = []
   with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
@@ -209,7 +209,7 @@ def main():
   from absl import logging
 
   logging.set_verbosity(logging.FATAL)
-  from omni_jax.checkpoint.checkpoint import Checkpoints
+  from omni_jax.checkpoint.checkpoints import Checkpoints
   from omni_jax.errors import run_command
   from omni_jax.sharding import make_mesh, replicated
   from omni_jax.train import loop, processes

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 import samples
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.generate.api import load, Omni
 from omni_jax.model import OmniConfig
 from omni_jax.train.optim import make_optimizer, OptimConfig

@@ -7,7 +7,8 @@ import optax
 import pytest
 from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
 
-from omni_jax.train.optim import make_optimizer, name_of, OptimConfig
+from omni_jax.sharding import name_of
+from omni_jax.train.optim import make_optimizer, OptimConfig
 
 AXES_ALONE = [
   dict(data=8),

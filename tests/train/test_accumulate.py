@@ -6,9 +6,9 @@ import optax
 import pytest
 from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
 
+from omni_jax.sharding import name_of
 from omni_jax.train.accumulate import parts_of
 from omni_jax.train.losses import LossConfig
-from omni_jax.train.optim import name_of
 
 CONFIG = tiny_model(experts=8)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from samples import codec_values, tiny_model
 
-from omni_jax.checkpoint.checkpoint import Checkpoints
+from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.sharding import param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig

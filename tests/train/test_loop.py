@@ -13,6 +13,7 @@ import optax
 import pytest
 from samples import BUDGET, examples, sound
 
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.data.crops import ClipLoader
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
@@ -22,7 +23,7 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
 from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.state import init_codec, TrainState
+from omni_jax.train.state import init_codec
 from omni_jax.train.step import make_codec_step
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.train.optim import Kind, make_optimizer, name_of, OptimConfig, schedule
+from omni_jax.sharding import name_of
+from omni_jax.train.optim import Kind, make_optimizer, OptimConfig, schedule
 
 PARAMS = {
   'decoder': {

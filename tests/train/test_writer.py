@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 
-from omni_jax.train import writer as writer_lib
 from omni_jax.train.writer import Writer
 
 
@@ -59,10 +58,3 @@ def test_time_goes_on_where_the_last_process_stopped(tmp_path):
       writer.write(1, {})
   first, second = (line['seconds'] for line in lines(tmp_path)[1:])
   assert 1000 < first <= second < 1000 + (first - 1000) + 60
-
-
-def test_say_goes_to_the_log_and_to_the_screen(tmp_path, capsys):
-  writer_lib.say(str(tmp_path), 'hello')
-  assert (
-    'hello' in capsys.readouterr().out and 'hello' in (tmp_path / 'log.txt').read_text()
-  )

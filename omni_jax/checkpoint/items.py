@@ -1,0 +1,137 @@
+"""What lies in the folder of a step, and how Orbax writes and reads each item of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from omni_jax.checkpoint import manifest
+from omni_jax.checkpoint.manifest import Damaged, Manifest
+from omni_jax.checkpoint.train_state import TrainState
+from omni_jax.errors import UserError
+
+MODEL, TRAIN, ITERATOR = 'model', 'train', 'iterator'
+# The fields of a TrainState that an item holds.
+FIELDS = {MODEL: ('params', 'buffers'), TRAIN: ('opt_state', 'step', 'rng')}
+# Of errors that say nothing about the files: a step is not put aside for them.
+NOT_DAMAGE = (
+  'RESOURCE_EXHAUSTED',
+  'UNAVAILABLE',
+  'DEADLINE_EXCEEDED',
+  'PERMISSION_DENIED',
+  'UNAUTHENTICATED',
+)
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+  """Returns the arrays of a state by item and field."""
+  items = {}
+  for item, fields in FIELDS.items():
+    items[item] = {field: getattr(state, field) for field in fields}
+  return items
+
+
+def fields_of(items: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of all items in one dict: names in a manifest have no item."""
+  fields = {}
+  for tree in items.values():
+    fields |= tree
+  return fields
+
+
+def make_writer(on_complete: Callable[[], None]) -> ocp.AsyncCheckpointer:
+  """Returns what writes steps in the background.
+
+  Files are written in place, as on a store that cannot rename: our manifest alone says
+  that a step is whole.
+
+  Args:
+    on_complete: called in the background once all files of a step are there.
+  """
+  in_place = ocp.path.atomicity.CommitFileTemporaryPath
+  handlers = {
+    MODEL: ocp.StandardCheckpointHandler(),
+    TRAIN: ocp.StandardCheckpointHandler(),
+    ITERATOR: ocp.JsonCheckpointHandler(),
+  }
+  options = ocp.CompositeOptions(temporary_path_class=in_place)
+  return ocp.AsyncCheckpointer(
+    ocp.CompositeCheckpointHandler(composite_options=options, **handlers),
+    temporary_path_class=in_place,
+    async_options=ocp.options.AsyncOptions(post_finalization_callback=on_complete),
+  )
+
+
+def save_args(state: TrainState, iterator: bytes) -> ocp.args.Composite:
+  """Returns what the writer is given for a step."""
+  args = {item: ocp.args.StandardSave(tree) for item, tree in items_of(state).items()}
+  args[ITERATOR] = ocp.args.JsonSave({'state': iterator.decode()})
+  return ocp.args.Composite(**args)
+
+
+def read_iterator(step_folder: epath.Path) -> bytes:
+  """Returns the state of the data iterator, as it was given to `save_args`."""
+  item = ocp.JsonCheckpointHandler().restore(step_folder / ITERATOR)
+  return item['state'].encode()
+
+
+def read_arrays(folder: epath.Path, like: Any, saved: Manifest) -> Any:
+  """Returns the arrays in the folder of an item, placed as `like`.
+
+  They are read by the handler alone: a Checkpointer would wait for other processes,
+  which may have failed.
+  """
+  restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+  args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+  try:
+    return manifest.patiently(
+      lambda: ocp.PyTreeCheckpointHandler().restore(folder, args=args), folder
+    )
+  except (MemoryError, UserError):
+    raise
+  except Exception as error:
+    raise _refusal(error, folder, _array_named_in(error, folder, saved)) from error
+
+
+def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
+  """Returns {'params', 'buffers'} of a step with shapes in place of arrays."""
+  folder = step_folder / MODEL
+  try:
+    metadata = manifest.patiently(
+      lambda: ocp.StandardCheckpointHandler().metadata(folder), folder
+    )
+  except UserError:
+    raise
+  except Exception as error:
+    # Orbax raises all sorts of errors for a step that is removed while it is read.
+    raise _refusal(error, folder, 'its metadata') from error
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    getattr(metadata, 'tree', metadata),
+  )
+
+
+def _array_named_in(error: Exception, folder: epath.Path, saved: Manifest) -> str:
+  """Returns which array of an item an error is about, as a message says it."""
+  fields, text = FIELDS[folder.name], str(error)
+  own = [name for name in saved.leaves if name.partition('.')[0] in fields]
+  named = [name for name in own if name in text]
+  return f'array {max(named, key=len)}' if named else f'an array of {folder.name}'
+
+
+def _refusal(error: Exception, folder: epath.Path, what: str) -> Damaged | UserError:
+  """Returns what an error of Orbax says about a step.
+
+  Either it is damaged, or it cannot be read at the moment.
+  """
+  line = first_line(error)
+  if any(word in str(error) for word in NOT_DAMAGE):
+    return UserError(f'{folder} cannot be read: {line}; start again when it can')
+  return Damaged(f'{what} cannot be read: {type(error).__name__}: {line}')
+
+
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, cut to the length of a log line."""
+  return next(iter(str(error).strip().splitlines()), '')[:400]

@@ -1,0 +1,44 @@
+"""The state of a training run: what a step takes and returns, and what a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+
+class TrainState(NamedTuple):
+  """Pure values: nothing of Flax in it, so that a checkpoint is plain data.
+
+  Attributes:
+    params: trainable arrays, a nested dict.
+    buffers: explicit state that no optimizer touches (router biases, codebooks, the
+      frozen codec, averages).
+    opt_state: of optax.
+    step: updates done, int32.
+    rng: raw key data of the run.
+  """
+
+  params: Any
+  buffers: Any
+  opt_state: Any
+  step: Array
+  rng: Array
+
+
+def fresh_average(state: TrainState) -> TrainState:
+  """Returns the state with its average, if it keeps one, restarted at the parameters.
+
+  The average is a copy, since a step donates both.
+  """
+  if 'ema' not in state.buffers:
+    return state
+  average = jax.tree.map(jnp.copy, state.params)
+  return state._replace(buffers=state.buffers | {'ema': average})
+
+
+def use_average(model: dict[str, Any]) -> dict[str, Any]:
+  """Returns {'params', 'buffers'} with the average, if any, as the parameters."""
+  buffers = dict(model['buffers'])
+  params = buffers.pop('ema', model['params'])
+  return {'params': params, 'buffers': buffers}
