@@ -12,6 +12,7 @@ from omni_jax.modalities.contract import Host
 from omni_jax.modalities.hosts import HOSTS
 
 T = TypeVar('T')
+OMNI, EVALUATE = 'omni', 'evaluate'  # stages; those of autoencoders have their names
 NETWORKS = ('embed', 'head')  # parts of a medium's config that are not its sizes
 
 

@@ -5,9 +5,10 @@ import fnmatch
 import json
 from typing import Any, NamedTuple
 
+from omni_jax.config import NETWORKS
 from omni_jax.errors import UserError
 
-# By stage, patterns of names; the first list that fits decides, and what fits none may change.
+# Patterns of names; the first list of a stage that fits decides, and what fits none may change.
 FREE = (
   'model.decoder.remat',
   'model.decoder.unroll',
@@ -17,24 +18,40 @@ FREE = (
   'data.root',
   'data.*_file',
 )  # where the data lie: whether they are others, their own fingerprint tells
-NETWORK = {
-  'codec': ('model.dtype', 'model.audio.*', 'model.codec.*', 'codec.optim.kind'),
-  'omni': ('model.*', 'omni.optim.kind', 'omni.freeze'),
-}
-DATA = {
-  'codec': (
-    'seed',
-    'data.source',
-    'data.seed',
-    'data.voices',
-    'data.takes',
-    'data.rate',
-    'data.seconds',
-    'codec.batch',
-    'codec.frames',
-  ),
-  'omni': ('seed', 'data.*'),
-}
+DATA_OF_AUTOENCODER = (
+  'seed',
+  'data.source',
+  'data.seed',
+  'data.voices',
+  'data.takes',
+  'data.rate',
+  'data.seconds',
+)
+
+
+class _Patterns(NamedTuple):
+  """Names of a stage's config by what a change of them means."""
+
+  free: tuple[str, ...]
+  network: tuple[str, ...]
+  data: tuple[str, ...]
+
+
+def _patterns(stage: str, medium: str | None) -> _Patterns:
+  """Returns the patterns of the omni stage, or of the stage of an autoencoder of `medium`."""
+  if medium is None:
+    network = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
+    return _Patterns(FREE, network, ('seed', 'data.*'))
+  # The stage of an autoencoder has neither the medium's embedding nor its head.
+  free = (*FREE, *(f'model.{medium}.{part}.*' for part in NETWORKS))
+  network = (
+    'model.dtype',
+    f'model.{medium}.*',
+    f'model.{stage}.*',
+    f'{stage}.optim.kind',
+  )
+  data = (*DATA_OF_AUTOENCODER, f'{stage}.batch', f'{stage}.pieces')
+  return _Patterns(free, network, data)
 
 
 class Changes(NamedTuple):
@@ -61,24 +78,36 @@ def _flat(config: Mapping[str, Any], inside: str = '') -> dict[str, Any]:
   return found
 
 
-def between(stage: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-  """What differs for a stage: the config of its checkpoint, and the one to go on with."""
-  was, is_, found = _flat(saved), _flat(now), Changes([], [], [])
+def between(
+  stage: str,
+  saved: Mapping[str, Any],
+  now: Mapping[str, Any],
+  medium: str | None = None,
+) -> Changes:
+  """Returns what differs for a stage between the config of its checkpoint and the one to go on with.
+
+  Args:
+    medium: whose autoencoder the stage trains; None for the omni stage.
+  """
+  was, is_ = _flat(saved), _flat(now)
+  changes = Changes([], [], [])
+  patterns = _patterns(stage, medium)
   kinds = (
-    (FREE, found.free),
-    (NETWORK[stage], found.network),
-    (DATA[stage], found.data),
-    (('*',), found.free),
+    (patterns.free, changes.free),
+    (patterns.network, changes.network),
+    (patterns.data, changes.data),
   )
   for name in sorted(was.keys() | is_.keys()):
-    if was.get(name) != is_.get(name):
-      line = f'{name} was {was.get(name, "absent")!r}, is {is_.get(name, "absent")!r}'
-      next(
-        lines
-        for patterns, lines in kinds
-        if any(fnmatch.fnmatchcase(name, p) for p in patterns)
-      ).append(line)
-  return found
+    if was.get(name) == is_.get(name):
+      continue
+    line = f'{name} was {was.get(name, "absent")!r}, is {is_.get(name, "absent")!r}'
+    lines = changes.free
+    for names, candidate in kinds:
+      if any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
+        lines = candidate
+        break
+    lines.append(line)
+  return changes
 
 
 def checked(

@@ -1,11 +1,13 @@
 """config.init_from: a run whose omni stage starts from the weights of another run."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import fresh_average, TrainState, use_average
+from omni_jax.config import OMNI
 from omni_jax.errors import UserError
 from omni_jax.sharding import name_of
 
@@ -22,12 +24,12 @@ def source_of(init_from: str) -> Source:
   return Source(path, int(step)) if at and step.isdecimal() else Source(init_from, None)
 
 
-def _wanted(state: TrainState, own_codec: bool) -> dict[str, Any]:
-  """Names -> arrays that another run may give; not the codec where this run has its own."""
+def _wanted(state: TrainState, own: Collection[str]) -> dict[str, Any]:
+  """Returns the arrays that another run may give, by name; not the autoencoders that this run has itself."""
   tree = use_average({'params': state.params, 'buffers': state.buffers})
-  if own_codec:
-    del tree['buffers']['codec']
-  return _by_name(tree)
+  frozen = tree['buffers']['frozen']
+  others = {name: values for name, values in frozen.items() if name not in own}
+  return _by_name(tree | {'buffers': tree['buffers'] | {'frozen': others}})
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
@@ -44,23 +46,25 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
   return {name: part for name, part in kept.items() if part is not None and part != {}}
 
 
-def fresh_names(init_from: str, state: TrainState, *, own_codec: bool) -> list[str]:
+def fresh_names(
+  init_from: str, state: TrainState, *, own: Collection[str]
+) -> list[str]:
   """Names of the arrays that the other run cannot give: absent there, or of another shape.
 
   Args:
     state: arrays, or shapes only.
-    own_codec: keep this run's speech codec; otherwise it must be the other's, as a whole.
+    own: names of the autoencoders that this run has itself; each of the others must be the other run's, as a whole.
 
   Raises:
-    UserError: if there is no such run or step, if no parameter agrees, or if the codec does not.
+    UserError: if there is no such run or step, if no parameter agrees, or if an autoencoder does not.
   """
   source = source_of(init_from)
   try:
-    with Checkpoints(source.workdir, 'omni', read_only=True) as checkpoints:
+    with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
       theirs = _by_name(use_average(checkpoints.shapes(source.step)))
   except UserError as error:
     raise UserError(f'config.init_from={init_from}: {error}') from error
-  ours = _wanted(state, own_codec)
+  ours = _wanted(state, own)
   fresh = [
     name
     for name, leaf in ours.items()
@@ -71,24 +75,27 @@ def fresh_names(init_from: str, state: TrainState, *, own_codec: bool) -> list[s
       f'config.init_from={init_from}: none of its parameters has the name and shape of one of this '
       "model's; it is a run of another kind, or every width differs"
     )
-  if codec := [name for name in fresh if name.startswith('buffers.codec.')]:
-    raise UserError(
-      f"config.init_from={init_from}: its speech codec is another ({codec[0]}); put 'codec' into "
-      'config.stages to train one for this run, or give config.model.codec its sizes'
-    )
+  prefix = 'buffers.frozen.'
+  for name in fresh:
+    if name.startswith(prefix):
+      stage = name.removeprefix(prefix).split('.')[0]
+      raise UserError(
+        f'config.init_from={init_from}: its {stage} is another ({name}); put {stage!r} into config.stages to train '
+        f'one for this run, or give config.model.{stage} its sizes'
+      )
   return fresh
 
 
 def start_from(
-  init_from: str, state: TrainState, *, own_codec: bool
+  init_from: str, state: TrainState, *, own: Collection[str]
 ) -> tuple[TrainState, str]:
-  """A fresh state with the other run's parameters (its average where it keeps one), router biases and codec.
+  """A fresh state with the other run's parameters (its average where it keeps one), router biases and autoencoders.
 
   Optimizer, step and data start anew. As `fresh_names`, whose arrays stay as they are; the text says which.
   """
-  source, ours = source_of(init_from), _wanted(state, own_codec)
-  fresh = set(fresh_names(init_from, state, own_codec=own_codec))
-  with Checkpoints(source.workdir, 'omni', read_only=True) as checkpoints:
+  source, ours = source_of(init_from), _wanted(state, own)
+  fresh = set(fresh_names(init_from, state, own=own))
+  with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
     saved = checkpoints.shapes(source.step)
 
     def placed(path, leaf):

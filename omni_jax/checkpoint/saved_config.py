@@ -6,10 +6,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
-from omni_jax.model import OmniConfig
+from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.model import ModelConfig
 
 
-def saved_config(workdir: str) -> ConfigDict:
+def saved_config(workdir: str, tables: Tables = TABLES) -> ConfigDict:
   """The config that a run was last started with.
 
   Raises:
@@ -22,7 +23,7 @@ def saved_config(workdir: str) -> ConfigDict:
     )
   try:
     config = ConfigDict(json.loads(path.read_text()))
-    OmniConfig.from_config(config.model)
+    ModelConfig.from_config(config.model, tables)
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise UserError(f'{path} is not the config of a run: {error}') from error
   return config

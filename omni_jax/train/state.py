@@ -1,5 +1,6 @@
 """How a train state is first made, already sharded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,10 +9,9 @@ from jax.sharding import Mesh, NamedSharding
 import optax
 
 from omni_jax import sharding
-from omni_jax.checkpoint.init_values import init_buffers, init_codec_values, init_params
+from omni_jax.checkpoint.init_values import init_autoencoder, init_buffers, init_params
 from omni_jax.checkpoint.train_state import fresh_average, TrainState
-from omni_jax.modalities.audio.quantizer import CodecBuffers
-from omni_jax.model import OmniConfig
+from omni_jax.model import ModelConfig
 from omni_jax.sharding import name_of
 
 
@@ -22,10 +22,10 @@ def _start(
   return TrainState(params, buffers, tx.init(params), jnp.int32(0), key_data)
 
 
-def init_omni(
-  config: OmniConfig,
+def init_model_state(
+  config: ModelConfig,
   tx: optax.GradientTransformation,
-  codec: Any,
+  frozen: Mapping[str, Any],
   *,
   seed: int,
   average: bool = False,
@@ -33,30 +33,20 @@ def init_omni(
   """Returns a fresh state of the omni stage.
 
   Args:
-    codec: params and codebooks of the codec stage, kept as frozen buffers.
+    frozen: values of the autoencoders by name, kept as frozen buffers.
     average: keep a moving average of the parameters as a buffer, too.
   """
   params = init_params(config, seed=seed)
-  buffers = init_buffers(config, codec, params if average else None)
+  buffers = init_buffers(config, frozen, params if average else None)
   return fresh_average(_start(params, buffers, tx, seed))
 
 
-def init_codec(
-  config: OmniConfig, tx: optax.GradientTransformation, *, seed: int
+def init_autoencoder_state(
+  config: ModelConfig, name: str, tx: optax.GradientTransformation, *, seed: int
 ) -> TrainState:
-  """Returns a fresh state of the codec stage."""
-  values = init_codec_values(config, seed=seed)
-  return _start(values['params'], {'codebooks': values['codebooks']}, tx, seed)
-
-
-def codec_values(state: TrainState) -> dict[str, Any]:
-  """Returns what the omni stage needs of a finished codec stage."""
-  return {'params': state.params, 'codebooks': state.buffers['codebooks']}
-
-
-def codebooks_of(buffers: dict[str, Any]) -> CodecBuffers:
-  """Returns the typed view of the codebooks in a buffers dict."""
-  return CodecBuffers(**buffers['codebooks'])
+  """Returns a fresh state of the stage of an autoencoder."""
+  values = init_autoencoder(config, name, seed=seed)
+  return _start(values['params'], values['buffers'], tx, seed)
 
 
 def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
