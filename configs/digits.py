@@ -22,173 +22,32 @@ the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (
 
 from ml_collections import ConfigDict
 
+from omni_jax.config import derived
 from omni_jax.data.sources.digits import LANGUAGES
 from omni_jax.data.sources.espeak import TRAIN_VARIANTS
 
 
 def get_config() -> ConfigDict:
-  c = ConfigDict()
-  c.seed = 0
-  c.stages = ('codec', 'omni', 'evaluate')
-  c.cpu_devices = (
-    2  # one per core: XLA's own threads leave half of the second core idle
-  )
-  c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
-  c.distributed = False
-  c.profile = ''
-  c.repeat_every = 0  # makes every so manieth step twice and compares the bits, to find hardware that computes wrong
-  c.init_from = (
-    ''  # FOLDER or FOLDER@STEP of a run whose weights the omni stage starts from
-  )
-  c.compilation_cache = '~/.cache/omni_jax/xla'
-
-  c.model = ConfigDict(
+  c = derived(__file__, 'base')
+  c.cpu_devices = 2  # one per core
+  c.model.tokenizer.languages = LANGUAGES
+  c.model.tokenizer.voices = TRAIN_VARIANTS
+  c.data.source = 'digits'
+  c.data.recipes = ConfigDict(
     dict(
-      dtype='float32',
-      weights='float32',
-      image=dict(
-        height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376, fit='stretch'
-      ),
-      audio=dict(rate=8000, seconds=0.96, mels=32, mel_hops=8, mel_window=256),
-      tokenizer=dict(languages=LANGUAGES, voices=TRAIN_VARIANTS, max_grid=4),
-      decoder=dict(
-        width=128,
-        layers=4,
-        heads=4,
-        kv_heads=2,
-        head_dim=32,
-        experts=8,
-        top_k=2,
-        expert_hidden=64,
-        shared_hidden=128,
-        routing='token',
-        exchange='gather',
-        capacity=2.0,
-        block=64,
-        theta=1000.0,
-        remat='none',
-        unroll=1,
-      ),
-      image_embed=dict(layers=0, heads=4, hidden=256),
-      audio_embed=dict(hearing='mel', level='fixed', channels=0, hidden=256),
-      dit=dict(
-        width=128,
-        layers=3,
-        heads=4,
-        hidden=256,
-        noises=2,
-        null=0.1,
-        shift=1.0,
-        denoiser='dit',
-      ),
-      codec_head=dict(width=128, layers=2, heads=4, hidden=256, first_weight=3.0),
-      codec=dict(
-        latent=64, codebooks=4, entries=256, width=128, layers=2, hidden=256, window=16
-      ),
+      image_to_text=0.18,
+      speech_to_text=0.19,
+      text_to_text=0.04,
+      text_to_image=0.11,
+      image_to_image=0.11,
+      speech_to_image=0.13,
+      text_to_speech=0.06,
+      image_to_speech=0.06,
+      speech_to_speech=0.08,
+      reply=0.04,
     )
   )
-  c.data = ConfigDict(
-    dict(
-      source='digits',
-      seed=0,
-      codes='computed',
-      voices=14,
-      takes=5,
-      spoken_takes=1,
-      recipes=dict(
-        image_to_text=0.18,
-        speech_to_text=0.19,
-        text_to_text=0.04,
-        text_to_image=0.11,
-        image_to_image=0.11,
-        speech_to_image=0.13,
-        text_to_speech=0.06,
-        image_to_speech=0.06,
-        speech_to_speech=0.08,
-        reply=0.04,
-      ),
-      budget=dict(
-        rows=16, length=128, seen=3, drawn=2, heard_frames=20, spoken_frames=12
-      ),
-      root='',
-      train_file='train.jsonl',
-      eval_file='test.jsonl',
-    )
-  )
-  c.data.augment = ConfigDict(
-    dict(
-      turn=0.2,
-      scale=0.12,
-      shear=0.15,
-      shift=0.075,
-      speed=0.11,
-      pitch=0.0,
-      gain=3.0,
-      tone=0.0,
-      noise=0.01,
-      delay=0.05,
-    )
-  )  # of what is only read
-  c.loader = ConfigDict(dict(lanes=0, workers=0, strict=True))
-  c.data.rate = c.model.audio.get_ref('rate')
-  c.data.seconds = c.model.audio.get_ref('seconds')
-
-  # codec.init_from: FOLDER of a run whose codec is used instead of an own one; take 'codec' out of c.stages then
-  c.codec = ConfigDict(
-    dict(
-      init_from='',
-      steps=700,
-      batch=32,
-      frames=6,
-      log_every=50,
-      save_every=350,
-      bad_steps=0,  # updates that are not finite and may be left out; one more ends the run
-      optim=dict(
-        kind='muon',
-        lr=4e-3,
-        warmup=50,
-        final=0.02,
-        b1=0.9,
-        b2=0.95,
-        weight_decay=0.01,
-        clip=1.0,
-        multipliers=dict(),
-      ),
-    )
-  )
-  c.omni = ConfigDict(
-    dict(
-      steps=1300,
-      log_every=50,
-      save_every=650,
-      bad_steps=0,
-      bias_step=1e-3,
-      accumulate=1,
-      ema=0.0,
-      freeze=(),
-      losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001, frame=1.0),
-      optim=dict(
-        kind='muon',
-        lr=2e-3,
-        warmup=100,
-        final=0.02,
-        b1=0.9,
-        b2=0.98,
-        weight_decay=0.01,
-        clip=1.0,
-        multipliers=dict(),
-      ),
-    )
-  )
-  c.generate = ConfigDict(
-    dict(
-      temperature=0.5,
-      top_p=0.95,
-      speech_temperature=0.3,
-      guidance=1.5,
-      max_new=32,
-      dit_steps=16,
-    )
-  )
-  c.evaluate = ConfigDict(dict(n=400, n_images=400))
+  c.data.augment.image.update(dict(turn=0.2, scale=0.12, shear=0.15, shift=0.075))
+  c.data.augment.audio.update(dict(speed=0.11, gain=3.0, noise=0.01, delay=0.05))
+  c.evaluate.update(dict(n=400, n_images=400))
   return c

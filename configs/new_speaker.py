@@ -8,30 +8,26 @@ One CPU core, busy: 5 to 8 minutes. Seed 0, right words in % by who is left out,
 75.0, jackson 85.4, nicolas 84.0, theo 83.9, yweweler 83.4. Settings were chosen on george; docs/results.md says which.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_spoken_digits = runpy.run_path(
-  str(pathlib.Path(__file__).with_name('spoken_digits.py'))
-)['get_config']
+from omni_jax.config import derived
 
 
 def get_config() -> ConfigDict:
-  c = _spoken_digits()
+  c = derived(__file__, 'spoken_digits')
   c.stages = ('omni', 'evaluate')  # nothing is spoken: no codec
   c.cpu_devices = 1
   c.model.audio.seconds = 1.04
-  c.model.audio_embed.update(dict(level='clip', channels=64))
+  c.model.audio.embed.update(dict(level='clip', channels=64))
   c.data.update(
     dict(train_file='speakers.jsonl', leave_out='theo', eval_file='speaker_theo.jsonl')
   )
-  c.data.budget.update(dict(seen=0, drawn=0, heard_frames=56, spoken_frames=0))
+  c.data.budget.streams.image.update(dict(seen=(0, 0), drawn=(0, 0)))
+  c.data.budget.streams.audio.update(dict(heard=(56, 8), spoken=(0, 0)))
   # Microphones and rooms: FSDD's speakers differ 14 times in loudness and by 10 to 15 dB in the slope of their spectra.
-  c.data.augment.update(dict(gain=18.0, tone=10.0))
+  c.data.augment.audio.update(dict(gain=18.0, tone=10.0))
   c.omni.steps = 500
   c.omni.save_every = 500
-  c.evaluate = ConfigDict(dict(n_data=500))
+  c.evaluate.targets = ConfigDict()
+  c.evaluate.n_data = 500
   return c

@@ -9,160 +9,84 @@ chips, measured by compiling: docs/pods.md. `--config=configs/omni_1b.py:text` i
 
 from ml_collections import ConfigDict
 
+from omni_jax.config import config_file, derived
+
 
 def get_config(only: str = '') -> ConfigDict:
   """Args:
-  only: 'text' for rows without images and sounds, whose embeddings and heads are then as small as can be.
+  only: 'text' for the same decoder on rows of text, without any other medium; for comparison with trainers that know
+    nothing else.
   """
   if only not in ('', 'text'):
     raise ValueError(f"config '{only}' is unknown: it is 'text' or nothing")
-  c = ConfigDict()
-  c.seed = 0
+  c = derived(__file__, 'base')
   c.stages = ('codec', 'omni')
-  c.cpu_devices = 1
-  c.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))
+  c.mesh.update(dict(data=1, fsdp=-1))
   c.distributed = True
-  c.profile = ''
-  c.repeat_every = 0
-  c.init_from = ''
   c.compilation_cache = ''
-
-  c.model = ConfigDict(
+  c.model.dtype = 'bfloat16'
+  c.model.tokenizer.update(dict(max_grid=16, size=32000))
+  c.model.decoder.update(
     dict(
-      dtype='bfloat16',
-      weights='float32',
-      image=dict(
-        height=256, width=256, channels=3, patch=16, mean=0.45, std=0.27, fit='keep'
-      ),
-      audio=dict(rate=16000, seconds=20.0, mels=80, mel_hops=8, mel_window=512),
-      tokenizer=dict(languages=('en',), voices=(), max_grid=16, size=32000),
-      decoder=dict(
-        width=2048,
-        layers=16,
-        heads=16,
-        kv_heads=4,
-        head_dim=128,
-        experts=8,
-        top_k=2,
-        expert_hidden=1024,
-        shared_hidden=2048,
-        routing='token',
-        block=128,
-        exchange='gather',
-        capacity=2.0,
-        theta=1e6,
-        remat='full',
-        unroll=1,
-      ),
-      image_embed=dict(layers=0, heads=16, hidden=2048),
-      audio_embed=dict(hearing='mel', level='fixed', channels=0, hidden=2048),
-      dit=dict(
-        width=1024,
-        layers=12,
-        heads=16,
-        hidden=2816,
-        noises=1,
-        null=0.1,
-        shift=1.0,
-        denoiser='dit',
-      ),
-      codec_head=dict(width=1024, layers=4, heads=16, hidden=2816, first_weight=3.0),
-      codec=dict(
-        latent=256,
-        codebooks=8,
-        entries=1024,
-        width=512,
-        layers=4,
-        heads=8,
-        hidden=1408,
-        window=32,
-      ),
+      width=2048,
+      layers=16,
+      heads=16,
+      kv_heads=4,
+      head_dim=128,
+      experts=8,
+      top_k=2,
+      expert_hidden=1024,
+      shared_hidden=2048,
+      block=128,
+      theta=1e6,
+      remat='full',
     )
   )
-  c.data = ConfigDict(
+  c.model.image.update(
+    dict(height=256, width=256, channels=3, patch=16, mean=0.45, std=0.27, fit='keep')
+  )
+  c.model.image.embed.update(dict(heads=16, hidden=2048))
+  c.model.image.head.update(
+    dict(width=1024, layers=12, heads=16, hidden=2816, noises=1)
+  )
+  c.model.audio.update(dict(rate=16000, seconds=20.0, mels=80, mel_window=512))
+  c.model.audio.embed.hidden = 2048
+  c.model.audio.head.update(dict(width=1024, layers=4, heads=16, hidden=2816))
+  c.model.codec.update(
     dict(
-      source='jsonl',
-      seed=0,
-      root='',
-      train_file='train.jsonl',
-      eval_file='test.jsonl',
-      leave_out='',
-      codes='computed',
-      augment=None,
-      budget=dict(
-        rows=32, length=4096, seen=4, drawn=2, heard_frames=500, spoken_frames=250
-      ),
+      latent=256,
+      codebooks=8,
+      entries=1024,
+      width=512,
+      layers=4,
+      heads=8,
+      hidden=1408,
+      window=32,
     )
   )
-  c.loader = ConfigDict(dict(lanes=0, workers=8, strict=True))
-  c.codec = ConfigDict(
-    dict(
-      init_from='',
-      steps=50_000,
-      batch=256,
-      frames=25,
-      log_every=100,
-      save_every=5000,
-      bad_steps=10,
-      optim=dict(
-        kind='adamw',
-        lr=5e-4,
-        warmup=1000,
-        final=0.1,
-        b1=0.9,
-        b2=0.95,
-        weight_decay=0.01,
-        clip=1.0,
-        multipliers=dict(),
-      ),
-    )
-  )
-  c.omni = ConfigDict(
-    dict(
-      steps=100_000,
-      log_every=20,
-      save_every=1000,
-      bad_steps=10,
-      bias_step=1e-3,
-      accumulate=1,
-      ema=0.0,
-      freeze=(),
-      losses=dict(text=1.0, image=1.0, audio=1.0, balance=0.01, z=0.001, frame=1.0),
-      optim=dict(
-        kind='adamw',
-        lr=3e-4,
-        warmup=2000,
-        final=0.1,
-        b1=0.9,
-        b2=0.95,
-        weight_decay=0.1,
-        clip=1.0,
-        multipliers=dict(),
-      ),
-    )
-  )
-  c.generate = ConfigDict(
-    dict(
-      temperature=0.7,
-      top_p=0.95,
-      speech_temperature=0.7,
-      guidance=3.0,
-      max_new=256,
-      dit_steps=32,
-    )
-  )
-  c.evaluate = ConfigDict(dict(n_data=200, n_codec=50))
+  c.data.source = 'jsonl'
+  c.data.augment = ConfigDict()
+  c.data.budget.update(dict(rows=32, length=4096))
+  c.data.budget.streams.image.update(dict(seen=(1024, 8), drawn=(512, 4)))
+  c.data.budget.streams.audio.update(dict(heard=(500, 16), spoken=(250, 8)))
+  c.loader.workers = 8
+  c.codec.update(dict(steps=50_000, batch=256, pieces=25, log_every=100))
+  c.codec.update(dict(save_every=5000, bad_steps=10))
+  c.omni.update(dict(steps=100_000, log_every=20, save_every=1000, bad_steps=10))
+  for stage, lr, warmup, decay in (
+    (c.codec, 5e-4, 1000, 0.01),
+    (c.omni, 3e-4, 2000, 0.1),
+  ):
+    stage.optim.update(dict(kind='adamw', lr=lr, warmup=warmup, final=0.1, b2=0.95))
+    stage.optim.weight_decay = decay
+  c.generate.update(dict(temperature=0.7, speech_temperature=0.7, guidance=3.0))
+  c.generate.update(dict(max_new=256, dit_steps=32))
+  c.evaluate.update(dict(n_data=200, n_codec=50))
   return text_only(c) if only else c
 
 
 def text_only(c: ConfigDict) -> ConfigDict:
-  """The same decoder on rows of text; for comparison with trainers that know nothing else."""
-  c.data.budget.update(dict(seen=0, drawn=0, heard_frames=0, spoken_frames=0))
+  """Returns the run without any other medium."""
+  config_file(__file__, 'text')['without_media'](c)
   c.stages = ('omni',)
-  small = dict(width=256, layers=1, heads=1, hidden=256)  # which 256 chips divide
-  c.model.image_embed.update(dict(layers=0, hidden=256))
-  c.model.audio_embed.hidden = 256
-  for part in (c.model.dit, c.model.codec_head, c.model.codec):
-    part.update(small)
-  c.model.codec.update(dict(latent=16, codebooks=1, entries=16))
   return c

@@ -9,25 +9,18 @@ a token, none that all tokens share. Data, images and sounds as in configs/omni_
 by compiling: docs/pods.md. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_base = runpy.run_path(str(pathlib.Path(__file__).with_name('omni_1b.py')))
+from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  c = _base['get_config']()
+  c = derived(__file__, 'omni_1b')
   c.mesh.expert = 4
   c.model.decoder.update(
     dict(
-      width=2048,
       layers=48,
       heads=32,
-      kv_heads=4,
-      head_dim=128,
       experts=128,
       top_k=8,
       expert_hidden=768,
@@ -37,7 +30,7 @@ def get_config(only: str = '') -> ConfigDict:
     )
   )
   c.model.tokenizer.size = 151936
-  c.model.dit.update(dict(width=1536, layers=16, heads=12, hidden=4096))
+  c.model.image.head.update(dict(width=1536, layers=16, heads=12, hidden=4096))
   c.data.budget.rows = 128
   c.omni.optim.lr = 1e-4
-  return _base['text_only'](c) if only else c
+  return config_file(__file__, 'omni_1b')['text_only'](c) if only else c

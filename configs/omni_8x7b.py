@@ -8,33 +8,21 @@ token. Data, images and sounds as in configs/omni_1b.py; what it takes on chips,
 `--config=configs/omni_8x7b.py:text` is the same decoder with text alone.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_base = runpy.run_path(str(pathlib.Path(__file__).with_name('omni_1b.py')))
+from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  c = _base['get_config']()
+  c = derived(__file__, 'omni_1b')
   c.model.decoder.update(
     dict(
-      width=4096,
-      layers=32,
-      heads=32,
-      kv_heads=8,
-      head_dim=128,
-      experts=8,
-      top_k=2,
-      expert_hidden=14336,
-      shared_hidden=0,
+      width=4096, layers=32, heads=32, kv_heads=8, expert_hidden=14336, shared_hidden=0
     )
   )
-  c.model.audio_embed.hidden = 4096
-  c.model.dit.update(dict(width=2048, layers=16, heads=16, hidden=5632))
-  c.model.codec_head.update(dict(width=2048, layers=4, heads=16, hidden=5632))
+  c.model.audio.embed.hidden = 4096
+  c.model.image.head.update(dict(width=2048, layers=16, heads=16, hidden=5632))
+  c.model.audio.head.update(dict(width=2048, layers=4, heads=16, hidden=5632))
   c.data.budget.rows = 256
   c.omni.optim.lr = 1e-4
-  return _base['text_only'](c) if only else c
+  return config_file(__file__, 'omni_1b')['text_only'](c) if only else c

@@ -5,73 +5,45 @@
 To show how sets are named and mixed (docs/ready_sources.md); not yet trained to its end, so there are no figures.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
+from omni_jax.config import derived
 from omni_jax.data.sources.ready.ready_set import LANGUAGES
-
-# By path: a config file is run as a file, wherever the command is called from.
-_digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))[
-  'get_config'
-]
 
 
 def get_config() -> ConfigDict:
-  c = _digits()
+  c = derived(__file__, 'digits')
   # Mean and deviation are those of the images that are drawn, half of them MNIST's and half emoji on white.
-  c.model.image = ConfigDict(
-    dict(height=32, width=32, channels=3, patch=8, mean=0.444, std=0.435, fit='stretch')
+  c.model.image.update(
+    dict(height=32, width=32, channels=3, patch=8, mean=0.444, std=0.435)
   )
   c.model.audio.seconds = 15.04  # the longest order lasts 14.87 s
-  c.model.tokenizer = ConfigDict(
-    dict(
-      languages=LANGUAGES,
-      max_grid=4,
-      voices=('george', 'jackson', 'nicolas', 'theo', 'yweweler'),
+  c.model.tokenizer.languages = LANGUAGES
+  c.model.tokenizer.voices = ('george', 'jackson', 'nicolas', 'theo', 'yweweler')
+  c.data.source = 'mixture'
+  c.data.eval_file = ''
+  c.data.augment = ConfigDict()
+  c.data.budget.update(dict(rows=8, length=384))
+  c.data.budget.streams.image.update(dict(seen=(64, 4), drawn=(32, 2)))
+  c.data.budget.streams.audio.update(dict(heard=(188, 16), spoken=(30, 4)))
+  # Bytes of a line: prompt and answer share the 384 positions of a row.
+  text = dict(source='text20', longest=160)
+  pieces = dict(source='text', train_file='tinyshakespeare/input.txt', piece=256)
+  sources = {
+    'fsdd': dict(source='fsdd'),
+    'fsdd_said': dict(source='fsdd', write='audio'),
+    'mnist': dict(source='mnist'),
+    'mnist_drawn': dict(source='mnist', write='image'),
+    'emoji': dict(source='emoji'),
+    'emoji_drawn': dict(source='emoji', write='image'),
+    'barista': dict(source='barista'),
+    'text20': text,
+    'translated': dict(read='en', **text),
+    'shakespeare': pieces,
+  }
+  for name, values in sources.items():
+    c.data.sources[name] = ConfigDict(
+      dict(weight=1.0, root=c.data.get_ref('root'), **values)
     )
-  )
-  c.data = ConfigDict(
-    dict(
-      source='mixture',
-      seed=0,
-      root='',
-      temperature=1.0,
-      codes='computed',
-      budget=dict(
-        rows=8, length=384, seen=4, drawn=2, heard_frames=188, spoken_frames=30
-      ),
-    )
-  )
-  text = dict(
-    source='text20', longest=160
-  )  # bytes of a line: prompt and answer share the 384 positions of a row
-  c.data.sources = ConfigDict(
-    {
-      'fsdd': _of(c, 'fsdd', weight=1.0),
-      'fsdd_said': _of(c, 'fsdd', weight=1.0, write='audio'),
-      'mnist': _of(c, 'mnist', weight=1.0),
-      'mnist_drawn': _of(c, 'mnist', weight=1.0, write='image'),
-      'emoji': _of(c, 'emoji', weight=1.0),
-      'emoji_drawn': _of(c, 'emoji', weight=1.0, write='image'),
-      'barista': _of(c, 'barista', weight=1.0),
-      'text20': _of(c, weight=1.0, **text),
-      'translated': _of(c, weight=1.0, read='en', **text),
-      'shakespeare': _of(
-        c, 'text', weight=1.0, train_file='tinyshakespeare/input.txt', piece=256
-      ),
-    }
-  )
-  c.evaluate = ConfigDict(dict(n_data=200, n_codec=100))
+  c.evaluate.update(dict(n_data=200, n_codec=100))
   return c
-
-
-def _of(c: ConfigDict, source: str = 'text20', **values: object) -> dict:
-  """A source in the folder of the run."""
-  return (
-    dict(
-      source=source, root=c.data.get_ref('root'), train_split='train', eval_split='test'
-    )
-    | values
-  )

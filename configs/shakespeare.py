@@ -13,34 +13,14 @@ two and a shared one work, 1.19 M parameters in the decoder, 0.60 M of them for 
 Muon in the place of AdamW.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))[
-  'get_config'
-]
+from omni_jax.config import derived
 
 
 def get_config() -> ConfigDict:
-  c = _digits()
-  c.stages = ('omni', 'evaluate')
-  c.model.tokenizer = ConfigDict(dict(languages=('en',), voices=(), max_grid=4))
-  c.model.dit.update(dict(width=16, layers=1, heads=1, hidden=16))
-  c.model.codec_head.update(dict(width=16, layers=1, heads=1, hidden=16))
-  c.model.codec.update(dict(latent=8, entries=8, width=16, layers=1, hidden=16))
-  c.data = ConfigDict(
-    dict(
-      source='text',
-      seed=0,
-      root='',
-      train_file='input.txt',
-      piece=64,
-      budget=dict(rows=12, length=65, seen=0, drawn=0, heard_frames=0, spoken_frames=0),
-    )
-  )
+  c = derived(__file__, 'text')
+  c.data.update(dict(source='text', train_file='input.txt', piece=64))
+  c.data.budget.update(dict(rows=12, length=65))
   c.omni.update(dict(steps=2000, log_every=100, save_every=1000))
-  c.evaluate = ConfigDict()
   return c

@@ -24,68 +24,37 @@ The codec head knows its 2,096 training recordings by heart: 0.24 nats a code on
 says is right and in the right voice; how much of it is more than a replay was not measured.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_digits = runpy.run_path(str(pathlib.Path(__file__).with_name('digits.py')))[
-  'get_config'
-]
+from omni_jax.config import derived
 
 
 def get_config() -> ConfigDict:
-  c = _digits()
-  c.model.image = ConfigDict(
-    dict(height=28, width=28, channels=1, patch=7, mean=0.13, std=0.31, fit='stretch')
-  )
-  c.model.audio.seconds = (
-    3.2  # strings of up to five digits; one word lasts 1.04 s at most
-  )
-  c.model.tokenizer = ConfigDict(
-    dict(
-      languages=('en',),
-      voices=('george', 'jackson', 'nicolas', 'theo', 'yweweler'),
-      max_grid=4,
-    )
-  )
-  augment = c.data.augment
-  augment.pitch = 0.1
-  c.model.image_embed.layers = 2
+  c = derived(__file__, 'digits')
+  c.model.image.update(dict(height=28, width=28, patch=7, mean=0.13, std=0.31))
+  c.model.image.embed.layers = 2
+  # Strings of up to five digits; one word lasts 1.04 s at most.
+  c.model.audio.seconds = 3.2
+  c.model.tokenizer.languages = ('en',)
+  c.model.tokenizer.voices = ('george', 'jackson', 'nicolas', 'theo', 'yweweler')
+  c.data.source = 'jsonl'
+  c.data.augment.audio.pitch = 0.1
+  c.data.budget.streams.image.update(dict(seen=(48, 3), drawn=(16, 1)))
+  c.data.budget.streams.audio.update(dict(heard=(40, 8), spoken=(13, 4)))
   c.codec.steps = 1000
-  c.data = ConfigDict(
-    dict(
-      source='jsonl',
-      seed=0,
-      root='',
-      train_file='train.jsonl',
-      eval_file='test.jsonl',
-      leave_out='',
-      augment=augment,
-      codes='computed',
-      budget=dict(
-        rows=16, length=128, seen=3, drawn=1, heard_frames=40, spoken_frames=13
-      ),
-    )
-  )
   c.omni.steps = 5000
   c.omni.save_every = 1000
   c.generate.max_new = 40
-  c.generate.guidance = (
-    3.0  # chosen on valid.jsonl: right there 90 % at 1.5, 98 % at 2.5, 99 % at 3.5
-  )
-  c.evaluate = ConfigDict(
+  # Chosen on valid.jsonl: right there 90 % at 1.5, 98 % at 2.5, 99 % at 3.5.
+  c.generate.guidance = 3.0
+  c.evaluate.update(dict(n_data=10_000, n_codec=250))
+  c.evaluate.targets = ConfigDict(
     dict(
-      n_data=10_000,
-      n_codec=250,
-      targets=dict(
-        image_to_text=dict(exact_match=0.985),
-        speech_to_text=dict(exact_match=0.97),
-        string_to_text=dict(wer=0.10),
-        text_to_image=dict(image_accuracy=0.95, diversity=0.7, copying_ratio=0.8),
-        text_to_speech=dict(speech_accuracy=0.90, voice_accuracy=0.90),
-      ),
+      image_to_text=dict(exact_match=0.985),
+      speech_to_text=dict(exact_match=0.97),
+      string_to_text=dict(wer=0.10),
+      text_to_image=dict(image_accuracy=0.95, diversity=0.7, copying_ratio=0.8),
+      text_to_speech=dict(speech_accuracy=0.90, voice_accuracy=0.90),
     )
   )
   return c

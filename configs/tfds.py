@@ -8,38 +8,18 @@ The first start downloads the set and makes its files, which needs a network and
 yet: this project has been developed without a network. The tests read small sets of the same format.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
 
-# By path: a config file is run as a file, wherever the command is called from.
-_spoken = runpy.run_path(str(pathlib.Path(__file__).with_name('spoken_digits.py')))[
-  'get_config'
-]
+from omni_jax.config import derived
 
 
 def get_config() -> ConfigDict:
-  c = _spoken()
+  c = derived(__file__, 'spoken_digits')
   c.stages = ('omni', 'evaluate')  # no codec: labels are written, nothing is spoken
-  c.data = ConfigDict(
-    dict(
-      source='tfds',
-      seed=0,
-      name='mnist',
-      root='',
-      train_split='train',
-      eval_split='test',
-      read='',
-      write='',
-      language='en',
-      rate=0,
-      augment=c.data.augment,
-      budget=dict(
-        rows=16, length=128, seen=4, drawn=0, heard_frames=40, spoken_frames=0
-      ),
-    )
-  )
+  c.data.update(dict(source='tfds', name='mnist', language='en'))
+  c.data.budget.streams.image.update(dict(seen=(64, 4), drawn=(0, 0)))
+  c.data.budget.streams.audio.update(dict(heard=(40, 8), spoken=(0, 0)))
   c.omni.steps = 2000
-  c.evaluate = ConfigDict(dict(n_data=10_000))
+  c.evaluate.targets = ConfigDict()
+  c.evaluate.n_data = 10_000
   return c

@@ -1,6 +1,8 @@
 """Parts of a run's config as the frozen dataclasses of the host side; loads no jax."""
 
 from collections.abc import Mapping, Sequence
+import os
+import runpy
 import sys
 from typing import Any, TypeVar
 
@@ -39,6 +41,20 @@ def media_sizes(
       own = ConfigDict({key: model[name][key] for key in model[name] if key not in NETWORKS})
       sizes[name] = dataclass_of(kind, own, f'model.{name}')
   return sizes
+
+
+def config_file(beside: str, name: str) -> dict[str, Any]:
+  """Returns what NAME.py defines, which lies beside a config file: such files are run, not imported.
+
+  Args:
+    beside: `__file__` of the config file.
+  """
+  return runpy.run_path(os.path.join(os.path.dirname(beside), f'{name}.py'))
+
+
+def derived(beside: str, name: str) -> ConfigDict:
+  """Returns the config of NAME.py beside a config file, to be changed."""
+  return config_file(beside, name)['get_config']()
 
 
 def read_config(

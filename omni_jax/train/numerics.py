@@ -16,7 +16,7 @@ from omni_jax.errors import UserError
 from omni_jax.run_log import say
 
 SKIPPED, FILE = 'skipped', 'bad_steps.jsonl'
-JUDGED = ('loss/total', 'codec/loss', 'grad_norm/total')  # of the metrics of a step
+JUDGED = ('loss/total', 'grad_norm/total')  # of the metrics of a step
 
 
 def guarded(
