@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.charts import COLORS, Line, lines_chart
+from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.runs import (
   differing,
   Group,

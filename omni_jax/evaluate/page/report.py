@@ -5,8 +5,9 @@ import html
 from typing import Any
 
 from omni_jax.evaluate.metrics import targets
-from omni_jax.evaluate.page import charts, page, runlog
+from omni_jax.evaluate.page import charts, runlog
 from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
+from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.shown import grid, Media
 from omni_jax.evaluate.tasks.prompts import DIRECTIONS
 
