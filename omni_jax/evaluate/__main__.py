@@ -81,16 +81,17 @@ def main(arguments: Sequence[str]) -> None:
     )
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
-  from omni_jax.evaluate.run import limits_of, run
+  from omni_jax.evaluate.limits import limits_of
+  from omni_jax.evaluate.run import run
 
   log = functools.partial(print, flush=True)
 
   def evaluate(step: int | None) -> None:
-    omni = omni_jax.load(flags.workdir, step=step, weights=flags.weights)
-    limits = limits_of(omni.config)
+    trained = omni_jax.load(flags.workdir, step=step, weights=flags.weights)
+    limits = limits_of(trained.config)
     limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
     run(
-      omni,
+      trained,
       flags.workdir,
       flags.out,
       seed=flags.seed,

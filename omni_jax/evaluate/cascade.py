@@ -16,6 +16,7 @@ import numpy as np
 
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.data.sources.table import DIRECTIONS, source_of
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate import judges
 from omni_jax.evaluate.metrics import speech_metrics
@@ -27,10 +28,12 @@ from omni_jax.model import OmniConfig
 SPEECH = Direction('speech', 'speech')
 
 
-def compare(omni: Any, *, n: int, seed: int = 0) -> dict[str, dict[str, float | None]]:
+def compare(
+  trained: Any, *, n: int, seed: int = 0
+) -> dict[str, dict[str, float | None]]:
   """Accuracy of digit, language and voice, and the correlation of log pitch with what was heard; both ways."""
-  digits = load_digits(omni.config.data)
-  rate = OmniConfig.from_config(omni.config.model).media.audio.rate
+  digits = load_digits(trained.config.data)
+  rate = OmniConfig.from_config(trained.config.model).media.audio.rate
   fitted = judges.fit(digits, rate=rate, seed=seed)
   real = scoring.Real(
     DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
@@ -48,15 +51,15 @@ def compare(omni: Any, *, n: int, seed: int = 0) -> dict[str, dict[str, float | 
     if prompt.group == 'main'
   ]
   found = {
-    'direct': omni.generate_batch(
+    'direct': trained.generate_batch(
       [prompt.example for prompt in asked], want='audio', seed=seed
     ),
-    'cascade': through_text(omni, asked, material.voices, seed=seed),
+    'cascade': through_text(trained, asked, material.voices, seed=seed),
   }
   heard = [prompt.source['wave'] for prompt in asked]
-  coded = omni.codec_decode(omni.codec_encode(heard))
+  coded = trained.codec_decode(trained.codec_encode(heard))
   return {
-    name: _scores(asked, replies, fitted, real) for name, replies in found.items()
+    name: _reply_scores(asked, replies, fitted, real) for name, replies in found.items()
   } | {
     'judges on real test data': {
       key: fitted.real[key] for key in ('digit', 'language', 'voice')
@@ -69,14 +72,14 @@ def compare(omni: Any, *, n: int, seed: int = 0) -> dict[str, dict[str, float | 
 
 
 def through_text(
-  omni: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int
+  trained: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int
 ) -> list[list[Any]]:
   """Speech -> text in the language asked for -> speech, two questions to the model."""
   rng = np.random.default_rng(seed)
   writing = [
     _asking(prompt.source, language=prompt.language, task='write') for prompt in asked
   ]
-  written = omni.generate_batch(writing, want='text', seed=seed)
+  written = trained.generate_batch(writing, want='text', seed=seed)
   words = [
     ' '.join(part.text for part in reply if part.type == 'text') for reply in written
   ]
@@ -89,7 +92,7 @@ def through_text(
     )
     for prompt, text in zip(asked, words, strict=True)
   ]
-  return omni.generate_batch(speaking, want='audio', seed=seed)
+  return trained.generate_batch(speaking, want='audio', seed=seed)
 
 
 def _asking(part: dict[str, Any], **controls: str) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def _asking(part: dict[str, Any], **controls: str) -> dict[str, Any]:
   }
 
 
-def _scores(
+def _reply_scores(
   asked: Sequence[Prompt],
   replies: Sequence[Sequence[Any]],
   fitted: judges.Judges,
@@ -148,14 +151,14 @@ def main(arguments: Sequence[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   import omni_jax  # only now: a mistake above is answered at once
 
-  omni = omni_jax.load(flags.workdir, step=flags.step)
-  if omni.config.data.source != 'digits':
+  trained = omni_jax.load(flags.workdir, step=flags.step)
+  if source_of(trained.config.data).evaluation != DIRECTIONS:
     raise UserError(
-      f'--workdir={flags.workdir}: its data.source is {omni.config.data.source!r}, the cascade '
+      f'--workdir={flags.workdir}: its data.source is {trained.config.data.source!r}, the cascade '
       "is compared on 'digits'"
     )
   print(
-    json.dumps({'n': flags.n, **compare(omni, n=flags.n, seed=flags.seed)}, indent=1)
+    json.dumps({'n': flags.n, **compare(trained, n=flags.n, seed=flags.seed)}, indent=1)
   )
 
 

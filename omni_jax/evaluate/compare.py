@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.charts import COLORS, Line, lines_chart
+from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.runs import (
   differing,
   Group,
@@ -33,7 +33,7 @@ def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
   every += [
     [
       run.name,
-      *(_value(run.config.get(key)) for key in keys),
+      *(_cell(run.config.get(key)) for key in keys),
       *(_figure(name, [run]) for name in figures),
     ]
     for run in runs
@@ -44,7 +44,7 @@ def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
     [
       group.name,
       str(len(group.runs)),
-      *(_value(group.config.get(key)) for key in keys),
+      *(_cell(group.config.get(key)) for key in keys),
       *(_figure(name, group.runs) for name in figures),
     ]
     for group in groups
@@ -56,7 +56,7 @@ def _title(figure: str) -> str:
   return figure.replace('_to_', ' → ').replace('_', ' ')
 
 
-def _value(value: Any) -> str:
+def _cell(value: Any) -> str:
   return '–' if value is None else str(value)
 
 
@@ -100,7 +100,7 @@ def _as_html(table: Table) -> str:
   return f'<div class="wide"><table class="heat">{rows}</table></div>'
 
 
-def _line(group: Group, loss: str) -> Line | None:
+def _mean_line(group: Group, loss: str) -> Line | None:
   """Mean and spread over the group's seeds, at the steps that all that logged this loss have."""
   curves = [run.curves[loss] for run in group.runs if loss in run.curves]
   steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -112,12 +112,12 @@ def _line(group: Group, loss: str) -> Line | None:
   return Line(steps, means, spreads)
 
 
-def _curves(groups: Sequence[Group]) -> str:
+def _loss_curves(groups: Sequence[Group]) -> str:
   charts = []
   for loss in dict.fromkeys(
     name for group in groups for run in group.runs for name in run.curves
   ):
-    lines = [_line(group, loss) or Line([], [], []) for group in groups]
+    lines = [_mean_line(group, loss) or Line([], [], []) for group in groups]
     if any(len(line.x) > 1 for line in lines):
       charts.append(lines_chart(loss, lines, unit='step'))
   names = ''.join(
@@ -135,7 +135,7 @@ def render(runs: Sequence[Run]) -> str:
   """The page."""
   every, seeds = tables(runs)
   groups = groups_of(runs)
-  sections = [('Runs', _as_html(every)), ('Losses', _curves(groups))]
+  sections = [('Runs', _as_html(every)), ('Losses', _loss_curves(groups))]
   if len(groups) < len(runs):
     sections.insert(1, ('Over seeds', f'<p class="note">{NOTE}</p>{_as_html(seeds)}'))
   head = f'<h1>omni_jax: {len(runs)} runs compared</h1><p class="facts">Accuracies in percent.</p>'

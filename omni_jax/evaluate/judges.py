@@ -139,6 +139,10 @@ class Judges(NamedTuple):
     str, float
   ]  # image; digit, language: voices never heard; voice: other takes of known voices
 
+  def summary(self) -> str:
+    """Returns how right the judges are, as words of a log."""
+    return ', '.join(f'{name} {value:.1%}' for name, value in self.real.items())
+
 
 def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
   """Fits the judges to `Digits` (see `omni_jax.data.sources.digits`) and measures them on its test parts."""
@@ -150,15 +154,15 @@ def fit(digits: Any, *, rate: int, seed: int = 0) -> Judges:
     image,
     speech,
     {
-      'image': _share(image(digits.test_images), digits.test_labels),
-      'digit': _share(unseen.digit, [clip.digit for clip in digits.test_clips]),
-      'language': _share(
+      'image': _agreement(image(digits.test_images), digits.test_labels),
+      'digit': _agreement(unseen.digit, [clip.digit for clip in digits.test_clips]),
+      'language': _agreement(
         unseen.language, [clip.language for clip in digits.test_clips]
       ),
-      'voice': _share(known.voice, [clip.voice for clip in digits.take_clips]),
+      'voice': _agreement(known.voice, [clip.voice for clip in digits.take_clips]),
     },
   )
 
 
-def _share(judged: Sequence, true: Sequence | np.ndarray) -> float:
+def _agreement(judged: Sequence, true: Sequence | np.ndarray) -> float:
   return float(np.mean([a == b for a, b in zip(judged, true, strict=True)]))

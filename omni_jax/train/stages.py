@@ -28,9 +28,9 @@ from omni_jax.data.sources.shards import check_codec
 from omni_jax.data.sources.table import (
   check_tokenizers,
   converted_folders,
-  SOURCES,
-  training_clips,
+  source_of,
   training_examples,
+  training_payloads,
 )
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.embed import Hearing
@@ -63,10 +63,7 @@ class Run(Plan):
     )
     self.part = sharding.input_part(self.mesh)
     lanes_of(self.budget.rows, self.loader, self.part[1])
-    if config.data.source not in SOURCES:
-      raise UserError(
-        f'config.data.source={config.data.source!r} is unknown; it is one of {sorted(SOURCES)}'
-      )
+    source_of(config.data)  # an unknown one is refused here
     check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
     if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
       raise UserError(
@@ -143,7 +140,7 @@ def _codec_stage(run: Run) -> loop.Stage:
     lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole
   )
   batches = ClipLoader(
-    training_clips(run.config.data, run.omni.media),
+    training_payloads(run.config.data, run.omni.media, 'audio'),
     run.omni.media.audio,
     batch=part.batch,
     frames=part.frames,

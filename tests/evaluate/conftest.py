@@ -35,7 +35,7 @@ def config(source='digits', **data):
   )
 
 
-class FakeOmni:
+class FakeModel:
   """Answers every prompt with real training data of digit + `shift`; `silent` replies hold nothing."""
 
   step = 7
@@ -114,4 +114,4 @@ def digits():
 
 @pytest.fixture(scope='session')
 def fake(digits):
-  return lambda **kwargs: FakeOmni(digits, **kwargs)
+  return lambda **kwargs: FakeModel(digits, **kwargs)

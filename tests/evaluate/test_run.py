@@ -13,12 +13,14 @@ import pytest
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.local import convert
 from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.data.sources.table import SOURCES
 from omni_jax.errors import UserError
 from omni_jax.evaluate import cascade, judges
 from omni_jax.evaluate import run as run_lib
+from omni_jax.evaluate.limits import Limits
 from omni_jax.evaluate.metrics.targets import checks, TARGETS
-from omni_jax.evaluate.tasks.directions import Limits
 from omni_jax.evaluate.tasks.prompts import DIRECTIONS
+from omni_jax.evaluate.tasks.table import TASKS
 from omni_jax.sequence.media import png_bytes, wav_bytes
 
 LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
@@ -164,7 +166,7 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
       timeout=60,
       log=lambda line: None,
     )
-  omni = fake(
+  trained = fake(
     source=source,
     root=str(tmp_path),
     eval_file={'jsonl': path.name, 'array_record': 'test'}[source],
@@ -176,8 +178,8 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
       SimpleNamespace(type='audio', wave=np.sin(np.arange(8000) / 5), rate=8000),
     ],
   }
-  omni.generate_batch = lambda prompts, *, want, seed: [replies[want]] * len(prompts)
-  metrics = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)
+  trained.generate_batch = lambda prompts, *, want, seed: [replies[want]] * len(prompts)
+  metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
   groups = metrics['data']['groups']
   assert (
     set(groups) == {'image_to_text', 'text_to_image+speech', 'plain'}
@@ -221,14 +223,14 @@ def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
   with zipfile.ZipFile(tmp_path / 'barista_speech/audio.zip', 'w') as archive:
     for row in rows:
       archive.writestr(row['file'], wav_bytes(np.sin(np.arange(4000) / 5), 8000))
-  omni = fake(
+  trained = fake(
     source='barista', root=str(tmp_path), train_split='train', eval_split='test'
   )
-  omni.generate_batch = lambda prompts, *, want, seed: (
+  trained.generate_batch = lambda prompts, *, want, seed: (
     [[SimpleNamespace(type='text', text='Order;  size: small; drink: latte')]]
     * len(prompts)
   )
-  metrics = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)
+  metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
   assert metrics['data']['file'] == 'barista/test'
   scores = metrics['data']['groups']['barista_speech_to_text']
   assert (
@@ -264,6 +266,24 @@ def test_metrics_are_json_whatever_the_model_returns():
     'd': {'e': np.inf},
   }
   assert run_lib.plain(value) == {'a': 0.5, 'b': [None, 3], 'c': None, 'd': {'e': None}}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_every_source_names_a_task_of_evaluation(name):
+  assert SOURCES[name].evaluation in TASKS
+
+
+def test_a_text_is_evaluated_by_the_loss_on_its_end(fake, tmp_path):
+  (tmp_path / 'a.txt').write_text('abcdefghij' * 10)
+  trained = fake(source='text', root=str(tmp_path), train_file='a.txt', piece=4)
+  metrics = run_lib.run(trained, tmp_path, log=lambda line: None)
+  assert metrics['data'] == {
+    'file': str(tmp_path / 'a.txt'),
+    'n': 2,
+    'bad': 0,
+    'groups': {'text': {'n': 2, 'loss': {'text': 0.5, 'total': 1.25}}},
+    'targets': {},
+  }
 
 
 def test_limits_come_from_the_config_and_typos_are_named(fake):
@@ -302,9 +322,9 @@ def test_speech_judge_hears_words_and_voices_of_another_take(digits):
 
 def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
   """The fake answers speech in the voice that it hears, and text in the voice that is named."""
-  omni = fake()
-  omni.codec_encode = omni.codec_decode = list  # a codec that loses nothing
-  scores = cascade.compare(omni, n=40)
+  trained = fake()
+  trained.codec_encode = trained.codec_decode = list  # a codec that loses nothing
+  scores = cascade.compare(trained, n=40)
   assert scores['codec alone']['pitch correlation'] == pytest.approx(1)
   assert scores['direct']['digit'] == scores['cascade']['digit'] == 1
   assert scores['direct']['voice'] == 1 > scores['cascade']['voice']
@@ -365,17 +385,17 @@ def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(
     )
   found = {}
   for shift in (0, 1):
-    omni = fake(
+    trained = fake(
       shift=shift,
       source='jsonl',
       root=str(tmp_path),
       train_file='train.jsonl',
       eval_file='test.jsonl',
     )
-    omni.config.evaluate = ml_collections.ConfigDict(
+    trained.config.evaluate = ml_collections.ConfigDict(
       dict(targets=dict(draw=dict(image_accuracy=0.5)))
     )
-    metrics = run_lib.run(omni, tmp_path, limits=LIMITS, log=lambda line: None)
+    metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
     found[shift] = metrics['data']['groups']
     (check,) = (check for check in checks(metrics) if check.direction == 'draw')
     assert check.passed == (shift == 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omni_jax.evaluate.metrics import features, speech_metrics
-from omni_jax.evaluate.tasks import codec_eval
+from omni_jax.evaluate.tasks import codec_scores
 
 RATE = 8000
 
@@ -75,7 +75,7 @@ def test_stoi_falls_with_noise_and_is_unknown_for_silence():
 
 def test_perplexity_of_uniform_codes_is_their_number_and_of_one_code_one():
   codes = np.stack([np.arange(64) % 16, np.zeros(64, int), np.arange(64) % 2], axis=1)
-  assert codec_eval.perplexity(codes) == pytest.approx([16, 1, 2])
+  assert codec_scores.perplexity(codes) == pytest.approx([16, 1, 2])
 
 
 @pytest.mark.parametrize('hertz', [90, 130, 220, 380])

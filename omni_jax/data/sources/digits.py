@@ -139,6 +139,12 @@ class DigitExamples(Sequence):
       digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
+  def payloads(self, medium: str) -> list[np.ndarray]:
+    """Returns all clips or images that the examples are made of."""
+    if medium == 'audio':
+      return [clip.wave for clip in self._digits.train_clips]
+    return list(self._digits.train_images) if medium == 'image' else []
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     rng = np.random.default_rng((self._seed, index))
     name = self._names[rng.choice(len(self._names), p=self._p)]

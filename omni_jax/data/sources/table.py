@@ -1,24 +1,65 @@
-"""The table of data sources: what `config.data.source` can name, and the examples or clips that it gives."""
+"""The table of data sources: what `config.data.source` can name, and all that a run needs of one."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from etils import epath
 import numpy as np
 
 from omni_jax.data.sources.digits import DigitExamples, load_digits
 from omni_jax.data.sources.jsonl import JsonLines
-from omni_jax.data.sources.mixture import Mixture, mixture_of
+from omni_jax.data.sources.mixture import Drawing, Mixture, mixture_of
+from omni_jax.data.sources.payloads import named_payloads, Payloads, sampled_payloads
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.data.sources.ready.sets import open_ready, READY
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.shards import check_tokenizer, shards_in
 from omni_jax.data.sources.text_file import TextFile
 from omni_jax.data.sources.tfds import open_tfds
+from omni_jax.data.sources.without_voice import WithoutVoice
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.example import Example, parts_of
-from omni_jax.sequence.media import BadRecord
+from omni_jax.sequence.example import Example
 from omni_jax.types import MediaConfig
+
+# Names of tasks of evaluation; omni_jax.evaluate has the table of what they do.
+DIRECTIONS, LOSS, EXAMPLES = 'directions', 'loss', 'examples'
+
+
+def _no_folders(config: Any, key: str) -> list[str]:
+  return []
+
+
+class Source(NamedTuple):
+  """One value of `config.data.source`. `config` is `config.data`, or a part of a mixture.
+
+  Attributes:
+    train: opens the training examples.
+    held_out: opens the held-out part; None where there is none. It may return None.
+    held_out_key: the key of config.data without which nothing is held out.
+    payloads: finds what an autoencoder of a medium is trained on, in the training
+      examples; sees about as many examples as its last argument says.
+    evaluation: the task by which a run on this source is evaluated.
+    labelled: opens the training examples whose labels judges are fitted to, if any.
+    folders: lists the converted folders that a key of config.data names.
+  """
+
+  train: Callable[[Any, MediaConfig], Sequence[Example]]
+  held_out: Callable[[Any, MediaConfig], Sequence[Example] | None] | None = None
+  held_out_key: str = ''
+  payloads: Callable[[Any, str, int], Payloads] = sampled_payloads
+  evaluation: str = EXAMPLES
+  labelled: Callable[[Any, MediaConfig], JsonLines | None] | None = None
+  folders: Callable[[Any, str], list[str]] = _no_folders
+
+
+def _files(config: Any, key: str) -> list[str]:
+  if not config.root:
+    raise UserError(
+      f'config.data.source={config.source!r} reads files: give their folder, '
+      '--config.data.root=DIR'
+    )
+  return [f'{config.root}/{part}' for part in config[key].split(',')]
 
 
 def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -30,45 +71,10 @@ def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
   )
 
 
-def _files(config: Any, name: str) -> list[str]:
-  if not config.root:
-    raise UserError(
-      f'config.data.source={config.source!r} reads files: give their folder, --config.data.root=DIR'
-    )
-  return [f'{config.root}/{part}' for part in config[name].split(',')]
-
-
-class WithoutVoice(Sequence):
-  """The examples of a file or a ready set in which one voice neither is heard nor speaks."""
-
-  def __init__(self, lines: JsonLines | ReadySet, voice: str):
-    self.lines = lines
-    self._kept = [
-      k for k in range(len(lines)) if voice not in _voices(lines.encoded(k))
-    ]
-    if len(self._kept) in (0, len(lines)):
-      raise UserError(
-        f'config.data.leave_out={voice!r}: {"all" if not self._kept else "none"} of the {len(lines)} '
-        f'examples of {lines.path} have this voice'
-      )
-
-  def __len__(self) -> int:
-    return len(self._kept)
-
-  def identity(self) -> str:
-    return self.lines.identity()  # the number of examples tells what was left out
-
-  def __getitem__(self, index: int) -> Example:
-    return self.lines[self._kept[index]]
-
-  def encoded(self, index: int) -> Example:
-    return self.lines.encoded(self._kept[index])
-
-
-def _voices(example: Example) -> set[str]:
-  return {part.get('voice', '') for part in parts_of(example)} | {
-    message.get('voice', '') for message in example.get('messages', [])
-  }
+def _digit_payloads(examples: DigitExamples, medium: str, limit: int) -> Payloads:
+  """Returns the digits' own clips or images, all of them whatever the limit."""
+  del limit
+  return Payloads(examples.payloads(medium), [])
 
 
 def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -76,46 +82,40 @@ def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
   return _without_voice(config, JsonLines(file, media))
 
 
+def _jsonl_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return JsonLines(epath.Path(config.get('root', '')) / config.eval_file, media)
+
+
+def _jsonl_labelled(config: Any, media: MediaConfig) -> JsonLines | None:
+  """Returns the file that the run was trained on, where it is still there."""
+  if not config.get('train_file'):
+    return None
+  path = epath.Path(config.root) / config.train_file
+  return JsonLines(path, media) if path.is_file() else None
+
+
 def _without_voice(config: Any, lines: JsonLines | ReadySet) -> Sequence[Example]:
   return WithoutVoice(lines, config.leave_out) if config.get('leave_out') else lines
 
 
-def _ready(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return _without_voice(config, open_ready(config, media, config.train_split))
+def _array_records(config: Any, media: MediaConfig, key: str) -> ArrayRecordExamples:
+  """Opens what a key names: folders that `omni_jax.convert` wrote, or single files."""
+  shards: list[str] = []
+  for path in _files(config, key):
+    shards += shards_in(path) or [path]
+  return ArrayRecordExamples(shards, media)
 
 
 def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return array_records(config, media, 'train_file')
+  return _array_records(config, media, 'train_file')
 
 
-def array_records(config: Any, media: MediaConfig, name: str) -> ArrayRecordExamples:
-  """What `config.data.train_file` or `eval_file` names: folders that `omni_jax.convert` wrote, or single files."""
-  return ArrayRecordExamples(
-    [shard for path in _files(config, name) for shard in shards_in(path) or [path]],
-    media,
-  )
+def _array_record_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return _array_records(config, media, 'eval_file')
 
 
-def converted_folders(config: Any, name: str = 'train_file') -> list[str]:
-  """What of the data was converted, also within a mixture; opens no shard.
-
-  Apart from the opening, so that a run can refuse a folder before its first stage.
-  """
-  if config.source == 'mixture':
-    return [
-      path for part in config.sources.values() for path in converted_folders(part, name)
-    ]
-  return (
-    _files(config, name) if config.source == 'array_record' and config.get(name) else []
-  )
-
-
-def check_tokenizers(
-  config: Any, tokenizer: Tokenizer, name: str = 'train_file'
-) -> None:
-  """Refuses folders that were converted for another tokenizer."""
-  for path in converted_folders(config, name):
-    check_tokenizer(path, tokenizer)
+def _array_record_folders(config: Any, key: str) -> list[str]:
+  return _files(config, key) if config.get(key) else []
 
 
 def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
@@ -123,100 +123,154 @@ def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
   return TextFile(file, length=config.piece, train=True)
 
 
+def _text_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  path = epath.Path(config.root) / config.train_file
+  return TextFile(path, length=config.piece, train=False)
+
+
 def _tfds(config: Any, media: MediaConfig) -> Sequence[Example]:
   return open_tfds(config, media, config.train_split)
+
+
+def _tfds_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return open_tfds(config, media, config.eval_split)
+
+
+def _ready(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return _without_voice(config, open_ready(config, media, config.train_split))
+
+
+def _ready_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  return open_ready(config, media, config.eval_split)
 
 
 def _mixture(config: Any, media: MediaConfig) -> Sequence[Example]:
   return mixture_of(config, lambda part: training_examples(part, media))
 
 
-SOURCES = {
-  'digits': _digits,
-  'jsonl': _jsonl,
-  'array_record': _array_record,
-  'text': _text,
-  'tfds': _tfds,
-  'mixture': _mixture,
-  **dict.fromkeys(READY, _ready),
+def _mixture_held_out(config: Any, media: MediaConfig) -> Sequence[Example] | None:
+  """Opens the file that the mixture names, else what its sources hold out."""
+  if config.get('eval_file'):
+    return _jsonl_held_out(config, media)
+  parts: dict[str, Sequence[Example]] = {}
+  for name, part in sorted(config.sources.items()):
+    examples = _held_out(part, media)
+    if examples is not None:
+      parts[name] = examples
+  return Mixture(parts, dict.fromkeys(parts, Drawing())) if parts else None
+
+
+def _mixture_folders(config: Any, key: str) -> list[str]:
+  folders: list[str] = []
+  for part in config.sources.values():
+    folders += converted_folders(part, key)
+  return folders
+
+
+READY_SET = Source(_ready, _ready_held_out, 'eval_split', named_payloads)
+SOURCES: dict[str, Source] = {
+  'digits': Source(_digits, payloads=_digit_payloads, evaluation=DIRECTIONS),
+  'jsonl': Source(
+    _jsonl, _jsonl_held_out, 'eval_file', named_payloads, labelled=_jsonl_labelled
+  ),
+  'array_record': Source(
+    _array_record, _array_record_held_out, 'eval_file', folders=_array_record_folders
+  ),
+  'text': Source(_text, _text_held_out, 'train_file', evaluation=LOSS),
+  'tfds': Source(_tfds, _tfds_held_out, 'eval_split'),
+  'mixture': Source(_mixture, _mixture_held_out, 'sources', folders=_mixture_folders),
+  **dict.fromkeys(READY, READY_SET),
 }
 
 
-def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
-  """Random access to the training examples that `config.data` names."""
+def source_of(config: Any) -> Source:
+  """Returns the row of the table that `config.data` names.
+
+  Raises:
+    UserError: if there is none.
+  """
   if config.source not in SOURCES:
     raise UserError(
       f'config.data.source={config.source!r} is unknown; it is one of {sorted(SOURCES)}'
     )
-  return SOURCES[config.source](config, media)
+  return SOURCES[config.source]
 
 
-def training_clips(
-  config: Any, media: MediaConfig, limit: int = 20_000
-) -> list[np.ndarray]:
-  """Waves for the codec stage, once each.
+def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
+  """Opens the training examples that `config.data` names, in random order of access."""
+  return source_of(config).train(config, media)
 
-  The digits' own clips; of JSON lines and ready sets every sound that the model is to speak (of all that it hears,
-  where it speaks none); of records, whose media have no names, every sound of `limit` examples, evenly spread; of a
-  mixture as many of each source.
+
+def held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+  """Opens the examples that a run on `config.data` is evaluated on.
+
+  Of a mixture it is the file that it names, else what its sources hold out, of those
+  that hold out something.
+
+  Raises:
+    UserError: if nothing is held out.
   """
-  if config.source == 'digits':
-    return [clip.wave for clip in load_digits(config).train_clips]
-  examples = training_examples(config, media)
-  waves, bad = (
-    _spoken_waves(examples)
-    if config.source in ('jsonl', *READY)
-    else _all_waves(examples, limit)
-  )
-  if not waves:
-    why = f'{len(bad)} are refused, the first: {bad[0]}' if bad else 'there is none'
+  examples = _held_out(config, media)
+  if examples is None:
     raise UserError(
-      f'no sound in {config.get("name") or config.get("root")} can be used ({why}): the codec stage '
-      'needs some, or leave it out of config.stages'
+      f'config.data.source={config.source!r} holds out nothing to evaluate on: give '
+      'config.data.eval_split or eval_file (a mixture: one of its sources), or '
+      'evaluate with --data=FILE.jsonl'
     )
-  return list(waves.values())
+  return examples
 
 
-def _spoken_waves(
-  lines: JsonLines | ReadySet | WithoutVoice,
-) -> tuple[dict[str, np.ndarray], list[BadRecord]]:
-  """By path; and what cannot be used, which the loader of the omni stage counts."""
-  parts: dict[bool, dict[str, Example]] = {True: {}, False: {}}
-  for k in range(len(lines)):
-    example = lines.encoded(k)
-    for message in example.get('messages', [example]):
-      written = message.get('role') != 'user'
-      parts[written] |= {
-        part['path']: part for part in message['content'] if part['type'] == 'audio'
-      }
-  source, waves, bad = getattr(lines, 'lines', lines), {}, []
-  for path, part in (parts[True] or parts[False]).items():
-    try:
-      waves[path] = source.decode(part)['wave']
-    except BadRecord as error:
-      bad.append(error)
-  return waves, bad
+def _held_out(config: Any, media: MediaConfig) -> Sequence[Example] | None:
+  source = source_of(config)
+  if source.held_out is None or not config.get(source.held_out_key):
+    return None
+  return source.held_out(config, media)
 
 
-def _all_waves(
-  examples: Sequence[Example], limit: int
-) -> tuple[dict[int, np.ndarray], list[BadRecord]]:
-  """By content; and what cannot be used."""
-  waves, bad = {}, []
-  for source in Mixture.of(examples).sources:
-    for i in range(0, len(source), -(-len(source) // limit)):
-      try:
-        sounds = (
-          _sounds(source[i])
-          if not hasattr(source, 'encoded') or _sounds(source.encoded(i))
-          else []
-        )
-      except BadRecord as error:
-        bad.append(error)
-        continue
-      waves |= {hash(part['wave'].tobytes()): part['wave'] for part in sounds}
-  return waves, bad
+def labelled_examples(config: Any, media: MediaConfig) -> JsonLines | None:
+  """Opens the training examples whose labels judges of an evaluation are fitted to."""
+  source = source_of(config)
+  return source.labelled(config, media) if source.labelled else None
 
 
-def _sounds(example: Example) -> list[dict[str, Any]]:
-  return [part for part in parts_of(example) if part['type'] == 'audio']
+def training_payloads(
+  config: Any, media: MediaConfig, medium: str, limit: int = 20_000
+) -> list[np.ndarray]:
+  """Returns what an autoencoder of a medium is trained on, each payload once.
+
+  The digits' own clips or images; of JSON lines and ready sets every payload that the
+  model is to write (all that it reads, where it writes none); of records, whose media
+  have no names, every payload of `limit` examples, evenly spread; of a mixture as many
+  of each source.
+
+  Raises:
+    UserError: if there is none.
+  """
+  source = source_of(config)
+  payloads = source.payloads(source.train(config, media), medium, limit)
+  if payloads.arrays:
+    return payloads.arrays
+  why = 'there is none'
+  if refused := payloads.refused:
+    why = f'{len(refused)} are refused, the first: {refused[0]}'
+  raise UserError(
+    f'no {medium} in {config.get("name") or config.get("root")} can be used ({why}): '
+    'the stage that trains its autoencoder needs some, or leave that stage out of '
+    'config.stages'
+  )
+
+
+def converted_folders(config: Any, key: str = 'train_file') -> list[str]:
+  """Returns what of the data was converted, also within a mixture; opens no shard.
+
+  Apart from the opening, so that a run can refuse a folder before its first stage.
+  """
+  return source_of(config).folders(config, key)
+
+
+def check_tokenizers(
+  config: Any, tokenizer: Tokenizer, key: str = 'train_file'
+) -> None:
+  """Refuses folders that were converted for another tokenizer."""
+  for path in converted_folders(config, key):
+    check_tokenizer(path, tokenizer)

@@ -18,6 +18,7 @@ class TextFile(Sequence):
   """Pieces of `length` bytes: of the training part one that starts at every byte, of the rest one after another."""
 
   def __init__(self, path: epath.PathLike, *, length: int, train: bool):
+    self.path = path  # as messages call the data
     try:
       data = patiently(epath.Path(path).read_bytes, path)
       data.decode()

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from omni_jax.evaluate.page.shown import Shown, shown
-from omni_jax.evaluate.tasks.directions import FreeReply, Outcome
-from omni_jax.evaluate.tasks.example_files import Answered
+from omni_jax.evaluate.tasks.answers import Answered
+from omni_jax.evaluate.tasks.outcomes import FreeReply, Outcome
 from omni_jax.evaluate.tasks.prompts import DIGITS, Material
 from omni_jax.evaluate.tasks.scoring import part_of
 

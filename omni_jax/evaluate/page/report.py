@@ -5,8 +5,9 @@ import html
 from typing import Any
 
 from omni_jax.evaluate.metrics import targets
-from omni_jax.evaluate.page import charts, page, runlog
+from omni_jax.evaluate.page import charts, runlog
 from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
+from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.shown import grid, Media
 from omni_jax.evaluate.tasks.prompts import DIRECTIONS
 
@@ -52,15 +53,18 @@ def render(
   sections = [
     ('Directions', _directions(metrics)),
     ('Data', _data(metrics)),
-    ('Examples', ''.join(_example(example, media) for example in gallery.examples)),
+    (
+      'Examples',
+      ''.join(_example_html(example, media) for example in gallery.examples),
+    ),
     (
       'The model chooses what to reply',
-      ''.join(_example(example, media) for example in gallery.free),
+      ''.join(_example_html(example, media) for example in gallery.free),
     ),
-    ('Drawings', _drawings(gallery, media)),
-    ('Spoken words', ''.join(_spoken(item, media) for item in gallery.spoken)),
+    ('Drawings', _drawings_html(gallery, media)),
+    ('Spoken words', ''.join(_spoken_html(item, media) for item in gallery.spoken)),
     ('Speech codec', _codec(metrics.get('codec', {}))),
-    ('Losses', _curves(records)),
+    ('Losses', _loss_charts(records)),
     ('Which experts serve which modality', _routing(metrics.get('routing', {}))),
     ('What was taken for what', _confusions(metrics)),
   ]
@@ -100,17 +104,17 @@ def _card(name: str, entry: Mapping[str, Any]) -> str:
     f'n = {entry["n"]}</p>',
   ]
   rows = [
-    _row(LABEL[key], entry[key], wanted.get(key), key in RATIOS)
+    _score_row(LABEL[key], entry[key], wanted.get(key), key in RATIOS)
     for key in LABEL
     if key in entry
   ]
   rows += [
-    _row(text, entry[group]['accuracy'], None, False)
+    _score_row(text, entry[group]['accuracy'], None, False)
     for group, text in GROUP.items()
     if group in entry
   ]
   rows += [
-    _row(f'{text}, language', entry[group]['language_accuracy'], None, False)
+    _score_row(f'{text}, language', entry[group]['language_accuracy'], None, False)
     for group, text in GROUP.items()
     if 'language_accuracy' in entry.get(group, {})
   ]
@@ -126,7 +130,9 @@ def _card(name: str, entry: Mapping[str, Any]) -> str:
   return f'<div class="card"><h3>{_arrow(name)} {mark}</h3>{"".join(lines)}<table>{"".join(rows)}</table>{foot}</div>'
 
 
-def _row(label: str, value: float | None, target: float | None, ratio: bool) -> str:
+def _score_row(
+  label: str, value: float | None, target: float | None, ratio: bool
+) -> str:
   shown = '–' if value is None else f'{value:.2f}' if ratio else _percent(value)
   if target is None:
     return f'<tr><td>{label}</td><td>{shown}</td><td></td></tr>'
@@ -158,7 +164,7 @@ def _data(metrics: Mapping[str, Any]) -> str:
       if check.direction == name
     }
     rows = ''.join(
-      _value(key, value, goals.get(key.replace(' ', '_')))
+      _value_row(key, value, goals.get(key.replace(' ', '_')))
       for key, value in values.items()
     )
     cards.append(
@@ -167,7 +173,7 @@ def _data(metrics: Mapping[str, Any]) -> str:
   return f'<div class="cards">{"".join(cards)}</div>' if cards else ''
 
 
-def _value(label: str, value: float | None, goal: targets.Check | None) -> str:
+def _value_row(label: str, value: float | None, goal: targets.Check | None) -> str:
   shown = '–' if value is None else f'{value:.4g}'
   if goal is None:
     return f'<tr><td>{html.escape(label)}</td><td>{shown}</td><td></td></tr>'
@@ -176,7 +182,7 @@ def _value(label: str, value: float | None, goal: targets.Check | None) -> str:
   return f'<tr><td>{html.escape(label)}</td><td class="{kind}">{shown} {mark}</td><td>{sign} {goal.target:g}</td></tr>'
 
 
-def _example(example: Example, media: Media) -> str:
+def _example_html(example: Example, media: Media) -> str:
   mark = {None: '', True: '<b class="ok">✓</b>', False: '<b class="bad">✗</b>'}[
     example.right
   ]
@@ -193,7 +199,7 @@ def _example(example: Example, media: Media) -> str:
   )
 
 
-def _drawings(gallery: Gallery, media: Media) -> str:
+def _drawings_html(gallery: Gallery, media: Media) -> str:
   if not gallery.drawn:
     return ''
   return (
@@ -205,7 +211,7 @@ def _drawings(gallery: Gallery, media: Media) -> str:
   )
 
 
-def _spoken(item: Spoken, media: Media) -> str:
+def _spoken_html(item: Spoken, media: Media) -> str:
   generated = (
     media.html(item.generated, 'spoken')
     if item.generated
@@ -233,20 +239,20 @@ def _codec(codec: Mapping[str, Any]) -> str:
   ]
   if codec.get('judge_accuracy_original') is not None:
     rows.append(
-      _row('judge on originals', codec['judge_accuracy_original'], None, False)
+      _score_row('judge on originals', codec['judge_accuracy_original'], None, False)
     )
   labels = {
     'perplexity_ratio': 'least used codebook',
     'judge_accuracy_reconstructed': 'judge on reconstructions',
   }
   rows += [
-    _row(labels[check.name], check.value, check.target, False)
+    _score_row(labels[check.name], check.value, check.target, False)
     for check in targets.checks({'codec': codec})
   ]
   return f'<div class="card"><table>{"".join(rows)}</table><p class="small foot">{codec["n"]} real test clips</p></div>'
 
 
-def _curves(records: Sequence[Mapping]) -> str:
+def _loss_charts(records: Sequence[Mapping]) -> str:
   """Losses of every stage; what the codec's stage calls codec/… too."""
   figures = []
   for stage in dict.fromkeys(str(record.get('stage', '')) for record in records):

@@ -1,173 +1,59 @@
-"""Asks the model in all nine directions and scores what comes back."""
+"""The task 'directions': nine directions, free replies and the codec, on the digits."""
 
-from collections.abc import Callable, Sequence
-import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
-from omni_jax.evaluate.judges import Judges
-from omni_jax.evaluate.metrics.scores import accuracy, share
-from omni_jax.evaluate.metrics.text_metrics import name_of
-from omni_jax.evaluate.tasks import prompts as prompts_lib
-from omni_jax.evaluate.tasks import scoring
-from omni_jax.evaluate.tasks.prompts import (
-  Direction,
-  DIRECTIONS,
-  Material,
-  Prompt,
-  WANT,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-  """How much is asked.
-
-  Attributes:
-    n: prompts a direction; half as many again for the second set of voices where speech is the prompt.
-    n_images: prompts of text to image, whose spread and copying need more.
-    n_any: prompts whose reply the model chooses.
-    n_data: examples of each group of a JSON-lines file.
-    n_codec: test clips that pass the codec.
-    sampling: extra arguments of `generate_batch` (temperature, guidance, …); none: the run's own.
-  """
-
-  n: int = 200
-  n_images: int = 400
-  n_any: int = 8
-  n_data: int = 256
-  n_codec: int = 800
-  sampling: dict = dataclasses.field(default_factory=dict)
+from omni_jax.data.sources.digits import load_digits
+from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.evaluate import judges
+from omni_jax.evaluate.limits import Limits, Log, subset
+from omni_jax.evaluate.page import gallery
+from omni_jax.evaluate.tasks import outcomes as outcomes_lib
+from omni_jax.evaluate.tasks.codec_scores import codec_scores
+from omni_jax.evaluate.tasks.measured import Measured
+from omni_jax.evaluate.tasks.prompts import Material
+from omni_jax.evaluate.tasks.scoring import Real
+from omni_jax.model import OmniConfig
 
 
-class Outcome(NamedTuple):
-  """Everything about one direction that metrics and report need."""
-
-  direction: Direction
-  prompts: list[Prompt]
-  replies: list[list[Any]]
-  verdicts: list[scoring.Verdict]
-  seconds: float
-
-
-def ask(
-  omni: Any,
-  direction: Direction,
-  material: Material,
-  limits: Limits,
-  *,
-  seed: int,
-  judges: Judges,
-  real: scoring.Real,
-) -> Outcome:
-  """Generates and judges the replies of one direction."""
+def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """Measures all directions; the judges are fitted to real data first."""
+  model_config = OmniConfig.from_config(trained.config.model)
+  rate = model_config.media.audio.rate
+  digits = load_digits(trained.config.data)
   began = time.monotonic()
-  n = limits.n_images if direction.name == 'text_to_image' else limits.n
-  prompts = prompts_lib.build(direction, material, n=n, seed=seed)
-  replies = omni.generate_batch(
-    [prompt.example for prompt in prompts],
-    want=WANT[direction.target],
-    seed=seed,
-    **limits.sampling,
+  fitted = judges.fit(digits, rate=rate, seed=seed)
+  seconds = time.monotonic() - began
+  log(f'evaluate: judges on real data {fitted.summary()} in {seconds:.1f} s')
+  real = Real(
+    DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
   )
-  verdicts = scoring.judge(direction, prompts, replies, judges, real)
-  return Outcome(direction, prompts, replies, verdicts, time.monotonic() - began)
-
-
-def ask_all(
-  omni: Any,
-  material: Material,
-  limits: Limits,
-  *,
-  seed: int,
-  judges: Judges,
-  real: scoring.Real,
-  log: Callable[[str], None] = print,
-) -> list[Outcome]:
-  """All nine; one line each as it is done."""
-  outcomes = []
-  for direction in DIRECTIONS:
-    outcomes.append(
-      ask(omni, direction, material, limits, seed=seed, judges=judges, real=real)
-    )
-    right = [
-      v.digit == p.digit
-      for v, p in zip(outcomes[-1].verdicts, outcomes[-1].prompts, strict=True)
-    ]
-    log(
-      f'evaluate: {direction.name} {share(right):.1%} of {len(right)} in {outcomes[-1].seconds:.1f} s'
-    )
-  return outcomes
-
-
-def metrics_of(outcome: Outcome, judges: Judges, real: scoring.Real) -> dict:
-  """The direction's entry in metrics.json; a set of voices that is reported beside the main one is nested."""
-  direction, prompts, replies, verdicts, seconds = outcome
-  groups = dict.fromkeys(prompt.group for prompt in prompts)
-  members = {
-    group: [k for k, prompt in enumerate(prompts) if prompt.group == group]
-    for group in groups
-  }
-  scores = {
-    group: scoring.score(
-      direction, [prompts[k] for k in ks], [verdicts[k] for k in ks], judges
-    )
-    for group, ks in members.items()
-  }
-  entry = scores.pop('main')
-  if direction.target == 'image':
-    entry |= scoring.score_novelty(prompts, replies, verdicts, real)
-  main = members['main']
-  entry['confusion'] = scoring.table(
-    [prompts[k] for k in main], [verdicts[k] for k in main]
+  material = Material(
+    DIGIT_WORDS,
+    digits.test_images,
+    digits.test_labels,
+    digits.test_clips,
+    digits.take_clips,
   )
-  return entry | scores | {'seconds': round(seconds, 2)}
-
-
-class FreeReply(NamedTuple):
-  prompt: Prompt
-  reply: list[Any]
-  complete: bool  # holds text, image and audio
-  agreed: bool  # all that it holds names the digit of the prompt
-
-
-def ask_any(
-  omni: Any,
-  material: Material,
-  limits: Limits,
-  *,
-  seed: int,
-  judges: Judges,
-  real: scoring.Real,
-) -> list[FreeReply]:
-  """Replies whose modalities the model chooses itself."""
-  prompts = prompts_lib.replies(material, n=limits.n_any, seed=seed)
-  replies = omni.generate_batch(
-    [prompt.example for prompt in prompts], want='any', seed=seed, **limits.sampling
+  outcomes = outcomes_lib.ask_all(
+    trained, material, limits, seed=seed, judges=fitted, real=real, log=log
   )
-  return [
-    FreeReply(
-      prompt,
-      list(reply),
-      {part.type for part in reply} >= set(WANT.values()),
-      bool(reply) and _digits(reply, judges, real) == {prompt.digit},
-    )
-    for prompt, reply in zip(prompts, replies, strict=True)
-  ]
-
-
-def metrics_of_any(replies: Sequence[FreeReply]) -> dict:
-  """Share of free replies that are right in all their parts, and of those that use all three modalities."""
-  return accuracy([reply.agreed for reply in replies]) | {
-    'complete': share([reply.complete for reply in replies])
+  free = outcomes_lib.ask_any(
+    trained, material, limits, seed=seed, judges=fitted, real=real
+  )
+  metrics = {
+    'directions': {
+      outcome.direction.name: outcomes_lib.direction_metrics(outcome, fitted, real)
+      for outcome in outcomes
+    },
+    'any': outcomes_lib.free_metrics(free),
+    'judges': fitted.real,
+    'codec': codec_scores(
+      trained,
+      subset(digits.test_clips, limits.n_codec, seed),
+      rate=rate,
+      entries=model_config.codec.entries,
+      judge=fitted.speech,
+    ),
   }
-
-
-def _digits(reply: Sequence[Any], judges: Judges, real: scoring.Real) -> set[int]:
-  """Every digit that the parts of a reply name, draw or say."""
-  name = {
-    'text': lambda part: name_of(part.text, real.words).digit,
-    'image': lambda part: judges.image([part.pixels])[0],
-    'audio': lambda part: judges.speech([scoring.wave_of(part, real.rate)]).digit[0],
-  }
-  return {name[part.type](part) for part in reply}
+  return Measured(metrics, gallery.of_digits(outcomes, free, material, rate))

@@ -24,7 +24,7 @@ class Classes(NamedTuple):
   media: Digits  # what the judges were fitted to and measured on
 
 
-def fit(
+def classes_of(
   train: JsonLines, test: JsonLines, *, rate: int, seed: int = 0
 ) -> Classes | None:
   """Judges of the classes that assistants draw or say in `train`; None where nothing there is labelled."""
@@ -33,10 +33,13 @@ def fit(
     sorted({part['label'] for part, written in train_media.values() if written})
   )
   images = [
-    _images(train, train_media, names, seed),
-    _images(test, test_media, names, seed),
+    _labelled_images(train, train_media, names, seed),
+    _labelled_images(test, test_media, names, seed),
   ]
-  clips = [_clips(train, train_media, names), _clips(test, test_media, names)]
+  clips = [
+    _labelled_clips(train, train_media, names),
+    _labelled_clips(test, test_media, names),
+  ]
   if not names or not all(len(images) for images, _ in images) or not all(clips):
     return None
   media = Digits(*images[0], *images[1], clips[0], clips[1], clips[1])
@@ -64,7 +67,7 @@ def labelled_media(lines: JsonLines) -> dict[str, tuple[Mapping[str, str], bool]
   return found
 
 
-def _chosen(
+def _decoded_media(
   lines: JsonLines,
   media: Mapping,
   kind: str,
@@ -83,21 +86,23 @@ def _chosen(
   return found
 
 
-def _images(
+def _labelled_images(
   lines: JsonLines, media: Mapping, names: Sequence[str], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   paths = [path for path, (part, _) in media.items() if part['type'] == 'image']
   paths = [
     paths[k] for k in np.random.default_rng(seed).permutation(len(paths))[:MOST_IMAGES]
   ]
-  found = _chosen(lines, media, 'image', names, paths)
+  found = _decoded_media(lines, media, 'image', names, paths)
   return (
     np.array([decoded['pixels'] for _, decoded in found], np.float32),
     np.array([names.index(part['label']) for part, _ in found], np.int64),
   )
 
 
-def _clips(lines: JsonLines, media: Mapping, names: Sequence[str]) -> list[Clip]:
+def _labelled_clips(
+  lines: JsonLines, media: Mapping, names: Sequence[str]
+) -> list[Clip]:
   return [
     Clip(
       decoded['wave'],
@@ -107,5 +112,5 @@ def _clips(lines: JsonLines, media: Mapping, names: Sequence[str]) -> list[Clip]
       0,
       0,
     )
-    for part, decoded in _chosen(lines, media, 'audio', names, list(media))
+    for part, decoded in _decoded_media(lines, media, 'audio', names, list(media))
   ]

@@ -74,7 +74,7 @@ class Material:
     return tuple(sorted({clip.voice for clip in self.known_voices}))
 
 
-class Shown(NamedTuple):
+class Question(NamedTuple):
   """What a prompt shows, and what is known of it."""
 
   source: dict[str, Any]
@@ -92,7 +92,7 @@ def build(
   in the reply, so there the known ones are the main group.
   """
   if direction.source != 'speech':
-    shown = _texts if direction.source == 'text' else _images
+    shown = _shown_texts if direction.source == 'text' else _shown_images
     return [
       _ask(direction, material, k, item)
       for k, item in enumerate(shown(material, n, seed))
@@ -105,11 +105,12 @@ def build(
     groups.reverse()
   (_, main), (name, other) = groups
   prompts = [
-    _ask(direction, material, k, item) for k, item in enumerate(_clips(main, n, seed))
+    _ask(direction, material, k, item)
+    for k, item in enumerate(_shown_clips(main, n, seed))
   ]
   others = [
     _ask(direction, material, k, item)
-    for k, item in enumerate(_clips(other, n // 2, seed))
+    for k, item in enumerate(_shown_clips(other, n // 2, seed))
   ]
   return prompts + [dataclasses.replace(prompt, group=name) for prompt in others]
 
@@ -117,63 +118,59 @@ def build(
 def replies(material: Material, *, n: int, seed: int) -> list[Prompt]:
   """Prompts that let the model choose what to reply with: task `reply`, to pictures and words in turn."""
   shown = itertools.chain.from_iterable(
-    zip(_images(material, n, seed), _texts(material, n, seed), strict=True)
+    zip(_shown_images(material, n, seed), _shown_texts(material, n, seed), strict=True)
   )
   prompts = []
   for k, item in enumerate(itertools.islice(shown, n)):
-    asked = _other(item.language, material.languages, k // 2)
+    asked = _other_language(item.language, material.languages, k // 2)
     voice = material.voices[k % len(material.voices)]
     prompts.append(
       Prompt(
-        _example(item.source, asked, 'reply', voice),
-        item.source,
-        item.digit,
-        asked,
-        voice,
+        _chat(item.source, asked, 'reply', voice), item.source, item.digit, asked, voice
       )
     )
   return prompts
 
 
-def _texts(material: Material, n: int, seed: int) -> list[Shown]:
+def _shown_texts(material: Material, n: int, seed: int) -> list[Question]:
   """Every word of every language in turn."""
   words = [
     (language, digit) for language in material.languages for digit in range(DIGITS)
   ]
   return [
-    Shown({'type': 'text', 'text': material.words[language][digit]}, digit, language)
+    Question({'type': 'text', 'text': material.words[language][digit]}, digit, language)
     for language, digit in (words[k] for k in _balanced(range(len(words)), n, seed))
   ]
 
 
-def _images(material: Material, n: int, seed: int) -> list[Shown]:
+def _shown_images(material: Material, n: int, seed: int) -> list[Question]:
   return [
-    Shown({'type': 'image', 'pixels': material.images[k]}, int(material.labels[k]))
+    Question({'type': 'image', 'pixels': material.images[k]}, int(material.labels[k]))
     for k in _balanced([int(label) for label in material.labels], n, seed)
   ]
 
 
-def _clips(clips: Sequence[Any], n: int, seed: int) -> list[Shown]:
+def _shown_clips(clips: Sequence[Any], n: int, seed: int) -> list[Question]:
   chosen = [
     clips[k]
     for k in _balanced([(clip.language, clip.digit) for clip in clips], n, seed)
   ]
   return [
-    Shown(
+    Question(
       {'type': 'audio', 'wave': clip.wave}, int(clip.digit), clip.language, clip.voice
     )
     for clip in chosen
   ]
 
 
-def _ask(direction: Direction, material: Material, k: int, item: Shown) -> Prompt:
+def _ask(direction: Direction, material: Material, k: int, item: Question) -> Prompt:
   """Question k of a direction. The reply to speech has the voice heard; any other speech the voice that is named."""
   asked = _asked_language(direction, material.languages, k, item.language)
   named = expected = ''
   if direction.target == 'speech':
     named = '' if item.voice else material.voices[k % len(material.voices)]
     expected = named or (item.voice if item.voice in material.voices else '')
-  example = _example(item.source, asked, TASK[direction.target], named)
+  example = _chat(item.source, asked, TASK[direction.target], named)
   return Prompt(
     example,
     item.source,
@@ -194,16 +191,16 @@ def _asked_language(
     return shown  # half of the prompts ask for a transcript, half for any language
   if direction.name in ('text_to_speech', 'speech_to_text'):
     return languages[turn % len(languages)]
-  return _other(shown, languages, turn)
+  return _other_language(shown, languages, turn)
 
 
-def _other(shown: str, languages: Sequence[str], turn: int) -> str:
+def _other_language(shown: str, languages: Sequence[str], turn: int) -> str:
   """A language that is not the one shown ('': none is)."""
   others = [language for language in languages if language != shown] or list(languages)
   return others[turn % len(others)]
 
 
-def _example(source: dict, language: str, task: str, voice: str = '') -> dict[str, Any]:
+def _chat(source: dict, language: str, task: str, voice: str = '') -> dict[str, Any]:
   assistant = {'role': 'assistant', 'language': language, 'task': task, 'content': []}
   if voice:
     assistant['voice'] = voice

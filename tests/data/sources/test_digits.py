@@ -16,7 +16,7 @@ from omni_jax.data.sources.digits import (
   OUTPUTS,
 )
 from omni_jax.data.sources.espeak import DIGIT_WORDS, HELDOUT_VARIANTS, TRAIN_VARIANTS
-from omni_jax.data.sources.table import training_clips, training_examples
+from omni_jax.data.sources.table import training_examples, training_payloads
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
@@ -177,7 +177,7 @@ def test_every_recipe_of_the_tiny_run_fits_its_rows():
 
 
 def test_the_codec_learns_from_training_voices_only():
-  clips = training_clips(tiny_run().data, MediaConfig())
+  clips = training_payloads(tiny_run().data, MediaConfig(), 'audio')
   assert len(clips) == 2 * 2 * 40 and all(0 < len(wave) <= SAMPLES for wave in clips)
 
 

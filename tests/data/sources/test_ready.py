@@ -16,14 +16,13 @@ import pytest
 from omni_jax.convert.inputs import reader_of
 from omni_jax.convert.local import convert
 from omni_jax.data.sources.espeak import DIGIT_WORDS
-from omni_jax.data.sources.held_out import held_out
 from omni_jax.data.sources.ready.barista import order_text, parse_order
 from omni_jax.data.sources.ready.ready_set import Asked
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.data.sources.records import ArrayRecordExamples
-from omni_jax.data.sources.table import training_clips, training_examples
+from omni_jax.data.sources.table import held_out, training_examples, training_payloads
 from omni_jax.errors import UserError
-from omni_jax.evaluate.tasks.example_files import case_of
+from omni_jax.evaluate.tasks.answers import case_of
 from omni_jax.sequence.media import BadRecord, wav_bytes
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
@@ -543,7 +542,7 @@ def test_a_speaker_is_left_out_and_the_codec_learns_the_others(root):
   assert {
     taken(example)[2]['voice'] for example in training_examples(asked, MEDIA)
   } == {'ann'}
-  assert len(training_clips(asked, MEDIA)) == 4
+  assert len(training_payloads(asked, MEDIA, 'audio')) == 4
 
 
 def test_a_mixture_holds_out_what_its_parts_do(root):

@@ -5,14 +5,16 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+from samples import tiny_run
 
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.local import convert
 from omni_jax.data.sources.jsonl import JsonLines
-from omni_jax.data.sources.table import training_clips, training_examples
+from omni_jax.data.sources.payloads import payload_of
+from omni_jax.data.sources.table import training_examples, training_payloads
 from omni_jax.data.sources.text_file import TextFile
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import wav_bytes
+from omni_jax.sequence.media import png_bytes, wav_bytes
 from omni_jax.types import MediaConfig
 
 
@@ -76,21 +78,21 @@ def test_a_voice_that_nobody_has_is_refused(root):
 
 
 def test_the_codec_learns_what_is_to_be_spoken(root):
-  (wave,) = training_clips(config(root), MediaConfig())
+  (wave,) = training_payloads(config(root), MediaConfig(), 'audio')
   np.testing.assert_allclose(wave, 3 / 8, atol=1e-4)
 
 
 def test_where_nothing_speaks_the_codec_learns_what_is_heard(root):
   settings = config(root)
   settings.leave_out = 'theo'
-  (wave,) = training_clips(settings, MediaConfig())
+  (wave,) = training_payloads(settings, MediaConfig(), 'audio')
   np.testing.assert_allclose(wave, 2 / 8, atol=1e-4)
 
 
 def test_sounds_that_cannot_be_used_are_named(root):
   (root / 'three.wav').write_bytes(b'no sound')
   with pytest.raises(UserError, match=r'1 are refused, the first: three\.wav'):
-    training_clips(config(root), MediaConfig())
+    training_payloads(config(root), MediaConfig(), 'audio')
 
 
 def test_pieces_of_a_text_file(tmp_path):
@@ -143,7 +145,7 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
     'train.jsonl:3',
   }
   assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
-  assert len(training_clips(settings, MediaConfig())) == 3
+  assert len(training_payloads(settings, MediaConfig(), 'audio')) == 3
   settings.train_file = 'nothing'
   with pytest.raises(UserError, match='nothing: no such file'):
     training_examples(settings, MediaConfig())
@@ -166,7 +168,7 @@ def test_a_mixture_of_sources(root):
   )
   assert found[3]['id'].startswith('b/')
   assert (
-    len(training_clips(settings, MediaConfig(), limit=2)) == 2
+    len(training_payloads(settings, MediaConfig(), 'audio', limit=2)) == 2
   )  # of every second example: both sources are heard
 
 
@@ -179,7 +181,7 @@ def test_clips_come_from_all_over_the_records(root):
       ),
     )
   )
-  waves = training_clips(settings, MediaConfig(), limit=4)
+  waves = training_payloads(settings, MediaConfig(), 'audio', limit=4)
   assert len(waves) == 3
 
 
@@ -195,4 +197,34 @@ def test_a_small_source_beside_a_large_one_is_heard_whole(root):
       ),
     )
   )
-  assert len(training_clips(settings, MediaConfig(), limit=3)) == 3
+  assert len(training_payloads(settings, MediaConfig(), 'audio', limit=3)) == 3
+
+
+def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
+  """Two drawings, one of them twice, beside a picture that is only looked at."""
+  for level, name in enumerate(('seen', 'drawn', 'other'), 1):
+    pixels = np.full((4, 4, 1), level / 4, np.float32)
+    (tmp_path / f'{name}.png').write_bytes(png_bytes(pixels))
+  image = lambda name: {'type': 'image', 'path': f'{name}.png'}
+  rows = [
+    chat(image('seen'), image('drawn')),
+    chat(image('other'), image('drawn')),
+    chat(image('drawn'), image('other')),
+  ]
+  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  media = MediaConfig()
+  drawn = training_payloads(config(tmp_path), media, 'image')
+  assert sorted(round(4 * float(pixels.mean())) for pixels in drawn) == [2, 3]
+  with pytest.raises(UserError, match='no audio in .* can be used'):
+    training_payloads(config(tmp_path), media, 'audio')
+
+
+def test_the_digits_give_all_their_images():
+  images = training_payloads(tiny_run().data, MediaConfig(), 'image')
+  assert len(images) > 1000 and images[0].shape == (8, 8, 1)
+
+
+def test_a_part_of_another_medium_has_a_payload_of_its_own():
+  assert payload_of({'type': 'audio', 'wave': 1}) == 1
+  assert payload_of({'type': 'image', 'pixels': 2}) == 2
+  assert payload_of({'type': 'gene', 'payload': 3}) == 3

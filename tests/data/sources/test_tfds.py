@@ -15,7 +15,7 @@ from omni_jax.data.sources import table as sources
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.errors import UserError
-from omni_jax.evaluate.tasks.example_files import case_of
+from omni_jax.evaluate.tasks.answers import case_of
 from omni_jax.sequence.media import BadRecord, png_bytes
 from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
@@ -222,7 +222,9 @@ def test_sounds_with_the_text_that_is_named(root):
   )
   assert (
     len(
-      sources.training_clips(config(root, 'sounds', read='label', write='audio'), MEDIA)
+      sources.training_payloads(
+        config(root, 'sounds', read='label', write='audio'), MEDIA, 'audio'
+      )
     )
     == 3
   )

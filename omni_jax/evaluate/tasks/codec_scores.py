@@ -20,25 +20,25 @@ def perplexity(codes_RJ: np.ndarray) -> list[float]:
   return found
 
 
-def evaluate(
-  omni: Any,
+def codec_scores(
+  trained: Any,
   clips: Sequence[Any],
   *,
   rate: int,
-  size: int | None,
+  entries: int | None,
   judge: SpeechJudge | None,
 ) -> dict:
   """Scores of clips (with `wave`, `digit`) against their reconstruction.
 
   Args:
-    size: codes in a codebook, for the ratio; None: unknown.
+    entries: codes in a codebook, for the ratio; None: unknown.
     judge: hears the digits; None where the clips are no digits.
   """
   waves = [clip.wave for clip in clips]
-  codes = omni.codec_encode(waves)
+  codes = trained.codec_encode(waves)
   decoded = [
     np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
-    for original, wave in zip(waves, omni.codec_decode(codes), strict=True)
+    for original, wave in zip(waves, trained.codec_decode(codes), strict=True)
   ]
   pairs = list(zip(waves, decoded, strict=True))
   used = perplexity(np.concatenate([np.asarray(c) for c in codes]))
@@ -50,8 +50,8 @@ def evaluate(
     'si_snr': float(np.mean([speech_metrics.si_snr(a, b) for a, b in pairs])),
     'stoi': speech_metrics.stoi(waves, decoded, rate=rate),
     'perplexity': used,
-    'codebook_size': size,
-    'perplexity_ratio': min(used) / size if size else None,
+    'codebook_size': entries,
+    'perplexity_ratio': min(used) / entries if entries else None,
   }
   if judge is not None:
     digits = [clip.digit for clip in clips]

@@ -67,7 +67,7 @@ def _kinds(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def answer_all(
-  omni: Any,
+  trained: Any,
   examples: Sequence[Mapping[str, Any]],
   *,
   seed: int,
@@ -85,7 +85,7 @@ def answer_all(
     kinds = {part['type'] for case in asked for part in case.answer}
     want = kinds.pop() if len(kinds) == 1 else 'any'
     replies = (
-      omni.generate_batch(
+      trained.generate_batch(
         [case.prompt for case in asked], want=want, seed=seed, **sampling
       )
       if asked
@@ -101,13 +101,17 @@ def answer_all(
   return answered
 
 
-def metrics_of(
-  omni: Any, answered: Sequence[Answered], *, rate: int, classes: Classes | None = None
+def answer_metrics(
+  trained: Any,
+  answered: Sequence[Answered],
+  *,
+  rate: int,
+  classes: Classes | None = None,
 ) -> dict:
   """Loss, then the scores of each medium that the answers hold; with `classes` also what judges took them for."""
   scores: dict[str, Any] = {
     'n': len(answered),
-    'loss': omni.loss([item.case.example for item in answered[:MOST_LOSSES]]),
+    'loss': trained.loss([item.case.example for item in answered[:MOST_LOSSES]]),
   }
   if any(part['type'] == 'text' for item in answered for part in item.case.answer):
     scores |= _text_scores(answered)

@@ -1,0 +1,87 @@
+"""The media of training examples that an autoencoder is trained on, each once."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omni_jax.data.sources.mixture import Mixture
+from omni_jax.sequence.example import Example, Part, parts_of
+from omni_jax.sequence.media import BadRecord
+
+PAYLOAD_KEYS = {'audio': 'wave', 'image': 'pixels'}  # of decoded parts, by their type
+
+
+class Payloads(NamedTuple):
+  """The arrays that were found, and why others cannot be used.
+
+  The loader of the omni stage counts what cannot be used.
+  """
+
+  arrays: list[np.ndarray]
+  refused: list[BadRecord]
+
+
+def payload_of(part: Part) -> Any:
+  """Returns the array of a decoded part: its samples, its pixels or its payload."""
+  return part[PAYLOAD_KEYS.get(part['type'], 'payload')]
+
+
+def named_payloads(examples: Any, medium: str, limit: int) -> Payloads:
+  """Returns every payload that the model is to write, else all that it reads.
+
+  Args:
+    examples: JSON lines or a ready set, whose media have paths to tell them apart.
+    limit: not needed here: a path is looked at without decoding its medium.
+  """
+  del limit
+  written: dict[str, Part] = {}
+  read: dict[str, Part] = {}
+  for index in range(len(examples)):
+    example = examples.encoded(index)
+    for message in example.get('messages', [example]):
+      parts = read if message.get('role') == 'user' else written
+      for part in message['content']:
+        if part['type'] == medium:
+          parts[part['path']] = part
+  payloads = Payloads([], [])
+  for part in (written or read).values():
+    try:
+      decoded = examples.decode(part)
+    except BadRecord as error:
+      payloads.refused.append(error)
+      continue
+    payloads.arrays.append(payload_of(decoded))
+  return payloads
+
+
+def sampled_payloads(examples: Sequence[Example], medium: str, limit: int) -> Payloads:
+  """Returns every payload of `limit` examples, evenly spread; of a mixture, of each.
+
+  Media of records have no names: two are the same where their content is.
+  """
+  by_content: dict[int, np.ndarray] = {}
+  refused: list[BadRecord] = []
+  for source in Mixture.of(examples).sources:
+    stride = -(-len(source) // limit)
+    for index in range(0, len(source), stride):
+      try:
+        parts = _parts_of_medium(source, index, medium)
+      except BadRecord as error:
+        refused.append(error)
+        continue
+      for part in parts:
+        payload = payload_of(part)
+        by_content[hash(payload.tobytes())] = payload
+  return Payloads(list(by_content.values()), refused)
+
+
+def _parts_of_medium(source: Sequence[Example], index: int, medium: str) -> list[Part]:
+  """Returns the decoded parts; where it can be told before, nothing else is decoded."""
+  if hasattr(source, 'encoded') and not _of_medium(source.encoded(index), medium):
+    return []
+  return _of_medium(source[index], medium)
+
+
+def _of_medium(example: Example, medium: str) -> list[Part]:
+  return [part for part in parts_of(example) if part['type'] == medium]

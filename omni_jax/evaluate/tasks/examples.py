@@ -1,0 +1,139 @@
+"""The task 'examples': prompts of held-out examples, answered and scored by kind."""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.data.sources.table import check_tokenizers, held_out, labelled_examples
+from omni_jax.errors import UserError
+from omni_jax.evaluate.limits import Limits, Log, subset
+from omni_jax.evaluate.page import gallery
+from omni_jax.evaluate.tasks import answers
+from omni_jax.evaluate.tasks.codec_scores import codec_scores
+from omni_jax.evaluate.tasks.labelled import Classes, classes_of
+from omni_jax.evaluate.tasks.measured import Measured
+from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.model import OmniConfig
+from omni_jax.sequence.example import Example, parts_of
+from omni_jax.sequence.media import BadRecord
+
+
+def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """Measures on what the run's own data hold out."""
+  data = trained.config.data
+  model_config = OmniConfig.from_config(trained.config.model)
+  check_tokenizers(data, Tokenizer(model_config.tokenizer), 'eval_file')
+  examples = held_out(data, model_config.media)
+  return measure_on(trained, examples, limits, seed=seed, log=log)
+
+
+def measure_on_file(
+  trained: Any, path: Any, limits: Limits, *, seed: int, log: Log
+) -> Measured:
+  """Measures on a file of JSON lines."""
+  media = OmniConfig.from_config(trained.config.model).media
+  return measure_on(trained, JsonLines(path, media), limits, seed=seed, log=log)
+
+
+def measure_on(
+  trained: Any, source: Any, limits: Limits, *, seed: int, log: Log
+) -> Measured:
+  """Measures on some examples of each group of a source, which has `path`, `encoded`.
+
+  Judges of what is labelled are fitted to the run's training examples.
+  """
+  model_config = OmniConfig.from_config(trained.config.model)
+  rate = model_config.media.audio.rate
+  examples, refused = _readable(
+    source, _some_of_each_group(source, limits.n_data, seed)
+  )
+  if not examples:
+    raise UserError(
+      f'{source.path}: none of {len(refused)} examples can be read; the first: '
+      f'{refused[0]}'
+    )
+  unread = f'; {len(refused)} cannot be read: {refused[0]}' if refused else ''
+  log(f'evaluate: {len(examples)} examples of {source.path}{unread}')
+  classes = _classes(trained, source, rate=rate, seed=seed)
+  if classes:
+    log(f'evaluate: judges on real data {classes.judges.summary()}')
+  answered = answers.answer_all(
+    trained, examples, seed=seed, sampling=limits.sampling, log=log
+  )
+  groups = {
+    group: answers.answer_metrics(trained, items, rate=rate, classes=classes)
+    for group, items in answered.items()
+  }
+  metrics = {
+    'directions': {},
+    'data': {
+      'file': str(source.path),
+      'n': len(examples),
+      'bad': len(refused),
+      'groups': groups,
+      'targets': _targets(trained.config),
+    },
+    'codec': {},
+  }
+  if classes:
+    metrics['judges'] = classes.judges.real
+  clips = classes.media.test_clips if classes else _clips_in(examples)
+  if clips:
+    metrics['codec'] = codec_scores(
+      trained,
+      subset(clips, limits.n_codec, seed),
+      rate=rate,
+      entries=model_config.codec.entries,
+      judge=classes.judges.speech if classes else None,
+    )
+  return Measured(metrics, gallery.of_data(answered, rate))
+
+
+def _some_of_each_group(source: Any, n: int, seed: int) -> list[int]:
+  """Returns the indices of n examples of each group, or of all of it."""
+  members: dict[str, list[int]] = {}
+  for index in range(len(source)):
+    group = answers.case_of(source.encoded(index)).group
+    members.setdefault(group, []).append(index)
+  chosen: list[int] = []
+  for indices in members.values():
+    chosen += subset(indices, n, seed)
+  return sorted(chosen)
+
+
+def _readable(
+  source: Sequence[Example], indices: Sequence[int]
+) -> tuple[list[Example], list[str]]:
+  """Returns the examples that can be read, and what is wrong with the others."""
+  examples: list[Example] = []
+  refused: list[str] = []
+  for index in indices:
+    try:
+      examples.append(source[index])
+    except BadRecord as error:
+      refused.append(str(error))
+  return examples, refused
+
+
+def _classes(trained: Any, source: Any, *, rate: int, seed: int) -> Classes | None:
+  """Returns the judged classes; None where the training data have no labels."""
+  media = OmniConfig.from_config(trained.config.model).media
+  training = labelled_examples(trained.config.data, media)
+  if training is None:
+    return None
+  return classes_of(training, source, rate=rate, seed=seed)
+
+
+def _targets(config: Any) -> Mapping[str, Any]:
+  targets = config.get('evaluate', {}).get('targets')
+  return targets.to_dict() if targets else {}
+
+
+def _clips_in(examples: Sequence[Example]) -> list[Any]:
+  clips: list[Any] = []
+  for example in examples:
+    for part in parts_of(example):
+      if part['type'] == 'audio':
+        clips.append(SimpleNamespace(wave=part['wave']))
+  return clips

@@ -1,0 +1,14 @@
+"""The table of evaluation tasks; the table of data sources names one of them."""
+
+from collections.abc import Callable
+
+from omni_jax.data.sources.table import DIRECTIONS, EXAMPLES, LOSS
+from omni_jax.evaluate.tasks import directions, examples, loss
+from omni_jax.evaluate.tasks.measured import Measured
+
+# task(trained, limits, seed=0, log=print) measures a restored run on its own data.
+TASKS: dict[str, Callable[..., Measured]] = {
+  DIRECTIONS: directions.measure,
+  LOSS: loss.measure,
+  EXAMPLES: examples.measure,
+}
