@@ -1,14 +1,14 @@
-"""Reads the text of a compiled program: computations, their instructions, shapes, trip counts of loops.
+"""Reads the text of a compiled program: its computations, instructions and shapes.
 
-One pass over the lines, with no regular expression over more than one of them: such texts reach 100 MB.
+One pass over the lines, with no regular expression over more than one of them: such
+texts reach 100 MB.
 """
 
-from collections.abc import Mapping
 import math
 import re
 from typing import NamedTuple
 
-PLAIN = 0  # number of main memory; VMEM, SMEM and semaphores have others
+MAIN_MEMORY = 0  # XLA's number of it; VMEM, SMEM and semaphores have others
 BITS = {
   'pred': 8,
   's2': 2,
@@ -42,12 +42,19 @@ BITS = {
 }
 _ARRAY = re.compile(r'([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_COMMON_SOURCE = re.compile(r'jit\(step\)/|closed_call/|jit\(main\)/')
 
 
 class Shape(NamedTuple):
-  """One array; `space` is XLA's number of the memory that it lies in, 0 for main memory."""
+  """The shape of one array.
 
-  kind: str
+  Attributes:
+    dtype: XLA's name of the element type.
+    space: XLA's number of the memory that it lies in, MAIN_MEMORY or another.
+  """
+
+  dtype: str
   dims: tuple[int, ...]
   space: int
 
@@ -57,7 +64,12 @@ class Shape(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    return self.elements * BITS[self.kind] / 8
+    return self.elements * BITS[self.dtype] / 8
+
+
+def main_memory_bytes(shapes: tuple[Shape, ...]) -> float:
+  """Returns the bytes of those arrays that lie in main memory."""
+  return sum(shape.bytes for shape in shapes if shape.space == MAIN_MEMORY)
 
 
 class Instruction(NamedTuple):
@@ -76,7 +88,7 @@ class Instruction(NamedTuple):
   rest: str
 
   def attribute(self, name: str) -> str:
-    """Text of `name=…` up to the next comma outside of braces; '' where there is none."""
+    """Returns the text of `name=…` up to the next comma outside of braces, or ''."""
     begin = self.rest.find(f'{name}=')
     while begin > 0 and self.rest[begin - 1] not in ' ,':
       begin = self.rest.find(f'{name}=', begin + 1)
@@ -96,17 +108,23 @@ class Instruction(NamedTuple):
     return self.rest[start:i]
 
   def called(self, name: str) -> str:
-    """The computation of `name=%computation`; '' where there is none."""
-    found = self.attribute(name)
-    return found[1:].split(' ')[0] if found.startswith('%') else ''
+    """Returns the computation of `name=%computation`, or ''."""
+    text = self.attribute(name)
+    return text[1:].split(' ')[0] if text.startswith('%') else ''
 
   def numbers(self, name: str) -> tuple[int, ...]:
-    """Of `name={1,2}`."""
+    """Returns the numbers of `name={1,2}`."""
     return tuple(int(n) for n in re.findall(r'\d+', self.attribute(name)))
 
   @property
   def bytes(self) -> float:
     return sum(shape.bytes for shape in self.shapes)
+
+  @property
+  def source(self) -> str:
+    """jax's path of names, without the parts that every instruction has."""
+    match = _OP_NAME.search(self.rest)
+    return _COMMON_SOURCE.sub('', match[1]) if match else ''
 
 
 class Computation:
@@ -125,31 +143,41 @@ class Computation:
       self.root = instruction
 
   def parameters(self) -> list[Instruction]:
-    found = [one for one in self.instructions if one.opcode == 'parameter']
-    return sorted(found, key=lambda one: int(one.inside))
+    parameters = [
+      instruction
+      for instruction in self.instructions
+      if instruction.opcode == 'parameter'
+    ]
+    return sorted(parameters, key=lambda parameter: int(parameter.inside))
 
 
 class Module(NamedTuple):
+  """A compiled program."""
+
   computations: dict[str, Computation]
   entry: Computation
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-  """Of `f32[2,3]{1,0:T(8,128)S(1)}` or of a tuple of such."""
-  made = []
-  for kind, dims, layout in _ARRAY.findall(text):
-    if kind not in BITS:
+  """Returns the shapes in `f32[2,3]{1,0:T(8,128)S(1)}` or in a tuple of such."""
+  shapes = []
+  for dtype, dims, layout in _ARRAY.findall(text):
+    if dtype not in BITS:
       continue
-    at = layout.find('S(')
     sizes = tuple(int(n.lstrip('<=')) for n in dims.split(',') if n)
-    made.append(
-      Shape(kind, sizes, int(layout[at + 2 : layout.index(')', at)]) if at >= 0 else 0)
-    )
-  return tuple(made)
+    begin = layout.find('S(')
+    space = MAIN_MEMORY
+    if begin >= 0:
+      space = int(layout[begin + 2 : layout.index(')', begin)])
+    shapes.append(Shape(dtype, sizes, space))
+  return tuple(shapes)
 
 
 def _closing(text: str, begin: int) -> int:
-  """Index of the parenthesis that closes the one at `begin`; quoted text is passed over."""
+  """Returns the index of the parenthesis that closes the one at `begin`.
+
+  Quoted text is passed over.
+  """
   depth, i = 0, begin
   while i < len(text):
     c = text[i]
@@ -168,7 +196,7 @@ def _closing(text: str, begin: int) -> int:
 
 
 def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
-  """(instruction, whether it is the root) of a line; None of a line that is none."""
+  """Returns the instruction of a line and whether it is the root, or None."""
   line = line.strip()
   root = line.startswith('ROOT ')
   name, equals, after = line.removeprefix('ROOT ').partition(' = ')
@@ -186,161 +214,31 @@ def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
 
 
 def parse(text: str) -> Module:
-  """All computations of a program.
+  """Reads all computations of a program.
 
-  A line `%name (…) -> … {` begins one, a line `}` ends it. An instruction begins with its name behind two spaces; lines
-  of another form carry on the one before (metadata that somebody gave a kernel may hold line breaks).
+  A line `%name (…) -> … {` begins one, a line `}` ends it. An instruction begins with
+  its name behind two spaces; lines of another form carry on the one before (metadata
+  that somebody gave a kernel may hold line breaks).
   """
-  computations, current, entry, pending = {}, None, None, ''
+  computations: dict[str, Computation] = {}
+  current: Computation | None = None
+  entry: Computation | None = None
+  pending = ''
   for line in text.splitlines():
     if current is None:
-      if line.endswith('{') and ') -> ' in line:
-        found = _NAME.search(line)
-        if found:
-          current = computations[found[1]] = Computation(found[1])
-          entry = current if line.startswith('ENTRY') else entry
-    elif (
-      end := line == '}' or line.startswith('}, execution_thread=')
-    ) or line.startswith(('  %', '  ROOT %')):
-      if pending and (made := parse_instruction(pending)):
-        current.add(*made)
-      pending, current = ('', None) if end else (line, current)
-    else:
+      if line.endswith('{') and ') -> ' in line and (match := _NAME.search(line)):
+        current = Computation(match[1])
+        computations[match[1]] = current
+        entry = current if line.startswith('ENTRY') else entry
+      continue
+    ends = line == '}' or line.startswith('}, execution_thread=')
+    if not ends and not line.startswith(('  %', '  ROOT %')):
       pending += line
+      continue
+    if pending and (parsed := parse_instruction(pending)):
+      current.add(*parsed)
+    pending = '' if ends else line
+    current = None if ends else current
   if entry is None:
     raise ValueError(f'no ENTRY computation in {len(text)} characters of HLO')
   return Module(computations, entry)
-
-
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-
-
-def trip_count(
-  module: Module,
-  caller: Computation,
-  loop: Instruction,
-  known: Mapping[int, int] | None = None,
-) -> int | None:
-  """How often the body of a `while` runs: what the compiler says, or from a condition `counter < limit`.
-
-  None where neither tells, such as a loop that runs until its data say so.
-
-  Args:
-    known: constants in the state of the loop whose body the caller is.
-  """
-  if found := _TRIPS.search(loop.rest):
-    return int(found[1])
-  condition, body = (
-    module.computations[loop.called(name)] for name in ('condition', 'body')
-  )
-  state = loop_constants(module, caller, loop, known)
-  root = condition.root
-  if root is not None and root.opcode == 'fusion':  # of the comparison alone
-    inner = module.computations[root.called('calls')].root
-    root = (
-      inner._replace(operands=_outer(module, root, inner))
-      if inner is not None
-      else None
-    )
-  if (
-    root is None
-    or root.opcode != 'compare'
-    or 'direction=LT' not in root.rest
-    or body.root is None
-  ):
-    return None
-  counter = _source(condition, root.operands[0])
-  limit = constant(condition, root.operands[1], state)
-  if counter is None or counter.opcode != 'get-tuple-element' or limit is None:
-    return None
-  index = int(counter.attribute('index'))
-  step = _step(body, index, state)
-  if index not in state or not step:
-    return None
-  return max(0, -(-(limit - state[index]) // step))
-
-
-def loop_constants(
-  module: Module,
-  caller: Computation,
-  loop: Instruction,
-  known: Mapping[int, int] | None = None,
-) -> dict[int, int]:
-  """Numbers in the state that a loop starts with, by index."""
-  start = caller.by_name.get(loop.operands[0])
-  if start is None or start.opcode != 'tuple':
-    return {}
-  found = {i: constant(caller, name, known) for i, name in enumerate(start.operands)}
-  return {i: number for i, number in found.items() if number is not None}
-
-
-def unchanged(body: Computation, state: Mapping[int, int]) -> dict[int, int]:
-  """Those of the numbers that a turn of the loop passes on as they are."""
-  if body.root is None or body.root.opcode != 'tuple':
-    return {}
-
-  def same(i):
-    one = _source(body, body.root.operands[i])
-    return (
-      one is not None
-      and one.opcode == 'get-tuple-element'
-      and int(one.attribute('index')) == i
-    )
-
-  return {i: number for i, number in state.items() if same(i)}
-
-
-def _outer(module: Module, fusion: Instruction, inner: Instruction) -> tuple[str, ...]:
-  """The fusion's operands in the order in which the instruction inside takes them."""
-  inside = module.computations[fusion.called('calls')]
-  places = [inside.by_name[name] for name in inner.operands]
-  return tuple(
-    fusion.operands[int(one.inside)] if one.opcode == 'parameter' else one.name
-    for one in places
-  )
-
-
-def _source(where: Computation, name: str) -> Instruction | None:
-  """The instruction behind copies."""
-  one = where.by_name.get(name)
-  while one is not None and one.opcode in ('copy', 'bitcast'):
-    one = where.by_name.get(one.operands[0])
-  return one
-
-
-def constant(
-  where: Computation, name: str, known: Mapping[int, int] | None = None
-) -> int | None:
-  """A whole number that is written there, or that the computation's only parameter is known to hold."""
-  one = _source(where, name)
-  if one is None:
-    return None
-  if (
-    one.opcode == 'get-tuple-element'
-    and known
-    and where.by_name[one.operands[0]].opcode == 'parameter'
-  ):
-    return known.get(int(one.attribute('index')))
-  return (
-    int(one.inside)
-    if one.opcode == 'constant' and re.fullmatch(r'-?\d+', one.inside)
-    else None
-  )
-
-
-def _step(body: Computation, index: int, state: Mapping[int, int]) -> int | None:
-  """What a turn adds to this element of the state."""
-  one = (
-    _source(body, body.root.operands[index]) if body.root.opcode == 'tuple' else None
-  )
-  if one is None:
-    return None
-  if one.opcode == 'fusion':  # of the addition and what only looks at the counter
-    return 1
-  if one.opcode != 'add':
-    return None
-  others = {i: number for i, number in state.items() if i != index}
-  return next(
-    (n for name in one.operands if (n := constant(body, name, others)) is not None),
-    None,
-  )

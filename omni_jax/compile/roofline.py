@@ -1,12 +1,14 @@
 """How long a step takes at least: compute, memory and every network against the chip's figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from omni_jax.compile.cost import Cost, SLICES, Transfer, Turns, Wait, Work
+from omni_jax.compile.collectives import SLICES
+from omni_jax.compile.cost import Cost
 from omni_jax.compile.groups import Groups, Members
+from omni_jax.compile.schedule import scheduled_seconds, Transfer
 from omni_jax.compile.topology import Topology
 
 
@@ -114,35 +116,6 @@ def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
   )
 
 
-def scheduled(
-  order: list,
-  core_of: Callable[[Work], float],
-  traffic_of: Callable[[Transfer], tuple[str, float]],
-) -> float:
-  """Seconds of a schedule. Each network does one transfer after the other; a turn of a loop ends when all is done.
-
-  Args:
-    core_of: seconds of an instruction.
-    traffic_of: network and seconds of a transfer.
-  """
-  now, busy, done = 0.0, {}, {}
-  for one in order:
-    if isinstance(one, Work):
-      now += core_of(one)
-    elif isinstance(one, Turns):
-      now += one.count * scheduled(one.body, core_of, traffic_of)
-    elif isinstance(one, Wait):
-      now = max(now, done.pop(one.name, 0.0))
-    else:
-      network, seconds = traffic_of(one)
-      busy[network] = max(now, busy.get(network, 0.0)) + seconds
-      if one.awaited:
-        done[one.awaited] = busy[network]
-      else:
-        now = busy[network]
-  return max(now, *done.values(), 0.0)
-
-
 def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   """Of a program's cost."""
   chip, groups = topology.chip, Groups(mesh)
@@ -177,7 +150,7 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
     cost.flops / flops,
     cost.bytes / bytes_,
     core,
-    scheduled(cost.order, core_of, once),
+    scheduled_seconds(cost.order, core_of, once),
     networks,
     kinds,
   )

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from omni_jax.compile import hlo, topology
-from omni_jax.compile.cost import cost_of, Transfer, Turns, Wait, Work
+from omni_jax.compile.cost import cost_of
 from omni_jax.compile.groups import Groups, Members
-from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes, scheduled
+from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes
+from omni_jax.compile.schedule import Loop, scheduled_seconds, Transfer, Wait, Work
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.moe import MoE
 from omni_jax.sharding import BATCH_AXES, compiler_options, make_mesh
@@ -307,8 +308,8 @@ send = lambda awaited='', network='ICI fsdp': Transfer(
     ),  # one network, one transfer at a time
     ([send('a'), send('b', 'ICI expert'), WORK, Wait('b'), Wait('a')], 3),
     ([send('a'), send(), WORK, Wait('a')], 3 + 3 + 2),
-    ([Turns(5, [send('a'), WORK, Wait('a')]), WORK], 5 * 3 + 2),
-    ([send('a'), Turns(5, [WORK]), Wait('a')], 5 * 2),
+    ([Loop(5, [send('a'), WORK, Wait('a')]), WORK], 5 * 3 + 2),
+    ([send('a'), Loop(5, [WORK]), Wait('a')], 5 * 2),
     ([WORK, send('a')], 2 + 3),
   ],
   ids=[
@@ -324,7 +325,9 @@ send = lambda awaited='', network='ICI fsdp': Transfer(
   ],
 )
 def test_seconds_of_a_schedule(order, seconds):
-  assert scheduled(order, lambda one: 2.0, lambda one: (one.groups, 3.0)) == seconds
+  assert (
+    scheduled_seconds(order, lambda one: 2.0, lambda one: (one.groups, 3.0)) == seconds
+  )
 
 
 def test_the_order_of_a_program_has_the_three_forms_of_what_runs_beside_the_core():

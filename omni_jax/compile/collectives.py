@@ -1,0 +1,146 @@
+"""The collectives of a compiled program: what they send, and what waits for them."""
+
+from collections.abc import Iterator
+import re
+from typing import NamedTuple
+
+from omni_jax.compile.hlo import Computation, Instruction, main_memory_bytes
+from omni_jax.compile.schedule import Transfer, Wait
+
+COLLECTIVES = {
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+}
+SLICES = 'slices'  # the groups of a transfer between the same chips of all slices
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
+def collective_kind(instruction: Instruction) -> str:
+  """Returns the kind of a collective, '' of any other instruction."""
+  kind = instruction.opcode.removesuffix('-start')
+  return kind if kind in COLLECTIVES else ''
+
+
+def _sent_operands(collective: Instruction) -> tuple[str, ...]:
+  """Returns the operands whose values are sent; others only say what goes where."""
+  if collective_kind(collective) == 'ragged-all-to-all':
+    return collective.operands[:1]
+  return collective.operands
+
+
+def collective_transfer(
+  collective: Instruction, computation: Computation, kind: str, times: int, awaited: str
+) -> Transfer:
+  """Returns the transfer of a collective.
+
+  Args:
+    kind: what it does; a fusion may turn an all-reduce into a reduce-scatter.
+    awaited: name of the Wait that ends it, or ''.
+  """
+  payload = sum(computation.by_name[name].bytes for name in _sent_operands(collective))
+  is_permutation = kind == 'collective-permute'
+  groups = collective.attribute(
+    'source_target_pairs' if is_permutation else 'replica_groups'
+  )
+  return Transfer(
+    collective.name, kind, times, payload, groups or '{}', collective.source, awaited
+  )
+
+
+def collective_bytes(collective: Instruction, computation: Computation) -> float:
+  """Returns the bytes of main memory that a collective reads and writes."""
+  read = sum(
+    main_memory_bytes(computation.by_name[name].shapes)
+    for name in _sent_operands(collective)
+  )
+  return read + main_memory_bytes(collective.shapes[-1:])
+
+
+def slice_transfer(
+  instruction: Instruction, computation: Computation, times: int
+) -> Transfer | None:
+  """Returns the transfer between slices of a send, None of any other instruction.
+
+  The hosts do such a collective: the program sends them what its chip puts in.
+  """
+  match = _MEGASCALE.search(instruction.rest)
+  if not match or instruction.opcode != 'send':
+    return None
+  payload = computation.by_name[instruction.operands[0]].bytes
+  kind = match[1].lower().replace('_', '-')
+  name = instruction.name
+  return Transfer(name, kind, times, payload, SLICES, instruction.source, name)
+
+
+def start_name(done: Instruction, computation: Computation) -> str:
+  """Returns the name of the instruction that began what this one waits for."""
+  start = computation.by_name[done.operands[0]]
+  while start.opcode.endswith('-update'):
+    start = computation.by_name[start.operands[0]]
+  return start.name
+
+
+class FusedCollective(NamedTuple):
+  """A collective inside of a fusion.
+
+  Attributes:
+    kind: what it does, together with the instructions around it.
+    awaited: name of the Wait that ends it, or ''.
+  """
+
+  instruction: Instruction
+  kind: str
+  awaited: str
+
+
+def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedCollective]:
+  """Yields the collectives that begin in a fusion.
+
+  Fusions at the end of a collective begin none. Others carry on, beside work of their
+  own, what began elsewhere, perhaps outside of the loop that they are in.
+
+  Args:
+    seen: channels of collectives that began before; new ones are added.
+  """
+  ends = _has_custom_call(fused, 'AsyncCollectiveDone')
+  if ends or 'async_collective_fusion' in fused.name:
+    return
+  starts = _has_custom_call(fused, 'AsyncCollectiveStart')
+  for instruction in fused.instructions:
+    kind = collective_kind(instruction)
+    channel = instruction.attribute('channel_id')
+    if not kind or (channel and channel in seen):
+      continue
+    seen.add(channel)
+    if kind == 'all-reduce' and _is_sliced(instruction, fused):
+      kind = 'reduce-scatter'
+    yield FusedCollective(instruction, kind, f'channel {channel}' if starts else '')
+
+
+def fused_waits(fused: Computation) -> Iterator[Wait]:
+  """Yields the waits of a fusion at the end of a collective."""
+  if not _has_custom_call(fused, 'AsyncCollectiveDone'):
+    return
+  for instruction in fused.instructions:
+    if channel := instruction.attribute('channel_id'):
+      yield Wait(f'channel {channel}')
+
+
+def _has_custom_call(fused: Computation, target: str) -> bool:
+  return any(
+    instruction.opcode == 'custom-call' and target in instruction.rest
+    for instruction in fused.instructions
+  )
+
+
+def _is_sliced(collective: Instruction, fused: Computation) -> bool:
+  """Whether a dynamic slice of its result is taken."""
+  return any(
+    user.opcode == 'dynamic-slice' and user.operands[0] == collective.name
+    for user in fused.instructions
+  )
