@@ -15,6 +15,7 @@ import grain
 from grain.experimental import index_shuffle, ThreadPrefetchIterDataset
 import numpy as np
 
+from omni_jax.config import LoaderConfig
 from omni_jax.data.making import Here, Making, Place, Workers
 from omni_jax.data.sources.mixture import Draw, ENDLESS, Mixture, Schedule
 from omni_jax.errors import BadRecord, UserError
@@ -26,21 +27,6 @@ WAITING = (
   24  # examples that may wait for a later batch before the present one is called full
 )
 BAD_SHARE = 0.01  # more bad records than this stop the run
-
-
-@dataclasses.dataclass(frozen=True)
-class LoaderConfig:
-  """How batches are made; which, only as far as lanes go.
-
-  Attributes:
-    lanes: the rows are cut into; at least as many as there are ever processes; 0 for their number.
-    workers: processes that make examples; 0 for the loader's own thread.
-    strict: refuse to go on with other data than those that a checkpoint's state is of.
-  """
-
-  lanes: int = 0
-  workers: int = 0
-  strict: bool = True
 
 
 def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:

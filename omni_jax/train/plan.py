@@ -1,97 +1,87 @@
 """What fixes a run's programs: its shapes, optimizers and mesh; and the omni stage's program, to run or to compile."""
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 from jax.sharding import Mesh
 import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.config import dataclass_of
-from omni_jax.errors import UserError
-from omni_jax.modalities.audio.codec import Codec
-from omni_jax.modalities.audio.embed import Hearing
-from omni_jax.model import abstract, main_sizes, OmniConfig
+from omni_jax.config import dataclass_of, OMNI, RunConfig
+from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.hosts import TEXT
+from omni_jax.model import abstract, main_sizes, ModelConfig
+from omni_jax.objective import LossConfig, Pretraining
+from omni_jax.sequence.pack import check_budget
 from omni_jax.train import state as states
-from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
-from omni_jax.train.step import make_omni_step, Update
-from omni_jax.types import MediaConfig, RowBudget
-
-CODES = (
-  'computed',
-  'stored',
-)  # what config.data.codes can be: in the step, or in the records
+from omni_jax.train.step import make_step, Update
 
 
 class Plan:
-  """The config with its parts as dataclasses, checked as far as no data and no folder is needed."""
+  """The config with its parts as dataclasses, checked as far as no data and no folder is needed.
 
-  def __init__(self, config: Any, devices: Sequence[jax.Device] | None = None):
-    """Args:
-    devices: other than this process's, such as those of a described topology.
+  Attributes:
+    config: of the run, as it was read.
+    run_config: the same, checked.
+    model_config: the shapes of the network.
+    hosts: of the run's media.
+    budget: sizes of a batch.
+    optim: of each stage.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    devices: Sequence[jax.Device] | None = None,
+    tables: Tables = TABLES,
+  ):
+    """Checks a config.
+
+    Args:
+      devices: other than this process's, such as those of a described topology.
+      tables: of the media that the run may have.
     """
     self.config = config
-    self.omni = OmniConfig.from_config(config.model)
+    self.model_config = ModelConfig.from_config(config.model, tables)
+    autoencoders = tuple(self.model_config.autoencoders)
+    self.run_config = RunConfig.of(config, autoencoders, tables.hosts)
     self.mesh: Mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-    self.budget = dataclass_of(RowBudget, config.data.budget, 'data.budget')
+    self.budget = self.run_config.budget
+    self.stored_codes = config.data.codes == 'stored'
+    codes = self.model_config.stored_codes() if self.stored_codes else {}
+    self.hosts = self.model_config.hosts(codes)
+    check_budget(self.budget, self.hosts)
+    stages = (*autoencoders, OMNI)
     self.optim = {
       name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim')
-      for name in ('codec', 'omni')
+      for name in stages
     }
-    self.losses = dataclass_of(LossConfig, config.omni.losses, 'omni.losses')
-    if (parts := config.omni.get('accumulate', 1)) < 1 or self.budget.rows % parts:
-      raise UserError(
-        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows='
-        f'{self.budget.rows}'
-      )
-    sharding.check_sizes(
-      self.mesh,
-      [
-        *main_sizes(self.omni),
-        ('config.data.budget.length', self.budget.length, 'length'),
-      ],
-    )
-    for rows in (self.budget.rows // parts, config.codec.batch):
-      sharding.check_divides(self.mesh, rows, self.omni.decoder.experts)
-    if (codes := config.data.get('codes', 'computed')) not in CODES:
-      raise UserError(f'config.data.codes={codes!r} is unknown; it is one of {CODES}')
-    if not 0 <= config.omni.ema < 1:
-      raise UserError(
-        f'config.omni.ema={config.omni.ema}: a decay is at least 0 (off) and below 1'
-      )
-    if config.omni.freeze:  # a pattern that fits nothing is refused here
-      frozen(sharding.param_specs(abstract(self.omni)), config.omni.freeze)
-    self.stored_codes = codes == 'stored'
+    media = {TEXT: None, **self.model_config.media}
+    self.losses = LossConfig.from_config(config.omni.losses, media)
+    self._check_mesh()
+    freeze = self.run_config.omni.freeze
+    if freeze:  # a pattern that fits nothing is refused here
+      frozen(sharding.param_specs(abstract(self.model_config)), freeze)
 
-  @property
-  def media(self) -> MediaConfig:
-    """What the batches hold of sounds: samples, or stored codes."""
-    if not self.stored_codes:
-      return self.omni.media
-    codec, hears = self.omni.codec, self.omni.audio_embed.hearing == Hearing.CODES
-    return dataclasses.replace(
-      self.omni.media,
-      spoken_codes=codec.codebooks,
-      entries=codec.entries,
-      heard_codes=codec.codebooks if hears else 0,
-    )
-
-  def abstract_codec(self) -> Codec:
-    return nnx.eval_shape(
-      lambda: Codec(self.omni.codec, self.omni.media.audio, rngs=nnx.Rngs(0))
-    )
+  def _check_mesh(self) -> None:
+    """Refuses sizes that the mesh does not divide."""
+    length = ('config.data.budget.length', self.budget.length, 'length')
+    sharding.check_sizes(self.mesh, [*main_sizes(self.model_config), length])
+    experts = self.model_config.decoder.experts
+    rows = [self.budget.rows // self.run_config.omni.accumulate]
+    rows += [stage.batch for stage in self.run_config.autoencoders.values()]
+    for count in rows:
+      sharding.check_divides(self.mesh, count, experts)
 
 
 class OmniProgram(NamedTuple):
   """The omni stage on its mesh. Both functions are jitted and expect `jax.set_mesh`.
 
   Attributes:
-    init: values of the codec -> a fresh state.
+    init: values of the autoencoders -> a fresh state.
     step: one update; it takes the state's memory for its result.
     state: shapes of the state.
     layout: its shardings.
@@ -104,38 +94,37 @@ class OmniProgram(NamedTuple):
 
 
 def omni_program(
-  plan: Plan, codec_values: Any, rate: optax.Schedule | None = None
+  plan: Plan, frozen_values: Mapping[str, Any], rate: optax.Schedule | None = None
 ) -> OmniProgram:
-  """What the omni stage runs; nothing is computed.
+  """Returns what the omni stage runs; nothing is computed.
 
   Args:
-    codec_values: of the codec stage, arrays or shapes.
+    frozen_values: of the autoencoders by name, arrays or shapes.
     rate: a learning rate by step instead of the config's schedule.
   """
-  part, model = plan.config.omni, abstract(plan.omni)
-  tx = make_optimizer(plan.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
+  stage, config = plan.run_config.omni, plan.model_config
+  model = abstract(config)
+  tx = make_optimizer(
+    plan.optim[OMNI],
+    stage.steps,
+    roles=sharding.param_roles(model),
+    freeze=stage.freeze,
+    rate=rate,
+  )
 
-  def init(codec):
-    return states.init_omni(
-      plan.omni, tx, codec, seed=plan.config.seed, average=part.ema > 0
+  def init(values: Mapping[str, Any]) -> TrainState:
+    return states.init_model_state(
+      config, tx, values, seed=plan.config.seed, average=stage.ema > 0
     )
 
-  shapes = jax.eval_shape(init, codec_values)
+  shapes = jax.eval_shape(init, frozen_values)
   layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
-  update = Update(
-    part.bias_step, part.get('accumulate', 1), part.ema, tuple(part.freeze)
+  objective = Pretraining(plan.losses, plan.mesh, stage.bias_step)
+  freeze = tuple(stage.freeze)
+  update = Update(stage.accumulate, stage.ema, freeze, objective.refresh)
+  step = make_step(objective, model, tx, update)
+  options = sharding.compiler_options(plan.mesh)
+  jitted = jax.jit(
+    step, donate_argnums=0, out_shardings=(layout, None), compiler_options=options
   )
-  step = make_omni_step(
-    model, plan.abstract_codec(), tx, plan.losses, plan.mesh, update
-  )
-  return OmniProgram(
-    jax.jit(init, out_shardings=layout),
-    jax.jit(
-      step,
-      donate_argnums=0,
-      out_shardings=(layout, None),
-      compiler_options=sharding.compiler_options(plan.mesh),
-    ),
-    shapes,
-    layout,
-  )
+  return OmniProgram(jax.jit(init, out_shardings=layout), jitted, shapes, layout)

@@ -1,30 +1,30 @@
-"""The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
+"""The stages of a run: autoencoders -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
 import contextlib
 import functools
 import json
-import re
 import subprocess
 import sys
 from typing import Any
 
 from etils import epath
 import jax
-from ml_collections import ConfigDict
 import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint import changes
 from omni_jax.checkpoint.checkpoints import has_checkpoint, last_about
 from omni_jax.checkpoint.claim import claimed
+from omni_jax.checkpoint.frozen import fingerprint, restore_autoencoder
 from omni_jax.checkpoint.init_from import fresh_names, start_from
-from omni_jax.checkpoint.init_values import init_codec_values
+from omni_jax.checkpoint.init_values import init_autoencoder, init_frozen
+from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.chips import peak_flops
-from omni_jax.config import dataclass_of
-from omni_jax.data.crops import ClipLoader
-from omni_jax.data.loader import lanes_of, Loader, LoaderConfig
+from omni_jax.config import EVALUATE, OMNI
+from omni_jax.data.crops import CropLoader
+from omni_jax.data.loader import lanes_of, Loader
 from omni_jax.data.making import Making
-from omni_jax.data.sources.shards import check_codec
+from omni_jax.data.sources.shards import check_codecs
 from omni_jax.data.sources.table import (
   check_tokenizers,
   converted_folders,
@@ -33,214 +33,231 @@ from omni_jax.data.sources.table import (
   training_payloads,
 )
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.embed import Hearing
-from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.model import abstract_autoencoder
+from omni_jax.objective import Autoencoding
 from omni_jax.run_log import say
-from omni_jax.sequence.augment import Augment
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
-from omni_jax.train.coder import fingerprint, restore_values
 from omni_jax.train.flops import step_flops
 from omni_jax.train.optim import make_optimizer
 from omni_jax.train.plan import omni_program, Plan
-from omni_jax.train.step import make_codec_step
+from omni_jax.train.step import make_step, Update
 
 
 class Run(Plan):
   """What all stages share: the plan, where it runs, and this process's part of the rows."""
 
-  def __init__(self, config: Any, workdir: str):
+  def __init__(self, config: Any, workdir: str, tables: Tables = TABLES):
     """Checks what can be checked before anything is written."""
-    super().__init__(config)
+    super().__init__(config, tables=tables)
     self.workdir = workdir
-    self.augment = (
-      dataclass_of(Augment, config.data.augment, 'data.augment')
-      if config.data.get('augment')
-      else None
-    )
-    self.loader = dataclass_of(
-      LoaderConfig, config.get('loader') or ConfigDict(), 'loader'
-    )
     self.part = sharding.input_part(self.mesh)
-    lanes_of(self.budget.rows, self.loader, self.part[1])
-    source_of(config.data)  # an unknown one is refused here
-    check_tokenizers(config.data, Tokenizer(self.omni.tokenizer))
-    if config.profile and not re.fullmatch(r'\d+:\d+', config.profile):
-      raise UserError(
-        f"config.profile={config.profile!r}: give the first and the last step, such as '10:15'"
-      )
-    self.codec_from = config.codec.get('init_from')
-    if self.codec_from:
-      said = f'config.codec.init_from={self.codec_from}'
-      if 'codec' in config.stages:
-        raise UserError(
-          f"{said} takes a finished codec: take 'codec' out of config.stages"
-        )
-      if not has_checkpoint(self.codec_from, 'codec'):
-        raise UserError(f"{said}: no checkpoint of stage 'codec' there")
-    self.own_codec = bool(
-      'codec' in config.stages or not self.budget.spoken_frames or self.codec_from
-    )
+    lanes_of(self.budget.rows, self.run_config.loader, self.part[1])
+    source_of(config.data)
+    check_tokenizers(config.data, self.hosts.tokenizer)
+    for name in self.run_config.autoencoders:
+      self._check_source(name)
     self._check_codes()
-    self.starts = bool(config.init_from) and not has_checkpoint(workdir, 'omni')
+    self.starts = bool(config.init_from) and not has_checkpoint(workdir, OMNI)
     if self.starts:
-      fresh_names(config.init_from, self._shapes(), own_codec=self.own_codec)
+      fresh_names(config.init_from, self._shapes(), own=self.own_autoencoders())
+
+  def taken_from(self, name: str) -> str:
+    """Returns the folder of the run whose autoencoder is used, or ''."""
+    return self.run_config.autoencoders[name].init_from
+
+  def needs(self, name: str) -> bool:
+    """Whether rows have room for anything that is written through an autoencoder."""
+    written = {spec.name for spec in self.hosts.streams if spec.written}
+    for stream, autoencoder in self.model_config.coded().items():
+      pieces, _ = self.budget.streams.get(stream, (0, 0))
+      if autoencoder == name and stream in written and pieces:
+        return True
+    return False
+
+  def own_autoencoders(self) -> list[str]:
+    """Returns the autoencoders that are not those of the run that the weights start from."""
+    own = []
+    for name in self.run_config.autoencoders:
+      trained = name in self.run_config.stages
+      if trained or not self.needs(name) or self.taken_from(name):
+        own.append(name)
+    return own
+
+  def _check_source(self, name: str) -> None:
+    source = self.taken_from(name)
+    if not source:
+      return
+    said = f'config.{name}.init_from={source}'
+    if name in self.run_config.stages:
+      raise UserError(
+        f'{said} takes a finished {name}: take {name!r} out of config.stages'
+      )
+    if not has_checkpoint(source, name):
+      raise UserError(f'{said}: no checkpoint of stage {name!r} there')
 
   def _check_codes(self) -> None:
-    """Codes that were stored are of use to a run that has the codec that made them."""
+    """Codes that were stored are of use to a run that has the autoencoder that made them."""
     if not self.stored_codes:
       return
-    said, hears = (
-      "config.data.codes='stored'",
-      self.omni.audio_embed.hearing == Hearing.CODES,
-    )
-    of_another = self.config.init_from and not self.own_codec
-    if not self.codec_from and (
-      of_another or not has_checkpoint(self.workdir, 'codec')
-    ):
-      raise UserError(
-        f'{said}: this run has not got the codec that made them; set config.codec.init_from to the run '
-        "that has, and take 'codec' out of config.stages"
-      )
-    if hears and self.augment:
-      raise UserError(
-        f'{said}: what is heard was coded as it was recorded, so that config.data.augment cannot change '
-        "it: take config.data.augment out of the config, or config.data.codes='computed'"
-      )
+    said = "config.data.codes='stored'"
+    own = self.own_autoencoders()
+    specs = {spec.name: spec for spec in self.hosts.streams}
+    for stream, name in self.model_config.coded().items():
+      of_another = self.config.init_from and name not in own
+      missing = of_another or not has_checkpoint(self.workdir, name)
+      if not self.taken_from(name) and missing:
+        raise UserError(
+          f'{said}: this run has not got the {name} that made them; set config.{name}.init_from to the run that has, '
+          f'and take {name!r} out of config.stages'
+        )
+      spec = specs[stream]
+      if not spec.written and spec.medium in self.run_config.augment:
+        raise UserError(
+          f'{said}: what is read was coded as it was recorded, so that config.data.augment cannot change it: take '
+          f"config.data.augment.{spec.medium} out of the config, or config.data.codes='computed'"
+        )
 
-  def _shapes(self) -> states.TrainState:
-    """Of the omni stage's state."""
+  def _shapes(self) -> TrainState:
+    """Returns the shapes of the omni stage's state."""
 
-    def init():
-      codec = init_codec_values(self.omni, seed=0)
-      return states.init_omni(self.omni, optax.identity(), codec, seed=0)
+    def init() -> TrainState:
+      values = init_frozen(self.model_config, seed=0)
+      tx = optax.identity()
+      return states.init_model_state(self.model_config, tx, values, seed=0)
 
     return jax.eval_shape(init)
 
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
-  part = run.config[name]
+  stage = run.run_config.autoencoders.get(name, run.run_config.omni)
   return loop.Stage(
     name,
-    part.steps,
-    log_every=part.log_every,
-    save_every=part.save_every,
-    bad_steps=part.get('bad_steps', 0),
-    repeat_every=run.config.get('repeat_every', 0),
+    stage.steps,
+    log_every=stage.log_every,
+    save_every=stage.save_every,
+    bad_steps=stage.bad_steps,
+    repeat_every=run.config.repeat_every,
     about={'config': changes.plain(run.config)},
     **parts,
   )
 
 
-def _codec_stage(run: Run) -> loop.Stage:
-  part, codec = run.config.codec, run.abstract_codec()
-  tx = make_optimizer(run.optim['codec'], part.steps)
-  whole = sharding.replicated(run.mesh)
+def autoencoder_stage(run: Run, name: str) -> loop.Stage:
+  """Returns the stage of an autoencoder with a fresh state."""
+  stage, config = run.run_config.autoencoders[name], run.model_config
+  medium, row = config.tables.autoencoders()[name]
+  model = abstract_autoencoder(config, name)
+  roles = sharding.param_roles(model)
+  tx = make_optimizer(run.optim[name], stage.steps, roles=roles)
+  seed = run.config.seed
   init = jax.jit(
-    lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole
+    lambda: states.init_autoencoder_state(config, name, tx, seed=seed),
+    out_shardings=sharding.replicated(run.mesh),
   )
-  batches = ClipLoader(
-    training_payloads(run.config.data, run.omni.media, 'audio'),
-    run.omni.media.audio,
-    batch=part.batch,
-    frames=part.frames,
-    seed=run.config.seed,
+  batches = CropLoader(
+    training_payloads(run.config.data, run.hosts, medium),
+    run.hosts[medium],
+    batch=stage.batch,
+    pieces=stage.pieces,
+    seed=seed,
     shard=run.part,
   )
-  step = jax.jit(make_codec_step(codec, tx), donate_argnums=0)
-  return _stage(run, 'codec', step=step, state=init(), batches=batches)
+  objective = Autoencoding(row, config.autoencoders[name])
+  update = Update(refresh=objective.refresh)
+  step = jax.jit(make_step(objective, model, tx, update), donate_argnums=0)
+  return _stage(run, name, step=step, state=init(), batches=batches)
 
 
-def train_codec(run: Run) -> None:
-  """Stage 1: the speech codec on its own, on clips."""
-  loop.run(_codec_stage(run), run.workdir, run.mesh)
+def train_autoencoder(run: Run, name: str) -> None:
+  """Trains an autoencoder on its own, on crops."""
+  loop.run(autoencoder_stage(run, name), run.workdir, run.mesh)
 
 
-def restore_codec(run: Run) -> Any:
-  """Parameters and codebooks of the finished codec stage, this run's or that of config.codec.init_from.
+def restore_frozen(run: Run) -> dict[str, Any]:
+  """Returns the values of all autoencoders, by name."""
+  return {name: _restored(run, name) for name in run.run_config.autoencoders}
 
-  Fresh ones where they are replaced or nothing is spoken.
+
+def _restored(run: Run, name: str) -> Any:
+  """Returns the values of a finished autoencoder, this run's or that of config.NAME.init_from.
+
+  Fresh ones where they are replaced or nothing is written through it.
   """
-  if (
-    'codec' not in run.config.stages
-    and not run.codec_from
-    and (run.config.init_from or not run.budget.spoken_frames)
-  ):
-    init = jax.jit(
-      functools.partial(init_codec_values, run.omni, seed=0),
-      out_shardings=sharding.replicated(run.mesh),
-    )
-    return init()
-  values, step = restore_values(
-    run.codec_from or run.workdir, run.omni, sharding.replicated(run.mesh)
+  source, whole = run.taken_from(name), sharding.replicated(run.mesh)
+  replaced = run.config.init_from or not run.needs(name)
+  if name not in run.run_config.stages and not source and replaced:
+    init = functools.partial(init_autoencoder, run.model_config, name, seed=0)
+    return jax.jit(init, out_shardings=whole)()
+  values, step = restore_autoencoder(
+    source or run.workdir, run.model_config, name, whole
   )
-  if not run.codec_from and step < run.config.codec.steps:
+  steps = run.run_config.autoencoders[name].steps
+  if not source and step < steps:
     raise UserError(
-      f'the codec stage stands at step {step} of {run.config.codec.steps}; finish it first: '
-      f"config.stages must hold 'codec' before 'omni'"
+      f'the {name} stage stands at step {step} of {steps}; finish it first: config.stages must hold {name!r} before '
+      f'{OMNI!r}'
     )
   return values
 
 
 def making_of(run: Run) -> Making:
-  """What the batches of the omni stage are made of."""
-  return Making(
-    training_examples(run.config.data, run.media),
-    Tokenizer(run.omni.tokenizer),
-    run.media,
-    run.config.seed,
-    run.augment,
-  )
+  """Returns what the batches of the omni stage are made of."""
+  examples = training_examples(run.config.data, run.hosts)
+  return Making(examples, run.hosts, run.config.seed, run.run_config.augment)
 
 
 def omni_batches(run: Run) -> Loader:
-  """The batches of the omni stage, from its first."""
-  return Loader(making_of(run), run.budget, run.loader, shard=run.part)
+  """Returns the batches of the omni stage, from its first."""
+  return Loader(making_of(run), run.budget, run.run_config.loader, shard=run.part)
 
 
 def omni_stage(
-  run: Run, codec_values: Any, rate: optax.Schedule | None = None
+  run: Run, frozen: dict[str, Any], rate: optax.Schedule | None = None
 ) -> loop.Stage:
-  """Stage 2 with a fresh state: the whole model on every modality, the codec frozen inside its step.
+  """Returns the omni stage with a fresh state: the whole model on every medium, its autoencoders frozen.
 
   Args:
+    frozen: values of the autoencoders.
     rate: a learning rate by step instead of the config's schedule.
   """
   if run.stored_codes:
-    ours = fingerprint(codec_values, run.omni.media.audio)
+    ours = {
+      name: fingerprint(run.model_config, name, values)
+      for name, values in frozen.items()
+    }
     for folder in converted_folders(run.config.data):
-      check_codec(folder, ours)
-  program = omni_program(run, codec_values, rate)
-  vocab, ways = (
-    Tokenizer(run.omni.tokenizer).vocab_size,
-    sharding.ways(run.mesh, 'vocab'),
-  )
+      check_codecs(folder, ours)
+  program = omni_program(run, frozen, rate)
+  vocab, ways = run.hosts.tokenizer.vocab_size, sharding.ways(run.mesh, 'vocab')
   if vocab % ways:
     say(
       run.workdir,
-      f'omni: the vocabulary of {vocab} ids does not divide by {sharding.said("vocab")}={ways}; every '
-      'device keeps all of it, which changes no result',
+      f'omni: the vocabulary of {vocab} ids does not divide by {sharding.axes_named("vocab")}={ways}; every device '
+      'keeps all of it, which changes no result',
     )
   batches = omni_batches(run)
-  state = program.init(codec_values)
+  state = program.init(frozen)
   if run.starts:
-    state, said = start_from(run.config.init_from, state, own_codec=run.own_codec)
-    say(run.workdir, said)
+    own = run.own_autoencoders()
+    state, line = start_from(run.config.init_from, state, own=own)
+    say(run.workdir, line)
   return _stage(
     run,
-    'omni',
+    OMNI,
     step=program.step,
     state=state,
     batches=batches,
-    flops=step_flops(run.omni, run.budget).model,
+    flops=step_flops(run.model_config, run.budget).model,
     peak=peak_flops(jax.devices()[0].device_kind),
     profile=run.config.profile,
   )
 
 
 def train_omni(run: Run) -> None:
-  """Stage 2: the whole model."""
-  loop.run(omni_stage(run, restore_codec(run)), run.workdir, run.mesh)
+  """Trains the whole model."""
+  loop.run(omni_stage(run, restore_frozen(run)), run.workdir, run.mesh)
 
 
 def evaluate(run: Run) -> None:
@@ -260,58 +277,65 @@ def evaluate(run: Run) -> None:
     )
 
 
-STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
+def run_stage(run: Run, name: str) -> None:
+  """Runs one stage of the config."""
+  if name == EVALUATE:
+    evaluate(run)
+  elif name == OMNI:
+    train_omni(run)
+  else:
+    train_autoencoder(run, name)
 
 
-def _checked(config: Any, workdir: str) -> Run:
-  if unknown := [name for name in config.stages if name not in STAGES]:
+def _checked(config: Any, workdir: str, tables: Tables) -> Run:
+  run = Run(config, workdir, tables)
+  if EVALUATE in run.run_config.stages[:-1] and jax.process_count() > 1:
     raise UserError(
-      f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}'
+      f'config.stages={config.stages}: of several processes {EVALUATE!r} is the last stage; the others end with it'
     )
-  if 'evaluate' in config.stages[:-1] and jax.process_count() > 1:
-    raise UserError(
-      f"config.stages={config.stages}: of several processes 'evaluate' is the last stage; the others "
-      'end with it'
-    )
-  return Run(config, workdir)
+  return run
 
 
-def run_all(config: Any, workdir: str) -> None:
-  """All stages of the config, in order, in one process or in the same order in several.
+def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
+  """Runs all stages of the config, in order, in one process or in the same order in several.
 
   The same call goes on where the last one stopped.
   """
-  run = processes.agreed(lambda: _checked(config, workdir))
+  run = processes.agreed(lambda: _checked(config, workdir, tables))
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
-      for line in processes.agreed(lambda: _claimed(stack, config, workdir)):
+      for line in processes.agreed(lambda: _claimed(stack, run)):
         say(workdir, line)
       _write_config(config, epath.Path(workdir))
     else:
       processes.agreed(lambda: None)
     stack.enter_context(jax.set_mesh(run.mesh))
-    for name in config.stages:
-      say(
-        workdir,
-        f'stage {name} on {jax.device_count()} x {jax.devices()[0].device_kind}',
-      )
-      STAGES[name](run)
+    for name in run.run_config.stages:
+      kind = jax.devices()[0].device_kind
+      say(workdir, f'stage {name} on {jax.device_count()} x {kind}')
+      run_stage(run, name)
 
 
-def _claimed(stack: contextlib.ExitStack, config: Any, workdir: str) -> list[str]:
+def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
   """Takes the folder, and compares the config with those of its checkpoints, before anything is written there."""
-  stack.enter_context(claimed(workdir))
-  said, now = [], changes.plain(config)
-  for stage in changes.NETWORK:
-    step, about = last_about(workdir, stage)
-    if stage in config.stages and 'config' in about:
-      found = changes.between(stage, about['config'], now)
-      if step >= config[stage].steps:  # done: it reads no more data
-        found = found._replace(data=[], free=[])
-      said += changes.checked(
-        workdir, stage, step, found, strict=config.get('loader', {}).get('strict', True)
-      )
-  return said
+  stack.enter_context(claimed(run.workdir))
+  lines, now = [], changes.plain(run.config)
+  tables = run.model_config.tables
+  media: dict[str, str | None] = {OMNI: None}
+  for name, (medium, _) in tables.autoencoders().items():
+    media[name] = medium
+  for name in run.run_config.stages:
+    if name not in media:
+      continue
+    step, about = last_about(run.workdir, name)
+    if 'config' not in about:
+      continue
+    found = changes.between(name, about['config'], now, media[name])
+    if step >= run.config[name].steps:  # done: it reads no more data
+      found = found._replace(data=[], free=[])
+    strict = run.run_config.loader.strict
+    lines += changes.checked(run.workdir, name, step, found, strict=strict)
+  return lines
 
 
 def _write_config(config: Any, folder: epath.Path) -> None:
