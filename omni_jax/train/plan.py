@@ -113,7 +113,10 @@ def omni_program(
     rate: a learning rate by step instead of the config's schedule.
   """
   part, model = plan.config.omni, abstract(plan.omni)
-  tx = make_optimizer(plan.optim['omni'], part.steps, freeze=part.freeze, rate=rate)
+  roles = sharding.param_roles(model)
+  tx = make_optimizer(
+    plan.optim['omni'], part.steps, roles, freeze=part.freeze, rate=rate
+  )
 
   def init(codec):
     return states.init_omni(

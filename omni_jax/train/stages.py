@@ -137,7 +137,7 @@ def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
 
 def _codec_stage(run: Run) -> loop.Stage:
   part, codec = run.config.codec, run.abstract_codec()
-  tx = make_optimizer(run.optim['codec'], part.steps)
+  tx = make_optimizer(run.optim['codec'], part.steps, sharding.param_roles(codec))
   whole = sharding.replicated(run.mesh)
   init = jax.jit(
     lambda: states.init_codec(run.omni, tx, seed=run.config.seed), out_shardings=whole

@@ -13,6 +13,7 @@ from omni_jax import sharding
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.mel import levelled, log_mel_patches, with_past
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal
+from omni_jax.sharding import Role
 from omni_jax.types import AudioConfig, Batch
 
 TAPS = 3  # columns that a convolution sees
@@ -105,7 +106,7 @@ class AudioEmbed(nnx.Module):
       self.mel_out = Linear(c.hidden, width, ('mlp', 'embed'), rngs=rngs, bias=True)
     else:
       self.listens = sharding.param(
-        rngs, (width,), (None,), normal(1.0)
+        rngs, (width,), (None,), normal(1.0), Role.TABLE
       )  # heard, not said
     self.codes = Embedding(codebooks * entries, width, rngs=rngs, std=codebooks**-0.5)
 

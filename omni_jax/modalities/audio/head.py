@@ -15,6 +15,7 @@ from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
 from omni_jax.nn.reach import packed_rows
+from omni_jax.sharding import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,16 @@ class CodecHead(nnx.Module):
       else None
     )
     self.place = sharding.param(
-      rngs, (codebooks, c.width), (None, 'embed'), normal(1.0)
+      rngs, (codebooks, c.width), (None, 'embed'), normal(1.0), Role.TABLE
     )
     self.blocks = nnx.List([DepthBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.norm = RMSNorm(c.width, rngs=rngs)
     self.out = sharding.param(
-      rngs, (codebooks, c.width, entries), (None, 'embed', 'mlp'), stacked_lecun
+      rngs,
+      (codebooks, c.width, entries),
+      (None, 'embed', 'mlp'),
+      stacked_lecun,
+      Role.TABLE,
     )
 
   def logits(

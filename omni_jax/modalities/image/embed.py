@@ -11,6 +11,7 @@ from omni_jax import sharding
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.reach import whole
+from omni_jax.sharding import Role
 from omni_jax.types import Batch, ImageConfig
 
 
@@ -81,12 +82,12 @@ class ImageEmbed(nnx.Module):
     )
     self.patch = Linear(config.values, width, (None, 'embed'), rngs=rngs)
     self.place = sharding.param(
-      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
+      rngs, (config.patches, width), (None, 'embed'), normal(1.0), Role.TABLE
     )
     self.query = sharding.param(
-      rngs, (config.patches, width), (None, 'embed'), normal(1.0)
+      rngs, (config.patches, width), (None, 'embed'), normal(1.0), Role.TABLE
     )
-    self.clean = sharding.param(rngs, (width,), (None,), normal(1.0))
+    self.clean = sharding.param(rngs, (width,), (None,), normal(1.0), Role.TABLE)
 
   def patches(self, pixels_BNhwc: Array, dtype) -> Float[Array, 'B _ D']:
     x_BNPY = patchify(pixels_BNhwc, self.config).astype(dtype)

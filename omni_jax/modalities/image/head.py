@@ -27,6 +27,7 @@ from omni_jax.modalities.image.flow import (
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
 from omni_jax.nn.reach import whole
+from omni_jax.sharding import Role
 from omni_jax.types import ImageConfig
 
 
@@ -95,10 +96,10 @@ class DiTHead(nnx.Module):
     self.config, self.image, self.model_width = c, image, width
     self.patch_in = Linear(image.values, c.width, (None, 'embed'), rngs=rngs)
     self.place = sharding.param(
-      rngs, (image.patches, c.width), (None, 'embed'), normal(1.0)
+      rngs, (image.patches, c.width), (None, 'embed'), normal(1.0), Role.TABLE
     )
     self.condition_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
-    self.null = sharding.param(rngs, (width,), (None,), normal(1.0))
+    self.null = sharding.param(rngs, (width,), (None,), normal(1.0), Role.TABLE)
     self.time = SwiGLU(c.width, c.width, rngs=rngs)
     self.blocks = nnx.List([DiTBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.last = Linear(
