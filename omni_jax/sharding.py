@@ -1,6 +1,7 @@
 """Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import enum
 import math
 from typing import Any
 
@@ -202,15 +203,30 @@ def shard_items(x: jax.Array) -> jax.Array:
   return shard(x, 'batch', *(None,) * (x.ndim - 1))
 
 
+class Role(enum.StrEnum):
+  """What a parameter is to the model: optimizer and precision depend on it."""
+
+  MATRIX = 'matrix'  # a linear map, or a stack of them
+  TABLE = 'table'  # a row for each of something: ids, places, queries; single vectors
+  NORM = 'norm'  # scales of a norm
+  BIAS = 'bias'  # added to the output of a linear map
+  ROUTER = 'router'  # logits of the experts
+
+
 def param(
   rngs: nnx.Rngs,
   shape: tuple[int, ...],
   axes: tuple[str | None, ...],
   init: Callable[..., jax.Array],
+  role: Role = Role.MATRIX,
 ) -> nnx.Param:
-  """A trainable fp32 array with one logical axis name (or None) per dimension."""
+  """Returns a trainable fp32 array.
+
+  Args:
+    axes: one logical axis name (or None) per dimension.
+  """
   assert len(shape) == len(axes), (shape, axes)
-  return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes)
+  return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes, role=role)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
@@ -225,15 +241,33 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def param_specs(model: nnx.Module) -> dict[str, Any]:
-  """PartitionSpec per parameter, as a pure dict. Stacked layers have one leading axis more than they name."""
+  """Returns the PartitionSpec of every parameter, as a pure dict.
 
-  def of(leaf):
-    axes = leaf.get_metadata()['axes']
-    return spec(*(('layers',) * (leaf.ndim - len(axes)) + axes))
+  Stacked layers have one leading axis more than they name.
+  """
 
+  def spec_of(variable):
+    axes = variable.get_metadata()['axes']
+    return spec(*(('layers',) * (variable.ndim - len(axes)) + axes))
+
+  return _by_param(spec_of, model)
+
+
+def param_roles(model: nnx.Module) -> dict[str, Any]:
+  """Returns the role of every parameter, as a pure dict."""
+  return _by_param(role_of, model)
+
+
+def role_of(variable: nnx.Variable) -> Role:
+  """Returns the role that `param` gave to a parameter."""
+  return variable.get_metadata()['role']
+
+
+def _by_param(function: Callable[[nnx.Variable], Any], model: nnx.Module) -> Any:
+  """Returns what the function returns of every parameter, as a pure dict."""
   state = nnx.state(model, nnx.Param)
   return nnx.to_pure_dict(
-    jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
   )
 
 

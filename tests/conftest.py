@@ -71,11 +71,12 @@ def strict_ranks():
 @pytest.fixture(scope='session')
 def kit():
   """A tiny model on one device with the optimizer of a short run."""
-  from samples import make_kit, tiny_model
+  from samples import make_kit, omni_optimizer, tiny_model
 
-  from omni_jax.train.optim import make_optimizer, OptimConfig
+  from omni_jax.train.optim import OptimConfig
 
-  return make_kit(tiny_model(), make_optimizer(OptimConfig(warmup=5), 200))
+  config = tiny_model()
+  return make_kit(config, omni_optimizer(config, 200, OptimConfig(warmup=5)))
 
 
 @pytest.fixture(scope='session')

@@ -23,9 +23,10 @@ from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract, OmniConfig, OmniModel
 from omni_jax.sequence.pack import Laid, Packer
-from omni_jax.sharding import make_mesh, param_specs, place
+from omni_jax.sharding import make_mesh, param_roles, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
+from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.step import make_omni_step, omni_losses, Update
 from omni_jax.types import Batch, MediaConfig, RowBudget
 
@@ -146,6 +147,14 @@ def codec_values(model: OmniConfig, seed: int = 0) -> dict[str, Any]:
 
 def rows(budget: RowBudget, n: int) -> RowBudget:
   return dataclasses.replace(budget, rows=n)
+
+
+def omni_optimizer(
+  config: OmniConfig, steps: int = 1, optim: OptimConfig | None = None, **options: Any
+) -> optax.GradientTransformation:
+  """Returns the optimizer of a run of the omni stage with this network."""
+  roles = param_roles(abstract(config))
+  return make_optimizer(optim or OptimConfig(), steps, roles, **options)
 
 
 class Kit(NamedTuple):

@@ -20,6 +20,7 @@ from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE
 from omni_jax.nn.reach import packed_rows, Reach
 from omni_jax.nn.rope import mrope_angles
+from omni_jax.sharding import Role, role_of
 
 
 class Routing(enum.StrEnum):
@@ -225,14 +226,17 @@ class Decoder(nnx.Module):
 
 
 def _cast_matrices(blocks: Any, dtype) -> Any:
-  """Stacked matrices in the type of the computation, but for the router, which is computed in fp32.
+  """Returns the stacked weights with their matrices in the type of the computation.
+
+  Norms and the router are computed in fp32.
 
   Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.
   XLA moves such a cast out of the loop in any case.
   """
 
-  def cast(path, w):
-    stays = w.ndim < 3 or 'router' in jax.tree_util.keystr(path)
-    return w if stays else w.astype(dtype)
+  def cast(variable: nnx.Variable) -> nnx.Variable:
+    if role_of(variable) != Role.MATRIX:
+      return variable
+    return variable.replace(variable[...].astype(dtype))
 
-  return jax.tree_util.tree_map_with_path(cast, blocks)
+  return jax.tree.map(cast, blocks, is_leaf=lambda x: isinstance(x, nnx.Variable))

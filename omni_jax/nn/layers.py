@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 
 from omni_jax import sharding
+from omni_jax.sharding import Role
 
 lecun = nnx.initializers.lecun_normal()
 zeros = nnx.initializers.zeros_init()
@@ -29,9 +30,10 @@ class Linear(nnx.Module):
     rngs: nnx.Rngs,
     bias: bool = False,
     init=lecun,
+    role: Role = Role.MATRIX,
   ):
-    self.w = sharding.param(rngs, (d_in, d_out), axes, init)
-    self.b = sharding.param(rngs, (d_out,), (None,), zeros) if bias else None
+    self.w = sharding.param(rngs, (d_in, d_out), axes, init, role)
+    self.b = sharding.param(rngs, (d_out,), (None,), zeros, Role.BIAS) if bias else None
 
   def __call__(self, x: Float[Array, '... d_in']) -> Float[Array, '... d_out']:
     y = x @ self.w[...].astype(x.dtype)
@@ -50,7 +52,7 @@ class Embedding(nnx.Module):
     rngs: nnx.Rngs,
     std: float = 0.02,
   ):
-    self.table = sharding.param(rngs, (n, width), axes, normal(std))
+    self.table = sharding.param(rngs, (n, width), axes, normal(std), Role.TABLE)
 
   def __call__(
     self, index: Int[Array, '...'], dtype=jnp.float32
@@ -70,7 +72,7 @@ def rms_norm(x: Array, eps: float = 1e-6) -> Array:
 
 class RMSNorm(nnx.Module):
   def __init__(self, width: int, *, rngs: nnx.Rngs):
-    self.scale = sharding.param(rngs, (width,), (None,), ones)
+    self.scale = sharding.param(rngs, (width,), (None,), ones, Role.NORM)
 
   def __call__(self, x: Float[Array, '... width']) -> Float[Array, '... width']:
     return rms_norm(x) * self.scale[...].astype(x.dtype)

@@ -11,7 +11,8 @@ from omni_jax import sharding
 from omni_jax.nn import moe_router
 from omni_jax.nn.expert_parallel import AXES, Dispatch, moe_expert_parallel
 from omni_jax.nn.experts import Experts
-from omni_jax.nn.layers import lecun, Linear, SwiGLU
+from omni_jax.nn.layers import Linear, SwiGLU
+from omni_jax.sharding import Role
 
 stacked_lecun = nnx.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
@@ -35,7 +36,7 @@ class MoE(nnx.Module):
   ):
     self.top_k, self.how, self.routers = top_k, how, routers
     self.router = Linear(
-      width, routers * experts, ('embed', None), rngs=rngs, init=lecun
+      width, routers * experts, ('embed', None), rngs=rngs, role=Role.ROUTER
     )
     self.gate = sharding.param(
       rngs, (experts, width, hidden), AXES.gate_EDF, stacked_lecun

@@ -1,9 +1,10 @@
 """AdamW or Muon with warm-up and cosine decay, clipping, learning-rate multipliers and frozen parameters by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -12,12 +13,12 @@ import optax
 import optax.contrib
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import name_of
+from omni_jax.sharding import name_of, named_leaves, Role
 
 
 class Kind(enum.StrEnum):
   ADAMW = 'adamw'
-  MUON = 'muon'  # on the matrices between two hidden widths (Jordan et al. 2024), AdamW on everything else
+  MUON = 'muon'  # on matrices (Jordan et al. 2024), AdamW on everything else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,20 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:
-  """True at every parameter whose name fits one of the patterns of config.omni.freeze ('decoder.*', '*.scale').
+  """Returns True at every parameter whose name fits one of the patterns.
+
+  Args:
+    patterns: of config.omni.freeze, such as 'decoder.*' or '*.scale'.
 
   Raises:
     UserError: for a pattern that fits no name.
   """
-  names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = list(named_leaves(params))
   for pattern in patterns:
     if not fnmatch.filter(names, pattern):
       raise UserError(
-        f'config.omni.freeze: no parameter is called {pattern!r}; there are {", ".join(names)}'
+        f'config.omni.freeze: no parameter is called {pattern!r}; there are '
+        f'{", ".join(names)}'
       )
 
   def fits(path, _):
@@ -72,56 +77,26 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
 def make_optimizer(
   c: OptimConfig,
   steps: int,
+  roles: Any,
   *,
   freeze: Sequence[str] = (),
   rate: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-  """The optimizer of a stage of `steps` steps.
+  """Returns the optimizer of a stage of `steps` steps.
 
   Args:
-    freeze: patterns of names; what fits is neither updated nor decayed, and has no moments.
+    roles: of the parameters, as `sharding.param_roles` returns them.
+    freeze: patterns of names; what fits is neither updated nor decayed, and has no
+      moments.
     rate: a learning rate by step instead of the config's schedule.
   """
-
-  def factors(params):
-    leaves = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for prefix in c.multipliers:
-      if not any(name.startswith(prefix) for name in leaves):
-        raise UserError(
-          f'config.optim.multipliers: no parameter begins with {prefix!r}; '
-          f'there are {sorted({".".join(n.split(".")[:2]) for n in leaves})}'
-        )
-
-    def factor(path, _):
-      return next(
-        (m for prefix, m in c.multipliers.items() if name_of(path).startswith(prefix)),
-        1.0,
-      )
-
-    return jax.tree_util.tree_map_with_path(factor, params)
-
-  def scaled(updates, params):
-    return jax.tree.map(lambda u, f: u * f, updates, factors(params))
-
-  if c.kind == Kind.MUON:
-    muon = optax.contrib.muon(
-      1.0,
-      beta=0.95,
-      adam_b1=c.b1,
-      adam_b2=c.b2,
-      consistent_rms=0.2,
-      muon_weight_dimension_numbers=_matrices,
-    )
-    direction = optax.chain(
-      muon, optax.scale(-1.0)
-    )  # its own rate is 1, its sign that of an update
-  else:
-    direction = optax.scale_by_adam(c.b1, c.b2)
+  decay_mask = functools.partial(decayed, roles=roles)
+  scale_by_name = functools.partial(_scaled, multipliers=c.multipliers)
   tx = optax.chain(
     optax.clip_by_global_norm(c.clip),
-    direction,
-    optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-    optax.stateless(scaled),
+    _direction(c, roles),
+    optax.add_decayed_weights(c.weight_decay, mask=decay_mask),
+    optax.stateless(scale_by_name),
     optax.scale_by_learning_rate(rate or schedule(c, steps)),
   )
   if not freeze:
@@ -135,26 +110,78 @@ def make_optimizer(
   return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, label)
 
 
-def _decayed(params):
-  """Matrices and tables; the scales of stacked layers have two axes as well, but are none."""
+def _direction(c: OptimConfig, roles: Any) -> optax.GradientTransformation:
+  """Returns what turns gradients into updates, before decay and learning rate."""
+  if c.kind == Kind.ADAMW:
+    return optax.scale_by_adam(c.b1, c.b2)
+  muon = optax.contrib.muon(
+    1.0,
+    beta=0.95,
+    adam_b1=c.b1,
+    adam_b2=c.b2,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=functools.partial(muon_dimensions, roles=roles),
+  )
+  # Its own rate is 1, its sign that of an update.
+  return optax.chain(muon, optax.scale(-1.0))
 
-  def decays(path, leaf):
-    return jnp.ndim(leaf) > 1 and name_of(path).rpartition('.')[2] not in ('scale', 'b')
 
-  return jax.tree_util.tree_map_with_path(decays, params)
+def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> Any:
+  """Returns the updates times the factor of the first prefix that each name has.
+
+  Raises:
+    UserError: for a prefix that no name has.
+  """
+  names = list(named_leaves(params))
+  for prefix in multipliers:
+    if not any(name.startswith(prefix) for name in names):
+      parts = sorted({'.'.join(name.split('.')[:2]) for name in names})
+      raise UserError(
+        f'config.optim.multipliers: no parameter begins with {prefix!r}; there are '
+        f'{parts}'
+      )
+
+  def factor(name):
+    fitting = (m for prefix, m in multipliers.items() if name.startswith(prefix))
+    return next(fitting, 1.0)
+
+  return jax.tree_util.tree_map_with_path(
+    lambda path, update: update * factor(name_of(path)), updates
+  )
 
 
-def _matrices(params):
-  """The last two axes of the weights of linear maps and experts; routers, tables and the vocabulary are not theirs."""
+def decayed(params: Any, *, roles: Any) -> Any:
+  """Returns True at every parameter that decays: matrices, routers and tables.
 
-  def axes(path, leaf):
-    name = name_of(path)
-    hidden = name.endswith(('.w', '.gate', '.up', '.down')) and 'router' not in name
-    hidden = hidden and not name.startswith('heads.text')
-    return (
-      optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
-      if hidden and leaf.ndim > 1
-      else None
-    )
+  Norms, biases and single vectors stay free; those of stacked layers do, too, although
+  they have two axes.
+  """
 
-  return jax.tree_util.tree_map_with_path(axes, params)
+  def decays(role, leaf):
+    return role not in (Role.NORM, Role.BIAS) and jnp.ndim(leaf) > 1
+
+  return _map_with_roles(decays, params, roles)
+
+
+def muon_dimensions(params: Any, *, roles: Any) -> Any:
+  """Returns the last two axes of every matrix; None for what Muon leaves to AdamW."""
+
+  def axes(role, leaf):
+    if role != Role.MATRIX:
+      return None
+    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+  return _map_with_roles(axes, params, roles)
+
+
+def _map_with_roles(
+  function: Callable[[Role, Any], Any], params: Any, roles: Any
+) -> Any:
+  """Returns what the function makes of (role, parameter), in a tree like `params`.
+
+  `params` may lack some of the parameters, as in a partition.
+  """
+  role_by_name = named_leaves(roles)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: function(role_by_name[name_of(path)], leaf), params
+  )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 import pytest
 import samples
 import soundfile
@@ -25,7 +26,6 @@ from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
 from omni_jax.train import stages
 from omni_jax.train.coder import coder_of
-from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_codec
 from omni_jax.types import RowBudget
 
@@ -47,7 +47,7 @@ def run_folder(
   config = tiny()
   omni = OmniConfig.from_config(config.model)
   values = samples.codec_values(omni, seed)
-  state = init_codec(omni, make_optimizer(OptimConfig(), 1), seed=0)
+  state = init_codec(omni, optax.adam(1e-3), seed=0)
   state = state._replace(
     params=values['params'],
     buffers={'codebooks': values['codebooks']},
@@ -173,7 +173,7 @@ def test_losses_are_exactly_those_of_codes_computed_in_the_step(made, hearing):
       del config.data['augment']
     run = stages.Run(config, str(made / 'new'))
     batches.append(batch_of(run))
-    kit = samples.make_kit(run.omni, make_optimizer(OptimConfig(), 10))
+    kit = samples.make_kit(run.omni, samples.omni_optimizer(run.omni, 10))
     values = jax.device_get(stages.restore_codec(run))
     state = kit.state._replace(buffers=kit.state.buffers | {'codec': values})
     losses.append(jax.device_get(kit.step(state, batches[-1])[1]))

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from samples import BUDGET, codec_values, examples, rows, tiny_model
+from samples import BUDGET, codec_values, examples, omni_optimizer, rows, tiny_model
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.data.loader import Loader, LoaderConfig
@@ -12,7 +12,6 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import abstract
 from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
-from omni_jax.train.optim import make_optimizer, OptimConfig
 
 MESHES = {
   '1': {},
@@ -29,7 +28,7 @@ def model():
 
 def layout(model, mesh):
   """What the stage gives to the checkpoint: shapes and where they lie."""
-  tx = make_optimizer(OptimConfig(), 10)
+  tx = omni_optimizer(model, 10)
   shapes = jax.eval_shape(
     lambda values: states.init_omni(model, tx, values, seed=0), codec_values(model)
   )

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
-from samples import codec_values, ROOT, tiny_run
+from samples import codec_values, omni_optimizer, ROOT, tiny_run
 
 from omni_jax.checkpoint import step_folders
 from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
 from omni_jax.model import OmniConfig
-from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_omni
 
 LAST = 200
@@ -177,7 +176,7 @@ def run_on_text(folder):
     config.data.piece = 64
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
   omni = OmniConfig.from_config(config.model)
-  state = init_omni(omni, make_optimizer(OptimConfig(), 1), codec_values(omni), seed=0)
+  state = init_omni(omni, omni_optimizer(omni), codec_values(omni), seed=0)
   return lambda step: state._replace(
     params=jax.tree.map(lambda x: x * (1 + 0.001 * step), state.params),
     step=jnp.int32(step),

@@ -12,7 +12,6 @@ import samples
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.generate.api import load, Omni
 from omni_jax.model import OmniConfig
-from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_omni
 
 
@@ -23,8 +22,9 @@ def untrained(folder: pathlib.Path, **dit: Any) -> pathlib.Path:
   config.model.dit.update(dit)
   omni = OmniConfig.from_config(config.model)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
-  tx = make_optimizer(OptimConfig(), 1)
-  state = init_omni(omni, tx, samples.codec_values(omni), seed=0)
+  state = init_omni(
+    omni, samples.omni_optimizer(omni), samples.codec_values(omni), seed=0
+  )
   # At the start the DiT returns zeros whatever it is told: a little noise lets its condition through.
   noisy = lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
   state = state._replace(params=jax.tree.map(noisy, state.params), step=jnp.int32(1))

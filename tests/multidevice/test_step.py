@@ -5,10 +5,18 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
-from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
+from samples import (
+  BUDGET,
+  laid,
+  make_kit,
+  mostly_long,
+  omni_optimizer,
+  packed,
+  rows,
+  tiny_model,
+)
 
 from omni_jax.sharding import name_of
-from omni_jax.train.optim import make_optimizer, OptimConfig
 
 AXES_ALONE = [
   dict(data=8),
@@ -100,7 +108,7 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   ids=str,
 )
 def test_weights_and_moments_lie_where_the_table_says(sizes, place):
-  kit = make_kit(CONFIG, make_optimizer(OptimConfig(), 10), **sizes)
+  kit = make_kit(CONFIG, omni_optimizer(CONFIG, 10), **sizes)
   up = kit.state.params['decoder']['blocks']['moe']['up']
   axes = lambda spec: tuple(
     axis if axis and kit.mesh.shape[axis] > 1 else None

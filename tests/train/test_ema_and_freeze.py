@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import codec_values, tiny_model
+from samples import codec_values, omni_optimizer, tiny_model
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.sharding import param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.losses import LossConfig
-from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
+from omni_jax.train.optim import frozen, OptimConfig
 from omni_jax.train.step import averaged, make_omni_step, Update
 
 FREEZE = ('decoder.*', 'heads.image.*', '*.table')
@@ -35,9 +35,8 @@ def trained(kit, batch):
   from omni_jax.sharding import make_mesh
 
   mesh = make_mesh(dict(fsdp=2))
-  tx = make_optimizer(
-    OptimConfig(warmup=0, lr=0.01, weight_decay=0.5), 100, freeze=FREEZE
-  )
+  optim = OptimConfig(warmup=0, lr=0.01, weight_decay=0.5)
+  tx = omni_optimizer(tiny_model(), 100, optim, freeze=FREEZE)
   init = lambda codec: states.init_omni(tiny_model(), tx, codec, seed=0, average=True)
   codec = codec_values(kit.config)
   layout = states.shardings(jax.eval_shape(init, codec), param_specs(kit.model), mesh)
@@ -97,9 +96,9 @@ def test_the_step_averages_what_it_made_and_leaves_the_frozen_bit_for_bit(
 
 def test_off_costs_nothing(kit):
   assert set(kit.state.buffers) == {'router_bias', 'codec'}
-  tx = make_optimizer(OptimConfig(), 1)
+  tx = omni_optimizer(kit.config)
   plain, half = (
-    make_optimizer(OptimConfig(), 1, freeze=freeze).init(kit.state.params)
+    omni_optimizer(kit.config, freeze=freeze).init(kit.state.params)
     for freeze in ((), ('decoder.*',))
   )
   assert jax.tree.structure(plain) == jax.tree.structure(tx.init(kit.state.params))

@@ -20,7 +20,7 @@ from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sharding import make_mesh
+from omni_jax.sharding import make_mesh, param_roles
 from omni_jax.train import loop
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.state import init_codec
@@ -67,7 +67,7 @@ def codec_stage(kit):
   codec = nnx.eval_shape(
     lambda: Codec(kit.config.codec, kit.config.media.audio, rngs=nnx.Rngs(0))
   )
-  tx = make_optimizer(OptimConfig(warmup=1), 4)
+  tx = make_optimizer(OptimConfig(warmup=1), 4, param_roles(codec))
   step = jax.jit(make_codec_step(codec, tx))
   fresh = jax.jit(lambda: init_codec(kit.config, tx, seed=0))()
   waves = [sound(np.random.default_rng(seed), 4)['wave'] for seed in range(6)]

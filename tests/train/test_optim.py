@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import name_of
+from omni_jax.sharding import name_of, Role
 from omni_jax.train.optim import Kind, make_optimizer, OptimConfig, schedule
 
 PARAMS = {
@@ -17,12 +17,16 @@ PARAMS = {
   },
   'heads': {'image': {'w': jnp.ones((4, 4))}},
 }
+ROLES = {
+  'decoder': {'w': Role.MATRIX, 'scale': Role.NORM, 'blocks': {'scale': Role.NORM}},
+  'heads': {'image': {'w': Role.MATRIX}},
+}
 KINDS = pytest.mark.parametrize('kind', list(Kind))
 
 
 def update(grads, params=PARAMS, count=1, **config):
   """Sum of the updates of `count` steps of equal gradients."""
-  tx = make_optimizer(OptimConfig(**dict(warmup=0, clip=1e9) | config), 100)
+  tx = make_optimizer(OptimConfig(**dict(warmup=0, clip=1e9) | config), 100, ROLES)
   state, moved = tx.init(params), jax.tree.map(jnp.zeros_like, params)
   for _ in range(count):
     step, state = jax.jit(tx.update)(grads, state, params)
@@ -88,7 +92,7 @@ def test_only_matrices_decay(kind):
 def test_large_gradients_are_clipped_to_the_norm():
   """Adam forgets the size of one gradient, but not its share in the next moments."""
   large = jax.tree.map(lambda g: 1e6 * g, grads())
-  tx = make_optimizer(OptimConfig(warmup=0, clip=1.0), 100)
+  tx = make_optimizer(OptimConfig(warmup=0, clip=1.0), 100, ROLES)
   _, state = tx.update(large, tx.init(PARAMS), PARAMS)
   moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
   assert max(float(jnp.abs(m).max()) for m in moments) < 0.1
@@ -107,6 +111,7 @@ def test_frozen_parameters_stand_still_and_have_no_moments(kind):
   tx = make_optimizer(
     OptimConfig(kind=kind, warmup=0, weight_decay=0.5),
     100,
+    ROLES,
     freeze=('decoder.*.scale', 'heads.image.?'),
   )
   state, params = tx.init(PARAMS), PARAMS
@@ -137,11 +142,15 @@ def test_a_pattern_that_fits_nothing_names_what_there_is():
     UserError,
     match=r"no parameter is called 'haeds.\*'; there are decoder.blocks.scale, .*heads.image.w",
   ):
-    make_optimizer(OptimConfig(), 100, freeze=('decoder.*', 'haeds.*')).init(PARAMS)
+    make_optimizer(OptimConfig(), 100, ROLES, freeze=('decoder.*', 'haeds.*')).init(
+      PARAMS
+    )
 
 
 def test_a_rate_by_step_takes_the_place_of_the_schedule():
-  tx = make_optimizer(OptimConfig(weight_decay=0.0), 100, rate=lambda step: 0.25 * step)
+  tx = make_optimizer(
+    OptimConfig(weight_decay=0.0), 100, ROLES, rate=lambda step: 0.25 * step
+  )
   first, state = tx.update(grads(), tx.init(PARAMS), PARAMS)
   second, _ = tx.update(grads(), state, PARAMS)
   assert not first['decoder']['w'].any()

@@ -22,6 +22,7 @@ from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix, wit
 from omni_jax.modalities.audio.quantizer import QuantizerConfig
 from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.sharding import Role
 
 SPEECH = 0.1  # root mean square of usual speech: the decoder's scale before training
 uniform = nnx.initializers.uniform
@@ -84,7 +85,7 @@ class Layer(nnx.Module):
     self.qkv = Linear(config.width, 3 * config.width, ('embed', 'heads'), rngs=rngs)
     self.out = Linear(config.width, config.width, ('heads', 'embed'), rngs=rngs)
     self.bias_HW = sharding.param(
-      rngs, (config.heads, config.window), (None, None), zeros
+      rngs, (config.heads, config.window), (None, None), zeros, Role.TABLE
     )
     self.mlp_norm = RMSNorm(config.width, rngs=rngs)
     self.mlp = SwiGLU(config.width, config.hidden, rngs=rngs)
@@ -144,7 +145,7 @@ class Codec(nnx.Module):
       config.width, config.hops * 2 * self.bins, ('embed', None), rngs=rngs
     )
     self.phase = sharding.param(
-      rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi)
+      rngs, (config.hops, self.bins), (None, None), uniform(2 * math.pi), Role.TABLE
     )
 
   def encode(self, wave_NS: Float[Array, 'N S']) -> Float[Array, 'N R Z']:

@@ -70,7 +70,11 @@ class CodecHead(nnx.Module):
     self.blocks = nnx.List([DepthBlock(c, rngs=rngs) for _ in range(c.layers)])
     self.norm = RMSNorm(c.width, rngs=rngs)
     self.out = sharding.param(
-      rngs, (codebooks, c.width, entries), (None, 'embed', 'mlp'), stacked_lecun
+      rngs,
+      (codebooks, c.width, entries),
+      (None, 'embed', 'mlp'),
+      stacked_lecun,
+      Role.TABLE,
     )
 
   def logits(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from omni_jax.modalities.head_loss import HeadLoss, UnitLoss
 from omni_jax.modalities.text.cross_entropy import cross_entropy
 from omni_jax.nn.layers import Linear
+from omni_jax.sharding import Role
 
 AXES = ('embed', 'vocab')  # of the weight
 
@@ -18,7 +19,7 @@ class TextHead(nnx.Module):
   """Linear to the vocabulary."""
 
   def __init__(self, width: int, vocab_size: int, *, rngs: nnx.Rngs):
-    self.out = Linear(width, vocab_size, AXES, rngs=rngs)
+    self.out = Linear(width, vocab_size, AXES, rngs=rngs, role=Role.TABLE)
 
   def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     return self.out(hidden).astype(jnp.float32)

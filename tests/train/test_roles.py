@@ -1,0 +1,115 @@
+"""Roles of parameters select what names once did: what Muon moves, what decays, what is cast."""
+
+import functools
+import runpy
+from typing import Any
+
+from flax import nnx
+import jax
+from ml_collections import ConfigDict
+import optax.contrib
+import pytest
+from samples import ROOT
+
+from omni_jax.modalities.audio.codec import Codec
+from omni_jax.model import abstract, OmniConfig
+from omni_jax.nn.decoder import _cast_matrices
+from omni_jax.sharding import name_of, named_leaves, param_roles, Role
+from omni_jax.train.optim import decayed, muon_dimensions
+
+VARIANTS = {
+  'as it is': {},
+  'router by modality': {'decoder.routing': 'modality', 'decoder.shared_hidden': 0},
+  'hears codes': {'audio_embed.hearing': 'codes'},
+  'convolutions': {'audio_embed.channels': 8},
+  'image encoder': {'image_embed.layers': 1},
+  'decoder denoises': {'dit.denoiser': 'decoder', 'dit.noises': 1},
+}
+
+
+def decayed_by_name(name: str, ndim: int) -> bool:
+  """The rule of the commits before roles: more than one axis, but no scale and no bias."""
+  return ndim > 1 and name.rpartition('.')[2] not in ('scale', 'b')
+
+
+def muon_by_name(name: str, ndim: int) -> bool:
+  """The rule of the commits before roles: linear maps and experts."""
+  hidden = name.endswith(('.w', '.gate', '.up', '.down')) and 'router' not in name
+  hidden = hidden and not name.startswith('heads.text')
+  return hidden and ndim > 1
+
+
+def cast_by_name(name: str, ndim: int) -> bool:
+  """The rule of the commits before roles, for the blocks of the decoder."""
+  return ndim >= 3 and 'router' not in name
+
+
+@functools.cache
+def config_of(file: str, variant: str = 'as it is') -> OmniConfig:
+  config = runpy.run_path(str(ROOT / 'configs' / file))['get_config']().model
+  config = ConfigDict(config.to_dict())
+  config.update_from_flattened_dict(VARIANTS[variant])
+  return OmniConfig.from_config(config)
+
+
+FILES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+CASES = [(file, 'as it is') for file in FILES]
+CASES += [('digits.py', variant) for variant in VARIANTS if variant != 'as it is']
+
+
+def assert_roles_select_as_names_did(model: nnx.Module) -> None:
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  roles = param_roles(model)
+  decays = named_leaves(decayed(params, roles=roles))
+  muon_axes = muon_axes_by_name(muon_dimensions(params, roles=roles))
+  for name, leaf in named_leaves(params).items():
+    assert decays[name] == decayed_by_name(name, leaf.ndim), name
+    last_two = (leaf.ndim - 2, leaf.ndim - 1)
+    expected = last_two if muon_by_name(name, leaf.ndim) else None
+    assert muon_axes[name] == expected, name
+
+
+def muon_axes_by_name(dimensions: Any) -> dict[str, tuple[int, int] | None]:
+  """Returns the axes that Muon takes of each parameter; None where it takes none."""
+  kind = optax.contrib.MuonDimensionNumbers
+  leaves = jax.tree_util.tree_leaves_with_path(
+    dimensions, is_leaf=lambda x: x is None or isinstance(x, kind)
+  )
+  axes = {}
+  for path, leaf in leaves:
+    axes[name_of(path)] = leaf and (leaf.reduction_axis, leaf.output_axis)
+  return axes
+
+
+@pytest.mark.parametrize('file, variant', CASES)
+def test_the_model_is_decayed_and_moved_as_by_names(file, variant):
+  assert_roles_select_as_names_did(abstract(config_of(file, variant)))
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_the_codec_is_decayed_and_moved_as_by_names(file):
+  config = config_of(file)
+  codec = nnx.eval_shape(
+    lambda: Codec(config.codec, config.media.audio, rngs=nnx.Rngs(0))
+  )
+  assert_roles_select_as_names_did(codec)
+
+
+@pytest.mark.parametrize('file, variant', CASES)
+def test_the_blocks_are_cast_as_by_names(file, variant):
+  blocks = nnx.state(abstract(config_of(file, variant)).decoder.blocks)
+  cast = jax.eval_shape(lambda state: _cast_matrices(state, 'bfloat16'), blocks)
+  leaves = jax.tree_util.tree_leaves_with_path(cast)
+  assert len(leaves) == len(jax.tree.leaves(blocks)) > 8
+  for path, leaf in leaves:
+    name = name_of(path)
+    assert (leaf.dtype == 'bfloat16') == cast_by_name(name, leaf.ndim), name
+
+
+def test_every_parameter_has_a_role():
+  roles = named_leaves(param_roles(abstract(config_of('digits.py'))))
+  assert set(roles.values()) == set(Role)
+  assert roles['decoder.blocks.moe.router.w'] == Role.ROUTER
+  assert roles['decoder.blocks.moe.up'] == Role.MATRIX
+  assert roles['decoder.norm.scale'] == Role.NORM
+  assert roles['heads.text.out.w'] == Role.TABLE
