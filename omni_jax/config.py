@@ -18,7 +18,27 @@ from omni_jax.types import RowBudget
 
 T = TypeVar('T')
 OMNI, EVALUATE = 'omni', 'evaluate'  # stages; those of autoencoders have their names
-CODES = ('computed', 'stored')  # what config.data.codes can be: in the step, or in the records
+CODES = (
+  'computed',
+  'stored',
+)  # what config.data.codes can be: in the step, or in the records
+REQUIRED = (
+  'seed',
+  'stages',
+  'cpu_devices',
+  'mesh',
+  'distributed',
+  'profile',
+  'repeat_every',
+  'init_from',
+  'compilation_cache',
+  'model',
+  'data',
+  'loader',
+  'omni',
+  'generate',
+  'evaluate',
+)
 NETWORKS = ('embed', 'head')  # parts of a medium's config that are not its sizes
 
 
@@ -156,9 +176,7 @@ class RunConfig:
     require(config)
     known = (*autoencoders, OMNI, EVALUATE)
     if unknown := [name for name in config.stages if name not in known]:
-      raise UserError(
-        f'config.stages: {unknown} is unknown; a stage is one of {known}'
-      )
+      raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {known}')
     run = cls(
       config=config,
       stages=tuple(config.stages),
@@ -193,11 +211,7 @@ class RunConfig:
 
 def require(config: Any) -> None:
   """Refuses a config that lacks a part, such as one that was written for an older version."""
-  parts = (
-    'seed stages cpu_devices mesh distributed profile repeat_every init_from '
-    'compilation_cache model data loader omni generate evaluate'
-  ).split()
-  missing = [name for name in parts if name not in config]
+  missing = [name for name in REQUIRED if name not in config]
   of_data = ('source', 'seed', 'codes', 'budget', 'augment')
   missing += [f'data.{name}' for name in of_data if name not in config.get('data', {})]
   if missing:
@@ -231,7 +245,9 @@ def media_sizes(
   sizes = {}
   for name, (kind, _) in table.items():
     if kind is not None and name in model:
-      own = ConfigDict({key: model[name][key] for key in model[name] if key not in NETWORKS})
+      own = ConfigDict(
+        {key: model[name][key] for key in model[name] if key not in NETWORKS}
+      )
       sizes[name] = dataclass_of(kind, own, f'model.{name}')
   return sizes
 

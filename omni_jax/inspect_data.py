@@ -1,10 +1,10 @@
 """python -m omni_jax.inspect_data --config=F --out=page.html [--rows=4 --batch=0]: what a batch holds, as one page.
 
-Every row with its spans, modalities, positions, mask and where loss falls; images as the model gets them, sounds to see
+Every row with its spans, modalities, positions, mask and where loss falls; media as the model gets them, sounds to see
 and to hear. Look here first when training goes wrong.
 """
 
-import collections
+from collections.abc import Mapping
 import html
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.charts import Line, lines_chart
-from omni_jax.evaluate.page.shown import Media, Shown
+from omni_jax.evaluate.page.page import page
+from omni_jax.evaluate.page.shown import Media
+from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.train.stages import omni_batches, Run
-from omni_jax.types import Batch, MediaConfig, Modality, NONE
+from omni_jax.types import Batch, NONE, PADDING
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
@@ -30,75 +31,65 @@ flags.DEFINE_integer(
   'batch', 0, 'which batch, from 0', lower_bound=0, flag_values=_FLAGS
 )
 
-COLOR = {
-  Modality.PAD: '#e2e7ee',
-  Modality.TEXT: '#1f5ea8',
-  Modality.IMAGE: '#1c7c4a',
-  Modality.AUDIO: '#b07a12',
-}
-MEDIA = {
-  'seen': 'image',
-  'drawn': 'image',
-  'heard': 'audio',
-  'spoken': 'audio',
-}  # map of the batch -> what it shows
-WIDTH, HEIGHT = 1040, 34
+COLORS = ('#e2e7ee', '#1f5ea8', '#1c7c4a', '#b07a12', '#8a3ea8', '#a83e3e')
+QUERIES = 'queries'  # kind of a piece of a row that holds learned queries
+WIDTH, LINE = 1040, 5
 
 
 class Piece(NamedTuple):
-  """Neighbouring positions of one example that carry the same."""
+  """Neighbouring positions of one example that carry the same.
+
+  Attributes:
+    kind: 'text', 'queries' or the name of a stream.
+    item: of the stream, from 1; 0 for text.
+  """
 
   start: int
   stop: int
-  kind: str  # 'text', 'query' or a map of MEDIA
-  item: int  # which image of the row, or the clip's first frame; 0 for the others
+  kind: str
+  item: int
 
 
-def pieces_of(batch: Batch, row: int, media: MediaConfig) -> list[Piece]:
-  """The row from left to right, without padding."""
-  found: list[Piece] = []
-  for at in range(int((batch.segment_BL[row] > 0).sum())):
-    kind, item = ('query', 0) if batch.query_BL[row, at] != NONE else ('text', 0)
-    for name in MEDIA:
-      if (index := getattr(batch, f'{name}_BL')[row, at]) != NONE:
-        kind, item = name, _item(batch, row, name, int(index), media)
-    last = found[-1] if found else None
-    if (
-      last
-      and (last.kind, last.item) == (kind, item)
-      and batch.segment_BL[row, at] == batch.segment_BL[row, at - 1]
-    ):
-      found[-1] = last._replace(stop=at + 1)
+def color_of(number: int) -> str:
+  """Returns the color of a modality by its number."""
+  return COLORS[number % len(COLORS)]
+
+
+def pieces_of(batch: Batch, row: int) -> list[Piece]:
+  """Returns the row from left to right, without padding."""
+  segment_L = batch.segment_BL[row]
+  length = int((segment_L > 0).sum())
+  kinds = [TEXT] * length
+  items = np.zeros(length, int)
+  for name, stream in batch.streams.items():
+    maps = [(name, stream.at_BL)]
+    if stream.query_at_BL is not None:
+      maps.append((QUERIES, stream.query_at_BL))
+    for kind, map_BL in maps:
+      for at in np.flatnonzero(map_BL[row, :length] != NONE):
+        kinds[at] = kind
+        items[at] = stream.item_BM[row, map_BL[row, at]]
+  pieces: list[Piece] = []
+  for at in range(length):
+    last = pieces[-1] if pieces else None
+    same = last and (last.kind, last.item) == (kinds[at], items[at])
+    if same and segment_L[at] == segment_L[at - 1]:
+      pieces[-1] = last._replace(stop=at + 1)
     else:
-      found.append(Piece(at, at + 1, kind, item))
-  return found
+      pieces.append(Piece(at, at + 1, kinds[at], int(items[at])))
+  return pieces
 
 
-def _item(batch: Batch, row: int, name: str, index: int, media: MediaConfig) -> int:
-  if MEDIA[name] == 'image':
-    return index // media.image.patches
-  return int(getattr(batch, f'{name}_clip_BR')[row, index]) - 1
-
-
-def payload_of(batch: Batch, name: str) -> np.ndarray:
-  """The media that a map of MEDIA points into: rows, images or frames, and then pixels or samples."""
-  return getattr(batch, f'{name}_BNhwc' if MEDIA[name] == 'image' else f'{name}_BRS')
-
-
-def losses_of(batch: Batch, row: int) -> dict[str, np.ndarray]:
-  """By head, at which positions (bool, L) its loss falls."""
-  length = batch.token_BL.shape[1]
-
-  def marked(at: np.ndarray) -> np.ndarray:
-    found = np.zeros(length, bool)
-    found[at[at != NONE]] = True
-    return found
-
-  return {
-    'text': batch.weight_BL[row] > 0,
-    'image': marked(batch.draw_at_BNP[row].ravel()),
-    'audio': marked(batch.speak_at_BR[row]),
-  }
+def losses_of(batch: Batch, row: int, hosts: Hosts) -> dict[str, np.ndarray]:
+  """Returns by head at which positions (bool, L) its loss falls."""
+  losses = {TEXT: batch.weight_BL[row] > 0}
+  for spec in hosts.streams:
+    if spec.written:
+      at_M = batch.streams[spec.name].write_at_BM[row]
+      marked = np.zeros(batch.token_BL.shape[1], bool)
+      marked[at_M[at_M != NONE]] = True
+      losses[spec.medium] = marked
+  return losses
 
 
 def words_of(batch: Batch, row: int, piece: Piece, tokenizer: Tokenizer) -> str:
@@ -118,107 +109,107 @@ def words_of(batch: Batch, row: int, piece: Piece, tokenizer: Tokenizer) -> str:
   return said
 
 
-def render(
-  batch: Batch, tokenizer: Tokenizer, media: MediaConfig, *, rows: int, title: str
-) -> str:
-  """The page."""
+def render(batch: Batch, hosts: Hosts, *, rows: int, title: str) -> str:
+  """Returns the page."""
   b, length = batch.token_BL.shape
-  filled, examples = (
-    (batch.segment_BL > 0).mean(),
-    int(batch.segment_BL.max(axis=1).sum()),
+  filled = (batch.segment_BL > 0).mean()
+  examples = int(batch.segment_BL.max(axis=1).sum())
+  names = {PADDING: 'padding', **{n: name for name, n in hosts.numbers.items()}}
+  counts = ', '.join(
+    f'{name} {int((batch.modality_BL == number).sum())}'
+    for number, name in names.items()
   )
-  counts = {
-    kind.name.lower(): int((batch.modality_BL == kind).sum()) for kind in Modality
-  }
   head = (
     f'<h1>{html.escape(title)}</h1><p class="facts">{b} rows of {length} positions, {filled:.1%} filled, '
-    f'{examples} examples; positions: {", ".join(f"{name} {n}" for name, n in counts.items())}</p>'
+    f'{examples} examples; positions: {counts}</p>'
   )
-  sections = [('Room', _room(batch, media))]
-  sections += [
-    (f'Row {row}', _row(batch, row, tokenizer, media)) for row in range(min(rows, b))
-  ]
+  sections = [('Room', _room(batch))]
+  for row in range(min(rows, b)):
+    sections.append((f'Row {row}', _row(batch, row, hosts)))
   return page(title, head, sections)
 
 
-def _room(batch: Batch, media: MediaConfig) -> str:
-  """How much of what the budget has room for is used."""
-  lines, rows = '', range(len(batch.token_BL))
-  items = {
-    (row, piece.kind, piece.item)
-    for row in rows
-    for piece in pieces_of(batch, row, media)
-  }
-  used = collections.Counter(kind for _, kind, _ in items)
-  for name, kind in MEDIA.items():
-    room = payload_of(batch, name).shape[1] * len(rows)
-    unit, n = 'images', used[name]
-    if kind == 'audio':
-      unit, n = 'frames', int((getattr(batch, f'{name}_clip_BR') > 0).sum())
-    lines += f'<tr><th>{name} ({unit})</th><td>{n}</td><td>{room}</td></tr>'
-  return (
-    f'<table class="heat"><tr><th></th><th>used</th><th>room</th></tr>{lines}</table>'
-  )
-
-
-def _row(batch: Batch, row: int, tokenizer: Tokenizer, media: MediaConfig) -> str:
-  shown, sounds = Media(None), media.audio
+def _room(batch: Batch) -> str:
+  """Returns how much of what the budget has room for is used."""
   lines = ''
-  for piece in pieces_of(batch, row, media):
+  for name, stream in batch.streams.items():
+    pieces, items = stream.item_BM > 0, stream.form_BN3.any(axis=2)
+    for what, used in (('pieces', pieces), ('items', items)):
+      lines += f'<tr><th>{name} ({what})</th><td>{int(used.sum())}</td><td>{used.size}</td></tr>'
+  head = '<tr><th></th><th>used</th><th>room</th></tr>'
+  return f'<table class="heat">{head}{lines}</table>'
+
+
+def payload_of(batch: Batch, row: int, piece: Piece, hosts: Hosts) -> Any | None:
+  """Returns what the host makes of an item's pieces; None where they are stored codes."""
+  spec = next(spec for spec in hosts.streams if spec.name == piece.kind)
+  if spec.entries:
+    return None
+  stream = batch.streams[piece.kind]
+  value_M = stream.value_BM[row][stream.item_BM[row] == piece.item]
+  form = stream.form_BN3[row, piece.item - 1].tolist()
+  return hosts[spec.medium].joined(value_M, form)
+
+
+def _content(batch: Batch, row: int, piece: Piece, hosts: Hosts, shown: Media) -> str:
+  """Returns what a piece of a row carries, as HTML."""
+  n = piece.stop - piece.start
+  if piece.kind == TEXT:
+    words = html.escape(words_of(batch, row, piece, hosts.tokenizer))
+    return f'<span class="word small">{words}</span>'
+  if piece.kind == QUERIES:
+    return f'<span class="small">{n} learned queries: the head writes from here</span>'
+  payload = payload_of(batch, row, piece, hosts)
+  if payload is None:
+    return f'<span class="small">stored codes of {n} pieces</span>'
+  medium = piece.kind.partition('.')[0]
+  return shown.embedded(hosts[medium].show(payload), piece.kind)
+
+
+def _row(batch: Batch, row: int, hosts: Hosts) -> str:
+  shown = Media(None)
+  lines = ''
+  for piece in pieces_of(batch, row):
     where = (
       f'{piece.start}–{piece.stop - 1}<br><small>example {batch.segment_BL[row, piece.start]}, time '
       f'{batch.position_BL3[row, piece.start, 0]:g}</small>'
     )
-    if piece.kind == 'text':
-      what = f'<span class="word small">{html.escape(words_of(batch, row, piece, tokenizer))}</span>'
-    elif piece.kind == 'query':
-      what = f'<span class="small">{piece.stop - piece.start} learned queries: the image head draws here</span>'
-    elif MEDIA[piece.kind] == 'image':
-      what = shown.html(
-        Shown('image', pixels=payload_of(batch, piece.kind)[row, piece.item]),
-        piece.kind,
-      )
-    elif not payload_of(batch, piece.kind).shape[-1]:
-      what = (
-        f'<span class="small">stored codes of {piece.stop - piece.start} frames</span>'
-      )
-    else:
-      wave = payload_of(batch, piece.kind)[
-        row, piece.item : piece.item + piece.stop - piece.start
-      ].ravel()
-      what = shown.html(Shown('audio', wave=wave, rate=sounds.rate), piece.kind)
-    lines += f'<tr><td>{where}</td><td>{piece.kind}</td><td>{what}</td></tr>'
+    content = _content(batch, row, piece, hosts, shown)
+    lines += f'<tr><td>{where}</td><td>{piece.kind}</td><td>{content}</td></tr>'
   table = f'<table class="heat"><tr><th>positions</th><th>carries</th><th></th></tr>{lines}</table>'
-  return (
-    _strip(batch, row)
-    + f'<div class="charts">{_mask(batch, row)}{_places(batch, row)}</div>'
-    f'<div class="wide">{table}</div>'
-  )
+  charts = f'<div class="charts">{_mask(batch, row)}{_places(batch, row)}</div>'
+  return f'{_strip(batch, row, hosts)}{charts}<div class="wide">{table}</div>'
 
 
-def _strip(batch: Batch, row: int) -> str:
-  """The row as a strip: colour is modality, a gap is the border of an example, marks below are losses."""
-  length = batch.token_BL.shape[1]
-  step, marks = WIDTH / length, ''
-  for at, (modality, segment) in enumerate(
-    zip(batch.modality_BL[row], batch.segment_BL[row], strict=True)
-  ):
-    gap = 1.5 if at and segment != batch.segment_BL[row, at - 1] else 0.3
+def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
+  """Returns the row as a strip: color is modality, a gap is the border of an example, marks below are losses."""
+  modality_L, segment_L = batch.modality_BL[row], batch.segment_BL[row]
+  step, marks = WIDTH / len(modality_L), ''
+  for at, number in enumerate(modality_L.tolist()):
+    border = at and segment_L[at] != segment_L[at - 1]
+    gap = 1.5 if border else 0.3
     marks += (
       f'<rect x="{at * step + gap:.1f}" y="0" width="{max(step - gap, 0.5):.1f}" height="16" '
-      f'fill="{COLOR[Modality(modality)]}"/>'
+      f'fill="{color_of(number)}"/>'
     )
-  heads = {'text': Modality.TEXT, 'image': Modality.IMAGE, 'audio': Modality.AUDIO}
-  for line, (name, at_L) in enumerate(losses_of(batch, row).items()):
-    marks += ''.join(
-      f'<rect x="{at * step:.1f}" y="{19 + 5 * line}" width="{step:.1f}" height="4" '
-      f'fill="{COLOR[heads[name]]}"/>'
-      for at in np.flatnonzero(at_L)
-    )
-  return (
-    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="row {row}">{marks}</svg>'
-    '<p class="note">Blue text, green image, brown audio; marks below: where the loss of that head falls.</p>'
+  losses = losses_of(batch, row, hosts)
+  for line, (name, at_L) in enumerate(losses.items()):
+    color = color_of(hosts.numbers[name])
+    for at in np.flatnonzero(at_L):
+      marks += f'<rect x="{at * step:.1f}" y="{19 + LINE * line}" width="{step:.1f}" height="4" fill="{color}"/>'
+  legend = ', '.join(
+    f'<b style="color:{color_of(number)}">{name}</b>' for name, number in _known(hosts)
   )
+  height = 19 + LINE * len(losses)
+  return (
+    f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="row {row}">{marks}</svg>'
+    f'<p class="note">{legend}; marks below: where the loss of that head falls.</p>'
+  )
+
+
+def _known(hosts: Hosts) -> list[tuple[str, int]]:
+  numbers: Mapping[str, int] = hosts.numbers
+  return [(name, number) for name, number in numbers.items() if name in hosts]
 
 
 def _mask(batch: Batch, row: int) -> str:
@@ -248,27 +239,20 @@ def main() -> None:
   config = read_config(_FLAGS)
   if config is None or not _FLAGS.out:
     raise UserError('give --config=configs/digits.py and --out=page.html')
-  batch, tokenizer, media = _batch(config, _FLAGS.batch)
+  run = Run(config, '')
+  batch = _batch(run, _FLAGS.batch)
   out = epath.Path(_FLAGS.out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(
-    render(
-      batch, tokenizer, media, rows=_FLAGS.rows, title=f'omni_jax: batch {_FLAGS.batch}'
-    )
-  )
+  title = f'omni_jax: batch {_FLAGS.batch}'
+  out.write_text(render(batch, run.hosts, rows=_FLAGS.rows, title=title))
   print(f'inspect_data: wrote {out}')
 
 
-def _batch(config: Any, number: int) -> tuple[Batch, Tokenizer, MediaConfig]:
-  """As the omni stage of one process gets it."""
-  run = Run(config, '')
+def _batch(run: Run, number: int) -> Batch:
+  """Returns a batch as the omni stage of one process gets it."""
   batches = omni_batches(run)
   try:
-    return (
-      [next(batches) for _ in range(number + 1)][-1],
-      Tokenizer(run.omni.tokenizer),
-      run.omni.media,
-    )
+    return [next(batches) for _ in range(number + 1)][-1]
   finally:
     batches.close()
 

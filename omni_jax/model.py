@@ -16,7 +16,7 @@ from omni_jax.config import dataclass_of, media_sizes
 from omni_jax.errors import UserError
 from omni_jax.modalities.contract import Codes
 from omni_jax.modalities.device import Parts, Size
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.head_loss import HeadLoss, UnitLoss
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.embed import TextEmbed
@@ -200,10 +200,8 @@ class OmniModel(nnx.Module):
       if not stream.item_BM.size:
         continue
       embed = self.embeds[spec.medium]
-      if spec.written:
-        piece_BMD = embed.written(stream.value_BM, stream.place_BM3, dtype)
-      else:
-        piece_BMD = embed.read(stream, dtype)
+      pieces = (stream.value_BM, stream.place_BM3, dtype)
+      piece_BMD = embed.written(*pieces) if spec.written else embed.read(stream, dtype)
       x_BLD += gather_rows(piece_BMD, stream.at_BL)
       if spec.queries:
         query_BMD = embed.queries(stream.place_BM3, dtype)
@@ -231,12 +229,7 @@ class OmniModel(nnx.Module):
     return losses
 
   def segment_losses(
-    self,
-    hidden_BLD: Float[Array, 'B L D'],
-    batch: Batch,
-    key: Array,
-    *,
-    segments: int,
+    self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, key: Array, *, segments: int
   ) -> dict[str, HeadLoss]:
     """Returns the loss of every head over each segment of each row, as (B, S): for preferences between answers."""
     text = self.heads[TEXT].losses(hidden_BLD, batch.target_BL, batch.weight_BL)
@@ -297,16 +290,16 @@ def encode_pieces(
   return row.encode(module, values['buffers'], value_BM, item_BM)
 
 
-def decode_pieces(
-  config: ModelConfig, name: str, values: Any, code_NM: Array
-) -> Array:
+def decode_pieces(config: ModelConfig, name: str, values: Any, code_NM: Array) -> Array:
   """Returns the pieces of items given as codes, one item a row."""
   _, row = config.tables.autoencoders()[name]
   module = merge(abstract_autoencoder(config, name), values['params'])
   return row.decode(module, values['buffers'], code_NM)
 
 
-def encode_streams(config: ModelConfig, frozen: Mapping[str, Any], batch: Batch) -> Batch:
+def encode_streams(
+  config: ModelConfig, frozen: Mapping[str, Any], batch: Batch
+) -> Batch:
   """Returns the batch with codes in the streams that the model takes as codes, as far as it does not carry them.
 
   Args:

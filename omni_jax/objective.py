@@ -104,9 +104,7 @@ class LossConfig:
     return cls(heads=values, inside=inside, **routers)
 
 
-def text_weights(
-  batch: Batch, config: LossConfig, numbers: Mapping[str, int]
-) -> Array:
+def text_weights(batch: Batch, config: LossConfig, numbers: Mapping[str, int]) -> Array:
   """Returns the weights of the text head's targets, by the medium of the position that says them: (B, L).
 
   Args:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+from omni_jax.train.losses import LossConfig
 import optax
 import pytest
 
@@ -25,7 +26,6 @@ from omni_jax.model import abstract, OmniConfig, OmniModel
 from omni_jax.sequence.pack import Laid, Packer
 from omni_jax.sharding import make_mesh, param_roles, param_specs, place
 from omni_jax.train import state as states
-from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import make_optimizer, OptimConfig
 from omni_jax.train.step import make_omni_step, omni_losses, Update
 from omni_jax.types import Batch, MediaConfig, RowBudget

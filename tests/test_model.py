@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from omni_jax.train.losses import LossConfig, total_loss
 import pytest
 from samples import laid, packed, tiny_run
 
@@ -11,7 +12,6 @@ from omni_jax.modalities.audio.mel import log_mel_patches
 from omni_jax.modalities.image.embed import patchify
 from omni_jax.model import abstract, encode_media, merge, OmniConfig
 from omni_jax.sharding import name_of
-from omni_jax.train.losses import LossConfig, total_loss
 from omni_jax.train.state import codebooks_of
 from omni_jax.train.step import omni_losses
 from omni_jax.types import NONE

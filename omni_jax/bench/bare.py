@@ -11,14 +11,16 @@ import soundfile
 import soxr
 
 from omni_jax.data.sources.mixture import Mixture
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts, TEXT
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.sequence.example import parts_of
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 
 class Medium(NamedTuple):
-  """An encoded image or sound: its bytes, or the file that holds them."""
+  """An encoded medium: its bytes, or the file that holds them."""
 
-  kind: str  # 'image' or 'audio'
+  kind: str  # its name in the table of hosts
   place: bytes | str
 
 
@@ -41,14 +43,17 @@ def stored(examples: Sequence[Any], index: int) -> list[Medium]:
       else os.path.join(os.path.dirname(examples.path), part['path']),
     )
     for part in parts_of(example)
-    if part['type'] != 'text'
+    if part['type'] != TEXT
   ]
 
 
-def decode(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:
-  """One after another: images as float32 (height, width, channels), sounds as float32 (samples,)."""
-  sizes = {'image': config.image, 'audio': config.audio}
-  return [DECODERS[medium.kind](_bytes(medium), sizes[medium.kind]) for medium in media]
+def decode(media: Iterable[Medium], hosts: Hosts) -> list[np.ndarray]:
+  """Returns decoded media one after another: images as float32 (height, width, channels), sounds as (samples,)."""
+  decoded = []
+  for medium in media:
+    sizes = hosts[medium.kind].config
+    decoded.append(DECODERS[medium.kind](_bytes(medium), sizes))
+  return decoded
 
 
 def _bytes(medium: Medium) -> bytes:

@@ -15,7 +15,7 @@ from omni_jax.data.sources.records import (
 )
 from omni_jax.data.worker_pool import Pool
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import png_bytes
+from omni_jax.modalities.image.files import png_bytes
 from omni_jax.types import RowBudget
 
 SHARE = 0.1  # of the corpus: the small one that it is compared with
@@ -33,7 +33,7 @@ class Pass(NamedTuple):
 
   def __call__(self, _: None) -> int:
     """The peak of its resident memory in MiB, since it was started."""
-    examples = ArrayRecordExamples(self.paths, self.making.media)
+    examples = ArrayRecordExamples(self.paths, self.making.hosts)
     loader, seen = Loader(self.making._replace(examples=examples), self.budget), 0
     while seen < len(examples):
       seen += int(next(loader).segment_BL.max(axis=1).sum())

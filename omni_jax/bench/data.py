@@ -3,16 +3,18 @@
 Processor time is measured in turns, several times, and medians are compared: that stands a busy machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import statistics
 import time
 from typing import Any, NamedTuple
 
 from omni_jax.bench import bare
-from omni_jax.data.loader import Loader, LoaderConfig, Order
+from omni_jax.config import LoaderConfig
+from omni_jax.data.loader import Loader, Order
 from omni_jax.data.making import Making
 from omni_jax.data.sources.mixture import Mixture
+from omni_jax.sequence.pack import stream_fill
 from omni_jax.types import Batch, RowBudget
 
 ROUNDS = 5
@@ -24,6 +26,8 @@ class Counted(NamedTuple):
   examples: int
   tokens: int  # positions that carry something
   room: int  # all positions
+  batches: int = 0
+  fill: Mapping[str, float] = {}  # by stream, sums of its share of real pieces
 
   @classmethod
   def of(cls, batch: Batch) -> 'Counted':
@@ -31,10 +35,16 @@ class Counted(NamedTuple):
       int(batch.segment_BL.max(axis=1).sum()),
       int((batch.segment_BL > 0).sum()),
       batch.segment_BL.size,
+      1,
+      stream_fill(batch),
     )
 
   def __add__(self, other: 'Counted') -> 'Counted':
-    return Counted(*(a + b for a, b in zip(self, other, strict=True)))
+    fill = {
+      name: self.fill.get(name, 0.0) + share for name, share in other.fill.items()
+    }
+    sums = (a + b for a, b in zip(self[:4], other[:4], strict=True))
+    return Counted(*sums, {**self.fill, **fill})
 
 
 NOTHING = Counted(0, 0, 0)
@@ -64,6 +74,7 @@ class Overhead:
     augment: what augmentation adds, where the config has one.
     ratio: loader / bare.
     filled: share of the packed rows' positions that carry something.
+    streams: share of real pieces of each stream.
   """
 
   loader: float
@@ -71,6 +82,7 @@ class Overhead:
   augment: float
   ratio: float
   filled: float
+  streams: Mapping[str, float]
 
 
 def take(loader: Loader, examples: int) -> Counted:
@@ -114,7 +126,7 @@ def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> O
       medium for example in media[k * each : (k + 1) * each] for medium in example
     ]
     times['bare'].append(
-      processor_time(lambda here=here: bare.decode(here, making.media)) / each
+      processor_time(lambda here=here: bare.decode(here, making.hosts)) / each
     )
     seconds, found = processor_time_of(lambda: take(plain, each))
     counted += found
@@ -130,6 +142,7 @@ def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> O
     **medians,
     ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
     filled=counted.tokens / counted.room,
+    streams={name: sums / counted.batches for name, sums in counted.fill.items()},
   )
 
 
@@ -156,6 +169,8 @@ def describe(
     f'an example takes {cost.loader:.0f} us of processor time, {against}; augmentation adds {cost.augment:.0f} us'
   )
   log(f'rows are {cost.filled:.1%} full')
+  for name, share in cost.streams.items():
+    log(f'{name}: {share:.1%} of its pieces are real')
   describe_rates(rates, log)
 
 

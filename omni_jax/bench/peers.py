@@ -12,7 +12,7 @@ from omni_jax.bench.bare import DECODERS
 from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import UserError
-from omni_jax.types import MediaConfig
+from omni_jax.modalities.hosts import Hosts, TEXT
 
 BATCH = 64
 
@@ -33,7 +33,7 @@ def measure(
     ) from error
   rows = datasets.load_dataset('json', data_files=os.fspath(lines.path), split='train')
   rows = rows.with_transform(
-    functools.partial(transform, os.path.dirname(os.fspath(lines.path)), making.media)
+    functools.partial(transform, os.path.dirname(os.fspath(lines.path)), making.hosts)
   )
   rates = {}
   for count in workers:
@@ -62,43 +62,41 @@ def _rate(loader: Any, examples: int) -> float:
 
 
 def transform(
-  folder: str, media: MediaConfig, rows: dict[str, list[Any]]
+  folder: str, hosts: Hosts, rows: dict[str, list[Any]]
 ) -> dict[str, list[Any]]:
-  """Tokens of all texts and arrays of all media of each row."""
-  sizes, made = (
-    {'image': media.image, 'audio': media.audio},
-    {'tokens': [], 'image': [], 'audio': []},
-  )
+  """Returns the tokens of all texts and the arrays of all media of each row."""
+  columns: dict[str, list[Any]] = {kind: [] for kind in (TEXT, *DECODERS)}
   for messages in rows['messages']:
-    found: dict[str, list[Any]] = {'text': [], 'image': [], 'audio': []}
+    values: dict[str, list[Any]] = {kind: [] for kind in columns}
     for part in (part for message in messages for part in message['content']):
-      if part['type'] == 'text':
-        found['text'].append(np.frombuffer(part['text'].encode(), np.uint8))
-      else:
-        with open(os.path.join(folder, part['path']), 'rb') as file:
-          found[part['type']].append(
-            DECODERS[part['type']](file.read(), sizes[part['type']])
-          )
-    made['tokens'].append(np.concatenate(found.pop('text') or [np.zeros(0, np.uint8)]))
-    for kind, values in found.items():
-      made[kind].append(values)
-  return made
+      kind = part['type']
+      if kind == TEXT:
+        values[TEXT].append(np.frombuffer(part['text'].encode(), np.uint8))
+        continue
+      with open(os.path.join(folder, part['path']), 'rb') as file:
+        values[kind].append(DECODERS[kind](file.read(), hosts[kind].config))
+    tokens = values.pop(TEXT) or [np.zeros(0, np.uint8)]
+    columns[TEXT].append(np.concatenate(tokens))
+    for kind, arrays in values.items():
+      columns[kind].append(arrays)
+  return columns
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """Padded to the longest."""
-  longest = max(len(row['tokens']) for row in rows)
-  tokens_BL = np.zeros((len(rows), longest), np.int32)
-  for row_L, row in zip(tokens_BL, rows, strict=True):
-    row_L[: len(row['tokens'])] = row['tokens']
-  images = [image for row in rows for image in row['image']]
-  waves = [wave for row in rows for wave in row['audio']]
-  waves_NS = np.zeros((len(waves), max(map(len, waves), default=0)), np.float32)
-  for wave_S, wave in zip(waves_NS, waves, strict=True):
-    wave_S[: len(wave)] = wave
-  return {
-    'length': np.array([len(row['tokens']) for row in rows]),
-    'tokens': tokens_BL,
-    'images': np.stack(images) if images else np.zeros(0),
-    'waves': waves_NS,
-  }
+  """Returns a batch in which everything is padded to the largest of its kind."""
+  batch = {'length': np.array([len(row[TEXT]) for row in rows])}
+  batch[TEXT] = _padded([row[TEXT] for row in rows])
+  for kind in DECODERS:
+    batch[kind] = _padded([array for row in rows for array in row[kind]])
+  return batch
+
+
+def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns arrays of one rank as one."""
+  if not arrays:
+    return np.zeros(0)
+  largest = np.max([array.shape for array in arrays], axis=0)
+  whole = np.zeros((len(arrays), *largest), arrays[0].dtype)
+  for target, array in zip(whole, arrays, strict=True):
+    target[tuple(slice(n) for n in array.shape)] = array
+  return whole

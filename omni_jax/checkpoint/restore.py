@@ -14,7 +14,7 @@ from omni_jax.checkpoint.saved_config import saved_config
 from omni_jax.checkpoint.train_state import use_average
 from omni_jax.config import OMNI
 from omni_jax.errors import UserError
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
 
 AVERAGE, RAW = WEIGHTS = ('average', 'raw')
@@ -32,10 +32,7 @@ def last_step(workdir: str) -> int:
 
 
 def restore_run(
-  workdir: str,
-  step: int | None,
-  weights: str = AVERAGE,
-  tables: Tables = TABLES,
+  workdir: str, step: int | None, weights: str = AVERAGE, tables: Tables = TABLES
 ) -> tuple[ConfigDict, dict[str, Any], int]:
   """Returns a run's config, {'params', 'buffers'} of its omni stage, and the step that they are of.
 

@@ -6,7 +6,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
 
 

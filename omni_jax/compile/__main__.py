@@ -87,20 +87,19 @@ def main() -> None:
   topology.pretend(_FLAGS.topology)
   from omni_jax.compile import measure, program, summary
 
-  if unknown := sorted(set(_FLAGS.programs) - set(program.PROGRAMS)):
-    raise UserError(
-      f'--programs={",".join(unknown)}: it is some of {", ".join(program.PROGRAMS)}'
-    )
   where = topology.describe(_FLAGS.topology)
   if _FLAGS.search:
     return _search(config, where)
   plan = measure.make_plan(config, where)
+  known = tuple(program.programs_of(plan))
+  if unknown := sorted(set(_FLAGS.programs) - set(known)):
+    raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(known)}')
   measure.check_state(plan, where)
   said = summary.head(plan, where)
   if not _FLAGS.json:
     print(said, flush=True)
   found = {}
-  for name in _FLAGS.programs or program.PROGRAMS:
+  for name in _FLAGS.programs or known:
     (one,) = measure.measure(
       plan, where, [name], pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
     )

@@ -10,7 +10,7 @@ from omni_jax.chips import GIB
 from omni_jax.compile import hlo
 from omni_jax.compile.cost import Cost, cost_of
 from omni_jax.compile.memory import Memory
-from omni_jax.compile.program import compile_program, MAKERS, PROGRAMS, state_kinds
+from omni_jax.compile.program import compile_program, programs_of, state_kinds
 from omni_jax.compile.roofline import Estimate, estimate
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
@@ -87,10 +87,7 @@ def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
 
 
 def measure(
-  plan: Plan,
-  topology: Topology,
-  names: Sequence[str] = PROGRAMS,
-  dump: pathlib.Path | None = None,
+  plan: Plan, topology: Topology, names: Sequence[str], dump: pathlib.Path | None = None
 ) -> list[Measured]:
   """Compiles programs of a run. A step that does not fit is measured, too."""
   return [
@@ -103,14 +100,14 @@ def _measure(
 ) -> Measured:
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
-  made = compile_program(plan.mesh, MAKERS[name](plan), dump)
+  made = compile_program(plan.mesh, programs_of(plan)[name](plan), dump)
   cost = cost_of(hlo.parse(made.text))
   model = None
   if name == 'train':
-    flops: StepFlops = step_flops(plan.omni, plan.budget)
+    flops: StepFlops = step_flops(plan.model_config, plan.budget)
     model = (
       flops.model / plan.mesh.size,
-      flops.executed(plan.omni.decoder.remat) / plan.mesh.size,
+      flops.executed(plan.model_config.decoder.remat) / plan.mesh.size,
     )
   return Measured(
     name,

@@ -1,6 +1,6 @@
-"""The programs of a run, with shapes and shardings in the place of arrays: the train step, prefill, decode, drawing."""
+"""The programs of a run, with shapes and shardings in the place of arrays: the train step, prefill, decode, blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import pathlib
@@ -13,21 +13,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax import sharding
-from omni_jax.checkpoint.init_values import init_codec_values
+from omni_jax.checkpoint.init_values import init_frozen
 from omni_jax.compile import memory
 from omni_jax.compile.memory import bytes_on_a_device, Memory
-from omni_jax.generate.api import POSITIONS_PER_IMAGE
-from omni_jax.generate.decode import decode, draw, Sampling
-from omni_jax.generate.grammar import grammar
+from omni_jax.generate.api import block_media, reply_slots
+from omni_jax.generate.decode import decode, Sampling, write_block
+from omni_jax.generate.grammar import ANY, grammar
 from omni_jax.generate.prefill import prefill, Room
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, encode_media, merge
+from omni_jax.modalities.text.tokenizer import TASKS
+from omni_jax.model import abstract, encode_streams
 from omni_jax.sequence.pack import Packer
-from omni_jax.train import state as states
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.types import Batch
-
-PROGRAMS = ('train', 'prefill', 'decode', 'draw')
 
 
 class Program(NamedTuple):
@@ -72,15 +69,15 @@ def _all(shapes: Any, where: jax.sharding.Sharding) -> Any:
   )
 
 
-def codec_shapes(plan: Plan) -> Any:
-  """Values of the codec stage, whole on every device."""
-  init = functools.partial(init_codec_values, plan.omni, seed=0)
+def frozen_shapes(plan: Plan) -> Any:
+  """Returns the values of the autoencoders, whole on every device."""
+  init = functools.partial(init_frozen, plan.model_config, seed=0)
   return _all(jax.eval_shape(init), sharding.replicated(plan.mesh))
 
 
 def batch_shapes(plan: Plan) -> Batch:
-  """A packed batch, its rows split over the mesh."""
-  one = Packer(dataclasses.replace(plan.budget, rows=1), plan.media).batch()
+  """Returns a packed batch, its rows split over the mesh."""
+  one = Packer(dataclasses.replace(plan.budget, rows=1), plan.hosts).batch()
   rows, where = plan.budget.rows, sharding.by_rows(plan.mesh)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where), one
@@ -89,7 +86,7 @@ def batch_shapes(plan: Plan) -> Batch:
 
 def train_program(plan: Plan) -> Program:
   """One update, as `train.stages.omni_stage` runs it."""
-  made = omni_program(plan, codec_shapes(plan))
+  made = omni_program(plan, frozen_shapes(plan))
   state, batch = _placed(made.state, made.layout), batch_shapes(plan)
   kinds = {
     'parameters': state.params,
@@ -108,115 +105,99 @@ def state_kinds(plan: Plan) -> dict[str, float]:
 
 
 class _Replies(NamedTuple):
-  """Shapes that the programs of generation share."""
+  """Shapes that the programs of generation share; the batch's coded streams hold codes."""
 
   params: Any
   bias_IE: Any
   batch: Batch
   key_B: Any
   room: Room
-  encoded: Any
 
 
 def _replies(plan: Plan) -> _Replies:
-  """As many replies as the run has rows, to prompts as long as its rows."""
-  config, made = plan.config, omni_program(plan, codec_shapes(plan))
-  state, image, new = (
-    _placed(made.state, made.layout),
-    plan.omni.media.image,
-    config.generate.max_new,
-  )
-  slots = (
-    plan.budget.length
-    + new
-    + max(1, new // POSITIONS_PER_IMAGE) * (2 * image.patches + 1)
-  )
-  batch, rows = batch_shapes(plan), sharding.by_rows(plan.mesh)
-  codec = state.buffers['codec']
-  encode = lambda params, books, batch: encode_media(
-    plan.omni, merge(plan.abstract_codec(), params), books, batch
-  )
-  encoded = _all(
-    jax.eval_shape(encode, codec['params'], states.codebooks_of(codec), batch), rows
-  )
-  key_B = _all(
-    jax.eval_shape(lambda: jax.random.split(jax.random.key(0), plan.budget.rows)), rows
-  )
+  """Returns as many replies as the run has rows, to prompts as long as its rows."""
+  program = omni_program(plan, frozen_shapes(plan))
+  state = _placed(program.state, program.layout)
+  new = plan.config.generate.max_new
+  slots = plan.budget.length + reply_slots(plan.model_config, new)
+  rows = sharding.by_rows(plan.mesh)
+  encode = functools.partial(encode_streams, plan.model_config)
+  coded = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
+  keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
   return _Replies(
-    state.params, state.buffers['router_bias'], batch, key_B, Room(slots, new), encoded
+    state.params,
+    state.buffers['router_bias'],
+    _all(coded, rows),
+    _all(jax.eval_shape(keys), rows),
+    Room(slots, new),
   )
 
 
 def _prefill(plan: Plan, r: _Replies) -> Program:
-  model = abstract(plan.omni)
   function = jax.jit(
-    functools.partial(prefill, model=model, mesh=plan.mesh, room=r.room)
+    functools.partial(
+      prefill, model=abstract(plan.model_config), mesh=plan.mesh, room=r.room
+    )
   )
-  return Program(
-    function,
-    {'parameters': r.params, 'batch': (r.batch, r.encoded)},
-    (r.params, r.bias_IE, r.batch, r.encoded, r.key_B),
-  )
+  kinds = {'parameters': r.params, 'batch': r.batch}
+  return Program(function, kinds, (r.params, r.bias_IE, r.batch, r.key_B))
 
 
 def _after_prefill(plan: Plan, r: _Replies) -> tuple[Any, ...]:
-  """Arguments of decode and draw."""
-  made = _prefill(plan, r)
+  """Returns the arguments of the programs that write."""
+  reading = _prefill(plan, r)
   with jax.set_mesh(plan.mesh):
-    rows = jax.eval_shape(made.function, *made.call)
-  cache = sharding.cache_layout(plan.mesh)
-  placed = _all(rows, sharding.by_rows(plan.mesh))._replace(
-    cache=_all(rows.cache, cache)
-  )
+    rows = jax.eval_shape(reading.function, *reading.call)
+  cache = _all(rows.cache, sharding.cache_layout(plan.mesh))
+  placed = _all(rows, sharding.by_rows(plan.mesh))._replace(cache=cache)
   whole = sharding.replicated(plan.mesh)
-  rules = _all(
-    jax.eval_shape(
-      lambda: jax.tree.map(jnp.asarray, grammar(Tokenizer(plan.omni.tokenizer), 'any'))
-    ),
-    whole,
-  )
-  sampling = Sampling(
-    *(jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for _ in Sampling._fields)
-  )
+  tables = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
+  rules = _all(jax.eval_shape(tables), whole)
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  sampling = Sampling(*(number for _ in Sampling._fields))
   return r.params, r.bias_IE, placed, rules, sampling
 
 
 def prefill_program(plan: Plan) -> Program:
-  """Reading the prompts."""
+  """Returns the reading of the prompts."""
   return _prefill(plan, _replies(plan))
 
 
 def decode_program(plan: Plan) -> Program:
-  """The loop that writes text and speech; its body, one id in every row, is counted once."""
+  """Returns the loop that writes id by id; its body, one id in every row, is counted once."""
   call = _after_prefill(plan, _replies(plan))
-  function = jax.jit(
-    functools.partial(decode, model=abstract(plan.omni), mesh=plan.mesh),
-    donate_argnums=2,
+  function = functools.partial(
+    decode, model=abstract(plan.model_config), mesh=plan.mesh
   )
-  return Program(function, {'parameters': call[0], 'cache': call[2].cache}, call)
+  kinds = {'parameters': call[0], 'cache': call[2].cache}
+  return Program(jax.jit(function, donate_argnums=2), kinds, call)
 
 
-def draw_program(plan: Plan) -> Program:
-  """Drawing an image in every row."""
+def block_program(plan: Plan, medium: str) -> Program:
+  """Returns the writing of a block of a medium in every row."""
   call = _after_prefill(plan, _replies(plan))
-  function = jax.jit(
-    functools.partial(
-      draw,
-      model=abstract(plan.omni),
-      mesh=plan.mesh,
-      steps=plan.config.generate.dit_steps,
-    ),
-    donate_argnums=2,
+  function = functools.partial(
+    write_block,
+    medium=medium,
+    model=abstract(plan.model_config),
+    mesh=plan.mesh,
+    steps=plan.config.generate.dit_steps,
   )
-  return Program(function, {'parameters': call[0], 'cache': call[2].cache}, call)
+  kinds = {'parameters': call[0], 'cache': call[2].cache}
+  return Program(jax.jit(function, donate_argnums=2), kinds, call)
 
 
-MAKERS = {
-  'train': train_program,
-  'prefill': prefill_program,
-  'decode': decode_program,
-  'draw': draw_program,
-}
+def programs_of(plan: Plan) -> dict[str, Callable[[Plan], Program]]:
+  """Returns the programs of a run by name; a medium that is written as a block has one by the name of its task."""
+  programs: dict[str, Callable[[Plan], Program]] = {
+    'train': train_program,
+    'prefill': prefill_program,
+    'decode': decode_program,
+  }
+  for medium in block_media(plan.model_config):
+    name = TASKS.get(medium, medium)
+    programs[name] = functools.partial(block_program, medium=medium)
+  return programs
 
 
 def compile_program(

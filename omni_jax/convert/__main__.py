@@ -17,7 +17,7 @@ options are Beam's. Input and output must be where all workers see them; the out
 With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
 or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
 
---codes=RUN stores beside every sound what the speech codec of that run makes of it, for config.data.codes='stored'.
+--codes=RUN stores beside every medium that has one what the autoencoder of that run makes of it, for config.data.codes='stored'.
 Without --config the run is RUN.
 """
 
@@ -54,22 +54,25 @@ def _run_check(arguments: Sequence[str]) -> RunCheck | None:
 
 
 def _coded(folder: str, check: RunCheck | None) -> RunCheck:
-  """With the codec of a run's folder; only here jax is loaded."""
+  """Returns the check with the autoencoders of a run's folder; only here jax is loaded."""
   os.environ.setdefault(
     'JAX_PLATFORMS', 'cpu'
   )  # workers side by side would contend for an accelerator
   from omni_jax.checkpoint.saved_config import saved_config
-  from omni_jax.train.coder import coder_of
+  from omni_jax.convert.codes import coders_of
 
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   config = saved_config(folder)
-  check, coder = check or RunCheck.of(config), coder_of(folder, config)
-  ours, theirs = check.media.audio, coder.omni.media.audio
-  if ours.rate != theirs.rate:
-    raise UserError(
-      f'--codes={folder} has a codec of {theirs.rate} samples a second, --config has {ours.rate}'
-    )
-  return check._replace(coder=coder)
+  check = check or RunCheck.of(config)
+  coders = coders_of(folder, config)
+  for medium, coder in coders.items():
+    ours = check.hosts[medium].config
+    theirs = coder.host.config
+    if not check.hosts[medium].same_pieces(theirs):
+      raise UserError(
+        f'--codes={folder} has a {coder.name} of pieces as {theirs}, --config has {ours}'
+      )
+  return check._replace(coders=coders)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -99,7 +102,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     help='seconds after which hanging workers are given up',
   )
   parser.add_argument(
-    '--codes', help='folder of a run whose speech codec codes every sound'
+    '--codes', help='folder of a run whose autoencoders code the media'
   )
   parser.add_argument(
     '--beam', help='options of a pipeline of Apache Beam, in one word'
@@ -125,6 +128,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       f'--shards={flags.shards} --workers={flags.workers} --timeout={flags.timeout}: each is above 0'
     )
   return flags, rest
+
+
+def _counts(media: dict[str, float]) -> str:
+  """Returns what was counted of the media, in words."""
+  return (
+    ', '.join(f'{value:,.10g} {name}' for name, value in media.items()) or 'no media'
+  )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -158,8 +168,7 @@ def main(arguments: Sequence[str]) -> None:
   refused = sum(made['refused'].values())
   print(
     f'convert: wrote {flags.output}: {made["records"]} records in {len(made["shards"])} shards, '
-    f'{made["media"]["images"]} images, {made["media"]["sounds"]} sounds of {made["media"]["seconds"] / 60:.1f} '
-    f'minutes; {refused} refused'
+    f'{_counts(made["media"])}; {refused} refused'
     + (f', see {flags.output}/refused.jsonl' if refused else '')
   )
 

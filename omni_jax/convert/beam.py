@@ -152,11 +152,7 @@ def write_group(
 
 
 def write_lists(
-  stats: list[tuple[Any, ...]],
-  *,
-  folder: str,
-  said: str,
-  fingerprints: tuple[str | None, ...],
+  stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: tuple[Any, ...]
 ) -> None:
   """The manifest and the refused, when all shards are there."""
   shards = sorted(

@@ -18,15 +18,12 @@ import msgpack
 from omni_jax.convert.formats.reader import Example, Found, Reader
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.sources.records import MAX_RECORD, pack_example, write_array_record
-from omni_jax.data.sources.shards import MEDIA, ShardStats
-from omni_jax.sequence.example import check_example, DECODE, parts_of
-from omni_jax.sequence.media import BadRecord
-from omni_jax.types import AudioConfig, MediaConfig
+from omni_jax.data.sources.shards import added, ShardStats
+from omni_jax.errors import BadRecord
+from omni_jax.modalities.hosts import Hosts, TEXT
+from omni_jax.sequence.example import check_example, decoded_part, parts_of
 
-LONGEST = 3600.0  # seconds of a sound; a run has a limit of its own
-CHECK = MediaConfig(
-  audio=AudioConfig(seconds=LONGEST)
-)  # decoding at the smallest size is enough to find damage
+CHECK = Hosts.lenient()
 
 
 class Converted(NamedTuple):
@@ -35,13 +32,7 @@ class Converted(NamedTuple):
   id: str
   record: bytes
   refused: str
-  images: int
-  sounds: int
-  seconds: float  # of all its sounds
-
-  @property
-  def entry(self) -> list[Any]:
-    return [self.id, self.refused, self.images, self.sounds, self.seconds]
+  counted: dict[str, float]  # of its media, by what is counted
 
 
 class Entry(NamedTuple):
@@ -49,51 +40,53 @@ class Entry(NamedTuple):
 
   id: str
   refused: str
-  images: int
-  sounds: int
-  seconds: float
+  counted: dict[str, float]
   offset: int
   length: int
 
 
 def converted(found: Found, check: RunCheck | None = None) -> Converted:
-  """The record of an example that is sound and that the run can take, or the reason for refusing it."""
-  media = check.media if check else CHECK
+  """Returns the record of an example that is sound and that the run can take, or the reason for refusing it."""
+  hosts = check.hosts if check else CHECK
   try:
     example = check_example({**found.make(), 'id': found.id}, 'data')
-    decoded = [
-      {**part, **DECODE[part['type']](part['data'], media)}
-      if part['type'] in DECODE
-      else part
-      for part in parts_of(example)
-    ]
+    decoded = [_decoded(part, hosts) for part in parts_of(example)]
     if check:
       check(_with(example, iter(decoded)))
-    if check and check.coder:
-      codes = lambda wave: {'codes': check.coder(wave).astype('<u2').tobytes()}
-      example = _with(
-        example,
-        (
-          part | codes(found['wave']) if part['type'] == 'audio' else part
-          for part, found in zip(parts_of(example), decoded, strict=True)
-        ),
-      )
+      example = _with(example, iter(_coded(parts_of(example), decoded, check)))
     record = pack_example(example)
     if len(record) > MAX_RECORD:
       raise BadRecord(
         f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
       )
   except BadRecord as error:
-    return Converted(found.id, b'', error.reason, 0, 0, 0.0)
-  sounds = [part for part in decoded if part['type'] == 'audio']
-  return Converted(
-    found.id,
-    record,
-    '',
-    sum(part['type'] == 'image' for part in decoded),
-    len(sounds),
-    sum(len(part['wave']) for part in sounds) / media.audio.rate,
-  )
+    return Converted(found.id, b'', error.reason, {})
+  counts = []
+  for part in decoded:
+    if part['type'] != TEXT:
+      host = hosts[part['type']]
+      counts.append(host.counted(part[host.key]))
+  return Converted(found.id, record, '', added(counts))
+
+
+def _decoded(part: Example, hosts: Hosts) -> Example:
+  if part['type'] == TEXT:
+    return part
+  return {**part, **decoded_part(part['type'], part['data'], hosts)}
+
+
+def _coded(
+  parts: Sequence[Example], decoded: Sequence[Example], check: RunCheck
+) -> list[Example]:
+  """Returns the parts with codes beside the media for which there is a coder."""
+  coded = []
+  for part, medium in zip(parts, decoded, strict=True):
+    coder = check.coders.get(part['type'])
+    if coder:
+      payload = medium[check.hosts[part['type']].key]
+      part = part | {'codes': coder(payload).astype('<u2').tobytes()}
+    coded.append(part)
+  return coded
 
 
 def _with(example: Example, parts: Iterator[Example]) -> Example:
@@ -137,7 +130,9 @@ def write_spill(
   with open(path, 'wb') as file:
     for found in reader.read(items):
       made = converted(found, check)
-      index[shard_of(made.id, shards)].append(Entry(*made.entry, at, len(made.record)))
+      index[shard_of(made.id, shards)].append(
+        Entry(made.id, made.refused, made.counted, at, len(made.record))
+      )
       at += file.write(made.record)
   _write_whole(index_of(path), msgpack.packb(index))
   return sum(map(len, index))
@@ -182,7 +177,7 @@ def write_shard(
     len(kept),
     size,
     digest,
-    *(sum(getattr(entry, name) for entry, _ in kept) for name in MEDIA),
+    added(entry.counted for entry, _ in kept),
     refused,
   )
 

@@ -26,6 +26,7 @@ from omni_jax.types import Batch, RowBudget
 WAITING = (
   24  # examples that may wait for a later batch before the present one is called full
 )
+DEFAULT = LoaderConfig()
 BAD_SHARE = 0.01  # more bad records than this stop the run
 
 
@@ -234,7 +235,7 @@ class Loader:
     self,
     making: Making,
     budget: RowBudget,
-    config: LoaderConfig = LoaderConfig(),
+    config: LoaderConfig = DEFAULT,
     *,
     shard: tuple[int, int] = (0, 1),
     prefetch: int = 2,

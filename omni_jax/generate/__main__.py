@@ -8,21 +8,26 @@ from typing import Any
 
 from absl import flags, logging
 
-from omni_jax.errors import run_command, UserError
+from omni_jax.errors import BadRecord, run_command, UserError
+from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
+from omni_jax.sequence.example import decoded_part
 
+MEDIA = {name: host for name, (_, host) in HOSTS.items() if name != TEXT}
+NOT_YET = ('video',)  # media that people ask for and that are not there
 _FLAGS = flags.FlagValues()
 for name, text in {
   'workdir': 'folder of a trained run',
   'prompt': 'text, or a .json file in the chat form',
-  'image': 'an image to read, before the text',
-  'audio': 'a sound to hear, before the text',
-  'video': 'not there yet',
+  **{name: f'a file to read before the text: {name}' for name in MEDIA},
+  **{name: 'not there yet' for name in NOT_YET},
   'out': 'folder for the replies',
   'language': 'language of the answer',
   'voice': 'voice of the answer',
 }.items():
   flags.DEFINE_string(name, '', text, flag_values=_FLAGS)
-flags.DEFINE_string('want', 'any', 'text, image, audio or any', flag_values=_FLAGS)
+flags.DEFINE_string(
+  'want', 'any', f'text, {", ".join(MEDIA)} or any', flag_values=_FLAGS
+)
 flags.DEFINE_integer('seed', 0, 'of the sampling', flag_values=_FLAGS)
 flags.DEFINE_integer(
   'step', None, 'checkpoint; the last by default', flag_values=_FLAGS
@@ -51,38 +56,37 @@ flags.DEFINE_float(
 )
 
 
-def _parts(media: Any) -> list[dict[str, Any]]:
-  """The content that --image, --audio and --prompt='text' make up."""
-  from omni_jax.sequence.media import BadRecord, decode_audio, decode_image, read_media
+def _parts(hosts: Hosts) -> list[dict[str, Any]]:
+  """Returns the content that the files and --prompt='text' make up."""
+  from omni_jax.sequence.media import read_media
 
   parts = []
-  for kind, decode, config in (
-    ('image', decode_image, media.image),
-    ('audio', decode_audio, media.audio),
-  ):
-    if path := _FLAGS[kind].value:
-      try:
-        value = decode(read_media(path), config)
-      except (BadRecord, OSError) as error:
-        raise UserError(f'--{kind}={path}: {error}') from error
-      parts.append({'type': kind, 'pixels' if kind == 'image' else 'wave': value})
+  for kind in MEDIA:
+    path = _FLAGS[kind].value
+    if not path:
+      continue
+    try:
+      parts.append(decoded_part(kind, read_media(path), hosts))
+    except (BadRecord, OSError, UserError) as error:
+      raise UserError(f'--{kind}={path}: {error}') from error
   if _FLAGS.prompt:
-    parts.append({'type': 'text', 'text': _FLAGS.prompt})
+    parts.append({'type': TEXT, 'text': _FLAGS.prompt})
   return parts
 
 
-def _prompt(media: Any) -> Any:
+def _prompt(hosts: Hosts) -> Any:
   if not _FLAGS.prompt.endswith('.json'):
-    return _parts(media)
+    return _parts(hosts)
   from omni_jax.data.sources.jsonl import read_prompt
 
-  return read_prompt(_FLAGS.prompt, media)
+  return read_prompt(_FLAGS.prompt, hosts)
 
 
-def _write(replies: list, folder: pathlib.Path) -> None:
-  """PNG, WAV and one replies.json that names them in order; the folder appears whole or not at all."""
-  from omni_jax.sequence.media import png_bytes, wav_bytes
+def _write(replies: list, folder: pathlib.Path, hosts: Hosts) -> None:
+  """Writes a file for each medium and one replies.json that names them in order.
 
+  The folder appears whole or not at all.
+  """
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
@@ -90,21 +94,17 @@ def _write(replies: list, folder: pathlib.Path) -> None:
   for i, parts in enumerate(replies):
     content = []
     for j, part in enumerate(parts):
-      if part.type == 'text':
-        content.append({'type': 'text', 'text': part.text})
+      if part.type == TEXT:
+        content.append({'type': TEXT, 'text': part.text})
         continue
-      name = f'{i:03d}_{j}.{"png" if part.type == "image" else "wav"}'
-      data = (
-        png_bytes(part.pixels)
-        if part.type == 'image'
-        else wav_bytes(part.wave, part.rate)
-      )
-      (partial / name).write_bytes(data)
+      host = hosts[part.type]
+      shown = host.show(getattr(part, host.key))
+      name = f'{i:03d}_{j}.{shown.suffix}'
+      (partial / name).write_bytes(shown.data)
       content.append({'type': part.type, 'path': name})
     listed.append({'content': content})
-  (partial / 'replies.json').write_text(
-    json.dumps({'replies': listed}, ensure_ascii=False, indent=2) + '\n'
-  )
+  text = json.dumps({'replies': listed}, ensure_ascii=False, indent=2)
+  (partial / 'replies.json').write_text(text + '\n')
   folder.mkdir(exist_ok=True)
   for file in sorted(partial.iterdir(), key=lambda f: f.suffix == '.json'):
     file.replace(folder / file.name)
@@ -121,26 +121,26 @@ def main() -> None:
     raise UserError(
       f"give --workdir=DIR, --out=DIR and --prompt='text' or FILE.json{f', not {rest}' if rest else ''}"
     )
-  if _FLAGS.video:
-    raise UserError(
-      '--video: this model has no video modality yet; give --image or --audio'
-    )
+  for name in NOT_YET:
+    if _FLAGS[name].value:
+      raise UserError(
+        f'--{name}: this model has no {name} modality yet; give {" or ".join(f"--{known}" for known in MEDIA)}'
+      )
   logging.set_verbosity(logging.ERROR)
   from omni_jax.generate.api import load
   from omni_jax.generate.prompt import chat
 
-  omni = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights)
-  prompt = chat(
-    _prompt(omni.omni.media), _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice
-  )
+  trained = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights)
+  hosts = trained.hosts
+  control = dict(language=_FLAGS.language, voice=_FLAGS.voice)
+  prompt = chat(_prompt(hosts), _FLAGS.want, **control)
   given = {name: _FLAGS[name].value for name in ('temperature', 'top_p', 'guidance')}
   options = {name: value for name, value in given.items() if value is not None}
   if 'temperature' in options:
     options['speech_temperature'] = options['temperature']
-  replies = omni.generate_batch(
-    [prompt] * _FLAGS.n, _FLAGS.want, _FLAGS.seed, **options
-  )
-  _write(replies, pathlib.Path(_FLAGS.out))
+  prompts = [prompt] * _FLAGS.n
+  replies = trained.generate_batch(prompts, _FLAGS.want, _FLAGS.seed, **options)
+  _write(replies, pathlib.Path(_FLAGS.out), hosts)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
 from omni_jax.generate.reply import items_of, parts_of, Written
 from omni_jax.modalities.contract import Part
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.model import (
   abstract,
@@ -35,7 +35,9 @@ from omni_jax.sequence.pack import Laid, lay_out, pack_rows
 from omni_jax.types import Batch, RowBudget, Span, StreamSpec
 
 BATCH = 64  # rows that are written together; more prompts take turns
-PIECE = 32  # positions and pieces are padded to a multiple, so that few lengths are compiled
+PIECE = (
+  32  # positions and pieces are padded to a multiple, so that few lengths are compiled
+)
 POSITIONS_PER_BLOCK = 8  # of `max_new`: how many blocks a reply has room for
 
 

@@ -65,7 +65,7 @@ def stepwise(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
-  """Returns the cache slot of each position of a piece; what is not valid gets a slot past the end and is not written."""
+  """Returns the cache slot of each position of a piece; what is not valid gets one past the end: it is not written."""
   rank_BL = jnp.cumsum(valid_BL, axis=1) - 1
   return jnp.where(valid_BL, length_B[:, None] + rank_BL, slots)
 

@@ -88,9 +88,7 @@ def parts_of(
   """
   decoded: dict[str, list[np.ndarray]] = {}
   for medium, function in decode.items():
-    mine = [
-      item.pieces for reply in replies for item in reply if _is_of(item, medium)
-    ]
+    mine = [item.pieces for reply in replies for item in reply if _is_of(item, medium)]
     decoded[medium] = function(mine)[::-1] if mine else []
 
   def part(item: str | Written) -> Part:

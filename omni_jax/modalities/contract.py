@@ -87,6 +87,7 @@ class Host:
   record_keys: tuple[str, ...] = ()  # optional bytes beside the medium in a record
   suffixes: tuple[str, ...] = ()  # of files
   Augment: type | None = None  # how much payloads change, or None: not at all
+  lenient: Any = None  # sizes to which any file is decoded that is merely checked
 
   def streams(self) -> tuple[StreamSpec, ...]:
     """Returns the streams of the medium: what is read, then what is written."""
@@ -142,6 +143,10 @@ class Host:
   def show(self, payload: Any) -> Shown:
     """Returns a payload as a file that browsers show."""
     raise NotImplementedError
+
+  def same_pieces(self, sizes: Any) -> bool:
+    """Whether pieces of other sizes mean the same to an autoencoder."""
+    return sizes == self.config
 
   def counted(self, payload: Any) -> Mapping[str, float]:
     """Returns what is counted of a payload in the manifest of a converted folder, by name."""

@@ -10,7 +10,7 @@ from omni_jax.modalities.contract import Codes, Host
 from omni_jax.modalities.image.host import ImageHost
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.host import TextHost
-from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import StreamSpec
 
 TEXT = 'text'
@@ -50,6 +50,14 @@ class Hosts(Mapping[str, Host]):
     self.streams: tuple[StreamSpec, ...] = tuple(
       spec for host in self._hosts.values() for spec in host.streams()
     )
+
+  @classmethod
+  def lenient(
+    cls, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
+  ) -> 'Hosts':
+    """Returns hosts without a run: the smallest sizes that find damage in any file."""
+    sizes = {name: host.lenient for name, (_, host) in table.items() if host.lenient}
+    return cls(sizes, Tokenizer(TokenizerConfig()), table)
 
   def __getitem__(self, name: str) -> Host:
     return self._hosts[name]

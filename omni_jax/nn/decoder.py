@@ -17,13 +17,13 @@ from omni_jax.nn import attention_kernels, moe_router
 from omni_jax.nn.attention import Attention, KVCache
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
-from omni_jax.nn.moe import MoE
+from omni_jax.nn.moe import MoE, MoEConfig
 from omni_jax.nn.reach import packed_rows, Reach
 from omni_jax.nn.rope import mrope_angles
 from omni_jax.sharding import Role, role_of
 
 
-class Routing(enum.StrEnum):
+class RoutedBy(enum.StrEnum):
   """What the router looks at."""
 
   TOKEN = 'token'  # one router for all
@@ -64,11 +64,12 @@ class DecoderConfig:
     width, layers, heads, kv_heads, head_dim: as usual.
     experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
     shared_hidden: hidden width of the shared expert; 0 for none.
-    routing: see Routing.
+    routing: see RoutedBy.
     exchange, capacity, block: how the experts are computed, see expert_parallel.Dispatch.
     theta: base of the rotary frequencies.
     remat: see Remat.
     unroll: layers in one turn of the scan.
+    modalities: how many there can be, padding among them; the model sets it.
   """
 
   width: int = 128
@@ -80,17 +81,18 @@ class DecoderConfig:
   top_k: int = 2
   expert_hidden: int = 128
   shared_hidden: int = 128
-  routing: Routing | str = Routing.TOKEN
+  routing: RoutedBy | str = RoutedBy.TOKEN
   exchange: Exchange | str = Exchange.GATHER
   capacity: float = 2.0
   block: int = 64
   theta: float = 1000.0
   remat: Remat | str = Remat.NONE
   unroll: int = 1
+  modalities: int = 4
 
   def __post_init__(self):
     object.__setattr__(self, 'remat', Remat(self.remat))
-    object.__setattr__(self, 'routing', Routing(self.routing))
+    object.__setattr__(self, 'routing', RoutedBy(self.routing))
     object.__setattr__(self, 'exchange', Exchange(self.exchange))
     if self.heads % self.kv_heads:
       raise ValueError(
@@ -111,13 +113,16 @@ class Block(nnx.Module):
     )
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
     self.moe = MoE(
-      c.width,
-      c.expert_hidden,
-      c.experts,
-      c.top_k,
-      c.shared_hidden,
-      Dispatch(c.exchange, c.capacity, c.block),
-      routers=moe_router.MODALITIES if c.routing == Routing.MODALITY else 1,
+      MoEConfig(
+        width=c.width,
+        hidden=c.expert_hidden,
+        experts=c.experts,
+        top_k=c.top_k,
+        shared=c.shared_hidden,
+        how=Dispatch(c.exchange, c.capacity, c.block),
+        modalities=c.modalities,
+        routers=c.modalities if c.routing == RoutedBy.MODALITY else 1,
+      ),
       rngs=rngs,
     )
 
@@ -158,11 +163,10 @@ class Decoder(nnx.Module):
     position_BL3: Float[Array, 'B L 3'],
     bias_IE: Float[Array, 'I E'],
     mesh: Mesh,
-    block_BL: Int[Array, 'B L'] | None = None,
   ) -> Decoded:
-    """Whole packed rows, as in training; `block_BL` as in `packed_rows`."""
+    """Reads whole packed rows, as in training."""
     return self._scan(
-      x_BLD, packed_rows(segment_BL, block_BL), modality_BL, position_BL3, bias_IE, mesh
+      x_BLD, packed_rows(segment_BL), modality_BL, position_BL3, bias_IE, mesh
     )
 
   def extend(

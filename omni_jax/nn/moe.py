@@ -1,5 +1,7 @@
 """Mixture of experts: a router, routed experts and a shared one."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 from jax import Array
@@ -19,24 +21,36 @@ stacked_lecun = nnx.initializers.variance_scaling(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """Sizes of a layer of experts.
+
+  Attributes:
+    width, hidden, experts, top_k: of the routed experts.
+    shared: hidden width of the expert that every token passes; 0 for none.
+    how: how tokens come to experts.
+    modalities: rows of the table of experts by modality, padding among them.
+    routers: 1, or one for each modality.
+  """
+
+  width: int
+  hidden: int
+  experts: int
+  top_k: int
+  shared: int
+  how: Dispatch
+  modalities: int = 4
+  routers: int = 1
+
+
 class MoE(nnx.Module):
   """Router (one, or one for each modality), E routed experts and one shared expert that every token passes."""
 
-  def __init__(
-    self,
-    width: int,
-    hidden: int,
-    experts: int,
-    top_k: int,
-    shared: int,
-    how: Dispatch,
-    *,
-    routers: int = 1,
-    rngs: nnx.Rngs,
-  ):
-    self.top_k, self.how, self.routers = top_k, how, routers
+  def __init__(self, c: MoEConfig, *, rngs: nnx.Rngs):
+    self.config = c
+    width, hidden, experts = c.width, c.hidden, c.experts
     self.router = Linear(
-      width, routers * experts, ('embed', None), rngs=rngs, role=Role.ROUTER
+      width, c.routers * experts, ('embed', None), rngs=rngs, role=Role.ROUTER
     )
     self.gate = sharding.param(
       rngs, (experts, width, hidden), AXES.gate_EDF, stacked_lecun
@@ -45,7 +59,7 @@ class MoE(nnx.Module):
     self.down = sharding.param(
       rngs, (experts, hidden, width), AXES.down_EFD, stacked_lecun
     )
-    self.shared = SwiGLU(width, shared, rngs=rngs) if shared else None
+    self.shared = SwiGLU(width, c.shared, rngs=rngs) if c.shared else None
 
   def __call__(
     self,
@@ -55,14 +69,15 @@ class MoE(nnx.Module):
     mesh: Mesh,
   ) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
     logits_BLE = self.router(x_BLD.astype(jnp.float32))
-    if self.routers > 1:
-      own_BLM = jax.nn.one_hot(modality_BL, self.routers)
+    routers = self.config.routers
+    if routers > 1:
+      own_BLM = jax.nn.one_hot(modality_BL, routers)
       logits_BLE = jnp.einsum(
-        'blme,blm->ble',
-        logits_BLE.reshape(*modality_BL.shape, self.routers, -1),
-        own_BLM,
+        'blme,blm->ble', logits_BLE.reshape(*modality_BL.shape, routers, -1), own_BLM
       )
-    routing = moe_router.route(logits_BLE, bias_E, modality_BL > 0, top_k=self.top_k)
+    routing = moe_router.route(
+      logits_BLE, bias_E, modality_BL > 0, top_k=self.config.top_k
+    )
     weights = Experts(
       *(w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
     )
@@ -73,7 +88,10 @@ class MoE(nnx.Module):
       weights,
       routing.expert_TK,
       routing.weight_TK,
-      how=self.how,
+      how=self.config.how,
       mesh=mesh,
     )
-    return y_BLD, moe_router.stats(logits_BLE, routing, modality_BL, dropped)
+    stats = moe_router.stats(
+      logits_BLE, routing, modality_BL, dropped, modalities=self.config.modalities
+    )
+    return y_BLD, stats

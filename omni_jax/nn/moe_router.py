@@ -7,8 +7,6 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-MODALITIES = 4  # rows of the expert × modality table; types.Modality
-
 
 class Routing(NamedTuple):
   """Choices of T tokens, which may lie in several dimensions. Padding has expert E (one past the last) and weight 0."""
@@ -82,15 +80,21 @@ def stats(
   routing: Routing,
   modality_T: Int[Array, '*T'],
   dropped: Float[Array, ''],
+  *,
+  modalities: int,
 ) -> RouterStats:
-  """Losses and figures of one layer; padding has modality 0."""
+  """Returns losses and figures of one layer; padding has modality 0.
+
+  Args:
+    modalities: rows of the table of experts by modality, padding among them.
+  """
   valid_T = modality_T > 0
   logp_TE = jax.nn.log_softmax(logits_TE.astype(jnp.float32), axis=-1)
   entropy_T = -jnp.sum(jnp.exp(logp_TE) * logp_TE, axis=-1)
   experts = logits_TE.shape[-1]
   load_TE = jax.nn.one_hot(routing.expert_TK, experts, dtype=jnp.float32).sum(axis=-2)
   load_ME = jnp.einsum(
-    '...m,...e->me', jax.nn.one_hot(modality_T, MODALITIES, dtype=jnp.float32), load_TE
+    '...m,...e->me', jax.nn.one_hot(modality_T, modalities, dtype=jnp.float32), load_TE
   )
   return RouterStats(
     balance_loss(routing),

@@ -7,7 +7,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 
-from omni_jax.nn.reach import Reach
+from omni_jax.nn.reach import Reach, within
 
 
 class Pool(NamedTuple):
@@ -47,8 +47,7 @@ class Pool(NamedTuple):
 
   def reach(self) -> Reach:
     """Returns what may be looked at: a piece sees all pieces of its own item, on both sides."""
-    last = jnp.full_like(self.item_UP, self.pieces - 1)
-    return Reach(self.item_UP, last, self.item_UP)
+    return within(self.item_UP)
 
   def members(self, dtype) -> Float[Array, 'U P1 N']:
     """Returns 1 where a piece (or the block, where each has one item) belongs to an item of its row."""

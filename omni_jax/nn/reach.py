@@ -38,48 +38,21 @@ class Reach(NamedTuple):
     )
 
 
-def packed_rows(
-  segment_BL: Int[Array, 'B L'], block_BL: Int[Array, 'B L'] | None = None
-) -> Reach:
-  """Of examples that lie one behind the other: each looks at its own past.
-
-  Args:
-    block_BL: positions of the same block (from 1, one behind the other) also see what comes later in it; None for a
-      decoder that is causal.
-  """
-  if block_BL is None:
-    return Reach(segment_BL)
-  own_BL = jnp.broadcast_to(jnp.arange(segment_BL.shape[1]), segment_BL.shape)
-  return Reach(segment_BL, _end_of_block(own_BL, block_BL))
+def packed_rows(segment_BL: Int[Array, 'B L']) -> Reach:
+  """Returns the reach of examples that lie one behind the other: each looks at its own past."""
+  return Reach(segment_BL)
 
 
-def cached(
-  slot_BL: Int[Array, 'B L'], slots: int, block_BL: Int[Array, 'B L'] | None = None
-) -> Reach:
-  """Of a query in cache slot `slot`: itself and what came before it in its row.
-
-  Args:
-    block_BL: positions of the same block (from 1) look as far as the last of them.
-  """
-  until_BL = slot_BL if block_BL is None else _end_of_block(slot_BL, block_BL)
-  return Reach(
-    jnp.ones_like(slot_BL), until_BL, jnp.ones((len(slot_BL), slots), jnp.int32)
-  )
+def cached(slot_BL: Int[Array, 'B L'], slots: int) -> Reach:
+  """Returns the reach of a query in cache slot `slot`: itself and what came before it in its row."""
+  keys = jnp.ones((len(slot_BL), slots), jnp.int32)
+  return Reach(jnp.ones_like(slot_BL), slot_BL, keys)
 
 
-def whole(valid_BL: Bool[Array, 'B L']) -> Reach:
-  """Every position, be it valid or not, looks at all valid ones."""
-  one_BL = jnp.ones(valid_BL.shape, jnp.int32)
-  return Reach(one_BL, one_BL * (valid_BL.shape[1] - 1), valid_BL.astype(jnp.int32))
-
-
-def _end_of_block(number_BL: Array, block_BL: Array) -> Array:
-  """The largest number in a position's block; outside of blocks (0) its own."""
-  row, (b, l) = jnp.arange(len(block_BL))[:, None], block_BL.shape
-  end_BN = (
-    jnp.full((b, l + 1), -1, number_BL.dtype).at[row, block_BL].max(number_BL)
-  )  # at most L blocks
-  return jnp.where(block_BL > 0, end_BN[row, block_BL], number_BL)
+def within(item_BL: Int[Array, 'B L']) -> Reach:
+  """Returns the reach of items that lie one behind the other: each position looks at all of its own item (from 1)."""
+  last_BL = jnp.full_like(item_BL, item_BL.shape[1] - 1)
+  return Reach(item_BL, last_BL, item_BL)
 
 
 def mask_of(reach: Reach) -> Bool[Array, 'B L S']:

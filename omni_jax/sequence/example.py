@@ -5,7 +5,7 @@ import operator
 from typing import Any, NamedTuple, SupportsIndex
 
 from omni_jax.errors import BadRecord
-from omni_jax.modalities.hosts import Hosts, HOSTS, TEXT
+from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
 
 ROLES = ('user', 'assistant')
 MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
@@ -159,7 +159,9 @@ def _check_part(raw: Any, where: Where, media_key: str) -> Part:
     key: _check_text(raw[key], where, key) for key in MEDIA[kind].labels if key in raw
   }
   try:
-    beside = {key: check_data(raw[key]) for key in MEDIA[kind].record_keys if key in raw}
+    beside = {
+      key: check_data(raw[key]) for key in MEDIA[kind].record_keys if key in raw
+    }
     return {
       'type': kind,
       media_key: MEDIA_KEYS[media_key](raw[media_key]),
@@ -274,3 +276,6 @@ class Stored(Sequence):
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
     return index % len(self)
+
+
+DECODE = {}  # SHIM

@@ -230,7 +230,13 @@ class _Pool:
     )
 
   def write(
-    self, row: int, item: ItemLayout, value: np.ndarray, at: int, first: int, number: int
+    self,
+    row: int,
+    item: ItemLayout,
+    value: np.ndarray,
+    at: int,
+    first: int,
+    number: int,
   ) -> None:
     """Puts an item into a row.
 
@@ -346,7 +352,9 @@ def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batc
 
 def concatenated(batches: Sequence[Batch]) -> Batch:
   """Returns the rows of several batches of one budget as one."""
-  core = [np.concatenate(parts) for parts in zip(*(b[:-1] for b in batches), strict=True)]
+  core = [
+    np.concatenate(parts) for parts in zip(*(b[:-1] for b in batches), strict=True)
+  ]
   streams = {}
   for name in batches[0].streams:
     fields = zip(*(batch.streams[name] for batch in batches), strict=True)

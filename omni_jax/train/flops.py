@@ -37,11 +37,7 @@ class StepFlops(NamedTuple):
 
   def executed(self, remat: Remat) -> float:
     """Of an update that computes the decoder's forward pass again, or those of its products that are not kept."""
-    again = {
-      Remat.NONE: 0.0,
-      Remat.DOTS: self.attention,
-      Remat.ATTENTION: self.layers,
-    }
+    again = {Remat.NONE: 0.0, Remat.DOTS: self.attention, Remat.ATTENTION: self.layers}
     return self.model + again.get(remat, self.layers + self.attention)
 
 

@@ -10,7 +10,7 @@ import optax
 from omni_jax import sharding
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import dataclass_of, OMNI, RunConfig
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.model import abstract, main_sizes, ModelConfig
 from omni_jax.objective import LossConfig, Pretraining

@@ -33,7 +33,7 @@ from omni_jax.data.sources.table import (
   training_payloads,
 )
 from omni_jax.errors import UserError
-from omni_jax.modalities.devices import Tables, TABLES
+from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import abstract_autoencoder
 from omni_jax.objective import Autoencoding
 from omni_jax.run_log import say

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+from omni_jax.train.coder import coder_of
 import optax
 import pytest
 import samples
@@ -25,7 +26,6 @@ from omni_jax.data.sources.records import (
 from omni_jax.errors import UserError
 from omni_jax.model import OmniConfig
 from omni_jax.train import stages
-from omni_jax.train.coder import coder_of
 from omni_jax.train.state import init_codec
 from omni_jax.types import RowBudget
 

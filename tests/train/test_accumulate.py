@@ -2,13 +2,13 @@
 
 import jax
 import numpy as np
+from omni_jax.train.losses import LossConfig
 import optax
 import pytest
 from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
 
 from omni_jax.sharding import name_of
 from omni_jax.train.accumulate import parts_of
-from omni_jax.train.losses import LossConfig
 
 CONFIG = tiny_model(experts=8)
 

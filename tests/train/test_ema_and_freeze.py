@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from omni_jax.train.losses import LossConfig
 import pytest
 from samples import codec_values, omni_optimizer, tiny_model
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.sharding import param_specs, place
 from omni_jax.train import state as states
-from omni_jax.train.losses import LossConfig
 from omni_jax.train.optim import frozen, OptimConfig
 from omni_jax.train.step import averaged, make_omni_step, Update
 

@@ -6,7 +6,7 @@ from omni_jax.convert.formats.reader import Found
 from omni_jax.data.sources.ready.ready_set import Asked
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.errors import UserError
-from omni_jax.types import MediaConfig
+from omni_jax.modalities.hosts import Hosts
 
 
 class ReadyReader:
@@ -32,7 +32,7 @@ class ReadyReader:
     try:
       languages = tuple(filter(None, language.split(',')))
       self._examples = READY[name](
-        root, Asked(split, write, read, languages), MediaConfig()
+        root, Asked(split, write, read, languages), Hosts.lenient()
       )
     except UserError as error:  # what is a key of a run's config is a flag here
       raise UserError(f'{said}: {error}'.replace('config.data.', '--')) from error

@@ -7,7 +7,7 @@ from typing import Any
 from omni_jax.convert.formats.reader import Found
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.errors import UserError
-from omni_jax.types import MediaConfig
+from omni_jax.modalities.hosts import Hosts
 
 
 class TfdsReader:
@@ -41,7 +41,7 @@ class TfdsReader:
   def _open(self) -> None:
     try:
       self._examples = open_tfds(
-        _Config(**self._config), MediaConfig(), self._split or 'train'
+        _Config(**self._config), Hosts.lenient(), self._split or 'train'
       )
     except UserError as error:  # what is a key of a run's config is a flag here
       raise UserError(

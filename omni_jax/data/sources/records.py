@@ -2,14 +2,15 @@
 
 A record is the example of a JSON line with the encoded bytes of each medium under 'data' in place of its 'path'. It is
 data, never code: only msgpack's plain types are read, and every type is checked. Beside the bytes of a medium stands
-their digest (BLAKE2b): it finds flipped bits that decoders accept. Beside a sound may stand its codes, uint16 frame by
-frame.
+their digest (BLAKE2b): it finds flipped bits that decoders accept. Beside it may stand its codes, uint16 piece by
+piece.
 """
 
 import bisect
 from collections.abc import Callable, Iterable, Sequence
 import hashlib
 import itertools
+import math
 import os
 import re
 import threading
@@ -19,12 +20,17 @@ from etils import epath
 import msgpack
 import numpy as np
 
-from omni_jax.errors import UserError
-from omni_jax.modalities.audio.host import frames_of
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.retry import LASTING, patiently
-from omni_jax.sequence.example import check_example, DECODE, Example, map_media, Stored
-from omni_jax.sequence.media import BadRecord
-from omni_jax.types import MediaConfig
+from omni_jax.sequence.example import (
+  check_example,
+  decoded_part,
+  Example,
+  map_media,
+  Stored,
+)
+from omni_jax.types import Span
 
 MAX_RECORD = 256 << 20  # bytes
 DIGEST_BYTES = 16
@@ -86,34 +92,37 @@ def unpack_example(record: bytes) -> Example:
   return check_example(raw, 'data')
 
 
-def decode_example(record: bytes, media: MediaConfig) -> Example:
+def decode_example(record: bytes, hosts: Hosts) -> Example:
   """The example of a record, its media as arrays of the run's size."""
   example = unpack_example(record)
   try:
-    return map_media(example, lambda part: _decoded(part, media))
+    return map_media(example, lambda part: _decoded(part, hosts))
   except BadRecord as error:
     raise error.of(example['id']) from error
 
 
-def _decoded(part: Example, media: MediaConfig) -> Example:
+def _decoded(part: Example, hosts: Hosts) -> Example:
+  kind = part['type']
   if 'digest' in part and part['digest'] != digest_of(part['data']):
     raise BadRecord(
-      f'{part["type"]} of {len(part["data"]):,} bytes has changed since the conversion: digests differ'
+      f'{kind} of {len(part["data"]):,} bytes has changed since the conversion: digests differ'
     )
-  decoded = DECODE[part['type']](part['data'], media)
-  if 'codes' in part and (books := media.spoken_codes or media.heard_codes):
-    decoded['code'] = _code_of(
-      part['codes'], frames_of(decoded['wave'], media.audio), books
-    )
+  decoded = decoded_part(kind, part['data'], hosts)
+  host = hosts[kind]
+  if 'codes' in part and host.stored:
+    _, codes = host.stored[0]
+    (pieces_M,) = host.pieces(Span(kind, payload=decoded[host.key]))
+    decoded['code'] = _code_of(part['codes'], len(pieces_M), codes.shape)
   return decoded
 
 
-def _code_of(data: bytes, frames: int, books: int) -> np.ndarray:
-  if len(data) != 2 * frames * books:
+def _code_of(data: bytes, pieces: int, shape: tuple[int, ...]) -> np.ndarray:
+  size = 2 * pieces * math.prod(shape)
+  if len(data) != size:
     raise BadRecord(
-      f'codes of {len(data)} bytes are not those of {frames} frames of {books} codebooks'
+      f'codes of {len(data)} bytes are not those of {pieces} pieces of {shape} codes'
     )
-  return np.frombuffer(data, '<u2').reshape(frames, books)
+  return np.frombuffer(data, '<u2').reshape(pieces, *shape)
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
@@ -147,12 +156,10 @@ class ArrayRecordExamples(Stored):
   May be read by many threads, and pickled into worker processes; files are opened when first read.
   """
 
-  def __init__(
-    self, paths: epath.PathLike | Sequence[epath.PathLike], media: MediaConfig
-  ):
+  def __init__(self, paths: epath.PathLike | Sequence[epath.PathLike], hosts: Hosts):
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     self.paths = tuple(os.fspath(path) for path in paths)
-    self.media = media
+    self.hosts = hosts
     if not self.paths:
       raise UserError('no ArrayRecord files: the list of paths is empty')
     self._ends = tuple(itertools.accumulate(_count(path) for path in self.paths))
@@ -199,7 +206,7 @@ class ArrayRecordExamples(Stored):
     return example | {'id': example['id'] or name}
 
   def decode(self, part: Example) -> Example:
-    return _decoded(part, self.media)
+    return _decoded(part, self.hosts)
 
   def _read(self, file: int, position: int) -> bytes:
     try:

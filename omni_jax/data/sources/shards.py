@@ -1,7 +1,7 @@
 """The manifest of a converted folder: what is in it, and for which tokenizer; checked when a run opens the folder."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import glob
 import json
 import os
@@ -13,7 +13,6 @@ from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.retry import patiently
 
 SCHEMA = 1  # of a record
-MEDIA = ('images', 'sounds', 'seconds')  # what is counted
 MANIFEST, REFUSED = 'manifest.json', 'refused.jsonl'
 
 
@@ -22,9 +21,7 @@ class ShardStats(NamedTuple):
   records: int
   bytes: int
   sha256: str
-  images: int
-  sounds: int
-  seconds: float
+  counted: dict[str, float]  # of the media, by what is counted
   refused: list[tuple[str, str]]  # id and reason
 
 
@@ -32,7 +29,7 @@ def manifest_of(
   stats: Sequence[ShardStats],
   said: str,
   tokenizer: str | None,
-  codec: str | None = None,
+  codecs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """What is written as manifest.json.
 
@@ -40,7 +37,7 @@ def manifest_of(
     stats: of all shards, in any order; a shard without records has no file and is not listed.
     said: what the input is.
     tokenizer: fingerprint of the tokenizer that every record was checked against, or None.
-    codec: fingerprint of the speech codec whose codes stand beside the sounds, or None.
+    codecs: fingerprints of the autoencoders whose codes stand beside the media, by name.
   """
   stats = sorted(stats, key=lambda shard: shard.file)
   reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
@@ -48,9 +45,9 @@ def manifest_of(
     'schema': SCHEMA,
     'input': said,
     'tokenizer': tokenizer,
-    'codec': codec,
+    'codecs': dict(codecs or {}),
     'records': sum(shard.records for shard in stats),
-    'media': {name: sum(getattr(shard, name) for shard in stats) for name in MEDIA},
+    'media': added(shard.counted for shard in stats),
     'refused': dict(reasons.most_common()),
     'shards': [
       {
@@ -63,6 +60,15 @@ def manifest_of(
       if shard.records
     ],
   }
+
+
+def added(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+  """Returns the sums of counts by name."""
+  sums: dict[str, float] = {}
+  for count in counts:
+    for name, value in count.items():
+      sums[name] = sums.get(name, 0) + value
+  return sums
 
 
 def lists_of(manifest: dict[str, Any], stats: Sequence[ShardStats]) -> dict[str, str]:
@@ -138,15 +144,20 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     )
 
 
-def check_codec(folder: str, ours: str) -> None:
-  """Raises UserError where the folder has no codes of the speech codec with this fingerprint."""
-  theirs = (_read(folder) or {}).get('codec')
-  if theirs != ours:
-    raise UserError(
-      f'{folder} holds codes of the speech codec {theirs}, this run has {ours}: convert again with '
-      "--codes=RUN of this run's codec, set config.codec.init_from to the run that made the codes, or "
-      "take config.data.codes='computed'"
-    )
+def check_codecs(folder: str, ours: Mapping[str, str]) -> None:
+  """Refuses a folder whose codes are not those of this run's autoencoders.
+
+  Args:
+    ours: fingerprints by name of the autoencoder.
+  """
+  theirs = (_read(folder) or {}).get('codecs') or {}
+  for name, fingerprint in ours.items():
+    if theirs.get(name) != fingerprint:
+      raise UserError(
+        f'{folder} holds codes of the {name} {theirs.get(name)}, this run has {fingerprint}: convert again with '
+        f"--codes=RUN of this run's {name}, set config.{name}.init_from to the run that made the codes, or take "
+        "config.data.codes='computed'"
+      )
 
 
 def _read(folder: str) -> dict[str, Any] | None:

@@ -3,13 +3,17 @@
 import base64
 from collections.abc import Mapping, Sequence
 import html
+import io
 from typing import Any, NamedTuple
 
 from etils import epath
 import numpy as np
+import soundfile
 
 from omni_jax.evaluate.metrics.features import log_mel
-from omni_jax.sequence.media import png_bytes, wav_bytes
+from omni_jax.modalities import contract
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 
 SHADES = (
   np.array(
@@ -81,6 +85,15 @@ class Media:
     if item.kind == 'image':
       return self.picture(item.pixels, name, css='digit')
     return self.player(item.wave, item.rate, name)
+
+  def embedded(self, file: contract.Shown, name: str) -> str:
+    """Returns HTML of a file that a medium's host made: a picture, or a sound to see and to hear."""
+    if file.suffix == 'wav':
+      wave, rate = soundfile.read(io.BytesIO(file.data), dtype='float32')
+      return self.player(wave, rate, name)
+    self._save(file.data, name, file.suffix)
+    url = _data_url(file.data, file.mime)
+    return f'<img class="digit" alt="{html.escape(name)}" src="{url}">'
 
   def picture(self, pixels: np.ndarray, name: str, *, css: str) -> str:
     raw = png_bytes(pixels)

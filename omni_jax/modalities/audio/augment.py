@@ -37,7 +37,7 @@ def varied(
   rate: int,
   limit: int,
 ) -> np.ndarray:
-  """Returns a faster or slower, higher or lower, louder or softer, later and noisier copy of at most `limit` samples."""
+  """Returns a copy of another tempo, pitch and loudness, later and noisier, of at most `limit` samples."""
   speed, pitch = 1 + rng.uniform(-c.speed, c.speed), 1 + rng.uniform(-c.pitch, c.pitch)
   speed = max(speed, len(wave_S) / limit)
   wave_S = stretched(

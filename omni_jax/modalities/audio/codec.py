@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from omni_jax import sharding
 from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix, with_past
 from omni_jax.modalities.audio.quantizer import QuantizerConfig
-from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.sharding import Role
 
 SPEECH = 0.1  # root mean square of usual speech: the decoder's scale before training

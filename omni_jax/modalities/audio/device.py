@@ -82,9 +82,7 @@ def _identity(sizes: AudioConfig, config: CodecConfig) -> str:
   return f'{sizes.rate} {sizes.mels} {sizes.mel_hops} {sizes.mel_window}'
 
 
-def _codes(
-  sizes: AudioConfig, config: CodecConfig
-) -> tuple[tuple[int, ...], int]:
+def _codes(sizes: AudioConfig, config: CodecConfig) -> tuple[tuple[int, ...], int]:
   del sizes
   return (config.codebooks,), config.entries
 

@@ -74,7 +74,7 @@ class CodecHead(nnx.Module):
       (codebooks, c.width, entries),
       (None, 'embed', 'mlp'),
       stacked_lecun,
-      Role.TABLE,
+      sharding.Role.TABLE,
     )
 
   def logits(
@@ -108,7 +108,9 @@ class CodecHead(nnx.Module):
     valid_BM = stream.write_at_BM >= 0
     loss_BM = -(logp_UJ @ (weight_J / weight_J.sum())).reshape(valid_BM.shape)
     return UnitLoss(
-      jnp.where(valid_BM, loss_BM, 0.0), valid_BM.astype(jnp.float32), stream.write_at_BM
+      jnp.where(valid_BM, loss_BM, 0.0),
+      valid_BM.astype(jnp.float32),
+      stream.write_at_BM,
     )
 
   def sample(

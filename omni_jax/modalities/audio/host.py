@@ -61,6 +61,7 @@ class AudioHost(Host):
   record_keys = ('digest', 'codes')
   suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
   Augment = AudioAugment
+  lenient = AudioConfig(seconds=3600.0)  # a run has a limit of its own
 
   def streams(self) -> tuple[StreamSpec, ...]:
     specs = []
@@ -138,6 +139,9 @@ class AudioHost(Host):
 
   def show(self, payload: np.ndarray) -> Shown:
     return Shown('wav', wav_bytes(payload, self.config.rate))
+
+  def same_pieces(self, sizes: AudioConfig) -> bool:
+    return sizes.rate == self.config.rate
 
   def counted(self, payload: np.ndarray) -> dict[str, float]:
     return {'sounds': 1, 'seconds': len(payload) / self.config.rate}

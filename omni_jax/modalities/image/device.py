@@ -53,6 +53,4 @@ def _flops(parts: Parts, budget: RowBudget) -> Flops:
   return Flops(2.0 * budget.rows * embed, 2.0 * budget.rows * head)
 
 
-IMAGE = Device(
-  _embed, _head, ImageEmbedConfig, DiTConfig, sizes=_sizes, flops=_flops
-)
+IMAGE = Device(_embed, _head, ImageEmbedConfig, DiTConfig, sizes=_sizes, flops=_flops)

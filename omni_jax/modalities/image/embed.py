@@ -18,9 +18,7 @@ from omni_jax.types import Stream
 HALF = 2**-0.5  # deviation of each of two tables whose sum has 1
 
 
-def normalised(
-  value: UInt8[Array, '*M Y'], image: ImageConfig
-) -> Float[Array, '*M Y']:
+def normalised(value: UInt8[Array, '*M Y'], image: ImageConfig) -> Float[Array, '*M Y']:
   """Returns what the model sees of patches of bytes: (pixel - mean) / std."""
   return (value.astype(jnp.float32) / 255 - image.mean) / image.std
 
@@ -78,9 +76,7 @@ class EncoderBlock(nnx.Module):
     self.attention = Attention(width, c.heads, c.heads, width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(width, c.hidden, rngs=rngs)
 
-  def __call__(
-    self, x_UPD: Float[Array, 'U P D'], pool: Pool
-  ) -> Float[Array, 'U P D']:
+  def __call__(self, x_UPD: Float[Array, 'U P D'], pool: Pool) -> Float[Array, 'U P D']:
     seen_UPD, _ = self.attention(self.attention_norm(x_UPD), pool.reach())
     x_UPD = x_UPD + seen_UPD
     return sharding.shard_items(x_UPD + self.mlp(self.mlp_norm(x_UPD)))
@@ -102,7 +98,9 @@ class ImageEmbed(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.image, self.block = image, block
-    self.encoder = nnx.List([EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)])
+    self.encoder = nnx.List(
+      [EncoderBlock(c, width, rngs=rngs) for _ in range(c.layers)]
+    )
     self.patch = Linear(image.values, width, (None, 'embed'), rngs=rngs)
     self.place = Places(image.grid, width, rngs=rngs)
     self.query = Places(image.grid, width, rngs=rngs)

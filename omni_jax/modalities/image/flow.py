@@ -15,7 +15,9 @@ from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.nn.pool import counts
 from omni_jax.types import Stream
 
-PLACES = 1024  # more than a side of an item has pieces: a place is a number of that base
+PLACES = (
+  1024  # more than a side of an item has pieces: a place is a number of that base
+)
 
 
 class Noise(NamedTuple):
@@ -85,7 +87,7 @@ def draw_noise(
 
 
 def flow_loss(error_BKMY: Float[Array, 'B K M Y'], stream: Stream) -> UnitLoss:
-  """Returns the squared error of each piece: a mean over its values and samples, an item's pieces counting 1 together."""
+  """Returns the squared error of each piece, a mean over values and samples; an item's pieces count 1 together."""
   valid_BM = stream.write_at_BM >= 0
   per_item_BN = counts(jnp.where(valid_BM, stream.item_BM, 0), stream.form_BN3.shape[1])
   item_BM = jnp.maximum(stream.item_BM - 1, 0)

@@ -151,9 +151,7 @@ class DiTHead(nnx.Module):
 
     flat = lambda a: a.reshape(b * k, *a.shape[2:])
     place_BKM3 = jnp.broadcast_to(stream.place_BM3[:, None], (b, k, m, 3))
-    pool = Pool.of(
-      flat(item_BKM), items, block=self.block, longest=self.image.patches
-    )
+    pool = Pool.of(flat(item_BKM), items, block=self.block, longest=self.image.patches)
     made = self.velocity(
       flat(x_BKMY), flat(noise.t_BKN), flat(state_BKMD), flat(place_BKM3), pool
     )

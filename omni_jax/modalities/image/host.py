@@ -79,6 +79,7 @@ class ImageHost(Host):
   record_keys = ('digest',)
   suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')
   Augment = ImageAugment
+  lenient = ImageConfig()
 
   def streams(self) -> tuple[StreamSpec, ...]:
     patches = self.config.patches
