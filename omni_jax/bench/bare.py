@@ -1,4 +1,7 @@
-"""The bare cost of decoding: what anybody pays who reads these files, with no check and nothing around it."""
+"""Decodes media in a bare loop, with no check and nothing around it.
+
+This is what anybody pays who reads these files.
+"""
 
 from collections.abc import Iterable, Sequence
 import io
@@ -18,37 +21,44 @@ from omni_jax.sequence.example import parts_of
 
 
 class Medium(NamedTuple):
-  """An encoded medium: its bytes, or the file that holds them."""
+  """An encoded medium.
 
-  kind: str  # its name in the table of hosts
-  place: bytes | str
+  Attributes:
+    kind: its name in the table of hosts.
+    source: its bytes, or the file that holds them.
+  """
+
+  kind: str
+  source: bytes | str
 
 
-def stored(examples: Sequence[Any], index: int) -> list[Medium]:
-  """The encoded media of one example; none where the source makes its examples itself."""
+def encoded_media(examples: Sequence[Any], index: int) -> list[Medium]:
+  """Returns the encoded media of one example.
+
+  There are none where the source makes its examples itself.
+  """
   if isinstance(examples, Mixture):
-    source, at = examples.find(index)
-    return stored(examples.sources[source], at)
+    source, index = examples.find(index)
+    return encoded_media(examples.sources[source], index)
   if hasattr(examples, 'stored'):  # in archives, which are not what is measured
     example = examples.stored(index)
   elif hasattr(examples, 'encoded'):
     example = examples.encoded(index)
   else:
     return []
-  return [
-    Medium(
-      part['type'],
-      part['data']
-      if 'data' in part
-      else os.path.join(os.path.dirname(examples.path), part['path']),
-    )
-    for part in parts_of(example)
-    if part['type'] != TEXT
-  ]
+  media = []
+  for part in parts_of(example):
+    if part['type'] == TEXT:
+      continue
+    source = part.get('data')
+    if source is None:
+      source = os.path.join(os.path.dirname(examples.path), part['path'])
+    media.append(Medium(part['type'], source))
+  return media
 
 
-def decode(media: Iterable[Medium], hosts: Hosts) -> list[np.ndarray]:
-  """Returns decoded media one after another: images as float32 (height, width, channels), sounds as (samples,)."""
+def decode_media(media: Iterable[Medium], hosts: Hosts) -> list[np.ndarray]:
+  """Decodes media one after another, to the sizes that the run has."""
   decoded = []
   for medium in media:
     sizes = hosts[medium.kind].config
@@ -57,9 +67,9 @@ def decode(media: Iterable[Medium], hosts: Hosts) -> list[np.ndarray]:
 
 
 def _bytes(medium: Medium) -> bytes:
-  if isinstance(medium.place, bytes):
-    return medium.place
-  with open(medium.place, 'rb') as file:
+  if isinstance(medium.source, bytes):
+    return medium.source
+  with open(medium.source, 'rb') as file:
     return file.read()
 
 

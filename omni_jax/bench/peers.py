@@ -1,4 +1,7 @@
-"""The same files through Hugging Face datasets and a PyTorch DataLoader, as their users would write it."""
+"""Measures the same files through Hugging Face datasets and a PyTorch DataLoader.
+
+The code is as their users would write it.
+"""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -17,10 +20,13 @@ from omni_jax.modalities.hosts import Hosts, TEXT
 BATCH = 64
 
 
-def measure(
+def measure_peers(
   making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]
 ) -> dict[str, float]:
-  """Examples a second by number of worker processes, without the first quarter: bytes as tokens, padded, not packed."""
+  """Returns examples a second by number of worker processes.
+
+  The first quarter is left out. Bytes are tokens, and rows are padded, not packed.
+  """
   lines = getattr(making.examples, 'lines', making.examples)
   if not isinstance(lines, JsonLines):
     raise UserError('--peers reads JSON lines: take a config of source jsonl')
@@ -45,20 +51,23 @@ def measure(
       collate_fn=collate,
       generator=torch.Generator().manual_seed(making.seed),
     )
-    rates[str(count)] = _rate(loader, examples)
+    rates[str(count)] = _examples_per_second(loader, examples)
     log(f'datasets + DataLoader, {count} workers: {rates[str(count)]:.0f} examples/s')
   return rates
 
 
-def _rate(loader: Any, examples: int) -> float:
-  seen, start, at_start = 0, 0.0, 0
+def _examples_per_second(loader: Any, examples: int) -> float:
+  count = 0
+  start = 0.0
+  count_at_start = 0
   for batch in loader:
-    seen += len(batch['length'])
-    if not start and seen >= examples // 4:
-      start, at_start = time.perf_counter(), seen
-    if seen - at_start >= examples:
+    count += len(batch['length'])
+    if not start and count >= examples // 4:
+      start = time.perf_counter()
+      count_at_start = count
+    if count - count_at_start >= examples:
       break
-  return (seen - at_start) / (time.perf_counter() - start)
+  return (count - count_at_start) / (time.perf_counter() - start)
 
 
 def transform(
@@ -75,8 +84,8 @@ def transform(
         continue
       with open(os.path.join(folder, part['path']), 'rb') as file:
         values[kind].append(DECODERS[kind](file.read(), hosts[kind].config))
-    tokens = values.pop(TEXT) or [np.zeros(0, np.uint8)]
-    columns[TEXT].append(np.concatenate(tokens))
+    texts = values.pop(TEXT) or [np.zeros(0, np.uint8)]
+    columns[TEXT].append(np.concatenate(texts))
     for kind, arrays in values.items():
       columns[kind].append(arrays)
   return columns

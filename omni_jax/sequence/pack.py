@@ -362,12 +362,3 @@ def concatenated(batches: Sequence[Batch]) -> Batch:
       *(None if parts[0] is None else np.concatenate(parts) for parts in fields)
     )
   return Batch(*core, streams)
-
-
-def stream_fill(batch: Batch) -> dict[str, float]:
-  """Returns the share of each stream's pieces that are real, of the streams that have room."""
-  shares = {}
-  for name, stream in batch.streams.items():
-    if stream.item_BM.size:
-      shares[name] = float((stream.item_BM > 0).mean())
-  return shares
