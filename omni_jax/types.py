@@ -49,7 +49,8 @@ class StreamSpec(NamedTuple):
     queries: it is written as a block, each piece from the state of a learned query.
     shape, dtype: of a piece as the host gives it.
     longest: most pieces of an item.
-    block: an item lies whole within one block of so many pieces; 0 where it may lie anywhere.
+    block: an item lies whole within one block of so many pieces, alone if it is no more than the longest; 0 where it
+      may lie anywhere.
     entries: pieces are stored codes below this number; 0 where they are not codes.
   """
 
@@ -62,6 +63,15 @@ class StreamSpec(NamedTuple):
   longest: int
   block: int = 0
   entries: int = 0
+
+  def start(self, taken: int, pieces: int) -> int:
+    """Returns where an item of so many pieces begins in a pool of which the first pieces are taken."""
+    if not self.block or taken % self.block == 0:
+      return taken
+    alone = self.block <= self.longest
+    if alone or taken % self.block + pieces > self.block:
+      return (taken // self.block + 1) * self.block
+    return taken
 
 
 class ItemLayout(NamedTuple):

@@ -4,34 +4,39 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
-import runpy
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
-from omni_jax.train.losses import LossConfig
 import optax
 import pytest
 
+from omni_jax.checkpoint.init_values import init_autoencoder
 from omni_jax.checkpoint.train_state import TrainState
+from omni_jax.config import config_file
 from omni_jax.data.making import prepare
-from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.quantizer import init_buffers
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import abstract, OmniConfig, OmniModel
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.model import abstract, batch_losses, ModelConfig, OmniModel
+from omni_jax.objective import LossConfig, Pretraining
 from omni_jax.sequence.pack import Laid, Packer
 from omni_jax.sharding import make_mesh, param_roles, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.step import make_omni_step, omni_losses, Update
-from omni_jax.types import Batch, MediaConfig, RowBudget
+from omni_jax.train.step import make_step, Update
+from omni_jax.types import Batch, RowBudget
 
 ROOT = pathlib.Path(__file__).parents[1]
-BUDGET = RowBudget(rows=2, length=96, seen=2, drawn=2, heard_frames=8, spoken_frames=8)
+STREAMS = {
+  'image.seen': (32, 2),
+  'image.drawn': (32, 2),
+  'audio.heard': (8, 4),
+  'audio.spoken': (8, 4),
+}
+BUDGET = RowBudget(rows=2, length=96, streams=STREAMS)
 
 
 def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
@@ -48,16 +53,21 @@ def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
 
 def tiny_run() -> ConfigDict:
   """The run of configs/tiny.py."""
-  return runpy.run_path(str(ROOT / 'configs' / 'tiny.py'))['get_config']()
+  return config('tiny')
 
 
-def tiny_model(**decoder: Any) -> OmniConfig:
+def config(name: str) -> ConfigDict:
+  """The run of a file of configs/."""
+  return config_file(str(ROOT / 'configs' / 'base.py'), name)['get_config']()
+
+
+def tiny_model(**decoder: Any) -> ModelConfig:
   """The network of configs/tiny.py on clips of half a second; half of the drawings are made without their condition."""
-  config = tiny_run().model
-  config.audio.seconds = 0.48
-  config.dit.null = 0.5
-  config.decoder.update(decoder)
-  return OmniConfig.from_config(config)
+  model = tiny_run().model
+  model.audio.seconds = 0.48
+  model.image.head.null = 0.5
+  model.decoder.update(decoder)
+  return ModelConfig.from_config(model)
 
 
 def picture(
@@ -118,31 +128,34 @@ def examples(seed: int = 0) -> list[dict[str, Any]]:
   ]
 
 
-def laid(model: OmniConfig, seed: int = 0) -> list[Laid]:
-  tokenizer = Tokenizer(model.tokenizer)
-  return [prepare(example, tokenizer, model.media) for example in examples(seed)]
+def laid(model: ModelConfig, seed: int = 0) -> list[Laid]:
+  hosts = model.hosts()
+  return [prepare(example, hosts) for example in examples(seed)]
 
 
-def packed(items: list[Laid], media: MediaConfig, budget: RowBudget = BUDGET) -> Batch:
+def packed(items: list[Laid], hosts: Hosts, budget: RowBudget = BUDGET) -> Batch:
   """All items in one batch, several a row."""
-  packer = Packer(budget, media)
+  packer = Packer(budget, hosts)
   assert all([packer.add(item) for item in items]), (
     'the batch is too small for the samples'
   )
   return packer.batch()
 
 
-def codec_values(model: OmniConfig, seed: int = 0) -> dict[str, Any]:
+def codec_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
   """An untrained codec whose codebooks are noise, so that every code is used."""
-  params = nnx.to_pure_dict(
-    nnx.state(Codec(model.codec, model.media.audio, rngs=nnx.Rngs(seed)), nnx.Param)
-  )
-  books = init_buffers(model.codec)
+  values = init_autoencoder(model, 'codec', seed=seed)
+  books = init_buffers(model.autoencoders['codec'])
   noise = jax.random.normal(jax.random.key(seed), books.codebook_JEZ.shape)
   books = books._replace(
     codebook_JEZ=noise, count_JE=jnp.ones_like(books.count_JE), sum_JEZ=noise
   )
-  return {'params': params, 'codebooks': books._asdict()}
+  return {'params': values['params'], 'buffers': {'codebooks': books._asdict()}}
+
+
+def frozen_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
+  """Values of all autoencoders, by name."""
+  return {'codec': codec_values(model, seed)} if model.autoencoders else {}
 
 
 def rows(budget: RowBudget, n: int) -> RowBudget:
@@ -150,7 +163,10 @@ def rows(budget: RowBudget, n: int) -> RowBudget:
 
 
 def omni_optimizer(
-  config: OmniConfig, steps: int = 1, optim: OptimConfig | None = None, **options: Any
+  config: ModelConfig,
+  steps: int = 1,
+  optim: OptimConfig | None = None,
+  **options: Any,
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a run of the omni stage with this network."""
   roles = param_roles(abstract(config))
@@ -158,17 +174,20 @@ def omni_optimizer(
 
 
 class Kit(NamedTuple):
-  """A tiny model ready to train. `step` and `forward` are jitted and run under the kit's mesh."""
+  """A tiny model ready to train. `step` and `forward` are jitted and run under the kit's mesh.
 
-  config: OmniConfig
-  model: OmniModel  # abstract, as the codec
-  codec: Codec
+  Attributes:
+    model: abstract.
+    state: fresh.
+    forward: (params, buffers, batch, key) -> BatchLosses.
+  """
+
+  config: ModelConfig
+  model: OmniModel
   mesh: Mesh
-  state: TrainState  # fresh
+  state: TrainState
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-  forward: Callable[
-    ..., Any
-  ]  # (params, buffers, batch, key) -> (losses of the heads, figures of the routers)
+  forward: Callable[..., Any]
 
   def meshed(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function under jit and under the kit's mesh."""
@@ -182,7 +201,7 @@ class Kit(NamedTuple):
 
 
 def make_kit(
-  config: OmniConfig,
+  config: ModelConfig,
   tx: optax.GradientTransformation,
   losses: LossConfig | None = None,
   accumulate: int = 1,
@@ -190,27 +209,20 @@ def make_kit(
 ) -> Kit:
   """Weights and optimizer moments placed by the table of rules, as the omni stage does it."""
   mesh, model = make_mesh(sizes), abstract(config)
-  codec = nnx.eval_shape(
-    lambda: Codec(config.codec, config.media.audio, rngs=nnx.Rngs(0))
-  )
-  init = lambda values: states.init_omni(config, tx, values, seed=0)
-  values = codec_values(config)
+  init = lambda values: states.init_model_state(config, tx, values, seed=0)
+  values = frozen_values(config)
   layout = states.shardings(jax.eval_shape(init, values), param_specs(model), mesh)
-  state = jax.device_put(
-    jax.jit(init)(values), layout
-  )  # not made in place: so every mesh starts from the same bits
-  step = make_omni_step(
-    model, codec, tx, losses or LossConfig(), mesh, Update(accumulate=accumulate)
-  )
+  # Not made in place: so every mesh starts from the same bits.
+  state = jax.device_put(jax.jit(init)(values), layout)
+  objective = Pretraining(losses or LossConfig(), mesh)
+  update = Update(accumulate=accumulate, refresh=objective.refresh)
+  step = make_step(objective, model, tx, update)
   jitted = jax.jit(step, out_shardings=(layout, None))
 
   def run(state, batch):
     with jax.set_mesh(mesh):
       return jitted(state, place(batch, mesh))
 
-  kit = Kit(config, model, codec, mesh, state, run, omni_losses)
-  return kit._replace(
-    forward=kit.meshed(
-      functools.partial(omni_losses, model=model, codec=codec, mesh=mesh)
-    )
-  )
+  kit = Kit(config, model, mesh, state, run, batch_losses)
+  forward = functools.partial(batch_losses, model=model, mesh=mesh)
+  return kit._replace(forward=kit.meshed(forward))

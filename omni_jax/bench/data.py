@@ -32,11 +32,15 @@ class Counts(NamedTuple):
     pieces, room: by stream, real pieces and all that there is room for.
   """
 
-  examples: int = 0
-  tokens: int = 0
-  positions: int = 0
-  pieces: collections.Counter = collections.Counter()
-  room: collections.Counter = collections.Counter()
+  examples: int
+  tokens: int
+  positions: int
+  pieces: collections.Counter
+  room: collections.Counter
+
+  @classmethod
+  def none(cls) -> 'Counts':
+    return cls(0, 0, 0, collections.Counter(), collections.Counter())
 
   @classmethod
   def of(cls, batch: Batch) -> 'Counts':
@@ -93,7 +97,7 @@ class Overhead:
 
 def take(loader: Loader, examples: int) -> Counts:
   """Takes batches until they hold so many examples, and returns what they hold."""
-  counts = Counts()
+  counts = Counts.none()
   while counts.examples < examples:
     counts += Counts.of(next(loader))
   return counts
@@ -135,7 +139,7 @@ def measure_overhead(
   unaugmented = Loader(making._replace(augment=None), budget, prefetch=0)
   augmented = Loader(fresh_making(), budget, prefetch=0) if making.augment else None
   times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
-  total = Counts()
+  total = Counts.none()
   for k in range(ROUNDS):
     round_media = list(itertools.chain(*media[k * each : (k + 1) * each]))
     decode = functools.partial(bare.decode_media, round_media, making.hosts)

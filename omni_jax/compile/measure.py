@@ -115,10 +115,7 @@ def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
 
 
 def measure_programs(
-  plan: Plan,
-  topology: Topology,
-  names: Sequence[str],
-  dump: pathlib.Path | None = None,
+  plan: Plan, topology: Topology, names: Sequence[str], dump: pathlib.Path | None = None
 ) -> list[Measurement]:
   """Compiles programs of a run. A step that does not fit is measured, too."""
   return [

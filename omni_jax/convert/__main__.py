@@ -17,7 +17,7 @@ options are Beam's. Input and output must be where all workers see them; the out
 With --config=FILE [--config.name=value …] an example that this run could not take is refused: one that no row can hold,
 or that names a language, a voice or a task without a token. The manifest then says which tokenizer that was.
 
---codes=RUN stores beside every medium that has one what the autoencoder of that run makes of it, for config.data.codes='stored'.
+--codes=RUN stores beside every sound what the autoencoder of that run makes of it, for config.data.codes='stored'.
 Without --config the run is RUN.
 """
 

@@ -174,22 +174,18 @@ def check_budget(budget: RowBudget, hosts: Hosts) -> None:
 
 
 def starts_of(
-  laid: Laid, cursors: Sequence[int], room: Sequence[int], blocks: Sequence[int]
+  laid: Laid, cursors: Sequence[int], room: Sequence[int], specs: Sequence[StreamSpec]
 ) -> list[int] | None:
   """Returns where the items of an example begin in their streams, or None if there is no room for all of them.
 
   Args:
     cursors: by stream, pieces that are taken.
     room: by stream, pieces that there are.
-    blocks: by stream, see `StreamSpec.block`.
   """
   cursor = list(cursors)
   starts = []
   for item in laid.items:
-    start = cursor[item.stream]
-    block = blocks[item.stream]
-    if block and start % block + item.pieces > block:
-      start = (start // block + 1) * block
+    start = specs[item.stream].start(cursor[item.stream], item.pieces)
     cursor[item.stream] = start + item.pieces
     if cursor[item.stream] > room[item.stream]:
       return None
@@ -200,9 +196,9 @@ def starts_of(
 def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
   """Raises ValueError for an example that would not fit even an empty row."""
   room = room_of(budget, hosts)
-  blocks = [spec.block for spec in hosts.streams]
+  specs = hosts.streams
   fits = (laid.needs <= room).all()
-  if fits and starts_of(laid, [0] * len(blocks), room[1::2], blocks) is not None:
+  if fits and starts_of(laid, [0] * len(specs), room[1::2], specs) is not None:
     return
   needs = dict(zip(room_names(hosts), laid.needs.tolist(), strict=True))
   there = dict(zip(room_names(hosts), room.tolist(), strict=True))
@@ -268,7 +264,6 @@ class Packer:
     self._ids_3BL = np.zeros((3, rows, length), np.int32)  # labels become targets
     self._segment_BL = np.zeros((rows, length), np.int32)
     self._position_BL3 = np.zeros((rows, length, 3), np.float32)
-    self._blocks = [spec.block for spec in hosts.streams]
     self._pools = [
       _Pool(spec, rows, length, *budget.streams.get(spec.name, (0, 0)))
       for spec in hosts.streams
@@ -286,9 +281,10 @@ class Packer:
     """
     fits_B = (self._used + laid.needs <= self._room).all(axis=1)
     rows = np.flatnonzero(fits_B) if row is None else [row] * bool(fits_B[row])
+    specs = self._hosts.streams
     for candidate in rows:
       used = self._used[candidate]
-      starts = starts_of(laid, used[1::2].tolist(), self._pieces, self._blocks)
+      starts = starts_of(laid, used[1::2].tolist(), self._pieces, specs)
       if starts is not None:
         self._write(laid, int(candidate), starts)
         return True
