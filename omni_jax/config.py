@@ -185,7 +185,7 @@ class RunConfig:
         for name in autoencoders
       },
       omni=dataclass_of(ModelStage, config.omni, OMNI),
-      budget=dataclass_of(RowBudget, config.data.budget, 'data.budget'),
+      budget=budget_of(config.data.budget),
       loader=dataclass_of(LoaderConfig, config.loader, 'loader'),
       augment=augment_of(config.data.augment, table),
     )
@@ -218,6 +218,28 @@ def require(config: Any) -> None:
     raise UserError(
       f'config.{missing[0]} is missing ({", ".join(missing)}): start from configs/base.py, which has every key'
     )
+
+
+def budget_of(part: Any) -> RowBudget:
+  """Returns the sizes of a batch; `streams` names media, and each its kinds of streams."""
+  values = part.to_dict()
+  streams: dict[str, tuple[int, int]] = {}
+  for medium, kinds in values.pop('streams', {}).items():
+    for kind, sizes in kinds.items():
+      name = f'{medium}.{kind}'
+      streams[name] = _room_of(name, sizes)
+  budget = dataclass_of(RowBudget, ConfigDict(values), 'data.budget')
+  return dataclasses.replace(budget, streams=streams)
+
+
+def _room_of(stream: str, sizes: Any) -> tuple[int, int]:
+  pair = tuple(sizes) if isinstance(sizes, list | tuple) else ()
+  whole = all(isinstance(size, int) and size >= 0 for size in pair)
+  if len(pair) != 2 or not whole:
+    raise UserError(
+      f'config.data.budget.streams.{stream}={sizes!r}: give (pieces, items), two whole numbers'
+    )
+  return pair
 
 
 def augment_of(

@@ -5,7 +5,7 @@ Pre-training and the training of an autoencoder are two of them; the same step, 
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -36,6 +36,7 @@ class Outcome(NamedTuple):
   stats: Any = None
 
 
+@runtime_checkable
 class Objective(Protocol):
   """A pure function of its arguments.
 

@@ -191,24 +191,5 @@ class RowBudget:
   length: int
   streams: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
-    flat: dict[str, tuple[int, int]] = {}
-    for name, room in self.streams.items():
-      kinds = room.items() if isinstance(room, Mapping) else [('', room)]
-      for kind, sizes in kinds:
-        key = f'{name}.{kind}' if kind else name
-        flat[key] = _room_of(key, sizes)
-    object.__setattr__(self, 'streams', flat)
-
-
-def _room_of(name: str, sizes: Any) -> tuple[int, int]:
-  pair = tuple(sizes) if isinstance(sizes, list | tuple) else ()
-  whole = all(isinstance(size, int) and size >= 0 for size in pair)
-  if len(pair) != 2 or not whole:
-    raise ValueError(
-      f'streams.{name}={sizes!r}: give (pieces, items), two whole numbers'
-    )
-  return pair
-
 
 MediaConfig = Any  # SHIM

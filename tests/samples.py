@@ -163,10 +163,7 @@ def rows(budget: RowBudget, n: int) -> RowBudget:
 
 
 def omni_optimizer(
-  config: ModelConfig,
-  steps: int = 1,
-  optim: OptimConfig | None = None,
-  **options: Any,
+  config: ModelConfig, steps: int = 1, optim: OptimConfig | None = None, **options: Any
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a run of the omni stage with this network."""
   roles = param_roles(abstract(config))

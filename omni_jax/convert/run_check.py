@@ -1,11 +1,11 @@
 """Whether a run could take an example: its tokenizer, its media and one of its rows; and the codes of its media."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from omni_jax.config import dataclass_of, media_sizes
+from omni_jax.config import budget_of, dataclass_of, media_sizes
 from omni_jax.data.making import prepare
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
@@ -15,6 +15,7 @@ from omni_jax.sequence.pack import check_room
 from omni_jax.types import RowBudget
 
 
+@runtime_checkable
 class Coder(Protocol):
   """An autoencoder that turns a payload into whole numbers (pieces, …); it must pickle."""
 
@@ -45,7 +46,7 @@ class RunCheck(NamedTuple):
     try:
       names = dataclass_of(TokenizerConfig, config.model.tokenizer, 'model.tokenizer')
       hosts = Hosts(media_sizes(config.model), Tokenizer(names))
-      return cls(hosts, dataclass_of(RowBudget, config.data.budget, 'data.budget'))
+      return cls(hosts, budget_of(config.data.budget))
     except AttributeError as error:  # of ConfigDict; it names the key
       raise UserError(f'--config is not that of a run: {error}') from error
 

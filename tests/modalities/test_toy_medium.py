@@ -1,0 +1,371 @@
+"""A medium that the project does not know, added by rows of the tables alone: clouds of points in the plane.
+
+It is read as codes of an autoencoder of its own (the second one of the model) and written as a block. All that knows it
+is in this file: it is packed, trained, generated, inspected and compiled by the code that serves images and sounds.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+from samples import tiny_run
+
+from omni_jax import inspect_data, sharding
+from omni_jax.checkpoint.init_values import init_frozen
+from omni_jax.compile.program import compile_program, programs_of
+from omni_jax.data.crops import CropLoader
+from omni_jax.data.loader import Loader
+from omni_jax.data.making import Making, prepare
+from omni_jax.errors import UserError
+from omni_jax.generate.api import TrainedModel
+from omni_jax.generate.grammar import wants_of
+from omni_jax.modalities.contract import Host, Part, Shown, Writing
+from omni_jax.modalities.device import Autoencoder, Device, Trained
+from omni_jax.modalities.devices import DEVICES, Tables
+from omni_jax.modalities.head_loss import UnitLoss
+from omni_jax.modalities.hosts import HOSTS
+from omni_jax.model import abstract_autoencoder, ModelConfig
+from omni_jax.nn.layers import Embedding, gather_rows, Linear
+from omni_jax.objective import Autoencoding
+from omni_jax.sequence.interleave import interleave, parse
+from omni_jax.train import state as states
+from omni_jax.train.plan import omni_program, Plan
+from omni_jax.train.step import make_step, Update
+from omni_jax.types import ItemLayout, Layout, NONE, StreamSpec
+
+MOST, CELLS = 6, 16  # points of a cloud, entries of the autoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class PointsConfig:
+  most: int = MOST
+
+
+@dataclasses.dataclass(frozen=True)
+class PointsPart(Part):
+  points: np.ndarray
+  type: str = 'points'
+
+
+class PointsHost(Host):
+  """A payload is float32 (n, 2) in [0, 1]; a piece is a point, in bytes."""
+
+  config: PointsConfig
+  name = 'points'
+  key = 'points'
+
+  def streams(self):
+    piece = ((2,), 'uint8', self.config.most, 2 * self.config.most)
+    return (
+      StreamSpec('points.seen', 'points', False, False, *piece),
+      StreamSpec('points.made', 'points', True, True, *piece),
+    )
+
+  def form(self, span):
+    if not 0 < len(span.payload) <= self.config.most:
+      raise ValueError(f'{len(span.payload)} points, at most {self.config.most}')
+    return len(span.payload)
+
+  def layout(self, form, written):
+    n, special = form, self.tokenizer.special
+    place = np.zeros((n, 3), np.int32)
+    place[:, 2] = np.arange(n)
+    at = np.arange(2, 2 + n)
+    item = ItemLayout('points.seen', (1, 1, n), place, at)
+    if written:
+      item = ItemLayout('points.made', (1, 1, n), place, at + n, at, at)
+    layout = Layout.empty(3 + n * (1 + written), 2.0 + n, self.text, (item,))
+    layout.token_n[[0, 1, -1]] = special('bop'), special(f'size:{n}'), special('eop')
+    layout.modality_n[2:-1] = self.number
+    layout.offset_n3[:2] = np.arange(2, dtype=np.float32)[:, None]
+    layout.offset_n3[2:-1] = 2 + np.tile(place, (1 + written, 1))
+    layout.offset_n3[-1] = layout.end
+    if written:
+      layout.label_n[:2] = layout.token_n[:2]
+    return layout
+
+  def pieces(self, span):
+    return (np.rint(span.payload * 255).astype(np.uint8),)
+
+  def joined(self, pieces, form):
+    return pieces.astype(np.float32) / 255
+
+  def crop(self, payload, pieces, rng):
+    value, mask = np.zeros((pieces, 2), np.float32), np.zeros(pieces, np.float32)
+    n = min(pieces, len(payload))
+    value[:n], mask[:n] = payload[:n], 1
+    return value, mask
+
+  def writing(self):
+    special = self.tokenizer.special
+    sizes = tuple(special(f'size:{n}') for n in range(1, self.config.most + 1))
+    return Writing(((special('bop'),), sizes), special('eop'), None, self.config.most)
+
+  def part(self, payload):
+    return PointsPart(payload)
+
+  def show(self, payload):
+    dots = ''.join(f'<circle cx="{x}" cy="{y}" r=".02"/>' for x, y in payload)
+    text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{dots}</svg>'
+    return Shown('svg', text.encode())
+
+
+class PointsEmbed(nnx.Module):
+  def __init__(self, width, *, rngs):
+    self.cell = Embedding(CELLS, width, rngs=rngs, std=1.0)
+    self.point = Linear(2, width, (None, 'embed'), rngs=rngs)
+    self.query = Embedding(MOST, width, rngs=rngs, std=1.0)
+
+  def read(self, stream, dtype):
+    return self.cell(stream.value_BM[..., 0], dtype)
+
+  def written(self, value, place, dtype):
+    return self.point(value.astype(dtype) / 255) + self.query(place[..., 2], dtype)
+
+  def queries(self, place, dtype):
+    return self.query(place[..., 2], dtype)
+
+
+class PointsHead(nnx.Module):
+  def __init__(self, width, *, rngs):
+    self.out = Linear(width, 2, ('embed', None), rngs=rngs, bias=True)
+
+  def losses(self, hidden_BLD, stream, key):
+    valid_BM = stream.write_at_BM >= 0
+    made_BM2 = self.out(gather_rows(hidden_BLD, stream.write_at_BM))
+    error_BM = jnp.square(made_BM2 - stream.value_BM / 255.0).sum(axis=-1)
+    weight_BM = valid_BM.astype(jnp.float32)
+    return UnitLoss(error_BM * weight_BM, weight_BM, stream.write_at_BM)
+
+  def sample(self, state_UMD, place_UM3, valid_UM, key_U, *, guidance_U, steps):
+    return jnp.rint(jnp.clip(self.out(state_UMD), 0, 1) * 255).astype(jnp.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellsConfig:
+  cells: int = CELLS
+
+
+class Cells(nnx.Module):
+  """Cells of the plane, each with a centre that moves to the points in it."""
+
+  def __init__(self, cells, *, rngs):
+    init = nnx.initializers.uniform(1.0)
+    self.centres = sharding.param(
+      rngs, (cells, 2), (None, None), init, sharding.Role.TABLE
+    )
+
+  def distances(self, value):
+    return jnp.square(value[..., None, :] - self.centres[...]).sum(axis=-1)
+
+
+def cells_loss(cells, buffers, crops, key):
+  value, mask = crops
+  loss = (cells.distances(value).min(axis=-1) * mask).sum() / mask.sum()
+  return loss, Trained({'distance': loss}, mask.sum())
+
+
+CELLS_ROW = Autoencoder(
+  name='cells',
+  config=CellsConfig,
+  make=lambda sizes, config, rngs: Cells(config.cells, rngs=rngs),
+  init_buffers=lambda config: {'points': jnp.zeros(())},
+  loss=cells_loss,
+  update_buffers=lambda config, buffers, seen, key: {
+    'points': buffers['points'] + seen
+  },
+  encode=lambda cells, buffers, value, item: jnp.argmin(
+    cells.distances(value / 255.0), axis=-1
+  )[..., None].astype(jnp.int32),
+  decode=lambda cells, buffers, code: cells.centres[...][code[..., 0]],
+  identity=lambda sizes, config: '',
+  read_buffers=lambda buffers: {},
+  codes=lambda sizes, config: ((1,), config.cells),
+)
+POINTS = Device(
+  embed=lambda parts, rngs: PointsEmbed(parts.width, rngs=rngs),
+  head=lambda parts, rngs: PointsHead(parts.width, rngs=rngs),
+  autoencoder=CELLS_ROW,
+  coded=lambda parts: ('seen',),
+)
+TABLES = Tables(
+  {**HOSTS, 'points': (PointsConfig, PointsHost)}, {**DEVICES, 'points': POINTS}
+)
+
+
+def run_config() -> ConfigDict:
+  """The tiny run with the medium in it: keys of its own, and nothing else."""
+  c = tiny_run()
+  c.mesh.data = 1
+  c.stages = ('codec', 'cells', 'omni')
+  c.model.points = ConfigDict(dict(most=MOST))
+  c.model.cells = ConfigDict(dict(cells=CELLS))
+  c.model.tokenizer.marks = ('bop', 'eop')
+  c.model.tokenizer.max_grid = MOST
+  c.cells = c.codec.copy_and_resolve_references()
+  c.cells.pieces = MOST
+  c.omni.losses.points = 1.0
+  c.omni.optim.lr = 1e-2
+  c.omni.steps = 200
+  c.data.budget.streams.points = ConfigDict(dict(seen=(24, 4), made=(24, 4)))
+  return c
+
+
+def cloud(rng: np.random.Generator, word: str) -> np.ndarray:
+  """Three to six points near the left or the right edge."""
+  n = int(rng.integers(3, MOST + 1))
+  points = rng.random((n, 2)) * 0.2
+  points[:, 0] += 0.8 * (word == 'right')
+  return points.astype(np.float32)
+
+
+def example(k: int) -> dict[str, Any]:
+  """Half of the examples name a cloud, the other half draw one of four points."""
+  rng = np.random.default_rng(k)
+  word = ('left', 'right')[k // 2 % 2]
+  named = {'type': 'text', 'text': word}
+  shown = {'type': 'points', 'points': cloud(rng, word)}
+  if k % 2:
+    shown['points'] = np.resize(shown['points'], (4, 2))
+    shown['points'][:, 1] = 0.5
+    shown['points'][:, 0] = 0.9 if word == 'right' else 0.1
+  asked, answer = (named, shown) if k % 2 else (shown, named)
+  messages = [
+    {'role': 'user', 'content': [asked]},
+    {'role': 'assistant', 'content': [answer]},
+  ]
+  return {'id': f'cloud/{k}', 'messages': messages}
+
+
+EXAMPLES = [example(k) for k in range(64)]
+
+
+@pytest.fixture(scope='module')
+def plan() -> Plan:
+  return Plan(run_config(), tables=TABLES)
+
+
+@pytest.fixture(scope='module')
+def trained(plan):
+  """(losses of both stages, a model that generates), by the same programs as every run."""
+  config = plan.model_config
+  row = config.tables.autoencoders()['cells'][1]
+  model = abstract_autoencoder(config, 'cells')
+  objective = Autoencoding(row, config.autoencoders['cells'])
+  update = Update(refresh=objective.refresh)
+  tx = optax.adam(0.03)
+  step = jax.jit(make_step(objective, model, tx, update))
+  state = states.init_autoencoder_state(config, 'cells', tx, seed=0)
+  payloads = [
+    part['points']
+    for e in EXAMPLES
+    for m in e['messages']
+    for part in m['content']
+    if part['type'] == 'points'
+  ]
+  crops = CropLoader(payloads, plan.hosts['points'], batch=16, pieces=MOST, seed=0)
+  losses = {'cells': [], 'points': [], 'text': []}
+  for _ in range(60):
+    state, metrics = step(state, next(crops))
+    losses['cells'].append(float(metrics['cells/distance']))
+  frozen = init_frozen(config, seed=0)
+  frozen['cells'] = {'params': state.params, 'buffers': state.buffers}
+
+  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  with jax.set_mesh(plan.mesh):
+    program = omni_program(plan, frozen)
+    state = program.init(frozen)
+    for _ in range(200):
+      batch = sharding.place(next(loader), plan.mesh)
+      state, metrics = program.step(state, batch)
+      for name in ('points', 'text'):
+        losses[name].append(float(metrics[f'loss/{name}']))
+  model = TrainedModel(plan.config, 200, state.params, state.buffers, tables=TABLES)
+  return losses, model
+
+
+def test_the_tables_give_it_a_number_streams_and_wants(plan):
+  assert plan.hosts.numbers == {'text': 1, 'image': 2, 'audio': 3, 'points': 4}
+  names = [spec.name for spec in plan.hosts.streams]
+  assert names[-2:] == ['points.seen', 'points.made']
+  assert wants_of(plan.hosts) == ('text', 'image', 'audio', 'points', 'any')
+  assert plan.model_config.decoder.modalities == 5
+  assert plan.model_config.coded()['points.seen'] == 'cells'
+
+
+def test_it_is_packed_with_everything_else(plan):
+  for each in EXAMPLES[:4]:
+    again = parse(interleave(each, plan.hosts), plan.hosts)
+    np.testing.assert_equal(again['messages'], each['messages'])
+  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  batch = next(loader)
+  assert set(batch.streams) == {spec.name for spec in plan.hosts.streams}
+  made = batch.streams['points.made']
+  rows, pieces = np.nonzero(made.item_BM)
+  assert len(rows) > 8
+  for row, piece in zip(rows, pieces, strict=True):
+    assert made.at_BL[row, made.write_at_BM[row, piece] + 4] == piece
+    assert made.query_at_BL[row, made.write_at_BM[row, piece]] == piece
+  block = 2 * MOST  # no item crosses the border of a block
+  for row in range(len(made.item_BM)):
+    for item in range(1, made.item_BM[row].max() + 1):
+      assert len(set(np.flatnonzero(made.item_BM[row] == item) // block)) == 1
+
+
+def test_too_many_points_are_refused_by_name(plan):
+  many = {'type': 'points', 'points': np.zeros((MOST + 1, 2), np.float32)}
+  with pytest.raises(ValueError, match=f'{MOST + 1} points'):
+    prepare({'content': [many]}, plan.hosts)
+  with pytest.raises(UserError, match='points'):
+    text_only = ModelConfig.from_config(tiny_run().model).hosts()
+    prepare({'content': [many]}, text_only)
+
+
+def test_its_autoencoder_and_its_head_learn(trained):
+  losses, model = trained
+  assert np.mean(losses['cells'][-5:]) < 0.5 * losses['cells'][0]
+  assert float(model.frozen['cells']['buffers']['points']) > 100
+  assert np.mean(losses['points'][-10:]) < 0.2 * np.mean(losses['points'][:10])
+  assert set(model.frozen) == {'codec', 'cells'}
+
+
+def test_it_is_read_and_written_in_replies(trained):
+  _, model = trained
+  for word, left in (('left', True), ('right', False)):
+    (part,) = model.generate(word, want='points', temperature=0)
+    assert part.type == 'points' and part.points.shape == (4, 2)
+    assert (abs(part.points[:, 0] - (0.1 if left else 0.9)) < 0.3).all(), part.points
+    shown = {'type': 'points', 'points': cloud(np.random.default_rng(99), word)}
+    (said,) = model.generate([shown], want='text', temperature=0)
+    assert said.text == word
+  codes = model.encode_payloads(
+    'cells', [EXAMPLES[0]['messages'][0]['content'][0]['points']]
+  )
+  (again,) = model.decode_items('cells', codes)
+  original = EXAMPLES[0]['messages'][0]['content'][0]['points']
+  assert np.abs(again - original).max() < 0.3
+
+
+def test_it_is_inspected(plan):
+  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  batch = next(loader)
+  page = inspect_data.render(batch, plan.hosts, rows=2, title='points')
+  assert 'points.seen' in page and 'data:image/svg+xml' in page
+  losses = inspect_data.losses_of(batch, 0, plan.hosts)
+  assert (
+    losses['points'].sum()
+    == (batch.streams['points.made'].write_at_BM[0] != NONE).sum()
+  )
+
+
+def test_it_is_compiled(plan):
+  programs = programs_of(plan)
+  assert list(programs) == ['train', 'prefill', 'decode', 'draw', 'points']
+  compiled = compile_program(plan.mesh, programs['points'](plan))
+  assert not compiled.refusal and compiled.text
