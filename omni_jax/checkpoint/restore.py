@@ -52,7 +52,7 @@ def restore_run(
     )
     return {'params': state.params, 'buffers': state.buffers}
 
-  whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  whole = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with Checkpoints(workdir, 'omni', read_only=True) as checkpoints:
     shapes = jax.eval_shape(
       functools.partial(init, 'ema' in checkpoints.shapes(step)['buffers'])

@@ -49,7 +49,7 @@ class Omni:
     self.config, self.step = config, step
     self.omni = OmniConfig.from_config(config.model)
     self.tokenizer = Tokenizer(self.omni.tokenizer)
-    self._mesh = mesh or sharding.make_mesh({})
+    self._mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
     self.params, self._buffers = params, buffers
     if mesh is not None:
       fit = lambda x, spec: sharding.fitting(mesh, spec, x.shape)

@@ -1,10 +1,10 @@
 """The stages of a run: codec -> omni -> evaluate; each is resumable and does nothing when it is already done."""
 
 import contextlib
+import functools
+import gc
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
 from etils import epath
@@ -156,7 +156,8 @@ def _codec_stage(run: Run) -> loop.Stage:
 
 def train_codec(run: Run) -> None:
   """Stage 1: the speech codec on its own, on clips."""
-  loop.run(_codec_stage(run), run.workdir, run.mesh)
+  with jax.set_mesh(run.mesh):
+    loop.run(_codec_stage(run), run.workdir, run.mesh)
 
 
 def restore_codec(run: Run) -> Any:
@@ -243,31 +244,37 @@ def omni_stage(
 
 
 def train_omni(run: Run) -> None:
-  """Stage 2: the whole model."""
-  loop.run(omni_stage(run, restore_codec(run)), run.workdir, run.mesh)
+  """Stage 2: the whole model. Nothing refers to its state afterwards."""
+  with jax.set_mesh(run.mesh):
+    loop.run(omni_stage(run, restore_codec(run)), run.workdir, run.mesh)
 
 
 def evaluate(run: Run) -> None:
-  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html.
+  """Stage 3: restores the last checkpoint, and writes metrics.json and report.html.
 
-  The first of several processes sees to it when the others are gone: they would not wait as long as it may take.
+  It is done in this process, since a TPU belongs to one process; the memory of the
+  trainer's state is free by then. The first of several processes sees to it, on one of
+  its own devices, when the others are gone: they would not wait as long as it may take.
   """
   processes.disband()
   if jax.process_index():
     return
-  done = subprocess.run(
-    [sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False
-  )
-  if done.returncode:
-    raise UserError(
-      f'evaluation failed with exit code {done.returncode}; its message is above'
-    )
+  from omni_jax.evaluate import run as evaluation  # only a run that evaluates needs it
+
+  gc.collect()  # frees what is left of the trainer's state in reference cycles
+  trained = evaluation.restore(run.workdir)
+  evaluation.run(trained, run.workdir, log=functools.partial(print, flush=True))
 
 
 STAGES = {'codec': train_codec, 'omni': train_omni, 'evaluate': evaluate}
 
 
 def _checked(config: Any, workdir: str) -> Run:
+  if jax.process_count() > 1 and not jax.distributed.is_initialized():
+    raise UserError(
+      f'{jax.process_count()} processes share the devices, but have not met: set '
+      'config.distributed=True'
+    )
   if unknown := [name for name in config.stages if name not in STAGES]:
     raise UserError(
       f'config.stages: {unknown} is unknown; a stage is one of {tuple(STAGES)}'
@@ -293,7 +300,6 @@ def run_all(config: Any, workdir: str) -> None:
       _write_config(config, epath.Path(workdir))
     else:
       processes.agreed(lambda: None)
-    stack.enter_context(jax.set_mesh(run.mesh))
     for name in config.stages:
       say(
         workdir,
