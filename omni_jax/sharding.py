@@ -385,8 +385,12 @@ def anywhere(own: bool, mesh: Mesh) -> jax.Array:
 
 
 def gather_bytes(own: bytes) -> list[bytes]:
-  """The bytes of every process, in every process."""
-  if jax.process_count() == 1:
+  """Returns the bytes of every process, in every process.
+
+  Once the processes of a run have parted (`train.processes.disband`), each has only
+  its own.
+  """
+  if jax.process_count() == 1 or not jax.distributed.is_initialized():
     return [own]
   lengths = multihost_utils.process_allgather(np.int32(len(own)))
   padded = np.zeros(lengths.max(), np.uint8)

@@ -48,7 +48,7 @@ def restore_run(
   model_config = ModelConfig.from_config(config.model, tables)
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
-  whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  whole = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with Checkpoints(workdir, OMNI, read_only=True) as checkpoints:
     has_average = 'ema' in checkpoints.shapes(step)['buffers']
     init = functools.partial(_init_model, model_config, average=has_average)

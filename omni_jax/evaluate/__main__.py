@@ -80,14 +80,14 @@ def main(arguments: Sequence[str]) -> None:
       '--follow evaluates every new step into WORKDIR/eval/STEP: give neither --step nor --out'
     )
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
-  import omni_jax  # only now: a mistake above is answered at once, without waiting for jax
+  # Only now: a mistake above is answered at once, without waiting for jax.
   from omni_jax.evaluate.limits import limits_of
-  from omni_jax.evaluate.run import run
+  from omni_jax.evaluate.run import restore, run
 
   log = functools.partial(print, flush=True)
 
   def evaluate(step: int | None) -> None:
-    trained = omni_jax.load(flags.workdir, step=step, weights=flags.weights)
+    trained = restore(flags.workdir, step=step, weights=flags.weights)
     limits = limits_of(trained.config)
     limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
     run(

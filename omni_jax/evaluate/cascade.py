@@ -149,9 +149,11 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--seed', type=int, default=0)
   flags = parser.parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
-  import omni_jax  # only now: a mistake above is answered at once
+  from omni_jax.evaluate.run import (
+    restore,
+  )  # only now: a mistake above is answered at once
 
-  trained = omni_jax.load(flags.workdir, step=flags.step)
+  trained = restore(flags.workdir, step=flags.step)
   if source_of(trained.config.data).evaluation != DIRECTIONS:
     raise UserError(
       f'--workdir={flags.workdir}: its data.source is {trained.config.data.source!r}, the cascade '

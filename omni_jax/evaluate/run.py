@@ -15,9 +15,15 @@ from omni_jax.evaluate.page.gallery import Gallery
 from omni_jax.evaluate.page.shown import Media
 from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS
+from omni_jax.generate.api import load
 
 VERSION = 1
 TITLE = 'omni_jax: evaluation'
+
+
+def restore(workdir: Any, step: int | None = None, weights: str = 'average') -> Any:
+  """Restores a run as `omni_jax.load` does, onto one device of this process."""
+  return load(str(workdir), step=step, weights=weights)
 
 
 def run(
@@ -35,7 +41,7 @@ def run(
   metrics.json comes last and whole.
 
   Args:
-    trained: what `omni_jax.load` returns.
+    trained: what `restore` returns.
     workdir: the run's folder, for its log of losses.
     out: folder to write; by default workdir/eval/STEP.
     limits: how much is asked; by default what the run's config says.

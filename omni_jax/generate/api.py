@@ -85,7 +85,7 @@ class TrainedModel:
     self.model_config = ModelConfig.from_config(config.model, tables)
     self.hosts = self.model_config.hosts()
     self.tokenizer = self.hosts.tokenizer
-    self._mesh = mesh or sharding.make_mesh({})
+    self._mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
     self.params, self._buffers = params, buffers
     model = abstract(self.model_config)
     if mesh is not None:

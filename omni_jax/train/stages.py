@@ -2,9 +2,8 @@
 
 import contextlib
 import functools
+import gc
 import json
-import subprocess
-import sys
 from typing import Any
 
 from etils import epath
@@ -172,7 +171,8 @@ def autoencoder_stage(run: Run, name: str) -> loop.Stage:
 
 def train_autoencoder(run: Run, name: str) -> None:
   """Trains an autoencoder on its own, on crops."""
-  loop.run(autoencoder_stage(run, name), run.workdir, run.mesh)
+  with jax.set_mesh(run.mesh):
+    loop.run(autoencoder_stage(run, name), run.workdir, run.mesh)
 
 
 def restore_frozen(run: Run) -> dict[str, Any]:
@@ -256,25 +256,26 @@ def omni_stage(
 
 
 def train_omni(run: Run) -> None:
-  """Trains the whole model."""
-  loop.run(omni_stage(run, restore_frozen(run)), run.workdir, run.mesh)
+  """Trains the whole model. Nothing refers to its state afterwards."""
+  with jax.set_mesh(run.mesh):
+    loop.run(omni_stage(run, restore_frozen(run)), run.workdir, run.mesh)
 
 
 def evaluate(run: Run) -> None:
-  """Stage 3: a fresh process restores the last checkpoint and writes metrics.json and report.html.
+  """Stage 3: restores the last checkpoint, and writes metrics.json and report.html.
 
-  The first of several processes sees to it when the others are gone: they would not wait as long as it may take.
+  It is done in this process, since a TPU belongs to one process; the memory of the
+  trainer's state is free by then. The first of several processes sees to it, on one of
+  its own devices, when the others are gone: they would not wait as long as it may take.
   """
   processes.disband()
   if jax.process_index():
     return
-  done = subprocess.run(
-    [sys.executable, '-m', 'omni_jax.evaluate', f'--workdir={run.workdir}'], check=False
-  )
-  if done.returncode:
-    raise UserError(
-      f'evaluation failed with exit code {done.returncode}; its message is above'
-    )
+  from omni_jax.evaluate import run as evaluation  # only a run that evaluates needs it
+
+  gc.collect()  # frees what is left of the trainer's state in reference cycles
+  trained = evaluation.restore(run.workdir)
+  evaluation.run(trained, run.workdir, log=functools.partial(print, flush=True))
 
 
 def run_stage(run: Run, name: str) -> None:
@@ -288,6 +289,11 @@ def run_stage(run: Run, name: str) -> None:
 
 
 def _checked(config: Any, workdir: str, tables: Tables) -> Run:
+  if jax.process_count() > 1 and not jax.distributed.is_initialized():
+    raise UserError(
+      f'{jax.process_count()} processes share the devices, but have not met: set '
+      'config.distributed=True'
+    )
   run = Run(config, workdir, tables)
   if EVALUATE in run.run_config.stages[:-1] and jax.process_count() > 1:
     raise UserError(
@@ -309,7 +315,6 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
       _write_config(config, epath.Path(workdir))
     else:
       processes.agreed(lambda: None)
-    stack.enter_context(jax.set_mesh(run.mesh))
     for name in run.run_config.stages:
       kind = jax.devices()[0].device_kind
       say(workdir, f'stage {name} on {jax.device_count()} x {kind}')

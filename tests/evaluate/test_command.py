@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 import pytest
 
-import omni_jax
 from omni_jax.errors import UserError
 from omni_jax.evaluate import __main__ as command
 from omni_jax.evaluate import run as run_lib
@@ -48,7 +47,7 @@ def test_sampling_of_the_command_goes_before_that_of_the_config(monkeypatch):
   config = ConfigDict(
     dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5)))
   )
-  monkeypatch.setattr(omni_jax, 'load', lambda *_, **__: SimpleNamespace(config=config))
+  monkeypatch.setattr(run_lib, 'restore', lambda *_, **__: SimpleNamespace(config=config))
   monkeypatch.setattr(
     run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling)
   )

@@ -1,10 +1,10 @@
-"""The train command as test_two_processes.py starts it: it notes which rows it placed where, and never evaluates."""
+"""The train command as test_two_processes.py starts it: it notes which rows it placed where, and evaluates one prompt."""
 
 import hashlib
 import json
 import os
 import signal
-import types
+import subprocess
 
 from omni_jax.errors import run_command, UserError
 from omni_jax.train import __main__ as command
@@ -39,26 +39,34 @@ def watched(place, notes, *, fails_at, stops_at):
   return noted
 
 
-def evaluate(command, check):
-  """In the place of the evaluating process, whose work is long and tested elsewhere."""
+def evaluate(trained, workdir, log):
+  """In the place of the evaluation, which is long and tested elsewhere: one reply."""
   import jax
 
   assert not jax.distributed.is_initialized(), (
     'the other processes would have to wait for the end of this'
   )
-  print('evaluates:', *command[1:], flush=True)
-  return types.SimpleNamespace(returncode=0)
+  (part,) = trained.generate('1', want='audio')
+  assert len(part.wave)
+  log(f'evaluates step {trained.step} of {workdir}')
+
+
+def started(*_, **__):
+  raise AssertionError('a second process would find no device: this one has it')
 
 
 def start_jax(config, start=command.start_jax):
   start(config)
-  from omni_jax.train import loop, stages  # after the devices are set up
+  # After the devices are set up.
+  from omni_jax.evaluate import run as evaluation
+  from omni_jax.train import loop
 
   at = {
     name.lower(): int(os.environ.get(name, '0')) for name in ('FAILS_AT', 'STOPS_AT')
   }
   loop.place = watched(loop.place, os.environ['NOTES'], **at)
-  stages.subprocess = types.SimpleNamespace(run=evaluate)
+  evaluation.run = evaluate
+  subprocess.Popen = started
 
 
 if __name__ == '__main__':

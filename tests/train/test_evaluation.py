@@ -1,0 +1,91 @@
+"""The stage 'evaluate' runs in the trainer's own process, once the trainer's memory is free."""
+
+import gc
+import json
+import runpy
+import subprocess
+
+import jax
+import pytest
+from samples import ROOT
+
+from omni_jax.errors import UserError
+from omni_jax.evaluate import run as evaluation
+from omni_jax.train import stages
+
+STEPS = 2
+SMALL = 1000  # bytes: a step, a key
+
+
+def text_run(folder):
+  """A short run on a text file, which is evaluated by its loss alone."""
+  (folder / 'a.txt').write_text('to be or not to be ' * 60)
+  config = runpy.run_path(str(ROOT / 'configs' / 'shakespeare.py'))['get_config']()
+  config.data.update(dict(root=str(folder), train_file='a.txt'))
+  config.data.budget.rows = 4
+  config.mesh.data = 2
+  config.omni.optim.kind = 'adamw'
+  config.omni.update(dict(steps=STEPS, log_every=1, save_every=STEPS))
+  return config
+
+
+def live_bytes():
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('text')
+
+
+@pytest.fixture(scope='module')
+def evaluated(folder):
+  """What there was when the run restored its last checkpoint; no process may start."""
+  found = {}
+
+  def restore(workdir):
+    found['mesh'] = jax.sharding.get_abstract_mesh()
+    found['live'] = live_bytes()
+    trained = real_restore(workdir)
+    found['parameters'] = sum(x.nbytes for x in jax.tree.leaves(trained.params))
+    found['devices'] = {
+      device for x in jax.tree.leaves(trained.params) for device in x.devices()
+    }
+    return trained
+
+  def start(*_, **__):
+    raise AssertionError('a second process would find no TPU: this one has it')
+
+  real_restore = evaluation.restore
+  gc.collect()
+  found['before'] = live_bytes()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluation, 'restore', restore)
+    patch.setattr(subprocess, 'Popen', start)
+    stages.run_all(text_run(folder), str(folder / 'run'))
+  return found
+
+
+def test_the_report_is_written(folder, evaluated):
+  written = folder / 'run' / 'eval' / str(STEPS)
+  metrics = json.loads((written / 'metrics.json').read_text())
+  assert metrics['step'] == STEPS and metrics['data']['groups']['text']['loss']['text']
+  assert (written / 'report.html').exists()
+
+
+def test_the_memory_of_the_trainer_is_free_before_anything_is_restored(evaluated):
+  assert evaluated['parameters'] > 100 * SMALL
+  assert evaluated['live'] <= evaluated['before'] + SMALL
+
+
+def test_one_device_evaluates_outside_of_the_trainers_mesh(evaluated):
+  assert evaluated['mesh'].empty
+  assert evaluated['devices'] == {jax.local_devices()[0]}
+
+
+def test_a_mistake_is_the_users_error_itself(folder, evaluated):
+  """The command says it in one line and ends with code 2, as `errors.run_command` does."""
+  config = text_run(folder)
+  config.evaluate = {'n_image': 3}
+  with pytest.raises(UserError, match=r'config\.evaluate: unknown n_image'):
+    stages.run_all(config, str(folder / 'run'))
