@@ -1,24 +1,31 @@
-"""`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`: a run's programs for chips elsewhere.
+"""Compiles a run's programs for chips that are elsewhere, and says what they take.
 
-  --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices), cpu:8 (pretended CPU devices)
+`python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`
+
+  --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices) or
+                    cpu:8 (pretended CPU devices)
   --programs=A,B    of train, prefill, decode, draw (default: all)
-  --search          rows a chip, remat and mesh splits: what fits, and how long a step takes
-  --buffers=N       the N largest temporaries at the peak      --work=N   the N parts that take most time
-  --json            one JSON object instead of text            --dump=DIR keeps what the compiler writes down
+  --search          tries rows a chip, remat and mesh splits: what fits, and how long a
+                    step takes
+  --buffers=N       lists the N largest temporaries at the peak
+  --work=N          lists the N parts that take most time
+  --json            prints one JSON object instead of text
+  --dump=DIR        keeps what the compiler writes down
   --config.a.b=c    as in omni_jax.train
 
-What does not fit is reported like the rest, then said in one line, with exit code 2. Nothing is allocated; TPU kinds
-need libtpu (`pip install "jax[tpu]"`), no TPU.
+A program that does not fit is reported like the rest, then named in one line, with exit
+code 2. Nothing is allocated; TPU kinds need libtpu (`pip install "jax[tpu]"`), no TPU.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
-import sys
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from omni_jax.chips import GIB
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 
@@ -45,98 +52,106 @@ flags.DEFINE_string(
 )
 
 
-def _search(config: Any, where: Any) -> None:
+def _search(config: Any, topology: Any) -> None:
   from omni_jax.compile import search, summary
 
-  say = (lambda line: None) if _FLAGS.json else lambda line: print(line, flush=True)
-  say(search.HEAD)
-  found = search.search(config, where, say)
-  best = search.frontier(found, where)
+  def log(line: str) -> None:
+    if not _FLAGS.json:
+      print(line, flush=True)
+
+  log(search.TABLE_HEAD)
+  trials = search.search(config, topology, log)
+  best = search.frontier(trials, topology)
   if _FLAGS.json:
     rows = [
       {
-        'changes': one.changes,
-        'rows_a_chip': one.rows,
-        'refused': one.said,
-        'best': one in best,
-        'train': one.measured and summary.plain(one.measured, where),
+        'changes': trial.changes,
+        'rows_a_chip': trial.rows,
+        'refused': trial.refusal,
+        'best': trial in best,
+        'train': trial.measurement
+        and summary.program_json(trial.measurement, topology),
       }
-      for one in found
+      for trial in trials
     ]
-    print(
-      json.dumps(
-        {'topology': where.name, 'versions': summary.versions(), 'tried': rows},
-        indent=1,
-        default=list,
-      )
+    _print_json(
+      {'topology': topology.name, 'versions': summary.versions(), 'tried': rows}
     )
     return
-  say('\nbest, by MFU if nothing overlaps; each needs less memory than those above it:')
-  for one in best:
-    say(search.line(one, where))
+  log('\nbest, by MFU if nothing overlaps; each needs less memory than those above it:')
+  for trial in best:
+    log(search.table_row(trial, topology))
   if not best:
-    raise UserError(f'nothing that was tried fits {where.name}')
+    raise UserError(f'nothing that was tried fits {topology.name}')
+
+
+def _measure(config: Any, topology: Any, names: Sequence[str]) -> None:
+  from omni_jax.compile import measure, summary
+
+  plan = measure.make_plan(config, topology)
+  measure.check_state(plan, topology)
+  headline = summary.headline(plan, topology)
+  if not _FLAGS.json:
+    print(headline, flush=True)
+  dump = pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
+  measurements = {}
+  for name in names:
+    (measurement,) = measure.measure_programs(plan, topology, [name], dump)
+    measurements[name] = measurement
+    if not _FLAGS.json:
+      lines = [
+        *summary.program_lines(measurement, topology, _FLAGS.buffers),
+        *summary.top_work(measurement, topology, _FLAGS.work),
+        *summary.top_transfers(measurement, _FLAGS.work),
+      ]
+      print('\n'.join(lines), flush=True)
+  if _FLAGS.json:
+    programs = {
+      name: summary.program_json(measurement, topology)
+      for name, measurement in measurements.items()
+    }
+    _print_json(
+      {
+        'config': config.to_dict(),
+        'topology': topology.name,
+        'chips': topology.chips,
+        'said': headline,
+        'versions': summary.versions(),
+        **programs,
+      }
+    )
+  for measurement in measurements.values():
+    if not measurement.fits:
+      raise UserError(
+        f'{measurement.name} does not fit {topology.name}: '
+        f'peak {measurement.memory.peak / GIB:.2f} GiB a chip, '
+        f'{topology.hbm / GIB:.2f} GiB usable; '
+        f'{measure.advice(plan, topology, measurement)}'
+      )
+
+
+def _print_json(values: dict[str, Any]) -> None:
+  print(json.dumps(values, indent=1, default=list))
 
 
 def main() -> None:
   config = read_config(_FLAGS)
   if config is None or not _FLAGS.topology:
     raise UserError('give --config=configs/digits.py and --topology=v5e:4x4')
-  from omni_jax.compile import topology
+  from omni_jax.compile import topology as topologies
 
-  topology.pretend(_FLAGS.topology)
-  from omni_jax.compile import measure, program, summary
+  topologies.pretend(_FLAGS.topology)
+  from omni_jax.compile.program import PROGRAMS
 
-  if unknown := sorted(set(_FLAGS.programs) - set(program.PROGRAMS)):
+  if unknown := sorted(set(_FLAGS.programs) - set(PROGRAMS)):
     raise UserError(
-      f'--programs={",".join(unknown)}: it is some of {", ".join(program.PROGRAMS)}'
+      f'--programs={",".join(unknown)}: it is some of {", ".join(PROGRAMS)}'
     )
-  where = topology.describe(_FLAGS.topology)
+  topology = topologies.describe(_FLAGS.topology)
   if _FLAGS.search:
-    return _search(config, where)
-  plan = measure.make_plan(config, where)
-  measure.check_state(plan, where)
-  said = summary.head(plan, where)
-  if not _FLAGS.json:
-    print(said, flush=True)
-  found = {}
-  for name in _FLAGS.programs or program.PROGRAMS:
-    (one,) = measure.measure(
-      plan, where, [name], pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
-    )
-    found[name] = one
-    if not _FLAGS.json:
-      print(
-        '\n'.join(
-          [
-            *summary.describe(one, where, _FLAGS.buffers),
-            *summary.top_work(one, where, _FLAGS.work),
-            *summary.top_transfers(one, _FLAGS.work),
-          ]
-        ),
-        flush=True,
-      )
-  if _FLAGS.json:
-    json.dump(
-      {
-        'config': config.to_dict(),
-        'topology': where.name,
-        'chips': where.chips,
-        'said': said,
-        'versions': summary.versions(),
-        **{name: summary.plain(one, where) for name, one in found.items()},
-      },
-      sys.stdout,
-      indent=1,
-      default=list,
-    )
-    print()
-  if wrong := [one for one in found.values() if not one.fits]:
-    one = wrong[0]
-    raise UserError(
-      f'{one.name} does not fit {where.name}: peak {one.memory.peak / 2**30:.2f} GiB a chip, '
-      f'{where.hbm / 2**30:.2f} GiB usable; {measure.advice(plan, where, one)}'
-    )
+    _search(config, topology)
+  else:
+    _measure(config, topology, _FLAGS.programs or PROGRAMS)
 
 
 if __name__ == '__main__':

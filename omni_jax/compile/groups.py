@@ -1,4 +1,4 @@
-"""Who takes part in a collective: XLA's replica groups, and the mesh axes that they run along."""
+"""Who takes part in a collective: XLA's replica groups and their mesh axes."""
 
 from collections.abc import Sequence
 import functools
@@ -14,14 +14,15 @@ _AXIS = re.compile(r"'?(\w+)'?(?::\((\d+)\)(\d+))?")
 
 
 def parse_groups(text: str, devices: int) -> np.ndarray:
-  """Groups of partitions, shape (groups, members), of any of the forms that XLA writes.
+  """Returns the groups of partitions, shape (groups, members), that a text lists.
 
-  `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'a'}`, and `{}` for all.
+  XLA writes `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`,
+  `mesh['a'=2,'b'=2] {'a'}`, and `{}` for all.
   """
-  if found := _IOTA.match(text):
+  if match := _IOTA.match(text):
     shape, dims, order = (
       tuple(int(n) for n in part.split(',')) if part else None
-      for part in found.groups()
+      for part in match.groups()
     )
     ids = np.arange(math.prod(dims)).reshape(dims)
     return (ids if order is None else ids.transpose(order)).reshape(shape)
@@ -35,7 +36,10 @@ def parse_groups(text: str, devices: int) -> np.ndarray:
 
 
 def _along_mesh(text: str) -> np.ndarray:
-  """`mesh['a'=2,'b'=4] {'a','b':(1)2}`: along axes, or along a part of one: `:(before)size`."""
+  """Returns the groups of `mesh['a'=2,'b'=4] {'a','b':(1)2}`.
+
+  They run along axes, or along a part of one: `:(before)size`.
+  """
   head, _, along = text.partition(' ')
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", head)}
   ids = re.search(r'device_ids=\(?\[?([\d,<=\[\]T()]+)', text)
@@ -69,12 +73,13 @@ def _ids(text: str, count: int) -> np.ndarray:
 
 
 class Members(NamedTuple):
-  """Of one collective, by its first group.
+  """The members of a collective's first group.
 
   Attributes:
     axes: of the mesh, joined by +; with ~ where the group is a part of them.
     count: members of a group.
-    sides: for each side of the torus, how many of its places the group's members have; none of a group across slices.
+    sides: for each side of the torus, how many of its places the group's members have;
+      none of a group across slices.
   """
 
   axes: str
@@ -108,7 +113,10 @@ class Groups:
     )
 
   def across(self) -> Members:
-    """The same chip of every slice: along the first axis, or a part of it."""
+    """Returns the group of the same chip of every slice.
+
+    It runs along the first axis, or a part of it.
+    """
     slices = len({getattr(d, 'slice_index', 0) for d in self._devices})
     axis = self._mesh.axis_names[0]
     return Members(

@@ -1,4 +1,4 @@
-"""One config on one topology: checks, compilation, and everything that is known then, as one value."""
+"""Compiles the programs of a config for a topology and measures what each takes."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -14,50 +14,80 @@ from omni_jax.compile.program import compile_program, MAKERS, PROGRAMS, state_ki
 from omni_jax.compile.roofline import Estimate, estimate
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
-from omni_jax.train.flops import step_flops, StepFlops
+from omni_jax.train.flops import step_flops
 from omni_jax.train.plan import Plan
 
 
-class Measured(NamedTuple):
-  """One program.
+class AnalyticFlops(NamedTuple):
+  """FLOPs of a step on one device, counted from the config.
 
   Attributes:
-    refused: the compiler's message if it does not fit.
-    counted: FLOPs by XLA's cost analysis, a loop's body counted once.
-    model: analytic FLOPs of one device, and with what remat computes again; None of other programs than the train step.
-    seconds: of lowering, of compiling, and the processors' time of the latter.
+    model: those that the model needs.
+    executed: with those that remat computes again.
+  """
+
+  model: float
+  executed: float
+
+
+class CompileSeconds(NamedTuple):
+  """How long a program took to compile.
+
+  Attributes:
+    tracing: and lowering.
+    processors: time of all processors while compiling.
+  """
+
+  tracing: float
+  compiling: float
+  processors: float
+
+
+class Measurement(NamedTuple):
+  """What one program takes.
+
+  Attributes:
+    refusal: the compiler's message if it does not fit, else ''.
+    xla_flops: FLOPs by XLA's cost analysis, a loop's body counted once.
+    analytic: None of other programs than the train step.
     characters: of the optimized HLO.
   """
 
   name: str
   fits: bool
-  refused: str
+  refusal: str
   memory: Memory
   cost: Cost
   estimate: Estimate
-  counted: float
-  model: tuple[float, float] | None
-  seconds: tuple[float, float, float]
+  xla_flops: float
+  analytic: AnalyticFlops | None
+  seconds: CompileSeconds
   characters: int
 
   def mfu(self, seconds: float, peak: float) -> float | None:
-    """Share of the peak that the model's FLOPs are, if the step takes so long."""
-    return self.model[0] / (seconds * peak) if self.model and seconds else None
+    """Returns the model's FLOPs as a share of the peak, if the step takes so long."""
+    if not self.analytic or not seconds:
+      return None
+    return self.analytic.model / (seconds * peak)
 
 
 def make_plan(config: Any, topology: Topology) -> Plan:
-  """Raises UserError for a mesh, a batch or a network that does not go with the topology."""
+  """Returns the plan of a run on a topology.
+
+  Raises:
+    UserError: for a mesh, a batch or a network that does not go with the topology.
+  """
   plan = Plan(config, topology.devices)
   if plan.mesh.size != len(topology.devices):
     raise UserError(
-      f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the {len(topology.devices)} devices of '
-      f'{topology.name}; set one axis of config.mesh to -1'
+      f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the '
+      f'{len(topology.devices)} devices of {topology.name}; set one axis of config.mesh to -1'
     )
   return plan
 
 
 def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
-  """Bytes of a device before any activation, by kind.
+  """Returns the bytes of a device before any activation, by kind.
 
   Raises:
     UserError: if these alone are more than the device has.
@@ -65,33 +95,31 @@ def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
   kinds = state_kinds(plan)
   total = sum(kinds.values())
   if total > topology.hbm:
-    said = ', '.join(f'{name} {size / GIB:.1f}' for name, size in kinds.items())
+    parts = ', '.join(f'{name} {size / GIB:.1f}' for name, size in kinds.items())
     chips = topology.chips * total / topology.hbm
     enough = 2 ** math.ceil(math.log2(chips))
-    ways = plan.mesh.shape
-    whole = (
-      ways[max(ways, key=lambda axis: ways[axis])] == plan.mesh.size
-      and plan.mesh.size > 1
+    sizes = dict(plan.mesh.shape)
+    one_axis = max(sizes.values()) == plan.mesh.size and plan.mesh.size > 1
+    hint = (
+      ''
+      if one_axis
+      else f' (the mesh is {sizes}: what fsdp and expert do not split is whole on '
+      'every chip)'
     )
     raise UserError(
-      f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation ({said}), '
-      f'{topology.hbm / GIB:.2f} GiB usable; enough is config.mesh.fsdp=-1 on {enough} chips or more'
-      + (
-        ''
-        if whole
-        else f' (the mesh is {dict(ways)}: what fsdp and expert do not split is whole on '
-        'every chip)'
-      )
+      f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any '
+      f'activation ({parts}), {topology.hbm / GIB:.2f} GiB usable; enough is '
+      f'config.mesh.fsdp=-1 on {enough} chips or more{hint}'
     )
   return kinds
 
 
-def measure(
+def measure_programs(
   plan: Plan,
   topology: Topology,
   names: Sequence[str] = PROGRAMS,
   dump: pathlib.Path | None = None,
-) -> list[Measured]:
+) -> list[Measurement]:
   """Compiles programs of a run. A step that does not fit is measured, too."""
   return [
     _measure(plan, topology, name, dump / name if dump else None) for name in names
@@ -100,41 +128,43 @@ def measure(
 
 def _measure(
   plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None
-) -> Measured:
+) -> Measurement:
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
-  made = compile_program(plan.mesh, MAKERS[name](plan), dump)
-  cost = cost_of(hlo.parse(made.text))
-  model = None
-  if name == 'train':
-    flops: StepFlops = step_flops(plan.omni, plan.budget)
-    model = (
-      flops.model / plan.mesh.size,
-      flops.executed(plan.omni.decoder.remat) / plan.mesh.size,
-    )
-  return Measured(
-    name,
-    not made.refused and made.memory.peak <= topology.hbm,
-    made.refused,
-    made.memory,
-    cost,
-    estimate(cost, plan.mesh, topology),
-    float(made.counted.get('flops', 0.0)),
-    model,
-    made.seconds,
-    len(made.text),
+  compiled = compile_program(plan.mesh, MAKERS[name](plan), dump)
+  cost = cost_of(hlo.parse(compiled.text))
+  return Measurement(
+    name=name,
+    fits=not compiled.refusal and compiled.memory.peak <= topology.hbm,
+    refusal=compiled.refusal,
+    memory=compiled.memory,
+    cost=cost,
+    estimate=estimate(cost, plan.mesh, topology),
+    xla_flops=float(compiled.xla_cost.get('flops', 0.0)),
+    analytic=_analytic_flops(plan) if name == 'train' else None,
+    seconds=CompileSeconds(*compiled.seconds),
+    characters=len(compiled.text),
   )
 
 
-def advice(plan: Plan, topology: Topology, one: Measured) -> str:
-  """The nearest setting that should fit, from how memory scales."""
-  fixed = one.memory.peak - one.memory.temporaries
+def _analytic_flops(plan: Plan) -> AnalyticFlops:
+  flops = step_flops(plan.omni, plan.budget)
+  executed = flops.executed(plan.omni.decoder.remat)
+  return AnalyticFlops(flops.model / plan.mesh.size, executed / plan.mesh.size)
+
+
+def advice(plan: Plan, topology: Topology, measurement: Measurement) -> str:
+  """Returns the nearest setting that should fit, from how memory scales."""
+  memory = measurement.memory
   ways = sharding.ways(plan.mesh, 'batch')
   rows = plan.budget.rows // ways
-  room = topology.hbm - fixed
-  if room > 0 and (fewer := int(rows * room / one.memory.temporaries)) >= 1:
-    return f'config.data.budget.rows={fewer * ways} ({fewer} a chip instead of {rows}) should fit'
-  enough = 2 ** math.ceil(math.log2(topology.chips * one.memory.peak / topology.hbm))
+  room = topology.hbm - (memory.peak - memory.temporaries)
+  if room > 0 and (fewer := int(rows * room / memory.temporaries)) >= 1:
+    return (
+      f'config.data.budget.rows={fewer * ways} ({fewer} a chip instead of {rows}) '
+      'should fit'
+    )
+  enough = 2 ** math.ceil(math.log2(topology.chips * memory.peak / topology.hbm))
   return (
     f'{rows} row{"s" * (rows > 1)} a chip; shorter rows (config.data.budget.length), '
     f"config.model.decoder.remat='full' or {enough} chips should fit"

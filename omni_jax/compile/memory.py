@@ -1,4 +1,7 @@
-"""Where the memory of a device goes: arguments by kind from their shardings, the rest from the compiler."""
+"""Where the memory of a device goes.
+
+Arguments are known by kind from their shardings, the rest by what the compiler says.
+"""
 
 from collections.abc import Mapping
 import math
@@ -10,7 +13,10 @@ import jax
 
 
 def bytes_on_a_device(tree: Any) -> float:
-  """Of arrays or shapes that have shardings, without what the chip's layout adds."""
+  """Returns the bytes of arrays or shapes that have shardings.
+
+  What the chip's layout adds is left out.
+  """
   return float(
     sum(
       math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -34,7 +40,7 @@ class Buffer(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Bytes of a device.
+  """Bytes that a program takes on one device.
 
   Attributes:
     kinds: of the arguments (parameters, optimizer, buffers, batch …).
@@ -59,15 +65,18 @@ _VALUE = re.compile(r' value: <\d+ (\S+).*? @\d+> \(size=(\d+),offset=(\d+)\): (
 
 
 def from_stats(
-  stats: Any, kinds: Mapping[str, float], report: str = '', assignment: str = ''
+  stats: Any, kinds: Mapping[str, float], usage_report: str = '', assignment: str = ''
 ) -> Memory:
-  """Of a compiled program: `compiled.memory_analysis()`; the texts as in `from_dump`."""
-  arguments, results = (
-    stats.argument_size_in_bytes,
-    stats.output_size_in_bytes - stats.alias_size_in_bytes,
-  )
-  if report:  # the stats count on-chip memory as temporaries
-    total, largest = read_report(report), largest_buffers(assignment)
+  """Returns the memory of a compiled program.
+
+  Args:
+    stats: `compiled.memory_analysis()`.
+    usage_report, assignment: as in `from_dump`.
+  """
+  arguments = stats.argument_size_in_bytes
+  results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  if usage_report:  # the stats count on-chip memory as temporaries
+    total = read_total(usage_report)
     return Memory(
       kinds,
       arguments - sum(kinds.values()),
@@ -75,7 +84,7 @@ def from_stats(
       total - arguments - results,
       stats.generated_code_size_in_bytes,
       total + stats.generated_code_size_in_bytes,
-      largest,
+      largest_buffers(assignment),
     )
   peak = (
     arguments + results + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
@@ -90,42 +99,48 @@ def from_stats(
   )
 
 
-def from_dump(kinds: Mapping[str, float], report: str, assignment: str) -> Memory:
-  """Of a program that the compiler gave up because it does not fit; what it had planned is in the dump.
+def from_dump(kinds: Mapping[str, float], usage_report: str, assignment: str) -> Memory:
+  """Returns the memory of a program that the compiler gave up, as it was planned.
 
   Args:
-    report: text of `…memory-usage-report.txt`.
+    usage_report: text of `…memory-usage-report.txt`.
     assignment: text of `…buffer-assignment.txt`.
   """
-  total, sizes = read_report(report), {'parameter': 0.0, 'live-out': 0.0}
+  total = read_total(usage_report)
+  arguments = 0.0
+  results = 0.0
   for line in assignment.splitlines():
-    if found := re.match(r'allocation \d+: size (\d+)(.*)', line):
-      if ', parameter ' in found[2]:
-        sizes['parameter'] += float(found[1])
-      elif 'live-out' in found[2]:
-        sizes['live-out'] += float(found[1])
+    if match := re.match(r'allocation \d+: size (\d+)(.*)', line):
+      if ', parameter ' in match[2]:
+        arguments += float(match[1])
+      elif 'live-out' in match[2]:
+        results += float(match[1])
   return Memory(
     kinds,
-    sizes['parameter'] - sum(kinds.values()),
-    sizes['live-out'],
-    max(0.0, total - sizes['parameter'] - sizes['live-out']),
+    arguments - sum(kinds.values()),
+    results,
+    max(0.0, total - arguments - results),
     0.0,
     total,
     largest_buffers(assignment),
   )
 
 
-def read_report(text: str) -> float:
-  """Bytes of main memory, of a memory usage report."""
-  found = re.search(r'color=0\)\s*Total bytes: (\d+)', text)
-  assert found, text[:200]
-  return float(found[1])
+def read_total(usage_report: str) -> float:
+  """Returns the bytes of main memory by a memory usage report."""
+  match = re.search(r'color=0\)\s*Total bytes: (\d+)', usage_report)
+  assert match, usage_report[:200]
+  return float(match[1])
 
 
 def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
-  """The largest pieces of the temporaries of a buffer assignment, each with the values that lie in it in turn."""
+  """Returns the largest temporaries of a buffer assignment.
+
+  Each has the values that lie in it in turn.
+  """
   pieces: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
-  wanted, number = False, 0
+  wanted = False
+  number = 0
   for line in assignment.splitlines():
     if line.startswith('allocation '):
       number += 1
@@ -133,27 +148,30 @@ def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
         word in line for word in ('preallocated-temp', 'live-out')
       )
       wanted = wanted and ', parameter ' not in line
-    elif wanted and (found := _VALUE.match(line)):
-      name, size, offset, shape = found.groups()
+    elif wanted and (match := _VALUE.match(line)):
+      name, size, offset, shape = match.groups()
       pieces.setdefault((number, int(offset)), []).append(
         (int(size), name, re.sub(r'\{[^}]*\}', '', shape))
       )
-  made = []
+  buffers = []
   for values in pieces.values():
     size = max(value[0] for value in values)
     top = [value for value in values if value[0] == size]
-    made.append(
+    buffers.append(
       Buffer(
         float(size),
         ', '.join(dict.fromkeys(value[2] for value in top)),
         tuple(dict.fromkeys(value[1] for value in top)),
       )
     )
-  return tuple(sorted(made, key=lambda b: -b.size)[:count])
+  return tuple(sorted(buffers, key=lambda buffer: -buffer.size)[:count])
 
 
 def texts(folder: pathlib.Path) -> tuple[str, str, str]:
-  """(memory usage report, buffer assignment, HLO) of the largest program that was dumped into a folder; '' if none."""
+  """Returns what the compiler wrote of the largest program in a folder.
+
+  These are the memory usage report, the buffer assignment and the HLO; '' if none.
+  """
   programs = sorted(
     folder.glob('*after_optimizations.txt'), key=lambda path: path.stat().st_size
   )

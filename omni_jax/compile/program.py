@@ -44,19 +44,19 @@ class Program(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """What became of it.
+  """A compiled program, or what is known of one that does not fit.
 
   Attributes:
     text: optimized HLO; also of a program that does not fit.
-    refused: the compiler's message, where it does not fit.
-    counted: `cost_analysis`, which counts the body of a loop once.
+    refusal: the compiler's message, where it does not fit.
+    xla_cost: `cost_analysis`, which counts the body of a loop once.
     seconds: of tracing and lowering, of compiling, and the processors' time of the latter.
   """
 
   memory: Memory
   text: str
-  refused: str
-  counted: Mapping[str, float]
+  refusal: str
+  xla_cost: Mapping[str, float]
   seconds: tuple[float, float, float]
 
 

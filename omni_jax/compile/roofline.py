@@ -1,6 +1,6 @@
-"""How long a step takes at least: compute, memory and every network against the chip's figures."""
+"""How long a step takes at least: compute, memory and networks at full rate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from omni_jax.compile.collectives import SLICES
 from omni_jax.compile.cost import Cost
 from omni_jax.compile.groups import Groups, Members
-from omni_jax.compile.schedule import scheduled_seconds, Transfer
+from omni_jax.compile.schedule import scheduled_seconds, Transfer, Work
 from omni_jax.compile.topology import Topology
 
 
@@ -36,8 +36,8 @@ class Estimate(NamedTuple):
     compute, memory: all FLOPs, all bytes at full rate.
     core: one instruction after the other, each as long as its FLOPs or its bytes take.
     networks: of all collectives along the same axes.
-    scheduled: core and networks as the compiler ordered them: what is begun early hides behind the work up to where it
-      is awaited, everything else stops the core.
+    scheduled: core and networks as the compiler ordered them: what is begun early hides
+      behind the work up to where it is awaited, everything else stops the core.
     traffic: the collectives in detail.
   """
 
@@ -50,12 +50,12 @@ class Estimate(NamedTuple):
 
   @property
   def overlapped(self) -> float:
-    """If collectives are hidden behind the core's work, and behind each other along other axes."""
+    """Seconds if collectives hide behind the core and, along other axes, each other."""
     return max(self.core, *self.networks.values(), 0.0)
 
   @property
   def serial(self) -> float:
-    """If nothing overlaps."""
+    """Seconds if nothing overlaps."""
     return self.core + sum(self.networks.values())
 
   @property
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
 
 def moved_bytes(kind: str, payload: float, members: int) -> float:
-  """Bytes that each of the members sends in a ring, or straight to its goal."""
+  """Returns the bytes that each member sends in a ring, or straight to its goal."""
   others = members - 1
   if kind == 'all-gather':
     return payload * others
@@ -80,10 +80,12 @@ def moved_bytes(kind: str, payload: float, members: int) -> float:
 def link_seconds(
   kind: str, payload: float, members: Members, topology: Topology
 ) -> float:
-  """Along the sides of the torus that the group has places in: both directions of a ring, one of a line.
+  """Returns the seconds of a collective over the links between chips.
 
-  An all-to-all passes each link on its way: n / 8 payloads a ring of n, n / 4 a line (each direction; the way that the
-  bisection bounds it). How the sides share is taken as even.
+  It goes along the sides of the torus that the group has places in: in both directions
+  of a ring, in one of a line. An all-to-all passes each link on its way: n / 8 payloads
+  a ring of n, n / 4 a line (each direction; the way that the bisection bounds it). How
+  the sides share is taken as even.
   """
   rate = topology.chip.link / topology.chip.devices
   sides = [
@@ -104,53 +106,65 @@ def link_seconds(
   )
 
 
-def traffic_of(one: Transfer, members: Members, topology: Topology) -> Traffic:
-  """One collective, all of its times."""
-  moved = moved_bytes(one.kind, one.payload, members.count)
-  if one.groups == SLICES:
-    seconds, network = moved / (topology.chip.dcn / topology.chip.devices), 'DCN'
+def traffic_of(transfer: Transfer, members: Members, topology: Topology) -> Traffic:
+  """Returns the traffic of a collective, all of its times."""
+  kind, payload, times = transfer.kind, transfer.payload, transfer.times
+  moved = moved_bytes(kind, payload, members.count)
+  if transfer.groups == SLICES:
+    network = 'DCN'
+    seconds = moved / (topology.chip.dcn / topology.chip.devices)
   else:
-    seconds, network = link_seconds(one.kind, one.payload, members, topology), 'ICI'
-  return Traffic(
-    one.kind, members.axes, network, one.times, one.times * moved, one.times * seconds
-  )
+    network = 'ICI'
+    seconds = link_seconds(kind, payload, members, topology)
+  return Traffic(kind, members.axes, network, times, times * moved, times * seconds)
+
+
+def _summed(traffic: Iterable[Traffic]) -> list[Traffic]:
+  """Returns the sums by kind, axes and network, those that take longest first."""
+  sums: dict[tuple[str, str, str], Traffic] = {}
+  for new in traffic:
+    key = new.kind, new.axes, new.network
+    old = sums.get(key, Traffic(*key, 0, 0.0, 0.0))
+    count = old.count + new.count
+    moved = old.moved + new.moved
+    seconds = old.seconds + new.seconds
+    sums[key] = Traffic(*key, count, moved, seconds)
+  return sorted(sums.values(), key=lambda one: -one.seconds)
 
 
 def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
-  """Of a program's cost."""
-  chip, groups = topology.chip, Groups(mesh)
-  flops, bytes_ = chip.flops / chip.devices, chip.hbm_rate / chip.devices
-  core_of = lambda one: max(one.flops / flops, one.bytes / bytes_)
+  """Returns how long a program of this cost takes at least."""
+  chip = topology.chip
+  groups = Groups(mesh)
+  flops_rate = chip.flops / chip.devices
+  hbm_rate = chip.hbm_rate / chip.devices
 
-  def traffic(one: Transfer) -> Traffic | None:
-    members = (
-      groups.across()
-      if one.groups == SLICES
-      else groups.members(one.groups, one.kind == 'collective-permute')
-    )
-    return traffic_of(one, members, topology) if members.count > 1 else None
+  def core_seconds(work: Work) -> float:
+    return max(work.flops / flops_rate, work.bytes / hbm_rate)
 
-  def once(one: Transfer) -> tuple[str, float]:
-    made = traffic(one._replace(times=1))
-    return (f'{made.network} {made.axes}', made.seconds) if made else ('', 0.0)
+  def traffic(transfer: Transfer) -> Traffic | None:
+    if transfer.groups == SLICES:
+      members = groups.across()
+    else:
+      is_permutation = transfer.kind == 'collective-permute'
+      members = groups.members(transfer.groups, is_permutation)
+    return traffic_of(transfer, members, topology) if members.count > 1 else None
 
-  found: dict[tuple[str, str, str], Traffic] = {}
-  for new in filter(None, map(traffic, cost.transfers)):
-    old = found.get(new[:3], Traffic(*new[:3], 0, 0.0, 0.0))
-    found[new[:3]] = Traffic(
-      *new[:3], old.count + new.count, old.moved + new.moved, old.seconds + new.seconds
-    )
-  kinds = sorted(found.values(), key=lambda one: -one.seconds)
+  def network_seconds(transfer: Transfer) -> tuple[str, float]:
+    """Returns the network and the seconds of one time."""
+    once = traffic(transfer._replace(times=1))
+    return (f'{once.network} {once.axes}', once.seconds) if once else ('', 0.0)
+
+  collectives = _summed(filter(None, map(traffic, cost.transfers)))
   networks: dict[str, float] = {}
-  for one in kinds:
+  for one in collectives:
     name = f'{one.network} {one.axes}'
     networks[name] = networks.get(name, 0.0) + one.seconds
-  core = sum(one.times * core_of(one) for one in cost.work)
   return Estimate(
-    cost.flops / flops,
-    cost.bytes / bytes_,
-    core,
-    scheduled_seconds(cost.order, core_of, once),
-    networks,
-    kinds,
+    compute=cost.flops / flops_rate,
+    memory=cost.bytes / hbm_rate,
+    core=sum(work.times * core_seconds(work) for work in cost.work),
+    scheduled=scheduled_seconds(cost.order, core_seconds, network_seconds),
+    networks=networks,
+    traffic=collectives,
   )

@@ -1,135 +1,166 @@
-"""`--search`: rows a chip, remat and mesh splits of a config; what fits, and how long a step takes at least."""
+"""`--search`: tries rows a chip, remat and mesh splits of a config.
+
+It shows what fits, and how long a step takes at least.
+"""
 
 from collections.abc import Callable
 import copy
 from typing import Any, NamedTuple
 
 from omni_jax import sharding
-from omni_jax.compile.measure import check_state, make_plan, measure, Measured
+from omni_jax.compile.measure import (
+  check_state,
+  make_plan,
+  measure_programs,
+  Measurement,
+)
+from omni_jax.compile.memory import Memory
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
 from omni_jax.nn.decoder import Remat
 
 ROWS = (1, 2, 4, 8, 16)  # a chip
-REMATS = (
-  Remat.FULL,
-  Remat.ATTENTION,
-  Remat.DOTS,
-  Remat.NONE,
-)  # from the least memory to the most
+# From the least memory to the most.
+REMATS = (Remat.FULL, Remat.ATTENTION, Remat.DOTS, Remat.NONE)
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
   """A setting and what came of it.
 
   Attributes:
     changes: config names (after `config.`) and values.
-    measured: None where it was refused before compiling.
-    said: why it was refused.
+    rows: a chip.
+    measurement: None where it was refused before compiling.
+    refusal: why it was refused.
   """
 
   changes: dict[str, Any]
-  rows: int  # a chip
-  measured: Measured | None
-  said: str = ''
+  rows: int
+  measurement: Measurement | None
+  refusal: str = ''
+
+  @property
+  def fits(self) -> bool:
+    return self.measurement is not None and self.measurement.fits
 
 
-def changed(config: Any, changes: dict[str, Any]) -> Any:
-  """A copy of the config with other values."""
-  made = copy.deepcopy(config).unlock()
+def with_changes(config: Any, changes: dict[str, Any]) -> Any:
+  """Returns a copy of the config with other values."""
+  copied = copy.deepcopy(config).unlock()
   for name, value in changes.items():
     *path, last = name.split('.')
-    part = made
+    part = copied
     for key in path:
       part = part[key]
     if isinstance(value, dict):
       part[last].update(value)
     else:
       part[last] = value
-  batch = made.codec.batch
-  made.codec.batch = (
-    -(-batch // changes['data.budget.rows']) * changes['data.budget.rows']
-  )
-  return made.lock()
+  rows = changes['data.budget.rows']
+  copied.codec.batch = -(-copied.codec.batch // rows) * rows
+  return copied.lock()
 
 
-def search(config: Any, topology: Topology, say: Callable[[str], None]) -> list[Tried]:
-  """Per mesh split and remat: one row a chip, then the most rows that should fit by what the first took.
+def search(config: Any, topology: Topology, log: Callable[[str], None]) -> list[Trial]:
+  """Tries every mesh split and remat.
 
-  More memory for activations is not tried where less of it did not fit with one row.
+  Each is tried with one row a chip, then with the most rows that should fit by what the
+  first took. More memory for activations is not tried where less of it did not fit with
+  one row.
   """
-  found: list[Tried] = []
-  for split in sharding.splits(
-    len(topology.devices), topology.slices, config.model.decoder.experts
-  ):
+  trials: list[Trial] = []
+
+  def attempt(split: dict[str, int], remat: Remat, rows: int) -> Trial:
+    trial = _attempt(config, topology, split, remat, rows)
+    trials.append(trial)
+    log(table_row(trial, topology))
+    return trial
+
+  experts = config.model.decoder.experts
+  is_cpu = topology.devices[0].platform == 'cpu'
+  for split in sharding.splits(len(topology.devices), topology.slices, experts):
     for remat in REMATS:
-      if remat == Remat.ATTENTION and topology.devices[0].platform == 'cpu':
+      if remat == Remat.ATTENTION and is_cpu:
         continue  # pretended CPUs have no kernel whose result could be kept
-      first = _try(config, topology, split, remat, 1)
-      found.append(first)
-      say(line(first, topology))
-      if first.measured is None or not first.measured.fits:
+      first = attempt(split, remat, 1)
+      if not first.fits:
         break
-      m = first.measured.memory
-      most = max(
-        n for n in ROWS if n == 1 or m.peak + (n - 1) * m.temporaries <= topology.hbm
-      )
+      most = _most_rows(first.measurement.memory, topology)
       if most > 1:
-        found.append(_try(config, topology, split, remat, most))
-        say(line(found[-1], topology))
-  return found
+        attempt(split, remat, most)
+  return trials
 
 
-def _try(
+def _most_rows(memory: Memory, topology: Topology) -> int:
+  """Returns how many rows a chip should fit, from what one row takes."""
+  room = topology.hbm - memory.peak
+  return max(n for n in ROWS if n == 1 or (n - 1) * memory.temporaries <= room)
+
+
+def _attempt(
   config: Any, topology: Topology, split: dict[str, int], remat: Remat, rows: int
-) -> Tried:
+) -> Trial:
   changes = {
     'mesh': split,
     'model.decoder.remat': str(remat),
     'data.budget.rows': rows * len(topology.devices),
   }
   try:
-    plan = make_plan(changed(config, changes), topology)
+    plan = make_plan(with_changes(config, changes), topology)
     check_state(plan, topology)
   except UserError as error:
-    return Tried(changes, rows, None, str(error).split(';')[0])
-  (one,) = measure(plan, topology, ['train'])
-  return Tried(changes, rows, one)
+    return Trial(changes, rows, None, str(error).split(';')[0])
+  (measurement,) = measure_programs(plan, topology, ['train'])
+  return Trial(changes, rows, measurement)
 
 
-def line(tried: Tried, topology: Topology) -> str:
-  """One row of the table."""
-  mesh = (
-    ' '.join(f'{axis}={n}' for axis, n in tried.changes['mesh'].items() if n > 1) or '1'
-  )
-  start = f'{mesh:<24} {tried.changes["model.decoder.remat"]:<7} {tried.rows:>4}'
-  if tried.measured is None:
-    return f'{start}  {tried.said}'
-  m, peak = tried.measured, topology.chip.flops / topology.chip.devices
-  e, size = m.estimate, m.memory.peak / 2**30
-  mfu = [100 * m.mfu(seconds, peak) for seconds in (e.overlapped, e.serial)]
-  return (
-    f'{start} {size:8.2f} {"fits" if m.fits else "no":>5} {e.overlapped:8.3f} {e.serial:8.3f} {mfu[0]:6.1f} '
-    f'{mfu[1]:6.1f}  {e.bound:<14} {m.seconds[1]:5.0f}'
-  )
-
-
-HEAD = (
-  f'{"mesh":<24} {"remat":<7} {"rows":>4} {"peak GiB":>8} {"":>5} {"hidden s":>8} {"serial s":>8} {"MFU %":>6} '
-  f'{"MFU %":>6}  {"bound by":<14} {"compiled s":>5}'
+TABLE_HEAD = (
+  f'{"mesh":<24} {"remat":<7} {"rows":>4} {"peak GiB":>8} {"":>5} {"hidden s":>8} '
+  f'{"serial s":>8} {"MFU %":>6} {"MFU %":>6}  {"bound by":<14} {"compiled s":>5}'
 )
 
 
-def frontier(found: list[Tried], topology: Topology) -> list[Tried]:
-  """Of what fits: nothing else needs less memory and is as fast, by the model's FLOPs a second if nothing overlaps."""
-  peak = topology.chip.flops / topology.chip.devices
-  fits = [one for one in found if one.measured is not None and one.measured.fits]
-  rate = lambda one: one.measured.mfu(one.measured.estimate.serial, peak)
+def table_row(trial: Trial, topology: Topology) -> str:
+  """Returns one row of the table below TABLE_HEAD."""
+  axes = [f'{axis}={n}' for axis, n in trial.changes['mesh'].items() if n > 1]
+  mesh = ' '.join(axes) or '1'
+  start = f'{mesh:<24} {trial.changes["model.decoder.remat"]:<7} {trial.rows:>4}'
+  measurement = trial.measurement
+  if measurement is None:
+    return f'{start}  {trial.refusal}'
+  estimate = measurement.estimate
+  chip = topology.chip
+  mfu = [
+    100 * measurement.mfu(seconds, chip.flops / chip.devices)
+    for seconds in (estimate.overlapped, estimate.serial)
+  ]
+  fits = 'fits' if measurement.fits else 'no'
+  return (
+    f'{start} {measurement.memory.peak / 2**30:8.2f} {fits:>5} '
+    f'{estimate.overlapped:8.3f} {estimate.serial:8.3f} {mfu[0]:6.1f} {mfu[1]:6.1f}  '
+    f'{estimate.bound:<14} {measurement.seconds.compiling:5.0f}'
+  )
 
-  def beaten(one):
+
+def frontier(trials: list[Trial], topology: Topology) -> list[Trial]:
+  """Returns the trials that fit and that no other beats, the fastest first.
+
+  Another beats a trial if it needs no more memory and is faster, by the model's FLOPs a
+  second if nothing overlaps.
+  """
+  peak = topology.chip.flops / topology.chip.devices
+  fitting = [trial for trial in trials if trial.fits]
+
+  def rate(trial: Trial) -> float:
+    return trial.measurement.mfu(trial.measurement.estimate.serial, peak)
+
+  def memory(trial: Trial) -> float:
+    return trial.measurement.memory.peak
+
+  def is_beaten(trial: Trial) -> bool:
     return any(
-      rate(other) > rate(one) and other.measured.memory.peak <= one.measured.memory.peak
-      for other in fits
+      rate(other) > rate(trial) and memory(other) <= memory(trial) for other in fitting
     )
 
-  return sorted((one for one in fits if not beaten(one)), key=rate, reverse=True)
+  unbeaten = [trial for trial in fitting if not is_beaten(trial)]
+  return sorted(unbeaten, key=rate, reverse=True)

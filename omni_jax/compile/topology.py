@@ -1,4 +1,4 @@
-"""Devices of a topology that this machine does not have, from a string such as `v5p:4x4x4`."""
+"""Descriptions of devices that this machine does not have, such as `v5p:4x4x4`."""
 
 from collections.abc import Sequence
 import math
@@ -14,13 +14,13 @@ from omni_jax.errors import UserError
 
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.kind.startswith('TPU'))
 FORM = (
-  f'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or cpu:8; kinds are '
-  f'{", ".join(TPUS)} and cpu'
+  'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or '
+  f'cpu:8; kinds are {", ".join(TPUS)} and cpu'
 )
 
 
 class Topology(NamedTuple):
-  """Described devices.
+  """Devices that are only described.
 
   Attributes:
     name: as the user wrote it.
@@ -46,24 +46,23 @@ class Topology(NamedTuple):
     return self.chip.hbm / self.chip.devices
 
   def rings(self) -> tuple[bool, ...]:
-    """Which sides close."""
+    """Returns which sides close to rings."""
     return tuple(n % self.chip.ring == 0 for n in self.sides)
 
 
-def parse(name: str) -> tuple[int, str, tuple[int, ...]]:
-  """(slices, kind, sides); loads no devices.
+def parse_name(name: str) -> tuple[int, str, tuple[int, ...]]:
+  """Returns (slices, kind, sides) of a topology's name; loads no devices.
 
   Raises:
-    UserError: for a name of another form, an unknown kind, or sides that the kind does not have.
+    UserError: for a name of another form, an unknown kind, or sides that the kind does
+      not have.
   """
-  found = re.fullmatch(r'(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)', name)
-  if not found or found[2] not in (*TPUS, 'cpu'):
+  match = re.fullmatch(r'(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)', name)
+  if not match or match[2] not in (*TPUS, 'cpu'):
     raise UserError(f'--topology={name!r} is unknown; {FORM}')
-  slices, kind, sides = (
-    int(found[1] or 1),
-    found[2],
-    tuple(int(n) for n in found[3].split('x')),
-  )
+  slices = int(match[1] or 1)
+  kind = match[2]
+  sides = tuple(int(n) for n in match[3].split('x'))
   if (
     len(sides) != CHIPS[kind].sides
     or not slices * math.prod(sides)
@@ -76,8 +75,8 @@ def parse(name: str) -> tuple[int, str, tuple[int, ...]]:
 
 
 def pretend(name: str) -> None:
-  """Before jax makes its devices: as many CPU devices as `cpu:N` names."""
-  _, kind, sides = parse(name)
+  """Has jax make as many CPU devices as `cpu:N` names; call before it makes any."""
+  _, kind, sides = parse_name(name)
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update(
     'jax_enable_compilation_cache', False
@@ -87,18 +86,19 @@ def pretend(name: str) -> None:
 
 
 def describe(name: str) -> Topology:
-  """The devices of a topology; of `cpu:N` those that `pretend` made.
+  """Returns the topology of a name; the devices of `cpu:N` are those of `pretend`.
 
   Raises:
     UserError: for a topology that does not exist, or without libtpu.
   """
-  slices, kind, sides = parse(name)
+  slices, kind, sides = parse_name(name)
   if kind == 'cpu':
     devices = jax.devices('cpu')
     if len(devices) < math.prod(sides):
       raise UserError(f'--topology={name}: this process has {len(devices)} CPU devices')
     return Topology(name, CHIPS[kind], sides, 1, devices[: math.prod(sides)])
-  # What libtpu would otherwise ask of a metadata server that is not there; and several processes may load it.
+  # What libtpu would otherwise ask of a metadata server that is not there; and several
+  # processes may load it.
   for key, value in dict(
     ALLOW_MULTIPLE_LIBTPU_LOAD='1',
     TPU_SKIP_MDS_QUERY='1',
@@ -110,7 +110,7 @@ def describe(name: str) -> Topology:
   if math.prod(sides) == 1:
     hosts = {'chips_per_host_bounds': (1, 1, 1)}
   try:
-    found = topologies.get_topology_desc(
+    description = topologies.get_topology_desc(
       platform='tpu', topology_name=bounds, num_slices=slices, **hosts
     )
   except (RuntimeError, ImportError) as error:
@@ -121,4 +121,4 @@ def describe(name: str) -> Topology:
     raise UserError(
       f'--topology={name}: {str(error).splitlines()[0]}; {FORM}'
     ) from error
-  return Topology(name, CHIPS[kind], sides, slices, found.devices)
+  return Topology(name, CHIPS[kind], sides, slices, description.devices)

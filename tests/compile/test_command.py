@@ -166,7 +166,7 @@ def test_search_prints_a_table():
   ],
 )
 def test_names_of_topologies(name, parsed):
-  assert topology.parse(name) == parsed
+  assert topology.parse_name(name) == parsed
 
 
 @needs_libtpu

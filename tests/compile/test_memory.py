@@ -53,7 +53,7 @@ def test_saved_inputs_are_the_largest_buffer(rows, fits):
   """In 1 GiB they fit a v5e, in 14 GiB with what else lives then they do not, and are found all the same."""
   found = compile_program(*gradient_program('v5e:2x2', rows))
   saved = LAYERS * rows / 4 * WIDTH * 2
-  assert bool(found.refused) != fits
+  assert bool(found.refusal) != fits
   assert found.memory.largest[0].size == saved and found.memory.peak > saved
   assert (found.memory.peak < 15.75 * GIB) == fits
   parts = (
@@ -68,7 +68,7 @@ def test_saved_inputs_are_the_largest_buffer(rows, fits):
       cost_of(hlo.parse(found.text)).flops == 4 * LAYERS * 2 * rows / 4 * WIDTH * WIDTH
     )
   else:
-    assert 'exceeds available HBM (15.75G)' in found.refused
+    assert 'exceeds available HBM (15.75G)' in found.refusal
 
 
 def test_buffers_are_read_from_the_assignment():
