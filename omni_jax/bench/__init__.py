@@ -1,1 +1,1 @@
-"""What things cost, measured: `python -m omni_jax.bench data …`."""
+"""Measures what loading and checkpoints cost: `python -m omni_jax.bench data …`."""

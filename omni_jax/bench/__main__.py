@@ -1,12 +1,17 @@
-"""python -m omni_jax.bench data --config=F [--config.name=value …]: what things cost, measured on this machine.
+"""Measures what loading costs on this machine.
 
-data [--workers=0,1,2 --examples=2000]   examples and packed tokens a second, by worker processes; processor time of
-                                         an example against that of decoding its media in a bare loop of Pillow and
-                                         soundfile; how full the rows are
-     [--corpus=1.0]                      writes so many GB of synthetic records: memory must not grow with them
-     [--peers]                           the same files through Hugging Face datasets and a PyTorch DataLoader
+python -m omni_jax.bench data --config=F [--config.name=value …]
+
+--workers=0,1,2    numbers of worker processes to try: examples and packed tokens a
+                   second, processor time of an example against that of decoding its
+                   media in a bare loop of Pillow and soundfile, how full the rows are
+--examples=2000    how many to measure with
+--corpus=1.0       writes so many GB of synthetic records: memory must not grow with
+                   them
+--peers            the same files through Hugging Face datasets and a PyTorch DataLoader
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
@@ -20,8 +25,10 @@ from ml_collections import config_flags
 
 from omni_jax.bench import corpus, data, peers
 from omni_jax.config import read_config
+from omni_jax.data.making import Making
 from omni_jax.errors import run_command, UserError
 from omni_jax.train.stages import making_of, Run
+from omni_jax.types import RowBudget
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
@@ -48,35 +55,40 @@ def _data(run: Run) -> dict[str, Any]:
     raise UserError(
       f'--workers={",".join(_FLAGS.workers)}: numbers of processes, such as 0,1,2'
     )
-  workers, examples = [int(number) for number in _FLAGS.workers], _FLAGS.examples
-  fresh = functools.partial(making_of, run)
-  cost = data.overhead(fresh, run.budget, examples)
-  rates = [
-    data.rate(fresh(), run.budget, workers=count, examples=examples)
-    for count in workers
-  ]
-  data.describe(cost, rates)
+  workers = [int(number) for number in _FLAGS.workers]
+  examples = _FLAGS.examples
+  fresh_making = functools.partial(making_of, run)
+  overhead = data.measure_overhead(fresh_making, run.budget, examples)
+  rates = _rates(fresh_making, run.budget, workers)
+  data.log_costs(overhead, rates)
   figures = {
-    'overhead': dataclasses.asdict(cost),
-    'rates': [dataclasses.asdict(one) for one in rates],
+    'overhead': dataclasses.asdict(overhead),
+    'rates': [dataclasses.asdict(rate) for rate in rates],
   }
   if _FLAGS.peers:
     print('without augmentation, which the others do not do:')
-    rates = [
-      data.rate(
-        fresh()._replace(augment=None), run.budget, workers=count, examples=examples
-      )
-      for count in workers
-    ]
-    data.describe_rates(rates)
-    figures['peers'] = peers.measure(fresh(), workers, examples, print)
-    figures['rates_without_augmentation'] = [dataclasses.asdict(one) for one in rates]
+    unaugmented = lambda: fresh_making()._replace(augment=None)
+    rates = _rates(unaugmented, run.budget, workers)
+    data.log_rates(rates)
+    figures['peers'] = peers.measure_peers(fresh_making(), workers, examples, print)
+    figures['rates_without_augmentation'] = [dataclasses.asdict(rate) for rate in rates]
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
-      figures['memory'] = corpus.measure(
-        folder, _FLAGS.corpus, fresh(), run.budget, print
+      figures['memory'] = corpus.measure_peaks(
+        folder, _FLAGS.corpus, fresh_making(), run.budget, print
       )
   return figures
+
+
+def _rates(
+  fresh_making: Callable[[], Making], budget: RowBudget, workers: Sequence[int]
+) -> list[data.Rate]:
+  """Measures a loader with each number of worker processes."""
+  examples = _FLAGS.examples
+  return [
+    data.measure_rate(fresh_making(), budget, workers=count, examples=examples)
+    for count in workers
+  ]
 
 
 BENCHES = {'data': _data}
@@ -86,7 +98,8 @@ def main() -> None:
   name = sys.argv.pop(1) if len(sys.argv) > 1 else ''
   if name not in BENCHES:
     raise UserError(
-      f'python -m omni_jax.bench {name}: measure what? It is one of {", ".join(BENCHES)}'
+      f'python -m omni_jax.bench {name}: measure what? '
+      f'It is one of {", ".join(BENCHES)}'
     )
   config = read_config(_FLAGS)
   if config is None:

@@ -1,4 +1,7 @@
-"""The bare cost of decoding: what anybody pays who reads these files, with no check and nothing around it."""
+"""Decodes media in a bare loop, with no check and nothing around it.
+
+This is what anybody pays who reads these files.
+"""
 
 from collections.abc import Iterable, Sequence
 import io
@@ -16,45 +19,57 @@ from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
 
 
 class Medium(NamedTuple):
-  """An encoded image or sound: its bytes, or the file that holds them."""
+  """An encoded image or sound.
 
-  kind: str  # 'image' or 'audio'
-  place: bytes | str
+  Attributes:
+    kind: 'image' or 'audio'.
+    source: its bytes, or the file that holds them.
+  """
+
+  kind: str
+  source: bytes | str
 
 
-def stored(examples: Sequence[Any], index: int) -> list[Medium]:
-  """The encoded media of one example; none where the source makes its examples itself."""
+def encoded_media(examples: Sequence[Any], index: int) -> list[Medium]:
+  """Returns the encoded media of one example.
+
+  There are none where the source makes its examples itself.
+  """
   if isinstance(examples, Mixture):
-    source, at = examples.find(index)
-    return stored(examples.sources[source], at)
+    source, index = examples.find(index)
+    return encoded_media(examples.sources[source], index)
   if hasattr(examples, 'stored'):  # in archives, which are not what is measured
     example = examples.stored(index)
   elif hasattr(examples, 'encoded'):
     example = examples.encoded(index)
   else:
     return []
+  media = []
+  for part in parts_of(example):
+    if part['type'] == 'text':
+      continue
+    source = part.get('data')
+    if source is None:
+      source = os.path.join(os.path.dirname(examples.path), part['path'])
+    media.append(Medium(part['type'], source))
+  return media
+
+
+def decode_media(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:
+  """Decodes media one after another.
+
+  Images become float32 (height, width, channels), sounds float32 (samples,).
+  """
+  configs = {'image': config.image, 'audio': config.audio}
   return [
-    Medium(
-      part['type'],
-      part['data']
-      if 'data' in part
-      else os.path.join(os.path.dirname(examples.path), part['path']),
-    )
-    for part in parts_of(example)
-    if part['type'] != 'text'
+    DECODERS[medium.kind](_bytes(medium), configs[medium.kind]) for medium in media
   ]
 
 
-def decode(media: Iterable[Medium], config: MediaConfig) -> list[np.ndarray]:
-  """One after another: images as float32 (height, width, channels), sounds as float32 (samples,)."""
-  sizes = {'image': config.image, 'audio': config.audio}
-  return [DECODERS[medium.kind](_bytes(medium), sizes[medium.kind]) for medium in media]
-
-
 def _bytes(medium: Medium) -> bytes:
-  if isinstance(medium.place, bytes):
-    return medium.place
-  with open(medium.place, 'rb') as file:
+  if isinstance(medium.source, bytes):
+    return medium.source
+  with open(medium.source, 'rb') as file:
     return file.read()
 
 

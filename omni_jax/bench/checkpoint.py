@@ -1,7 +1,10 @@
-"""python -m omni_jax.bench.checkpoint [--gb=1 --rounds=7 --folder=DIR]: what verified checkpoints cost.
+"""Measures what verified checkpoints cost.
 
-Ours and Orbax's own manager, which verifies nothing, write and read the same arrays in turn. Printed are medians of
-seconds on the clock and of the processor, and their ratios: the clock tells little on a machine that is busy.
+  python -m omni_jax.bench.checkpoint [--gb=1 --rounds=7 --folder=DIR]
+
+Ours and Orbax's own manager, which verifies nothing, write and read the same arrays in
+turn. Printed are medians of seconds on the clock and of the processor, and their
+ratios: the clock tells little on a machine that is busy.
 """
 
 import argparse
@@ -15,16 +18,19 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+# By name of what was timed: seconds on the clock and of the processor.
 Seconds = dict[str, list[tuple[float, float]]]
 
 
-def _timed(seconds: Seconds, name: str, work: Callable[[], Any]) -> Any:
-  clock, processor = time.perf_counter(), time.process_time()
-  made = work()
-  seconds.setdefault(name, []).append(
-    (time.perf_counter() - clock, time.process_time() - processor)
-  )
-  return made
+def _time(seconds: Seconds, name: str, function: Callable[[], Any]) -> Any:
+  """Calls a function and adds to its seconds."""
+  clock_start = time.perf_counter()
+  processor_start = time.process_time()
+  result = function()
+  clock = time.perf_counter() - clock_start
+  processor = time.process_time() - processor_start
+  seconds.setdefault(name, []).append((clock, processor))
+  return result
 
 
 def _state(gigabytes: float) -> Any:
@@ -33,7 +39,8 @@ def _state(gigabytes: float) -> Any:
 
   from omni_jax.train.state import TrainState
 
-  side, count = 4096, max(1, round(gigabytes * 2**30 / 4096**2 / 4))
+  side = 4096
+  count = max(1, round(gigabytes * 2**30 / side**2 / 4))
   params = {
     f'w{k}': jax.random.normal(jax.random.key(k), (side, side)) for k in range(count)
   }
@@ -52,23 +59,22 @@ def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
   with Checkpoints(folder, 'omni') as checkpoints:
 
     def save():
-      _timed(seconds, 'ours: stall of a save', lambda: checkpoints.save(state, b'{}'))
+      _time(seconds, 'ours: stall of a save', lambda: checkpoints.save(state, b'{}'))
       checkpoints.latest()
 
-    _timed(seconds, 'ours: save', save)
-    _timed(seconds, 'ours: restore', lambda: checkpoints.restore(like))
+    _time(seconds, 'ours: save', save)
+    _time(seconds, 'ours: restore', lambda: checkpoints.restore(like))
 
 
 def _orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
   import orbax.checkpoint as ocp
 
-  model, train = {'params': state.params}, {'step': state.step, 'rng': state.rng}
-  items = {
-    'model': ocp.args.StandardSave(model),
-    'train': ocp.args.StandardSave(train),
+  save_args = {
+    'model': ocp.args.StandardSave({'params': state.params}),
+    'train': ocp.args.StandardSave({'step': state.step, 'rng': state.rng}),
     'iterator': ocp.args.JsonSave({}),
   }
-  wanted = {
+  restore_args = {
     'model': ocp.args.StandardRestore({'params': like.params}),
     'iterator': ocp.args.JsonRestore(),
     'train': ocp.args.StandardRestore({'step': like.step, 'rng': like.rng}),
@@ -76,18 +82,18 @@ def _orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
   with ocp.CheckpointManager(epath.Path(folder).absolute()) as manager:
 
     def save():
-      _timed(
+      _time(
         seconds,
         'orbax: stall of a save',
-        lambda: manager.save(1, args=ocp.args.Composite(**items)),
+        lambda: manager.save(1, args=ocp.args.Composite(**save_args)),
       )
       manager.wait_until_finished()
 
-    _timed(seconds, 'orbax: save', save)
-    _timed(
+    _time(seconds, 'orbax: save', save)
+    _time(
       seconds,
       'orbax: restore',
-      lambda: manager.restore(1, args=ocp.args.Composite(**wanted)),
+      lambda: manager.restore(1, args=ocp.args.Composite(**restore_args)),
     )
 
 
@@ -108,23 +114,26 @@ def main() -> None:
   )
   seconds: Seconds = {}
   for k in range(flags.rounds + 1):
-    for measure in (_ours, _orbax)[:: 1 if k % 2 else -1]:
+    for save_and_restore in (_ours, _orbax)[:: 1 if k % 2 else -1]:
       folder = tempfile.mkdtemp(dir=flags.folder, prefix='omni_jax_bench_')
       try:
-        measure(folder, state, like, seconds)
+        save_and_restore(folder, state, like, seconds)
       finally:
         shutil.rmtree(folder)
     if not k:  # compiles
       seconds.clear()
-  print(
-    f'{flags.gb} GB, {flags.rounds} rounds in turn, in {epath.Path(flags.folder or tempfile.gettempdir())}'
-  )
+  folder = epath.Path(flags.folder or tempfile.gettempdir())
+  print(f'{flags.gb} GB, {flags.rounds} rounds in turn, in {folder}')
   for name in ('stall of a save', 'save', 'restore'):
-    ours, theirs = (seconds[f'{who}: {name}'] for who in ('ours', 'orbax'))
+    ours = seconds[f'ours: {name}']
+    theirs = seconds[f'orbax: {name}']
     for k, unit in enumerate(('clock', 'processor')):
-      a, b = (statistics.median(one[k] for one in times) for times in (ours, theirs))
+      our_median = statistics.median(times[k] for times in ours)
+      their_median = statistics.median(times[k] for times in theirs)
+      ratio = our_median / their_median
       print(
-        f'{name}, {unit}: ours {a:.3f} s, Orbax {b:.3f} s, ratio {a / b:.3f}',
+        f'{name}, {unit}: ours {our_median:.3f} s, Orbax {their_median:.3f} s, '
+        f'ratio {ratio:.3f}',
         flush=True,
       )
 

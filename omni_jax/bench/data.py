@@ -1,10 +1,13 @@
-"""What loading costs: a loader's rate, and its processor time beside that of decoding the same media in a bare loop.
+"""Measures what loading costs: a loader's rate and its processor time.
 
-Processor time is measured in turns, several times, and medians are compared: that stands a busy machine.
+Processor time is compared with that of decoding the same media in a bare loop. It is
+measured in turns, several times, and medians are compared: that stands a busy machine.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import itertools
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -18,26 +21,28 @@ from omni_jax.types import Batch, RowBudget
 ROUNDS = 5
 
 
-class Counted(NamedTuple):
-  """What some batches hold."""
+class Counts(NamedTuple):
+  """What some batches hold.
 
-  examples: int
-  tokens: int  # positions that carry something
-  room: int  # all positions
+  Attributes:
+    tokens: positions that carry something.
+    positions: all of them.
+  """
+
+  examples: int = 0
+  tokens: int = 0
+  positions: int = 0
 
   @classmethod
-  def of(cls, batch: Batch) -> 'Counted':
+  def of(cls, batch: Batch) -> 'Counts':
     return cls(
-      int(batch.segment_BL.max(axis=1).sum()),
-      int((batch.segment_BL > 0).sum()),
-      batch.segment_BL.size,
+      examples=int(batch.segment_BL.max(axis=1).sum()),
+      tokens=int((batch.segment_BL > 0).sum()),
+      positions=batch.segment_BL.size,
     )
 
-  def __add__(self, other: 'Counted') -> 'Counted':
-    return Counted(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-NOTHING = Counted(0, 0, 0)
+  def __add__(self, other: 'Counts') -> 'Counts':
+    return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,55 +78,62 @@ class Overhead:
   filled: float
 
 
-def take(loader: Loader, examples: int) -> Counted:
-  """Batches that hold as many examples at least."""
-  counted = NOTHING
-  while counted.examples < examples:
-    counted += Counted.of(next(loader))
-  return counted
+def take(loader: Loader, examples: int) -> Counts:
+  """Takes batches until they hold so many examples, and returns what they hold."""
+  counts = Counts()
+  while counts.examples < examples:
+    counts += Counts.of(next(loader))
+  return counts
 
 
-def rate(making: Making, budget: RowBudget, *, workers: int, examples: int) -> Rate:
-  """By the clock, without the first batches: those wait for the processes to start."""
+def measure_rate(
+  making: Making, budget: RowBudget, *, workers: int, examples: int
+) -> Rate:
+  """Measures a loader's speed by the clock.
+
+  The first batches are left out: they wait for the processes to start.
+  """
   loader = Loader(making, budget, LoaderConfig(workers=workers))
   try:
     take(loader, max(1, examples // 4))
     start = time.perf_counter()
-    counted = take(loader, examples)
+    counts = take(loader, examples)
     seconds = time.perf_counter() - start
   finally:
     loader.close()
-  return Rate(workers, counted.examples / seconds, counted.tokens / seconds)
+  return Rate(workers, counts.examples / seconds, counts.tokens / seconds)
 
 
-def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> Overhead:
-  """Against the bare loop, on the same examples in the same order, one after another in this process.
+def measure_overhead(
+  fresh_making: Callable[[], Making], budget: RowBudget, examples: int
+) -> Overhead:
+  """Measures a loader against the bare loop.
+
+  Both take the same examples in the same order, one after another in this process.
 
   Args:
-    fresh: gives sources that remember no decoded media.
+    fresh_making: gives sources that remember no decoded media.
   """
-  making = fresh()
+  making = fresh_making()
   mixture = Mixture.of(making.examples)
   order = Order(mixture, making.seed)
   each = max(10, examples // ROUNDS)
-  media = [bare.stored(mixture, order[k].example) for k in range(ROUNDS * each)]
-  plain = Loader(making._replace(augment=None), budget, prefetch=0)
-  changed = Loader(fresh(), budget, prefetch=0) if making.augment else None
+  media = [bare.encoded_media(mixture, order[k].example) for k in range(ROUNDS * each)]
+  unaugmented = Loader(making._replace(augment=None), budget, prefetch=0)
+  augmented = Loader(fresh_making(), budget, prefetch=0) if making.augment else None
   times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
-  counted = NOTHING
+  total = Counts()
   for k in range(ROUNDS):
-    here = [
-      medium for example in media[k * each : (k + 1) * each] for medium in example
-    ]
-    times['bare'].append(
-      processor_time(lambda here=here: bare.decode(here, making.media)) / each
-    )
-    seconds, found = processor_time_of(lambda: take(plain, each))
-    counted += found
-    times['loader'].append(seconds / found.examples)
-    if changed:
-      seconds, found = processor_time_of(lambda: take(changed, each))
-      times['augment'].append(seconds / found.examples - times['loader'][-1])
+    round_media = list(itertools.chain(*media[k * each : (k + 1) * each]))
+    decode = functools.partial(bare.decode_media, round_media, making.media)
+    seconds, _ = processor_seconds(decode)
+    times['bare'].append(seconds / each)
+    seconds, counts = processor_seconds(lambda: take(unaugmented, each))
+    total += counts
+    times['loader'].append(seconds / counts.examples)
+    if augmented:
+      seconds, counts = processor_seconds(lambda: take(augmented, each))
+      times['augment'].append(seconds / counts.examples - times['loader'][-1])
   medians = {
     name: 1e6 * statistics.median(values) if values else 0.0
     for name, values in times.items()
@@ -129,38 +141,38 @@ def overhead(fresh: Callable[[], Making], budget: RowBudget, examples: int) -> O
   return Overhead(
     **medians,
     ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
-    filled=counted.tokens / counted.room,
+    filled=total.tokens / total.positions,
   )
 
 
-def processor_time_of(function: Callable[[], Any]) -> tuple[float, Any]:
-  """Seconds of all threads of this process, and the result."""
+def processor_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+  """Returns the seconds of all threads of this process, and the function's result."""
   start = time.process_time()
   result = function()
   return time.process_time() - start, result
 
 
-def processor_time(function: Callable[[], Any]) -> float:
-  return processor_time_of(function)[0]
-
-
-def describe(
-  cost: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print
+def log_costs(
+  overhead: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print
 ) -> None:
-  against = (
-    f'{cost.ratio:.2f} times the bare {cost.bare:.0f} us of decoding'
-    if cost.bare
-    else 'no media are stored'
-  )
+  """Logs what loading costs, a fact a line."""
+  comparison = 'no media are stored'
+  if overhead.bare:
+    comparison = (
+      f'{overhead.ratio:.2f} times the bare {overhead.bare:.0f} us of decoding'
+    )
   log(
-    f'an example takes {cost.loader:.0f} us of processor time, {against}; augmentation adds {cost.augment:.0f} us'
+    f'an example takes {overhead.loader:.0f} us of processor time, {comparison}; '
+    f'augmentation adds {overhead.augment:.0f} us'
   )
-  log(f'rows are {cost.filled:.1%} full')
-  describe_rates(rates, log)
+  log(f'rows are {overhead.filled:.1%} full')
+  log_rates(rates, log)
 
 
-def describe_rates(rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
-  for one in rates:
+def log_rates(rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
+  """Logs loaders' speeds, one a line."""
+  for rate in rates:
     log(
-      f'{one.workers} workers: {one.examples:.0f} examples/s, {one.tokens:.0f} packed tokens/s'
+      f'{rate.workers} workers: {rate.examples:.0f} examples/s, '
+      f'{rate.tokens:.0f} packed tokens/s'
     )

@@ -1,4 +1,7 @@
-"""The same files through Hugging Face datasets and a PyTorch DataLoader, as their users would write it."""
+"""Measures the same files through Hugging Face datasets and a PyTorch DataLoader.
+
+The code is as their users would write it.
+"""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -17,10 +20,13 @@ from omni_jax.types import MediaConfig
 BATCH = 64
 
 
-def measure(
+def measure_peers(
   making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]
 ) -> dict[str, float]:
-  """Examples a second by number of worker processes, without the first quarter: bytes as tokens, padded, not packed."""
+  """Returns examples a second by number of worker processes.
+
+  The first quarter is left out. Bytes are tokens, and rows are padded, not packed.
+  """
   lines = getattr(making.examples, 'lines', making.examples)
   if not isinstance(lines, JsonLines):
     raise UserError('--peers reads JSON lines: take a config of source jsonl')
@@ -45,48 +51,49 @@ def measure(
       collate_fn=collate,
       generator=torch.Generator().manual_seed(making.seed),
     )
-    rates[str(count)] = _rate(loader, examples)
+    rates[str(count)] = _examples_per_second(loader, examples)
     log(f'datasets + DataLoader, {count} workers: {rates[str(count)]:.0f} examples/s')
   return rates
 
 
-def _rate(loader: Any, examples: int) -> float:
-  seen, start, at_start = 0, 0.0, 0
+def _examples_per_second(loader: Any, examples: int) -> float:
+  count = 0
+  start = 0.0
+  count_at_start = 0
   for batch in loader:
-    seen += len(batch['length'])
-    if not start and seen >= examples // 4:
-      start, at_start = time.perf_counter(), seen
-    if seen - at_start >= examples:
+    count += len(batch['length'])
+    if not start and count >= examples // 4:
+      start = time.perf_counter()
+      count_at_start = count
+    if count - count_at_start >= examples:
       break
-  return (seen - at_start) / (time.perf_counter() - start)
+  return (count - count_at_start) / (time.perf_counter() - start)
 
 
 def transform(
   folder: str, media: MediaConfig, rows: dict[str, list[Any]]
 ) -> dict[str, list[Any]]:
-  """Tokens of all texts and arrays of all media of each row."""
-  sizes, made = (
-    {'image': media.image, 'audio': media.audio},
-    {'tokens': [], 'image': [], 'audio': []},
-  )
+  """Returns the tokens of all texts and the arrays of all media of each row."""
+  configs = {'image': media.image, 'audio': media.audio}
+  columns: dict[str, list[Any]] = {'tokens': [], 'image': [], 'audio': []}
   for messages in rows['messages']:
-    found: dict[str, list[Any]] = {'text': [], 'image': [], 'audio': []}
+    values: dict[str, list[Any]] = {'text': [], 'image': [], 'audio': []}
     for part in (part for message in messages for part in message['content']):
       if part['type'] == 'text':
-        found['text'].append(np.frombuffer(part['text'].encode(), np.uint8))
+        values['text'].append(np.frombuffer(part['text'].encode(), np.uint8))
       else:
         with open(os.path.join(folder, part['path']), 'rb') as file:
-          found[part['type']].append(
-            DECODERS[part['type']](file.read(), sizes[part['type']])
-          )
-    made['tokens'].append(np.concatenate(found.pop('text') or [np.zeros(0, np.uint8)]))
-    for kind, values in found.items():
-      made[kind].append(values)
-  return made
+          kind = part['type']
+          values[kind].append(DECODERS[kind](file.read(), configs[kind]))
+    texts = values.pop('text') or [np.zeros(0, np.uint8)]
+    columns['tokens'].append(np.concatenate(texts))
+    for kind, arrays in values.items():
+      columns[kind].append(arrays)
+  return columns
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """Padded to the longest."""
+  """Returns a batch of rows, padded to the longest."""
   longest = max(len(row['tokens']) for row in rows)
   tokens_BL = np.zeros((len(rows), longest), np.int32)
   for row_L, row in zip(tokens_BL, rows, strict=True):

@@ -9,7 +9,7 @@ import pytest
 import samples
 
 from omni_jax.bench import bare, corpus
-from omni_jax.bench.data import Counted, overhead, rate, take
+from omni_jax.bench.data import Counts, measure_overhead, measure_rate, take
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
@@ -63,9 +63,9 @@ def making(folder):
 
 def test_the_bare_loop_decodes_the_same_media(folder, making):
   lines = making.examples
-  found = bare.stored(lines, 3)
-  assert [medium.kind for medium in found] == ['image', 'audio']
-  pixels, wave = bare.decode(found, MEDIA)
+  media = bare.encoded_media(lines, 3)
+  assert [medium.kind for medium in media] == ['image', 'audio']
+  pixels, wave = bare.decode_media(media, MEDIA)
   np.testing.assert_allclose(
     pixels, decode_image((folder / '3.png').read_bytes(), MEDIA.image), atol=1e-6
   )
@@ -77,36 +77,39 @@ def test_the_bare_loop_decodes_the_same_media(folder, making):
     [encode_example(lines.encoded(k), lines.read_file) for k in range(N)],
   )
   records = ArrayRecordExamples(folder / 'x.array_record', MEDIA)
-  np.testing.assert_array_equal(bare.decode(bare.stored(records, 3), MEDIA)[0], pixels)
-  assert bare.stored(range(5), 3) == []
+  np.testing.assert_array_equal(
+    bare.decode_media(bare.encoded_media(records, 3), MEDIA)[0], pixels
+  )
+  assert bare.encoded_media(range(5), 3) == []
 
 
 def test_counts_are_of_the_batches(making):
   batches = Loader(making, BUDGET, prefetch=0)
-  counted = take(batches, 30)
-  again, sum_ = Loader(making, BUDGET, prefetch=0), Counted(0, 0, 0)
-  while sum_.examples < 30:
+  counts = take(batches, 30)
+  again = Loader(making, BUDGET, prefetch=0)
+  total = Counts()
+  while total.examples < 30:
     batch = next(again)
-    sum_ += Counted(
+    total += Counts(
       sum(len(set(row) - {0}) for row in batch.segment_BL),
       np.count_nonzero(batch.segment_BL),
       batch.token_BL.size,
     )
-  assert counted == sum_
+  assert counts == total
 
 
 def test_overhead_and_rates_are_measured(making):
-  cost = overhead(lambda: making, BUDGET, 100)
+  cost = measure_overhead(lambda: making, BUDGET, 100)
   assert (
     cost.loader > 0 and cost.bare > 0 and cost.augment == 0 and 0.5 < cost.filled <= 1
   )
   assert cost.ratio == pytest.approx(cost.loader / cost.bare)
-  assert rate(making, BUDGET, workers=0, examples=30).examples > 0
+  assert measure_rate(making, BUDGET, workers=0, examples=30).examples > 0
 
 
 def test_a_corpus_is_read_through_and_its_memory_told(tmp_path, making):
   said = []
-  peaks = corpus.measure(
+  peaks = corpus.measure_peaks(
     str(tmp_path), 0.002, making, RowBudget(rows=2, length=64), said.append
   )
   assert set(peaks) == {'tenth', 'whole'} and all(
