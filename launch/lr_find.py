@@ -1,10 +1,15 @@
-"""A learning-rate range test of the omni stage (Smith 2017, arXiv 1506.01186): the loss while the rate grows.
+"""A learning-rate range test of the omni stage: the loss while the rate grows.
 
-  python launch/lr_find.py --config=configs/digits.py --workdir=runs/digits [--config.omni.optim.kind=adamw ...]
+The test is that of Smith 2017, arXiv 1506.01186.
 
-Takes the first 100 batches at rates from 1e-5 to 1 and stops where the loss explodes; writes WORKDIR/lr_find.html and
-prints a suggestion for config.omni.optim.lr. The codec stage is trained first where --workdir has none; a training in
-the same folder uses it. Nothing of the ramp itself is kept. One run on one seed: a starting point, not a measurement.
+  python launch/lr_find.py --config=configs/digits.py --workdir=runs/digits \\
+    [--config.omni.optim.kind=adamw ...]
+
+Takes the first 100 batches at rates from 1e-5 to 1 and stops where the loss explodes;
+writes WORKDIR/lr_find.html and prints a suggestion for config.omni.optim.lr. The codec
+stage is trained first where --workdir has none; a training in the same folder uses it.
+Nothing of the ramp itself is kept. One run on one seed: a starting point, not a
+measurement.
 """
 
 import itertools
@@ -15,21 +20,24 @@ from absl import logging
 import numpy as np
 
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate.page import page
 from omni_jax.evaluate.page.charts import Line, lines_chart
+from omni_jax.evaluate.page.page import page
 from omni_jax.train.__main__ import parse, start_jax
 
-FIRST, LAST, STEPS = 1e-5, 1.0, 100
-SMOOTH, EXPLODED = 0.8, 2.0  # of the running mean; times its smallest value
+FIRST = 1e-5
+LAST = 1.0
+STEPS = 100
+SMOOTH = 0.8  # share of the old running mean in the new one
+EXPLODED = 2.0  # times the smallest running mean
 
 
 def rate(step):
-  """The learning rate of a step, a geometric ramp."""
+  """Returns the learning rate of a step, on a geometric ramp."""
   return FIRST * (LAST / FIRST) ** (step / (STEPS - 1))
 
 
 def smoothed(losses):
-  """Running means that do not remember a start at zero."""
+  """Returns running means that do not remember a start at zero."""
   means = itertools.accumulate(
     losses, lambda mean, x: SMOOTH * mean + (1 - SMOOTH) * x, initial=0.0
   )
@@ -40,7 +48,10 @@ def smoothed(losses):
 
 
 def suggestion(losses):
-  """(rate where the smoothed loss falls steepest, a tenth of the rate where it is smallest).
+  """Returns two learning rates to start from.
+
+  They are the rate where the smoothed loss falls steepest, and a tenth of the rate
+  where it is smallest.
 
   Raises:
     UserError: if it never falls.
@@ -53,13 +64,14 @@ def suggestion(losses):
 
 
 def ramp(config, workdir):
-  """Losses of the steps, as far as they stay finite and near their smallest."""
+  """Returns the losses of the steps while they are finite and near their smallest."""
   import jax
 
   from omni_jax.sharding import place
   from omni_jax.train import stages
 
-  run, losses = stages.Run(config, workdir), []
+  run = stages.Run(config, workdir)
+  losses = []
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(run.mesh):
     if 'codec' in config.stages:
@@ -70,9 +82,8 @@ def ramp(config, workdir):
       for _ in range(STEPS):
         state, metrics = stage.step(state, place(next(stage.batches), run.mesh))
         losses.append(float(metrics['loss/total']))
-        if not math.isfinite(losses[-1]) or smoothed(losses)[-1] > EXPLODED * min(
-          smoothed(losses)
-        ):
+        means = smoothed(losses)
+        if not math.isfinite(losses[-1]) or means[-1] > EXPLODED * min(means):
           break
     finally:
       stage.batches.close()
@@ -86,9 +97,9 @@ def main():
   losses = ramp(config, workdir)
   steepest, tenth = suggestion(losses)
   rates = [rate(step) for step in range(len(losses))]
-  said = (
-    f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is {tenth:.1e}: try '
-    f'--config.omni.optim.lr={tenth:.1e}'
+  conclusion = (
+    f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is '
+    f'{tenth:.1e}: try --config.omni.optim.lr={tenth:.1e}'
   )
   lines = [Line(rates, y, np.zeros(len(y))) for y in (smoothed(losses), losses)]
   chart = lines_chart(
@@ -99,11 +110,11 @@ def main():
   out.write_text(
     page(
       'omni_jax: learning rate',
-      f'<h1>Learning rate</h1><p>{said}</p>',
+      f'<h1>Learning rate</h1><p>{conclusion}</p>',
       [('Range test', chart)],
     )
   )
-  print(f'lr_find: {said}; wrote {out}')
+  print(f'lr_find: {conclusion}; wrote {out}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
-"""Compiles the pod configs and writes docs/pods.md: `python launch/pods.py [--only=NAME …] [--page]`.
+"""Compiles the pod configs and writes docs/pods.md.
 
-What is compiled is the table RUNS below. The facts go to docs/pods.json, the page is made of them; --only does a run
-anew and leaves the others, --page makes the page alone. Two cores need some minutes a run; libtpu is needed.
+  python launch/pods.py [--only=NAME …] [--page]
+
+What is compiled is the table RUNS below. The facts go to docs/pods.json, the page is
+made of them; --only does a run anew and leaves the others, --page makes the page alone.
+Two cores need some minutes a run; libtpu is needed.
 """
 
 import argparse
@@ -113,8 +116,8 @@ libtpu for topologies that are only described. No figure here was measured on a 
 """
 
 
-def measure(name: str) -> dict:
-  """Runs the command; what does not fit is a result, too."""
+def compile_run(name: str) -> dict:
+  """Runs the command and returns its facts; what does not fit is a result, too."""
   _, config, topology, programs, overrides = RUNS[name]
   file = config if '.py' in config else f'{config}.py'
   command = [
@@ -130,20 +133,19 @@ def measure(name: str) -> dict:
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   if not done.stdout.strip():
     raise SystemExit(f'{name}: {done.stderr.strip().splitlines()[-1]}')
-  found = json.loads(done.stdout)
+  run = json.loads(done.stdout)
   for program in programs.split(','):
-    found[program]['largest'] = found[program]['largest'][:8]
-  config = found.pop('config')
-  length = config['data']['budget']['length']
+    run[program]['largest'] = run[program]['largest'][:8]
+  budget = run.pop('config')['data']['budget']
   git = ['git', 'rev-parse', '--short', 'HEAD']
   commit = subprocess.run(
     git, cwd=ROOT, capture_output=True, text=True, check=False
   ).stdout.strip()
   return {
-    **found,
+    **run,
     'commit': commit,
-    'rows': config['data']['budget']['rows'],
-    'length': length,
+    'rows': budget['rows'],
+    'length': budget['length'],
     'command': ' '.join(command[1:]),
   }
 
@@ -152,28 +154,43 @@ def gib(size: float) -> str:
   return f'{size / 2**30:.2f}'
 
 
-def sums(collectives: list[dict]) -> str:
-  """'all-gather fsdp 12 GB' of the ones that count."""
-  big = [one for one in collectives if one['moved'] >= 1e8]
-  return (
-    ', '.join(f'{one["kind"]} {one["axes"]} {one["moved"] / 1e9:.1f}' for one in big)
-    or '–'
-  )
+def large_collectives(collectives: list[dict]) -> str:
+  """Returns 'all-gather fsdp 12.0, …' of the collectives that move 0.1 GB or more."""
+  texts = [
+    f'{one["kind"]} {one["axes"]} {one["moved"] / 1e9:.1f}'
+    for one in collectives
+    if one['moved'] >= 1e8
+  ]
+  return ', '.join(texts) or '–'
 
 
-def train_row(name: str, found: dict) -> str:
-  t = found['train']
-  three = lambda values, format: ' / '.join(
-    format.format(values[key]) for key in ('overlapped', 'scheduled', 'serial')
+def three_ways(values: dict, form: str) -> str:
+  """Returns the values hidden, as scheduled and one after the other."""
+  keys = ('overlapped', 'scheduled', 'serial')
+  return ' / '.join(form.format(values[key]) for key in keys)
+
+
+def train_row(name: str, run: dict) -> str:
+  """Returns the row of a train step, below HEAD."""
+  train = run['train']
+  flops = train['flops']
+  fits = '' if train['fits'] else ' **no**'
+  mfu = {key: 100 * value for key, value in train['mfu'].items()}
+  cells = (
+    name,
+    run['topology'],
+    f'{run["rows"] / run["chips"]:g} x {run["length"]}',
+    f'{gib(train["memory"]["peak"])} of {gib(train["hbm"])}{fits}',
+    f'{flops["program"] / 1e12:.0f}',
+    f'{flops["program"] / flops["with_remat"]:.3f}',
+    f'{train["hbm_bytes"] / 1e12:.2f}',
+    large_collectives(train['collectives']),
+    three_ways(train['seconds'], '{:.2f}'),
+    three_ways(mfu, '{:.0f}'),
+    train['bound'],
+    f'{train["compile_seconds"]:.0f}',
   )
-  mfu = {key: 100 * value for key, value in t['mfu'].items()}
-  return (
-    f'| {name} | {found["topology"]} | {found["rows"] / found["chips"]:g} x {found["length"]} | '
-    f'{gib(t["memory"]["peak"])} of {gib(t["hbm"])}{"" if t["fits"] else " **no**"} | '
-    f'{t["flops"]["program"] / 1e12:.0f} | {t["flops"]["program"] / t["flops"]["with_remat"]:.3f} | '
-    f'{t["hbm_bytes"] / 1e12:.2f} | {sums(t["collectives"])} | {three(t["seconds"], "{:.2f}")} | '
-    f'{three(mfu, "{:.0f}")} | {t["bound"]} | {t["compile_seconds"]:.0f} |'
-  )
+  return row(*cells)
 
 
 SCALING = """The same rows a chip on more chips, text alone. FLOPs of a chip are the same to the last one, as is its
@@ -193,7 +210,7 @@ HEAD = (
 
 
 def commits(facts: dict) -> str:
-  """What was measured at which commit."""
+  """Returns what was measured at which commit."""
   by_commit = {}
   for name in (name for name in RUNS if name in facts):
     by_commit.setdefault(facts[name]['commit'], []).append(name)
@@ -202,79 +219,116 @@ def commits(facts: dict) -> str:
   )
 
 
-def table(*titles: str) -> list[str]:
-  """The first two lines of a table."""
-  return ['', f'| {" | ".join(titles)} |', '|' + '---|' * len(titles)]
+def row(*cells: object) -> str:
+  """Returns a line of a table."""
+  return f'| {" | ".join(map(str, cells))} |'
 
 
-def generation(found: list[tuple[str, dict]]) -> list[str]:
-  lines = table(
+def table_head(*titles: str) -> list[str]:
+  """Returns the first lines of a table, the empty one before it included."""
+  return ['', row(*titles), '|' + '---|' * len(titles)]
+
+
+def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
+  """Returns the lines on the programs of generation."""
+  lines = table_head(
     'run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound'
   )
-  for name, facts in found:
-    for program in (p for p in ('prefill', 'decode', 'draw') if p in facts):
-      p = facts[program]
-      lines.append(
-        f'| {name} | {program} | {gib(p["memory"]["peak"])} | {"yes" if p["fits"] else "**no**"} | '
-        f'{p["flops"]["program"] / 1e12:.3g} | {p["hbm_bytes"] / 1e9:.3g} | '
-        f'{1e3 * p["seconds"]["overlapped"]:.1f} | {p["bound"]} |'
+  for name, run in runs:
+    for program in ('prefill', 'decode', 'draw'):
+      if program not in run:
+        continue
+      facts = run[program]
+      cells = (
+        name,
+        program,
+        gib(facts['memory']['peak']),
+        'yes' if facts['fits'] else '**no**',
+        f'{facts["flops"]["program"] / 1e12:.3g}',
+        f'{facts["hbm_bytes"] / 1e9:.3g}',
+        f'{1e3 * facts["seconds"]["overlapped"]:.1f}',
+        facts['bound'],
       )
+      lines.append(row(*cells))
   return lines
 
 
-def peers(found: list[tuple[str, dict]]) -> list[str]:
-  lines = table('run', 'MaxText peak GiB', 'ours', 'MaxText compiled s', 'ours')
-  for name, facts in found:
-    (peak, seconds), t = PEERS[name], facts['train']
-    lines.append(
-      f'| {name}, {facts["topology"]} | {peak or "does not fit"} | {gib(t["memory"]["peak"])}'
-      f'{"" if t["fits"] else " **does not fit**"} | {seconds or "–"} | '
-      f'{t["compile_seconds"]:.0f} |'
+def peers_table(runs: list[tuple[str, dict]]) -> list[str]:
+  """Returns the lines that compare with MaxText."""
+  lines = table_head('run', 'MaxText peak GiB', 'ours', 'MaxText compiled s', 'ours')
+  for name, run in runs:
+    peak, seconds = PEERS[name]
+    train = run['train']
+    cells = (
+      f'{name}, {run["topology"]}',
+      peak or 'does not fit',
+      gib(train['memory']['peak']) + ('' if train['fits'] else ' **does not fit**'),
+      seconds or '–',
+      f'{train["compile_seconds"]:.0f}',
     )
+    lines.append(row(*cells))
   return lines
+
+
+def memory_table(runs: list[tuple[str, dict]]) -> list[str]:
+  """Returns the lines on the memory of the train step, by kind."""
+  kinds = ('parameters', 'optimizer', 'buffers', 'batch', 'temporaries', 'program')
+  lines = table_head('run', *kinds)
+  for name, run in runs:
+    memory = run['train']['memory']
+    lines.append(row(name, *(gib(memory[kind]) for kind in kinds)))
+  return lines
+
+
+def versions(facts: dict) -> str:
+  """Returns the versions of jax and libtpu that were used."""
+  texts = {
+    ', '.join(f'{name} {version}' for name, version in run['versions'].items())
+    for run in facts.values()
+  }
+  return '; '.join(sorted(texts))
 
 
 def page(facts: dict) -> str:
-  """The text of docs/pods.md."""
-  of = lambda section: [
-    (name, facts[name]) for name in RUNS if RUNS[name][0] == section and name in facts
-  ]
-  kinds = ('parameters', 'optimizer', 'buffers', 'batch', 'temporaries', 'program')
-  versions = sorted(
-    {
-      ', '.join(f'{k} {v}' for k, v in found['versions'].items())
-      for found in facts.values()
-    }
-  )
-  lines = [ABOUT, f'Versions: {"; ".join(versions)}. Measured: {commits(facts)}.', '']
-  lines += ['## All modalities and heads', '', HEAD]
-  lines += [train_row(*item) for item in of('fits')]
-  lines += ['', 'Memory of the train step by kind, GiB a chip:', *table('run', *kinds)]
-  lines += [
-    f'| {name} | '
-    + ' | '.join(gib(found['train']['memory'][kind]) for kind in kinds)
-    + ' |'
-    for name, found in of('fits')
-  ]
-  lines += [
+  """Returns the text of docs/pods.md."""
+
+  def section(name: str) -> list[tuple[str, dict]]:
+    return [(run, facts[run]) for run in RUNS if RUNS[run][0] == name and run in facts]
+
+  lines = [
+    ABOUT,
+    f'Versions: {versions(facts)}. Measured: {commits(facts)}.',
     '',
-    'The programs of generation, as many replies as the batch has rows; of `decode` one turn counts, '
-    'an id in each:',
-    *generation(of('fits')),
-  ]
-  lines += ['', '## Weak scaling', '', SCALING, '', HEAD]
-  lines += [train_row(*item) for item in of('scaling')]
-  lines += [
+    '## All modalities and heads',
+    '',
+    HEAD,
+    *(train_row(*run) for run in section('fits')),
+    '',
+    'Memory of the train step by kind, GiB a chip:',
+    *memory_table(section('fits')),
+    '',
+    'The programs of generation, as many replies as the batch has rows; of `decode` '
+    'one turn counts, an id in each:',
+    *generation_table(section('fits')),
+    '',
+    '## Weak scaling',
+    '',
+    SCALING,
+    '',
+    HEAD,
+    *(train_row(*run) for run in section('scaling')),
     '',
     '## Against MaxText',
     '',
     'Text alone, bf16 compute, full remat, AdamW; its figures were measured with '
     'the same jax and libtpu.',
-    *peers(of('peers')),
+    *peers_table(section('peers')),
     '',
     HEAD,
+    *(train_row(*run) for run in section('peers')),
+    '',
   ]
-  return '\n'.join([*lines, *(train_row(*item) for item in of('peers')), ''])
+  return '\n'.join(lines)
 
 
 def main() -> None:
@@ -289,12 +343,10 @@ def main() -> None:
   arguments = parser.parse_args()
   facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
   for name in () if arguments.page else arguments.only or RUNS:
-    facts[name] = measure(name)
+    facts[name] = compile_run(name)
     train = facts[name]['train']
-    print(
-      f'{name}: peak {gib(train["memory"]["peak"])} GiB, {"fits" if train["fits"] else "does not fit"}',
-      flush=True,
-    )
+    fits = 'fits' if train['fits'] else 'does not fit'
+    print(f'{name}: peak {gib(train["memory"]["peak"])} GiB, {fits}', flush=True)
     FACTS.write_text(json.dumps(facts, indent=1) + '\n')
   PAGE.write_text(page(facts))
 

@@ -1,10 +1,12 @@
-"""Trains every combination of some config values, one run after another, and compares them at the end.
+"""Trains every combination of some config values and compares the runs at the end.
 
-  python launch/sweep.py --config=configs/digits.py --workdir=runs/sweep --sweep 'omni.optim.lr=1e-3,2e-3' \\
-    --sweep 'seed=0,1,2' [--config.omni.steps=400 ...] [--dry_run]
+  python launch/sweep.py --config=configs/digits.py --workdir=runs/sweep \\
+    --sweep 'omni.optim.lr=1e-3,2e-3' --sweep 'seed=0,1,2' \\
+    [--config.omni.steps=400 ...] [--dry_run]
 
-Each run has a folder of its own under --workdir, named after its values. The same command goes on where it stopped;
-what is finished is skipped. A run that fails is reported and the others go on; the exit code is then 1.
+Each run has a folder of its own under --workdir, named after its values. The same
+command goes on where it stopped; what is finished is skipped. A run that fails is
+reported and the others go on; the exit code is then 1.
 """
 
 import argparse
@@ -23,32 +25,37 @@ from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.compare import compare
 
 PREEMPTED = 75  # of omni_jax.train: saved, start me again
-Start = Callable[[list[str]], int]  # a command -> its exit code
+Runner = Callable[[list[str]], int]  # runs a command and returns its exit code
 
 
-def values_of(sweep: str) -> list[str]:
-  """'a.b=1,(2,3)' -> ['a.b=1', 'a.b=(2,3)']: commas inside brackets or quotes separate nothing."""
-  key, equals, text = sweep.partition('=')
+def settings_of(argument: str) -> list[str]:
+  """Splits a key and its values: 'a.b=1,(2,3)' -> ['a.b=1', 'a.b=(2,3)'].
+
+  Commas inside brackets or quotes separate nothing.
+  """
+  key, equals, text = argument.partition('=')
   values = re.findall(r"""(?:\([^)]*\)|\[[^]]*\]|'[^']*'|"[^"]*"|[^,'"(\[])+""", text)
   if not key or not equals or not values:
     raise UserError(
-      f"--sweep={sweep!r}: give a key of the config and its values, such as 'omni.optim.lr=1e-3,2e-3'"
+      f'--sweep={argument!r}: give a key of the config and its values, '
+      "such as 'omni.optim.lr=1e-3,2e-3'"
     )
   return [f'{key.removeprefix("config.")}={value.strip()}' for value in values]
 
 
-def name_of(setting: Sequence[str]) -> str:
-  """A folder's name that needs no quotes."""
-  return re.sub(r'[^\w.=,+-]+', '_', ','.join(setting))
+def folder_name(settings: Sequence[str]) -> str:
+  """Returns a run's folder, by a name that needs no quotes."""
+  return re.sub(r'[^\w.=,+-]+', '_', ','.join(settings))
 
 
-def runs_of(
+def commands_of(
   config: str, workdir: pathlib.Path, sweeps: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, list[str]]:
-  """Name -> command of every run."""
+  """Returns the command of every run, by the name of its folder."""
   commands: dict[str, list[str]] = {}
-  for setting in itertools.product(*map(values_of, sweeps)):
-    if (name := name_of(setting)) in commands:
+  for settings in itertools.product(*map(settings_of, sweeps)):
+    name = folder_name(settings)
+    if name in commands:
       raise UserError(f'two runs would be called {name}; give every value once')
     commands[name] = [
       sys.executable,
@@ -57,13 +64,16 @@ def runs_of(
       f'--config={config}',
       f'--workdir={workdir / name}',
       *overrides,
-      *(f'--config.{value}' for value in setting),
+      *(f'--config.{setting}' for setting in settings),
     ]
   return commands
 
 
-def start(command: list[str]) -> int:
-  """Runs it to its end; a SIGTERM to the sweep is passed on, so that the run saves."""
+def run_to_end(command: list[str]) -> int:
+  """Runs a command to its end and returns its exit code.
+
+  A SIGTERM to the sweep is passed on, so that the run saves.
+  """
   process = subprocess.Popen(command)
   before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
   try:
@@ -72,37 +82,38 @@ def start(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, before)
 
 
-def sweep(commands: dict[str, list[str]], workdir: pathlib.Path, begin: Start) -> int:
-  """Runs what is not finished yet; sweep.json remembers the command and the exit code of each."""
+def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, run: Runner) -> int:
+  """Runs what is not finished yet and returns the exit code of the sweep.
+
+  sweep.json remembers the command and the exit code of each run.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
   log = workdir / 'sweep.json'
   done = json.loads(log.read_text()) if log.exists() else {}
   codes = {}
   for k, (name, command) in enumerate(commands.items()):
-    arguments, before = command[1:], time.monotonic()
-    said = f'sweep: {k + 1} of {len(commands)}, {name}'
+    arguments = command[1:]
+    start = time.monotonic()
+    label = f'sweep: {k + 1} of {len(commands)}, {name}'
     if done.get(name) == {'arguments': arguments, 'code': 0}:
-      print(f'{said}: already finished', flush=True)
+      print(f'{label}: already finished', flush=True)
       codes[name] = 0
       continue
-    print(said, flush=True)
-    codes[name] = begin(command)
+    print(label, flush=True)
+    codes[name] = run(command)
     if codes[name] == PREEMPTED:
       print('sweep: preempted and saved; the same command goes on', flush=True)
       return PREEMPTED
     done[name] = {'arguments': arguments, 'code': codes[name]}
     log.write_text(json.dumps(done, indent=1) + '\n')
-    ended = (
-      'finished'
-      if not codes[name]
-      else f'failed with exit code {codes[name]}, its message is above'
-    )
-    print(
-      f'{said}: {ended} after {(time.monotonic() - before) / 60:.1f} min', flush=True
-    )
-  good = [workdir / name for name, code in codes.items() if not code]
-  if good:
-    print(compare(good, workdir / 'compare.html'))
+    outcome = 'finished'
+    if codes[name]:
+      outcome = f'failed with exit code {codes[name]}, its message is above'
+    minutes = (time.monotonic() - start) / 60
+    print(f'{label}: {outcome} after {minutes:.1f} min', flush=True)
+  finished = [workdir / name for name, code in codes.items() if not code]
+  if finished:
+    print(compare(finished, workdir / 'compare.html'))
     print(f'sweep: wrote {workdir / "compare.html"}')
   if failed := [name for name, code in codes.items() if code]:
     print(
@@ -112,12 +123,12 @@ def sweep(commands: dict[str, list[str]], workdir: pathlib.Path, begin: Start) -
   return 1 if failed else 0
 
 
-def main(arguments: Sequence[str], begin: Start = start) -> int:
+def main(arguments: Sequence[str], run: Runner = run_to_end) -> int:
   parser = argparse.ArgumentParser(
     prog='python launch/sweep.py',
     allow_abbrev=False,
-    description='Trains every '
-    'combination of config values. Further --config.KEY=VALUE hold for all runs.',
+    description='Trains every combination of config values. '
+    'Further --config.KEY=VALUE hold for all runs.',
   )
   parser.add_argument('--config', required=True, help='the config file of all runs')
   parser.add_argument(
@@ -134,15 +145,16 @@ def main(arguments: Sequence[str], begin: Start = start) -> int:
   flags, overrides = parser.parse_known_args(arguments)
   if unknown := [text for text in overrides if not re.match(r'--config\.[^=]+=', text)]:
     raise UserError(
-      f'{unknown[0]} is unknown; overrides of the config are given as --config.KEY=VALUE'
+      f'{unknown[0]} is unknown; overrides of the config are given as '
+      '--config.KEY=VALUE'
     )
   if not pathlib.Path(flags.config).is_file():
     raise UserError(f'--config={flags.config}: no such file')
-  commands = runs_of(flags.config, flags.workdir, flags.sweep, overrides)
+  commands = commands_of(flags.config, flags.workdir, flags.sweep, overrides)
   if flags.dry_run:
     print('\n'.join(map(shlex.join, commands.values())))
     return 0
-  return sweep(commands, flags.workdir, begin)
+  return run_all(commands, flags.workdir, run)
 
 
 if __name__ == '__main__':

@@ -47,8 +47,8 @@ class Runs:
     return code
 
 
-def call(workdir, *args, begin=None):
-  return SWEEP['main']([CONFIG, f'--workdir={workdir}', *args], begin)
+def call(workdir, *args, run=None):
+  return SWEEP['main']([CONFIG, f'--workdir={workdir}', *args], run)
 
 
 def test_every_combination_in_a_folder_of_its_own(tmp_path, capsys):
@@ -77,20 +77,20 @@ def test_every_combination_in_a_folder_of_its_own(tmp_path, capsys):
   ],
 )
 def test_commas_in_brackets_and_quotes_are_part_of_a_value(text, values):
-  assert SWEEP['values_of'](text) == values
-  assert not set(SWEEP['name_of'](values)) & set(' \'"()[]*')
+  assert SWEEP['settings_of'](text) == values
+  assert not set(SWEEP['folder_name'](values)) & set(' \'"()[]*')
 
 
 def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(
   tmp_path, capsys
 ):
   runs = Runs(0, 7, 0, 0)
-  assert call(tmp_path, *TWO, begin=runs) == 1
+  assert call(tmp_path, *TWO, run=runs) == 1
   out, err = capsys.readouterr()
   assert len(runs.commands) == 4 and 'failed with exit code 7' in out
   assert err == 'sweep: 1 of 4 runs failed: omni.optim.lr=1e-3,seed=1\n'
   again = Runs()
-  assert call(tmp_path, *TWO, begin=again) == 0
+  assert call(tmp_path, *TWO, run=again) == 0
   assert [command[-1] for command in again.commands] == [
     '--config.seed=1'
   ] and again.commands == runs.commands[1:2]
@@ -100,18 +100,17 @@ def test_a_failure_is_reported_the_others_go_on_and_the_same_command_mends_it(
 
 
 def test_another_override_runs_again(tmp_path):
-  call(tmp_path / 'a', '--sweep', 'seed=0', begin=Runs())
+  call(tmp_path / 'a', '--sweep', 'seed=0', run=Runs())
   longer = Runs(3)
   assert (
-    call(tmp_path / 'a', '--sweep', 'seed=0', '--config.omni.steps=8', begin=longer)
-    == 1
+    call(tmp_path / 'a', '--sweep', 'seed=0', '--config.omni.steps=8', run=longer) == 1
     and longer.commands
   )
 
 
 def test_a_preemption_ends_the_sweep_and_is_not_a_failure(tmp_path):
   runs = Runs(0, 75)
-  assert call(tmp_path, *TWO, begin=runs) == 75 and len(runs.commands) == 2
+  assert call(tmp_path, *TWO, run=runs) == 75 and len(runs.commands) == 2
   assert len(json.loads((tmp_path / 'sweep.json').read_text())) == 1
 
 
@@ -132,4 +131,4 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, args, said):
 
 
 def test_the_command_itself_is_waited_for():
-  assert SWEEP['start']([sys.executable, '-c', 'raise SystemExit(5)']) == 5
+  assert SWEEP['run_to_end']([sys.executable, '-c', 'raise SystemExit(5)']) == 5
