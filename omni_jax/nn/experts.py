@@ -31,7 +31,7 @@ class Grouped(enum.StrEnum):
   """How each expert's weights come to its tokens.
 
   Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient), megablox needs 0.8 GB beside its
-  operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU blocks are the fastest, see ../shared/dependencies.md.
+  operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU blocks are the fastest.
   """
 
   BLOCKS = (
