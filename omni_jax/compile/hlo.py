@@ -73,9 +73,10 @@ def main_memory_bytes(shapes: tuple[Shape, ...]) -> float:
 
 
 class Instruction(NamedTuple):
-  """`name = shapes opcode(operands), attributes`. Shapes are those of a flattened tuple.
+  """A line `name = shapes opcode(operands), attributes`.
 
   Attributes:
+    shapes: those of a flattened tuple.
     inside: text between the parentheses.
     rest: text behind them.
   """

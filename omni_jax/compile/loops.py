@@ -92,7 +92,7 @@ def _comparison(module: Module, condition: Computation) -> Instruction | None:
 def _outer_operands(
   module: Module, fusion: Instruction, inner: Instruction
 ) -> tuple[str, ...]:
-  """Returns the fusion's operands in the order in which the inner instruction has them."""
+  """Returns the fusion's operands in the order of the inner instruction's."""
   fused = module.computations[fusion.called('calls')]
   names = []
   for name in inner.operands:

@@ -47,10 +47,10 @@ def instruction_bytes(instruction: Instruction, computation: Computation) -> flo
 
 
 class Use(NamedTuple):
-  """An instruction that takes a value as its operand number `place`."""
+  """An instruction that takes a value as one of its operands."""
 
   user: Instruction
-  place: int
+  operand_index: int
 
 
 class FusionBytes:
@@ -76,8 +76,8 @@ class FusionBytes:
     if fused.name not in self._read_shares:
       uses: dict[str, list[Use]] = {}
       for instruction in fused.instructions:
-        for place, name in enumerate(instruction.operands):
-          uses.setdefault(name, []).append(Use(instruction, place))
+        for index, name in enumerate(instruction.operands):
+          uses.setdefault(name, []).append(Use(instruction, index))
       parameters = fused.parameters()
       self._read_shares[fused.name] = [self._share(one, uses) for one in parameters]
     return self._read_shares[fused.name]
@@ -91,18 +91,18 @@ class FusionBytes:
     self, value: Instruction, use: Use, uses: dict[str, list[Use]]
   ) -> float:
     """Returns which share of a value one of its users reads."""
-    user, place = use
-    if user.opcode in SLICING and place == 0:
+    user, index = use
+    if user.opcode in SLICING and index == 0:
       whole = max(1, sum(shape.elements for shape in value.shapes))
       return user.shapes[0].elements / whole
-    if user.opcode == 'dynamic-update-slice' and place == 0:
+    if user.opcode == 'dynamic-update-slice' and index == 0:
       return 0.0  # written in place
     if user.opcode == 'tuple' or collective_kind(user):
       return 0.0  # passed on, or read by the network
     if user.opcode in RESHAPING:
       return self._share(user, uses)
     if user.opcode == 'fusion':
-      return self._shares(self._module.computations[user.called('calls')])[place]
+      return self._shares(self._module.computations[user.called('calls')])[index]
     return 1.0
 
   def _written(self, fused: Computation) -> float:

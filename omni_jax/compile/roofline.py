@@ -1,4 +1,4 @@
-"""How long a step takes at least: compute, memory and networks at a chip's full rate."""
+"""How long a step takes at least: compute, memory and networks at full rate."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Estimate(NamedTuple):
 
   @property
   def overlapped(self) -> float:
-    """Seconds if collectives hide behind the core, and along other axes behind each other."""
+    """Seconds if collectives hide behind the core and, along other axes, each other."""
     return max(self.core, *self.networks.values(), 0.0)
 
   @property

@@ -1,4 +1,4 @@
-"""What a program does in the order in which it is scheduled, and how long that takes."""
+"""What a program does in the order of its schedule, and how long that takes."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -189,7 +189,7 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
   }
 
 
-def _place(item: Transfer | Work) -> str:
+def _origin(item: Transfer | Work) -> str:
   """Returns where an instruction comes from, the same for all layers."""
   source = re.sub(r'\d+', '', item.source)
   return source or re.sub(r'[.\d]+$', '', item.name)
@@ -203,14 +203,14 @@ def top_transfers(measurement: Measurement, count: int) -> Iterator[str]:
   payloads: Counter[tuple[str, str]] = Counter()
   times: Counter[tuple[str, str]] = Counter()
   for transfer in measurement.cost.transfers:
-    key = transfer.kind, _place(transfer)
+    key = transfer.kind, _origin(transfer)
     payloads[key] += transfer.times * transfer.payload
     times[key] += transfer.times
   for key, payload in payloads.most_common(count):
-    kind, place = key
+    kind, origin = key
     yield (
       f'    {_amount(payload, "B"):>11} put in by {times[key]:6.0f} {kind:<18}  '
-      f'{place[-120:]}'
+      f'{origin[-120:]}'
     )
 
 
@@ -222,13 +222,13 @@ def top_work(measurement: Measurement, topology: Topology, count: int) -> Iterat
   flops: Counter[str] = Counter()
   sizes: Counter[str] = Counter()
   for work in measurement.cost.work:
-    place = _place(work)
+    origin = _origin(work)
     once = max(work.flops / flops_rate, work.bytes / hbm_rate)
-    seconds[place] += work.times * once
-    flops[place] += work.times * work.flops
-    sizes[place] += work.times * work.bytes
-  for place, total in seconds.most_common(count):
+    seconds[origin] += work.times * once
+    flops[origin] += work.times * work.flops
+    sizes[origin] += work.times * work.bytes
+  for origin, total in seconds.most_common(count):
     yield (
-      f'    {1e3 * total:8.2f} ms {_amount(flops[place], "FLOP"):>11} '
-      f'{_amount(sizes[place], "B"):>9}  {place[-140:]}'
+      f'    {1e3 * total:8.2f} ms {_amount(flops[origin], "FLOP"):>11} '
+      f'{_amount(sizes[origin], "B"):>9}  {origin[-140:]}'
     )

@@ -14,8 +14,8 @@ from omni_jax.errors import UserError
 
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.kind.startswith('TPU'))
 FORM = (
-  f'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or cpu:8; kinds are '
-  f'{", ".join(TPUS)} and cpu'
+  'it is KIND:SIDES or SLICESxKIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 or '
+  f'cpu:8; kinds are {", ".join(TPUS)} and cpu'
 )
 
 
