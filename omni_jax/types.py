@@ -190,6 +190,3 @@ class RowBudget:
   rows: int
   length: int
   streams: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-
-
-MediaConfig = Any  # SHIM

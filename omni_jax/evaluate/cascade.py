@@ -23,7 +23,6 @@ from omni_jax.evaluate.metrics import speech_metrics
 from omni_jax.evaluate.metrics.scores import share
 from omni_jax.evaluate.tasks import prompts, scoring
 from omni_jax.evaluate.tasks.prompts import Direction, Prompt
-from omni_jax.model import OmniConfig
 
 SPEECH = Direction('speech', 'speech')
 
@@ -33,7 +32,7 @@ def compare(
 ) -> dict[str, dict[str, float | None]]:
   """Accuracy of digit, language and voice, and the correlation of log pitch with what was heard; both ways."""
   digits = load_digits(trained.config.data)
-  rate = OmniConfig.from_config(trained.config.model).media.audio.rate
+  rate = trained.model_config.media['audio'].rate
   fitted = judges.fit(digits, rate=rate, seed=seed)
   real = scoring.Real(
     DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
@@ -57,7 +56,7 @@ def compare(
     'cascade': through_text(trained, asked, material.voices, seed=seed),
   }
   heard = [prompt.source['wave'] for prompt in asked]
-  coded = trained.codec_decode(trained.codec_encode(heard))
+  coded = trained.decode_payloads('codec', trained.encode_payloads('codec', heard))
   return {
     name: _reply_scores(asked, replies, fitted, real) for name, replies in found.items()
   } | {

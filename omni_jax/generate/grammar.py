@@ -114,6 +114,7 @@ def _medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> int:
     automaton.edge(last, writing.piece, inside)
     automaton.edge(inside, writing.piece, inside)
     automaton.edge(inside, writing.closing, after)
-  for mode, ids, to in zip(sizes, writing.opening[1:], [*sizes[1:], last], strict=True):
-    automaton.edge(mode, ids, to)
-  return sizes[0] if sizes else last
+  modes = [*sizes, last]
+  for k, ids in enumerate(writing.opening[1:]):
+    automaton.edge(modes[k], ids, modes[k + 1])
+  return modes[0]

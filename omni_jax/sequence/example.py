@@ -276,6 +276,3 @@ class Stored(Sequence):
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')
     return index % len(self)
-
-
-DECODE = {}  # SHIM

@@ -56,8 +56,3 @@ def _read_regular(file: int) -> bytes:
 def is_remote(path: epath.PathLike) -> bool:
   """Whether a path lies in a bucket (gs://…), where there are no links and no devices."""
   return '://' in os.fspath(path)
-
-
-from omni_jax.modalities.audio.files import decode_audio, wav_bytes  # noqa  SHIM
-from omni_jax.modalities.files import MAX_BYTES  # noqa  SHIM
-from omni_jax.modalities.image.files import decode_image, png_bytes  # noqa  SHIM

@@ -198,7 +198,7 @@ def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
   room = room_of(budget, hosts)
   specs = hosts.streams
   fits = (laid.needs <= room).all()
-  if fits and starts_of(laid, [0] * len(specs), room[1::2], specs) is not None:
+  if fits and starts_of(laid, [0] * len(specs), room[1::2].tolist(), specs) is not None:
     return
   needs = dict(zip(room_names(hosts), laid.needs.tolist(), strict=True))
   there = dict(zip(room_names(hosts), room.tolist(), strict=True))

@@ -112,6 +112,6 @@ def _apply(
 
 
 def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
-  """Returns the moving average after one more update; at first it forgets fast: min(decay, (1 + step) / (10 + step))."""
+  """Returns the moving average after an update; at first it forgets fast: min(decay, (1 + step) / (10 + step))."""
   keep = jnp.minimum(decay, (1 + step) / (10 + step))
   return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)

@@ -18,9 +18,12 @@ from omni_jax.data.sources.records import (
   encode_example,
   write_array_record,
 )
+from omni_jax.modalities.audio.files import decode_audio, wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.image.files import decode_image, png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
-from omni_jax.sequence.media import decode_audio, decode_image, png_bytes, wav_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig, RowBudget
+from omni_jax.types import RowBudget
 
 MEDIA = MediaConfig(ImageConfig(), AudioConfig())
 BUDGET = RowBudget(rows=2, length=64)

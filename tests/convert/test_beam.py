@@ -19,7 +19,8 @@ from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.reader import Found
 from omni_jax.convert.local import convert
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import png_bytes, wav_bytes
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'
 HERE = '--runner=FnApiRunner'  # what DirectRunner comes down to, after it has tried to download Prism

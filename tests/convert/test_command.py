@@ -22,11 +22,14 @@ from omni_jax.convert.formats.folder import FolderReader
 from omni_jax.convert.formats.reader import Found
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import ArrayRecordExamples
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, png_bytes, wav_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = MediaConfig(
+MEDIA = Hosts(
   image=ImageConfig(height=4, width=4, channels=1), audio=AudioConfig(seconds=8.0)
 )
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'

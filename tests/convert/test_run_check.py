@@ -11,8 +11,9 @@ from omni_jax.convert.formats.reader import Found
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, png_bytes, wav_bytes
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 
 
 def config() -> ConfigDict:

@@ -14,10 +14,9 @@ from samples import BUDGET, chat, examples, picture, text, tiny_model
 from omni_jax.data import making
 from omni_jax.data.loader import Loader, LoaderConfig, Shuffled, WAITING
 from omni_jax.data.sources.mixture import Drawing, Mixture
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sequence.augment import Augment
-from omni_jax.sequence.media import BadRecord
 from omni_jax.types import Batch, RowBudget
 
 MODEL = tiny_model()

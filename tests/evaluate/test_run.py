@@ -21,7 +21,8 @@ from omni_jax.evaluate.limits import Limits
 from omni_jax.evaluate.metrics.targets import checks, TARGETS
 from omni_jax.evaluate.tasks.prompts import DIRECTIONS
 from omni_jax.evaluate.tasks.table import TASKS
-from omni_jax.sequence.media import png_bytes, wav_bytes
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 
 LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
 LOG = [

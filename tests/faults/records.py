@@ -8,8 +8,9 @@ from samples import BUDGET, rows, tiny_model
 from omni_jax.data.loader import Loader, LoaderConfig
 from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.media import png_bytes, wav_bytes
 
 MODEL = tiny_model()
 MEDIA = MODEL.media
@@ -58,7 +59,7 @@ def loader(examples, budget=TWO, **config):
 
 def refusal(path):
   """{id: reason} of the examples of a file that cannot be used."""
-  from omni_jax.sequence.media import BadRecord
+  from omni_jax.errors import BadRecord
 
   found, examples = {}, JsonLines(path, MEDIA)
   for k in range(len(examples)):

@@ -19,7 +19,10 @@ from omni_jax.convert.formats.tar import TarReader
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.ready.files import Archive
 from omni_jax.data.sources.records import decode_example, pack_example
-from omni_jax.sequence.media import BadRecord, decode_audio, decode_image, MAX_BYTES
+from omni_jax.errors import BadRecord
+from omni_jax.modalities.audio.files import decode_audio
+from omni_jax.modalities.files import MAX_BYTES
+from omni_jax.modalities.image.files import decode_image
 
 
 def encoded(wave, rate=8000, format='WAV', subtype='PCM_16'):

@@ -20,9 +20,8 @@ from omni_jax.data.sources.records import (
   unpack_example,
   write_array_record,
 )
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.media import BadRecord
 from omni_jax.train import stages
 
 DATA = {'data.source': 'jsonl', 'data.budget.rows': 8}

@@ -27,8 +27,7 @@ from omni_jax.data.sources.records import (
   encode_example,
   write_array_record,
 )
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord
+from omni_jax.errors import BadRecord, UserError
 
 
 @pytest.fixture

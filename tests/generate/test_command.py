@@ -12,7 +12,8 @@ import soundfile
 
 from omni_jax.errors import UserError
 from omni_jax.generate import __main__ as command
-from omni_jax.sequence.media import png_bytes, wav_bytes
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.image.files import png_bytes
 
 
 def call(monkeypatch, *args):

@@ -12,17 +12,13 @@ from PIL import Image
 import pytest
 import soundfile
 
+from omni_jax.errors import BadRecord
+from omni_jax.modalities.audio.files import decode_audio, wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.image.files import decode_image, fitted, png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.sequence import media
-from omni_jax.sequence.media import (
-  BadRecord,
-  decode_audio,
-  decode_image,
-  fitted,
-  png_bytes,
-  read_media,
-  wav_bytes,
-)
-from omni_jax.types import AudioConfig, ImageConfig
+from omni_jax.sequence.media import read_media
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 MALFORMED = SHARED / 'malformed'

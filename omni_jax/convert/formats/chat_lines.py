@@ -7,10 +7,9 @@ from etils import epath
 
 from omni_jax.convert.formats.reader import Example, Found, refused
 from omni_jax.data.sources.jsonl import index_lines, parse_line, read_beside
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.retry import patiently
 from omni_jax.sequence.example import map_media
-from omni_jax.sequence.media import BadRecord
 
 
 class JsonLinesReader:

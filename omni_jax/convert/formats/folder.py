@@ -5,8 +5,8 @@ import os
 import pathlib
 
 from omni_jax.convert.formats.reader import captioned, Example, Found, KIND
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, read_media
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.sequence.media import read_media
 
 
 class FolderReader:

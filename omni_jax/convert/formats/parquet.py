@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from omni_jax.convert.formats.reader import Example, Found, refused
 from omni_jax.data.sources.pairs import only_medium_and_text, pair
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.retry import may_pass, patiently
-from omni_jax.sequence.media import BadRecord
 
 
 class Column(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from omni_jax.data.sources.pairs import pair
-from omni_jax.sequence.media import BadRecord
+from omni_jax.errors import BadRecord
 
 Example = dict[str, Any]
 IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')

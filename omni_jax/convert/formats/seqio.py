@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omni_jax.convert.formats.reader import captioned, Example, Found
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord
+from omni_jax.errors import BadRecord, UserError
 
 
 class SeqioReader:

@@ -9,10 +9,10 @@ import tarfile
 from typing import NamedTuple
 
 from omni_jax.convert.formats.reader import captioned, Example, Found, KIND, refused
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.files import MAX_BYTES
 from omni_jax.retry import PatientFile
 from omni_jax.sequence.example import check_example, map_media
-from omni_jax.sequence.media import BadRecord, MAX_BYTES
 
 TEXTS = ('.txt', '.cls')
 DAMAGE = (tarfile.TarError, OSError, EOFError)  # also what gzip, bz2 and lzma raise

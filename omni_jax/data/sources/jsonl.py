@@ -17,20 +17,20 @@ import weakref
 from etils import epath
 import numpy as np
 
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.retry import patiently
 from omni_jax.sequence.example import (
   check_example,
   check_message,
   check_path,
-  DECODE,
+  decoded_part,
   Example,
   map_media,
   Part,
   Stored,
 )
-from omni_jax.sequence.media import BadRecord, is_remote, read_media
-from omni_jax.types import MediaConfig
+from omni_jax.sequence.media import is_remote, read_media
 
 MAX_LINE = 16 << 20  # bytes
 CACHE_BYTES = (
@@ -83,14 +83,14 @@ class JsonLines(Stored):
   """
 
   def __init__(
-    self, path: epath.PathLike, media: MediaConfig, *, cache_bytes: int = CACHE_BYTES
+    self, path: epath.PathLike, hosts: Hosts, *, cache_bytes: int = CACHE_BYTES
   ):
     self.path = epath.Path(path)
     self._name, self._folder = (
       self.path.name,
       os.fspath(self.path.parent),
     )  # epath takes as long as reading a line
-    self.media = media
+    self.hosts = hosts
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
     self._file: int | None = None
@@ -162,7 +162,7 @@ class JsonLines(Stored):
     kind, path = part['type'], part['path']
     try:
       return self._cache.get(
-        (kind, path), lambda: DECODE[kind](self.read_file(path), self.media)
+        (kind, path), lambda: decoded_part(kind, self.read_file(path), self.hosts)
       )
     except BadRecord as error:
       raise error.at(path) from error
@@ -193,7 +193,7 @@ def _has_link(folder: str, path: str) -> bool:
   return False
 
 
-def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
+def read_prompt(path: epath.PathLike, hosts: Hosts) -> Example:
   """One example of a .json file, decoded; a last message of the assistant may be empty: that is what is to be written.
 
   Raises:
@@ -213,8 +213,8 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
       raw = raw | {'messages': messages[:-1]}
     example = map_media(
       check_example(raw, 'path'),
-      lambda part: DECODE[part['type']](
-        read_beside(os.fspath(file.parent), part['path']), media
+      lambda part: decoded_part(
+        part['type'], read_beside(os.fspath(file.parent), part['path']), hosts
       ),
     )
   except (OSError, BadRecord) as error:
@@ -222,9 +222,9 @@ def read_prompt(path: epath.PathLike, media: MediaConfig) -> Example:
   return example | {'messages': example['messages'] + answer} if answer else example
 
 
-def read(path: epath.PathLike, media: MediaConfig) -> list[Example]:
+def read(path: epath.PathLike, hosts: Hosts) -> list[Example]:
   """All examples of a file, decoded."""
-  return list(JsonLines(path, media))
+  return list(JsonLines(path, hosts))
 
 
 def parse_line(line: bytes) -> Example:

@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.data.sources.mixture import Mixture
-from omni_jax.sequence.example import Example, Part, parts_of
-from omni_jax.sequence.media import BadRecord
-
-PAYLOAD_KEYS = {'audio': 'wave', 'image': 'pixels'}  # of decoded parts, by their type
+from omni_jax.errors import BadRecord
+from omni_jax.sequence.example import Example, MEDIA, Part, parts_of
 
 
 class Payloads(NamedTuple):
@@ -23,8 +21,8 @@ class Payloads(NamedTuple):
 
 
 def payload_of(part: Part) -> Any:
-  """Returns the array of a decoded part: its samples, its pixels or its payload."""
-  return part[PAYLOAD_KEYS.get(part['type'], 'payload')]
+  """Returns the array of a decoded part."""
+  return part[MEDIA[part['type']].key]
 
 
 def named_payloads(examples: Any, medium: str, limit: int) -> Payloads:

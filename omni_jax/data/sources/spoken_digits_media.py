@@ -10,9 +10,11 @@ import zlib
 
 import numpy as np
 
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, decode_audio, png_bytes, wav_bytes
-from omni_jax.types import AudioConfig, FRAMES_PER_SECOND
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import decode_audio, wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.types import FRAMES_PER_SECOND
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 SPLITS = ('train', 'valid', 'test')

@@ -18,9 +18,9 @@ from omni_jax.data.sources.text_file import TextFile
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.data.sources.without_voice import WithoutVoice
 from omni_jax.errors import UserError
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sequence.example import Example
-from omni_jax.types import MediaConfig
 
 # Names of tasks of evaluation; omni_jax.evaluate has the table of what they do.
 DIRECTIONS, LOSS, EXAMPLES = 'directions', 'loss', 'examples'
@@ -44,12 +44,12 @@ class Source(NamedTuple):
     folders: lists the converted folders that a key of config.data names.
   """
 
-  train: Callable[[Any, MediaConfig], Sequence[Example]]
-  held_out: Callable[[Any, MediaConfig], Sequence[Example] | None] | None = None
+  train: Callable[[Any, Hosts], Sequence[Example]]
+  held_out: Callable[[Any, Hosts], Sequence[Example] | None] | None = None
   held_out_key: str = ''
   payloads: Callable[[Any, str, int], Payloads] = sampled_payloads
   evaluation: str = EXAMPLES
-  labelled: Callable[[Any, MediaConfig], JsonLines | None] | None = None
+  labelled: Callable[[Any, Hosts], JsonLines | None] | None = None
   folders: Callable[[Any, str], list[str]] = _no_folders
 
 
@@ -62,7 +62,7 @@ def _files(config: Any, key: str) -> list[str]:
   return [f'{config.root}/{part}' for part in config[key].split(',')]
 
 
-def _digits(config: Any, media: MediaConfig) -> Sequence[Example]:
+def _digits(config: Any, hosts: Hosts) -> Sequence[Example]:
   return DigitExamples(
     load_digits(config),
     dict(config.recipes),
@@ -77,84 +77,84 @@ def _digit_payloads(examples: DigitExamples, medium: str, limit: int) -> Payload
   return Payloads(examples.payloads(medium), [])
 
 
-def _jsonl(config: Any, media: MediaConfig) -> Sequence[Example]:
+def _jsonl(config: Any, hosts: Hosts) -> Sequence[Example]:
   (file,) = _files(config, 'train_file')
-  return _without_voice(config, JsonLines(file, media))
+  return _without_voice(config, JsonLines(file, hosts))
 
 
-def _jsonl_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return JsonLines(epath.Path(config.get('root', '')) / config.eval_file, media)
+def _jsonl_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return JsonLines(epath.Path(config.get('root', '')) / config.eval_file, hosts)
 
 
-def _jsonl_labelled(config: Any, media: MediaConfig) -> JsonLines | None:
+def _jsonl_labelled(config: Any, hosts: Hosts) -> JsonLines | None:
   """Returns the file that the run was trained on, where it is still there."""
   if not config.get('train_file'):
     return None
   path = epath.Path(config.root) / config.train_file
-  return JsonLines(path, media) if path.is_file() else None
+  return JsonLines(path, hosts) if path.is_file() else None
 
 
 def _without_voice(config: Any, lines: JsonLines | ReadySet) -> Sequence[Example]:
   return WithoutVoice(lines, config.leave_out) if config.get('leave_out') else lines
 
 
-def _array_records(config: Any, media: MediaConfig, key: str) -> ArrayRecordExamples:
+def _array_records(config: Any, hosts: Hosts, key: str) -> ArrayRecordExamples:
   """Opens what a key names: folders that `omni_jax.convert` wrote, or single files."""
   shards: list[str] = []
   for path in _files(config, key):
     shards += shards_in(path) or [path]
-  return ArrayRecordExamples(shards, media)
+  return ArrayRecordExamples(shards, hosts)
 
 
-def _array_record(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return _array_records(config, media, 'train_file')
+def _array_record(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return _array_records(config, hosts, 'train_file')
 
 
-def _array_record_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return _array_records(config, media, 'eval_file')
+def _array_record_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return _array_records(config, hosts, 'eval_file')
 
 
 def _array_record_folders(config: Any, key: str) -> list[str]:
   return _files(config, key) if config.get(key) else []
 
 
-def _text(config: Any, media: MediaConfig) -> Sequence[Example]:
+def _text(config: Any, hosts: Hosts) -> Sequence[Example]:
   (file,) = _files(config, 'train_file')
   return TextFile(file, length=config.piece, train=True)
 
 
-def _text_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+def _text_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
   path = epath.Path(config.root) / config.train_file
   return TextFile(path, length=config.piece, train=False)
 
 
-def _tfds(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return open_tfds(config, media, config.train_split)
+def _tfds(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return open_tfds(config, hosts, config.train_split)
 
 
-def _tfds_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return open_tfds(config, media, config.eval_split)
+def _tfds_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return open_tfds(config, hosts, config.eval_split)
 
 
-def _ready(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return _without_voice(config, open_ready(config, media, config.train_split))
+def _ready(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return _without_voice(config, open_ready(config, hosts, config.train_split))
 
 
-def _ready_held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return open_ready(config, media, config.eval_split)
+def _ready_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return open_ready(config, hosts, config.eval_split)
 
 
-def _mixture(config: Any, media: MediaConfig) -> Sequence[Example]:
-  return mixture_of(config, lambda part: training_examples(part, media))
+def _mixture(config: Any, hosts: Hosts) -> Sequence[Example]:
+  return mixture_of(config, lambda part: training_examples(part, hosts))
 
 
-def _mixture_held_out(config: Any, media: MediaConfig) -> Sequence[Example] | None:
+def _mixture_held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
   """Opens the file that the mixture names, else what its sources hold out."""
   if config.get('eval_file'):
-    return _jsonl_held_out(config, media)
+    return _jsonl_held_out(config, hosts)
   parts: dict[str, Sequence[Example]] = {}
   for name, part in sorted(config.sources.items()):
-    examples = _held_out(part, media)
+    examples = _held_out(part, hosts)
     if examples is not None:
       parts[name] = examples
   return Mixture(parts, dict.fromkeys(parts, Drawing())) if parts else None
@@ -196,12 +196,12 @@ def source_of(config: Any) -> Source:
   return SOURCES[config.source]
 
 
-def training_examples(config: Any, media: MediaConfig) -> Sequence[Example]:
+def training_examples(config: Any, hosts: Hosts) -> Sequence[Example]:
   """Opens the training examples that `config.data` names, in random order of access."""
-  return source_of(config).train(config, media)
+  return source_of(config).train(config, hosts)
 
 
-def held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
+def held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
   """Opens the examples that a run on `config.data` is evaluated on.
 
   Of a mixture it is the file that it names, else what its sources hold out, of those
@@ -210,7 +210,7 @@ def held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
   Raises:
     UserError: if nothing is held out.
   """
-  examples = _held_out(config, media)
+  examples = _held_out(config, hosts)
   if examples is None:
     raise UserError(
       f'config.data.source={config.source!r} holds out nothing to evaluate on: give '
@@ -220,21 +220,21 @@ def held_out(config: Any, media: MediaConfig) -> Sequence[Example]:
   return examples
 
 
-def _held_out(config: Any, media: MediaConfig) -> Sequence[Example] | None:
+def _held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
   source = source_of(config)
   if source.held_out is None or not config.get(source.held_out_key):
     return None
-  return source.held_out(config, media)
+  return source.held_out(config, hosts)
 
 
-def labelled_examples(config: Any, media: MediaConfig) -> JsonLines | None:
+def labelled_examples(config: Any, hosts: Hosts) -> JsonLines | None:
   """Opens the training examples whose labels judges of an evaluation are fitted to."""
   source = source_of(config)
-  return source.labelled(config, media) if source.labelled else None
+  return source.labelled(config, hosts) if source.labelled else None
 
 
 def training_payloads(
-  config: Any, media: MediaConfig, medium: str, limit: int = 20_000
+  config: Any, hosts: Hosts, medium: str, limit: int = 20_000
 ) -> list[np.ndarray]:
   """Returns what an autoencoder of a medium is trained on, each payload once.
 
@@ -247,7 +247,7 @@ def training_payloads(
     UserError: if there is none.
   """
   source = source_of(config)
-  payloads = source.payloads(source.train(config, media), medium, limit)
+  payloads = source.payloads(source.train(config, hosts), medium, limit)
   if payloads.arrays:
     return payloads.arrays
   why = 'there is none'

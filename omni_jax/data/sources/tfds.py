@@ -11,11 +11,11 @@ import numpy as np
 
 from omni_jax.data.sources.pairs import only_medium_and_text, pair
 from omni_jax.data.sources.records import may_pass
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.retry import patiently
 from omni_jax.sequence.example import Example, Stored
-from omni_jax.sequence.media import BadRecord, wav_bytes
-from omni_jax.types import MediaConfig
 
 
 class Field(NamedTuple):
@@ -37,11 +37,11 @@ class TfdsExamples(Stored):
     source: Sequence[Mapping[str, Any]],
     read: Field,
     write: Field,
-    media: MediaConfig,
+    hosts: Hosts,
     language: str = '',
   ):
     self.path = name  # as the files of other sources are called
-    self.media = media
+    self.hosts = hosts
     self._source, self._read, self._write, self._language = (
       source,
       read,
@@ -85,7 +85,7 @@ class TfdsExamples(Stored):
     return {'id': id, **pair([read], write, self._language)}
 
 
-def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
+def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
   """A split of the set that `config.name` names; it is downloaded and made if it is not in `config.root` yet.
 
   Args:
@@ -114,7 +114,7 @@ def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
       raise UserError(
         f'{config.name}: feature {field.name!r} does not say its sample rate: --config.data.rate=16000'
       )
-  # Media stay as they are stored: media.py decodes them, with its limits and to the run's size.
+  # Media stay as they are stored: their hosts decode them, with its limits and to the run's size.
   raw = {
     name: tfds.decode.SkipDecoding()
     for name, field in fields.items()
@@ -133,7 +133,7 @@ def open_tfds(config: Any, media: MediaConfig, split: str) -> TfdsExamples:
       "of them such as 'train[90%:]'"
     ) from error
   return TfdsExamples(
-    f'{config.name}/{split}', source, read, write, media, config.get('language', '')
+    f'{config.name}/{split}', source, read, write, hosts, config.get('language', '')
   )
 
 

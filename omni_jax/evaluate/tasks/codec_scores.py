@@ -35,10 +35,12 @@ def codec_scores(
     judge: hears the digits; None where the clips are no digits.
   """
   waves = [clip.wave for clip in clips]
-  codes = trained.codec_encode(waves)
+  codes = trained.encode_payloads('codec', waves)
   decoded = [
     np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
-    for original, wave in zip(waves, trained.codec_decode(codes), strict=True)
+    for original, wave in zip(
+      waves, trained.decode_payloads('codec', codes), strict=True
+    )
   ]
   pairs = list(zip(waves, decoded, strict=True))
   used = perplexity(np.concatenate([np.asarray(c) for c in codes]))

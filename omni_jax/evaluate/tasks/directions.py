@@ -13,13 +13,12 @@ from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.measured import Measured
 from omni_jax.evaluate.tasks.prompts import Material
 from omni_jax.evaluate.tasks.scoring import Real
-from omni_jax.model import OmniConfig
 
 
 def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Measures all directions; the judges are fitted to real data first."""
-  model_config = OmniConfig.from_config(trained.config.model)
-  rate = model_config.media.audio.rate
+  model_config = trained.model_config
+  rate = model_config.media['audio'].rate
   digits = load_digits(trained.config.data)
   began = time.monotonic()
   fitted = judges.fit(digits, rate=rate, seed=seed)
@@ -52,7 +51,7 @@ def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
       trained,
       subset(digits.test_clips, limits.n_codec, seed),
       rate=rate,
-      entries=model_config.codec.entries,
+      entries=model_config.autoencoders['codec'].entries,
       judge=fitted.speech,
     ),
   }

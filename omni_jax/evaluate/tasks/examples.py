@@ -6,25 +6,22 @@ from typing import Any
 
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.table import check_tokenizers, held_out, labelled_examples
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.limits import Limits, Log, subset
 from omni_jax.evaluate.page import gallery
 from omni_jax.evaluate.tasks import answers
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.labelled import Classes, classes_of
 from omni_jax.evaluate.tasks.measured import Measured
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import OmniConfig
 from omni_jax.sequence.example import Example, parts_of
-from omni_jax.sequence.media import BadRecord
 
 
 def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Measures on what the run's own data hold out."""
   data = trained.config.data
-  model_config = OmniConfig.from_config(trained.config.model)
-  check_tokenizers(data, Tokenizer(model_config.tokenizer), 'eval_file')
-  examples = held_out(data, model_config.media)
+  model_config = trained.model_config
+  check_tokenizers(data, trained.tokenizer, 'eval_file')
+  examples = held_out(data, trained.hosts)
   return measure_on(trained, examples, limits, seed=seed, log=log)
 
 
@@ -32,8 +29,8 @@ def measure_on_file(
   trained: Any, path: Any, limits: Limits, *, seed: int, log: Log
 ) -> Measured:
   """Measures on a file of JSON lines."""
-  media = OmniConfig.from_config(trained.config.model).media
-  return measure_on(trained, JsonLines(path, media), limits, seed=seed, log=log)
+  hosts = trained.hosts
+  return measure_on(trained, JsonLines(path, hosts), limits, seed=seed, log=log)
 
 
 def measure_on(
@@ -43,8 +40,8 @@ def measure_on(
 
   Judges of what is labelled are fitted to the run's training examples.
   """
-  model_config = OmniConfig.from_config(trained.config.model)
-  rate = model_config.media.audio.rate
+  model_config = trained.model_config
+  rate = model_config.media['audio'].rate
   examples, refused = _readable(
     source, _some_of_each_group(source, limits.n_data, seed)
   )
@@ -84,7 +81,7 @@ def measure_on(
       trained,
       subset(clips, limits.n_codec, seed),
       rate=rate,
-      entries=model_config.codec.entries,
+      entries=model_config.autoencoders['codec'].entries,
       judge=classes.judges.speech if classes else None,
     )
   return Measured(metrics, gallery.of_data(answered, rate))
@@ -118,8 +115,8 @@ def _readable(
 
 def _classes(trained: Any, source: Any, *, rate: int, seed: int) -> Classes | None:
   """Returns the judged classes; None where the training data have no labels."""
-  media = OmniConfig.from_config(trained.config.model).media
-  training = labelled_examples(trained.config.data, media)
+  hosts = trained.hosts
+  training = labelled_examples(trained.config.data, hosts)
   if training is None:
     return None
   return classes_of(training, source, rate=rate, seed=seed)

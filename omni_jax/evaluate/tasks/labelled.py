@@ -8,9 +8,9 @@ import numpy as np
 from omni_jax.data.sources.digits import Digits
 from omni_jax.data.sources.espeak import Clip
 from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.errors import BadRecord
 from omni_jax.evaluate import judges
 from omni_jax.evaluate.judges import Judges
-from omni_jax.sequence.media import BadRecord
 
 MOST_IMAGES = 20_000  # that the judge is fitted to: its cost grows with the square
 NO_LANGUAGE = '-'

@@ -6,14 +6,13 @@ from omni_jax.data.sources.table import held_out
 from omni_jax.evaluate.limits import Limits, Log
 from omni_jax.evaluate.page.gallery import Gallery
 from omni_jax.evaluate.tasks.measured import Measured
-from omni_jax.model import OmniConfig
 
 
 def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Measures the loss on everything that is held out; there is nothing to limit."""
   del limits, seed, log
-  media = OmniConfig.from_config(trained.config.model).media
-  pieces = held_out(trained.config.data, media)
+  hosts = trained.hosts
+  pieces = held_out(trained.config.data, hosts)
   loss = trained.loss([pieces[index] for index in range(len(pieces))])
   data = {
     'file': str(pieces.path),

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from omni_jax.convert.formats.seqio import SeqioReader
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord
+from omni_jax.errors import BadRecord, UserError
 
 
 class Vocabulary:

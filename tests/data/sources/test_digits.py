@@ -18,10 +18,11 @@ from omni_jax.data.sources.digits import (
 from omni_jax.data.sources.espeak import DIGIT_WORDS, HELDOUT_VARIANTS, TRAIN_VARIANTS
 from omni_jax.data.sources.table import training_examples, training_payloads
 from omni_jax.errors import UserError
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import OmniConfig
 from omni_jax.sequence.pack import Packer
-from omni_jax.types import MediaConfig, RowBudget
+from omni_jax.types import RowBudget
 
 CONFIG = SimpleNamespace(voices=2, takes=2, rate=8000, seconds=0.96)
 SAMPLES = 7680
@@ -177,7 +178,7 @@ def test_every_recipe_of_the_tiny_run_fits_its_rows():
 
 
 def test_the_codec_learns_from_training_voices_only():
-  clips = training_payloads(tiny_run().data, MediaConfig(), 'audio')
+  clips = training_payloads(tiny_run().data, Hosts(), 'audio')
   assert len(clips) == 2 * 2 * 40 and all(0 < len(wave) <= SAMPLES for wave in clips)
 
 
@@ -188,7 +189,7 @@ def test_an_unknown_source_names_the_known_ones():
     UserError,
     match=r"source='nothing' is unknown; it is one of \['array_record', 'barista', 'digits', 'emoji', 'fsdd', 'jsonl'",
   ):
-    training_examples(config, MediaConfig())
+    training_examples(config, Hosts())
   config.source = 'jsonl'
   with pytest.raises(UserError, match=r'--config\.data\.root=DIR'):
-    training_examples(config, MediaConfig())
+    training_examples(config, Hosts())

@@ -9,11 +9,13 @@ import pytest
 
 from omni_jax.data.sources import jsonl
 from omni_jax.data.sources.jsonl import JsonLines, MediaCache, read
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, png_bytes, wav_bytes
-from omni_jax.types import ImageConfig, MediaConfig
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1))
+MEDIA = Hosts(image=ImageConfig(height=4, width=4, channels=1))
 PIXELS = (np.arange(16).reshape(4, 4, 1) / 255).astype(np.float32)
 WAVE = (np.arange(100) / 32768).astype(np.float32)
 CHAT = {

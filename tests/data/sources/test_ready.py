@@ -21,15 +21,17 @@ from omni_jax.data.sources.ready.ready_set import Asked
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.table import held_out, training_examples, training_payloads
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.tasks.answers import case_of
-from omni_jax.sequence.media import BadRecord, wav_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.sizes import ImageConfig
 
 SHARED = pathlib.Path(__file__).parents[4] / 'shared' / 'data'
 WORDS = DIGIT_WORDS['en']
 GRAY = {'train': 20, 'test': 21}  # of a digit in the images here: times the digit
-MEDIA = MediaConfig(
+MEDIA = Hosts(
   image=ImageConfig(height=4, width=4, channels=3),
   audio=AudioConfig(rate=8000, seconds=0.96),
 )
@@ -326,9 +328,7 @@ def test_orders_with_their_slots(root):
   with pytest.raises(
     BadRecord, match=r'barista/train/0\.wav: sound of 0\.05 s, longer than'
   ):
-    opened(
-      root, 'barista', media=MediaConfig(audio=AudioConfig(rate=500, seconds=0.04))
-    )[0]
+    opened(root, 'barista', media=Hosts(audio=AudioConfig(rate=500, seconds=0.04)))[0]
 
 
 @pytest.mark.parametrize(
@@ -628,7 +628,7 @@ COUNTS = {
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
 @pytest.mark.parametrize('name, asked', COUNTS, ids=str)
 def test_the_shared_data(name, asked):
-  media = MediaConfig(
+  media = Hosts(
     image=ImageConfig(64, 64, 3, 8), audio=AudioConfig(rate=8000, seconds=15.04)
   )
   train, test = (
@@ -670,7 +670,7 @@ def test_labels_of_the_shared_data_are_those_of_the_files():
       word['text'] == clip['label'] == WORDS[int(digit)] and clip['voice'] == speaker
     )
   train, test = (
-    opened(SHARED, 'mnist', split, MediaConfig(image=ImageConfig(7, 7, 1, 7)))
+    opened(SHARED, 'mnist', split, Hosts(image=ImageConfig(7, 7, 1, 7)))
     for split in ('train', 'test')
   )
   known = [taken(train[k])[:2] for k in range(0, 3000)]

@@ -14,11 +14,13 @@ from omni_jax.data.sources.records import (
   encode_example,
   write_array_record,
 )
-from omni_jax.errors import UserError
-from omni_jax.sequence.media import BadRecord, png_bytes, wav_bytes
-from omni_jax.types import ImageConfig, MediaConfig
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = MediaConfig(image=ImageConfig(height=4, width=4, channels=1))
+MEDIA = Hosts(image=ImageConfig(height=4, width=4, channels=1))
 
 
 def same(one, two) -> bool:

@@ -19,9 +19,9 @@ from omni_jax.data.sources.shards import (
 )
 from omni_jax.data.sources.table import check_tokenizers, training_examples
 from omni_jax.errors import UserError
+from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.train.stages import Run
-from omni_jax.types import MediaConfig
 
 
 def own_data(root='') -> ConfigDict:
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 def opened(folder):
-  return training_examples(own_data(folder.parent).data, MediaConfig())
+  return training_examples(own_data(folder.parent).data, Hosts())
 
 
 def changed(folder, **values) -> None:

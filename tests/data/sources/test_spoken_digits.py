@@ -11,12 +11,12 @@ import pytest
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.spoken_digits import build, KINDS, WORDS
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import wav_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = MediaConfig(
-  image=ImageConfig(height=28, width=28), audio=AudioConfig(seconds=3.2)
-)
+MEDIA = Hosts(image=ImageConfig(height=28, width=28), audio=AudioConfig(seconds=3.2))
 SETTINGS = dict(images=600, strings=50, seconds=1.0, string_seconds=3.2, seed=0)
 SPEAKERS = ('george', 'theo')
 

@@ -14,8 +14,9 @@ from omni_jax.data.sources.payloads import payload_of
 from omni_jax.data.sources.table import training_examples, training_payloads
 from omni_jax.data.sources.text_file import TextFile
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import png_bytes, wav_bytes
-from omni_jax.types import MediaConfig
+from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
 
 
 def sound(name: str, voice: str) -> dict:
@@ -57,16 +58,16 @@ def root(tmp_path):
 
 
 def test_labels_and_voices_survive_decoding(root):
-  part = JsonLines(root / 'train.jsonl', MediaConfig())[0]['messages'][0]['content'][0]
+  part = JsonLines(root / 'train.jsonl', Hosts())[0]['messages'][0]['content'][0]
   assert (part['label'], part['voice']) == ('one', 'theo') and 'path' not in part
 
 
 @pytest.mark.parametrize('voice, rows', [('theo', [2]), ('ann', [0])])
 def test_a_voice_is_left_out_whether_it_is_heard_or_speaks(root, voice, rows):
   settings = config(root)
-  everything = training_examples(settings, MediaConfig())
+  everything = training_examples(settings, Hosts())
   settings.leave_out = voice
-  rest = training_examples(settings, MediaConfig())
+  rest = training_examples(settings, Hosts())
   assert [example['id'] for example in rest] == [everything[row]['id'] for row in rows]
 
 
@@ -74,25 +75,25 @@ def test_a_voice_that_nobody_has_is_refused(root):
   settings = config(root)
   settings.leave_out = 'nobody'
   with pytest.raises(UserError, match="leave_out='nobody': none of the 3 examples"):
-    training_examples(settings, MediaConfig())
+    training_examples(settings, Hosts())
 
 
 def test_the_codec_learns_what_is_to_be_spoken(root):
-  (wave,) = training_payloads(config(root), MediaConfig(), 'audio')
+  (wave,) = training_payloads(config(root), Hosts(), 'audio')
   np.testing.assert_allclose(wave, 3 / 8, atol=1e-4)
 
 
 def test_where_nothing_speaks_the_codec_learns_what_is_heard(root):
   settings = config(root)
   settings.leave_out = 'theo'
-  (wave,) = training_payloads(settings, MediaConfig(), 'audio')
+  (wave,) = training_payloads(settings, Hosts(), 'audio')
   np.testing.assert_allclose(wave, 2 / 8, atol=1e-4)
 
 
 def test_sounds_that_cannot_be_used_are_named(root):
   (root / 'three.wav').write_bytes(b'no sound')
   with pytest.raises(UserError, match=r'1 are refused, the first: three\.wav'):
-    training_payloads(config(root), MediaConfig(), 'audio')
+    training_payloads(config(root), Hosts(), 'audio')
 
 
 def test_pieces_of_a_text_file(tmp_path):
@@ -138,17 +139,17 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
   settings = ml_collections.ConfigDict(
     dict(source='array_record', root=str(root), train_file='train')
   )
-  found = training_examples(settings, MediaConfig())
+  found = training_examples(settings, Hosts())
   assert len(found) == 3 and {found[k]['id'] for k in range(3)} == {
     'train.jsonl:1',
     'train.jsonl:2',
     'train.jsonl:3',
   }
   assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
-  assert len(training_payloads(settings, MediaConfig(), 'audio')) == 3
+  assert len(training_payloads(settings, Hosts(), 'audio')) == 3
   settings.train_file = 'nothing'
   with pytest.raises(UserError, match='nothing: no such file'):
-    training_examples(settings, MediaConfig())
+    training_examples(settings, Hosts())
 
 
 def test_a_mixture_of_sources(root):
@@ -162,13 +163,13 @@ def test_a_mixture_of_sources(root):
       ),
     )
   )
-  found = training_examples(settings, MediaConfig())
+  found = training_examples(settings, Hosts())
   assert (
     len(found) == 4 and found.names == ('a', 'b') and found.shares() == [0.25, 0.75]
   )
   assert found[3]['id'].startswith('b/')
   assert (
-    len(training_payloads(settings, MediaConfig(), 'audio', limit=2)) == 2
+    len(training_payloads(settings, Hosts(), 'audio', limit=2)) == 2
   )  # of every second example: both sources are heard
 
 
@@ -181,7 +182,7 @@ def test_clips_come_from_all_over_the_records(root):
       ),
     )
   )
-  waves = training_payloads(settings, MediaConfig(), 'audio', limit=4)
+  waves = training_payloads(settings, Hosts(), 'audio', limit=4)
   assert len(waves) == 3
 
 
@@ -197,7 +198,7 @@ def test_a_small_source_beside_a_large_one_is_heard_whole(root):
       ),
     )
   )
-  assert len(training_payloads(settings, MediaConfig(), 'audio', limit=3)) == 3
+  assert len(training_payloads(settings, Hosts(), 'audio', limit=3)) == 3
 
 
 def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
@@ -212,7 +213,7 @@ def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
     chat(image('drawn'), image('other')),
   ]
   (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  media = MediaConfig()
+  media = Hosts()
   drawn = training_payloads(config(tmp_path), media, 'image')
   assert sorted(round(4 * float(pixels.mean())) for pixels in drawn) == [2, 3]
   with pytest.raises(UserError, match='no audio in .* can be used'):
@@ -220,7 +221,7 @@ def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
 
 
 def test_the_digits_give_all_their_images():
-  images = training_payloads(tiny_run().data, MediaConfig(), 'image')
+  images = training_payloads(tiny_run().data, Hosts(), 'image')
   assert len(images) > 1000 and images[0].shape == (8, 8, 1)
 
 

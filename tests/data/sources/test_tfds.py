@@ -14,12 +14,14 @@ from omni_jax.convert.local import convert
 from omni_jax.data.sources import table as sources
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.tfds import open_tfds
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.tasks.answers import case_of
-from omni_jax.sequence.media import BadRecord, png_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = MediaConfig(
+MEDIA = Hosts(
   image=ImageConfig(height=4, width=4, channels=1),
   audio=AudioConfig(rate=8000, seconds=0.96),
 )

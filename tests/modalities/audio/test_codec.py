@@ -11,7 +11,7 @@ from omni_jax.modalities.audio import codec_loss, quantizer
 from omni_jax.modalities.audio.codec import Codec, CodecConfig
 from omni_jax.modalities.audio.codec_loss import codec_forward, quantizer_dropout
 from omni_jax.modalities.audio.quantizer import init_buffers
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
 
 encode, decode = nnx.jit(Codec.encode), nnx.jit(Codec.decode)
 quantize, update_buffers = (

@@ -9,7 +9,7 @@ import pytest
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, CausalConv
 from omni_jax.modalities.audio.mel import levelled, log_mel_patches, QUIET
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
 
 AUDIO = AudioConfig()
 FRAMES = (3, 1, 4)  # of each clip

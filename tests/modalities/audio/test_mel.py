@@ -14,7 +14,7 @@ from omni_jax.modalities.audio.mel import (
   power_columns,
   synthesis_matrix,
 )
-from omni_jax.types import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
 
 AUDIO = AudioConfig()
 

@@ -17,8 +17,8 @@ from omni_jax.modalities.audio.mel import (
   with_past,
 )
 from omni_jax.modalities.audio.quantizer import init_buffers
+from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.model import codes_of
-from omni_jax.types import AudioConfig
 
 AUDIO = AudioConfig()
 FRAMES = (

@@ -8,7 +8,7 @@ import pytest
 
 from omni_jax.modalities.image.flow import noise_images
 from omni_jax.modalities.image.head import DiTConfig, DiTHead
-from omni_jax.types import ImageConfig
+from omni_jax.modalities.image.sizes import ImageConfig
 
 IMAGE = ImageConfig(height=4, width=4, patch=2)  # 4 patches of 4 values
 DATA = jax.random.normal(jax.random.key(0), (3, 4, 4))

@@ -6,8 +6,9 @@ import pytest
 
 from omni_jax.modalities.image.embed import patchify, unpatchify
 from omni_jax.modalities.image.host import form, grid_of, layout, patch_indices
+from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
-from omni_jax.types import ImageConfig, MediaConfig, Modality, NONE, Span
+from omni_jax.types import Modality, NONE, Span
 
 CONFIG = ImageConfig(height=8, width=12, channels=3, patch=2, mean=0.4, std=0.3)
 TOKENIZER = Tokenizer(TokenizerConfig(max_grid=6))

@@ -24,7 +24,7 @@ class _Row(NamedTuple):
 class Emoji(ReadySet):
   """A picture and its name in each language in turn; `write='image'`: the name and the picture.
 
-  Pictures are transparent; `media.decode_image` puts them on white.
+  Pictures are transparent; `decode_image` puts them on white.
   """
 
   NAME = FOLDER = 'emoji'

@@ -9,9 +9,9 @@ from typing import Any
 import zipfile
 import zlib
 
-from omni_jax.errors import UserError
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.files import MAX_BYTES
 from omni_jax.retry import patiently
-from omni_jax.sequence.media import BadRecord, MAX_BYTES
 
 # What reading a member of a zip file raises where the file is damaged, or packed as Python cannot unpack it.
 DAMAGE = (

@@ -9,8 +9,8 @@ from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.pairs import pair
 from omni_jax.data.sources.ready.files import DAMAGE, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
+from omni_jax.modalities.image.files import png_bytes
 from omni_jax.sequence.example import Example
-from omni_jax.sequence.media import png_bytes
 
 WORDS = DIGIT_WORDS['en']
 

@@ -6,10 +6,9 @@ import os
 from typing import Any, NamedTuple, SupportsIndex
 
 from omni_jax.data.sources.ready.files import Archive, unusable
-from omni_jax.errors import UserError
-from omni_jax.sequence.example import DECODE, Example, map_media, Part, Stored
-from omni_jax.sequence.media import BadRecord
-from omni_jax.types import MediaConfig
+from omni_jax.errors import BadRecord, UserError
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.sequence.example import decoded_part, Example, map_media, Part, Stored
 
 LANGUAGES = (
   'ar',
@@ -92,8 +91,8 @@ class ReadySet(Stored):
   READS: Sequence[str] = ()
   LANGUAGES: Sequence[str] = ('en',)
 
-  def __init__(self, root: str, asked: Asked, media: MediaConfig):
-    self.folder, self.media = os.path.join(root, self.FOLDER), media
+  def __init__(self, root: str, asked: Asked, hosts: Hosts):
+    self.folder, self.hosts = os.path.join(root, self.FOLDER), hosts
     self.asked = asked._replace(
       write=asked.write or 'text', languages=asked.languages or tuple(self.LANGUAGES)
     )
@@ -181,4 +180,4 @@ class ReadySet(Stored):
 
   def decode(self, part: Part) -> Part:
     """From its path."""
-    return DECODE[part['type']](self.read_file(part['path']), self.media)
+    return decoded_part(part['type'], self.read_file(part['path']), self.hosts)
