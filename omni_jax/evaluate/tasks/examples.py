@@ -19,7 +19,6 @@ from omni_jax.sequence.example import Example, parts_of
 def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Measures on what the run's own data hold out."""
   data = trained.config.data
-  model_config = trained.model_config
   check_tokenizers(data, trained.tokenizer, 'eval_file')
   examples = held_out(data, trained.hosts)
   return measure_on(trained, examples, limits, seed=seed, log=log)
