@@ -212,7 +212,7 @@ def run_config() -> ConfigDict:
   c.cells.pieces = MOST
   c.omni.losses.points = 1.0
   c.omni.optim.lr = 1e-2
-  c.omni.steps = 400
+  c.omni.steps = 200
   c.data.budget.streams.points = ConfigDict(dict(seen=(24, 4), made=(24, 4)))
   return c
 
@@ -238,7 +238,7 @@ def example(k: int) -> dict[str, Any]:
   asked, answer = (named, shown) if k % 2 else (shown, named)
   messages = [
     {'role': 'user', 'content': [asked]},
-    {'role': 'assistant', 'content': [answer]},
+    {'role': 'assistant', 'content': [answer]} | ({} if k % 2 else {'task': 'write'}),
   ]
   return {'id': f'cloud/{k}', 'messages': messages}
 
@@ -281,12 +281,12 @@ def trained(plan):
   with jax.set_mesh(plan.mesh):
     program = omni_program(plan, frozen)
     state = program.init(frozen)
-    for _ in range(400):
+    for _ in range(200):
       batch = sharding.place(next(loader), plan.mesh)
       state, metrics = program.step(state, batch)
       for name in ('points', 'text'):
         losses[name].append(float(metrics[f'loss/{name}']))
-  model = TrainedModel(plan.config, 400, state.params, state.buffers, tables=TABLES)
+  model = TrainedModel(plan.config, 200, state.params, state.buffers, tables=TABLES)
   return losses, model
 
 
