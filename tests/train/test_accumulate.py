@@ -1,6 +1,7 @@
 """A batch in parts gives the update of the whole batch, whatever lies in which part, on any mesh."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,7 +19,7 @@ def uneven():
   """Eight rows whose parts have different numbers of words, drawings and spoken frames."""
   items = [item for seed in range(5) for item in laid(CONFIG, seed)][:23]
   batch = packed(items, CONFIG.hosts(), rows(BUDGET, 8))
-  parts = cut_into(batch, 2)
+  parts = cut_into(jax.tree.map(jnp.asarray, batch), 2)
   weights = {'text': parts.weight_BL}
   for name in ('image.drawn', 'audio.spoken'):
     weights[name] = parts.streams[name].write_at_BM >= 0
