@@ -47,7 +47,9 @@ def test_sampling_of_the_command_goes_before_that_of_the_config(monkeypatch):
   config = ConfigDict(
     dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5)))
   )
-  monkeypatch.setattr(run_lib, 'restore', lambda *_, **__: SimpleNamespace(config=config))
+  monkeypatch.setattr(
+    run_lib, 'restore', lambda *_, **__: SimpleNamespace(config=config)
+  )
   monkeypatch.setattr(
     run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling)
   )
