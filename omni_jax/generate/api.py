@@ -13,7 +13,7 @@ import numpy as np
 from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
-from omni_jax.generate.decode import decode, Sampling, write_block
+from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import Grammar, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
@@ -97,7 +97,7 @@ class TrainedModel:
     self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
     self._block = jax.jit(
-      functools.partial(write_block, **parts), static_argnames=('medium', 'steps')
+      functools.partial(write_block, **parts), static_argnames='block'
     )
     of_model = lambda function: functools.partial(function, self.model_config)
     self._encode_streams = jax.jit(of_model(encode_streams))
@@ -216,7 +216,8 @@ class TrainedModel:
         break
       medium = names[int(waits_B[waiting[0]])]
       run = (self.params, bias_IE, rows, rules, sampling)
-      rows, block = self._block(*run, medium=medium, steps=settings['dit_steps'])
+      program = BlockOf(medium, settings['dit_steps'])
+      rows, block = self._block(*run, block=program)
       for row in np.flatnonzero(waits_B == self.hosts.numbers[medium]):
         form = tuple(int(size) for size in block.form_B3[row])
         pieces = np.asarray(block.value_BM[row])[: int(np.prod(form))]
