@@ -17,7 +17,7 @@ from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import Grammar, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
-from omni_jax.generate.reply import items_of, parts_of, Written
+from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
@@ -153,7 +153,7 @@ class TrainedModel:
       with jax.set_mesh(self._mesh):
         written = self._write(piece, rules, settings | options, keys)
       replies += written[: len(piece)]
-    return parts_of(replies, self._decoders(), self.hosts)
+    return as_parts(replies, self._decoders(), self.hosts)
 
   def _check_room(self, laid: Sequence[Laid]) -> None:
     context = self.config.data.budget.length
