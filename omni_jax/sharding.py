@@ -143,7 +143,7 @@ def check_divides(
     )
 
 
-def said(axis: str) -> str:
+def axes_named(axis: str) -> str:
   """The mesh axes of a logical axis, as messages call them."""
   names = RULES[axis] or ()
   return ' x '.join(
@@ -166,7 +166,7 @@ def check_sizes(
     UserError: with key, mesh axis, both sizes, and the nearest that would fit.
   """
   for key, size, axis in sizes:
-    names, n = said(axis), ways(mesh, axis)
+    names, n = axes_named(axis), ways(mesh, axis)
     if size % n:
       fits = [size // n * n] * (size > n) + [(size // n + 1) * n]
       divisors = [k for k in range(1, size + 1) if size % k == 0]

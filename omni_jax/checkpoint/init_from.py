@@ -19,7 +19,7 @@ class Source(NamedTuple):
   step: int | None
 
 
-def source_of(init_from: str) -> Source:
+def named_run(init_from: str) -> Source:
   path, at, step = init_from.rpartition('@')
   return Source(path, int(step)) if at and step.isdecimal() else Source(init_from, None)
 
@@ -58,7 +58,7 @@ def fresh_names(
   Raises:
     UserError: if there is no such run or step, if no parameter agrees, or if an autoencoder does not.
   """
-  source = source_of(init_from)
+  source = named_run(init_from)
   try:
     with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
       theirs = _by_name(use_average(checkpoints.shapes(source.step)))
@@ -93,7 +93,7 @@ def start_from(
 
   Optimizer, step and data start anew. As `fresh_names`, whose arrays stay as they are; the text says which.
   """
-  source, ours = source_of(init_from), _wanted(state, own)
+  source, ours = named_run(init_from), _wanted(state, own)
   fresh = set(fresh_names(init_from, state, own=own))
   with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
     saved = checkpoints.shapes(source.step)

@@ -17,7 +17,7 @@ from omni_jax.checkpoint.init_values import init_frozen
 from omni_jax.compile import memory
 from omni_jax.compile.memory import bytes_on_a_device, Memory
 from omni_jax.generate.api import block_media, reply_slots
-from omni_jax.generate.decode import decode, Sampling, write_block
+from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import ANY, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.modalities.text.tokenizer import TASKS
@@ -178,10 +178,9 @@ def block_program(plan: Plan, medium: str) -> Program:
   call = _after_prefill(plan, _replies(plan))
   function = functools.partial(
     write_block,
-    medium=medium,
+    block=BlockOf(medium, plan.config.generate.dit_steps),
     model=abstract(plan.model_config),
     mesh=plan.mesh,
-    steps=plan.config.generate.dit_steps,
   )
   kinds = {'parameters': call[0], 'cache': call[2].cache}
   return Program(jax.jit(function, donate_argnums=2), kinds, call)

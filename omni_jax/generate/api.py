@@ -13,11 +13,11 @@ import numpy as np
 from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
-from omni_jax.generate.decode import decode, Sampling, write_block
+from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import Grammar, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.generate.prompt import chat
-from omni_jax.generate.reply import items_of, parts_of, Written
+from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
@@ -97,7 +97,7 @@ class TrainedModel:
     self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
     self._decode = jax.jit(functools.partial(decode, **parts))
     self._block = jax.jit(
-      functools.partial(write_block, **parts), static_argnames=('medium', 'steps')
+      functools.partial(write_block, **parts), static_argnames='block'
     )
     of_model = lambda function: functools.partial(function, self.model_config)
     self._encode_streams = jax.jit(of_model(encode_streams))
@@ -153,7 +153,7 @@ class TrainedModel:
       with jax.set_mesh(self._mesh):
         written = self._write(piece, rules, settings | options, keys)
       replies += written[: len(piece)]
-    return parts_of(replies, self._decoders(), self.hosts)
+    return as_parts(replies, self._decoders(), self.hosts)
 
   def _check_room(self, laid: Sequence[Laid]) -> None:
     context = self.config.data.budget.length
@@ -216,7 +216,8 @@ class TrainedModel:
         break
       medium = names[int(waits_B[waiting[0]])]
       run = (self.params, bias_IE, rows, rules, sampling)
-      rows, block = self._block(*run, medium=medium, steps=settings['dit_steps'])
+      program = BlockOf(medium, settings['dit_steps'])
+      rows, block = self._block(*run, block=program)
       for row in np.flatnonzero(waits_B == self.hosts.numbers[medium]):
         form = tuple(int(size) for size in block.form_B3[row])
         pieces = np.asarray(block.value_BM[row])[: int(np.prod(form))]

@@ -153,6 +153,18 @@ class _Writer(NamedTuple):
     )
 
 
+class BlockOf(NamedTuple):
+  """What a program writes as a block: static.
+
+  Attributes:
+    medium: its name.
+    steps: of its sampler.
+  """
+
+  medium: str
+  steps: int
+
+
 class Block(NamedTuple):
   """The items that were written as a block, one a row.
 
@@ -172,10 +184,9 @@ def write_block(
   grammar: Grammar,
   sampling: Sampling,
   *,
-  medium: str,
+  block: BlockOf,
   model: OmniModel,
   mesh: Mesh,
-  steps: int,
 ) -> tuple[Rows, Block]:
   """Writes the item of every row that waits for one of this medium: queries in, the head, clean pieces and the end in.
 
@@ -183,6 +194,7 @@ def write_block(
     The rows, ready to go on, and what was written.
   """
   network, hosts = merge(model, params), model.config.hosts()
+  medium = block.medium
   writing, number = hosts[medium].writing(), hosts.numbers[medium]
   embed, head = network.embeds[medium], network.heads[medium]
   dtype = jnp.dtype(model.config.dtype)
@@ -210,7 +222,7 @@ def write_block(
     valid_BM,
     now_B,
     guidance_U=jnp.broadcast_to(sampling.guidance, waits_B.shape),
-    steps=steps,
+    steps=block.steps,
   )
   clean_BMD = embed.written(value_BM, place_BM3, dtype)
   closing_B = jnp.full(len(waits_B), writing.closing)

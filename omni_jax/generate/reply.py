@@ -76,7 +76,7 @@ def _last_sizes(hosts: Hosts) -> dict[int, int]:
   return found
 
 
-def parts_of(
+def as_parts(
   replies: Sequence[Sequence[str | Written]],
   decode: Mapping[str, Callable[[list[np.ndarray]], list[np.ndarray]]],
   hosts: Hosts,

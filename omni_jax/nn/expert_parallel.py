@@ -78,7 +78,7 @@ def moe_expert_parallel(
     return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
   layouts = [
     sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec
-    for axes, w in zip(AXES, weights, strict=True)
+    for axes, w in zip(EXPERT_AXES, weights, strict=True)
   ]
   apart = mesh.shape[sharding.EXPERT_AXIS] > 1
   exchange = _all_to_all if how.exchange == Exchange.ALL_TO_ALL and apart else _gather
@@ -124,7 +124,7 @@ def _sum(routed_BLD: Array, shared_BLD: Array | None) -> Array:
 
 # Of the weights. Those of `down` are split along the hidden width, too, by the axis that only saves memory: a slice of
 # few columns would be padded to a TPU's 128 lanes.
-AXES = Experts(
+EXPERT_AXES = Experts(
   ('expert', 'expert_embed', 'mlp'),
   ('expert', 'expert_embed', 'mlp'),
   ('expert', 'mlp_rows', None),

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import moe_router
-from omni_jax.nn.expert_parallel import AXES, Dispatch, moe_expert_parallel
+from omni_jax.nn.expert_parallel import Dispatch, EXPERT_AXES, moe_expert_parallel
 from omni_jax.nn.experts import Experts
 from omni_jax.nn.layers import Linear, SwiGLU
 from omni_jax.sharding import Role
@@ -53,11 +53,13 @@ class MoE(nnx.Module):
       width, c.routers * experts, ('embed', None), rngs=rngs, role=Role.ROUTER
     )
     self.gate = sharding.param(
-      rngs, (experts, width, hidden), AXES.gate_EDF, stacked_lecun
+      rngs, (experts, width, hidden), EXPERT_AXES.gate_EDF, stacked_lecun
     )
-    self.up = sharding.param(rngs, (experts, width, hidden), AXES.up_EDF, stacked_lecun)
+    self.up = sharding.param(
+      rngs, (experts, width, hidden), EXPERT_AXES.up_EDF, stacked_lecun
+    )
     self.down = sharding.param(
-      rngs, (experts, hidden, width), AXES.down_EFD, stacked_lecun
+      rngs, (experts, hidden, width), EXPERT_AXES.down_EFD, stacked_lecun
     )
     self.shared = SwiGLU(width, c.shared, rngs=rngs) if c.shared else None
 

@@ -48,7 +48,9 @@ def samples_of(wave: np.ndarray) -> np.ndarray:
   """Returns samples in [-1, 1] as int16; int16 stays as it is."""
   if wave.dtype == np.int16:
     return wave
-  return np.clip(np.rint(wave * np.float32(32768)), -32768, 32767).astype(np.int16)
+  samples = np.rint(wave * np.float32(32768))
+  # Without np.clip, whose checks take as long as the rest.
+  return np.minimum(np.maximum(samples, -32768), 32767).astype(np.int16)
 
 
 class AudioHost(Host):

@@ -23,7 +23,7 @@ def normalised(value: UInt8[Array, '*M Y'], image: ImageConfig) -> Float[Array, 
   return (value.astype(jnp.float32) / 255 - image.mean) / image.std
 
 
-def bytes_of(patch: Float[Array, '*M Y'], image: ImageConfig) -> UInt8[Array, '*M Y']:
+def as_bytes(patch: Float[Array, '*M Y'], image: ImageConfig) -> UInt8[Array, '*M Y']:
   """Returns patches as the host gives them: the inverse of `normalised`, rounded and clipped."""
   pixels = jnp.clip(patch * image.std + image.mean, 0, 1)
   return jnp.floor(pixels * 255 + 0.5).astype(jnp.uint8)

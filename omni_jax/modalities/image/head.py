@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from omni_jax import sharding
 from omni_jax.modalities.head_loss import UnitLoss
-from omni_jax.modalities.image.embed import bytes_of, normalised, Places
+from omni_jax.modalities.image.embed import as_bytes, normalised, Places
 from omni_jax.modalities.image.flow import (
   draw_noise,
   flow_loss,
@@ -187,4 +187,4 @@ class DiTHead(nnx.Module):
       return without + guidance_U[:, None, None] * (with_condition - without)
 
     noise_UMY = start_noise(key_U, place_UM3, self.image.values)
-    return bytes_of(sample(guided, noise_UMY, steps=steps), self.image)
+    return as_bytes(sample(guided, noise_UMY, steps=steps), self.image)

@@ -12,14 +12,14 @@ from omni_jax.modalities.text.cross_entropy import cross_entropy
 from omni_jax.nn.layers import Linear
 from omni_jax.sharding import Role
 
-AXES = ('embed', 'vocab')  # of the weight
+WEIGHT_AXES = ('embed', 'vocab')  # of the weight
 
 
 class TextHead(nnx.Module):
   """Linear to the vocabulary."""
 
   def __init__(self, width: int, vocab_size: int, *, rngs: nnx.Rngs):
-    self.out = Linear(width, vocab_size, AXES, rngs=rngs, role=Role.TABLE)
+    self.out = Linear(width, vocab_size, WEIGHT_AXES, rngs=rngs, role=Role.TABLE)
 
   def logits(self, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     return self.out(hidden).astype(jnp.float32)
@@ -34,7 +34,9 @@ class TextHead(nnx.Module):
     """Cross-entropy in nats, weighted. Nearly every position has a target, so the head runs on the whole row."""
     w_DV = self.out.w[...].astype(hidden_BLD.dtype)
     return HeadLoss(
-      cross_entropy(hidden_BLD, w_DV, target_BL, weight_BL, axes=AXES, mesh=mesh),
+      cross_entropy(
+        hidden_BLD, w_DV, target_BL, weight_BL, axes=WEIGHT_AXES, mesh=mesh
+      ),
       jnp.sum(weight_BL),
     )
 
