@@ -154,8 +154,7 @@ def _data(model: ConfigDict) -> ConfigDict:
   c.name = ''  # of a set of TensorFlow Datasets
   c.read = ''  # feature that is shown, where there is a choice
   c.write = ''  # feature that is answered
-  c.language = ''  # of the answers
-  c.languages = ()  # of text20, where not all of them
+  c.language = ''  # of the answers; of ready sets one or more, with commas, '' for all
   c.longest = 0  # bytes of a line of text20; 0: any
   c.piece = 64  # bytes of a piece of a text file
   c.sources = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import functools
 import hashlib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,17 +195,21 @@ def starts_of(
 
 
 def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
-  """Raises ValueError for an example that would not fit even an empty row."""
-  room = room_of(budget, hosts)
+  """Raises ValueError for an example that would not fit even an empty row; it names what is short."""
   specs = hosts.streams
-  fits = (laid.needs <= room).all()
-  if fits and starts_of(laid, [0] * len(specs), room[1::2].tolist(), specs) is not None:
-    return
-  needs = dict(zip(room_names(hosts), laid.needs.tolist(), strict=True))
-  there = dict(zip(room_names(hosts), room.tolist(), strict=True))
-  short = {name: n for name, n in needs.items() if n > there[name]} or needs
-  words = ', '.join(f'{name} {n} of {there[name]}' for name, n in short.items())
-  raise ValueError(f'example needs more than a row has room for: {words}')
+  endless = [sys.maxsize] * len(specs)
+  starts = starts_of(laid, [0] * len(specs), endless, specs)
+  needs = laid.needs.copy()
+  for item, start in zip(laid.items, starts, strict=True):
+    needs[1 + 2 * item.stream] = start + item.pieces  # with the gaps between blocks
+  short = []
+  room = room_of(budget, hosts)
+  for name, need, there in zip(room_names(hosts), needs, room, strict=True):
+    if need > there:
+      short.append(f'{name} {need} of {there}')
+  if short:
+    said = ', '.join(short)
+    raise ValueError(f'example needs more than a row has room for: {said}')
 
 
 class _Pool:

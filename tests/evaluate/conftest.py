@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import ml_collections
 import numpy as np
 import pytest
+from samples import data_config
 
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
@@ -17,14 +18,9 @@ ENTRIES = 16
 def config(source='digits', **data):
   return ml_collections.ConfigDict(
     {
-      'data': {
-        'source': source,
-        'voices': 2,
-        'takes': 2,
-        'rate': RATE,
-        'seconds': 0.96,
-        **data,
-      },
+      'data': data_config(
+        **(dict(source=source, voices=2, takes=2, rate=RATE, seconds=0.96) | data)
+      ),
       'model': {
         'dtype': 'float32',
         'image': {},
