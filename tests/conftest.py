@@ -84,7 +84,7 @@ def batch(kit):
   """Every kind of example, packed into two rows."""
   from samples import laid, packed
 
-  return packed(laid(kit.config), kit.config.media)
+  return packed(laid(kit.config), kit.config.hosts())
 
 
 @pytest.fixture(scope='session')
