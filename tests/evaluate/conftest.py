@@ -94,10 +94,12 @@ class FakeModel:
       type='audio', text=None, pixels=None, wave=clips[0].wave, rate=RATE
     )
 
-  def codec_encode(self, waves):
+  def encode_payloads(self, name, waves):
+    assert name == 'codec'
     return [self._rng.integers(0, ENTRIES, (len(wave) // 640 + 1, 2)) for wave in waves]
 
-  def codec_decode(self, codes):
+  def decode_payloads(self, name, codes):
+    assert name == 'codec'
     return [
       np.zeros(len(c) * 640, np.float32) + self._rng.normal(0, 0.01, len(c) * 640)
       for c in codes
