@@ -9,6 +9,7 @@ import pytest
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.evaluate.metrics.text_metrics import name_of
+from omni_jax.model import ModelConfig
 
 RATE = 8000
 ENTRIES = 16
@@ -42,6 +43,7 @@ class FakeModel:
 
   def __init__(self, digits, *, shift=0, silent=False, source='digits', **data):
     self.config = config(source, **data)
+    self.restored()
     self._digits, self._shift, self._silent = digits, shift, silent
     self._known = {}  # the fake looks up the digit of what it is shown
     for images, labels in (
@@ -55,6 +57,12 @@ class FakeModel:
     for clip in [*digits.train_clips, *digits.take_clips, *digits.test_clips]:
       self._known[clip.wave.tobytes()] = (clip.digit, clip.voice)
     self._rng = np.random.default_rng(0)
+
+  def restored(self):
+    """Takes its media from its config."""
+    self.model_config = ModelConfig.from_config(self.config.model)
+    self.hosts = self.model_config.hosts()
+    self.tokenizer = self.hosts.tokenizer
 
   def generate_batch(self, prompts, *, want, seed=0, **sampling):
     return [[] if self._silent else self._reply(prompt, want) for prompt in prompts]
