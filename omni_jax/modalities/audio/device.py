@@ -82,6 +82,10 @@ def _identity(sizes: AudioConfig, config: CodecConfig) -> str:
   return f'{sizes.rate} {sizes.mels} {sizes.mel_hops} {sizes.mel_window}'
 
 
+def _read_buffers(buffers: dict[str, Any]) -> Any:
+  return buffers['codebooks']['codebook_JEZ']
+
+
 def _codes(sizes: AudioConfig, config: CodecConfig) -> tuple[tuple[int, ...], int]:
   del sizes
   return (config.codebooks,), config.entries
@@ -97,7 +101,7 @@ CODEC = Autoencoder(
   encode=encode,
   decode=_decode,
   identity=_identity,
-  read_buffers=lambda buffers: buffers['codebooks']['codebook_JEZ'],
+  read_buffers=_read_buffers,
   codes=_codes,
 )
 
