@@ -79,8 +79,10 @@ def fresh_names(
   for name in fresh:
     if name.startswith(prefix):
       stage = name.removeprefix(prefix).split('.')[0]
+      there = any(other.startswith(f'{prefix}{stage}.') for other in theirs)
+      problem = f'its {stage} is another ({name})' if there else f'it has no {stage}'
       raise UserError(
-        f'config.init_from={init_from}: its {stage} is another ({name}); put {stage!r} into config.stages to train '
+        f'config.init_from={init_from}: {problem}; put {stage!r} into config.stages to train '
         f'one for this run, or give config.model.{stage} its sizes'
       )
   return fresh

@@ -67,11 +67,10 @@ class Run(Plan):
     return self.run_config.autoencoders[name].init_from
 
   def needs(self, name: str) -> bool:
-    """Whether rows have room for anything that is written through an autoencoder."""
-    written = {spec.name for spec in self.hosts.streams if spec.written}
+    """Whether rows have room for anything that the model takes as an autoencoder's codes."""
     for stream, autoencoder in self.model_config.coded().items():
       pieces, _ = self.budget.streams.get(stream, (0, 0))
-      if autoencoder == name and stream in written and pieces:
+      if autoencoder == name and pieces:
         return True
     return False
 
@@ -183,7 +182,7 @@ def restore_frozen(run: Run) -> dict[str, Any]:
 def _restored(run: Run, name: str) -> Any:
   """Returns the values of a finished autoencoder, this run's or that of config.NAME.init_from.
 
-  Fresh ones where they are replaced or nothing is written through it.
+  Fresh ones where they are replaced or rows have room for none of its codes.
   """
   source, whole = run.taken_from(name), sharding.replicated(run.mesh)
   replaced = run.config.init_from or not run.needs(name)

@@ -7,23 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from samples import codec_values, tiny_model, tiny_run
+from samples import codec_values, frozen_values, tiny_model, tiny_run
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
-from omni_jax.checkpoint.init_from import fresh_names, source_of, start_from
+from omni_jax.checkpoint.init_from import fresh_names, named_run, start_from
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
 from omni_jax.train import stages
-from omni_jax.train.state import init_codec, init_omni
+from omni_jax.train.state import init_autoencoder_state, init_model_state
 
 TX = optax.adam(1e-3)  # any will do: no update is made
 
 
 def state(model=None, *, seed=0, average=False):
   model = model or tiny_model()
-  return jax.jit(lambda codec: init_omni(model, TX, codec, seed=seed, average=average))(
-    codec_values(model, seed)
-  )
+  init = lambda frozen: init_model_state(model, TX, frozen, seed=seed, average=average)
+  return jax.jit(init)(frozen_values(model, seed))
 
 
 def one_device_run():
@@ -58,33 +57,33 @@ def assert_same(ours, theirs):
 
 
 def test_the_step_may_be_named():
-  assert source_of('runs/a@12') == ('runs/a', 12) and source_of('runs/a') == (
+  assert named_run('runs/a@12') == ('runs/a', 12) and named_run('runs/a') == (
     'runs/a',
     None,
   )
-  assert source_of('gs://b/me@home/a') == ('gs://b/me@home/a', None)
+  assert named_run('gs://b/me@home/a') == ('gs://b/me@home/a', None)
 
 
 @pytest.mark.parametrize('step, less', [('', 0.0), ('@2', 7.0)])
 def test_all_that_agrees_is_taken_and_the_rest_starts_anew(kit, other, step, less):
   folder, made = other
   ours = state(average=True)
-  got, said = start_from(f'{folder}{step}', ours, own_codec=False)
+  got, said = start_from(f'{folder}{step}', ours, own=[])
   assert_same(got.params, jax.tree.map(lambda x: x - less, made.buffers['ema']))
   assert_same(got.buffers['ema'], got.params)
   assert_same(got.buffers['router_bias'], made.buffers['router_bias'])
-  assert_same(got.buffers['codec'], made.buffers['codec'])
+  assert_same(got.buffers['frozen'], made.buffers['frozen'])
   assert_same((got.opt_state, got.step, got.rng), (ours.opt_state, ours.step, ours.rng))
   assert 'fresh' not in said and f'at step {step[1:] or 3}' in said
-  mine = start_from(f'{folder}{step}', ours, own_codec=True)[0]
-  assert_same(mine.buffers['codec'], ours.buffers['codec'])
+  mine = start_from(f'{folder}{step}', ours, own=['codec'])[0]
+  assert_same(mine.buffers['frozen'], ours.buffers['frozen'])
   assert_same(mine.params, got.params)
 
 
 def test_what_differs_stays_fresh_and_is_named_in_one_line(kit, other):
   folder, made = other
   ours = state(tiny_model(experts=8))
-  got, said = start_from(str(folder), ours, own_codec=False)
+  got, said = start_from(str(folder), ours, own=[])
   assert_same(
     got.params['decoder']['blocks']['moe']['up'],
     ours.params['decoder']['blocks']['moe']['up'],
@@ -102,16 +101,18 @@ def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
   ours = state()
   alien = ours._replace(params={'w': jnp.ones(3)})
   with pytest.raises(UserError, match='none of its parameters has the name and shape'):
-    fresh_names(str(folder), alien, own_codec=True)
-  books = ours.buffers['codec']['codebooks']
-  codec = ours.buffers['codec'] | {'codebooks': books | {'count_JE': jnp.ones((9, 9))}}
-  half = ours._replace(buffers=ours.buffers | {'codec': codec})
+    fresh_names(str(folder), alien, own=['codec'])
+  codec = ours.buffers['frozen']['codec']
+  books = codec['buffers']['codebooks'] | {'count_JE': jnp.ones((9, 9))}
+  other_books = codec | {'buffers': {'codebooks': books}}
+  half = ours._replace(buffers=ours.buffers | {'frozen': {'codec': other_books}})
   with pytest.raises(
     UserError,
-    match=r"its speech codec is another \(buffers.codec.codebooks.count_JE\); put 'codec' into",
+    match=r'its codec is another \(buffers.frozen.codec.buffers.codebooks.count_JE\); '
+    r"put 'codec' into",
   ):
-    fresh_names(str(folder), half, own_codec=False)
-  assert fresh_names(str(folder), half, own_codec=True) == []
+    fresh_names(str(folder), half, own=[])
+  assert fresh_names(str(folder), half, own=['codec']) == []
 
 
 def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
@@ -131,7 +132,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
       ('haeds.*',),
       "no parameter is called 'haeds.*'; there are .*heads.text.out.w",
     ),
-    ('ema', 1.0, r'config.omni.ema=1.0'),
+    ('ema', 1.0, r'config\.omni: ema=1\.0: a decay is'),
   ):
     part = one_device_run()
     part.omni[key] = value
@@ -143,22 +144,18 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
 def test_the_codec_of_another_run(tmp_path):
   config, donor = one_device_run(), str(tmp_path / 'donor')
   run = stages.Run(config, donor)
-  values = codec_values(run.omni, seed=5)
+  values = codec_values(run.model_config, seed=5)
   with Checkpoints(donor, 'codec') as checkpoints:
-    made = init_codec(run.omni, TX, seed=0)
-    checkpoints.save(
-      made._replace(
-        params=values['params'], buffers={'codebooks': values['codebooks']}
-      ),
-      b'{}',
-    )
+    made = init_autoencoder_state(run.model_config, 'codec', TX, seed=0)
+    checkpoints.save(made._replace(**values), b'{}')
   config.codec.init_from = donor
   with pytest.raises(
     UserError, match="takes a finished codec: take 'codec' out of config.stages"
   ):
     stages.Run(config, str(tmp_path / 'run'))
   config.stages = ('omni',)
-  assert_same(stages.restore_codec(stages.Run(config, str(tmp_path / 'run'))), values)
+  frozen = stages.restore_frozen(stages.Run(config, str(tmp_path / 'run')))
+  assert_same(frozen, {'codec': values})
   config.codec.init_from = str(tmp_path / 'nowhere')
   with pytest.raises(UserError, match="no checkpoint of stage 'codec'"):
     stages.Run(config, str(tmp_path / 'run'))

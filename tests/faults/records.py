@@ -5,15 +5,15 @@ import json
 import numpy as np
 from samples import BUDGET, rows, tiny_model
 
-from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.config import LoaderConfig
+from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.image.files import png_bytes
-from omni_jax.modalities.text.tokenizer import Tokenizer
 
 MODEL = tiny_model()
-MEDIA = MODEL.media
+HOSTS = MODEL.hosts()
 TWO = rows(BUDGET, 2)
 
 
@@ -49,19 +49,15 @@ def lines(folder, media, name='train.jsonl'):
 
 
 def loader(examples, budget=TWO, **config):
-  return Loader(
-    Making(examples, Tokenizer(MODEL.tokenizer), MEDIA, 0),
-    budget,
-    LoaderConfig(**config),
-    prefetch=0,
-  )
+  making = Making(examples, HOSTS, 0)
+  return Loader(making, budget, LoaderConfig(**config), prefetch=0)
 
 
 def refusal(path):
   """{id: reason} of the examples of a file that cannot be used."""
   from omni_jax.errors import BadRecord
 
-  found, examples = {}, JsonLines(path, MEDIA)
+  found, examples = {}, JsonLines(path, HOSTS)
   for k in range(len(examples)):
     try:
       examples[k]

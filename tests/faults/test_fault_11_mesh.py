@@ -2,12 +2,12 @@
 
 import jax
 import pytest
-from samples import codec_values, tiny_model, tiny_run
+from samples import frozen_values, tiny_model, tiny_run
 
 from omni_jax import sharding
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import main_sizes, OmniConfig
+from omni_jax.model import main_sizes, ModelConfig
 from omni_jax.train import stages
 
 CASES = {
@@ -47,15 +47,15 @@ SIZES = {  # axis, another value, where it is said, nearest for the key, nearest
   ),
   'dit': (
     'fsdp',
-    {'model.dit.width': 30, 'model.dit.heads': 2},
-    'model.dit.width=30',
+    {'model.image.head.width': 30, 'model.image.head.heads': 2},
+    'model.image.head.width=30',
     '28 or 32',
     '3 or 5',
   ),
   'codec_head': (
     'fsdp',
-    {'model.codec_head.width': 34},
-    'model.codec_head.width=34',
+    {'model.audio.head.width': 34},
+    'model.audio.head.width=34',
     '32 or 36',
     '2 or 17',
   ),
@@ -89,22 +89,33 @@ SIZES = {  # axis, another value, where it is said, nearest for the key, nearest
   ),
   'hearing': (
     'tensor',
-    KV | {'model.audio_embed.hidden': 30},
-    'model.audio_embed.hidden=30',
+    KV | {'model.image.head.heads': 4, 'model.audio.embed.hidden': 30},
+    'model.audio.embed.hidden=30',
     '28 or 32',
     '3 or 5',
   ),
-  'dit_heads': ('tensor', KV | {'model.dit.heads': 2}, 'model.dit.heads=2', '4', '2'),
+  'dit_heads': (
+    'tensor',
+    KV | {'model.image.head.heads': 2},
+    'model.image.head.heads=2',
+    '4',
+    '2',
+  ),
   'codec_heads': (
     'tensor',
-    KV | {'model.dit.heads': 4, 'model.codec_head.heads': 2},
-    'model.codec_head.heads=2',
+    KV | {'model.image.head.heads': 4, 'model.audio.head.heads': 2},
+    'model.audio.head.heads=2',
     '4',
     '2',
   ),
   'entries': (
     'tensor',
-    KV | {'model.dit.heads': 4, 'model.codec_head.heads': 4, 'model.codec.entries': 30},
+    KV
+    | {
+      'model.image.head.heads': 4,
+      'model.audio.head.heads': 4,
+      'model.codec.entries': 30,
+    },
     'model.codec.entries=30',
     '28 or 32',
     '3 or 5',
@@ -148,13 +159,13 @@ def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
   checked = {
     name
     for _, _, axis in sizes
-    for name in sharding.said(axis).replace('config.mesh.', '').split(' x ')
+    for name in sharding.axes_named(axis).replace('config.mesh.', '').split(' x ')
   }
   assert checked | {'data'} == set(
     sharding.AXES
   )  # rows are split over data, and check_divides sees to them
   for key, size, axis in sizes:
-    names = sharding.said(axis)
+    names = sharding.axes_named(axis)
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:
       sharding.check_sizes(mesh, [(key, size, axis)])
@@ -185,19 +196,19 @@ def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(
   (tmp_path / 'run').mkdir()
   run = stages.Run(config, str(tmp_path / 'run'))
   with jax.set_mesh(run.mesh):
-    stage = stages.omni_stage(run, codec_values(run.omni))
+    stage = stages.omni_stage(run, frozen_values(run.model_config))
   stage.batches.close()
   log = tmp_path / 'run' / 'log.txt'
   said = log.read_text() if log.exists() else ''
   assert said.count(
     'does not divide by config.mesh.tensor=2; every device keeps all of it'
   ) == (tensor == 2)
-  table = stage.state.params['text_embed']['tokens']['table']
+  table = stage.state.params['embeds']['text']['tokens']['table']
   assert table.is_fully_replicated and table.shape[0] == vocab_size(config)
 
 
 def vocab_size(config):
-  return Tokenizer(OmniConfig.from_config(config.model).tokenizer).vocab_size
+  return Tokenizer(ModelConfig.from_config(config.model).tokenizer).vocab_size
 
 
 def refused(tmp_path, monkeypatch, values, said):

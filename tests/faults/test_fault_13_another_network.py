@@ -14,8 +14,7 @@ from omni_jax.train import stages
 @pytest.fixture
 def run(tmp_path, monkeypatch):
   """A function that starts a run whose folder holds step 5 of 30 of the omni stage by the config of tests; stages do nothing."""
-  for name in stages.STAGES:
-    monkeypatch.setitem(stages.STAGES, name, lambda run: None)
+  monkeypatch.setattr(stages, 'run_stage', lambda run, name: None)
   started = tiny_run()
   started.data.budget.rows = 8
   from faults.toy import states
@@ -39,8 +38,8 @@ NETWORK = {
   'dtype': ({'model.dtype': 'bfloat16'}, "model.dtype was 'float32', is 'bfloat16'"),
   'optimizer': ({'omni.optim.kind': 'muon'}, "omni.optim.kind was 'adamw', is 'muon'"),
   'two': (
-    {'model.decoder.layers': 3, 'model.dit.noises': 1},
-    'model.decoder.layers was 2, is 3; model.dit.noises was 2, is 1',
+    {'model.decoder.layers': 3, 'model.image.head.noises': 1},
+    'model.decoder.layers was 2, is 3; model.image.head.noises was 2, is 1',
   ),
 }
 

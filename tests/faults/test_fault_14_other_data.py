@@ -6,10 +6,10 @@ from faults.test_fault_13_another_network import run  # noqa: F401 (a fixture)
 import pytest
 from samples import BUDGET, examples, rows, tiny_model
 
-from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.config import LoaderConfig
+from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError
-from omni_jax.modalities.text.tokenizer import Tokenizer
 
 DATA = {
   'seed': ({'seed': 1}, 'seed was 0, is 1'),
@@ -42,7 +42,7 @@ def test_fault_14_the_data_have_a_fingerprint_of_their_own():
   def loader(n, **config):
     items = [dict(example, id=str(i)) for i, example in enumerate(examples(0)[:n])]
     return Loader(
-      Making(items, Tokenizer(model.tokenizer), model.media, 0),
+      Making(items, model.hosts(), 0),
       rows(BUDGET, 2),
       LoaderConfig(**config),
       prefetch=0,

@@ -10,10 +10,10 @@ import pytest
 from samples import BUDGET, examples
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
-from omni_jax.data.loader import Loader, LoaderConfig
+from omni_jax.config import LoaderConfig
+from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError
-from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
 from omni_jax.train.numerics import guarded
@@ -102,8 +102,8 @@ def test_fault_15_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def test_fault_15_the_real_step_keeps_its_state(kit, batch):
-  drawn = batch._replace(seen_BNhwc=np.full_like(batch.seen_BNhwc, np.nan))
-  after, metrics = kit.step(kit.state, drawn)
+  spoilt = batch._replace(position_BL3=np.full_like(batch.position_BL3, np.nan))
+  after, metrics = kit.step(kit.state, spoilt)
   assert int(metrics['skipped']) == 1 and not np.isfinite(metrics['loss/total'])
   assert (
     same(after._replace(step=kit.state.step), kit.state)
@@ -115,22 +115,26 @@ def test_fault_15_the_real_step_keeps_its_state(kit, batch):
   )  # its first rate is zero
 
 
+class Spoilt(Making):
+  """Positions of no number in one record: pixels and samples are bytes, where there is none."""
+
+  def __call__(self, place):
+    made = super().__call__(place)
+    if self.examples[place.example]['id'] != '2/0':
+      return made
+    offset_n3 = np.full_like(made.layout.offset_n3, np.nan)
+    return made._replace(layout=made.layout._replace(offset_n3=offset_n3))
+
+
 def test_fault_15_the_records_of_a_bad_batch_are_named(tmp_path, kit):
-  """With the real loader: those whose pixels are spoilt, and what lies in the same batch."""
+  """With the real loader: the one that is spoilt, and what lies in the same batch."""
   items = [
     dict(example, id=f'{seed}/{i}')
     for seed in range(4)
     for i, example in enumerate(examples(seed))
   ]
-  bad = next(k for k, item in enumerate(items) if item['id'] == '2/0')
-  items[bad]['messages'][0]['content'] = [
-    {'type': 'image', 'pixels': np.full((8, 8, 1), np.nan, np.float32)}
-  ]
-  batches = Loader(
-    Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0),
-    BUDGET,
-    LoaderConfig(lanes=2),
-  )
+  making = Spoilt(items, kit.config.hosts(), 0)
+  batches = Loader(making, BUDGET, LoaderConfig(lanes=2))
   real = loop.Stage(
     'omni', 8, kit.step, kit.state, batches, log_every=4, save_every=100, bad_steps=8
   )

@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 import zlib
 
-from faults.records import image, lines, MEDIA, refusal, sound
+from faults.records import HOSTS, image, lines, refusal, sound
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -54,6 +54,7 @@ def png_of(width, height):
   )
 
 
+SOUND = HOSTS['audio'].config
 TONE = 0.5 * np.sin(np.arange(1200) / 5)
 BAD_SOUNDS = {
   'truncated.wav': (sound()[:-900], 'cut off'),
@@ -89,7 +90,7 @@ def test_fault_16_bad_sounds_are_named_with_a_reason_and_odd_ones_become_the_run
     assert said in found[name], (name, found[name])
   waves = {
     example['id']: example['content'][1]['wave']
-    for example in map(JsonLines(path, MEDIA).__getitem__, range(6, 10))
+    for example in map(JsonLines(path, HOSTS).__getitem__, range(6, 10))
   }
   for name in GOOD_SOUNDS:
     assert abs(len(waves[name]) - 1200) <= 1 and waves[name].dtype == np.float32
@@ -146,7 +147,7 @@ def test_fault_17_bad_images_are_named_with_a_reason_and_odd_ones_become_the_run
     assert said in found[name], (name, found[name])
   shown = {}
   for example in map(
-    JsonLines(path, MEDIA).__getitem__,
+    JsonLines(path, HOSTS).__getitem__,
     range(len(BAD_IMAGES), len(BAD_IMAGES) + len(ODD_IMAGES)),
   ):
     shown[example['id']] = pixels = example['content'][1]['pixels']
@@ -161,7 +162,7 @@ def test_fault_17_bad_images_are_named_with_a_reason_and_odd_ones_become_the_run
     'moving.gif': PHOTO,
     'turned.jpg': PHOTO.transpose(Image.Transpose.ROTATE_270),
   }.items():
-    right = decode_image(saved(picture), MEDIA.image)
+    right = decode_image(saved(picture), HOSTS['image'].config)
     assert np.corrcoef(shown[name].ravel(), right.ravel())[0, 1] > 0.8, name
 
 
@@ -171,11 +172,11 @@ def test_fault_17_a_flip_that_decoders_miss_is_found_by_the_converter_s_digest()
     pack_example({'id': 'a', 'content': [{'type': 'audio', 'data': data}]})
   )
   record[record.index(data) + 700] ^= 1
-  decode_audio(bytes(record[record.index(b'RIFF') :][: len(data)]), MEDIA.audio)
+  HOSTS['audio'].decode(bytes(record[record.index(b'RIFF') :][: len(data)]))
   with pytest.raises(
     BadRecord, match='a: audio of .* has changed since the conversion'
   ):
-    decode_example(bytes(record), MEDIA)
+    decode_example(bytes(record), HOSTS)
 
 
 def test_fault_18_sizes_are_checked_from_headers_before_anything_is_decoded(
@@ -314,8 +315,8 @@ def test_fault_16_17_any_bytes_are_read_right_or_refused(data, changes, cut):
     if damaged:
       damaged[at % len(damaged)] = value
   for decode, config, good in (
-    (decode_image, MEDIA.image, lambda x: x.shape == (8, 8, 1)),
-    (decode_audio, MEDIA.audio, lambda x: 0 < len(x) <= MEDIA.audio.samples),
+    (decode_image, HOSTS['image'].config, lambda x: x.shape == (8, 8, 1)),
+    (decode_audio, SOUND, lambda x: 0 < len(x) <= SOUND.samples),
   ):
     try:
       found = decode(bytes(damaged), config)

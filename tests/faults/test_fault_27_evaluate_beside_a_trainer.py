@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
-from samples import codec_values, omni_optimizer, ROOT, tiny_run
+from samples import frozen_values, omni_optimizer, ROOT, tiny_run
 
 from omni_jax.checkpoint import step_folders
 from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
-from omni_jax.model import OmniConfig
-from omni_jax.train.state import init_omni
+from omni_jax.model import ModelConfig
+from omni_jax.train.state import init_model_state
 
 LAST = 200
 LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
@@ -175,8 +175,9 @@ def run_on_text(folder):
     config.update_from_flattened_dict(TEXT | {'data.root': str(folder)})
     config.data.piece = 64
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
-  omni = OmniConfig.from_config(config.model)
-  state = init_omni(omni, omni_optimizer(omni), codec_values(omni), seed=0)
+  model = ModelConfig.from_config(config.model)
+  frozen = frozen_values(model)
+  state = init_model_state(model, omni_optimizer(model), frozen, seed=0)
   return lambda step: state._replace(
     params=jax.tree.map(lambda x: x * (1 + 0.001 * step), state.params),
     step=jnp.int32(step),

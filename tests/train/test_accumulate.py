@@ -1,14 +1,15 @@
 """A batch in parts gives the update of the whole batch, whatever lies in which part, on any mesh."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from omni_jax.train.losses import LossConfig
 import optax
 import pytest
 from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
 
+from omni_jax.objective import LossConfig
 from omni_jax.sharding import name_of
-from omni_jax.train.accumulate import parts_of
+from omni_jax.train.accumulate import cut_into
 
 CONFIG = tiny_model(experts=8)
 
@@ -17,10 +18,13 @@ CONFIG = tiny_model(experts=8)
 def uneven():
   """Eight rows whose parts have different numbers of words, drawings and spoken frames."""
   items = [item for seed in range(5) for item in laid(CONFIG, seed)][:23]
-  batch = packed(items, CONFIG.media, rows(BUDGET, 8))
-  for name in ('weight_BL', 'speak_at_BR', 'draw_at_BNP'):
-    part = getattr(parts_of(batch, 2), name)
-    count = (part if part.dtype == np.float32 else part >= 0).reshape(2, -1).sum(axis=1)
+  batch = packed(items, CONFIG.hosts(), rows(BUDGET, 8))
+  parts = cut_into(jax.tree.map(jnp.asarray, batch), 2)
+  weights = {'text': parts.weight_BL}
+  for name in ('image.drawn', 'audio.spoken'):
+    weights[name] = parts.streams[name].write_at_BM >= 0
+  for name, weight in weights.items():
+    count = weight.reshape(2, -1).sum(axis=1)
     assert count[0] != count[1], f'{name} would hide a mean of means'
   return batch
 
@@ -66,7 +70,7 @@ def test_parts_equal_the_whole(uneven, whole, parts, sizes):
 def test_the_routers_losses_count_once(uneven):
   """Four parts that are all alike are like one of them."""
   same = jax.tree.map(lambda x: np.repeat(x[:2], 4, axis=0), uneven)
-  config = LossConfig(text=0, image=0, audio=0, balance=0.3, z=0.2)
+  config = LossConfig(dict(text=0, image=0, audio=0), balance=0.3, z=0.2)
   one, many = (make_kit(CONFIG, optax.sgd(0.05), config, parts) for parts in (1, 4))
   (_, wanted), (_, figures) = one.step(one.state, same), many.step(many.state, same)
   for name in (

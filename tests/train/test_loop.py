@@ -5,7 +5,6 @@ import json
 import os
 import signal
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +13,17 @@ import pytest
 from samples import BUDGET, examples, sound
 
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.data.crops import ClipLoader
+from omni_jax.data.crops import CropLoader
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.codec import Codec
-from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.model import abstract_autoencoder
+from omni_jax.objective import Autoencoding
 from omni_jax.sharding import make_mesh, param_roles
 from omni_jax.train import loop
 from omni_jax.train.optim import make_optimizer, OptimConfig
-from omni_jax.train.state import init_codec
-from omni_jax.train.step import make_codec_step
+from omni_jax.train.state import init_autoencoder_state
+from omni_jax.train.step import make_step, Update
 
 
 class Killed:
@@ -52,9 +51,7 @@ def omni_stage(kit):
       for seed in range(4)
       for i, example in enumerate(examples(seed))
     ]
-    batches = Loader(
-      Making(items, Tokenizer(kit.config.tokenizer), kit.config.media, 0), BUDGET
-    )
+    batches = Loader(Making(items, kit.config.hosts(), 0), BUDGET)
     return loop.Stage(
       'omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100
     )
@@ -64,16 +61,18 @@ def omni_stage(kit):
 
 @pytest.fixture(scope='module')
 def codec_stage(kit):
-  codec = nnx.eval_shape(
-    lambda: Codec(kit.config.codec, kit.config.media.audio, rngs=nnx.Rngs(0))
-  )
+  codec = abstract_autoencoder(kit.config, 'codec')
+  _, row = kit.config.tables.autoencoders()['codec']
+  objective = Autoencoding(row, kit.config.autoencoders['codec'])
   tx = make_optimizer(OptimConfig(warmup=1), 4, param_roles(codec))
-  step = jax.jit(make_codec_step(codec, tx))
-  fresh = jax.jit(lambda: init_codec(kit.config, tx, seed=0))()
+  step = jax.jit(make_step(objective, codec, tx, Update(refresh=objective.refresh)))
+  init = lambda: init_autoencoder_state(kit.config, 'codec', tx, seed=0)
+  fresh = jax.jit(init)()
   waves = [sound(np.random.default_rng(seed), 4)['wave'] for seed in range(6)]
 
   def make():
-    batches = ClipLoader(waves, kit.config.media.audio, batch=4, frames=3, seed=0)
+    host = kit.config.hosts()['audio']
+    batches = CropLoader(waves, host, batch=4, pieces=3, seed=0)
     return loop.Stage('codec', 4, step, fresh, batches, log_every=1, save_every=100)
 
   return make

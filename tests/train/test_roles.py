@@ -11,8 +11,7 @@ import optax.contrib
 import pytest
 from samples import ROOT
 
-from omni_jax.modalities.audio.codec import Codec
-from omni_jax.model import abstract, OmniConfig
+from omni_jax.model import abstract, abstract_autoencoder, ModelConfig
 from omni_jax.nn.decoder import _cast_matrices
 from omni_jax.sharding import name_of, named_leaves, param_roles, Role
 from omni_jax.train.optim import decayed, muon_dimensions
@@ -20,10 +19,10 @@ from omni_jax.train.optim import decayed, muon_dimensions
 VARIANTS = {
   'as it is': {},
   'router by modality': {'decoder.routing': 'modality', 'decoder.shared_hidden': 0},
-  'hears codes': {'audio_embed.hearing': 'codes'},
-  'convolutions': {'audio_embed.channels': 8},
-  'image encoder': {'image_embed.layers': 1},
-  'decoder denoises': {'dit.denoiser': 'decoder', 'dit.noises': 1},
+  'hears codes': {'audio.embed.hearing': 'codes'},
+  'convolutions': {'audio.embed.channels': 8},
+  'image encoder': {'image.embed.layers': 1},
+  'images keep their shape': {'image.fit': 'keep', 'image.embed.layers': 1},
 }
 
 
@@ -45,11 +44,11 @@ def cast_by_name(name: str, ndim: int) -> bool:
 
 
 @functools.cache
-def config_of(file: str, variant: str = 'as it is') -> OmniConfig:
+def config_of(file: str, variant: str = 'as it is') -> ModelConfig:
   config = runpy.run_path(str(ROOT / 'configs' / file))['get_config']().model
   config = ConfigDict(config.to_dict())
   config.update_from_flattened_dict(VARIANTS[variant])
-  return OmniConfig.from_config(config)
+  return ModelConfig.from_config(config)
 
 
 FILES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
@@ -89,10 +88,9 @@ def test_the_model_is_decayed_and_moved_as_by_names(file, variant):
 @pytest.mark.parametrize('file', FILES)
 def test_the_codec_is_decayed_and_moved_as_by_names(file):
   config = config_of(file)
-  codec = nnx.eval_shape(
-    lambda: Codec(config.codec, config.media.audio, rngs=nnx.Rngs(0))
-  )
-  assert_roles_select_as_names_did(codec)
+  for name in config.autoencoders:
+    assert_roles_select_as_names_did(abstract_autoencoder(config, name))
+  assert set(config.autoencoders) == ({'codec'} if 'audio' in config.media else set())
 
 
 @pytest.mark.parametrize('file, variant', CASES)

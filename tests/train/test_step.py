@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.nn.moe_router import RouterStats
-from omni_jax.train.losses import LossConfig, text_weights, total_loss
-from omni_jax.train.state import codec_values
-from omni_jax.types import Modality
+from omni_jax.objective import LossConfig, text_weights, total_loss
+from omni_jax.train.state import init_autoencoder_state
+from omni_jax.types import NONE
 
 HEADS = ('text', 'image', 'audio')
 
@@ -37,8 +38,8 @@ def test_every_figure_is_reported_and_finite(stepped):
     'skipped',
     'grad_norm/total',
     'grad_norm/decoder',
-    *(f'grad_norm/{head}_head' for head in HEADS),
-    *(f'grad_norm/{head}_embed' for head in HEADS),
+    *(f'grad_norm/heads.{head}' for head in HEADS),
+    *(f'grad_norm/embeds.{head}' for head in HEADS),
   }
   assert set(figures) == wanted
   assert all(np.isfinite(value).all() for value in figures.values())
@@ -49,7 +50,7 @@ def test_figures_say_what_they_are_called(kit, batch, stepped):
   assert figures['tokens'] == (batch.segment_BL > 0).sum()
   assert figures['filled'] == pytest.approx((batch.segment_BL > 0).mean())
   losses = LossConfig()
-  total = sum(getattr(losses, head) * figures[f'loss/{head}'] for head in HEADS)
+  total = sum(losses.heads.get(head, 1.0) * figures[f'loss/{head}'] for head in HEADS)
   total += losses.balance * figures['loss/balance'] + losses.z * figures['loss/z']
   assert figures['loss/total'] == pytest.approx(total, rel=1e-5)
   parts = [
@@ -62,24 +63,23 @@ def test_figures_say_what_they_are_called(kit, batch, stepped):
   )
   decoder = kit.config.decoder
   counted = (
-    np.bincount(batch.modality_BL[batch.segment_BL > 0], minlength=len(Modality))
+    np.bincount(batch.modality_BL[batch.segment_BL > 0], minlength=4)
     * decoder.layers
     * decoder.top_k
   )
   np.testing.assert_array_equal(
     figures['routing/expert_by_modality'].sum(axis=1), counted
   )
-  assert figures['weight/image'] == (batch.draw_at_BNP >= 0).any(axis=-1).sum()
-  assert (
-    figures['weight/audio'] == (batch.speak_at_BR >= 0).sum()
-    and figures['weight/text'] == batch.weight_BL.sum()
-  )
-  assert figures['loss/text'] == pytest.approx(
-    np.log(kit.model.text_embed.tokens.table.shape[0]), rel=0.3
-  )
-  assert figures['loss/audio'] == pytest.approx(
-    np.log(kit.config.codec.entries), rel=0.3
-  )
+  drawn, spoken = (batch.streams[name] for name in ('image.drawn', 'audio.spoken'))
+  items = drawn.item_BM * (drawn.write_at_BM >= 0)
+  images = sum(len(set(row) - {0}) for row in items)
+  assert figures['weight/image'] == pytest.approx(images, rel=1e-6)  # sums of 1/pieces
+  assert figures['weight/audio'] == (spoken.write_at_BM >= 0).sum()
+  assert figures['weight/text'] == batch.weight_BL.sum()
+  words = kit.model.embeds['text'].tokens.table.shape[0]
+  assert figures['loss/text'] == pytest.approx(np.log(words), rel=0.3)
+  entries = kit.config.autoencoders['codec'].entries
+  assert figures['loss/audio'] == pytest.approx(np.log(entries), rel=0.3)
 
 
 def test_the_step_counts_itself_and_leaves_the_codec_and_the_seed_alone(kit, stepped):
@@ -87,8 +87,8 @@ def test_the_step_counts_itself_and_leaves_the_codec_and_the_seed_alone(kit, ste
   assert int(after.step) == 1
   np.testing.assert_array_equal(after.rng, kit.state.rng)
   for a, b in zip(
-    jax.tree.leaves(after.buffers['codec']),
-    jax.tree.leaves(kit.state.buffers['codec']),
+    jax.tree.leaves(after.buffers['frozen']['codec']),
+    jax.tree.leaves(kit.state.buffers['frozen']['codec']),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
@@ -116,19 +116,17 @@ def test_the_same_state_and_batch_give_the_same_and_another_step_other_noise(
 
 
 def test_a_head_without_its_modality_is_no_number_out_of_range(kit, batch):
-  nothing = batch._replace(
-    draw_at_BNP=np.full_like(batch.draw_at_BNP, -1),
-    query_BL=np.full_like(batch.query_BL, -1),
-    speak_at_BR=np.full_like(batch.speak_at_BR, -1),
-  )
-  state, figures = kit.step(kit.state, nothing)
-  assert (
-    figures['loss/image']
-    == figures['loss/audio']
-    == figures['grad_norm/image_head']
-    == 0
-    < figures['loss/text']
-  )
+  streams = dict(batch.streams)
+  for name in ('image.drawn', 'audio.spoken'):
+    stream = streams[name]
+    none = np.full_like(stream.write_at_BM, NONE)
+    streams[name] = stream._replace(write_at_BM=none)
+  drawn = streams['image.drawn']
+  no_query = np.full_like(drawn.query_at_BL, NONE)
+  streams['image.drawn'] = drawn._replace(query_at_BL=no_query)
+  state, figures = kit.step(kit.state, batch._replace(streams=streams))
+  assert figures['loss/image'] == figures['loss/audio'] == 0 < figures['loss/text']
+  assert figures['grad_norm/heads.image'] == 0
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -143,24 +141,31 @@ def test_losses_are_means_over_all_their_positions_before_they_are_weighed():
     'image': HeadLoss(jnp.float32(5), jnp.float32(1)),
     'audio': HeadLoss(jnp.float32(0), jnp.float32(0)),
   }
-  config = LossConfig(text=1.0, image=2.0, audio=7.0, balance=0.1, z=0.01)
+  weights = dict(text=1.0, image=2.0, audio=7.0)
+  config = LossConfig(weights, balance=0.1, z=0.01)
   assert float(total_loss(heads, stats, config)) == pytest.approx(
     2 + 10 + 0 + 0.2 + 0.2
   )
 
 
-def test_frames_of_long_sounds_can_weigh_less_than_words(batch):
-  within = np.asarray(batch.modality_BL) == Modality.AUDIO  # say <frame> or <eoa> next
+def test_frames_of_long_sounds_can_weigh_less_than_words(kit, batch):
+  numbers = kit.config.hosts().numbers
+  batch = jax.tree.map(jnp.asarray, batch)
+  within = (
+    np.asarray(batch.modality_BL) == numbers['audio']
+  )  # say <frame> or <eoa> next
   assert batch.weight_BL[within].sum() > 0 and batch.weight_BL[~within].sum() > 0
-  np.testing.assert_array_equal(text_weights(batch, LossConfig()), batch.weight_BL)
-  lighter = np.asarray(text_weights(batch, LossConfig(frame=0.25)))
+  plain = text_weights(batch, LossConfig(), numbers)
+  np.testing.assert_array_equal(plain, batch.weight_BL)
+  lighter = text_weights(batch, LossConfig(inside={'audio': 0.25}), numbers)
+  lighter = np.asarray(lighter)
   np.testing.assert_array_equal(lighter[within], 0.25 * batch.weight_BL[within])
   np.testing.assert_array_equal(lighter[~within], batch.weight_BL[~within])
 
 
-def test_codec_values_are_what_the_omni_state_holds(kit):
-  frozen = kit.state.buffers['codec']
-  state = kit.state._replace(
-    params=frozen['params'], buffers={'codebooks': frozen['codebooks']}
-  )
-  assert jax.tree.structure(codec_values(state)) == jax.tree.structure(frozen)
+def test_a_trained_autoencoder_is_what_the_omni_state_holds(kit):
+  frozen = kit.state.buffers['frozen']
+  tx = optax.sgd(0.1)
+  trained = init_autoencoder_state(kit.config, 'codec', tx, seed=0)
+  values = {'params': trained.params, 'buffers': trained.buffers}
+  assert jax.tree.structure({'codec': values}) == jax.tree.structure(frozen)
