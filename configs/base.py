@@ -167,8 +167,8 @@ def _data(model: ConfigDict) -> ConfigDict:
   c.recipes = ConfigDict()  # of the digits: kind of example -> share
   c.rate = model.audio.get_ref('rate')
   c.seconds = model.audio.get_ref('seconds')
-  # Static sizes of a batch: (pieces, items) of each stream that a row has room for.
-  c.budget = ConfigDict(dict(rows=16, length=128, streams=dict()))
+  # Static sizes of a batch: rows, positions of a row, and (pieces, items) of each stream that `group` rows share.
+  c.budget = ConfigDict(dict(rows=16, length=128, group=1, streams=dict()))
   c.budget.streams.image = ConfigDict(dict(seen=(48, 3), drawn=(32, 2)))
   c.budget.streams.audio = ConfigDict(dict(heard=(20, 8), spoken=(12, 4)))
   # How much what is only read changes, by medium; a medium that is deleted stays as it is.

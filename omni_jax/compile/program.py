@@ -77,11 +77,14 @@ def frozen_shapes(plan: Plan) -> Any:
 
 def batch_shapes(plan: Plan) -> Batch:
   """Returns a packed batch, its rows split over the mesh."""
-  one = Packer(dataclasses.replace(plan.budget, rows=1), plan.hosts).batch()
-  rows, where = plan.budget.rows, sharding.by_rows(plan.mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where), one
-  )
+  budget, where = plan.budget, sharding.by_rows(plan.mesh)
+  one = Packer(dataclasses.replace(budget, rows=budget.group), plan.hosts).batch()
+
+  def whole(x: Any) -> jax.ShapeDtypeStruct:
+    shape = (len(x) * budget.pools, *x.shape[1:])
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+
+  return jax.tree.map(whole, one)
 
 
 def train_program(plan: Plan) -> Program:

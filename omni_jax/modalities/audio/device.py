@@ -154,8 +154,8 @@ def _flops(parts: Parts, budget: RowBudget) -> Flops:
   patch += k.layers * (4 * k.width**2 + swiglu_weights(k.width, k.hidden))
   patch += k.width * k.latent
   coded = spoken + heard * hears_codes
-  rows = 2.0 * budget.rows
-  return Flops(rows * read, rows * head, rows * coded * k.subframes * patch)
+  pools = 2.0 * budget.pools
+  return Flops(pools * read, pools * head, pools * coded * k.subframes * patch)
 
 
 AUDIO = Device(
