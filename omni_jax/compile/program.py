@@ -21,7 +21,7 @@ from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import ANY, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.modalities.text.tokenizer import TASKS
-from omni_jax.model import abstract, encode_streams
+from omni_jax.model import abstract, encode_streams, ModelConfig
 from omni_jax.sequence.pack import Packer
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.types import Batch
@@ -189,14 +189,14 @@ def block_program(plan: Plan, medium: str) -> Program:
   return Program(jax.jit(function, donate_argnums=2), kinds, call)
 
 
-def programs_of(plan: Plan) -> dict[str, Callable[[Plan], Program]]:
+def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program]]:
   """Returns the programs of a run by name; a medium that is written as a block has one by the name of its task."""
   programs: dict[str, Callable[[Plan], Program]] = {
     'train': train_program,
     'prefill': prefill_program,
     'decode': decode_program,
   }
-  for medium in block_media(plan.model_config):
+  for medium in block_media(model_config):
     name = TASKS.get(medium, medium)
     programs[name] = functools.partial(block_program, medium=medium)
   return programs
