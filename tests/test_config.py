@@ -1,0 +1,174 @@
+"""A run's config is checked once: every mistake is one line with the key, its value and what to do."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+import pytest
+from samples import config, tiny_run
+
+from omni_jax.config import AutoencoderStage, EVALUATE, ModelStage, OMNI, RunConfig
+from omni_jax.errors import UserError
+from omni_jax.modalities.audio.augment import AudioAugment
+from omni_jax.modalities.image.augment import ImageAugment
+
+
+def checked(run: ConfigDict) -> RunConfig:
+  return RunConfig.of(run, ('codec',))
+
+
+def without(key: str) -> Callable[[ConfigDict], None]:
+  def change(run: ConfigDict) -> None:
+    part, _, name = key.rpartition('.')
+    del (run[part] if part else run)[name]
+
+  return change
+
+
+def setting(key: str, value: object) -> Callable[[ConfigDict], None]:
+  def change(run: ConfigDict) -> None:
+    names = key.split('.')
+    part = run
+    for name in names[:-1]:
+      part = part[name]
+    part[names[-1]] = value
+
+  return change
+
+
+PARTS = ('model', 'data', 'loader', 'omni', 'generate', 'evaluate', 'stages', 'mesh')
+OF_DATA = ('data.source', 'data.codes', 'data.budget', 'data.augment')
+SPOKEN = 'data.budget.streams.audio.spoken'
+PAIR = r': give \(pieces, items\), two whole numbers$'
+MISTAKES = {
+  **{
+    f'without {key}': (
+      without(key),
+      rf'^config\.{key} is missing \({key}.*\): start from configs/base\.py, ',
+    )
+    for key in PARTS + OF_DATA
+  },
+  'unknown stage': (
+    setting('stages', ('codec', 'omny')),
+    r"^config\.stages: \['omny'\] is unknown; a stage is one of "
+    r"\('codec', 'omni', 'evaluate'\)$",
+  ),
+  **{
+    f'{stage}.{name}=0': (
+      setting(f'{stage}.{name}', 0),
+      rf'^config\.{stage}: {name}=0: it is 1 or more$',
+    )
+    for stage in ('codec', 'omni')
+    for name in ('steps', 'log_every', 'save_every')
+  },
+  'bad_steps': (
+    setting('omni.bad_steps', -1),
+    r'^config\.omni: bad_steps=-1: it is 0 or more$',
+  ),
+  'accumulate': (
+    setting('omni.accumulate', 3),
+    r'^config\.omni\.accumulate=3: it is 1 or more and divides '
+    r'config\.data\.budget\.rows=4$',
+  ),
+  'no parts': (
+    setting('omni.accumulate', 0),
+    r'^config\.omni: accumulate=0: it is 1 or more$',
+  ),
+  'decay': (
+    setting('omni.ema', 1.0),
+    r'^config\.omni: ema=1\.0: a decay is at least 0 \(off\) and below 1$',
+  ),
+  'one number': (
+    setting('data.budget.streams.audio', ConfigDict(dict(spoken=12))),
+    rf'^config\.{SPOKEN}=12{PAIR}',
+  ),
+  'three numbers': (
+    setting(SPOKEN, (12, 4, 1)),
+    rf'^config\.{SPOKEN}=\(12, 4, 1\){PAIR}',
+  ),
+  'below 0': (setting(SPOKEN, (12, -4)), rf'^config\.{SPOKEN}=\(12, -4\){PAIR}'),
+  'half a piece': (
+    setting('data.budget.streams.audio', ConfigDict(dict(spoken=(1.5, 4)))),
+    rf'^config\.{SPOKEN}=\(1\.5, 4\){PAIR}',
+  ),
+  'unknown size': (setting('data.budget.rwos', 4), r'^config\.data\.budget: .*rwos'),
+  'unknown medium': (
+    setting('data.augment.smell', ConfigDict(dict(turn=1.0))),
+    r"^config\.data\.augment: 'smell' cannot be changed; it is one of "
+    r"\['image', 'audio'\]$",
+  ),
+  'text is not augmented': (
+    setting('data.augment.text', ConfigDict(dict(turn=1.0))),
+    r"^config\.data\.augment: 'text' cannot be changed; it is one of ",
+  ),
+  'unknown change': (
+    setting('data.augment.image.trun', 1.0),
+    r'^config\.data\.augment\.image: .*trun',
+  ),
+  'codes': (
+    setting('data.codes', 'guessed'),
+    r"^config\.data\.codes='guessed' is unknown; it is one of "
+    r"\('computed', 'stored'\)$",
+  ),
+  'profile': (
+    setting('profile', '10-15'),
+    r"^config\.profile='10-15': give the first and the last step, such as '10:15'$",
+  ),
+  'unknown key of a stage': (setting('omni.stepz', 3), r'^config\.omni: .*stepz'),
+  'unknown key of the loader': (
+    setting('loader.worker', 3),
+    r'^config\.loader: .*worker',
+  ),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_is_one_line_with_the_key_and_what_to_do(mistake):
+  change, said = MISTAKES[mistake]
+  run = tiny_run()
+  with run.unlocked():
+    change(run)
+  with pytest.raises(UserError, match=said) as raised:
+    checked(run)
+  assert '\n' not in str(raised.value)
+
+
+def test_all_parts_that_are_missing_are_named_at_once():
+  run = tiny_run()
+  del run.loader, run.data.seed
+  with pytest.raises(
+    UserError, match=r'config\.loader is missing \(loader, data\.seed'
+  ):
+    checked(run)
+
+
+def test_what_a_config_says_becomes_dataclasses():
+  run = checked(tiny_run())
+  assert run.stages == ('codec', OMNI, EVALUATE)
+  assert isinstance(run.omni, ModelStage) and run.omni.steps == 30
+  assert isinstance(run.autoencoders['codec'], AutoencoderStage)
+  assert (run.budget.rows, run.budget.length) == (4, 96)
+  assert run.budget.streams == {
+    'image.seen': (32, 2),
+    'image.drawn': (32, 2),
+    'audio.heard': (24, 8),
+    'audio.spoken': (12, 4),
+  }
+  image = ImageAugment(turn=0.2, scale=0.12, shear=0.15, shift=0.075)
+  audio = AudioAugment(speed=0.11, gain=3.0, noise=0.01, delay=0.05)
+  assert run.augment == {'image': image, 'audio': audio}
+
+
+def test_a_medium_that_does_not_change_is_left_out():
+  run = tiny_run()
+  run.data.augment.audio = ConfigDict(dict.fromkeys(run.data.augment.audio, 0.0))
+  assert set(checked(run).augment) == {'image'}
+
+
+def test_a_stage_is_known_if_the_run_has_its_autoencoder():
+  run = config('text')
+  assert not RunConfig.of(run, ()).autoencoders
+  run.stages = ('codec', 'omni')
+  with pytest.raises(
+    UserError, match=r"\['codec'\] is unknown; .* \('omni', 'evaluate'\)"
+  ):
+    RunConfig.of(run, ())
