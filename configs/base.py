@@ -154,8 +154,7 @@ def _data(model: ConfigDict) -> ConfigDict:
   c.name = ''  # of a set of TensorFlow Datasets
   c.read = ''  # feature that is shown, where there is a choice
   c.write = ''  # feature that is answered
-  c.language = ''  # of the answers
-  c.languages = ()  # of text20, where not all of them
+  c.language = ''  # of the answers; of ready sets one or more, with commas, '' for all
   c.longest = 0  # bytes of a line of text20; 0: any
   c.piece = 64  # bytes of a piece of a text file
   c.sources = (
@@ -168,8 +167,8 @@ def _data(model: ConfigDict) -> ConfigDict:
   c.recipes = ConfigDict()  # of the digits: kind of example -> share
   c.rate = model.audio.get_ref('rate')
   c.seconds = model.audio.get_ref('seconds')
-  # Static sizes of a batch: (pieces, items) of each stream that a row has room for.
-  c.budget = ConfigDict(dict(rows=16, length=128, streams=dict()))
+  # Static sizes of a batch: rows, positions of a row, and (pieces, items) of each stream that `group` rows share.
+  c.budget = ConfigDict(dict(rows=16, length=128, group=1, streams=dict()))
   c.budget.streams.image = ConfigDict(dict(seen=(48, 3), drawn=(32, 2)))
   c.budget.streams.audio = ConfigDict(dict(heard=(20, 8), spoken=(12, 4)))
   # How much what is only read changes, by medium; a medium that is deleted stays as it is.

@@ -42,8 +42,6 @@ def get_config() -> ConfigDict:
     'shakespeare': pieces,
   }
   for name, values in sources.items():
-    c.data.sources[name] = ConfigDict(
-      dict(weight=1.0, root=c.data.get_ref('root'), **values)
-    )
+    c.data.sources[name] = ConfigDict(dict(weight=1.0, **values))
   c.evaluate.update(dict(n_data=200, n_codec=100))
   return c

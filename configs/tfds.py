@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
   c = derived(__file__, 'spoken_digits')
   c.stages = ('omni', 'evaluate')  # no codec: labels are written, nothing is spoken
   c.data.update(dict(source='tfds', name='mnist', language='en'))
+  del c.data.rate  # that of model.audio: a set has one of its own
+  c.data.rate = 0  # of sounds that do not say theirs
   c.data.budget.streams.image.update(dict(seen=(64, 4), drawn=(0, 0)))
   c.data.budget.streams.audio.update(dict(heard=(40, 8), spoken=(0, 0)))
   c.omni.steps = 2000

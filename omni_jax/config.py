@@ -195,9 +195,10 @@ class RunConfig:
   def check(self) -> None:
     """Compares the parts with each other."""
     parts, rows = self.omni.accumulate, self.budget.rows
-    if rows % parts:
+    if rows % (parts * self.budget.group):
       raise UserError(
-        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}'
+        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}, '
+        f'in groups of {self.budget.group}'
       )
     codes = self.config.data.codes
     if codes not in CODES:

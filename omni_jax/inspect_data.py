@@ -62,13 +62,14 @@ def pieces_of(batch: Batch, row: int) -> list[Piece]:
   kinds = [TEXT] * length
   items = np.zeros(length, int)
   for name, stream in batch.streams.items():
+    pool, _ = pool_of(batch, name, row)
     maps = [(name, stream.at_BL)]
     if stream.query_at_BL is not None:
       maps.append((QUERIES, stream.query_at_BL))
     for kind, map_BL in maps:
       for at in np.flatnonzero(map_BL[row, :length] != NONE):
         kinds[at] = kind
-        items[at] = stream.item_BM[row, map_BL[row, at]]
+        items[at] = stream.item_BM[pool, map_BL[row, at]]
   pieces: list[Piece] = []
   for at in range(length):
     last = pieces[-1] if pieces else None
@@ -80,14 +81,23 @@ def pieces_of(batch: Batch, row: int) -> list[Piece]:
   return pieces
 
 
+def pool_of(batch: Batch, stream: str, row: int) -> tuple[int, int]:
+  """Returns the pool of a row, and the row's number among those that share it."""
+  group = len(batch.token_BL) // max(1, len(batch.streams[stream].item_BM))
+  return divmod(row, group)
+
+
 def losses_of(batch: Batch, row: int, hosts: Hosts) -> dict[str, np.ndarray]:
   """Returns by head at which positions (bool, L) its loss falls."""
   losses = {TEXT: batch.weight_BL[row] > 0}
   for spec in hosts.streams:
     if spec.written:
-      at_M = batch.streams[spec.name].write_at_BM[row]
-      marked = np.zeros(batch.token_BL.shape[1], bool)
-      marked[at_M[at_M != NONE]] = True
+      pool, number = pool_of(batch, spec.name, row)
+      length = batch.token_BL.shape[1]
+      at_M = batch.streams[spec.name].write_at_BM[pool]
+      own_M = at_M[(at_M != NONE) & (at_M // length == number)]
+      marked = np.zeros(length, bool)
+      marked[own_M % length] = True
       losses[spec.medium] = marked
   return losses
 
@@ -146,8 +156,9 @@ def payload_of(batch: Batch, row: int, piece: Piece, hosts: Hosts) -> Any | None
   if spec.entries:
     return None
   stream = batch.streams[piece.kind]
-  value_M = stream.value_BM[row][stream.item_BM[row] == piece.item]
-  form = stream.form_BN3[row, piece.item - 1].tolist()
+  pool, _ = pool_of(batch, piece.kind, row)
+  value_M = stream.value_BM[pool][stream.item_BM[pool] == piece.item]
+  form = stream.form_BN3[pool, piece.item - 1].tolist()
   return hosts[spec.medium].joined(value_M, form)
 
 

@@ -9,7 +9,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.config import dataclass_of, media_sizes
@@ -202,10 +202,10 @@ class OmniModel(nnx.Module):
       embed = self.embeds[spec.medium]
       pieces = (stream.value_BM, stream.place_BM3, dtype)
       piece_BMD = embed.written(*pieces) if spec.written else embed.read(stream, dtype)
-      x_BLD += gather_rows(piece_BMD, stream.at_BL)
+      x_BLD += gather_pool(piece_BMD, stream.at_BL)
       if spec.queries:
         query_BMD = embed.queries(stream.place_BM3, dtype)
-        x_BLD += gather_rows(query_BMD, stream.query_at_BL)
+        x_BLD += gather_pool(query_BMD, stream.query_at_BL)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
   def __call__(self, batch: Batch, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
@@ -248,9 +248,20 @@ class OmniModel(nnx.Module):
       if spec.written:
         stream = batch.streams[spec.name]
         head = self.heads[spec.medium]
-        there = stream.item_BM.size > 0
-        losses[spec.medium] = head.losses(hidden_BLD, stream, key) if there else None
+        losses[spec.medium] = None
+        if stream.item_BM.size:
+          pools = (len(stream.item_BM), -1, hidden_BLD.shape[-1])
+          losses[spec.medium] = head.losses(hidden_BLD.reshape(pools), stream, key)
     return losses
+
+
+def gather_pool(
+  piece_PMD: Float[Array, 'P M D'], at_BL: Int[Array, 'B L']
+) -> Float[Array, 'B L D']:
+  """Returns the pieces that positions carry, zeros where there is none; rows may share a pool."""
+  rows, length = at_BL.shape
+  at_PL = at_BL.reshape(len(piece_PMD), -1)
+  return gather_rows(piece_PMD, at_PL).reshape(rows, length, -1)
 
 
 def _none() -> Array:

@@ -132,7 +132,8 @@ class Layout(NamedTuple):
 class Stream(NamedTuple):
   """A pool of equal pieces: all items of a row lie one behind the other, whatever their sizes.
 
-  Numpy from the packer, global arrays after `sharding.place`. Maps hold NONE where there is nothing.
+  Numpy from the packer, global arrays after `sharding.place`. Maps hold NONE where there is nothing. Where `group` rows
+  share a pool (RowBudget), B counts pools in the arrays that have no L, and positions count on from row to row.
 
   Attributes:
     value_BM: (B, M, …) the pieces in the type that the host gives them: pixels, samples, stored codes or latents.
@@ -184,9 +185,16 @@ class RowBudget:
   Attributes:
     rows: of the global batch.
     length: positions.
-    streams: by name, (pieces, items) that a row has room for; a stream that is not named has no room.
+    streams: by name, (pieces, items) that a pool has room for; a stream that is not named has no room.
+    group: rows that share the pools, one behind the other: what one of them does not need is there for another.
   """
 
   rows: int
   length: int
   streams: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  group: int = 1
+
+  @property
+  def pools(self) -> int:
+    """Of each stream in a batch."""
+    return self.rows // self.group

@@ -19,7 +19,10 @@ from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import config_file
 from omni_jax.data.making import prepare
 from omni_jax.modalities.audio.quantizer import init_buffers
+from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.sizes import ImageConfig
+from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.model import abstract, batch_losses, ModelConfig, OmniModel
 from omni_jax.objective import LossConfig, Pretraining
 from omni_jax.sequence.pack import Laid, Packer
@@ -37,6 +40,7 @@ STREAMS = {
   'audio.spoken': (8, 4),
 }
 BUDGET = RowBudget(rows=2, length=96, streams=STREAMS)
+IMAGES, SOUNDS, TOKENS = ImageConfig(), AudioConfig(), TokenizerConfig()
 
 
 def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
@@ -59,6 +63,22 @@ def tiny_run() -> ConfigDict:
 def config(name: str) -> ConfigDict:
   """The run of a file of configs/."""
   return config_file(str(ROOT / 'configs' / 'base.py'), name)['get_config']()
+
+
+def data_config(**values: Any) -> ConfigDict:
+  """`config.data` with the values of configs/base.py, but for these."""
+  data = config('base').data.to_dict() | values
+  return ConfigDict(data)
+
+
+def hosts_of(
+  *,
+  image: ImageConfig = IMAGES,
+  audio: AudioConfig = SOUNDS,
+  tokenizer: TokenizerConfig = TOKENS,
+) -> Hosts:
+  """Hosts of images and sounds without a model."""
+  return Hosts({'image': image, 'audio': audio}, Tokenizer(tokenizer))
 
 
 def tiny_model(**decoder: Any) -> ModelConfig:

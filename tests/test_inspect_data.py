@@ -9,50 +9,63 @@ from samples import examples, laid, packed, ROOT, tiny_model
 
 from omni_jax import inspect_data
 from omni_jax.errors import UserError
-from omni_jax.inspect_data import losses_of, pieces_of, render, words_of
-from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.inspect_data import (
+  losses_of,
+  payload_of,
+  pieces_of,
+  QUERIES,
+  render,
+  words_of,
+)
+from omni_jax.sequence.example import parts_of
 from omni_jax.types import NONE
 
 MODEL = tiny_model()
-TOKENIZER = Tokenizer(MODEL.tokenizer)
+HOSTS = MODEL.hosts()
 
 
 @pytest.fixture(scope='module')
 def batch():
-  return packed(laid(MODEL), MODEL.media)
+  return packed(laid(MODEL), HOSTS)
 
 
 def test_pieces_cover_the_row_and_name_what_is_there(batch):
   for row in range(len(batch.token_BL)):
-    pieces = pieces_of(batch, row, MODEL.media)
+    pieces = pieces_of(batch, row)
     filled = int((batch.segment_BL[row] > 0).sum())
     assert [piece.start for piece in pieces] == [
       0,
       *(piece.stop for piece in pieces[:-1]),
     ] and pieces[-1].stop == filled
-    for name in ('seen', 'drawn', 'heard', 'spoken'):
+    for name, stream in batch.streams.items():
       at = np.concatenate(
         [np.arange(piece.start, piece.stop) for piece in pieces if piece.kind == name]
         or [[]]
       )
-      np.testing.assert_array_equal(
-        at, np.flatnonzero(getattr(batch, f'{name}_BL')[row] != NONE)
-      )
+      np.testing.assert_array_equal(at, np.flatnonzero(stream.at_BL[row] != NONE))
+    queries = [piece for piece in pieces if piece.kind == QUERIES]
+    drawn = batch.streams['image.drawn']
+    assert len(queries) == (drawn.form_BN3[row, :, 0] > 0).sum()
+    at = [np.arange(piece.start, piece.stop) for piece in queries]
+    np.testing.assert_array_equal(
+      np.concatenate(at or [[]]), np.flatnonzero(drawn.query_at_BL[row] != NONE)
+    )
 
 
 def test_losses_fall_where_the_batch_says(batch):
   for row in range(len(batch.token_BL)):
-    found = losses_of(batch, row)
+    found = losses_of(batch, row, HOSTS)
     np.testing.assert_array_equal(found['text'], batch.weight_BL[row] > 0)
-    assert found['image'].sum() == (batch.draw_at_BNP[row] != NONE).sum()
-    assert found['audio'].sum() == (batch.speak_at_BR[row] != NONE).sum()
+    for medium, name in (('image', 'image.drawn'), ('audio', 'audio.spoken')):
+      at_M = batch.streams[name].write_at_BM[row]
+      assert found[medium].sum() == (at_M != NONE).sum()
 
 
 def test_words_are_those_of_the_examples(batch):
   said = [
-    words_of(batch, row, piece, TOKENIZER)
+    words_of(batch, row, piece, HOSTS.tokenizer)
     for row in range(len(batch.token_BL))
-    for piece in pieces_of(batch, row, MODEL.media)
+    for piece in pieces_of(batch, row)
     if piece.kind == 'text'
   ]
   joined = ''.join(said)
@@ -61,22 +74,37 @@ def test_words_are_those_of_the_examples(batch):
 
 
 def test_the_page_stands_alone(batch):
-  text = render(batch, TOKENIZER, MODEL.media, rows=9, title='a < b')
+  text = render(batch, HOSTS, rows=9, title='a < b')
   assert 'a &lt; b' in text and text.count('<section') == 1 + len(batch.token_BL)
   assert not re.search(r'(src|href)="(?!data:|#)', text)
-  media = sum(
-    piece.kind in inspect_data.MEDIA
-    for row in range(2)
-    for piece in pieces_of(batch, row, MODEL.media)
-  )
-  players = sum(
-    piece.kind in ('heard', 'spoken')
-    for row in range(2)
-    for piece in pieces_of(batch, row, MODEL.media)
-  )
-  assert (
-    text.count('<audio') == players and text.count('<img') == media + 2
-  )  # and a mask for each row
+  kinds = [piece.kind for row in range(2) for piece in pieces_of(batch, row)]
+  pictures = kinds.count('image.seen') + kinds.count('image.drawn')
+  players = kinds.count('audio.heard') + kinds.count('audio.spoken')
+  assert text.count('<audio') == players
+  # A sound is seen, too; and a mask for each row.
+  assert text.count('<img') == pictures + players + 2
+
+
+def test_the_media_are_those_of_the_examples(batch):
+  """As the model gets them: in bytes and in 16 bits."""
+  shown = {'image': [], 'audio': []}
+  for row in range(len(batch.token_BL)):
+    for piece in pieces_of(batch, row):
+      medium, _, kind = piece.kind.partition('.')
+      if kind:
+        shown[medium].append(payload_of(batch, row, piece, HOSTS))
+  parts = [part for example in examples() for part in parts_of(example)]
+  for medium, key, step in (('image', 'pixels', 1 / 255), ('audio', 'wave', 2**-15)):
+    given = [part[key] for part in parts if part['type'] == medium]
+    assert len(given) == len(shown[medium]) > 3
+    for payload in given:
+      same = [each for each in shown[medium] if _alike(each, payload, step)]
+      assert len(same) == 1
+
+
+def _alike(payload, given, step):
+  whole = payload[: len(given)]  # the last frame is padded with silence
+  return whole.shape == given.shape and np.abs(whole - given).max() < step
 
 
 def run(monkeypatch, *arguments):

@@ -86,8 +86,8 @@ def test_the_same_command_finds_everything_done(workdir):
 def test_python_api(workdir):
   import omni_jax
 
-  omni = omni_jax.load(str(workdir))
-  (part,) = omni.generate(
+  model = omni_jax.load(str(workdir))
+  (part,) = model.generate(
     [samples.picture(np.random.default_rng(0))], want='audio', voice='f1', language='de'
   )
   assert part.type == 'audio' and part.rate == 8000 and np.isfinite(part.wave).all()

@@ -88,16 +88,17 @@ def _search(config: Any, topology: Any) -> None:
 def _measure(config: Any, topology: Any, names: Sequence[str]) -> None:
   from omni_jax.compile import measure, summary
   from omni_jax.compile.program import programs_of
+  from omni_jax.model import ModelConfig
 
+  known = tuple(programs_of(ModelConfig.from_config(config.model)))
+  if unknown := sorted(set(names) - set(known)):
+    raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(known)}')
   plan = measure.make_plan(config, topology)
   measure.check_state(plan, topology)
   headline = summary.headline(plan, topology)
   if not _FLAGS.json:
     print(headline, flush=True)
   dump = pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
-  known = tuple(programs_of(plan))
-  if unknown := sorted(set(names) - set(known)):
-    raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(known)}')
   measurements = {}
   for name in names or known:
     (measurement,) = measure.measure_programs(plan, topology, [name], dump)

@@ -128,7 +128,8 @@ def _measure(
 ) -> Measurement:
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
-  compiled = compile_program(plan.mesh, programs_of(plan)[name](plan), dump)
+  program = programs_of(plan.model_config)[name](plan)
+  compiled = compile_program(plan.mesh, program, dump)
   cost = cost_of(hlo.parse(compiled.text))
   return Measurement(
     name=name,

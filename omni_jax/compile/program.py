@@ -21,7 +21,7 @@ from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import ANY, grammar
 from omni_jax.generate.prefill import prefill, Room
 from omni_jax.modalities.text.tokenizer import TASKS
-from omni_jax.model import abstract, encode_streams
+from omni_jax.model import abstract, encode_streams, ModelConfig
 from omni_jax.sequence.pack import Packer
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.types import Batch
@@ -77,11 +77,14 @@ def frozen_shapes(plan: Plan) -> Any:
 
 def batch_shapes(plan: Plan) -> Batch:
   """Returns a packed batch, its rows split over the mesh."""
-  one = Packer(dataclasses.replace(plan.budget, rows=1), plan.hosts).batch()
-  rows, where = plan.budget.rows, sharding.by_rows(plan.mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where), one
-  )
+  budget, where = plan.budget, sharding.by_rows(plan.mesh)
+  one = Packer(dataclasses.replace(budget, rows=budget.group), plan.hosts).batch()
+
+  def whole(x: Any) -> jax.ShapeDtypeStruct:
+    shape = (len(x) * budget.pools, *x.shape[1:])
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+
+  return jax.tree.map(whole, one)
 
 
 def train_program(plan: Plan) -> Program:
@@ -186,14 +189,14 @@ def block_program(plan: Plan, medium: str) -> Program:
   return Program(jax.jit(function, donate_argnums=2), kinds, call)
 
 
-def programs_of(plan: Plan) -> dict[str, Callable[[Plan], Program]]:
+def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program]]:
   """Returns the programs of a run by name; a medium that is written as a block has one by the name of its task."""
   programs: dict[str, Callable[[Plan], Program]] = {
     'train': train_program,
     'prefill': prefill_program,
     'decode': decode_program,
   }
-  for medium in block_media(plan.model_config):
+  for medium in block_media(model_config):
     name = TASKS.get(medium, medium)
     programs[name] = functools.partial(block_program, medium=medium)
   return programs

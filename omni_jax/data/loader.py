@@ -262,7 +262,7 @@ class Loader:
         lambda: Packer(part, making.hosts),
       )
 
-    check_budget(budget, making.hosts)
+    check_budget(part, making.hosts)
     dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
     self._iterator = iter(
       ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)

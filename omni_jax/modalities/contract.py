@@ -5,7 +5,7 @@ A medium is one package (`modalities/NAME/`) and a row in each of two tables: `h
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -81,13 +81,16 @@ class Host:
   stored: tuple[tuple[str, Codes], ...] = ()
 
   # Of the class:
-  name = ''  # of the medium: the `type` of a part of an example
-  key = ''  # of a part of an example that holds the payload
-  labels: tuple[str, ...] = ()  # optional keys of a part, for judges
-  record_keys: tuple[str, ...] = ()  # optional bytes beside the medium in a record
-  suffixes: tuple[str, ...] = ()  # of files
-  Augment: type | None = None  # how much payloads change, or None: not at all
-  lenient: Any = None  # sizes to which any file is decoded that is merely checked
+  name: ClassVar[str] = ''  # of the medium: the `type` of a part of an example
+  key: ClassVar[str] = ''  # of a part of an example that holds the payload
+  labels: ClassVar[tuple[str, ...]] = ()  # optional keys of a part, for judges
+  # Optional bytes beside the medium in a record.
+  record_keys: ClassVar[tuple[str, ...]] = ()
+  suffixes: ClassVar[tuple[str, ...]] = ()  # of files
+  # How much payloads change, or None: not at all.
+  Augment: ClassVar[type | None] = None
+  # Sizes to which any file is decoded that is merely checked.
+  lenient: ClassVar[Any] = None
 
   def streams(self) -> tuple[StreamSpec, ...]:
     """Returns the streams of the medium: what is read, then what is written."""

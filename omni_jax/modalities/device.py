@@ -76,6 +76,19 @@ class Autoencoder(NamedTuple):
   codes: Callable[[Any, Any], tuple[tuple[int, ...], int]]
 
 
+# Named functions: a table of them can be pickled.
+def _no_streams(parts: Parts) -> tuple[str, ...]:
+  return ()
+
+
+def _no_sizes(parts: Parts) -> list[Size]:
+  return []
+
+
+def _no_flops(parts: Parts, budget: RowBudget) -> Flops:
+  return Flops()
+
+
 class Device(NamedTuple):
   """One medium's row of the table.
 
@@ -97,9 +110,9 @@ class Device(NamedTuple):
   embed_config: type | None = None
   head_config: type | None = None
   autoencoder: Autoencoder | None = None
-  coded: Callable[[Parts], tuple[str, ...]] = lambda parts: ()
-  sizes: Callable[[Parts], list[Size]] = lambda parts: []
-  flops: Callable[[Parts, RowBudget], Flops] = lambda parts, budget: Flops()
+  coded: Callable[[Parts], tuple[str, ...]] = _no_streams
+  sizes: Callable[[Parts], list[Size]] = _no_sizes
+  flops: Callable[[Parts, RowBudget], Flops] = _no_flops
 
 
 def swiglu_weights(width: int, hidden: int) -> int:

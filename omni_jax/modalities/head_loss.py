@@ -45,12 +45,17 @@ class UnitLoss(NamedTuple):
     Args:
       segments: S, a static bound: units of later segments are left out.
     """
-    at_BU = jnp.maximum(self.at_BU, 0)
-    segment_BU = jnp.take_along_axis(segment_BL, at_BU, axis=1)
-    segment_BU = jnp.where(self.at_BU >= 0, segment_BU, 0)
-    member_BUS = jax.nn.one_hot(segment_BU - 1, segments)
+    rows, length = segment_BL.shape
+    pools = len(self.loss_BU)  # of as many rows together
+    segment_PL = segment_BL.reshape(pools, -1)
+    at_PU = jnp.maximum(self.at_BU, 0)
+    segment_PU = jnp.take_along_axis(segment_PL, at_PU, axis=1)
+    there_PU = (self.at_BU >= 0) & (segment_PU > 0) & (segment_PU <= segments)
+    number_PU = at_PU // length * segments + segment_PU - 1
+    number_PU = jnp.where(there_PU, number_PU, -1)
+    member_PUS = jax.nn.one_hot(number_PU, rows // pools * segments)
 
-    def sums(value_BU: Float[Array, 'B U']) -> Float[Array, 'B S']:
-      return jnp.einsum('bu,bus->bs', value_BU, member_BUS)
+    def sums(value_PU: Float[Array, 'P U']) -> Float[Array, 'B S']:
+      return jnp.einsum('pu,pus->ps', value_PU, member_PUS).reshape(rows, segments)
 
     return HeadLoss(sums(self.loss_BU), sums(self.weight_BU))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import functools
 import hashlib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,11 +156,15 @@ def room_of(budget: RowBudget, hosts: Hosts) -> np.ndarray:
 
 
 def check_budget(budget: RowBudget, hosts: Hosts) -> None:
-  """Refuses room for a stream that the run does not have, or for parts of a block of pieces.
+  """Refuses groups that do not divide the rows, room for unknown streams, and parts of a block of pieces.
 
   Raises:
     UserError: with the stream and what would fit.
   """
+  if budget.group < 1 or budget.rows % budget.group:
+    raise UserError(
+      f'config.data.budget.group={budget.group}: it is 1 or more and divides rows={budget.rows}'
+    )
   specs = {spec.name: spec for spec in hosts.streams}
   for name, (pieces, items) in budget.streams.items():
     said = f'config.data.budget.streams.{name}=({pieces}, {items})'
@@ -194,65 +199,81 @@ def starts_of(
 
 
 def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
-  """Raises ValueError for an example that would not fit even an empty row."""
-  room = room_of(budget, hosts)
+  """Raises ValueError for an example that would not fit even an empty row; it names what is short."""
   specs = hosts.streams
-  fits = (laid.needs <= room).all()
-  if fits and starts_of(laid, [0] * len(specs), room[1::2].tolist(), specs) is not None:
-    return
-  needs = dict(zip(room_names(hosts), laid.needs.tolist(), strict=True))
-  there = dict(zip(room_names(hosts), room.tolist(), strict=True))
-  short = {name: n for name, n in needs.items() if n > there[name]} or needs
-  words = ', '.join(f'{name} {n} of {there[name]}' for name, n in short.items())
-  raise ValueError(f'example needs more than a row has room for: {words}')
+  endless = [sys.maxsize] * len(specs)
+  starts = starts_of(laid, [0] * len(specs), endless, specs)
+  needs = laid.needs.copy()
+  for item, start in zip(laid.items, starts, strict=True):
+    needs[1 + 2 * item.stream] = start + item.pieces  # with the gaps between blocks
+  short = []
+  room = room_of(budget, hosts)
+  for name, need, there in zip(room_names(hosts), needs, room, strict=True):
+    if need > there:
+      short.append(f'{name} {need} of {there}')
+  if short:
+    said = ', '.join(short)
+    raise ValueError(f'example needs more than a row has room for: {said}')
 
 
-class _Pool:
+class _Place(NamedTuple):
+  """Where an example lies.
+
+  Attributes:
+    pool: of its row.
+    start: first position in the row.
+    start_in_pool: first position among those of all rows that share the pool.
+  """
+
+  row: int
+  pool: int
+  start: int
+  start_in_pool: int
+
+
+class _Pools:
   """The arrays of one stream of a batch in the making."""
 
-  def __init__(self, spec: StreamSpec, rows: int, length: int, pieces: int, items: int):
+  def __init__(self, spec: StreamSpec, budget: RowBudget):
+    rows, length, pools = budget.rows, budget.length, budget.pools
+    pieces, items = budget.streams.get(spec.name, (0, 0))
+
     def nothing(*shape: int) -> np.ndarray:
       return np.full(shape, NONE, np.int32)
 
     self.stream = Stream(
-      value_BM=np.zeros((rows, pieces, *spec.shape), spec.dtype),
-      item_BM=np.zeros((rows, pieces), np.int32),
-      place_BM3=np.zeros((rows, pieces, 3), np.int32),
+      value_BM=np.zeros((pools, pieces, *spec.shape), spec.dtype),
+      item_BM=np.zeros((pools, pieces), np.int32),
+      place_BM3=np.zeros((pools, pieces, 3), np.int32),
       at_BL=nothing(rows, length),
       query_at_BL=nothing(rows, length) if spec.queries else None,
-      write_at_BM=nothing(rows, pieces) if spec.written else None,
-      form_BN3=np.zeros((rows, items, 3), np.int32),
-      key_BN=np.zeros((rows, items), np.uint32),
+      write_at_BM=nothing(pools, pieces) if spec.written else None,
+      form_BN3=np.zeros((pools, items, 3), np.int32),
+      key_BN=np.zeros((pools, items), np.uint32),
     )
 
   def write(
-    self,
-    row: int,
-    item: ItemLayout,
-    value: np.ndarray,
-    at: int,
-    first: int,
-    number: int,
+    self, place: _Place, item: ItemLayout, value: np.ndarray, first: int, number: int
   ) -> None:
-    """Puts an item into a row.
+    """Puts an item into a pool.
 
     Args:
-      at: first position of its example.
+      place: of its example.
       first: first piece in the pool.
-      number: of the item in the row, from 0.
+      number: of the item in the pool, from 0.
     """
-    stream = self.stream
+    stream, pool, row = self.stream, place.pool, place.row
     end = first + len(item.at_M)
-    stream.value_BM[row, first:end] = value
-    stream.item_BM[row, first:end] = number + 1
-    stream.place_BM3[row, first:end] = item.place_M3
-    stream.form_BN3[row, number] = item.form
+    stream.value_BM[pool, first:end] = value
+    stream.item_BM[pool, first:end] = number + 1
+    stream.place_BM3[pool, first:end] = item.place_M3
+    stream.form_BN3[pool, number] = item.form
     pieces = np.arange(first, end)
-    stream.at_BL[row, item.at_M + at] = pieces
+    stream.at_BL[row, item.at_M + place.start] = pieces
     if item.query_M is not None:
-      stream.query_at_BL[row, item.query_M + at] = pieces
+      stream.query_at_BL[row, item.query_M + place.start] = pieces
     if item.write_M is not None:
-      stream.write_at_BM[row, first:end] = item.write_M + at
+      stream.write_at_BM[pool, first:end] = item.write_M + place.start_in_pool
 
 
 class Packer:
@@ -264,13 +285,12 @@ class Packer:
     self._ids_3BL = np.zeros((3, rows, length), np.int32)  # labels become targets
     self._segment_BL = np.zeros((rows, length), np.int32)
     self._position_BL3 = np.zeros((rows, length, 3), np.float32)
-    self._pools = [
-      _Pool(spec, rows, length, *budget.streams.get(spec.name, (0, 0)))
-      for spec in hosts.streams
-    ]
+    self._pools = [_Pools(spec, budget) for spec in hosts.streams]
     self._room = room_of(budget, hosts)
     self._pieces = self._room[1::2].tolist()
-    self._used = np.zeros((rows, len(self._room)), np.int64)
+    self._used = np.zeros((rows, 1), np.int64)  # positions
+    # Pieces and items of each stream.
+    self._used_of_pool = np.zeros((budget.pools, len(self._room) - 1), np.int64)
     self._segments = [0] * rows
 
   def add(self, laid: Laid, row: int | None = None) -> bool:
@@ -279,36 +299,46 @@ class Packer:
     Raises:
       ValueError: if it would not fit even an empty row.
     """
-    fits_B = (self._used + laid.needs <= self._room).all(axis=1)
+    group = self._budget.group
+    fits_B = self._used[:, 0] + laid.length <= self._room[0]
+    fits_P = (self._used_of_pool + laid.needs[1:] <= self._room[1:]).all(axis=1)
+    fits_B &= fits_P if group == 1 else np.repeat(fits_P, group)
     rows = np.flatnonzero(fits_B) if row is None else [row] * bool(fits_B[row])
     specs = self._hosts.streams
+    full = -1  # a pool whose pieces do not lie so that the example fits
     for candidate in rows:
-      used = self._used[candidate]
-      starts = starts_of(laid, used[1::2].tolist(), self._pieces, specs)
+      pool = int(candidate) // group
+      if pool == full:
+        continue
+      cursors = self._used_of_pool[pool, ::2].tolist()
+      starts = starts_of(laid, cursors, self._pieces, specs)
       if starts is not None:
         self._write(laid, int(candidate), starts)
         return True
+      full = pool
     check_room(laid, self._budget, self._hosts)
     return False
 
   def _write(self, laid: Laid, row: int, starts: Sequence[int]) -> None:
-    used = self._used[row]
-    start = int(used[0])
+    start = int(self._used[row, 0])
     stop = start + laid.length
     self._segments[row] += 1
     self._ids_3BL[:, row, start:stop] = laid.layout.ids_3n
     self._segment_BL[row, start:stop] = self._segments[row]
     self._position_BL3[row, start:stop] = laid.layout.offset_n3
-    used[0] = stop
+    self._used[row, 0] = stop
+    pool, in_pool = divmod(row, self._budget.group)
+    place = _Place(row, pool, start, start + in_pool * self._budget.length)
+    used = self._used_of_pool[pool]
     before: dict[int, int] = {}  # items of a stream in this example
     for item, value, first in zip(laid.items, laid.values, starts, strict=True):
-      pool, k = self._pools[item.stream], before.get(item.stream, 0)
-      number = int(used[2 + 2 * item.stream])
-      pool.write(row, item.layout, value, start, first, number)
-      pool.stream.key_BN[row, number] = (laid.key + k) & 0xFFFFFFFF
+      pools, k = self._pools[item.stream], before.get(item.stream, 0)
+      number = int(used[1 + 2 * item.stream])
+      pools.write(place, item.layout, value, first, number)
+      pools.stream.key_BN[pool, number] = (laid.key + k) & 0xFFFFFFFF
       before[item.stream] = k + 1
-      used[1 + 2 * item.stream] = first + item.pieces
-      used[2 + 2 * item.stream] = number + 1
+      used[2 * item.stream] = first + item.pieces
+      used[1 + 2 * item.stream] = number + 1
 
   def batch(self) -> Batch:
     """Returns what has been added so far; a position's target is the label of the next one of its example."""

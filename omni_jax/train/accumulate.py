@@ -14,10 +14,17 @@ from omni_jax.types import Batch
 
 
 def cut_into(batch: Batch, parts: int) -> Batch:
-  """Returns a leading axis of parts. Every device cuts the rows that it has: part p takes rows p, p + parts, …"""
+  """Returns a leading axis of parts. Every device cuts the rows that it has: part p takes rows p, p + parts, …
+
+  Rows that share their pools stay together.
+  """
+  pools = min(len(x) for x in jax.tree.leaves(batch))
+  together = pools // parts
 
   def cut(x: Array) -> Array:
-    return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
+    rows = len(x) // pools
+    groups = x.reshape(together, parts, rows, *x.shape[1:])
+    return jnp.moveaxis(groups, 1, 0).reshape(parts, together * rows, *x.shape[1:])
 
   return jax.tree.map(cut, batch)
 

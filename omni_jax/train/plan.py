@@ -10,6 +10,7 @@ import optax
 from omni_jax import sharding
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import dataclass_of, OMNI, RunConfig
+from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.model import abstract, main_sizes, ModelConfig
@@ -71,10 +72,17 @@ class Plan:
     length = ('config.data.budget.length', self.budget.length, 'length')
     sharding.check_sizes(self.mesh, [*main_sizes(self.model_config), length])
     experts = self.model_config.decoder.experts
-    rows = [self.budget.rows // self.run_config.omni.accumulate]
+    parts, group = self.run_config.omni.accumulate, self.budget.group
+    rows = [self.budget.rows // parts]
     rows += [stage.batch for stage in self.run_config.autoencoders.values()]
     for count in rows:
       sharding.check_divides(self.mesh, count, experts)
+    ways = sharding.ways(self.mesh, 'batch')
+    if self.budget.pools // parts % ways:
+      raise UserError(
+        f'config.data.budget.group={group}: {self.budget.rows // parts} rows are {self.budget.pools // parts} groups, '
+        f'which do not divide by {ways} devices; take rows={ways * group * parts} or a smaller group'
+      )
 
 
 class OmniProgram(NamedTuple):

@@ -1,5 +1,6 @@
 """The measurements of loading: they count what is there, on files as on records."""
 
+import collections
 import json
 import subprocess
 import sys
@@ -19,14 +20,12 @@ from omni_jax.data.sources.records import (
   write_array_record,
 )
 from omni_jax.modalities.audio.files import decode_audio, wav_bytes
-from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.image.files import decode_image, png_bytes
-from omni_jax.modalities.image.sizes import ImageConfig
-from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import RowBudget
 
-MEDIA = MediaConfig(ImageConfig(), AudioConfig())
-BUDGET = RowBudget(rows=2, length=64)
+HOSTS = samples.hosts_of()
+STREAMS = {'image.seen': (32, 2), 'audio.heard': (20, 4), 'image.drawn': (16, 1)}
+BUDGET = RowBudget(rows=2, length=64, streams=STREAMS)
 N = 40
 
 
@@ -56,32 +55,31 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def making(folder):
-  return Making(
-    JsonLines(folder / 'train.jsonl', MEDIA),
-    Tokenizer(TokenizerConfig()),
-    MEDIA,
-    seed=0,
-  )
+  return Making(JsonLines(folder / 'train.jsonl', HOSTS), HOSTS, seed=0)
 
 
 def test_the_bare_loop_decodes_the_same_media(folder, making):
   lines = making.examples
   media = bare.encoded_media(lines, 3)
   assert [medium.kind for medium in media] == ['image', 'audio']
-  pixels, wave = bare.decode_media(media, MEDIA)
+  pixels, wave = bare.decode_media(media, HOSTS)
   np.testing.assert_allclose(
-    pixels, decode_image((folder / '3.png').read_bytes(), MEDIA.image), atol=1e-6
+    pixels,
+    decode_image((folder / '3.png').read_bytes(), HOSTS['image'].config),
+    atol=1e-6,
   )
   np.testing.assert_allclose(
-    wave, decode_audio((folder / '3.wav').read_bytes(), MEDIA.audio), atol=2e-3
+    wave,
+    decode_audio((folder / '3.wav').read_bytes(), HOSTS['audio'].config),
+    atol=2e-3,
   )
   write_array_record(
     folder / 'x.array_record',
     [encode_example(lines.encoded(k), lines.read_file) for k in range(N)],
   )
-  records = ArrayRecordExamples(folder / 'x.array_record', MEDIA)
+  records = ArrayRecordExamples(folder / 'x.array_record', HOSTS)
   np.testing.assert_array_equal(
-    bare.decode_media(bare.encoded_media(records, 3), MEDIA)[0], pixels
+    bare.decode_media(bare.encoded_media(records, 3), HOSTS)[0], pixels
   )
   assert bare.encoded_media(range(5), 3) == []
 
@@ -90,36 +88,48 @@ def test_counts_are_of_the_batches(making):
   batches = Loader(making, BUDGET, prefetch=0)
   counts = take(batches, 30)
   again = Loader(making, BUDGET, prefetch=0)
-  total = Counts()
+  total = Counts.none()
   while total.examples < 30:
     batch = next(again)
+    pieces = {name: np.count_nonzero(s.item_BM) for name, s in batch.streams.items()}
+    room = {name: len(s.item_BM) * STREAMS[name][0] for name, s in used(batch)}
     total += Counts(
       sum(len(set(row) - {0}) for row in batch.segment_BL),
       np.count_nonzero(batch.segment_BL),
       batch.token_BL.size,
+      collections.Counter(pieces),
+      collections.Counter(room),
     )
   assert counts == total
+  # Every example shows an image of 16 patches and a sound of three frames.
+  assert counts.pieces['image.seen'] == 16 * counts.examples
+  assert counts.pieces['audio.heard'] == 3 * counts.examples
+  assert counts.pieces['image.drawn'] == 0 < counts.room['image.drawn']
+
+
+def used(batch):
+  """The streams that rows have room for."""
+  return [(name, batch.streams[name]) for name in STREAMS]
 
 
 def test_overhead_and_rates_are_measured(making):
   cost = measure_overhead(lambda: making, BUDGET, 100)
-  assert (
-    cost.loader > 0 and cost.bare > 0 and cost.augment == 0 and 0.5 < cost.filled <= 1
-  )
+  assert cost.loader > 0 and cost.bare > 0 and cost.augment == 0
+  assert 0.5 < cost.filled <= 1
+  assert set(cost.streams) == set(STREAMS) and cost.streams['image.drawn'] == 0
+  assert 0.5 < cost.streams['image.seen'] <= 1 and 0 < cost.streams['audio.heard'] < 1
   assert cost.ratio == pytest.approx(cost.loader / cost.bare)
   assert measure_rate(making, BUDGET, workers=0, examples=30).examples > 0
 
 
 def test_a_corpus_is_read_through_and_its_memory_told(tmp_path, making):
   said = []
-  peaks = corpus.measure_peaks(
-    str(tmp_path), 0.002, making, RowBudget(rows=2, length=64), said.append
-  )
+  peaks = corpus.measure_peaks(str(tmp_path), 0.002, making, BUDGET, said.append)
   assert set(peaks) == {'tenth', 'whole'} and all(
     50 < peak < 4000 for peak in peaks.values()
   )
   records = sum(
-    len(ArrayRecordExamples(path, MEDIA)) for path in tmp_path.glob('*.array_record')
+    len(ArrayRecordExamples(path, HOSTS)) for path in tmp_path.glob('*.array_record')
   )
   assert (
     said[0].startswith(f'corpus: {records} records, 0.00 GB')
@@ -141,6 +151,7 @@ def test_the_command(folder, tmp_path):
   ]
   done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
   assert done.returncode == 0, done.stderr
+  assert 'image.seen: ' in done.stdout and 'of the pieces are real' in done.stdout
   assert 'times the bare' in done.stdout and '0 workers:' in done.stdout
   figures = json.loads((tmp_path / 'figures.json').read_text())
   assert [one['workers'] for one in figures['rates']] == [0] and figures['overhead'][

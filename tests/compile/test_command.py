@@ -13,7 +13,8 @@ from samples import ROOT, tiny_run
 
 from omni_jax.compile import measure, topology
 from omni_jax.errors import UserError
-from omni_jax.model import OmniConfig
+from omni_jax.modalities.device import Flops
+from omni_jax.model import ModelConfig
 from omni_jax.nn.decoder import Remat
 from omni_jax.train.flops import step_flops
 from omni_jax.types import RowBudget
@@ -207,10 +208,10 @@ def test_analytic_flops_of_the_decoder_by_hand():
       shared_hidden=32,
     )
   )
-  found = step_flops(OmniConfig.from_config(config), RowBudget(2, 64, 0, 0, 0, 0))
+  found = step_flops(ModelConfig.from_config(config), RowBudget(2, 64))
   matrices = 32 * (32 + 2 * 16) + 32 * 32 + 32 * 4 + 2 * 3 * 32 * 16 + 3 * 32 * 32
   assert (
     found.layers == 2 * 128 * 2 * matrices and found.attention == 4 * 128 * 2 * 32 * 64
   )
-  assert found.image == found.audio == found.media == found.codec == 0
+  assert found.media == {'image': Flops(0, 0, 0), 'audio': Flops(0, 0, 0)}
   assert found.executed(Remat.FULL) - found.model == found.layers + found.attention

@@ -17,7 +17,7 @@ from omni_jax.compile.groups import Groups, Members
 from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes
 from omni_jax.compile.schedule import Loop, scheduled_seconds, Transfer, Wait, Work
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
-from omni_jax.nn.moe import MoE
+from omni_jax.nn.moe import MoE, MoEConfig
 from omni_jax.sharding import BATCH_AXES, compiler_options, make_mesh
 
 needs_libtpu = pytest.mark.skipif(
@@ -389,11 +389,15 @@ def test_the_shared_expert_runs_while_tokens_are_on_their_way():
     8,
     1024,
   )  # gate and up of the routed experts have other FLOPs
-  model = nnx.eval_shape(
-    lambda: MoE(
-      width, 256, 8, 2, shared, Dispatch(Exchange.ALL_TO_ALL), rngs=nnx.Rngs(0)
-    )
+  config = MoEConfig(
+    width=width,
+    hidden=256,
+    experts=8,
+    top_k=2,
+    shared=shared,
+    how=Dispatch(Exchange.ALL_TO_ALL),
   )
+  model = nnx.eval_shape(lambda: MoE(config, rngs=nnx.Rngs(0)))
   graph, weights = nnx.split(model)
   weights = jax.tree.map(
     lambda w: placed(mesh, w.shape, *(('expert',) if w.ndim == 3 else ())), weights

@@ -19,7 +19,9 @@ from omni_jax.convert import inputs, local
 from omni_jax.convert.conversion import index_of, shard_of, write_spill
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
+from omni_jax.convert.formats.parquet import ParquetReader
 from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.formats.tar import TarReader
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.errors import BadRecord, UserError
@@ -28,10 +30,13 @@ from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
+from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 
-MEDIA = Hosts(
-  image=ImageConfig(height=4, width=4, channels=1), audio=AudioConfig(seconds=8.0)
-)
+SIZES = {
+  'image': ImageConfig(height=4, width=4, channels=1),
+  'audio': AudioConfig(seconds=8.0),
+}
+HOSTS = Hosts(SIZES, Tokenizer(TokenizerConfig()))
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
 
@@ -87,7 +92,7 @@ def converted(reader, output, **options):
 
 
 def examples_in(folder) -> dict:
-  found = ArrayRecordExamples(sorted(folder.glob('*.array_record')), MEDIA)
+  found = ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
   return {example['id']: example for example in found}
 
 
@@ -118,7 +123,7 @@ def test_records_are_the_lines_and_what_is_bad_is_listed(lines, tmp_path):
   good = tmp_path / 'in' / 'good.jsonl'
   good.write_text('\n'.join(lines.read_text().splitlines()[:10]))
   expected = {
-    example['id'].replace('good', 'data'): example for example in JsonLines(good, MEDIA)
+    example['id'].replace('good', 'data'): example for example in JsonLines(good, HOSTS)
   }
   assert (
     found.keys()
@@ -158,7 +163,7 @@ def test_a_shard_holds_what_its_hash_says_in_order(lines, tmp_path):
   for shard in manifest['shards']:
     ids = [
       example['id']
-      for example in ArrayRecordExamples(tmp_path / 'out' / shard['file'], MEDIA)
+      for example in ArrayRecordExamples(tmp_path / 'out' / shard['file'], HOSTS)
     ]
     assert ids == sorted(ids) and {shard_of(id, 3) for id in ids} == {
       int(shard['file'].split('-')[1])
@@ -311,7 +316,7 @@ def test_tar_files_of_samples(tmp_path):
     '6.json': b'{"content": [{"type": "image", "path": "no.png"}]}',
   }
   path = tar_of(tmp_path / 'set.tar.gz', members, 'w:gz')
-  converted(command.TarReader([path]), tmp_path / 'out')
+  converted(TarReader([path]), tmp_path / 'out')
   found = examples_in(tmp_path / 'out')
   assert found.keys() == {'set/a/1', 'set/a/2', 'set/a/3', 'set/4'}
   assert found['set/a/1']['messages'][1]['content'][0]['text'] == 'one'
@@ -341,7 +346,7 @@ def test_a_tar_file_cannot_leave_its_place(tmp_path):
       data = image() if kind == tarfile.REGTYPE else b''
       info.size = len(data)
       archive.addfile(info, io.BytesIO(data))
-  converted(command.TarReader([str(path)]), tmp_path / 'out')
+  converted(TarReader([str(path)]), tmp_path / 'out')
   assert examples_in(tmp_path / 'out').keys() == {'evil/ok'}
   reasons = refused_in(tmp_path / 'out').values()
   assert (
@@ -359,7 +364,7 @@ def test_a_bomb_and_a_cut_archive(tmp_path):
     tar_of(tmp_path / 'cut.tar', {'1.png': image(1), '2.png': image(2) * 50})
   )
   whole.write_bytes(whole.read_bytes()[:3000])
-  manifest = converted(command.TarReader([str(bomb), str(whole)]), tmp_path / 'out')
+  manifest = converted(TarReader([str(bomb), str(whole)]), tmp_path / 'out')
   assert manifest['records'] == 1
   assert any('has 209,715,200 bytes' in reason for reason in manifest['refused'])
   assert any('cannot be read further' in reason for reason in manifest['refused'])
@@ -387,7 +392,7 @@ def test_parquet_as_the_hub_writes_it(tmp_path):
   )
   table = table.replace_schema_metadata({'huggingface': json.dumps(notes)})
   parquet.write_table(table, tmp_path / 'part-0.parquet', row_group_size=2)
-  converted(command.ParquetReader([str(tmp_path / 'part-0.parquet')]), tmp_path / 'out')
+  converted(ParquetReader([str(tmp_path / 'part-0.parquet')]), tmp_path / 'out')
   found = examples_in(tmp_path / 'out')
   assert [
     found[f'part-0/{group}/{row}']['messages'][1]['content'][0]['text']
@@ -398,11 +403,9 @@ def test_parquet_as_the_hub_writes_it(tmp_path):
     UserError,
     match=r"has image \(image\), label \(text\): name the prompt .*\(now 'image', 'x'\)",
   ):
-    command.ParquetReader([str(tmp_path / 'part-0.parquet')], write='x')
+    ParquetReader([str(tmp_path / 'part-0.parquet')], write='x')
   converted(
-    command.ParquetReader(
-      [str(tmp_path / 'part-0.parquet')], read='label', write='image'
-    ),
+    ParquetReader([str(tmp_path / 'part-0.parquet')], read='label', write='image'),
     tmp_path / 'turned',
   )
   assert examples_in(tmp_path / 'turned')['part-0/0/0']['messages'][1]['task'] == 'draw'
@@ -442,7 +445,7 @@ def test_the_command(lines, tmp_path, capsys):
     [f'--input={lines}', f'--output={tmp_path / "out"}', '--workers=1', '--shards=2']
   )
   assert capsys.readouterr().out.splitlines()[-1] == (
-    f'convert: wrote {tmp_path}/out: 10 records in 2 shards, 9 images, 9 sounds of 0.0 minutes; 3 refused, see '
+    f'convert: wrote {tmp_path}/out: 10 records in 2 shards, 9 images, 9 sounds, 0.5625 seconds; 3 refused, see '
     f'{tmp_path}/out/refused.jsonl'
   )
 
@@ -457,7 +460,7 @@ def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
   wave = record.rindex(b'data') + 100
   record[wave] ^= 1
   with pytest.raises(BadRecord, match='has changed since the conversion'):
-    decode_example(bytes(record), MEDIA)
+    decode_example(bytes(record), HOSTS)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')

@@ -25,7 +25,14 @@ def config() -> ConfigDict:
         audio=dict(seconds=0.48),
       ),
       data=dict(
-        budget=dict(rows=2, length=40, seen=1, drawn=1, heard_frames=6, spoken_frames=4)
+        budget=dict(
+          rows=2,
+          length=40,
+          streams=dict(
+            image=dict(seen=(16, 1), drawn=(16, 1)),
+            audio=dict(heard=(6, 2), spoken=(4, 2)),
+          ),
+        )
       ),
     )
   )
@@ -80,12 +87,12 @@ def test_what_a_run_can_take_is_no_other_record(example):
       "no token <voice:theo> in this run; voice is one of ['ann']",
     ),
     (chat('a?', task='sing'), 'no token <task:sing> in this run; task is one of '),
+    (chat('a' * 40), 'example needs more than a row has room for: length 46 of 40'),
     (
-      chat('a' * 40),
-      'example needs (length, seen, drawn, heard_frames, spoken_frames) = [46, 0, 0, 0, 0], a row has [40,',
+      chat(picture(), picture()),
+      'room for: length 46 of 40, image.seen pieces 32 of 16, image.seen items 2 of 1',
     ),
-    (chat(picture(), picture()), ', 2, 0, 0, 0], a row has [40, 1, 1, 6, 4]'),
-    (chat('say', answer=sound(0.4)), ', 0, 0, 0, 5], a row has [40, 1, 1, 6, 4]'),
+    (chat('say', answer=sound(0.4)), 'room for: audio.spoken pieces 5 of 4'),
     (chat(sound(0.6)), 'sound of 0.60 s, longer than the 0.48 s of this run'),
   ],
   ids=['language', 'voice', 'task', 'length', 'images', 'frames', 'seconds'],
@@ -107,9 +114,7 @@ def test_the_loader_refuses_the_same():
   check, long = RunCheck.of(config()), {'id': 'x', **chat('a' * 40)}
   with pytest.raises(BadRecord) as found:
     check(long)
-  loader = Loader(
-    Making([long], check.tokenizer, check.media, seed=0), check.budget, prefetch=0
-  )
+  loader = Loader(Making([long], check.hosts, seed=0), check.budget, prefetch=0)
   with pytest.raises(UserError) as stopped:
     next(loader)
   assert str(stopped.value).startswith(found.value.reason)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-from omni_jax.train.coder import coder_of
 import optax
 import pytest
 import samples
@@ -15,6 +14,7 @@ import soundfile
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.convert import __main__ as command
+from omni_jax.convert.codes import Coder, coders_of
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.making import prepare
@@ -24,9 +24,10 @@ from omni_jax.data.sources.records import (
   write_array_record,
 )
 from omni_jax.errors import UserError
-from omni_jax.model import OmniConfig
+from omni_jax.modalities.contract import Codes
+from omni_jax.model import ModelConfig
 from omni_jax.train import stages
-from omni_jax.train.state import init_codec
+from omni_jax.train.state import init_autoencoder_state
 from omni_jax.types import RowBudget
 
 FRAMES = (1, 4, 2, 6, 3, 5)
@@ -45,12 +46,12 @@ def run_folder(
 ) -> pathlib.Path:
   """A run whose codec stage is done: its weights are fresh, its codebooks noise."""
   config = tiny()
-  omni = OmniConfig.from_config(config.model)
-  values = samples.codec_values(omni, seed)
-  state = init_codec(omni, optax.adam(1e-3), seed=0)
+  model_config = ModelConfig.from_config(config.model)
+  values = samples.codec_values(model_config, seed)
+  state = init_autoencoder_state(model_config, 'codec', optax.adam(1e-3), seed=0)
   state = state._replace(
     params=values['params'],
-    buffers={'codebooks': values['codebooks']},
+    buffers=values['buffers'],
     step=jnp.int32(config.codec.steps if steps is None else steps),
   )
   folder.mkdir(exist_ok=True)
@@ -89,6 +90,11 @@ def made(tmp_path_factory) -> pathlib.Path:
   return root
 
 
+def coder_of(folder: pathlib.Path) -> Coder:
+  """Returns the coder of a run's codec."""
+  return coders_of(str(folder), tiny())['audio']
+
+
 def convert(root: pathlib.Path, output: str, *words: str, codes: str = 'run') -> None:
   command.main(
     [
@@ -112,15 +118,15 @@ def stored(root: pathlib.Path, **values) -> ConfigDict:
 
 
 def test_codes_are_those_of_the_codec(made):
-  omni = OmniConfig.from_config(tiny().model)
-  coder = coder_of(str(made / 'run'), tiny())
-  assert (
-    json.loads((made / 'data' / 'manifest.json').read_text())['codec']
-    == coder.fingerprint
-  )
-  media = stages.Run(stored(made), str(made / 'new')).media
-  assert media.spoken_codes == omni.codec.codebooks and not media.heard_codes
-  found = ArrayRecordExamples(sorted((made / 'data').glob('*.array_record')), media)
+  codec = ModelConfig.from_config(tiny().model).autoencoders['codec']
+  coder = coder_of(made / 'run')
+  manifest = json.loads((made / 'data' / 'manifest.json').read_text())
+  assert manifest['codecs'] == {'codec': coder.fingerprint}
+  hosts = stages.Run(stored(made), str(made / 'new')).hosts
+  spoken = hosts['audio'].codes_in('spoken')
+  assert spoken == Codes((codec.codebooks,), codec.entries)
+  assert hosts['audio'].codes_in('heard') is None
+  found = ArrayRecordExamples(sorted((made / 'data').glob('*.array_record')), hosts)
   for example in found:
     for part in [
       part
@@ -128,7 +134,7 @@ def test_codes_are_those_of_the_codec(made):
       for part in message['content']
       if part['type'] == 'audio'
     ]:
-      assert part['code'].shape == (FRAMES[int(example['id'])], omni.codec.codebooks)
+      assert part['code'].shape == (FRAMES[int(example['id'])], codec.codebooks)
       np.testing.assert_array_equal(part['code'], coder(part['wave']))
 
 
@@ -138,7 +144,7 @@ class Small(JsonLinesReader):
 
 def test_the_number_of_workers_changes_nothing(made):
   """Other processes, other company of a sound."""
-  check = RunCheck.of(tiny())._replace(coder=coder_of(str(made / 'run'), tiny()))
+  check = RunCheck.of(tiny())._replace(coders={'audio': coder_of(made / 'run')})
   lines = str(made / 'in' / 'data.jsonl')
   command.convert(
     Small(lines),
@@ -155,12 +161,9 @@ def test_the_number_of_workers_changes_nothing(made):
 
 def batch_of(run: stages.Run):
   making = stages.making_of(run)
-  items = [
-    prepare(example, making.tokenizer, making.media) for example in making.examples
-  ]
-  return samples.packed(
-    items, making.media, RowBudget(rows=2, length=96, heard_frames=24, spoken_frames=24)
-  )
+  items = [prepare(example, making.hosts) for example in making.examples]
+  streams = {'audio.heard': (24, 8), 'audio.spoken': (24, 8)}
+  return samples.packed(items, making.hosts, RowBudget(2, 96, streams))
 
 
 @pytest.mark.parametrize('hearing', ['mel', 'codes'])
@@ -168,23 +171,24 @@ def test_losses_are_exactly_those_of_codes_computed_in_the_step(made, hearing):
   losses, batches = [], []
   for codes in ('stored', 'computed'):
     config = stored(made, codes=codes)
-    config.model.audio_embed.hearing = hearing
+    config.model.audio.embed.hearing = hearing
     if hearing == 'codes':
-      del config.data['augment']
+      del config.data.augment['audio']
     run = stages.Run(config, str(made / 'new'))
     batches.append(batch_of(run))
-    kit = samples.make_kit(run.omni, samples.omni_optimizer(run.omni, 10))
-    values = jax.device_get(stages.restore_codec(run))
-    state = kit.state._replace(buffers=kit.state.buffers | {'codec': values})
+    tx = samples.omni_optimizer(run.model_config, 10)
+    kit = samples.make_kit(run.model_config, tx)
+    values = jax.device_get(stages.restore_frozen(run))
+    state = kit.state._replace(buffers=kit.state.buffers | {'frozen': values})
     losses.append(jax.device_get(kit.step(state, batches[-1])[1]))
   from_records, computed = batches
-  assert (
-    not from_records.spoken_BRS.size
-    and from_records.spoken_code_BRJ.any()
-    and computed.spoken_BRS.any()
-  )
-  assert (from_records.heard_BRS.size == 0) == (hearing == 'codes')
-  assert sum(x.nbytes for x in from_records) < sum(x.nbytes for x in computed)
+  codes, samples_of = (batch.streams['audio.spoken'] for batch in batches)
+  assert codes.value_BM.dtype == np.uint16 and codes.value_BM.any()
+  assert samples_of.value_BM.dtype == np.int16 and samples_of.value_BM.any()
+  heard = from_records.streams['audio.heard'].value_BM
+  assert (heard.dtype == np.uint16) == (hearing == 'codes')
+  bytes_of = lambda batch: sum(x.nbytes for x in jax.tree.leaves(batch))
+  assert bytes_of(from_records) < bytes_of(computed)
   assert losses[0].keys() == losses[1].keys() and losses[0]['weight/audio'] == sum(
     FRAMES
   )
@@ -196,16 +200,15 @@ def test_the_codec_of_another_run_is_refused_with_both_fingerprints(made):
   config = stored(made)
   config.codec.init_from = str(made / 'other')
   run = stages.Run(config, str(made / 'new'))
-  theirs, ours = (
-    coder_of(str(made / name), tiny()).fingerprint for name in ('run', 'other')
-  )
+  theirs, ours = (coder_of(made / name).fingerprint for name in ('run', 'other'))
   with (
     jax.set_mesh(run.mesh),
     pytest.raises(
-      UserError, match=f'speech codec {theirs}, this run has {ours}: convert again'
+      UserError,
+      match=f'codes of the codec {theirs}, this run has {ours}: convert again',
     ),
   ):
-    stages.omni_stage(run, stages.restore_codec(run))
+    stages.omni_stage(run, stages.restore_frozen(run))
 
 
 def test_what_cannot_be_stored_is_refused_before_a_stage(made):
@@ -214,8 +217,8 @@ def test_what_cannot_be_stored_is_refused_before_a_stage(made):
   with pytest.raises(UserError, match='has not got the codec'):
     stages.Run(config, str(made / 'new'))
   config = stored(made)
-  config.model.audio_embed.hearing = 'codes'
-  with pytest.raises(UserError, match='take config.data.augment out'):
+  config.model.audio.embed.hearing = 'codes'
+  with pytest.raises(UserError, match='take config.data.augment.audio out'):
     stages.Run(config, str(made / 'new'))
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
     stages.Run(stored(made, codes='sorted'), str(made / 'new'))
@@ -224,8 +227,8 @@ def test_what_cannot_be_stored_is_refused_before_a_stage(made):
       stored(made, source='jsonl', train_file='in/data.jsonl'), str(made / 'new')
     )
   )
-  with pytest.raises(UserError, match='a sound has no codes'):
-    prepare(examples.examples[0], examples.tokenizer, examples.media)
+  with pytest.raises(UserError, match="part of type 'audio' has no codes"):
+    prepare(examples.examples[0], examples.hosts)
 
 
 @pytest.mark.parametrize('role', ['user', 'assistant'])
@@ -235,14 +238,11 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
 ):
   """A gather in JAX would clamp it: the loss would be that of another code, and nobody would know. Of 32 entries, 31 is the last."""
   config = stored(made)
-  config.model.audio_embed.hearing = 'codes'
-  del config.data['augment']
-  source, records = (
-    ArrayRecordExamples(
-      sorted((made / 'data').glob('*.array_record')), samples.tiny_model().media
-    ),
-    [],
-  )
+  config.model.audio.embed.hearing = 'codes'
+  del config.data.augment['audio']
+  paths = sorted((made / 'data').glob('*.array_record'))
+  source = ArrayRecordExamples(paths, samples.tiny_model().hosts())
+  records = []
   for example in map(source.encoded, range(len(source))):
     if example['id'] == '3':  # both hear and speak
       (message,) = (
@@ -261,7 +261,7 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
       return
     with pytest.raises(
       UserError,
-      match=f'3 has the code {code}, a codebook has the entries 0 to 31 .config.model.codec.entries=32',
+      match=f'3 has the code {code}, a codebook has the entries 0 to 31 .audio.* 32 entries by config.model',
     ):
       next(batches)
   finally:
@@ -273,7 +273,7 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
   [
     ('nowhere', 'holds no run'),
     ('half', 'stands at step 3 of'),
-    ('run', 'of 8000 samples a second'),
+    ('run', r'pieces as AudioConfig\(rate=8000, .*AudioConfig\(rate=16000, '),
   ],
 )
 def test_mistakes_in_codes_are_one_line(made, codes, said):

@@ -2,6 +2,7 @@
 
 import collections
 import collections.abc
+import dataclasses
 import json
 import os
 import time
@@ -15,13 +16,24 @@ from omni_jax.data import making
 from omni_jax.data.loader import Loader, LoaderConfig, Shuffled, WAITING
 from omni_jax.data.sources.mixture import Drawing, Mixture
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.augment import Augment
-from omni_jax.types import Batch, RowBudget
+from omni_jax.modalities.audio.augment import AudioAugment
+from omni_jax.modalities.image.augment import ImageAugment
+from omni_jax.sequence.pack import concatenated
+from omni_jax.types import RowBudget
 
-MODEL = tiny_model()
-TOKENIZER = Tokenizer(MODEL.tokenizer)
-SCARCE = RowBudget(rows=2, length=96, seen=2, drawn=1, heard_frames=6, spoken_frames=4)
+HOSTS = tiny_model().hosts()
+TOKENIZER = HOSTS.tokenizer
+STREAMS = {
+  'image.seen': (32, 2),
+  'image.drawn': (16, 1),
+  'audio.heard': (6, 6),
+  'audio.spoken': (4, 4),
+}
+SCARCE = RowBudget(rows=2, length=96, streams=STREAMS)
+AUGMENT = {
+  'image': ImageAugment(turn=0.2, scale=0.12, shear=0.15, shift=0.075),
+  'audio': AudioAugment(speed=0.11, gain=3.0, noise=0.01, delay=0.05),
+}
 
 
 class Broken(collections.abc.Sequence):
@@ -43,7 +55,7 @@ def loader(
   items, *, seed=0, budget=SCARCE, augment=None, shard=(0, 1), prefetch=2, **config
 ):
   return Loader(
-    making.Making(items, TOKENIZER, MODEL.media, seed, augment),
+    making.Making(items, HOSTS, seed, augment),
     budget,
     LoaderConfig(**config),
     shard=shard,
@@ -73,8 +85,12 @@ def letters(batch):
 
 
 def assert_equal(ours, theirs):
-  for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+  for name, a, b in zip(ours._fields[:-1], ours[:-1], theirs[:-1], strict=True):
     np.testing.assert_array_equal(a, b, err_msg=name)
+  assert ours.streams.keys() == theirs.streams.keys()
+  for name, stream in ours.streams.items():
+    for field, a, b in zip(stream._fields, stream, theirs.streams[name], strict=True):
+      np.testing.assert_array_equal(a, b, err_msg=f'{name} {field}')
 
 
 @pytest.mark.parametrize('prefetch', [0, 2])
@@ -138,6 +154,12 @@ def test_shards_share_no_example_of_a_pass():
   assert set(shards[0]) | set(shards[1]) == set(range(40))
 
 
+def test_a_budget_that_does_not_suit_the_streams_is_refused_at_the_door():
+  parts = dataclasses.replace(SCARCE, streams=STREAMS | {'image.seen': (24, 2)})
+  with pytest.raises(UserError, match=r'image\.seen=\(24, 2\): .* nearest: 16 or 32'):
+    loader(mixed(), budget=parts)
+
+
 def test_an_example_waits_rather_than_being_split_or_lost():
   batches = loader(mixed(8), prefetch=0)
   next(batches)
@@ -185,7 +207,7 @@ def test_empty_data_is_refused():
 
 
 def test_an_example_that_no_row_holds_is_named_with_both_sizes():
-  with pytest.raises(UserError, match=r'a row has \[96.*config\.data\.budget'):
+  with pytest.raises(UserError, match=r'length \d+ of 96; .*config\.data\.budget'):
     next(loader([chat('', [text('x' * 200)], [text('y')])], prefetch=0))
 
 
@@ -205,14 +227,12 @@ def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
     next(loader([wrong], prefetch=2))
 
 
-FOUR = RowBudget(rows=4, length=96, seen=2, drawn=1, heard_frames=6, spoken_frames=4)
+FOUR = RowBudget(rows=4, length=96, streams=STREAMS)
 
 
 def global_batch(loaders):
   """What the processes make together."""
-  return Batch(
-    *(np.concatenate(parts) for parts in zip(*map(next, loaders), strict=True))
-  )
+  return concatenated([next(one) for one in loaders])
 
 
 def processes(items, count, **kwargs):
@@ -250,7 +270,7 @@ def test_lanes_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize('prefetch', [0, 2])
 def test_workers_change_nothing(prefetch):
-  augment = Augment()
+  augment = AUGMENT
   plain = loader(mixed(), prefetch=0, augment=augment)
   helped = loader(mixed(), prefetch=prefetch, workers=2, augment=augment)
   try:
@@ -297,7 +317,7 @@ def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
   [
     (dict(items=mixed(39)), r'examples was .*40.*, is .*39'),
     (dict(seed=1), 'seed was 0, is 1'),
-    (dict(augment=Augment()), 'augment was None'),
+    (dict(augment=AUGMENT), r"augment was {}, is {'image': {'turn': 0\.2"),
     (dict(budget=BUDGET), 'budget was'),
   ],
   ids=['items', 'seed', 'augment', 'budget'],

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import ml_collections
 import numpy as np
 import pytest
+from samples import data_config
 
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.evaluate.metrics.text_metrics import name_of
+from omni_jax.model import ModelConfig
 
 RATE = 8000
 ENTRIES = 16
@@ -17,14 +19,9 @@ ENTRIES = 16
 def config(source='digits', **data):
   return ml_collections.ConfigDict(
     {
-      'data': {
-        'source': source,
-        'voices': 2,
-        'takes': 2,
-        'rate': RATE,
-        'seconds': 0.96,
-        **data,
-      },
+      'data': data_config(
+        **(dict(source=source, voices=2, takes=2, rate=RATE, seconds=0.96) | data)
+      ),
       'model': {
         'dtype': 'float32',
         'image': {},
@@ -42,6 +39,7 @@ class FakeModel:
 
   def __init__(self, digits, *, shift=0, silent=False, source='digits', **data):
     self.config = config(source, **data)
+    self.restored()
     self._digits, self._shift, self._silent = digits, shift, silent
     self._known = {}  # the fake looks up the digit of what it is shown
     for images, labels in (
@@ -55,6 +53,12 @@ class FakeModel:
     for clip in [*digits.train_clips, *digits.take_clips, *digits.test_clips]:
       self._known[clip.wave.tobytes()] = (clip.digit, clip.voice)
     self._rng = np.random.default_rng(0)
+
+  def restored(self):
+    """Takes its media from its config."""
+    self.model_config = ModelConfig.from_config(self.config.model)
+    self.hosts = self.model_config.hosts()
+    self.tokenizer = self.hosts.tokenizer
 
   def generate_batch(self, prompts, *, want, seed=0, **sampling):
     return [[] if self._silent else self._reply(prompt, want) for prompt in prompts]
@@ -94,10 +98,12 @@ class FakeModel:
       type='audio', text=None, pixels=None, wave=clips[0].wave, rate=RATE
     )
 
-  def codec_encode(self, waves):
+  def encode_payloads(self, name, waves):
+    assert name == 'codec'
     return [self._rng.integers(0, ENTRIES, (len(wave) // 640 + 1, 2)) for wave in waves]
 
-  def codec_decode(self, codes):
+  def decode_payloads(self, name, codes):
+    assert name == 'codec'
     return [
       np.zeros(len(c) * 640, np.float32) + self._rng.normal(0, 0.01, len(c) * 640)
       for c in codes

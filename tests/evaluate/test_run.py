@@ -287,6 +287,29 @@ def test_a_text_is_evaluated_by_the_loss_on_its_end(fake, tmp_path):
   }
 
 
+@pytest.mark.parametrize('missing', ['image', 'audio'])
+def test_a_run_without_a_medium(fake, tmp_path, missing):
+  """Text is scored where a medium is not in the model; the digits need them all."""
+  chat = {
+    'messages': [
+      {'role': 'user', 'content': 'seven'},
+      {'role': 'assistant', 'content': 'sieben'},
+    ]
+  }
+  (tmp_path / 'data.jsonl').write_text(json.dumps(chat))
+  trained = fake()
+  del trained.config.model[missing]
+  trained.restored()
+  trained.generate_batch = lambda prompts, *, want, seed: (
+    [[SimpleNamespace(type='text', text='sieben')]] * len(prompts)
+  )
+  options = dict(limits=LIMITS, log=lambda line: None)
+  with pytest.raises(UserError, match=f'no {missing}: evaluate with --data'):
+    run_lib.run(trained, tmp_path, **options)
+  metrics = run_lib.run(trained, tmp_path, data=tmp_path / 'data.jsonl', **options)
+  assert metrics['data']['groups']['text_to_text']['exact_match'] == 1
+
+
 def test_limits_come_from_the_config_and_typos_are_named(fake):
   config = fake().config
   config.evaluate = {'n': 3, 'sampling': {'temperature': 0.5}}
@@ -324,7 +347,8 @@ def test_speech_judge_hears_words_and_voices_of_another_take(digits):
 def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
   """The fake answers speech in the voice that it hears, and text in the voice that is named."""
   trained = fake()
-  trained.codec_encode = trained.codec_decode = list  # a codec that loses nothing
+  # A codec that loses nothing.
+  trained.encode_payloads = trained.decode_payloads = lambda name, items: list(items)
   scores = cascade.compare(trained, n=40)
   assert scores['codec alone']['pitch correlation'] == pytest.approx(1)
   assert scores['direct']['digit'] == scores['cascade']['digit'] == 1

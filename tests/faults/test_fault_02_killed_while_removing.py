@@ -123,7 +123,7 @@ DYING = """
 import os, signal
 from faults import toy
 from omni_jax.checkpoint import step_folders
-right, write, done = steps.FUNCTION, os.WRITE, []
+right, write, done = step_folders.FUNCTION, os.WRITE, []
 def write_and_die(*arguments, **options):
   write(*arguments, **options)
   done.append(arguments)
@@ -132,13 +132,13 @@ def write_and_die(*arguments, **options):
 def dying(*arguments):
   os.WRITE = write_and_die
   right(*arguments)
-steps.FUNCTION = dying
+step_folders.FUNCTION = dying
 toy.main()
 """
 
 
 def dying(tmp_path, function, write, after):
-  """The small run as a script that kills itself in a function of train/steps.py, after so many calls of one of os."""
+  """The small run as a script that kills itself in a function of step_folders.py, after so many calls of one of os."""
   script = tmp_path / 'dying.py'
   script.write_text(
     DYING.replace('FUNCTION', function)

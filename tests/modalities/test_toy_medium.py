@@ -365,7 +365,7 @@ def test_it_is_inspected(plan):
 
 
 def test_it_is_compiled(plan):
-  programs = programs_of(plan)
+  programs = programs_of(plan.model_config)
   assert list(programs) == ['train', 'prefill', 'decode', 'draw', 'points']
   compiled = compile_program(plan.mesh, programs['points'](plan))
   assert not compiled.refusal and compiled.text

@@ -19,7 +19,7 @@ from samples import mostly_long
 from omni_jax.nn import attention_kernels
 from omni_jax.nn.attention_kernels import choose, in_pieces, Kernel
 from omni_jax.nn.context import attend, balanced_positions
-from omni_jax.nn.reach import attention_reference, cached, packed_rows, whole
+from omni_jax.nn.reach import attention_reference, cached, packed_rows, within
 from omni_jax.sharding import make_mesh
 
 B, H, G, A = 2, 4, 2, 128
@@ -39,13 +39,6 @@ def packed(l, b=B):
     for number, (start, end) in enumerate(zip([0, *borders], borders, strict=False), 1):
       segment[row, int(start * l) : int(end * l)] = number
   return jnp.asarray(segment)
-
-
-def blocks(segment):
-  """Ten positions of the first example are open, and a few of the second."""
-  number = np.zeros(segment.shape, np.int32)
-  number[:, 3:13], number[:, segment.shape[1] // 5 :][:, :7] = 1, 2
-  return jnp.asarray(number)
 
 
 def with_gradients(attention, x):
@@ -72,12 +65,8 @@ def assert_equal(ours, theirs, tolerance=2e-5):
 
 @pytest.mark.parametrize(
   'reach',
-  [
-    packed_rows(packed(50)),
-    packed_rows(packed(50), blocks(packed(50))),
-    whole(packed(50) > 0),
-  ],
-  ids=['packed', 'blocks', 'whole'],
+  [packed_rows(packed(50)), within(packed(50)), within(jnp.minimum(packed(50), 1))],
+  ids=['packed', 'items', 'one item'],
 )
 def test_in_pieces_equals_the_reference(reach):
   """Also where the last piece is not full. The sums are the same, over the keys of a query; what differs is their order."""
@@ -143,15 +132,14 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize('open_blocks', [False, True], ids=['causal', 'blocks'])
+@pytest.mark.parametrize('reach_of', [packed_rows, within], ids=['causal', 'items'])
 @pytest.mark.parametrize('sizes', mostly_long(MESHES, 2, 5, 7, 9), ids=str)
-def test_every_mesh_equals_one_device(sizes, open_blocks, monkeypatch):
+def test_every_mesh_equals_one_device(sizes, reach_of, monkeypatch):
   """Two key heads over four devices, four query heads over eight, 48 positions over eight: what fits and what does not."""
   monkeypatch.setattr(
     'omni_jax.nn.attention_kernels.MANY_LOGITS', 500
   )  # in pieces, where positions are not split
-  x, segment = qkv(48, b=8, a=8), packed(48, 8)
-  reach = packed_rows(segment, blocks(segment) if open_blocks else None)
+  x, reach = qkv(48, b=8, a=8), reach_of(packed(48, 8))
   mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
   with jax.set_mesh(mesh):
     ours = with_gradients(partial(attend, reach=reach, mesh=mesh), x)
@@ -202,10 +190,8 @@ T4, A100, AMD = (
   types.SimpleNamespace(platform='gpu', compute_capability=c)
   for c in ('7.5', '8.0', 'gfx942')
 )
-CAUSAL, BLOCKS = (
-  packed_rows(jnp.ones((1, 8), jnp.int32)),
-  packed_rows(jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)),
-)
+ONES = jnp.ones((1, 8), jnp.int32)
+CAUSAL, ITEMS = packed_rows(ONES), within(ONES)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +201,11 @@ CAUSAL, BLOCKS = (
     (TPU, shaped(1024, 4096), CAUSAL, Kernel.SPLASH),
     (TPU, shaped(96), CAUSAL, Kernel.REFERENCE),
     (TPU, shaped(4000), CAUSAL, Kernel.PIECES),
-    (TPU, shaped(4096), BLOCKS, Kernel.PIECES),
+    (TPU, shaped(4096), ITEMS, Kernel.PIECES),
     (CPU, shaped(4096), CAUSAL, Kernel.PIECES),
     (CPU, shaped(512), CAUSAL, Kernel.REFERENCE),
     (None, shaped(4096), CAUSAL, Kernel.PIECES),
-    (A100, shaped(4096), BLOCKS, Kernel.CUDNN),
+    (A100, shaped(4096), ITEMS, Kernel.CUDNN),
     (A100, shaped(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES),
     (A100, shaped(512, a=100), CAUSAL, Kernel.REFERENCE),
     (A100, shaped(16384), CAUSAL, Kernel.PIECES),

@@ -92,20 +92,15 @@ def test_remat_is_named_as_in_the_config():
   assert DecoderConfig(remat='full').remat is Remat.FULL
 
 
-@pytest.mark.parametrize(
-  'block',
-  [None, [[0, 1, 1, 1, 0, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]]],
-  ids=['causal', 'blocks'],
-)
-def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
+@pytest.mark.parametrize('routing', ['token', 'modality'])
+def test_the_first_piece_looks_at_itself_as_at_its_cache(routing):
   """Hidden states of all that is valid and the whole cache: padding is written by neither."""
-  decoder, mesh = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)), make_mesh({})
+  config, mesh = DecoderConfig(**SIZES, routing=routing), make_mesh({})
+  decoder = Decoder(config, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (2, 8, 16))
   valid = jnp.asarray([[True] * 7 + [False], [True] * 2 + [False] * 6])
   slot = jnp.where(valid, jnp.arange(8), 11)
   position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (2, 8, 3))
-
-  block = block if block is None else jnp.asarray(block)
 
   def extended(reach):
     return decoder.extend(
@@ -120,10 +115,8 @@ def test_the_first_piece_looks_at_itself_as_at_its_cache(block):
     )
 
   with jax.set_mesh(mesh):
-    ours, theirs = (
-      extended(packed_rows(valid.astype(jnp.int32), block)),
-      extended(cached(slot, 11, block)),
-    )
+    ours = extended(packed_rows(valid.astype(jnp.int32)))
+    theirs = extended(cached(slot, 11))
   np.testing.assert_allclose(
     ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6
   )

@@ -14,7 +14,7 @@ from samples import mostly_long
 from omni_jax.nn import expert_parallel
 from omni_jax.nn.expert_parallel import Dispatch, Exchange, moe_expert_parallel
 from omni_jax.nn.experts import Experts, moe_blocks, moe_megablox, moe_reference
-from omni_jax.nn.moe import MoE
+from omni_jax.nn.moe import MoE, MoEConfig
 from omni_jax.nn.moe_router import route
 from omni_jax.nn.slots import (
   assign_blocks,
@@ -326,10 +326,10 @@ def test_there_and_back_has_the_gradients_of_plain_gathers(kind):
 
 @pytest.mark.parametrize('shared', [0, 8])
 def test_padding_passes_no_routed_expert(shared):
-  moe, mesh = (
-    MoE(WIDTH, HIDDEN, EXPERTS, 2, shared, GATHER, rngs=nnx.Rngs(0)),
-    make_mesh({}),
+  config = MoEConfig(
+    width=WIDTH, hidden=HIDDEN, experts=EXPERTS, top_k=2, shared=shared, how=GATHER
   )
+  moe, mesh = MoE(config, rngs=nnx.Rngs(0)), make_mesh({})
   x = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH))
   modality = jnp.asarray([[1, 2, 3, 0, 0, 0], [1, 1, 0, 0, 0, 0]])
   with jax.set_mesh(mesh):

@@ -4,20 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import config
 
+from omni_jax.model import ModelConfig
 from omni_jax.nn.moe_router import (
   balance_loss,
-  MODALITIES,
   mutual_information,
   route,
   stats,
   updated_bias,
   z_loss,
 )
-from omni_jax.types import Modality
 
 pytestmark = pytest.mark.usefixtures('strict_ranks')
 TOKENS, EXPERTS = 40, 6
+MODALITIES = 4  # padding and three media
 VALID = jnp.arange(TOKENS) % 5 > 0
 
 
@@ -61,7 +62,8 @@ def test_padding_is_of_no_expert_and_has_no_weight_and_no_load():
 
 def test_nothing_but_padding_gives_numbers_all_the_same():
   routing = route(logits(), jnp.zeros(EXPERTS), jnp.zeros(TOKENS, bool), top_k=2)
-  told = stats(logits(), routing, jnp.zeros(TOKENS, jnp.int32), jnp.zeros(()))
+  padding = jnp.zeros(TOKENS, jnp.int32)
+  told = stats(logits(), routing, padding, jnp.zeros(()), modalities=MODALITIES)
   assert all(np.isfinite(x).all() and not np.any(x) for x in (*told, routing.weight_TK))
 
 
@@ -113,8 +115,10 @@ def test_z_loss_is_the_mean_square_of_the_partition():
 def test_the_table_counts_choices_by_modality():
   modality = jnp.where(VALID, 1 + jnp.arange(TOKENS) % 3, 0)
   routing = route(logits(), jnp.zeros(EXPERTS), modality > 0, top_k=2)
-  told = stats(logits(), routing, modality, jnp.zeros(()))
-  assert told.load_ME.shape == (MODALITIES, EXPERTS) and len(Modality) == MODALITIES
+  told = stats(logits(), routing, modality, jnp.zeros(()), modalities=MODALITIES)
+  assert told.load_ME.shape == (MODALITIES, EXPERTS)
+  media = ModelConfig.from_config(config('tiny').model)
+  assert media.decoder.modalities == 1 + max(media.hosts().numbers.values())
   counted = np.zeros((MODALITIES, EXPERTS))
   for t, kind in enumerate(np.asarray(modality)):
     if kind:

@@ -1,4 +1,4 @@
-"""What may be looked at: segments, the past, open blocks, slots of a cache; and what a query gets that sees nothing."""
+"""What may be looked at: segments, the past, one's own item, slots of a cache; and what a query gets that sees nothing."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax.nn.reach import attention_reference, cached, mask_of, packed_rows, whole
+from omni_jax.nn.reach import attention_reference, cached, mask_of, packed_rows, within
 
 
 @settings(max_examples=30)
@@ -18,29 +18,37 @@ def test_packed_rows_see_the_same_segment_and_not_the_future(segments):
       assert mask[q, k] == (k <= q and mine == other and mine > 0)
 
 
-def test_an_open_block_sees_its_own_future_too():
-  block = jnp.asarray([[0, 1, 1, 1, 0, 2, 2], [0, 0, 3, 3, 0, 0, 0]])
-  mask = np.asarray(mask_of(packed_rows(jnp.ones_like(block), block)))
-  same = (block[:, :, None] == block[:, None]) & (block > 0)[:, :, None]
-  np.testing.assert_array_equal(mask, np.tri(7, dtype=bool)[None] | same)
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 3), min_size=9, max_size=9))
+def test_an_item_sees_all_of_itself_its_future_too_and_nothing_else(items):
+  mask = np.asarray(mask_of(within(jnp.asarray([items]))))[0]
+  for q, mine in enumerate(items):
+    for k, other in enumerate(items):
+      assert mask[q, k] == (mine == other and mine > 0)
 
 
-def test_a_cache_shows_the_slots_up_to_ones_own_or_to_the_end_of_the_block():
+def test_a_cache_shows_the_slots_up_to_ones_own():
   slot = jnp.asarray([[0, 1, 2], [4, 5, 6]])
   mask = np.asarray(mask_of(cached(slot, 6)))
   np.testing.assert_array_equal(mask.sum(axis=-1), [[1, 2, 3], [5, 6, 6]])
   assert all((np.diff(row.astype(int)) <= 0).all() for row in mask.reshape(-1, 6))
-  block = jnp.asarray([[0, 2, 2], [1, 0, 1]])  # with a position of padding inside
+  padded = jnp.asarray([[0, 9, 1], [4, 5, 9]])  # slot 9 is past the end
   np.testing.assert_array_equal(
-    mask_of(cached(slot, 9, block)).sum(axis=-1), [[1, 3, 3], [7, 6, 7]]
+    mask_of(cached(padded, 9)).sum(axis=-1), [[1, 9, 2], [5, 6, 9]]
   )
 
 
-def test_whole_sees_all_that_is_valid():
+def test_one_item_sees_all_that_is_valid():
+  """Pieces of an item need not lie side by side; what is not valid sees nothing and is not seen."""
   valid = np.array([[True, False, True], [False, False, False]])
-  np.testing.assert_array_equal(
-    mask_of(whole(jnp.asarray(valid))), np.repeat(valid[:, None], 3, axis=1)
-  )
+  mask = mask_of(within(jnp.asarray(valid.astype(np.int32))))
+  np.testing.assert_array_equal(mask, valid[:, None] & valid[:, :, None])
+
+
+def test_causal_rows_are_known_to_kernels_and_items_are_not():
+  item = jnp.asarray([[1, 1, 2, 0]])
+  assert packed_rows(item).is_causal_row and not within(item).is_causal_row
+  assert not cached(item, 4).is_causal_row
 
 
 def test_a_query_that_sees_nothing_gets_zero_and_gives_no_gradient(strict_ranks):

@@ -4,16 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from samples import chat, examples, text, tiny_model
+from samples import chat, examples, hosts_of, text, tiny_model
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
+from omni_jax.modalities.hosts import Hosts, TEXT
+from omni_jax.modalities.text.tokenizer import TokenizerConfig
 from omni_jax.sequence.interleave import interleave, parse, prompt_spans
-from omni_jax.types import Modality
 
-TOKENIZER = Tokenizer(
-  TokenizerConfig(languages=('en', 'de'), voices=('f1', 'm1'), max_grid=4)
+HOSTS = hosts_of(
+  tokenizer=TokenizerConfig(languages=('en', 'de'), voices=('f1', 'm1'), max_grid=4)
 )
+TOKENIZER = HOSTS.tokenizer
 
 texts = st.builds(text, st.text(st.characters(codec='utf-8'), min_size=1, max_size=8))
 media = st.one_of(
@@ -64,19 +65,17 @@ def comparable(example):
 @settings(max_examples=150)
 @given(st.one_of(chats, plains))
 def test_any_interleaving_comes_back(example):
-  assert comparable(parse(interleave(example, TOKENIZER), TOKENIZER)) == comparable(
-    example
-  )
+  assert comparable(parse(interleave(example, HOSTS), HOSTS)) == comparable(example)
 
 
 @settings(max_examples=50)
 @given(chats)
 def test_exactly_what_assistants_say_is_written(example):
-  spans = interleave(example, TOKENIZER)
+  spans = interleave(example, HOSTS)
   written = [span for span in spans if span.written]
   said = [m for m in example['messages'] if m['role'] == 'assistant']
   parts = [part for m in said for part in m['content']]
-  assert sum(span.modality != Modality.TEXT for span in written) == sum(
+  assert sum(span.medium != TEXT for span in written) == sum(
     part['type'] != 'text' for part in parts
   )
   ids = [i for span in written for i in span.tokens]
@@ -96,7 +95,7 @@ def names(spans):
 
 def test_the_grammar_is_whispers():
   example = chat('', [text('a')], [text('b')], voice='f1', task='write', language='de')
-  assert names(interleave(example, TOKENIZER)) == [
+  assert names(interleave(example, HOSTS)) == [
     'bos',
     'user',
     'a',
@@ -107,11 +106,11 @@ def test_the_grammar_is_whispers():
     'b',
     'eot',
   ]
-  assert names(interleave({'content': [text('a')]}, TOKENIZER)) == ['bos', 'a', 'eot']
+  assert names(interleave({'content': [text('a')]}, HOSTS)) == ['bos', 'a', 'eot']
 
 
 def test_loss_of_a_plain_example_falls_on_all_but_its_first_token():
-  first, *rest = interleave({'content': [text('a')]}, TOKENIZER)
+  first, *rest = interleave({'content': [text('a')]}, HOSTS)
   assert (
     not first.written and len(first.tokens) == 1 and all(span.written for span in rest)
   )
@@ -120,18 +119,16 @@ def test_loss_of_a_plain_example_falls_on_all_but_its_first_token():
 @pytest.mark.parametrize('example', examples()[:4], ids=lambda example: example['id'])
 def test_a_prompt_is_the_example_up_to_the_answer(example):
   *earlier, last = example['messages']
-  tokenizer = Tokenizer(tiny_model().tokenizer)
-  prompt = prompt_spans({'messages': [*earlier, last | {'content': []}]}, tokenizer)
-  whole = interleave(example, tokenizer)
+  hosts = tiny_model().hosts()
+  prompt = prompt_spans({'messages': [*earlier, last | {'content': []}]}, hosts)
+  whole = interleave(example, hosts)
   assert not any(span.written for span in prompt)
   ids = lambda spans: [i for span in spans for i in span.tokens]
   assert ids(prompt) == ids(span for span in whole if not span.written)
 
 
 def test_neighbouring_texts_are_one_span():
-  spans = interleave(
-    chat('', [text('a'), text('b')], [text('c'), text('d')]), TOKENIZER
-  )
+  spans = interleave(chat('', [text('a'), text('b')], [text('c'), text('d')]), HOSTS)
   assert [span.written for span in spans] == [False, True]
 
 
@@ -149,4 +146,21 @@ def test_neighbouring_texts_are_one_span():
 )
 def test_what_the_run_does_not_know_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
-    interleave(wrong, TOKENIZER)
+    interleave(wrong, HOSTS)
+
+
+def test_a_medium_that_the_run_has_not_got_is_a_user_error():
+  text_only = Hosts({}, TOKENIZER)
+  spans = interleave(chat('', [text('a')], [text('b')]), text_only)
+  assert comparable(parse(spans, text_only)) == comparable(parse(spans, HOSTS))
+  shown = {'type': 'image', 'pixels': np.zeros((2, 2, 1), np.float32)}
+  with pytest.raises(UserError, match="type 'image' is unknown; it is one of text$"):
+    interleave(chat('', [shown], [text('a')]), text_only)
+
+
+def test_a_span_carries_its_payload_and_what_is_stored_beside_it():
+  wave, codes = np.zeros(9, np.float32), np.ones((1, 4), np.uint16)
+  heard = {'type': 'audio', 'wave': wave, 'code': codes, 'voice': 'f1'}
+  *_, span, end = interleave(chat('', [heard], []), HOSTS)[:3]
+  assert (span.medium, span.written, span.tokens) == ('audio', False, ())
+  assert span.payload is wave and span.stored is codes and end.medium == TEXT

@@ -13,11 +13,13 @@ import pytest
 import soundfile
 
 from omni_jax.errors import BadRecord
+from omni_jax.modalities import files
+from omni_jax.modalities.audio import files as audio_files
 from omni_jax.modalities.audio.files import decode_audio, wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.image import files as image_files
 from omni_jax.modalities.image.files import decode_image, fitted, png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
-from omni_jax.sequence import media
 from omni_jax.sequence.media import read_media
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
@@ -132,11 +134,13 @@ def test_of_an_animation_the_first_frame_is_used():
 
 def test_pixel_limit_is_read_from_the_header(monkeypatch):
   data = image_file(Image.new('1', (300, 200)))
-  monkeypatch.setattr(media, 'MAX_PIXELS', 300 * 200)
+  monkeypatch.setattr(image_files, 'MAX_PIXELS', 300 * 200)
   assert decode_image(data, GRAY).shape == (8, 8, 1)
-  monkeypatch.setattr(media, 'MAX_PIXELS', 300 * 200 - 1)
+  monkeypatch.setattr(image_files, 'MAX_PIXELS', 300 * 200 - 1)
   monkeypatch.setattr(
-    media, '_pixels', lambda *_: pytest.fail('decoded before the limit was checked')
+    image_files,
+    '_pixels',
+    lambda *_: pytest.fail('decoded before the limit was checked'),
   )
   with pytest.raises(BadRecord, match='300 x 200 pixels'):
     decode_image(data, GRAY)
@@ -203,7 +207,7 @@ def header_of(channels=1, rate=8000, bits=16, size=400, **other):
     )
     | other
   )
-  return media.PLAIN_WAV.pack(*values.values())
+  return audio_files.PLAIN_WAV.pack(*values.values())
 
 
 SAMPLES = np.random.default_rng(0).integers(-32768, 32768, 200).astype('<i2').tobytes()
@@ -233,13 +237,13 @@ def sound_or_reason(decode, data):
 def test_a_plain_wav_is_read_as_libsndfile_reads_it(channels, rate):
   samples = SAMPLES[: 400 // (2 * channels) * 2 * channels]
   data = header_of(channels, rate, size=len(samples)) + samples
-  fast = sound_or_reason(media._plain_wav, data)
-  assert fast is not None and fast == sound_or_reason(media._any_sound, data)
+  fast = sound_or_reason(audio_files._plain_wav, data)
+  assert fast is not None and fast == sound_or_reason(audio_files._any_sound, data)
   too_long = header_of(size=2 * AUDIO.samples + 2) + bytes(2 * AUDIO.samples + 2)
   assert (
     'longer than'
-    in sound_or_reason(media._plain_wav, too_long)
-    == sound_or_reason(media._any_sound, too_long)
+    in sound_or_reason(audio_files._plain_wav, too_long)
+    == sound_or_reason(audio_files._any_sound, too_long)
   )
 
 
@@ -248,12 +252,12 @@ def test_a_damaged_header_is_read_as_libsndfile_reads_it():
   rng, whole, taken = np.random.default_rng(0), header_of() + SAMPLES, 0
   for k in range(600):
     data = bytearray(whole)
-    at = k % media.PLAIN_WAV.size
+    at = k % audio_files.PLAIN_WAV.size
     data[at] = rng.integers(256) if k % 3 else data[at] ^ 1 << rng.integers(8)
-    fast = sound_or_reason(media._plain_wav, bytes(data))
+    fast = sound_or_reason(audio_files._plain_wav, bytes(data))
     taken += fast is not None
     slow = sound_or_reason(
-      media._any_sound, bytes(data)
+      audio_files._any_sound, bytes(data)
     )  # its reason may be libsndfile's own
     assert fast in (None, slow) or (isinstance(fast, str) and isinstance(slow, str)), (
       bytes(data[:44]).hex(' ')
@@ -267,7 +271,7 @@ def test_a_damaged_header_is_read_as_libsndfile_reads_it():
     whole[:20],
     header_of(bits=8) + SAMPLES,
   ):
-    assert media._plain_wav(other, AUDIO) is None
+    assert audio_files._plain_wav(other, AUDIO) is None
 
 
 def test_channels_are_averaged_and_loud_sounds_scaled():
@@ -340,7 +344,7 @@ def test_read_media_refuses_what_is_no_sensible_file(tmp_path, monkeypatch):
   ):
     with pytest.raises(BadRecord, match=reason):
       read_media(path)
-  monkeypatch.setattr(media, 'MAX_BYTES', 4)
+  monkeypatch.setattr(files, 'MAX_BYTES', 4)
   with pytest.raises(BadRecord, match='5 bytes'):
     read_media(tmp_path / 'a.wav')
 

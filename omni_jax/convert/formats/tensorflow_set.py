@@ -41,7 +41,7 @@ class TfdsReader:
   def _open(self) -> None:
     try:
       self._examples = open_tfds(
-        _Config(**self._config), Hosts.lenient(), self._split or 'train'
+        SimpleNamespace(**self._config), Hosts.lenient(), self._split or 'train'
       )
     except UserError as error:  # what is a key of a run's config is a flag here
       raise UserError(
@@ -63,10 +63,3 @@ class TfdsReader:
   def read(self, items: range) -> Iterator[Found]:
     for k in items:
       yield Found(f'{self._examples.path}:{k}', lambda k=k: self._examples.stored(k))
-
-
-class _Config(SimpleNamespace):
-  """As much of a ConfigDict as `open_tfds` asks for."""
-
-  def get(self, key: str, default: Any = None) -> Any:
-    return getattr(self, key, default)

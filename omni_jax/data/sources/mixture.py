@@ -1,7 +1,7 @@
 """Several sources drawn from by weight; some of them only so many times."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import heapq
@@ -10,6 +10,7 @@ import math
 import operator
 from typing import Any, NamedTuple, SupportsIndex
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.errors import UserError
@@ -18,6 +19,9 @@ from omni_jax.sequence.example import Example
 ENDLESS = 1 << 62
 UNIT = 1_000_000  # shares are rounded to parts of it
 BLOCK = 128  # draws of a schedule that are worked out at once
+# Keys of config.data that a part of a mixture does not take from it: the part's own, or these.
+OWN = dict(source='', sources={}, temperature=1.0, eval_file='')
+UNREAD = ('budget', 'augment')  # keys that no source reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +190,27 @@ class Mixture(Sequence):
     return k, index - self.starts[k]
 
 
-def mixture_of(config: Any, open_source: Any) -> Mixture:
-  """`config.sources`: NAME -> what a source needs, and `weight`, `cap`, `epochs`; `open_source(part)` opens one."""
+def part_of(config: Any, name: str) -> ConfigDict:
+  """Returns a part of a mixture with every key that a source reads.
+
+  The part in `config.sources` holds only what differs: a key that it lacks is the mixture's own. A weight, a cap,
+  epochs and the keys of OWN are never the mixture's.
+  """
+  own = OWN | dataclasses.asdict(Drawing())
+  values = dict(own)
+  for key in config:
+    if key not in own and key not in UNREAD:
+      values[key] = config[key]
+  values.update(config.sources[name])
+  return ConfigDict(values)
+
+
+def mixture_of(config: Any, open_source: Callable[[Any], Sequence[Example]]) -> Mixture:
+  """Returns the mixture of `config.sources`; `open_source(part)` opens one of them."""
   sources, drawings = {}, {}
-  for name, part in sorted(config.sources.items()):
-    own = {
-      field.name: part[field.name]
-      for field in dataclasses.fields(Drawing)
-      if field.name in part
-    }
+  for name in sorted(config.sources):
+    part = part_of(config, name)
+    own = {field.name: part[field.name] for field in dataclasses.fields(Drawing)}
     try:
       drawings[name] = Drawing(**own)
       sources[name] = open_source(part)
@@ -202,4 +218,4 @@ def mixture_of(config: Any, open_source: Any) -> Mixture:
       raise UserError(f'config.data.sources.{name}: {error}') from error
     if not len(sources[name]):
       raise UserError(f'config.data.sources.{name}: holds no examples')
-  return Mixture(sources, drawings, config.get('temperature', 1.0))
+  return Mixture(sources, drawings, config.temperature)

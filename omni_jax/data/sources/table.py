@@ -8,7 +8,7 @@ import numpy as np
 
 from omni_jax.data.sources.digits import DigitExamples, load_digits
 from omni_jax.data.sources.jsonl import JsonLines
-from omni_jax.data.sources.mixture import Drawing, Mixture, mixture_of
+from omni_jax.data.sources.mixture import Drawing, Mixture, mixture_of, part_of
 from omni_jax.data.sources.payloads import named_payloads, Payloads, sampled_payloads
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.data.sources.ready.sets import open_ready, READY
@@ -83,19 +83,19 @@ def _jsonl(config: Any, hosts: Hosts) -> Sequence[Example]:
 
 
 def _jsonl_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
-  return JsonLines(epath.Path(config.get('root', '')) / config.eval_file, hosts)
+  return JsonLines(epath.Path(config.root) / config.eval_file, hosts)
 
 
 def _jsonl_labelled(config: Any, hosts: Hosts) -> JsonLines | None:
   """Returns the file that the run was trained on, where it is still there."""
-  if not config.get('train_file'):
+  if not config.train_file:
     return None
   path = epath.Path(config.root) / config.train_file
   return JsonLines(path, hosts) if path.is_file() else None
 
 
 def _without_voice(config: Any, lines: JsonLines | ReadySet) -> Sequence[Example]:
-  return WithoutVoice(lines, config.leave_out) if config.get('leave_out') else lines
+  return WithoutVoice(lines, config.leave_out) if config.leave_out else lines
 
 
 def _array_records(config: Any, hosts: Hosts, key: str) -> ArrayRecordExamples:
@@ -115,7 +115,7 @@ def _array_record_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
 
 
 def _array_record_folders(config: Any, key: str) -> list[str]:
-  return _files(config, key) if config.get(key) else []
+  return _files(config, key) if config[key] else []
 
 
 def _text(config: Any, hosts: Hosts) -> Sequence[Example]:
@@ -150,11 +150,11 @@ def _mixture(config: Any, hosts: Hosts) -> Sequence[Example]:
 
 def _mixture_held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
   """Opens the file that the mixture names, else what its sources hold out."""
-  if config.get('eval_file'):
+  if config.eval_file:
     return _jsonl_held_out(config, hosts)
   parts: dict[str, Sequence[Example]] = {}
-  for name, part in sorted(config.sources.items()):
-    examples = _held_out(part, hosts)
+  for name in sorted(config.sources):
+    examples = _held_out(part_of(config, name), hosts)
     if examples is not None:
       parts[name] = examples
   return Mixture(parts, dict.fromkeys(parts, Drawing())) if parts else None
@@ -162,8 +162,8 @@ def _mixture_held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
 
 def _mixture_folders(config: Any, key: str) -> list[str]:
   folders: list[str] = []
-  for part in config.sources.values():
-    folders += converted_folders(part, key)
+  for name in config.sources:
+    folders += converted_folders(part_of(config, name), key)
   return folders
 
 
@@ -222,7 +222,7 @@ def held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
 
 def _held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
   source = source_of(config)
-  if source.held_out is None or not config.get(source.held_out_key):
+  if source.held_out is None or not config[source.held_out_key]:
     return None
   return source.held_out(config, hosts)
 
@@ -254,7 +254,7 @@ def training_payloads(
   if refused := payloads.refused:
     why = f'{len(refused)} are refused, the first: {refused[0]}'
   raise UserError(
-    f'no {medium} in {config.get("name") or config.get("root")} can be used ({why}): '
+    f'no {medium} in {config.name or config.root} can be used ({why}): '
     'the stage that trains its autoencoder needs some, or leave that stage out of '
     'config.stages'
   )

@@ -133,7 +133,7 @@ def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
       "of them such as 'train[90%:]'"
     ) from error
   return TfdsExamples(
-    f'{config.name}/{split}', source, read, write, hosts, config.get('language', '')
+    f'{config.name}/{split}', source, read, write, hosts, config.language
   )
 
 
@@ -211,7 +211,7 @@ def _chosen(
     and set(supervised) <= fields.keys()
   ):
     guess = supervised
-  names = config.get('read') or guess[0], config.get('write') or guess[1]
+  names = config.read or guess[0], config.write or guess[1]
   if not set(names) <= fields.keys():
     known = (
       ', '.join(f'{name} ({field.kind})' for name, field in fields.items())
@@ -226,7 +226,7 @@ def _chosen(
 
 def _rate(feature: Any, config: Any) -> int:
   """Samples per second; 0 where nobody says."""
-  return getattr(feature, 'sample_rate', None) or config.get('rate') or 0
+  return getattr(feature, 'sample_rate', None) or config.rate
 
 
 def _sound(data: Any, rate: int) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.errors import UserError
 from omni_jax.evaluate import judges
 from omni_jax.evaluate.limits import Limits, Log, subset
 from omni_jax.evaluate.page import gallery
@@ -18,6 +19,11 @@ from omni_jax.evaluate.tasks.scoring import Real
 def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Measures all directions; the judges are fitted to real data first."""
   model_config = trained.model_config
+  if missing := [name for name in ('image', 'audio') if name not in model_config.media]:
+    raise UserError(
+      f'the digits are asked for in every medium, this run has no {" and no ".join(missing)}: '
+      'evaluate with --data=FILE.jsonl'
+    )
   rate = model_config.media['audio'].rate
   digits = load_digits(trained.config.data)
   began = time.monotonic()

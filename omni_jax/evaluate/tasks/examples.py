@@ -40,7 +40,8 @@ def measure_on(
   Judges of what is labelled are fitted to the run's training examples.
   """
   model_config = trained.model_config
-  rate = model_config.media['audio'].rate
+  audio = model_config.media.get('audio')
+  rate = audio.rate if audio else 0  # without sounds nothing asks for it
   examples, refused = _readable(
     source, _some_of_each_group(source, limits.n_data, seed)
   )

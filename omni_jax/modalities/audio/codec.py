@@ -67,6 +67,61 @@ class LayerCache(NamedTuple):
   clip_NL: Array
 
 
+def near_attention(
+  q_NLHA: Float[Array, 'N L H A'],
+  clip_NL: Int[Array, 'N L'],
+  keys: LayerCache,
+  bias_HW: Float[Array, 'H W'],
+) -> Float[Array, 'N L H A']:
+  """Attends to the last W keys of a query's own clip, itself included, with a bias per distance; all logits at once.
+
+  Args:
+    keys: those of the queries, and before them those of the past.
+  """
+  l, s = q_NLHA.shape[1], keys.clip_NL.shape[1]
+  distance = jnp.arange(l)[:, None] + s - l - jnp.arange(s)[None]
+  window = bias_HW.shape[1]
+  near = (distance >= 0) & (distance < window)
+  same = clip_NL[:, :, None] == keys.clip_NL[:, None]
+  bias = bias_HW[:, jnp.clip(distance, 0, window - 1)]
+  scale = q_NLHA.shape[-1] ** -0.5
+  score = jnp.einsum('nqha,nkha->nhqk', q_NLHA, keys.key_NLHA) * scale + bias[None]
+  score = jnp.where((near[None] & same)[:, None], score, -1e30)
+  return jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), keys.value_NLHA)
+
+
+def chunked_attention(
+  q_NLHA: Float[Array, 'N L H A'],
+  clip_NL: Int[Array, 'N L'],
+  keys: LayerCache,
+  bias_HW: Float[Array, 'H W'],
+) -> Float[Array, 'N L H A']:
+  """Returns what `near_attention` does, whose cost grows with the length: L · 2W logits instead of L · S.
+
+  A chunk of W queries looks at its own chunk of keys and at the one before.
+  """
+  n, l, *head = q_NLHA.shape
+  window, past = bias_HW.shape[1], keys.clip_NL.shape[1] - l
+  chunks = -(-l // window)
+  behind = chunks * window - l
+
+  def queries(a: Array) -> Array:
+    padded = jnp.pad(a, [(0, 0), (0, behind)] + [(0, 0)] * (a.ndim - 2))
+    return padded.reshape(n * chunks, window, *a.shape[2:])
+
+  def pairs(a: Array) -> Array:
+    # Nothing is of clip -1.
+    ends = [(0, 0), (window - past, behind)] + [(0, 0)] * (a.ndim - 2)
+    padded = jnp.pad(a, ends, constant_values=-1)
+    chunk = padded.reshape(n, chunks + 1, window, *a.shape[2:])
+    pair = jnp.concatenate([chunk[:, :-1], chunk[:, 1:]], axis=2)
+    return pair.reshape(n * chunks, 2 * window, *a.shape[2:])
+
+  near = LayerCache(*(pairs(a) for a in keys))
+  seen = near_attention(queries(q_NLHA), queries(clip_NL), near, bias_HW)
+  return seen.reshape(n, chunks * window, *head)[:, :l]
+
+
 class StreamCache(NamedTuple):
   """What the encoder or the decoder remembers between two chunks."""
 
@@ -94,25 +149,20 @@ class Layer(nnx.Module):
     self, x_NLD: Float[Array, 'N L D'], clip_NL: Int[Array, 'N L'], cache: LayerCache
   ) -> tuple[Float[Array, 'N L D'], LayerCache]:
     n, l, d = x_NLD.shape
-    past = cache.clip_NL.shape[1]
     q, k, v = jnp.split(
       self.qkv(self.norm(x_NLD)).reshape(n, l, 3 * self.heads, d // self.heads),
       3,
       axis=2,
     )
-    k = jnp.concatenate([cache.key_NLHA, k], axis=1)
-    v = jnp.concatenate([cache.value_NLHA, v], axis=1)
-    clip = jnp.concatenate([cache.clip_NL, clip_NL], axis=1)
-    same = clip_NL[:, :, None] == clip[:, None]
-    distance = jnp.arange(l)[:, None] + past - jnp.arange(past + l)[None]
-    near = (distance >= 0) & (distance < self.window)
-    bias = self.bias_HW[...][:, jnp.clip(distance, 0, self.window - 1)]
-    score = jnp.einsum('nqha,nkha->nhqk', q, k) * (d // self.heads) ** -0.5 + bias[None]
-    score = jnp.where((near[None] & same)[:, None], score, -1e30)
-    seen = jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), v)
-    x_NLD = x_NLD + self.out(seen.reshape(n, l, d))
+    new = LayerCache(k, v, clip_NL)
+    keys = LayerCache(
+      *(jnp.concatenate(pair, axis=1) for pair in zip(cache, new, strict=True))
+    )
+    attend = near_attention if l <= 2 * self.window else chunked_attention
+    seen_NLHA = attend(q, clip_NL, keys, self.bias_HW[...])
+    x_NLD = x_NLD + self.out(seen_NLHA.reshape(n, l, d))
     keep = self.window - 1
-    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep) :] for a in (k, v, clip)))
+    cache = LayerCache(*(a[:, max(0, a.shape[1] - keep) :] for a in keys))
     return x_NLD + self.mlp(self.mlp_norm(x_NLD)), cache
 
 

@@ -82,6 +82,10 @@ def _identity(sizes: AudioConfig, config: CodecConfig) -> str:
   return f'{sizes.rate} {sizes.mels} {sizes.mel_hops} {sizes.mel_window}'
 
 
+def _read_buffers(buffers: dict[str, Any]) -> Any:
+  return buffers['codebooks']['codebook_JEZ']
+
+
 def _codes(sizes: AudioConfig, config: CodecConfig) -> tuple[tuple[int, ...], int]:
   del sizes
   return (config.codebooks,), config.entries
@@ -97,7 +101,7 @@ CODEC = Autoencoder(
   encode=encode,
   decode=_decode,
   identity=_identity,
-  read_buffers=lambda buffers: buffers['codebooks']['codebook_JEZ'],
+  read_buffers=_read_buffers,
   codes=_codes,
 )
 
@@ -150,8 +154,8 @@ def _flops(parts: Parts, budget: RowBudget) -> Flops:
   patch += k.layers * (4 * k.width**2 + swiglu_weights(k.width, k.hidden))
   patch += k.width * k.latent
   coded = spoken + heard * hears_codes
-  rows = 2.0 * budget.rows
-  return Flops(rows * read, rows * head, rows * coded * k.subframes * patch)
+  pools = 2.0 * budget.pools
+  return Flops(pools * read, pools * head, pools * coded * k.subframes * patch)
 
 
 AUDIO = Device(

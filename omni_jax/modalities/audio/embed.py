@@ -95,7 +95,7 @@ class AudioEmbed(nnx.Module):
     if c.hearing == Hearing.MEL:
       if c.channels and audio.mel_hops % 4:
         raise UserError(
-          f'config.model.audio_embed.channels={c.channels} halves the {audio.mel_hops} mel '
+          f'config.model.audio.embed.channels={c.channels} halves the {audio.mel_hops} mel '
           'columns of a frame twice; set config.model.audio.mel_hops to a multiple of 4, or channels=0'
         )
       sizes = [(audio.mels, c.channels), (c.channels, c.channels)] if c.channels else []

@@ -50,7 +50,7 @@ def _flops(parts: Parts, budget: RowBudget) -> Flops:
   per_image = t.layers * 6 * t.width**2 + 2 * t.width**2
   per_image += swiglu_weights(t.width, t.width)
   head = t.noises * (drawn * per_patch + images * per_image)
-  return Flops(2.0 * budget.rows * embed, 2.0 * budget.rows * head)
+  return Flops(2.0 * budget.pools * embed, 2.0 * budget.pools * head)
 
 
 IMAGE = Device(_embed, _head, ImageEmbedConfig, DiTConfig, sizes=_sizes, flops=_flops)

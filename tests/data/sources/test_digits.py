@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples import tiny_run
+from samples import hosts_of, tiny_run
 
+from omni_jax.config import budget_of
 from omni_jax.data.making import prepare
 from omni_jax.data.sources.digits import (
   DigitExamples,
@@ -18,11 +19,8 @@ from omni_jax.data.sources.digits import (
 from omni_jax.data.sources.espeak import DIGIT_WORDS, HELDOUT_VARIANTS, TRAIN_VARIANTS
 from omni_jax.data.sources.table import training_examples, training_payloads
 from omni_jax.errors import UserError
-from omni_jax.modalities.hosts import Hosts
-from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.model import OmniConfig
+from omni_jax.model import ModelConfig
 from omni_jax.sequence.pack import Packer
-from omni_jax.types import RowBudget
 
 CONFIG = SimpleNamespace(voices=2, takes=2, rate=8000, seconds=0.96)
 SAMPLES = 7680
@@ -167,18 +165,15 @@ def test_unknown_recipes_are_refused(digits, recipes):
 
 def test_every_recipe_of_the_tiny_run_fits_its_rows():
   config = tiny_run()
-  model = OmniConfig.from_config(config.model)
-  tokenizer, budget = (
-    Tokenizer(model.tokenizer),
-    RowBudget(**config.data.budget.to_dict()),
-  )
-  examples = training_examples(config.data, model.media)
+  hosts = ModelConfig.from_config(config.model).hosts()
+  budget = budget_of(config.data.budget)
+  examples = training_examples(config.data, hosts)
   for i in range(60):
-    assert Packer(budget, model.media).add(prepare(examples[i], tokenizer, model.media))
+    assert Packer(budget, hosts).add(prepare(examples[i], hosts))
 
 
 def test_the_codec_learns_from_training_voices_only():
-  clips = training_payloads(tiny_run().data, Hosts(), 'audio')
+  clips = training_payloads(tiny_run().data, hosts_of(), 'audio')
   assert len(clips) == 2 * 2 * 40 and all(0 < len(wave) <= SAMPLES for wave in clips)
 
 
@@ -189,7 +184,7 @@ def test_an_unknown_source_names_the_known_ones():
     UserError,
     match=r"source='nothing' is unknown; it is one of \['array_record', 'barista', 'digits', 'emoji', 'fsdd', 'jsonl'",
   ):
-    training_examples(config, Hosts())
+    training_examples(config, hosts_of())
   config.source = 'jsonl'
   with pytest.raises(UserError, match=r'--config\.data\.root=DIR'):
-    training_examples(config, Hosts())
+    training_examples(config, hosts_of())

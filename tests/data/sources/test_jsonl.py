@@ -6,16 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
+from samples import hosts_of
 
 from omni_jax.data.sources import jsonl
 from omni_jax.data.sources.jsonl import JsonLines, MediaCache, read
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = Hosts(image=ImageConfig(height=4, width=4, channels=1))
+HOSTS = hosts_of(image=ImageConfig(height=4, width=4, channels=1))
 PIXELS = (np.arange(16).reshape(4, 4, 1) / 255).astype(np.float32)
 WAVE = (np.arange(100) / 32768).astype(np.float32)
 CHAT = {
@@ -69,7 +69,7 @@ def user(content) -> dict:
 
 
 def test_chat_form(folder):
-  [example] = read(write(folder, CHAT), MEDIA)
+  [example] = read(write(folder, CHAT), HOSTS)
   assert example['id'] == 'data.jsonl:1'
   question, answer = example['messages']
   assert (answer['role'], answer['language'], answer['task'], answer['voice']) == (
@@ -95,7 +95,7 @@ def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
     user('hello'),
     PLAIN | {'id': 7},
   )
-  lines = JsonLines(path, MEDIA)
+  lines = JsonLines(path, HOSTS)
   assert len(lines) == 3
   assert [example['id'] for example in lines] == ['mine', 'data.jsonl:4', '7']
   assert lines[0]['content'][0]['text'] == 'größer'
@@ -103,7 +103,7 @@ def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
 
 
 def test_random_access_is_a_sequence(folder):
-  lines = JsonLines(write(folder, *[{'content': str(n)} for n in range(5)]), MEDIA)
+  lines = JsonLines(write(folder, *[{'content': str(n)} for n in range(5)]), HOSTS)
   texts = [lines[n]['content'][0]['text'] for n in (3, 0, -1, np.int64(2))]
   assert texts == ['3', '0', '4', '2']
   for outside in (5, -6):
@@ -157,12 +157,12 @@ def test_random_access_is_a_sequence(folder):
 def test_mistakes_are_named_by_file_and_line(folder, line, message):
   path = write(folder, {'content': 'fine'}, '', line)
   with pytest.raises(UserError, match=rf'data\.jsonl line 3: .*{message}'):
-    JsonLines(path, MEDIA)
+    JsonLines(path, HOSTS)
 
 
 def test_fields_of_ones_own_go_under_meta(folder):
   assert (
-    read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), MEDIA)[0]['id']
+    read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), HOSTS)[0]['id']
     == 'data.jsonl:1'
   )
 
@@ -170,15 +170,15 @@ def test_fields_of_ones_own_go_under_meta(folder):
 def test_unusable_files_are_user_errors(folder, monkeypatch):
   for path in (folder / 'none.jsonl', folder):
     with pytest.raises(UserError, match='cannot be read'):
-      JsonLines(path, MEDIA)
+      JsonLines(path, HOSTS)
   with pytest.raises(UserError, match='holds no examples'):
-    JsonLines(write(folder, '', '   '), MEDIA)
+    JsonLines(write(folder, '', '   '), HOSTS)
   (folder / 'latin.jsonl').write_bytes(b'{"content": "caf\xe9"}\n')
   with pytest.raises(UserError, match='line 1: not UTF-8 at byte 16'):
-    JsonLines(folder / 'latin.jsonl', MEDIA)
+    JsonLines(folder / 'latin.jsonl', HOSTS)
   monkeypatch.setattr(jsonl, 'MAX_LINE', 50)
   with pytest.raises(UserError, match='line 2: longer than 50 bytes'):
-    JsonLines(write(folder, {'content': 'a'}, {'content': 'a' * 50}), MEDIA)
+    JsonLines(write(folder, {'content': 'a'}, {'content': 'a' * 50}), HOSTS)
 
 
 def test_bad_media_are_bad_records_on_access_only(folder):
@@ -190,7 +190,7 @@ def test_bad_media_are_bad_records_on_access_only(folder):
       user([{'type': 'audio', 'path': 'none.wav'}]),
       CHAT,
     ),
-    MEDIA,
+    HOSTS,
   )
   for index, reason in ((0, 'broken.png: not an image'), (1, 'none.wav: no such file')):
     with pytest.raises(BadRecord, match=reason) as caught:
@@ -213,7 +213,7 @@ def test_links_may_not_leave_the_folder(folder, tmp_path_factory):
         for path in ('link.png', 'linked/secret.png', 'inside.png')
       ],
     ),
-    MEDIA,
+    HOSTS,
   )
   for index in (0, 1):
     with pytest.raises(BadRecord, match='link that leaves the folder'):
@@ -225,18 +225,18 @@ def test_a_folder_reached_by_a_link_is_fine(folder, tmp_path_factory):
   link = tmp_path_factory.mktemp('link') / 'data'
   os.symlink(folder, link)
   write(folder, CHAT)
-  assert len(read(link / 'data.jsonl', MEDIA)) == 1
+  assert len(read(link / 'data.jsonl', HOSTS)) == 1
 
 
 def test_a_file_that_changed_is_a_bad_record(folder):
-  lines = JsonLines(write(folder, CHAT, CHAT), MEDIA)
+  lines = JsonLines(write(folder, CHAT, CHAT), HOSTS)
   write(folder, {'content': 'now something else entirely'})
   with pytest.raises(BadRecord, match='has changed since it was opened'):
     lines[1]
 
 
 def test_decoded_media_are_kept_and_cannot_be_written_to(folder, monkeypatch):
-  lines = JsonLines(write(folder, CHAT, PLAIN), MEDIA)
+  lines = JsonLines(write(folder, CHAT, PLAIN), HOSTS)
   first = lines[0]['messages'][0]['content'][0]
   monkeypatch.setattr(JsonLines, 'read_file', lambda *_: pytest.fail('read twice'))
   again = lines[1]['content'][1]
@@ -261,7 +261,7 @@ def test_cache_drops_the_least_recently_used():
 
 
 def test_pickles_into_worker_processes(folder):
-  lines = JsonLines(write(folder, CHAT), MEDIA)
+  lines = JsonLines(write(folder, CHAT), HOSTS)
   lines[0]
   copy = pickle.loads(pickle.dumps(lines))
   assert len(copy) == 1 and copy[0]['id'] == 'data.jsonl:1'

@@ -4,15 +4,17 @@ import collections
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from samples import config as run_config
+from samples import data_config
 
 from omni_jax.data.sources.mixture import (
   Drawing,
   ENDLESS,
   Mixture,
   mixture_of,
+  part_of,
   Schedule,
 )
 from omni_jax.errors import UserError
@@ -114,11 +116,7 @@ def test_examples_keep_their_source_in_their_name():
 
 
 def test_from_a_config():
-  config = ConfigDict(
-    dict(
-      sources=dict(x=dict(n=3, weight=2.0), y=dict(n=5, epochs=2.0)), temperature=1.0
-    )
-  )
+  config = data_config(sources=dict(x=dict(n=3, weight=2.0), y=dict(n=5, epochs=2.0)))
   made = mixture_of(config, lambda part: examples('', part.n))
   assert made.names == ('x', 'y') and made.uses() == [ENDLESS, 10]
   config.sources.y.weight = -1.0
@@ -130,7 +128,51 @@ def test_from_a_config():
   with pytest.raises(UserError, match=r'config.data.sources.x: holds no examples'):
     mixture_of(config, lambda part: examples('', part.n))
   with pytest.raises(UserError, match='0 sources'):
-    mixture_of(ConfigDict(dict(sources={})), None)
+    mixture_of(data_config(), list)
+
+
+def test_a_part_has_every_key_and_what_it_lacks_is_the_mixtures():
+  part = dict(source='jsonl', train_file='mine.jsonl', weight=2.0)
+  config = data_config(
+    source='mixture',
+    root='there',
+    seed=5,
+    temperature=2.0,
+    eval_file='all.jsonl',
+    sources=dict(a=part),
+  )
+  a = part_of(config, 'a')
+  assert (a.source, a.train_file, a.weight) == ('jsonl', 'mine.jsonl', 2.0)
+  assert (a.root, a.seed, a.train_split) == ('there', 5, 'train')
+  assert set(a) == set(config) - {'budget', 'augment'} | {'weight', 'cap', 'epochs'}
+
+
+def test_what_is_said_of_a_mixture_is_not_said_of_its_parts():
+  """Also where the mixture is itself a part, with a weight, a cap and epochs."""
+  inner = dict(
+    source='mixture', weight=3.0, cap=7, epochs=2.0, root='here', sources=dict(a={})
+  )
+  config = data_config(
+    source='mixture', temperature=2.0, eval_file='all.jsonl', sources=dict(inner=inner)
+  )
+  outer = part_of(config, 'inner')
+  assert (outer.weight, outer.cap, outer.epochs) == (3.0, 7, 2.0)
+  assert (outer.temperature, outer.eval_file) == (1.0, '')
+  a = part_of(outer, 'a')
+  assert (a.weight, a.cap, a.epochs) == (0.0, 0, 0.0)
+  assert (a.source, a.eval_file, a.temperature) == ('', '', 1.0)
+  assert not a.sources and a.root == 'here'
+  assert config.sources.inner.sources.a.to_dict() == {}
+
+
+def test_a_part_takes_the_values_of_keys_that_follow_others():
+  config = run_config('ready')
+  config.data.root = 'shared'
+  config.model.audio.rate = 16000
+  part = part_of(config.data, 'fsdd')
+  assert (part.root, part.rate, part.weight) == ('shared', 16000, 1.0)
+  part.rate = 1
+  assert config.model.audio.rate == 16000
 
 
 def test_ties_are_no_matter():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
+from samples import data_config, hosts_of
 
 from omni_jax.convert.inputs import reader_of
 from omni_jax.convert.local import convert
@@ -25,13 +26,12 @@ from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.tasks.answers import case_of
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.sizes import ImageConfig
 
 SHARED = pathlib.Path(__file__).parents[4] / 'shared' / 'data'
 WORDS = DIGIT_WORDS['en']
 GRAY = {'train': 20, 'test': 21}  # of a digit in the images here: times the digit
-MEDIA = Hosts(
+HOSTS = hosts_of(
   image=ImageConfig(height=4, width=4, channels=3),
   audio=AudioConfig(rate=8000, seconds=0.96),
 )
@@ -163,8 +163,8 @@ def root(tmp_path):
   return tmp_path
 
 
-def opened(root, name, split='train', media=MEDIA, **asked):
-  return READY[name](str(root), Asked(split, **asked), media)
+def opened(root, name, split='train', hosts=HOSTS, **asked):
+  return READY[name](str(root), Asked(split, **asked), hosts)
 
 
 def taken(example):
@@ -328,7 +328,9 @@ def test_orders_with_their_slots(root):
   with pytest.raises(
     BadRecord, match=r'barista/train/0\.wav: sound of 0\.05 s, longer than'
   ):
-    opened(root, 'barista', media=Hosts(audio=AudioConfig(rate=500, seconds=0.04)))[0]
+    opened(root, 'barista', hosts=hosts_of(audio=AudioConfig(rate=500, seconds=0.04)))[
+      0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -499,26 +501,18 @@ def test_lines_that_are_not_parallel_are_refused(root):
 
 
 def config(root, source, **values) -> ConfigDict:
-  return ConfigDict(
-    {
-      'source': source,
-      'root': str(root),
-      'train_split': 'train',
-      'eval_split': 'test',
-      **values,
-    }
-  )
+  return data_config(source=source, root=str(root), **values)
 
 
 def test_one_line_of_a_config_names_a_set(root):
-  assert [len(training_examples(config(root, name), MEDIA)) for name in READY] == [
+  assert [len(training_examples(config(root, name), HOSTS)) for name in READY] == [
     8,
     10,
     4,
     2,
     40,
   ]
-  assert [len(held_out(config(root, name), MEDIA)) for name in READY] == [
+  assert [len(held_out(config(root, name), HOSTS)) for name in READY] == [
     4,
     2,
     3,
@@ -526,7 +520,7 @@ def test_one_line_of_a_config_names_a_set(root):
     40,
   ]
   asked = config(root, 'emoji', language='de,fr', write='image')
-  assert [taken(example)[0]['text'] for example in training_examples(asked, MEDIA)] == [
+  assert [taken(example)[0]['text'] for example in training_examples(asked, HOSTS)] == [
     'rot',
     'rouge',
   ]
@@ -534,26 +528,26 @@ def test_one_line_of_a_config_names_a_set(root):
     UserError,
     match=r'give the folder that holds barista_speech/, --config\.data\.root=DIR',
   ):
-    training_examples(config('', 'barista'), MEDIA)
+    training_examples(config('', 'barista'), HOSTS)
 
 
 def test_a_speaker_is_left_out_and_the_codec_learns_the_others(root):
   asked = config(root, 'fsdd', write='audio', leave_out='bob')
   assert {
-    taken(example)[2]['voice'] for example in training_examples(asked, MEDIA)
+    taken(example)[2]['voice'] for example in training_examples(asked, HOSTS)
   } == {'ann'}
-  assert len(training_payloads(asked, MEDIA, 'audio')) == 4
+  assert len(training_payloads(asked, HOSTS, 'audio')) == 4
 
 
 def test_a_mixture_holds_out_what_its_parts_do(root):
   parts = {
-    'a': dict(config(root, 'mnist')),
-    'b': dict(config(root, 'fsdd', write='audio', weight=2.0)),
-    'c': dict(config(root, 'barista', eval_split='')),
+    'a': dict(source='mnist'),
+    'b': dict(source='fsdd', write='audio', weight=2.0),
+    'c': dict(source='barista', eval_split=''),
   }
-  asked = ConfigDict({'source': 'mixture', 'sources': parts})
-  assert len(training_examples(asked, MEDIA)) == 10 + 8 + 2
-  found = held_out(asked, MEDIA)
+  asked = config(root, 'mixture', eval_file='', sources=parts)
+  assert len(training_examples(asked, HOSTS)) == 10 + 8 + 2
+  found = held_out(asked, HOSTS)
   assert found.path == 'a, b' and [case_of(found.encoded(k)).group for k in (0, 2)] == [
     'mnist_image_to_text',
     'fsdd_text_to_speech',
@@ -561,7 +555,7 @@ def test_a_mixture_holds_out_what_its_parts_do(root):
   assert found[2]['id'].startswith('b/fsdd/test/')
   del asked.sources['a'], asked.sources['b']
   with pytest.raises(UserError, match="source='mixture' holds out nothing"):
-    held_out(asked, MEDIA)
+    held_out(asked, HOSTS)
 
 
 class Flags:
@@ -587,7 +581,7 @@ def test_a_set_is_converted(root, tmp_path):
   found = {
     example['id']: example
     for example in ArrayRecordExamples(
-      sorted((tmp_path / 'out').glob('*.array_record')), MEDIA
+      sorted((tmp_path / 'out').glob('*.array_record')), HOSTS
     )
   }
   expected = list(opened(root, 'emoji', languages=('en', 'de')))
@@ -628,11 +622,11 @@ COUNTS = {
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
 @pytest.mark.parametrize('name, asked', COUNTS, ids=str)
 def test_the_shared_data(name, asked):
-  media = Hosts(
+  hosts = hosts_of(
     image=ImageConfig(64, 64, 3, 8), audio=AudioConfig(rate=8000, seconds=15.04)
   )
   train, test = (
-    opened(SHARED, name, split, media, **dict(asked)) for split in ('train', 'test')
+    opened(SHARED, name, split, hosts, **dict(asked)) for split in ('train', 'test')
   )
   assert (len(train), len(test)) == COUNTS[name, asked]
   names = [
@@ -661,7 +655,7 @@ def test_the_shared_data(name, asked):
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
 def test_labels_of_the_shared_data_are_those_of_the_files():
   """The digit stands in the name of a recording; a judge of one nearest image is right on most digits."""
-  found = opened(SHARED, 'fsdd', 'test', MEDIA)
+  found = opened(SHARED, 'fsdd', 'test', HOSTS)
   for k in range(len(found)):
     example = found.encoded(k)
     digit, speaker, _ = example['id'].rpartition('/')[2].split('_')
@@ -670,7 +664,7 @@ def test_labels_of_the_shared_data_are_those_of_the_files():
       word['text'] == clip['label'] == WORDS[int(digit)] and clip['voice'] == speaker
     )
   train, test = (
-    opened(SHARED, 'mnist', split, Hosts(image=ImageConfig(7, 7, 1, 7)))
+    opened(SHARED, 'mnist', split, hosts_of(image=ImageConfig(7, 7, 1, 7)))
     for split in ('train', 'test')
   )
   known = [taken(train[k])[:2] for k in range(0, 3000)]

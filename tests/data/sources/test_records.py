@@ -6,6 +6,7 @@ import pickle
 import msgpack
 import numpy as np
 import pytest
+from samples import hosts_of
 
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import (
@@ -16,11 +17,10 @@ from omni_jax.data.sources.records import (
 )
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = Hosts(image=ImageConfig(height=4, width=4, channels=1))
+HOSTS = hosts_of(image=ImageConfig(height=4, width=4, channels=1))
 
 
 def same(one, two) -> bool:
@@ -66,7 +66,7 @@ def lines(tmp_path):
     {'content': [{'type': 'text', 'text': 'plain'}, {'type': 'audio', 'path': 'a.wav'}]}
   )
   (tmp_path / 'data.jsonl').write_text('\n'.join(map(json.dumps, examples)))
-  return JsonLines(tmp_path / 'data.jsonl', MEDIA)
+  return JsonLines(tmp_path / 'data.jsonl', HOSTS)
 
 
 def records_of(lines) -> list[bytes]:
@@ -75,7 +75,7 @@ def records_of(lines) -> list[bytes]:
 
 def test_record_round_trip(lines):
   for n, record in enumerate(records_of(lines)):
-    assert same(decode_example(record, MEDIA), lines[n])
+    assert same(decode_example(record, HOSTS), lines[n])
 
 
 def test_array_record_round_trip_over_several_files(lines, tmp_path):
@@ -85,7 +85,7 @@ def test_array_record_round_trip_over_several_files(lines, tmp_path):
     write_array_record(path, part)
     for path, part in zip(paths, (records[:1], records[1:4], records[4:]), strict=True)
   ] == [1, 3, 2]
-  examples = ArrayRecordExamples(paths, MEDIA)
+  examples = ArrayRecordExamples(paths, HOSTS)
   assert len(examples) == 6
   for n in (5, 0, 3, 1, 4, 2, -1):
     assert same(examples[n], lines[n])
@@ -100,7 +100,7 @@ def test_one_path_and_default_ids(tmp_path):
   write_array_record(
     path, [encode_example({'content': text}, lambda _: b'') for text in 'ab']
   )
-  assert [example['id'] for example in ArrayRecordExamples(str(path), MEDIA)] == [
+  assert [example['id'] for example in ArrayRecordExamples(str(path), HOSTS)] == [
     'a.array_record:0',
     'a.array_record:1',
   ]
@@ -157,13 +157,13 @@ class Evil:
 )
 def test_bad_records_are_refused(record, reason):
   with pytest.raises(BadRecord, match=reason):
-    decode_example(record, MEDIA)
+    decode_example(record, HOSTS)
 
 
 def test_bad_records_of_a_file_are_named(tmp_path):
   write_array_record(tmp_path / 'a.array_record', [b'broken'])
   with pytest.raises(BadRecord, match=r'^a\.array_record:0: not a msgpack record'):
-    ArrayRecordExamples(tmp_path / 'a.array_record', MEDIA)[0]
+    ArrayRecordExamples(tmp_path / 'a.array_record', HOSTS)[0]
 
 
 def test_unusable_files_are_user_errors(tmp_path):
@@ -176,4 +176,4 @@ def test_unusable_files_are_user_errors(tmp_path):
     ([], 'list of paths is empty'),
   ):
     with pytest.raises(UserError, match=message):
-      ArrayRecordExamples(paths, MEDIA)
+      ArrayRecordExamples(paths, HOSTS)

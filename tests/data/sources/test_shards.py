@@ -1,11 +1,11 @@
 """A converted folder that is not what its manifest says, or not for this run, is refused when it is opened."""
 
 import json
-import runpy
 
 from ml_collections import ConfigDict
 import pytest
-from samples import ROOT
+from samples import config as run_config
+from samples import data_config, hosts_of
 
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.local import convert
@@ -19,13 +19,12 @@ from omni_jax.data.sources.shards import (
 )
 from omni_jax.data.sources.table import check_tokenizers, training_examples
 from omni_jax.errors import UserError
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.train.stages import Run
 
 
 def own_data(root='') -> ConfigDict:
-  config = runpy.run_path(str(ROOT / 'configs' / 'own_data.py'))['get_config']()
+  config = run_config('own_data')
   config.data.update(
     dict(source='array_record', root=str(root), train_file='train', eval_file='train')
   )
@@ -52,7 +51,7 @@ def folder(tmp_path):
 
 
 def opened(folder):
-  return training_examples(own_data(folder.parent).data, Hosts())
+  return training_examples(own_data(folder.parent).data, hosts_of())
 
 
 def changed(folder, **values) -> None:
@@ -100,7 +99,7 @@ def test_shards_that_are_missing_extra_or_of_another_size(folder):
 
 
 def test_many_missing_shards_are_one_line(tmp_path):
-  stats = [ShardStats(f'{n}.array_record', 1, 9, '', 0, 0, 0.0, []) for n in range(99)]
+  stats = [ShardStats(f'{n}.array_record', 1, 9, '', {}, []) for n in range(99)]
   (tmp_path / 'manifest.json').write_text(json.dumps(manifest_of(stats, 'it', None)))
   with pytest.raises(
     UserError,
@@ -131,15 +130,16 @@ def test_something_else_under_its_name(folder, text):
 def test_another_tokenizer_is_refused_before_the_first_stage(folder):
   config = own_data(folder.parent)
   config.model.tokenizer.languages = ('en', 'de')
-  theirs, ours = (RunCheck.of(c).tokenizer.fingerprint() for c in (own_data(), config))
+  theirs, ours = (
+    RunCheck.of(c).hosts.tokenizer.fingerprint() for c in (own_data(), config)
+  )
   said = rf'train was converted for the tokenizer {theirs}, this run has {ours}: convert again'
   with pytest.raises(UserError, match=said):
     Run(config, '')
-  mixed = ConfigDict(
-    dict(source='mixture', sources=dict(a=dict(source='text'), b=config.data.to_dict()))
-  )
+  sources = dict(a=dict(source='text'), b=config.data.to_dict())
+  mixed = data_config(source='mixture', sources=sources)
   with pytest.raises(UserError, match=said):
-    check_tokenizers(mixed, RunCheck.of(config).tokenizer)
+    check_tokenizers(mixed, RunCheck.of(config).hosts.tokenizer)
   for kept in (None, ours):
     changed(folder, tokenizer=kept)
     Run(config, '')

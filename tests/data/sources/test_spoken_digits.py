@@ -7,16 +7,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from samples import hosts_of
 
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.spoken_digits import build, KINDS, WORDS
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = Hosts(image=ImageConfig(height=28, width=28), audio=AudioConfig(seconds=3.2))
+HOSTS = hosts_of(image=ImageConfig(height=28, width=28), audio=AudioConfig(seconds=3.2))
 SETTINGS = dict(images=600, strings=50, seconds=1.0, string_seconds=3.2, seed=0)
 SPEAKERS = ('george', 'theo')
 
@@ -97,7 +97,7 @@ def digits_of(part) -> list[int]:
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_every_row_can_be_read_and_agrees_in_its_digit(built, split):
-  for example in JsonLines(built[0] / f'{split}.jsonl', MEDIA):
+  for example in JsonLines(built[0] / f'{split}.jsonl', HOSTS):
     assert len({tuple(digits_of(part)) for part in parts(example)}) == 1
     assert example['meta'] == {'group': example['id'].split('/')[1]}
 
@@ -105,7 +105,7 @@ def test_every_row_can_be_read_and_agrees_in_its_digit(built, split):
 def test_strings_join_two_to_five_recordings_of_one_speaker(built):
   strings = [
     parts(example)[0]
-    for example in JsonLines(built[0] / 'train.jsonl', MEDIA)
+    for example in JsonLines(built[0] / 'train.jsonl', HOSTS)
     if example['meta']['group'] == 'string_to_text'
   ]
   assert {len(digits_of(part)) for part in strings} == {2, 3, 4, 5}
@@ -117,7 +117,7 @@ def test_strings_join_two_to_five_recordings_of_one_speaker(built):
 
 def test_a_speaker_file_holds_all_recordings_of_one_speaker(built):
   heard = [
-    parts(example)[0] for example in JsonLines(built[0] / 'speaker_theo.jsonl', MEDIA)
+    parts(example)[0] for example in JsonLines(built[0] / 'speaker_theo.jsonl', HOSTS)
   ]
   assert {part['voice'] for part in heard} == {'theo'}
   assert (
@@ -134,12 +134,12 @@ def test_a_speaker_file_holds_all_recordings_of_one_speaker(built):
 
 
 def built_lines(built, name):
-  lines = JsonLines(built[0] / f'{name}.jsonl', MEDIA)
+  lines = JsonLines(built[0] / f'{name}.jsonl', HOSTS)
   return [parts(lines.encoded(n))[0] for n in range(len(lines))]
 
 
 def test_every_direction_is_there_with_its_controls(built):
-  lines = JsonLines(built[0] / 'train.jsonl', MEDIA)
+  lines = JsonLines(built[0] / 'train.jsonl', HOSTS)
   counts = dict.fromkeys(KINDS, 0)
   for n in range(len(lines)):
     example = lines.encoded(n)
@@ -166,7 +166,7 @@ def test_every_direction_is_there_with_its_controls(built):
 def test_splits_share_no_medium_and_takes_follow_the_official_split(built):
   paths = {}
   for split in ('train', 'valid', 'test'):
-    lines = JsonLines(built[0] / f'{split}.jsonl', MEDIA)
+    lines = JsonLines(built[0] / f'{split}.jsonl', HOSTS)
     paths[split] = {
       part['path']
       for n in range(len(lines))
@@ -189,7 +189,7 @@ def test_splits_share_no_medium_and_takes_follow_the_official_split(built):
 
 
 def test_held_out_sources_are_read_once(built):
-  lines = JsonLines(built[0] / 'test.jsonl', MEDIA)
+  lines = JsonLines(built[0] / 'test.jsonl', HOSTS)
   heard = [
     parts(lines.encoded(n))[0]['path']
     for n in range(len(lines))

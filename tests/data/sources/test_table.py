@@ -1,22 +1,30 @@
 """What the sources give for training: voices left out, clips for the codec, pieces of a text file."""
 
 import json
+from types import SimpleNamespace
 
 import ml_collections
 import numpy as np
 import pytest
-from samples import tiny_run
+from samples import data_config, hosts_of, tiny_run
 
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.local import convert
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.payloads import payload_of
-from omni_jax.data.sources.table import training_examples, training_payloads
+from omni_jax.data.sources.table import (
+  converted_folders,
+  held_out,
+  training_examples,
+  training_payloads,
+)
 from omni_jax.data.sources.text_file import TextFile
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.files import wav_bytes
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
+from omni_jax.sequence.example import MEDIA
+
+HOSTS = hosts_of()
 
 
 def sound(name: str, voice: str) -> dict:
@@ -32,12 +40,8 @@ def chat(given: dict, answer: dict, **controls: str) -> dict:
   }
 
 
-def config(root, **changes) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(
-    dict(
-      source='jsonl', root=str(root), train_file='train.jsonl', leave_out='', **changes
-    )
-  )
+def config(root, source='jsonl', **changes) -> ml_collections.ConfigDict:
+  return data_config(source=source, root=str(root), **changes)
 
 
 @pytest.fixture
@@ -58,16 +62,16 @@ def root(tmp_path):
 
 
 def test_labels_and_voices_survive_decoding(root):
-  part = JsonLines(root / 'train.jsonl', Hosts())[0]['messages'][0]['content'][0]
+  part = JsonLines(root / 'train.jsonl', HOSTS)[0]['messages'][0]['content'][0]
   assert (part['label'], part['voice']) == ('one', 'theo') and 'path' not in part
 
 
 @pytest.mark.parametrize('voice, rows', [('theo', [2]), ('ann', [0])])
 def test_a_voice_is_left_out_whether_it_is_heard_or_speaks(root, voice, rows):
   settings = config(root)
-  everything = training_examples(settings, Hosts())
+  everything = training_examples(settings, HOSTS)
   settings.leave_out = voice
-  rest = training_examples(settings, Hosts())
+  rest = training_examples(settings, HOSTS)
   assert [example['id'] for example in rest] == [everything[row]['id'] for row in rows]
 
 
@@ -75,25 +79,25 @@ def test_a_voice_that_nobody_has_is_refused(root):
   settings = config(root)
   settings.leave_out = 'nobody'
   with pytest.raises(UserError, match="leave_out='nobody': none of the 3 examples"):
-    training_examples(settings, Hosts())
+    training_examples(settings, HOSTS)
 
 
 def test_the_codec_learns_what_is_to_be_spoken(root):
-  (wave,) = training_payloads(config(root), Hosts(), 'audio')
+  (wave,) = training_payloads(config(root), HOSTS, 'audio')
   np.testing.assert_allclose(wave, 3 / 8, atol=1e-4)
 
 
 def test_where_nothing_speaks_the_codec_learns_what_is_heard(root):
   settings = config(root)
   settings.leave_out = 'theo'
-  (wave,) = training_payloads(settings, Hosts(), 'audio')
+  (wave,) = training_payloads(settings, HOSTS, 'audio')
   np.testing.assert_allclose(wave, 2 / 8, atol=1e-4)
 
 
 def test_sounds_that_cannot_be_used_are_named(root):
   (root / 'three.wav').write_bytes(b'no sound')
   with pytest.raises(UserError, match=r'1 are refused, the first: three\.wav'):
-    training_payloads(config(root), Hosts(), 'audio')
+    training_payloads(config(root), HOSTS, 'audio')
 
 
 def test_pieces_of_a_text_file(tmp_path):
@@ -136,69 +140,48 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
     timeout=60,
     log=lambda line: None,
   )
-  settings = ml_collections.ConfigDict(
-    dict(source='array_record', root=str(root), train_file='train')
-  )
-  found = training_examples(settings, Hosts())
+  settings = config(root, 'array_record', train_file='train')
+  found = training_examples(settings, HOSTS)
   assert len(found) == 3 and {found[k]['id'] for k in range(3)} == {
     'train.jsonl:1',
     'train.jsonl:2',
     'train.jsonl:3',
   }
   assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
-  assert len(training_payloads(settings, Hosts(), 'audio')) == 3
+  assert len(training_payloads(settings, HOSTS, 'audio')) == 3
   settings.train_file = 'nothing'
   with pytest.raises(UserError, match='nothing: no such file'):
-    training_examples(settings, Hosts())
+    training_examples(settings, HOSTS)
 
 
 def test_a_mixture_of_sources(root):
-  part = dict(config(root))
-  settings = ml_collections.ConfigDict(
-    dict(
-      source='mixture',
-      temperature=1.0,
-      sources=dict(
-        a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0)
-      ),
-    )
-  )
-  found = training_examples(settings, Hosts())
+  part = dict(source='jsonl')
+  sources = dict(a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0))
+  settings = config(root, 'mixture', sources=sources)
+  found = training_examples(settings, HOSTS)
   assert (
     len(found) == 4 and found.names == ('a', 'b') and found.shares() == [0.25, 0.75]
   )
   assert found[3]['id'].startswith('b/')
   assert (
-    len(training_payloads(settings, Hosts(), 'audio', limit=2)) == 2
+    len(training_payloads(settings, HOSTS, 'audio', limit=2)) == 2
   )  # of every second example: both sources are heard
 
 
 def test_clips_come_from_all_over_the_records(root):
-  settings = ml_collections.ConfigDict(
-    dict(
-      source='mixture',
-      sources=dict(
-        a=dict(config(root)), b=dict(config(root, extra=0)) | dict(leave_out='ann')
-      ),
-    )
-  )
-  waves = training_payloads(settings, Hosts(), 'audio', limit=4)
+  part = dict(source='jsonl')
+  sources = dict(a=part, b=part | dict(extra=0, leave_out='ann'))
+  settings = config(root, 'mixture', sources=sources)
+  waves = training_payloads(settings, HOSTS, 'audio', limit=4)
   assert len(waves) == 3
 
 
 def test_a_small_source_beside_a_large_one_is_heard_whole(root):
   """Of each source as many examples are looked at; those of the text file hold no sound."""
   (root / 'long.txt').write_text('abcdefghij' * 1000)
-  settings = ml_collections.ConfigDict(
-    dict(
-      source='mixture',
-      sources=dict(
-        a=dict(source='text', root=str(root), train_file='long.txt', piece=4),
-        b=dict(config(root)),
-      ),
-    )
-  )
-  assert len(training_payloads(settings, Hosts(), 'audio', limit=3)) == 3
+  text = dict(source='text', train_file='long.txt', piece=4)
+  settings = config(root, 'mixture', sources=dict(a=text, b=dict(source='jsonl')))
+  assert len(training_payloads(settings, HOSTS, 'audio', limit=3)) == 3
 
 
 def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
@@ -213,19 +196,42 @@ def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
     chat(image('drawn'), image('other')),
   ]
   (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  media = Hosts()
-  drawn = training_payloads(config(tmp_path), media, 'image')
+  drawn = training_payloads(config(tmp_path), HOSTS, 'image')
   assert sorted(round(4 * float(pixels.mean())) for pixels in drawn) == [2, 3]
   with pytest.raises(UserError, match='no audio in .* can be used'):
-    training_payloads(config(tmp_path), media, 'audio')
+    training_payloads(config(tmp_path), HOSTS, 'audio')
 
 
 def test_the_digits_give_all_their_images():
-  images = training_payloads(tiny_run().data, Hosts(), 'image')
+  images = training_payloads(tiny_run().data, HOSTS, 'image')
   assert len(images) > 1000 and images[0].shape == (8, 8, 1)
 
 
-def test_a_part_of_another_medium_has_a_payload_of_its_own():
+def test_a_part_of_another_medium_has_a_payload_of_its_own(monkeypatch):
+  monkeypatch.setitem(MEDIA, 'gene', SimpleNamespace(key='bases'))
   assert payload_of({'type': 'audio', 'wave': 1}) == 1
   assert payload_of({'type': 'image', 'pixels': 2}) == 2
-  assert payload_of({'type': 'gene', 'payload': 3}) == 3
+  assert payload_of({'type': 'gene', 'bases': 3}) == 3
+
+
+def test_a_mixture_holds_out_only_the_files_that_its_parts_name(root):
+  (root / 'test.jsonl').write_text((root / 'train.jsonl').read_text())
+  parts = dict(a=dict(source='jsonl', eval_file='test.jsonl'), b=dict(source='jsonl'))
+  settings = config(root, 'mixture', eval_file='', sources=parts)
+  found = held_out(settings, HOSTS)
+  assert found.names == ('a',) and len(found) == 3
+  settings.eval_file = 'train.jsonl'
+  assert held_out(settings, HOSTS).path == root / 'train.jsonl'
+
+
+def test_folders_within_a_mixture_are_named_whole(root):
+  inner = dict(b=dict(source='array_record', train_file='two,three', eval_file='four'))
+  sources = dict(
+    a=dict(source='array_record', train_file='one'),
+    c=dict(source='mixture', root='elsewhere', sources=inner),
+    d=dict(source='text'),
+  )
+  settings = config(root, 'mixture', sources=sources)
+  trained = [f'{root}/one', 'elsewhere/two', 'elsewhere/three']
+  assert converted_folders(settings) == trained
+  assert converted_folders(settings, 'eval_file') == ['elsewhere/four']

@@ -5,9 +5,10 @@ import pickle
 import sys
 import types
 
-import ml_collections
 import numpy as np
 import pytest
+from samples import config as run_config
+from samples import data_config, hosts_of
 
 from omni_jax.convert.formats.tensorflow_set import TfdsReader
 from omni_jax.convert.local import convert
@@ -17,11 +18,10 @@ from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.tasks.answers import case_of
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
 
-MEDIA = Hosts(
+HOSTS = hosts_of(
   image=ImageConfig(height=4, width=4, channels=1),
   audio=AudioConfig(rate=8000, seconds=0.96),
 )
@@ -116,20 +116,8 @@ def root(tfds, tmp_path_factory):
 
 
 def config(root, name, **values):
-  return ml_collections.ConfigDict(
-    {
-      'source': 'tfds',
-      'name': name,
-      'root': str(root),
-      'read': '',
-      'write': '',
-      'language': 'en',
-      'rate': 8000,
-      'train_split': 'train',
-      'eval_split': 'test',
-      **values,
-    }
-  )
+  values = {'language': 'en', 'rate': 8000} | values
+  return data_config(source='tfds', name=name, root=str(root), **values)
 
 
 def parts(example):
@@ -156,10 +144,10 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
   found = {
     example['id']: example
     for example in ArrayRecordExamples(
-      sorted((tmp_path / 'out').glob('*.array_record')), MEDIA
+      sorted((tmp_path / 'out').glob('*.array_record')), HOSTS
     )
   }
-  for example in sources.training_examples(config(root, 'pictures'), MEDIA):
+  for example in sources.training_examples(config(root, 'pictures'), HOSTS):
     (picture, answer, task), (theirs, said, _) = (
       parts(found[example['id']]),
       parts(example),
@@ -178,7 +166,7 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
   waves = [
     len(e['messages'][0]['content'][0]['wave'])
     for e in ArrayRecordExamples(
-      sorted((tmp_path / 'heard').glob('*.array_record')), MEDIA
+      sorted((tmp_path / 'heard').glob('*.array_record')), HOSTS
     )
   ]
   assert sorted(waves) == [200, 201, 202]
@@ -190,7 +178,7 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
 
 
 def test_images_with_their_labels(root):
-  examples = sources.training_examples(config(root, 'pictures'), MEDIA)
+  examples = sources.training_examples(config(root, 'pictures'), HOSTS)
   assert len(examples) == 3
   seen = [parts(example) for example in examples]
   assert sorted(answer['text'] for _, answer, _ in seen) == sorted(NAMES) and {
@@ -207,14 +195,14 @@ def test_images_with_their_labels(root):
 def test_sounds_with_the_text_that_is_named(root):
   for sound, answer, _ in map(
     parts,
-    open_tfds(config(root, 'sounds', read='audio', write='label'), MEDIA, 'test[:2]'),
+    open_tfds(config(root, 'sounds', read='audio', write='label'), HOSTS, 'test[:2]'),
   ):
     np.testing.assert_array_equal(
       sound['wave'], WAVES[NAMES.index(answer['text'])] / np.float32(32768)
     )
   sound, answer, task = parts(
     open_tfds(
-      config(root, 'sounds', read='speaker', write='audio', rate=4000), MEDIA, 'test'
+      config(root, 'sounds', read='speaker', write='audio', rate=4000), HOSTS, 'test'
     )[0]
   )
   assert (
@@ -225,15 +213,23 @@ def test_sounds_with_the_text_that_is_named(root):
   assert (
     len(
       sources.training_payloads(
-        config(root, 'sounds', read='label', write='audio'), MEDIA, 'audio'
+        config(root, 'sounds', read='label', write='audio'), HOSTS, 'audio'
       )
     )
     == 3
   )
 
 
+def test_the_config_of_sets_does_not_guess_their_rate():
+  """A rate on the command line is that of the set, not that of the model."""
+  c = run_config('tfds')
+  assert (c.data.rate, c.model.audio.rate) == (0, 8000)
+  c.data.rate = 16000
+  assert c.model.audio.rate == 8000
+
+
 def test_kinds_are_known_before_anything_is_read(root):
-  examples = open_tfds(config(root, 'pictures'), MEDIA, 'test')
+  examples = open_tfds(config(root, 'pictures'), HOSTS, 'test')
   assert (
     case_of(examples.encoded(0)).group == case_of(examples[0]).group == 'image_to_text'
   )
@@ -241,7 +237,7 @@ def test_kinds_are_known_before_anything_is_read(root):
 
 def test_damaged_media_are_bad_records(root):
   with pytest.raises(BadRecord, match=r'^broken/train:0: not an image'):
-    sources.training_examples(config(root, 'broken'), MEDIA)[0]
+    sources.training_examples(config(root, 'broken'), HOSTS)[0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +270,7 @@ def test_damaged_media_are_bad_records(root):
 )
 def test_mistakes_are_one_line(root, values, message):
   with pytest.raises(UserError, match=message) as caught:
-    sources.training_examples(config(root, **values), MEDIA)
+    sources.training_examples(config(root, **values), HOSTS)
   assert '\n' not in str(caught.value)
 
 
@@ -302,7 +298,7 @@ def test_what_is_missing_to_make_a_set_is_one_line(
   monkeypatch.setitem(sys.modules, 'tensorflow', tensorflow)
   monkeypatch.setattr(tfds, 'builder', lambda name, **kwargs: Builder())
   with pytest.raises(UserError, match=message) as caught:
-    open_tfds(config(tmp_path, 'mine'), MEDIA, 'train')
+    open_tfds(config(tmp_path, 'mine'), HOSTS, 'train')
   assert '\n' not in str(caught.value)
 
 
@@ -312,7 +308,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
     UserError,
     match=r"needs the package 'tensorflow_datasets': pip install 'omni_jax\[tf\]'",
   ):
-    open_tfds(config(tmp_path, 'mnist'), MEDIA, 'train')
+    open_tfds(config(tmp_path, 'mnist'), HOSTS, 'train')
 
 
 def test_the_type_audio_brings_its_rate(tfds, tmp_path):
@@ -332,7 +328,7 @@ def test_the_type_audio_brings_its_rate(tfds, tmp_path):
     ('audio', 'label'),
   )
   sound, answer, _ = parts(
-    open_tfds(config(tmp_path, 'heard', rate=0), MEDIA, 'train')[0]
+    open_tfds(config(tmp_path, 'heard', rate=0), HOSTS, 'train')[0]
   )
   np.testing.assert_array_equal(sound['wave'], WAVES[0] / np.float32(32768))
   assert answer['text'] == '7' and json.dumps(answer)

@@ -137,7 +137,9 @@ def test_convolution_is_that_of_the_textbook():
 
 
 def test_columns_that_do_not_halve_twice_are_refused():
-  with pytest.raises(UserError, match=r'channels=8.*6 mel columns.*mel_hops'):
+  with pytest.raises(
+    UserError, match=r'model\.audio\.embed\.channels=8.*6 mel columns.*mel_hops'
+  ):
     AudioEmbed(
       AudioEmbedConfig(channels=8),
       AudioConfig(rate=6000, mel_hops=6),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.audio.codec import Codec, CodecConfig
+from omni_jax.modalities.audio.device import encode
 from omni_jax.modalities.audio.mel import (
   log_mel_columns,
   log_mel_patches,
@@ -18,7 +19,6 @@ from omni_jax.modalities.audio.mel import (
 )
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.model import codes_of
 
 AUDIO = AudioConfig()
 FRAMES = (
@@ -131,7 +131,8 @@ def test_codes_of_a_pool_are_those_of_each_clip_alone(codec):
     pool_BRS, clip_BR
   )[0]
   np.testing.assert_allclose(pool[: len(clip_R)], latents[clip_R, at_R], atol=1e-5)
-  code = jax.jit(lambda frames, clips: codes_of(codec, books, frames, clips))
+  buffers = {'codebooks': books._asdict()}
+  code = jax.jit(lambda frames, clips: encode(codec, buffers, frames, clips))
   alone_NRJ = np.asarray(code(frame_NRS, ones(frame_NRS)))
   np.testing.assert_array_equal(
     np.asarray(code(pool_BRS, clip_BR))[0, : len(clip_R)], alone_NRJ[clip_R, at_R]

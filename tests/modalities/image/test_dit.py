@@ -1,28 +1,40 @@
 """The DiT head: one convention for training and sampling, masks that hold, noise that belongs to an image."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import BUDGET, chat, packed, picture, text
 
-from omni_jax.modalities.image.flow import noise_images
+from omni_jax.data.making import prepare
+from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.image.head import DiTConfig, DiTHead
+from omni_jax.modalities.image.host import bytes_of, cut, patch_places
 from omni_jax.modalities.image.sizes import ImageConfig
+from omni_jax.model import encode_streams, merge
+from omni_jax.nn.pool import Pool
+from omni_jax.types import Stream
 
 IMAGE = ImageConfig(height=4, width=4, patch=2)  # 4 patches of 4 values
 DATA = jax.random.normal(jax.random.key(0), (3, 4, 4))
+PLACE = jnp.asarray(np.tile(patch_places(2, 2), (3, 1, 1)))
+CONFIG = DiTConfig(width=16, layers=1, heads=2, hidden=16, noises=2, null=0.5)
+
+
+def velocity(head, x, t, state, valid=None):
+  """The velocity of three images, one a row, of the patches that are valid."""
+  valid = jnp.ones((3, 4), bool) if valid is None else valid
+  pool = Pool.of(valid.astype(jnp.int32), 1, block=4, longest=4)
+  return head.velocity(x, jnp.full((3, 1), t), state, PLACE, pool)
 
 
 @pytest.fixture(scope='module')
 def head():
   """A head whose weights are all random: adaLN-Zero starts at zero, where nothing could be seen."""
-  made = DiTHead(
-    DiTConfig(width=16, layers=1, heads=2, hidden=16, noises=2, null=0.5),
-    IMAGE,
-    8,
-    rngs=nnx.Rngs(0),
-  )
+  made = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
   state = nnx.state(made, nnx.Param)
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(7), len(leaves))
@@ -36,12 +48,8 @@ def head():
 
 
 def test_a_fresh_head_predicts_nothing():
-  fresh = DiTHead(
-    DiTConfig(width=16, layers=1, heads=2, hidden=16), IMAGE, 8, rngs=nnx.Rngs(0)
-  )
-  made = nnx.jit(DiTHead.velocity)(
-    fresh, DATA, jnp.full(3, 0.5), jnp.ones((3, 4, 8)), jnp.ones((3, 4), bool)
-  )
+  fresh = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
+  made = nnx.jit(velocity)(fresh, DATA, 0.5, jnp.ones((3, 4, 8)))
   np.testing.assert_array_equal(made, 0)
 
 
@@ -50,7 +58,7 @@ def test_patches_outside_a_small_image_change_nothing_inside(head):
     [[True, True, True, True], [True, False, True, False], [True, False, False, False]]
   )
   state = jax.random.normal(jax.random.key(1), (3, 4, 8))
-  run = nnx.jit(lambda head, x, state: head.velocity(x, jnp.full(3, 0.5), state, valid))
+  run = nnx.jit(lambda head, x, state: velocity(head, x, 0.5, state, valid))
   clean = run(head, DATA, state)
   spoiled = run(
     head,
@@ -68,33 +76,38 @@ def test_patches_outside_a_small_image_change_nothing_inside(head):
 
 
 def test_time_and_condition_matter(head):
-  valid, state = jnp.ones((3, 4), bool), jax.random.normal(jax.random.key(1), (3, 4, 8))
-  run = nnx.jit(
-    lambda head, t, state: head.velocity(DATA, jnp.full(3, t), state, valid)
-  )
+  state = jax.random.normal(jax.random.key(1), (3, 4, 8))
+  run = nnx.jit(lambda head, t, state: velocity(head, DATA, t, state))
   base = run(head, 0.5, state)
   assert (jnp.abs(run(head, 0.6, state) - base) > 1e-4).any() and (
     jnp.abs(run(head, 0.5, state + 0.1) - base) > 1e-4
   ).any()
 
 
-def head_loss(head, hidden, pixels, at, names):
-  noised = noise_images(
-    pixels,
-    names,
-    jax.random.key(3),
-    IMAGE,
-    samples=head.config.noises,
-    shift=head.config.shift,
+def stream_of(pixels, at, names) -> Stream:
+  """Rows of two images, a block each, as the packer makes them; an image without positions is not there."""
+  pixels, at = np.asarray(pixels, np.float32), np.asarray(at, np.int32)
+  value = [[cut(bytes_of(image), IMAGE.patch) for image in row] for row in pixels]
+  there_BN = at[:, :, 0] >= 0
+  number_BN = np.arange(1, 3) * there_BN
+  none_BL = np.full((2, 10), -1, np.int32)
+  return Stream(
+    value_BM=jnp.asarray(np.array(value).reshape(2, 8, 4)),
+    item_BM=jnp.asarray(np.repeat(number_BN, 4, axis=1).astype(np.int32)),
+    place_BM3=jnp.asarray(np.tile(patch_places(2, 2), (2, 2, 1))),
+    at_BL=none_BL,
+    query_at_BL=none_BL,
+    write_at_BM=jnp.asarray(at.reshape(2, 8)),
+    form_BN3=jnp.asarray(there_BN[..., None] * np.array([1, 2, 2], np.int32)),
+    key_BN=jnp.asarray(names, jnp.uint32),
   )
-  return head.loss(hidden, noised, at)
 
 
-def image_loss(head, pixels, at, names):
+def image_loss(head, pixels, at, names) -> HeadLoss:
   hidden = jax.random.normal(jax.random.key(2), (2, 10, 8))
-  return nnx.jit(head_loss)(
-    head, hidden, pixels, jnp.asarray(at), jnp.asarray(names, jnp.uint32)
-  )
+  loss = lambda head, hidden, stream: head.losses(hidden, stream, jax.random.key(3))
+  stream = stream_of(pixels, at, names)
+  return nnx.jit(loss)(head, hidden, stream).summed()
 
 
 def test_the_loss_of_an_image_depends_on_its_name_and_not_on_its_place(head):
@@ -111,13 +124,10 @@ def test_the_loss_of_an_image_depends_on_its_name_and_not_on_its_place(head):
 
 
 def test_the_fresh_loss_is_the_spread_of_data_and_noise():
-  fresh = DiTHead(
-    DiTConfig(width=16, layers=1, heads=2, hidden=16, noises=64),
-    IMAGE,
-    8,
-    rngs=nnx.Rngs(0),
-  )
-  pixels = jnp.full((2, 2, 4, 4, 1), IMAGE.mean + 2 * IMAGE.std)
+  image = dataclasses.replace(IMAGE, mean=0.2, std=0.3)
+  many = dataclasses.replace(CONFIG, noises=64)
+  fresh = DiTHead(many, image, 4, 8, rngs=nnx.Rngs(0))
+  pixels = jnp.full((2, 2, 4, 4, 1), image.mean + 2 * image.std)
   at = np.arange(4)[None, None] + np.zeros((2, 2, 1), int)
   loss = image_loss(fresh, pixels, at, [[1, 2], [3, 4]])
   np.testing.assert_allclose(loss.mean, 4 + 1, rtol=0.1)  # E|data - noise|²
@@ -126,34 +136,74 @@ def test_the_fresh_loss_is_the_spread_of_data_and_noise():
 def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
   state, valid = jax.random.normal(jax.random.key(1), (3, 4, 8)), jnp.ones((3, 4), bool)
   keys = jax.random.split(jax.random.key(5), 3)
+  guidance = jnp.asarray([1.0, 0.0, 3.0])
 
-  def draw(head, state, guidance):
-    return head.sample(state, valid, keys, guidance_U=jnp.asarray(guidance), steps=3)
+  def draw(head, state):
+    return head.sample(state, PLACE, valid, keys, guidance_U=guidance, steps=3)
 
   draw = nnx.jit(draw)
-  other = draw(head, state + 1.0, [1.0, 0.0, 3.0])
-  images = draw(head, state, [1.0, 0.0, 3.0])
-  assert images.shape == (3, 4, 4, 1) and images.min() >= 0 and images.max() <= 1
-  np.testing.assert_allclose(images[1], other[1], atol=1e-5)
-  assert jnp.abs(images[0] - other[0]).max() > 1e-3
+
+  def drawn(state):
+    images = draw(head, state)
+    assert images.dtype == jnp.uint8
+    return np.asarray(images, np.int32)
+
+  other, images = drawn(state + 1.0), drawn(state)
+  assert images.shape == (3, 4, 4) and len(np.unique(images)) > 10
+  np.testing.assert_array_equal(images[1], other[1])
+  assert abs(images[0] - other[0]).max() > 1
   null = head.null[...]
   head.null[...] = null + 1.0
-  changed = draw(head, state, [1.0, 0.0, 3.0])
+  changed = drawn(state)
   head.null[...] = null
-  np.testing.assert_allclose(images[0], changed[0], atol=1e-5)
-  assert (
-    jnp.abs(images[1] - changed[1]).max() > 1e-3
-    and jnp.abs(images[2] - changed[2]).max() > 1e-3
-  )
+  np.testing.assert_allclose(images[0], changed[0], atol=1)  # a byte may be rounded
+  assert abs(images[1] - changed[1]).max() > 1 and abs(images[2] - changed[2]).max() > 1
 
 
-def test_rows_that_draw_nothing_cost_nothing(head):
-  """`config.data.budget.drawn=0`, as in a run that only reads."""
-  loss = head_loss(
-    head,
-    jnp.ones((2, 5, 8)),
-    jnp.zeros((2, 0, 4, 4, 1)),
-    jnp.zeros((2, 0, 4), jnp.int32),
-    jnp.zeros((2, 0), jnp.uint32),
-  )
-  assert (loss.total, loss.weight) == (0, 0)
+def test_an_image_drawn_beside_others_is_the_one_drawn_alone(head):
+  """Rows of a batch of replies: other forms, or none, in the other rows."""
+  state = jax.random.normal(jax.random.key(1), (3, 4, 8))
+  keys = jax.random.split(jax.random.key(5), 3)
+  valid = jnp.asarray([[True] * 4, [True, True, False, False], [False] * 4])
+
+  def draw(rows):
+    run = nnx.jit(
+      lambda head: head.sample(
+        state[rows],
+        PLACE[rows],
+        valid[rows],
+        keys[rows],
+        guidance_U=jnp.full(len(rows), 2.0),
+        steps=3,
+      )
+    )
+    return np.asarray(run(head), np.int32)
+
+  together = draw(np.arange(3))
+  for row in (0, 1):
+    alone = draw(np.array([row]))[0]
+    inside = np.asarray(valid[row])
+    np.testing.assert_allclose(together[row][inside], alone[inside], atol=1)
+
+
+def test_rows_that_draw_nothing_cost_nothing(kit):
+  """`config.data.budget.streams` without image.drawn, as in a run that only reads."""
+  hosts = kit.config.hosts()
+  streams = {
+    name: room for name, room in BUDGET.streams.items() if name != 'image.drawn'
+  }
+  budget = dataclasses.replace(BUDGET, streams=streams)
+  seen = chat('x', [picture(np.random.default_rng(0))], [text('one')], task='write')
+  batch = packed([prepare(seen, hosts)], hosts, budget)
+  assert not batch.streams['image.drawn'].item_BM.size
+  key, state = jax.random.key(0), kit.state
+  losses = kit.forward(state.params, state.buffers, batch, key).heads
+  assert losses['image'] == (0, 0) and losses['text'].weight > 0
+
+  def by_segment(state, batch):
+    coded = encode_streams(kit.config, state.buffers['frozen'], batch)
+    network = merge(kit.model, state.params)
+    hidden = network(coded, state.buffers['router_bias'], kit.mesh).hidden_BLD
+    return network.segment_losses(hidden, coded, key, segments=1)
+
+  assert set(kit.meshed(by_segment)(state, batch)) == {'text', 'audio'}

@@ -1,13 +1,22 @@
-"""Rectified flow: one convention for training and sampling."""
+"""Rectified flow: one convention for training and sampling, and noise that belongs to an item of a step."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omni_jax.modalities.image.flow import noised, sample, velocity
+from omni_jax.modalities.image.flow import (
+  draw_noise,
+  flow_loss,
+  noised,
+  sample,
+  start_noise,
+  velocity,
+)
+from omni_jax.types import Stream
 
 DATA, NOISE = jax.random.normal(jax.random.key(0), (2, 3, 4, 4))
+KEY, VALUES = jax.random.key(1), 2
 
 
 def test_zero_is_noise_and_one_is_data():
@@ -23,3 +32,110 @@ def test_the_true_velocity_leads_to_the_data_in_any_number_of_steps(steps):
   np.testing.assert_allclose(straight, DATA, atol=1e-5)
   seen_from_x = sample(lambda x, t: (DATA - x) / (1 - t), NOISE, steps=steps)
   np.testing.assert_allclose(seen_from_x, DATA, atol=1e-4)
+
+
+# Name of an item -> its places (time, row, column).
+ITEMS = {
+  7: [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)],
+  2**32 - 1: [(0, 0, 0), (0, 0, 1), (0, 0, 2)],
+  5: [(0, 0, 0)],
+  6: [(1, 0, 0), (0, 1, 0)],
+}
+
+
+def stream_of(rows: list[list[int]], pieces: int, items: int) -> Stream:
+  """A pool with these items, one behind the other, in each row."""
+  item_BM = np.zeros((len(rows), pieces), np.int32)
+  place_BM3 = np.zeros((len(rows), pieces, 3), np.int32)
+  key_BN = np.zeros((len(rows), items), np.uint32)
+  for row, names in enumerate(rows):
+    first = 0
+    for number, name in enumerate(names):
+      end = first + len(ITEMS[name])
+      item_BM[row, first:end] = number + 1
+      place_BM3[row, first:end] = ITEMS[name]
+      key_BN[row, number] = name
+      first = end
+  at_BM = np.where(item_BM > 0, np.arange(pieces), -1).astype(np.int32)
+  form_BN3 = np.zeros((len(rows), items, 3), np.int32)
+  value_BM = np.zeros((len(rows), pieces, VALUES), np.uint8)
+  arrays = (value_BM, item_BM, place_BM3, at_BM, at_BM, at_BM, form_BN3, key_BN)
+  return Stream(*map(jnp.asarray, arrays))
+
+
+def drawn(rows, pieces=10, items=4, key=KEY, samples=2, shift=1.0):
+  """(noise by (name, place), time and chance by name) of all items of a pool."""
+  stream = stream_of(rows, pieces, items)
+  made = draw_noise(stream, key, samples=samples, values=VALUES, shift=shift)
+  assert made.noise_BKMY.shape == (len(rows), samples, pieces, VALUES)
+  assert made.t_BKN.shape == made.chance_BKN.shape == (len(rows), samples, items)
+  by_place, by_item = {}, {}
+  for row, names in enumerate(rows):
+    first = 0
+    for number, name in enumerate(names):
+      chances = (made.t_BKN[row, :, number], made.chance_BKN[row, :, number])
+      by_item[name] = np.stack(chances)
+      for k, place in enumerate(ITEMS[name]):
+        by_place[name, place] = np.asarray(made.noise_BKMY[row, :, first + k])
+      first += len(ITEMS[name])
+  return by_place, by_item
+
+
+def test_noise_depends_on_the_step_the_name_and_the_place_only():
+  """Not on the row, the number in the row, the neighbours or the sizes of the pool: equal bit for bit."""
+  first = drawn([list(ITEMS)])
+  moved = drawn([[6, 5], [], [2**32 - 1, 7]], pieces=7, items=3)
+  for ours, theirs in zip(first, moved, strict=True):
+    assert set(ours) == set(theirs)
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize('part', [0, 1], ids=['noise', 'time and chance'])
+def test_every_item_place_sample_and_step_has_its_own(part):
+  made, later = drawn([list(ITEMS)])[part], drawn([list(ITEMS)], key=jax.random.key(2))
+  numbers = [*made.values(), *later[part].values()]
+  flat = np.concatenate([x.reshape(-1) for x in numbers])
+  assert len(np.unique(flat)) == len(flat)
+
+
+def test_noise_is_normal_times_are_shifted_and_chance_is_even():
+  many = jnp.zeros((1, 4000, 3), jnp.int32).at[0, :, 2].set(jnp.arange(4000) % 1000)
+  number = jnp.arange(4000)[None]
+  stream = stream_of([[]], 1, 1)._replace(
+    item_BM=number + 1, place_BM3=many, key_BN=number.astype(jnp.uint32)
+  )
+  plain, shifted = (
+    draw_noise(stream, KEY, samples=1, values=1, shift=shift) for shift in (1.0, 3.0)
+  )
+  noise = np.asarray(plain.noise_BKMY)
+  assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+  np.testing.assert_allclose(np.median(plain.t_BKN), 0.5, atol=0.02)  # logit-normal
+  spread = np.log(plain.t_BKN / (1 - plain.t_BKN)).std()
+  np.testing.assert_allclose(spread, 1, atol=0.05)
+  t = np.asarray(plain.t_BKN)
+  np.testing.assert_allclose(shifted.t_BKN, 3 * t / (1 + 2 * t), rtol=1e-5)
+  chance = np.asarray(plain.chance_BKN)
+  assert chance.min() >= 0 and chance.max() < 1
+  np.testing.assert_allclose((chance < 0.1).mean(), 0.1, atol=0.02)
+  assert abs(np.corrcoef(t.ravel(), chance.ravel())[0, 1]) < 0.05
+
+
+def test_drawing_begins_at_noise_of_the_rows_key_and_the_place():
+  keys = jax.random.split(KEY, 2)
+  place = jnp.asarray([ITEMS[7], ITEMS[7][::-1]])
+  both = start_noise(keys, place, VALUES)
+  alone = start_noise(keys[1:], place[1:, :1], VALUES)
+  np.testing.assert_array_equal(both[1, :1], alone[0])
+  assert len(np.unique(both)) == both.size
+
+
+def test_the_pieces_of_an_item_count_one_together():
+  stream = stream_of([[7, 5], [6]], pieces=6, items=2)
+  error = jax.random.normal(KEY, (2, 3, 6, VALUES))
+  units = flow_loss(error, stream)
+  square = np.square(np.asarray(error)).mean(axis=(1, 3))
+  wanted = square[0, :4].mean() + square[0, 4] + square[1, :2].mean()
+  np.testing.assert_allclose(units.summed(), (wanted, 3), rtol=1e-5)
+  np.testing.assert_array_equal(units.at_BU, stream.write_at_BM)
+  assert not units.loss_BU[np.asarray(stream.item_BM) == 0].any()

@@ -58,17 +58,9 @@ class Asked(NamedTuple):
 
 
 def asked_of(config: Any, split: str) -> Asked:
-  """From `config.data`: write, read, language (several have commas between them), longest, as far as they are set."""
-  languages = tuple(
-    name.strip() for name in config.get('language', '').split(',') if name.strip()
-  )
-  return Asked(
-    split,
-    config.get('write', ''),
-    config.get('read', ''),
-    languages,
-    config.get('longest', 0),
-  )
+  """Returns what `config.data` asks for; several languages have commas between them."""
+  languages = tuple(name.strip() for name in config.language.split(',') if name.strip())
+  return Asked(split, config.write, config.read, languages, config.longest)
 
 
 class ReadySet(Stored):

@@ -1,0 +1,127 @@
+"""Attention of the codec in chunks equals the plain formula over all keys: values, gradients, with and without a past."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.modalities.audio import codec as codec_module
+from omni_jax.modalities.audio.codec import (
+  chunked_attention,
+  CodecConfig,
+  Layer,
+  LayerCache,
+  near_attention,
+)
+
+ROWS, HEADS, WIDTH = 3, 2, 4  # of a head
+LENGTHS = [1, 2, 7, 12, 13, 24, 25, 40]
+WINDOWS = [1, 2, 5, 12, 64]
+
+
+def reference(q_NLHA, clip_NL, keys, bias_HW):
+  """Every query over every key, with a mask of L x S: the formula without chunks."""
+  past, window = keys.clip_NL.shape[1] - q_NLHA.shape[1], bias_HW.shape[1]
+  length = q_NLHA.shape[1]
+  distance = jnp.arange(length)[:, None] + past - jnp.arange(past + length)[None]
+  same = clip_NL[:, :, None] == keys.clip_NL[:, None]
+  near = (distance >= 0) & (distance < window)
+  bias = bias_HW[:, jnp.clip(distance, 0, window - 1)]
+  score = jnp.einsum('nqha,nkha->nhqk', q_NLHA, keys.key_NLHA) / WIDTH**0.5
+  score = jnp.where((near[None] & same)[:, None], score + bias[None], -1e30)
+  return jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), keys.value_NLHA)
+
+
+def clips(length: int, past: int) -> jax.Array:
+  """Clip numbers of the past and of a row: one clip, many, and many with padding behind; in each something lasts."""
+  rng = np.random.default_rng(length)
+  borders = np.sort(rng.random((ROWS, past + length)) < 0.2).astype(np.int32)
+  clip = 1 + np.cumsum(rng.permuted(borders, axis=1), axis=1, dtype=np.int32)
+  clip[0] = 1
+  clip[2, past + (length + 1) // 2 :] = 0
+  clip[1, : past // 2] = 0  # before the start of a stream
+  return jnp.asarray(clip)
+
+
+def inputs(length: int, window: int, past: int):
+  keys = jax.random.split(jax.random.key(0), 4)
+  shape = (ROWS, past + length, HEADS, WIDTH)
+  q, k, v = (jax.random.normal(key, shape) for key in keys[:3])
+  clip_NL = clips(length, past)
+  bias_HW = jax.random.normal(keys[3], (HEADS, window))
+  return q[:, past:], clip_NL[:, past:], LayerCache(k, v, clip_NL), bias_HW
+
+
+def with_gradients(attention, q, clip, keys, bias):
+  """Output, and gradients by queries, keys, values and bias of a sum that weighs every number differently."""
+  weight = jax.random.normal(jax.random.key(9), q.shape)
+
+  def scalar(q, key, value, bias):
+    y = attention(q, clip, LayerCache(key, value, keys.clip_NL), bias)
+    return (y * weight).sum(), y
+
+  gradients = jax.jit(jax.value_and_grad(scalar, argnums=range(4), has_aux=True))
+  (_, y), grads = gradients(q, keys.key_NLHA, keys.value_NLHA, bias)
+  return y, *grads
+
+
+@pytest.mark.parametrize('streamed', [False, True], ids=['whole', 'streamed'])
+@pytest.mark.parametrize('window', WINDOWS)
+@pytest.mark.parametrize('attention', [near_attention, chunked_attention])
+def test_both_ways_equal_the_reference(attention, window, streamed):
+  """Lengths that the window divides and does not, rows shorter than the window, several clips and padding."""
+  for length in LENGTHS:
+    case = inputs(length, window, past=window - 1 if streamed else 0)
+    pairs = zip(
+      with_gradients(attention, *case), with_gradients(reference, *case), strict=True
+    )
+    for name, (ours, theirs) in zip(('y', 'q', 'k', 'v', 'bias'), pairs, strict=True):
+      assert np.isfinite(ours).all()
+      np.testing.assert_allclose(
+        ours, theirs, rtol=2e-5, atol=2e-5, err_msg=f'{name} of {length}'
+      )
+
+
+@pytest.mark.parametrize('length, chunked', [(1, False), (12, False), (13, True)])
+def test_short_rows_take_the_plain_way_and_long_ones_chunks(
+  monkeypatch, length, chunked
+):
+  """A layer of window 6 gives the same by both, and the same keys to remember."""
+  config = CodecConfig(width=8, heads=2, hidden=8, window=6)
+  layer = Layer(config, rngs=nnx.Rngs(0))
+  layer.bias_HW[...] = jax.random.normal(jax.random.key(1), (2, 6))
+  x_NLD = jax.random.normal(jax.random.key(2), (ROWS, length, 8))
+  clip_NL = clips(length, 0)
+  none = jnp.zeros((ROWS, 0, 2, 4))
+  start = LayerCache(none, none, jnp.zeros((ROWS, 0), jnp.int32))
+  calls = []
+
+  def counted(*args):
+    calls.append(1)
+    return chunked_attention(*args)
+
+  monkeypatch.setattr(codec_module, 'chunked_attention', counted)
+  ours = layer(x_NLD, clip_NL, start)
+  assert bool(calls) == chunked
+  monkeypatch.setattr(codec_module, 'chunked_attention', reference)
+  monkeypatch.setattr(codec_module, 'near_attention', reference)
+  theirs = layer(x_NLD, clip_NL, start)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  assert theirs[1].clip_NL.shape[1] == min(length, 5)
+
+
+def test_a_long_row_never_has_all_its_logits():
+  """4096 patches: all logits of two heads would be 134 MB in fp32, those of pairs of chunks are 1 MB."""
+  length, window = 4096, 16
+  shape = jax.ShapeDtypeStruct((1, length, HEADS, WIDTH), jnp.float32)
+  clip = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  bias = jax.ShapeDtypeStruct((HEADS, window), jnp.float32)
+
+  def total(q, k, v, clip, bias):
+    return chunked_attention(q, clip, LayerCache(k, v, clip), bias).sum()
+
+  gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+  program = gradient.lower(shape, shape, shape, clip, bias).compile()
+  assert program.memory_analysis().temp_size_in_bytes < 20 * 2**20

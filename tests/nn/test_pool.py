@@ -1,0 +1,125 @@
+"""Pools: what is an item's reaches its pieces, and the mean of its pieces reaches it, as in plain loops."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omni_jax.nn.pool import counts, Pool
+from omni_jax.nn.reach import mask_of
+
+ITEMS, WIDTH, LONGEST = 5, 3, 4
+# Of blocks in which several items lie whole, of blocks with one item at most, and of rows shorter than a block.
+SHARED = (
+  8,
+  [
+    [1, 1, 2, 2, 3, 3, 3, 0, 4, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0],
+    [0] * 16,
+  ],
+)
+ALONE = (
+  4,
+  [
+    [1, 1, 0, 0, 2, 2, 2, 2, 3, 0, 0, 0],
+    [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0],
+    [0] * 12,
+  ],
+)
+SHORT = (8, [[1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 2, 2]])
+SHORT_ALONE = (8, [[1, 1, 1], [1, 0, 0]])
+CASES = dict(shared=SHARED, alone=ALONE, short=SHORT, short_alone=SHORT_ALONE)
+every_pool = pytest.mark.parametrize('name', CASES)
+
+
+def pool_of(name: str) -> tuple[Pool, np.ndarray]:
+  block, rows = CASES[name]
+  item_BM = np.array(rows, np.int32)
+  made = Pool.of(jnp.asarray(item_BM), ITEMS, block=block, longest=LONGEST)
+  assert made.alone == (name in ('alone', 'short_alone'))
+  return made, item_BM
+
+
+def by_gathering(item_BM: np.ndarray, value_BNW: jax.Array) -> jax.Array:
+  """The item's value for each piece, 0 for those of none."""
+  none_B1W = jnp.zeros_like(value_BNW[:, :1])
+  with_none = jnp.concatenate([none_B1W, value_BNW], axis=1)
+  return jnp.stack([row[item] for row, item in zip(with_none, item_BM, strict=True)])
+
+
+def mean_by_loops(item_BM: np.ndarray, value_BMW: jax.Array) -> jax.Array:
+  means = []
+  for row, items in zip(value_BMW, item_BM, strict=True):
+    for item in range(1, ITEMS + 1):
+      mine = row[items == item]
+      means.append(mine.mean(axis=0) if len(mine) else jnp.zeros(WIDTH))
+  return jnp.stack(means).reshape(len(item_BM), ITEMS, WIDTH)
+
+
+def with_gradient(function, x):
+  """Value, and gradient of a sum that weighs every number of it differently."""
+  weight = jax.random.normal(jax.random.key(1), jax.eval_shape(function, x).shape)
+  return function(x), jax.grad(lambda x: (function(x) * weight).sum())(x)
+
+
+@every_pool
+def test_look_up_gives_each_piece_what_is_its_items(name):
+  pool, item_BM = pool_of(name)
+  value_BNW = jax.random.normal(jax.random.key(0), (len(item_BM), ITEMS, WIDTH))
+
+  def looked_up(value_BNW):
+    value_UPW = pool.look_up(value_BNW)
+    assert value_UPW.shape[1] == (1 if pool.alone else pool.pieces)
+    shape = (*pool.item_UP.shape, WIDTH)
+    value_BMW = pool.rows(jnp.broadcast_to(value_UPW, shape), len(item_BM))
+    # Alone in its block, an item's value is also that of the padding behind it.
+    return value_BMW * (item_BM > 0)[..., None]
+
+  ours = with_gradient(looked_up, value_BNW)
+  theirs = with_gradient(partial(by_gathering, item_BM), value_BNW)
+  for mine, other in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@every_pool
+def test_mean_is_that_of_each_items_pieces(name):
+  pool, item_BM = pool_of(name)
+  value_BMW = jax.random.normal(jax.random.key(0), (*item_BM.shape, WIDTH))
+  mean = lambda value_BMW: pool.mean(pool.blocks(value_BMW), len(item_BM))
+  ours = with_gradient(mean, value_BMW)
+  theirs = with_gradient(partial(mean_by_loops, item_BM), value_BMW)
+  for mine, other in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
+  assert not np.asarray(ours[1])[item_BM == 0].any(), 'padding has a gradient'
+
+
+@every_pool
+def test_blocks_and_rows_are_inverse_and_counts_are_counted(name):
+  pool, item_BM = pool_of(name)
+  value_BMW = jax.random.normal(jax.random.key(0), (*item_BM.shape, WIDTH))
+  there_and_back = pool.rows(pool.blocks(value_BMW), len(item_BM))
+  np.testing.assert_array_equal(there_and_back, value_BMW)
+  counted = [np.bincount(row, minlength=ITEMS + 1)[1:] for row in item_BM]
+  np.testing.assert_array_equal(counts(jnp.asarray(item_BM), ITEMS), counted)
+
+
+@every_pool
+def test_a_piece_sees_the_pieces_of_its_item_and_no_others(name):
+  pool, item_BM = pool_of(name)
+  mask_UPP = mask_of(pool.reach())
+  item_UP = np.asarray(pool.item_UP)
+  for mask_PP, item_P in zip(mask_UPP, item_UP, strict=True):
+    for q, k in np.ndindex(*mask_PP.shape):
+      assert mask_PP[q, k] == (item_P[q] == item_P[k] and item_P[q] > 0)
+  assert mask_UPP.sum() == sum(n**2 for row in item_BM for n in np.bincount(row)[1:])
+
+
+def test_it_computes_in_the_type_of_its_values():
+  for name in CASES:
+    pool, item_BM = pool_of(name)
+    half = jnp.ones((len(item_BM), ITEMS, WIDTH), jnp.bfloat16)
+    pieces = jnp.ones((*pool.item_UP.shape, WIDTH), jnp.bfloat16)
+    assert pool.look_up(half).dtype == jnp.bfloat16
+    assert pool.mean(pieces, len(item_BM)).dtype == jnp.bfloat16
