@@ -23,9 +23,10 @@ def get_config() -> ConfigDict:
   c.data.source = 'mixture'
   c.data.eval_file = ''
   c.data.augment = ConfigDict()
-  c.data.budget.update(dict(rows=8, length=384))
-  c.data.budget.streams.image.update(dict(seen=(64, 4), drawn=(32, 2)))
-  c.data.budget.streams.audio.update(dict(heard=(188, 16), spoken=(30, 4)))
+  # Sixteen rows share their pools: sounds last from half a second to fifteen, and a row has room for the longest.
+  c.data.budget.update(dict(rows=32, length=384, group=16))
+  c.data.budget.streams.image.update(dict(seen=(208, 14), drawn=(208, 14)))
+  c.data.budget.streams.audio.update(dict(heard=(736, 32), spoken=(38, 12)))
   # Bytes of a line: prompt and answer share the 384 positions of a row.
   text = dict(source='text20', longest=160)
   pieces = dict(source='text', train_file='tinyshakespeare/input.txt', piece=256)

@@ -12,13 +12,17 @@ from PIL import Image
 from omni_jax.data.sources.ready.ready_set import Asked, LANGUAGES, ReadySet
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.evaluate.page.shown import grid, spectrogram
-from omni_jax.sequence.media import png_bytes
-from omni_jax.types import AudioConfig, ImageConfig, MediaConfig
+from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.sizes import ImageConfig
+from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 
-MEDIA = MediaConfig(
-  image=ImageConfig(height=64, width=64, channels=3, patch=8),
-  audio=AudioConfig(seconds=15.04),
-)
+SIZES = {
+  'image': ImageConfig(height=64, width=64, channels=3, patch=8),
+  'audio': AudioConfig(seconds=15.04),
+}
+HOSTS = Hosts(SIZES, Tokenizer(TokenizerConfig()))
 FOLDER = pathlib.Path(__file__).parent
 COLUMNS, ORDERS, GAP, ZOOM = 10, 3, 6, 2
 
@@ -62,7 +66,7 @@ def main() -> None:
 
   def test(name: str, language: str = '') -> ReadySet:
     return READY[name](
-      root, Asked('test', languages=(language,) if language else ()), MEDIA
+      root, Asked('test', languages=(language,) if language else ()), HOSTS
     )
 
   digits = spread(test('mnist'), COLUMNS)
@@ -80,7 +84,10 @@ def main() -> None:
     spread(test('barista'), ORDERS),
   )
   heard = [
-    [spectrogram(parts(example)[0]['wave'], MEDIA.audio.rate) for example in row]
+    [
+      spectrogram(parts(example)[0]['wave'], HOSTS['audio'].config.rate)
+      for example in row
+    ]
     for row in (words, orders)
   ]
   width = max(picture.shape[1] for row in heard for picture in row)

@@ -16,14 +16,20 @@ from omni_jax.evaluate.page.shown import Media
 from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS
 from omni_jax.generate.api import load
+from omni_jax.modalities.devices import TABLES, Tables
 
 VERSION = 1
 TITLE = 'omni_jax: evaluation'
 
 
-def restore(workdir: Any, step: int | None = None, weights: str = 'average') -> Any:
+def restore(
+  workdir: Any,
+  step: int | None = None,
+  weights: str = 'average',
+  tables: Tables = TABLES,
+) -> Any:
   """Restores a run as `omni_jax.load` does, onto one device of this process."""
-  return load(str(workdir), step=step, weights=weights)
+  return load(str(workdir), step=step, weights=weights, tables=tables)
 
 
 def run(

@@ -273,7 +273,7 @@ def evaluate(run: Run) -> None:
   from omni_jax.evaluate import run as evaluation  # only a run that evaluates needs it
 
   gc.collect()  # frees what is left of the trainer's state in reference cycles
-  trained = evaluation.restore(run.workdir)
+  trained = evaluation.restore(run.workdir, tables=run.model_config.tables)
   evaluation.run(trained, run.workdir, log=functools.partial(print, flush=True))
 
 

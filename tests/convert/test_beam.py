@@ -1,7 +1,7 @@
 """A pipeline of Apache Beam writes the very bytes of the conversion on one machine, and nothing half-made.
 
 Beam wants an environment of its own, without jax, in which this file runs alone:
-`python -m pytest --noconftest tests/data/test_beam.py`
+`python -m pytest --noconftest tests/convert/test_beam.py`
 """
 
 import importlib.util

@@ -43,10 +43,10 @@ def evaluated(folder):
   """What there was when the run restored its last checkpoint; no process may start."""
   found = {}
 
-  def restore(workdir):
+  def restore(workdir, **options):
     found['mesh'] = jax.sharding.get_abstract_mesh()
     found['live'] = live_bytes()
-    trained = real_restore(workdir)
+    trained = real_restore(workdir, **options)
     found['parameters'] = sum(x.nbytes for x in jax.tree.leaves(trained.params))
     found['devices'] = {
       device for x in jax.tree.leaves(trained.params) for device in x.devices()
