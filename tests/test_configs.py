@@ -119,13 +119,22 @@ def test_every_key_is_one_of_base(name):
 
 
 @pytest.mark.parametrize(
-  'key',
-  ['omni.stepz', 'model.image.head.widht', 'colour', 'data.budget.streams.x.seen'],
+  'part, key',
+  [
+    ('omni', 'stepz'),
+    ('model.image.head', 'widht'),
+    ('mesh', 'smell'),
+    ('data.budget.streams', 'smell.seen'),
+  ],
 )
-def test_a_key_that_base_does_not_have_is_found(key):
+def test_a_key_that_base_does_not_have_is_found(part, key):
   config = load('tiny').unlock()
-  config.update_from_flattened_dict({key: 1})
-  assert unknown_keys(config) == {key}
+  inner = config
+  for name in part.split('.'):
+    inner = inner[name]
+  first, _, second = key.partition('.')
+  inner[first] = ConfigDict({second: (1, 1)}) if second else 1
+  assert unknown_keys(config) == {f'{part}.{key}'}
 
 
 @every_run
