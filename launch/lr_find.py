@@ -6,9 +6,9 @@ The test is that of Smith 2017, arXiv 1506.01186.
     [--config.omni.optim.kind=adamw ...]
 
 Takes the first 100 batches at rates from 1e-5 to 1 and stops where the loss explodes;
-writes WORKDIR/lr_find.html and prints a suggestion for config.omni.optim.lr. The codec
-stage is trained first where --workdir has none; a training in the same folder uses it.
-Nothing of the ramp itself is kept. One run on one seed: a starting point, not a
+writes WORKDIR/lr_find.html and prints a suggestion for config.omni.optim.lr. The stages
+of autoencoders come first where --workdir has none; a training in the same folder uses
+them. Nothing of the ramp itself is kept. One run on one seed: a starting point, not a
 measurement.
 """
 
@@ -74,9 +74,10 @@ def ramp(config, workdir):
   losses = []
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(run.mesh):
-    if 'codec' in config.stages:
-      stages.train_codec(run)
-    stage = stages.omni_stage(run, stages.restore_codec(run), rate=rate)
+    for name in run.run_config.autoencoders:
+      if name in config.stages:
+        stages.train_autoencoder(run, name)
+    stage = stages.omni_stage(run, stages.restore_frozen(run), rate=rate)
     try:
       state = stage.state
       for _ in range(STEPS):

@@ -1,12 +1,13 @@
-"""The range test's arithmetic; the ramp itself is the omni stage with another rate (tests/train/test_optim.py)."""
+"""The range test: its arithmetic, and its ramp on a run of text alone."""
 
 import runpy
 
 import numpy as np
 import pytest
-from samples import ROOT
+from samples import config, ROOT, tiny_run
 
 from omni_jax.errors import UserError
+from omni_jax.model import ModelConfig
 
 
 @pytest.fixture(scope='module')
@@ -40,3 +41,21 @@ def test_the_suggestion_lies_on_the_slope_before_the_minimum(find):
 def test_a_loss_that_only_grows_is_one_line(find):
   with pytest.raises(UserError, match='falls at no rate'):
     find['suggestion']([1.0, 2.0, 3.0])
+
+
+def test_the_ramp_trains_and_keeps_nothing(find, tmp_path, monkeypatch):
+  """The first loss is that of a fresh network, which knows no id better than another."""
+  (tmp_path / 'a.txt').write_text('to be or not to be ' * 60)
+  run = config('text')
+  run.stages = ('omni',)
+  run.mesh.data = 1
+  run.model.decoder.update(tiny_run().model.decoder.to_dict())
+  run.data.update(dict(source='text', root=str(tmp_path), train_file='a.txt', piece=32))
+  run.data.budget.update(dict(rows=4, length=66))
+  run.omni.optim.kind = 'adamw'
+  monkeypatch.setitem(find['ramp'].__globals__, 'STEPS', 6)
+  losses = find['ramp'](run, str(tmp_path / 'run'))
+  vocabulary = ModelConfig.from_config(run.model).hosts().tokenizer.vocab_size
+  assert 3 <= len(losses) <= 6 and np.isfinite(losses).all()
+  assert losses[0] == pytest.approx(np.log(vocabulary), rel=0.2)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()

@@ -40,7 +40,7 @@ STEPS = 2
 @pytest.fixture(scope='module')
 def eight_rows():
   items = [item for seed in range(5) for item in laid(CONFIG, seed)][:22]
-  batch = packed(items, CONFIG.media, rows(BUDGET, 8))
+  batch = packed(items, CONFIG.hosts(), rows(BUDGET, 8))
   assert (batch.segment_BL.max(axis=1) > 0).all(), 'an empty row would hide a mistake'
   return batch
 
@@ -130,7 +130,7 @@ def test_weights_and_moments_lie_where_the_table_says(sizes, place):
     kit.state.step,
     kit.state.rng,
     kit.state.buffers['router_bias'],
-    *jax.tree.leaves(kit.state.buffers['codec']),
+    *jax.tree.leaves(kit.state.buffers['frozen']),
   ]
   assert all(x.sharding.is_fully_replicated for x in whole)
 
