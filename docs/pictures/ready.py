@@ -84,7 +84,10 @@ def main() -> None:
     spread(test('barista'), ORDERS),
   )
   heard = [
-    [spectrogram(parts(example)[0]['wave'], HOSTS['audio'].config.rate) for example in row]
+    [
+      spectrogram(parts(example)[0]['wave'], HOSTS['audio'].config.rate)
+      for example in row
+    ]
     for row in (words, orders)
   ]
   width = max(picture.shape[1] for row in heard for picture in row)
