@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 
 from etils import epath
-from faults.records import image, lines, loader, MEDIA, sound
+from faults.records import HOSTS, image, lines, loader, sound
 from faults.toy import resumed, same, saved, states
 import numpy as np
 import orbax.checkpoint as ocp
@@ -138,7 +138,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def examples(tmp_path):
   return JsonLines(
-    lines(tmp_path / 'data', {f'{k}.png': image(k) for k in range(3)}), MEDIA
+    lines(tmp_path / 'data', {f'{k}.png': image(k) for k in range(3)}), HOSTS
   )
 
 
@@ -162,7 +162,7 @@ def records_of(folder, examples, quick):
     folder / 'a.array_record',
     [encode_example(examples.encoded(k), examples.read_file) for k in range(3)],
   )
-  made = ArrayRecordExamples(folder / 'a.array_record', MEDIA)
+  made = ArrayRecordExamples(folder / 'a.array_record', HOSTS)
   opened, right = [], records._reader
   quick.setattr(
     records, '_reader', lambda path: opened.append(path) or Reader(right(path))
@@ -248,12 +248,12 @@ def test_fault_28_what_is_missing_or_not_allowed_or_damaged_is_not_waited_for(
 def test_fault_28_opening_is_patient_too(tmp_path, quick, caplog):
   path = lines(tmp_path / 'data', {'a.png': image()})
   failing(quick, type(epath.Path('/')), 'open', 2, WAIT)
-  assert len(JsonLines(path, MEDIA)) == 1 and len(attempts(caplog)) == 2
+  assert len(JsonLines(path, HOSTS)) == 1 and len(attempts(caplog)) == 2
   failing(quick, type(epath.Path('/')), 'open', 99, WAIT)
   with pytest.raises(
     UserError, match=r'train\.jsonl: cannot be read \(a moment please\)'
   ):
-    JsonLines(path, MEDIA)
+    JsonLines(path, HOSTS)
 
 
 @pytest.mark.parametrize('times', [2, 99])
@@ -347,7 +347,7 @@ def test_fault_28_a_run_goes_on_over_a_failure_and_counts_what_lasts(
 ):
   """The real loader: the same batch as without, and a record that cannot be read is a bad one with its name."""
   right = next(loader(examples))
-  again = JsonLines(examples.path, MEDIA)
+  again = JsonLines(examples.path, HOSTS)
   failing(quick, os, 'read', 2, WAIT)
   for a, b in zip(right, next(loader(again)), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -356,4 +356,4 @@ def test_fault_28_a_run_goes_on_over_a_failure_and_counts_what_lasts(
   with pytest.raises(
     UserError, match=r'11 of \d+ records are bad: 11 x cannot be read .*a moment please'
   ):
-    next(loader(JsonLines(examples.path, MEDIA)))
+    next(loader(JsonLines(examples.path, HOSTS)))

@@ -8,7 +8,7 @@ import pytest
 from omni_jax.errors import UserError
 from omni_jax.generate.grammar import DONE, grammar, START, wants_of
 from omni_jax.generate.prompt import chat
-from omni_jax.generate.reply import items_of, parts_of, Written
+from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.sizes import ImageConfig
@@ -24,7 +24,7 @@ WANTS = wants_of(HOSTS)
 def parts(tokens, codes, blocks):
   """The parts of a reply whose codes stay as they are."""
   items = items_of(tokens, {'audio': codes}, blocks, HOSTS)
-  return parts_of([items], {'audio': lambda codes: codes}, HOSTS)[0]
+  return as_parts([items], {'audio': lambda codes: codes}, HOSTS)[0]
 
 
 def drawn(rows: int, columns: int, level: int = 0) -> Written:
