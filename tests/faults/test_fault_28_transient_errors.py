@@ -9,6 +9,7 @@ import zipfile
 from etils import epath
 from faults.records import HOSTS, image, lines, loader, sound
 from faults.toy import resumed, same, saved, states
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow
@@ -349,8 +350,7 @@ def test_fault_28_a_run_goes_on_over_a_failure_and_counts_what_lasts(
   right = next(loader(examples))
   again = JsonLines(examples.path, HOSTS)
   failing(quick, os, 'read', 2, WAIT)
-  for a, b in zip(right, next(loader(again)), strict=True):
-    np.testing.assert_array_equal(a, b)
+  jax.tree.map(np.testing.assert_array_equal, right, next(loader(again)))
   assert len(attempts(caplog)) == 2
   failing(quick, os, 'read', 10**6, WAIT)
   with pytest.raises(
