@@ -20,6 +20,7 @@ from omni_jax.config import config_file
 from omni_jax.data.making import prepare
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.contract import Part
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
@@ -146,6 +147,28 @@ def examples(seed: int = 0) -> list[dict[str, Any]]:
       'content': [text('x'), sound(rng, 2), picture(rng, 6, 4), text('y')],
     },
   ]
+
+
+def same_pixels(left: np.ndarray, right: np.ndarray) -> bool:
+  """Whether drawn images, whose pixels are bytes, are equal but for a few that are rounded to the next level."""
+  if left.shape != right.shape:
+    return False
+  levels = np.abs(left - right) * 255
+  return levels.max() < 1.5 and (levels > 0.5).mean() < 0.05
+
+
+def same_parts(left: Sequence[Part], right: Sequence[Part]) -> bool:
+  """Whether two replies are equal: texts and sounds (or their codes) are the same, images up to rounding."""
+  if [part.type for part in left] != [part.type for part in right]:
+    return False
+  same = {
+    'text': lambda a, b: a.text == b.text,
+    'image': lambda a, b: same_pixels(a.pixels, b.pixels),
+    'audio': lambda a, b: (
+      a.wave.shape == b.wave.shape and np.allclose(a.wave, b.wave, atol=1e-5)
+    ),
+  }
+  return all(same[a.type](a, b) for a, b in zip(left, right, strict=True))
 
 
 def laid(model: ModelConfig, seed: int = 0) -> list[Laid]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from omni_jax.data.sources.table import source_of
 from omni_jax.evaluate.limits import Limits, limits_of, Log
-from omni_jax.evaluate.page import report, runlog
+from omni_jax.evaluate.page import report, training_log
 from omni_jax.evaluate.page.gallery import Gallery
 from omni_jax.evaluate.page.shown import Media
 from omni_jax.evaluate.tasks.examples import measure_on_file
@@ -58,7 +58,7 @@ def run(
   """
   began = time.monotonic()
   out = epath.Path(out) if out else epath.Path(workdir) / 'eval' / str(trained.step)
-  records = runlog.read(workdir)
+  records = training_log.read(workdir)
   limits = limits or limits_of(trained.config)
   if data:
     measured = measure_on_file(trained, data, limits, seed=seed, log=log)
@@ -71,7 +71,7 @@ def run(
     'seconds': 0.0,
     'train_minutes': _minutes(records),
     **measured.metrics,
-    'routing': runlog.routing(records),
+    'routing': training_log.routing(records, trained.hosts.numbers),
   }
   metrics = plain(metrics | {'seconds': round(time.monotonic() - began, 2)})
   _write(out, metrics, measured.gallery, records)

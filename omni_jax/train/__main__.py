@@ -55,7 +55,7 @@ def start_jax(config) -> None:
     from omni_jax.train.processes import join
 
     join()
-  jax.devices()  # reads the environment, which the evaluating process must not inherit: it has one device
+  jax.devices()  # reads the environment, which workers of the loader must not inherit
   os.environ.clear()
   os.environ.update(before)
 

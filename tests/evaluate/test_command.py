@@ -14,7 +14,7 @@ from omni_jax.evaluate import __main__ as command
 from omni_jax.evaluate import run as run_lib
 from omni_jax.evaluate.metrics import text_metrics
 from omni_jax.evaluate.page import charts
-from omni_jax.evaluate.page.runlog import Curve
+from omni_jax.evaluate.page.training_log import Curve
 
 ROOT = pathlib.Path(__file__).parents[2]
 

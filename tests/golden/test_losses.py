@@ -14,11 +14,11 @@ STEPS = 20
 
 
 def test_losses_are_what_they_were(kit, request):
-  batches = [packed(laid(kit.config, seed), kit.config.media) for seed in range(4)]
+  batches = [packed(laid(kit.config, seed), kit.config.hosts()) for seed in range(4)]
   state, lines = kit.state, []
   for step in range(STEPS):
-    state, figures = kit.step(state, batches[step % len(batches)])
-    lines.append([float(figures[f'loss/{head}']) for head in HEADS])
+    state, metrics = kit.step(state, batches[step % len(batches)])
+    lines.append([float(metrics[f'loss/{head}']) for head in HEADS])
   if request.config.getoption('regenerate'):
     np.savetxt(FILE, lines, fmt='%.6f', header=' '.join(HEADS))
   # The tolerance is for other processors and releases of XLA, which round otherwise and add up in another order.

@@ -11,6 +11,7 @@ from samples import ROOT
 
 from omni_jax.errors import UserError
 from omni_jax.evaluate import run as evaluation
+from omni_jax.modalities.devices import TABLES
 from omni_jax.train import stages
 
 STEPS = 2
@@ -46,6 +47,7 @@ def evaluated(folder):
   def restore(workdir, **options):
     found['mesh'] = jax.sharding.get_abstract_mesh()
     found['live'] = live_bytes()
+    found['tables'] = options['tables']
     trained = real_restore(workdir, **options)
     found['parameters'] = sum(x.nbytes for x in jax.tree.leaves(trained.params))
     found['devices'] = {
@@ -71,6 +73,7 @@ def test_the_report_is_written(folder, evaluated):
   metrics = json.loads((written / 'metrics.json').read_text())
   assert metrics['step'] == STEPS and metrics['data']['groups']['text']['loss']['text']
   assert (written / 'report.html').exists()
+  assert evaluated['tables'] is TABLES  # of the run's media
 
 
 def test_the_memory_of_the_trainer_is_free_before_anything_is_restored(evaluated):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omni_jax.evaluate.page.runlog import Curve
+from omni_jax.evaluate.page.training_log import Curve
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 46, 26, 10, 10
 MOST_POINTS = 300

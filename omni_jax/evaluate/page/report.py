@@ -5,7 +5,7 @@ import html
 from typing import Any
 
 from omni_jax.evaluate.metrics import targets
-from omni_jax.evaluate.page import charts, runlog
+from omni_jax.evaluate.page import charts, training_log
 from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
 from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.shown import grid, Media
@@ -257,7 +257,10 @@ def _loss_charts(records: Sequence[Mapping]) -> str:
   figures = []
   for stage in dict.fromkeys(str(record.get('stage', '')) for record in records):
     own = [record for record in records if str(record.get('stage', '')) == stage]
-    found = {**runlog.curves(own, prefix='loss'), **runlog.curves(own, prefix='codec/')}
+    found = {
+      **training_log.curves(own, prefix='loss'),
+      **training_log.curves(own, prefix='codec/'),
+    }
     figures += [
       charts.line_chart(f'{stage}: {name}', curve)
       for name, curve in found.items()

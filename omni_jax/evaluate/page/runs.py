@@ -8,7 +8,7 @@ from etils import epath
 import numpy as np
 
 from omni_jax.errors import UserError
-from omni_jax.evaluate.page import runlog
+from omni_jax.evaluate.page import training_log
 
 BESIDE = ('diversity', 'voice_accuracy')  # of a direction
 ROUTING = ('entropy', 'mutual_information')
@@ -62,7 +62,7 @@ def read_run(folder: Any) -> Run:
   folder = epath.Path(folder)
   if not (folder / 'config.json').exists():
     raise UserError(f'{folder} holds no run: config.json is missing')
-  records = runlog.read(folder)
+  records = training_log.read(folder)
   metrics = _last_evaluation(folder)
   if not records and not metrics:
     raise UserError(
