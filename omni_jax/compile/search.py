@@ -17,6 +17,7 @@ from omni_jax.compile.measure import (
 from omni_jax.compile.memory import Memory
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
+from omni_jax.modalities.devices import TABLES
 from omni_jax.nn.decoder import Remat
 
 ROWS = (1, 2, 4, 8, 16)  # a chip
@@ -57,7 +58,9 @@ def with_changes(config: Any, changes: dict[str, Any]) -> Any:
     else:
       part[last] = value
   rows = changes['data.budget.rows']
-  copied.codec.batch = -(-copied.codec.batch // rows) * rows
+  for name in TABLES.autoencoders():
+    if name in copied:  # a part of its own: its stage's batch is split as rows are
+      copied[name].batch = -(-copied[name].batch // rows) * rows
   return copied.lock()
 
 
