@@ -194,11 +194,15 @@ class RunConfig:
 
   def check(self) -> None:
     """Compares the parts with each other."""
-    parts, rows = self.omni.accumulate, self.budget.rows
-    if rows % (parts * self.budget.group):
+    parts, rows, group = self.omni.accumulate, self.budget.rows, self.budget.group
+    if rows % group:
       raise UserError(
-        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}, '
-        f'in groups of {self.budget.group}'
+        f'config.data.budget.group={group}: it divides config.data.budget.rows={rows}'
+      )
+    if rows // group % parts:
+      groups = f' in groups of {group}' if group > 1 else ''
+      raise UserError(
+        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}{groups}'
       )
     codes = self.config.data.codes
     if codes not in CODES:

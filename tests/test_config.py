@@ -69,6 +69,10 @@ MISTAKES = {
     r'^config\.omni\.accumulate=3: it is 1 or more and divides '
     r'config\.data\.budget\.rows=4$',
   ),
+  'groups of rows': (
+    setting('data.budget.group', 3),
+    r'^config\.data\.budget\.group=3: it divides config\.data\.budget\.rows=4$',
+  ),
   'no parts': (
     setting('omni.accumulate', 0),
     r'^config\.omni: accumulate=0: it is 1 or more$',

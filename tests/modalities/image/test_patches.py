@@ -41,9 +41,9 @@ def test_all_256_levels_come_back_through_what_the_model_sees():
   levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 256)
   seen = normalised(levels, CONFIG)
   np.testing.assert_allclose(seen[0, [0, 255]], [-0.4 / 0.3, 0.6 / 0.3], rtol=1e-5)
-  np.testing.assert_array_equal(embed.bytes_of(seen, CONFIG), levels)
+  np.testing.assert_array_equal(embed.as_bytes(seen, CONFIG), levels)
   far = jnp.asarray([[-9.0, 9.0]])
-  np.testing.assert_array_equal(embed.bytes_of(far, CONFIG), [[0, 255]])
+  np.testing.assert_array_equal(embed.as_bytes(far, CONFIG), [[0, 255]])
 
 
 def test_a_patch_is_a_square_of_the_image_row_by_row():
