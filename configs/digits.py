@@ -6,18 +6,20 @@ Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s with the install, from
 (bar 20, target 10), at commit 2174c56; tests ran beside most of it; omni at 3.5 steps/s with nothing beside it,
 evaluation 54 s. At d8be97a: 2.3 GB at the peak (bar 4), 1.2 % of the omni stage spent waiting for data (medians; bar 2)
 and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Beside it earlier versions: e68bc70 (10 min 7 s with
-the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s).
+the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s). Last column: with streams
+(between 35487b3 and e466d24) on one H200, 6 min 33 s, of which 3 min 42 s went to the first 50 steps of codec and omni,
+which compile; 18 to 28 steps/s. On CPU a whole run was not timed since.
 
-                      2174c56           e68bc70  d8be97a  162d2af  dbc99d1
-  image_to_text        98.5 %  (bar 96)   98.8     97.5     98.5     97.0
-  speech_to_text       98.5 %  (bar 95)   98.2     98.2     99.0     99.2
-  text_to_text        100.0 %  (bar 90)  100.0    100.0    100.0    100.0
-  text_to_image        99.5 %  (bar 95)   99.8     99.2     99.0     99.0
-  image_to_image       94.8 %  (bar 90)   95.5     95.5     93.5     92.5
-  speech_to_image      93.5 %  (bar 90)   94.0     95.5     94.8     95.0
-  text_to_speech       98.0 %  (bar 90)   98.0     98.8     96.5     97.8
-  image_to_speech      94.2 %  (bar 90)   94.0     93.8     90.5     91.8
-  speech_to_speech     98.2 %  (bar 90)   97.5     97.8     96.2     98.8
+                      2174c56           e68bc70  d8be97a  162d2af  dbc99d1  H200
+  image_to_text        98.5 %  (bar 96)   98.8     97.5     98.5     97.0     97.2
+  speech_to_text       98.5 %  (bar 95)   98.2     98.2     99.0     99.2     99.3
+  text_to_text        100.0 %  (bar 90)  100.0    100.0    100.0    100.0    100.0
+  text_to_image        99.5 %  (bar 95)   99.8     99.2     99.0     99.0     99.5
+  image_to_image       94.8 %  (bar 90)   95.5     95.5     93.5     92.5     92.8
+  speech_to_image      93.5 %  (bar 90)   94.0     95.5     94.8     95.0     95.2
+  text_to_speech       98.0 %  (bar 90)   98.0     98.8     96.5     97.8     98.8
+  image_to_speech      94.2 %  (bar 90)   94.0     93.8     90.5     91.8     91.8
+  speech_to_speech     98.2 %  (bar 90)   97.5     97.8     96.2     98.8     98.3
 """
 
 from ml_collections import ConfigDict
