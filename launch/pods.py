@@ -112,7 +112,8 @@ libtpu for topologies that are only described. No figure here was measured on a 
 - **Step** is a roofline with the chip's figures in `omni_jax/chips.py`, three times: if collectives hide behind the
   core's work; as the compiler ordered them, where only what is begun early and awaited late hides; and if nothing
   overlaps. **MFU** counts the model's FLOPs alone, in the same order.
-- **Compiled** is wall time on two cores.
+- **Compiled** is wall time on two cores. Those of omni_1b v5e-16 and mixtral 8x7b say nothing now: other work ran
+  beside both, and the first was paused; before, they were 108 s and 37 s.
 """
 
 
