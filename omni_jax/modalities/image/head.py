@@ -5,6 +5,7 @@ condition, the modulation that follows from them) is computed once per image and
 """
 
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
@@ -115,7 +116,11 @@ class DiTHead(nnx.Module):
     x_UPW = self.patch_in(pool.blocks(x_BMY).astype(dtype)) + condition_UPW
     x_UPW = x_UPW + self.place(pool.blocks(place_BM3), dtype)
     for block in self.blocks:
-      x_UPW = block(x_UPW, condition_BNW, pool)
+      apply = functools.partial(block, pool=pool)
+      if not pool.alone:
+        # Logits over twice the longest and a modulation for each patch are not kept.
+        apply = jax.checkpoint(apply)
+      x_UPW = apply(x_UPW, condition_BNW)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
     y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)
     return pool.rows(y_UPY, rows).astype(jnp.float32)
