@@ -195,11 +195,7 @@ class RunConfig:
   def check(self) -> None:
     """Compares the parts with each other."""
     parts, rows, group = self.omni.accumulate, self.budget.rows, self.budget.group
-    if rows % group:
-      raise UserError(
-        f'config.data.budget.group={group}: it divides config.data.budget.rows={rows}'
-      )
-    if rows // group % parts:
+    if self.budget.grouped and self.budget.pools % parts:
       groups = f' in groups of {group}' if group > 1 else ''
       raise UserError(
         f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}{groups}'

@@ -195,6 +195,11 @@ class RowBudget:
   group: int = 1
 
   @property
+  def grouped(self) -> bool:
+    """Whether groups divide the rows."""
+    return self.group > 0 and self.rows % self.group == 0
+
+  @property
   def pools(self) -> int:
     """Of each stream in a batch."""
     return self.rows // self.group

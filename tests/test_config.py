@@ -69,9 +69,13 @@ MISTAKES = {
     r'^config\.omni\.accumulate=3: it is 1 or more and divides '
     r'config\.data\.budget\.rows=4$',
   ),
-  'groups of rows': (
-    setting('data.budget.group', 3),
-    r'^config\.data\.budget\.group=3: it divides config\.data\.budget\.rows=4$',
+  'parts of groups': (
+    lambda run: [
+      setting('data.budget.group', 2)(run),
+      setting('omni.accumulate', 4)(run),
+    ],
+    r'^config\.omni\.accumulate=4: it is 1 or more and divides '
+    r'config\.data\.budget\.rows=4 in groups of 2$',
   ),
   'no parts': (
     setting('omni.accumulate', 0),

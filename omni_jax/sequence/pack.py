@@ -37,7 +37,7 @@ class Positions(NamedTuple):
 
   layout: Layout  # its offsets are positions
   items: tuple[Item, ...]
-  needs: np.ndarray  # of everything in `room_of`
+  needs: tuple[int, ...]  # of everything in `room_of`
 
 
 class Laid(NamedTuple):
@@ -45,7 +45,7 @@ class Laid(NamedTuple):
 
   layout: Layout
   items: tuple[Item, ...]
-  needs: np.ndarray
+  needs: tuple[int, ...]
   values: list[np.ndarray]  # by item, its pieces
   key: int
 
@@ -119,13 +119,11 @@ def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positi
     layouts.append(layout)
   ids_3n = np.concatenate([layout.ids_3n for layout in layouts], axis=1)
   layout = Layout(ids_3n, np.concatenate(offsets), start - 1).frozen()
-  needs = np.zeros(1 + 2 * len(hosts.streams), np.int64)
-  needs[0] = at
+  needs = [at] + [0] * (2 * len(hosts.streams))
   for item in items:
     needs[1 + 2 * item.stream] += item.pieces
     needs[2 + 2 * item.stream] += 1
-  needs.flags.writeable = False
-  return Positions(layout, tuple(items), needs)
+  return Positions(layout, tuple(items), tuple(needs))
 
 
 def _moved(item: ItemLayout, by: int) -> ItemLayout:
@@ -147,12 +145,12 @@ def room_names(hosts: Hosts) -> list[str]:
   return names
 
 
-def room_of(budget: RowBudget, hosts: Hosts) -> np.ndarray:
+def room_of(budget: RowBudget, hosts: Hosts) -> list[int]:
   """Returns the room of a row: positions, then pieces and items of each stream."""
   room = [budget.length]
   for spec in hosts.streams:
     room += budget.streams.get(spec.name, (0, 0))
-  return np.array(room)
+  return room
 
 
 def check_budget(budget: RowBudget, hosts: Hosts) -> None:
@@ -161,7 +159,7 @@ def check_budget(budget: RowBudget, hosts: Hosts) -> None:
   Raises:
     UserError: with the stream and what would fit.
   """
-  if budget.group < 1 or budget.rows % budget.group:
+  if not budget.grouped:
     raise UserError(
       f'config.data.budget.group={budget.group}: it is 1 or more and divides rows={budget.rows}'
     )
@@ -203,7 +201,7 @@ def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
   specs = hosts.streams
   endless = [sys.maxsize] * len(specs)
   starts = starts_of(laid, [0] * len(specs), endless, specs)
-  needs = laid.needs.copy()
+  needs = list(laid.needs)
   for item, start in zip(laid.items, starts, strict=True):
     needs[1 + 2 * item.stream] = start + item.pieces  # with the gaps between blocks
   short = []
@@ -287,10 +285,11 @@ class Packer:
     self._position_BL3 = np.zeros((rows, length, 3), np.float32)
     self._pools = [_Pools(spec, budget) for spec in hosts.streams]
     self._room = room_of(budget, hosts)
-    self._pieces = self._room[1::2].tolist()
-    self._used = np.zeros((rows, 1), np.int64)  # positions
-    # Pieces and items of each stream.
-    self._used_of_pool = np.zeros((budget.pools, len(self._room) - 1), np.int64)
+    self._pieces = self._room[1::2]
+    # Plain numbers: there are few of them, and numpy would cost more than it counts.
+    self._used = [0] * rows  # positions
+    self._empty = [0] * (len(self._room) - 1)  # pieces and items of each stream
+    self._used_of_pool = [list(self._empty) for _ in range(budget.pools)]
     self._segments = [0] * rows
 
   def add(self, laid: Laid, row: int | None = None) -> bool:
@@ -300,40 +299,47 @@ class Packer:
       ValueError: if it would not fit even an empty row.
     """
     group = self._budget.group
-    fits_B = self._used[:, 0] + laid.length <= self._room[0]
-    fits_P = (self._used_of_pool + laid.needs[1:] <= self._room[1:]).all(axis=1)
-    fits_B &= fits_P if group == 1 else np.repeat(fits_P, group)
-    rows = np.flatnonzero(fits_B) if row is None else [row] * bool(fits_B[row])
-    specs = self._hosts.streams
-    full = -1  # a pool whose pieces do not lie so that the example fits
-    for candidate in rows:
-      pool = int(candidate) // group
-      if pool == full:
+    latest = self._room[0] - laid.length
+    full = -1  # a pool that has no room for the example
+    for candidate in range(len(self._used)) if row is None else (row,):
+      pool = candidate // group
+      if self._used[candidate] > latest or pool == full:
         continue
-      cursors = self._used_of_pool[pool, ::2].tolist()
-      starts = starts_of(laid, cursors, self._pieces, specs)
+      starts = self._starts(laid, self._used_of_pool[pool])
       if starts is not None:
-        self._write(laid, int(candidate), starts)
+        self._write(laid, candidate, starts)
         return True
       full = pool
-    check_room(laid, self._budget, self._hosts)
+    if latest < 0 or self._starts(laid, self._empty) is None:
+      check_room(laid, self._budget, self._hosts)
     return False
 
+  def _starts(self, laid: Laid, used: Sequence[int]) -> list[int] | None:
+    """Returns where the items of an example begin in a pool, or None if it has no room for them.
+
+    Args:
+      used: pieces and items of each stream that the pool holds already.
+    """
+    for taken, need, room in zip(used, laid.needs[1:], self._room[1:], strict=True):
+      if taken + need > room:
+        return None
+    return starts_of(laid, used[::2], self._pieces, self._hosts.streams)
+
   def _write(self, laid: Laid, row: int, starts: Sequence[int]) -> None:
-    start = int(self._used[row, 0])
+    start = self._used[row]
     stop = start + laid.length
     self._segments[row] += 1
     self._ids_3BL[:, row, start:stop] = laid.layout.ids_3n
     self._segment_BL[row, start:stop] = self._segments[row]
     self._position_BL3[row, start:stop] = laid.layout.offset_n3
-    self._used[row, 0] = stop
+    self._used[row] = stop
     pool, in_pool = divmod(row, self._budget.group)
     place = _Place(row, pool, start, start + in_pool * self._budget.length)
     used = self._used_of_pool[pool]
     before: dict[int, int] = {}  # items of a stream in this example
     for item, value, first in zip(laid.items, laid.values, starts, strict=True):
       pools, k = self._pools[item.stream], before.get(item.stream, 0)
-      number = int(used[1 + 2 * item.stream])
+      number = used[1 + 2 * item.stream]
       pools.write(place, item.layout, value, first, number)
       pools.stream.key_BN[pool, number] = (laid.key + k) & 0xFFFFFFFF
       before[item.stream] = k + 1
@@ -365,7 +371,7 @@ class Packer:
   @property
   def filled(self) -> float:
     """Share of positions that carry something."""
-    return float(self._used[:, 0].sum() / (self._budget.rows * self._budget.length))
+    return sum(self._used) / (self._budget.rows * self._budget.length)
 
 
 def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batch:
