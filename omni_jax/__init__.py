@@ -1,4 +1,4 @@
-"""One causal decoder that reads and writes text, images and speech, trained end to end by one loss."""
+"""One causal decoder that reads and writes text, images and speech, trained jointly."""
 
 from typing import Any
 
@@ -6,9 +6,17 @@ __version__ = '0.1.0'
 
 
 def load(workdir: str, step: int | None = None, weights: str = 'average') -> Any:
-  """A trained run, ready to generate: see `omni_jax.generate.api.Omni`."""
-  from omni_jax.generate.api import (
-    load as load_run,
-  )  # loading jax takes seconds; `import omni_jax` does not
+  """Restores a trained run and returns it as an `omni_jax.generate.api.TrainedModel`.
+
+  Args:
+    workdir: folder of the run.
+    step: step of the checkpoint; the newest one by default.
+    weights: 'average' (of the parameters, where the run keeps one) or 'raw'.
+
+  Raises:
+    UserError: if there is no such run or step, or if its arrays do not fit its config.
+  """
+  # Imported here because loading jax takes seconds, which `import omni_jax` must not.
+  from omni_jax.generate.api import load as load_run
 
   return load_run(workdir, step, weights)

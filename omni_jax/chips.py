@@ -1,9 +1,11 @@
-"""What a chip can do: peak FLOP/s, memory and networks, one row a kind; the only place with such figures.
+"""Peak FLOP/s, memory and networks of each kind of chip, in one table.
 
-Sources: Google's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. They state the bandwidth
-between chips as the sum over both directions of all links, so a link's one direction is that / links / 2; for v4 it
-follows from the pod's all-reduce bandwidth (1.1 PB/s / 4096 chips / 6 links). Memory that a program can use is what
-libtpu 0.0.42.1 says in its message that a program does not fit; it keeps the rest. Figures of GPUs are for MFU only.
+Sources: Google's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in
+2026. They state the bandwidth between chips as the sum over both directions of all
+links, so one direction of a link has that / links / 2; for v4 it follows from the
+pod's all-reduce bandwidth (1.1 PB/s / 4096 chips / 6 links). The memory available to a
+program is the limit in libtpu 0.0.42.1's error message for a program that does not
+fit; libtpu reserves the rest. The figures of GPUs serve only to compute the MFU.
 """
 
 import dataclasses
@@ -13,18 +15,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One kind of chip.
+  """Describes one kind of chip.
 
   Attributes:
-    kind: beginning of jax's `device_kind`.
-    flops: dense bf16 FLOP/s.
+    kind: prefix of jax's `device_kind`.
+    flops: peak dense bf16 FLOP/s.
     hbm: bytes of memory that a program can use.
     hbm_rate: bytes/s between memory and compute units.
     link: bytes/s of one link between chips, in one direction.
     dcn: bytes/s of the data center network, per chip and direction.
-    sides: of the torus; a chip has two links along each.
-    ring: a side of a multiple of this many chips closes to a ring, a shorter one is a line.
-    devices: that jax makes of a chip (one per core where the cores are not joined).
+    sides: dimensions of the torus; a chip has two links along each.
+    ring: a side whose length is a multiple of this wraps around into a ring; any other
+      side is a line.
+    devices: number of jax devices per chip (one per core unless the cores are fused).
   """
 
   kind: str
@@ -38,7 +41,8 @@ class Chip:
   devices: int = 1
 
 
-# v4's page states no data center network: v5p's is taken. libtpu describes v4 and tpu7x as two devices a chip.
+# The page of v4 gives no bandwidth of the data center network, so that of v5p is used.
+# libtpu describes v4 and tpu7x as two devices per chip.
 CHIPS = {
   'v4': Chip(
     'TPU v4', 275e12, 30.5 * GIB, 1200e9, 45e9, 6.25e9, sides=3, ring=4, devices=2
@@ -55,19 +59,22 @@ CHIPS = {
   ),
   'h100': Chip('NVIDIA H100', 989e12),
   'h200': Chip('NVIDIA H200', 989e12),
-  # Half of the 120 GFLOP/s (fp32) that two cores of the README's machine are said to reach; 4 GiB and slow links, so
-  # that the arithmetic for real chips can be tried on pretended ones.
+  # Half of the 120 GFLOP/s (fp32) quoted for two cores of the README's machine. 4 GiB
+  # and slow links let the arithmetic for real chips run on simulated ones.
   'cpu': Chip('cpu', 60e9, 4 * GIB, 10e9, 1e9, 1e8, sides=1),
 }
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The row of a device's kind; None where there is none."""
-  found = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
-  return max(found, key=lambda chip: len(chip.kind), default=None)
+  """Returns the chip of a jax `device_kind`; None if the table does not have it."""
+  matches = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
+  # 'TPU v5' is a prefix of 'TPU v5 lite', too: the longest match is the right one.
+  return max(matches, key=lambda chip: len(chip.kind), default=None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak of a device by its kind; None where it is not known."""
+  """Returns the peak bf16 FLOP/s of one jax device; None for an unknown kind."""
   chip = chip_of(device_kind)
-  return chip and chip.flops / chip.devices
+  if chip is None:
+    return None
+  return chip.flops / chip.devices

@@ -1,4 +1,4 @@
-"""The config of a run: read from files and the command line, checked once, and frozen; loads no jax."""
+"""Reads, checks and freezes the config of a run; loads no jax."""
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
@@ -17,11 +17,14 @@ from omni_jax.modalities.hosts import HOSTS
 from omni_jax.types import RowBudget
 
 T = TypeVar('T')
-OMNI, EVALUATE = 'omni', 'evaluate'  # stages; those of autoencoders have their names
-CODES = (
-  'computed',
-  'stored',
-)  # what config.data.codes can be: in the step, or in the records
+# By medium: the dataclass of its sizes (None for text) and its host.
+HostTable = Mapping[str, tuple[type | None, type[Host]]]
+# Names of stages; an autoencoder's stage has the autoencoder's name.
+OMNI = 'omni'
+EVALUATE = 'evaluate'
+# Values of config.data.codes: codes are computed in the step, or stored in the records.
+CODES = ('computed', 'stored')
+# Keys that every config has, and keys of its `data` part.
 REQUIRED = (
   'seed',
   'stages',
@@ -39,30 +42,51 @@ REQUIRED = (
   'generate',
   'evaluate',
 )
-NETWORKS = ('embed', 'head')  # parts of a medium's config that are not its sizes
+REQUIRED_DATA = ('source', 'seed', 'codes', 'budget', 'augment')
+# Parts of a medium's config that are networks; all others are its sizes.
+NETWORKS = ('embed', 'head')
+# What reading a mistyped command line or a broken config file may raise.
+READ_ERRORS = (
+  flags.Error,
+  AttributeError,
+  ImportError,
+  KeyError,
+  OSError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+)
 
 
-def dataclass_of(kind: type[T], part: Any, name: str) -> T:
-  """A frozen dataclass from a part of the config; a misspelt key or a bad value is the user's error."""
-  try:  # config.json has lists where the config had tuples
-    return kind(
-      **{
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in part.to_dict().items()
-      }
-    )
+def dataclass_of(kind: type[T], part: ConfigDict, name: str) -> T:
+  """Returns a part of the config as a frozen dataclass.
+
+  Args:
+    name: name of the part in messages, without the leading 'config.'.
+
+  Raises:
+    UserError: if a key is misspelt or missing, or if the dataclass refuses a value.
+  """
+  values = {}
+  for key, value in part.to_dict().items():
+    # A config read from config.json has lists where the original had tuples.
+    values[key] = tuple(value) if isinstance(value, list) else value
+  try:
+    return kind(**values)
   except (TypeError, ValueError) as error:
     raise UserError(f'config.{name}: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-  """How batches are made; which, only as far as lanes go.
+  """Settings of the data loader; only `lanes` has an influence on what is in a batch.
 
   Attributes:
-    lanes: the rows are cut into; at least as many as there are ever processes; 0 for their number.
-    workers: processes that make examples; 0 for the loader's own thread.
-    strict: refuse to go on with other data than those that a checkpoint's state is of.
+    lanes: number of lanes that the rows are divided into, at least the largest number
+      of processes that the run will ever have; 0 for the current number of processes.
+    workers: number of worker processes that build examples; 0 builds them in the
+      loader's own thread.
+    strict: whether to refuse a checkpoint whose loader state belongs to other data.
   """
 
   lanes: int = 0
@@ -72,13 +96,13 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-  """A stage that trains something.
+  """Settings of a stage that trains something.
 
   Attributes:
-    steps: updates in all.
-    log_every, save_every: in steps.
-    bad_steps: updates that are not finite and may be left out; one more ends the run.
-    optim: of the optimizer, see train/optim.py.
+    steps: total number of updates.
+    log_every, save_every: number of steps between two log lines or checkpoints.
+    bad_steps: number of non-finite updates that may be skipped; one more ends the run.
+    optim: settings of the optimizer, see train/optim.py.
   """
 
   steps: int
@@ -89,20 +113,21 @@ class StageConfig:
 
   def __post_init__(self):
     for name in ('steps', 'log_every', 'save_every'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)}: it is 1 or more')
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f'{name}={value}: must be 1 or more')
     if self.bad_steps < 0:
-      raise ValueError(f'bad_steps={self.bad_steps}: it is 0 or more')
+      raise ValueError(f'bad_steps={self.bad_steps}: must be 0 or more')
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderStage(StageConfig):
-  """The stage of an autoencoder.
+  """Settings of the stage that trains an autoencoder.
 
   Attributes:
-    init_from: folder of a run whose autoencoder is used instead of an own one.
-    batch: crops.
-    pieces: of a crop.
+    init_from: folder of a run whose autoencoder is used instead of training one.
+    batch: number of crops in a batch.
+    pieces: number of pieces in a crop.
   """
 
   init_from: str
@@ -112,13 +137,13 @@ class AutoencoderStage(StageConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ModelStage(StageConfig):
-  """The stage of the whole model.
+  """Settings of the stage that trains the whole model.
 
   Attributes:
-    bias_step: of loss-free balancing.
-    accumulate: parts of a batch that are computed one after the other.
-    ema: decay of a moving average of the weights; 0: none is kept.
-    freeze: patterns of parameters that are not trained.
+    bias_step: step size of the router biases in loss-free balancing.
+    accumulate: number of parts of a batch that are computed one after the other.
+    ema: decay of the moving average of the weights; 0 keeps no average.
+    freeze: patterns of names of parameters that are not trained.
     losses: weights of the losses, see objective.py.
   """
 
@@ -131,22 +156,23 @@ class ModelStage(StageConfig):
   def __post_init__(self):
     super().__post_init__()
     if self.accumulate < 1:
-      raise ValueError(f'accumulate={self.accumulate}: it is 1 or more')
+      raise ValueError(f'accumulate={self.accumulate}: must be 1 or more')
     if not 0 <= self.ema < 1:
-      raise ValueError(f'ema={self.ema}: a decay is at least 0 (off) and below 1')
+      raise ValueError(f'ema={self.ema}: must be at least 0 (off) and below 1')
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """What a run's config says, checked as far as neither data nor devices nor the network are needed.
+  """A run's config after every check that needs no data, no devices and no network.
 
   Attributes:
-    config: all of it, as it was read.
-    stages: names, in order.
-    autoencoders: their stages, by name.
-    omni: the stage of the whole model.
+    config: the whole config, as it was read.
+    stages: names of the stages, in order.
+    autoencoders: settings of the autoencoders' stages, by name.
+    omni: settings of the stage of the whole model.
     budget: sizes of a batch.
-    augment: by medium, how much what is only read changes.
+    loader: settings of the data loader.
+    augment: strength of the augmentation of media that are only read, by medium.
   """
 
   config: ConfigDict
@@ -159,31 +185,30 @@ class RunConfig:
 
   @classmethod
   def of(
-    cls,
-    config: ConfigDict,
-    autoencoders: Collection[str],
-    table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS,
+    cls, config: ConfigDict, autoencoders: Collection[str], table: HostTable = HOSTS
   ) -> 'RunConfig':
-    """Checks a config.
+    """Checks a config and returns it as a RunConfig.
 
     Args:
-      autoencoders: names of those that the run's model has.
-      table: of the media's hosts.
+      autoencoders: names of the autoencoders of the run's model.
+      table: table of the media's hosts.
 
     Raises:
-      UserError: with the key, its value, and what it can be.
+      UserError: if a key or a value is wrong; the message names the key, its value and
+        the values that it can take.
     """
     require(config)
     known = (*autoencoders, OMNI, EVALUATE)
-    if unknown := [name for name in config.stages if name not in known]:
+    unknown = [name for name in config.stages if name not in known]
+    if unknown:
       raise UserError(f'config.stages: {unknown} is unknown; a stage is one of {known}')
+    stages = {}
+    for name in autoencoders:
+      stages[name] = dataclass_of(AutoencoderStage, config[name], name)
     run = cls(
       config=config,
       stages=tuple(config.stages),
-      autoencoders={
-        name: dataclass_of(AutoencoderStage, config[name], name)
-        for name in autoencoders
-      },
+      autoencoders=stages,
       omni=dataclass_of(ModelStage, config.omni, OMNI),
       budget=budget_of(config.data.budget),
       loader=dataclass_of(LoaderConfig, config.loader, 'loader'),
@@ -193,12 +218,14 @@ class RunConfig:
     return run
 
   def check(self) -> None:
-    """Compares the parts with each other."""
-    parts, rows, group = self.omni.accumulate, self.budget.rows, self.budget.group
-    if self.budget.grouped and self.budget.pools % parts:
-      groups = f' in groups of {group}' if group > 1 else ''
+    """Checks the parts against each other; raises UserError if they do not fit."""
+    budget = self.budget
+    parts = self.omni.accumulate
+    if budget.grouped and budget.pools % parts:
+      groups = f' in groups of {budget.group}' if budget.group > 1 else ''
       raise UserError(
-        f'config.omni.accumulate={parts}: it is 1 or more and divides config.data.budget.rows={rows}{groups}'
+        f'config.omni.accumulate={parts}: must be 1 or more and divide '
+        f'config.data.budget.rows={budget.rows}{groups}'
       )
     codes = self.config.data.codes
     if codes not in CODES:
@@ -210,73 +237,86 @@ class RunConfig:
       )
 
 
-def require(config: Any) -> None:
-  """Refuses a config that lacks a part, such as one that was written for an older version."""
+def require(config: ConfigDict) -> None:
+  """Raises UserError if a config lacks a part, as one for an older version may."""
   missing = [name for name in REQUIRED if name not in config]
-  of_data = ('source', 'seed', 'codes', 'budget', 'augment')
-  missing += [f'data.{name}' for name in of_data if name not in config.get('data', {})]
+  data = config.get('data', {})
+  missing += [f'data.{name}' for name in REQUIRED_DATA if name not in data]
   if missing:
     raise UserError(
-      f'config.{missing[0]} is missing ({", ".join(missing)}): start from configs/base.py, which has every key'
+      f'config.{missing[0]} is missing ({", ".join(missing)}): '
+      'start from configs/base.py, which has every key'
     )
 
 
-def budget_of(part: Any) -> RowBudget:
-  """Returns the sizes of a batch; `streams` names media, and each its kinds of streams."""
+def budget_of(part: ConfigDict) -> RowBudget:
+  """Returns the sizes of a batch from `config.data.budget`.
+
+  Its `streams` part is nested: medium, then kind of stream, then (pieces, items).
+
+  Raises:
+    UserError: if a key is unknown, or if a stream's sizes are not two whole numbers.
+  """
   values = part.to_dict()
   streams: dict[str, tuple[int, int]] = {}
   for medium, kinds in values.pop('streams', {}).items():
     for kind, sizes in kinds.items():
       name = f'{medium}.{kind}'
-      streams[name] = _room_of(name, sizes)
+      streams[name] = _stream_sizes(name, sizes)
   budget = dataclass_of(RowBudget, ConfigDict(values), 'data.budget')
   return dataclasses.replace(budget, streams=streams)
 
 
-def _room_of(stream: str, sizes: Any) -> tuple[int, int]:
+def _stream_sizes(stream: str, sizes: Any) -> tuple[int, int]:
+  """Returns a stream's (pieces, items); raises UserError for anything else."""
   pair = tuple(sizes) if isinstance(sizes, list | tuple) else ()
-  whole = all(isinstance(size, int) and size >= 0 for size in pair)
-  if len(pair) != 2 or not whole:
+  are_counts = all(isinstance(size, int) and size >= 0 for size in pair)
+  if len(pair) != 2 or not are_counts:
     raise UserError(
-      f'config.data.budget.streams.{stream}={sizes!r}: give (pieces, items), two whole numbers'
+      f'config.data.budget.streams.{stream}={sizes!r}: '
+      'give (pieces, items), two whole numbers'
     )
   return pair
 
 
-def augment_of(
-  part: Any, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
-) -> dict[str, Any]:
-  """Returns how much media change, by name, from `config.data.augment`; media that do not change are left out."""
-  changes = {}
+def augment_of(part: ConfigDict | None, table: HostTable = HOSTS) -> dict[str, Any]:
+  """Returns the strength of the augmentation by medium, from `config.data.augment`.
+
+  Media whose settings are all zero are left out.
+
+  Raises:
+    UserError: if a medium is unknown or cannot be augmented, or if a key is unknown.
+  """
+  augment = {}
   for medium in part or {}:
     kind = table[medium][1].Augment if medium in table else None
     if kind is None:
       known = [name for name, (_, host) in table.items() if host.Augment]
       raise UserError(
-        f'config.data.augment: {medium!r} cannot be changed; it is one of {known}'
+        f'config.data.augment: {medium!r} cannot be augmented; choose from {known}'
       )
-    change = dataclass_of(kind, part[medium], f'data.augment.{medium}')
-    if any(dataclasses.astuple(change)):
-      changes[medium] = change
-  return changes
+    strength = dataclass_of(kind, part[medium], f'data.augment.{medium}')
+    if any(dataclasses.astuple(strength)):
+      augment[medium] = strength
+  return augment
 
 
-def media_sizes(
-  model: Any, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
-) -> dict[str, Any]:
-  """Returns the sizes of the media that a run has, by name, from the `model` part of its config."""
+def media_sizes(model: ConfigDict, table: HostTable = HOSTS) -> dict[str, Any]:
+  """Returns the sizes of each medium that a run has, from its `config.model`."""
   sizes = {}
   for name, (kind, _) in table.items():
-    if kind is not None and name in model:
-      own = ConfigDict(
-        {key: model[name][key] for key in model[name] if key not in NETWORKS}
-      )
-      sizes[name] = dataclass_of(kind, own, f'model.{name}')
+    if kind is None or name not in model:
+      continue
+    part = model[name]
+    own = {key: part[key] for key in part if key not in NETWORKS}
+    sizes[name] = dataclass_of(kind, ConfigDict(own), f'model.{name}')
   return sizes
 
 
 def config_file(beside: str, name: str) -> dict[str, Any]:
-  """Returns what NAME.py defines, which lies beside a config file: such files are run, not imported.
+  """Runs NAME.py in the folder of a config file and returns what it defines.
+
+  Config files are run, not imported.
 
   Args:
     beside: `__file__` of the config file.
@@ -285,37 +325,36 @@ def config_file(beside: str, name: str) -> dict[str, Any]:
 
 
 def derived(beside: str, name: str) -> ConfigDict:
-  """Returns the config of NAME.py beside a config file, to be changed."""
+  """Returns a new copy of the config in NAME.py, in the folder of a config file."""
   return config_file(beside, name)['get_config']()
 
 
 def read_config(
   values: flags.FlagValues, arguments: Sequence[str] | None = None
-) -> Any:
-  """Reads the command line into the flags and returns their `config`, or None where it was not given.
+) -> ConfigDict | None:
+  """Parses the command line into the flags and returns the config that they name.
 
   Args:
-    arguments: with the name of the command, instead of `sys.argv`; the flag has to be defined with the same `sys_argv`.
+    values: flags of the command, among them `config`.
+    arguments: command line, the command's name first; `sys.argv` by default. The flag
+      has to be defined with the same `sys_argv`.
+
+  Returns:
+    The ConfigDict, or None if `--config` was not given.
+
+  Raises:
+    UserError: if the command line or the config file cannot be read.
   """
   try:
     values(sys.argv if arguments is None else arguments)
     config = values['config'].value
     if config is not None:
-      config.to_dict()  # a file that cannot be loaded says so only now
-  except (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
-    said = (
-      error.args[0] if isinstance(error, KeyError) else error
-    )  # a KeyError shows its text in quotes
+      # The file is loaded lazily: only now would an error in it be raised.
+      config.to_dict()
+  except READ_ERRORS as error:
+    # str() of a KeyError puts its text in quotes.
+    message = error.args[0] if isinstance(error, KeyError) else error
     raise UserError(
-      f'{said} (see --config and the overrides --config.name=value)'
+      f'{message} (see --config and the overrides --config.name=value)'
     ) from error
   return config

@@ -1,40 +1,43 @@
-"""What goes wrong outside of the code: a user's mistake, and a record that cannot be used."""
+"""Errors that are not bugs: a user's mistake, and a record that cannot be used."""
 
 from collections.abc import Callable
 import re
 import sys
 
-OWN_VALUES = re.compile(
-  r"'[^']*'|\"[^\"]*\"|\d[\d.,:]*"
-)  # in a reason, what is said of this record only
+# The parts of a reason that are specific to one record: quoted text and numbers.
+OWN_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,:]*")
 
 
 class UserError(ValueError):
-  """Something that the person at the keyboard can mend: the message says what, where, which values, what to do."""
+  """A mistake that the user can fix.
+
+  The message says what is wrong, where, with which values, and what to do.
+  """
 
 
 class BadRecord(ValueError):
   """A record that cannot be used; the loader skips and counts it.
 
   Attributes:
-    reason: what is wrong, for a person.
-    id: the record's id, or '' where only the medium is known.
-    kind: what records that are bad for the same reason have in common: without numbers, names and the path.
+    reason: human-readable description of what is wrong.
+    id: id of the record, or '' where only the medium is known.
+    kind: the reason without numbers, names and the path: equal for all records that are
+      bad for the same reason, so that they can be counted together.
   """
 
   def __init__(self, reason: str, id: str = '', kind: str = ''):
-    # All three, or the exception would not survive the pickling between worker processes.
+    # All three arguments, or the exception could not be unpickled in another process.
     super().__init__(reason, id, kind)
     self.reason = reason
     self.id = id
     self.kind = kind or OWN_VALUES.sub('…', reason)
 
   def of(self, id: str) -> 'BadRecord':
-    """Returns the same error with the record's id, where that was not known yet."""
+    """Returns a copy with the record's id, unless the error already has one."""
     return BadRecord(self.reason, self.id or id, self.kind)
 
   def at(self, path: str) -> 'BadRecord':
-    """Returns the same error with the name of the medium that it is about."""
+    """Returns a copy whose reason starts with the path of the medium concerned."""
     return BadRecord(f'{path}: {self.reason}', self.id, self.kind)
 
   def __str__(self) -> str:
@@ -42,10 +45,14 @@ class BadRecord(ValueError):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-  """Runs a command's main; a `UserError` becomes one line on stderr and exit code 2."""
+  """Runs a command's main function and exits with the code that it returns.
+
+  A `UserError` becomes one line on stderr and exit code 2.
+  """
   try:
     code = main() or 0
   except UserError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    message = ' '.join(str(error).split())
+    print(f'error: {message}', file=sys.stderr)
     code = 2
   sys.exit(code)

@@ -1,10 +1,12 @@
-"""python -m omni_jax.inspect_data --config=F --out=page.html [--rows=4 --batch=0]: what a batch holds, as one page.
+"""python -m omni_jax.inspect_data --config=F --out=page.html [--rows=4 --batch=0]
 
-Every row with its spans, modalities, positions, mask and where loss falls; media as the model gets them, sounds to see
-and to hear. Look here first when training goes wrong.
+Writes one HTML page that shows a batch as the model receives it: every row with its
+spans, modalities, positions, attention mask and the positions that have a loss, with
+pictures to look at and sounds to look at and play. Look here first when training goes
+wrong.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 import html
 from typing import Any, NamedTuple
 
@@ -25,23 +27,33 @@ from omni_jax.types import Batch, NONE, PADDING
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
-flags.DEFINE_string('out', '', 'page to write', flag_values=_FLAGS)
-flags.DEFINE_integer('rows', 4, 'rows to show', lower_bound=1, flag_values=_FLAGS)
+flags.DEFINE_string('out', '', 'HTML file to write', flag_values=_FLAGS)
 flags.DEFINE_integer(
-  'batch', 0, 'which batch, from 0', lower_bound=0, flag_values=_FLAGS
+  'rows', 4, 'number of rows to show', lower_bound=1, flag_values=_FLAGS
+)
+flags.DEFINE_integer(
+  'batch', 0, 'number of the batch to show, from 0', lower_bound=0, flag_values=_FLAGS
 )
 
 COLORS = ('#e2e7ee', '#1f5ea8', '#1c7c4a', '#b07a12', '#8a3ea8', '#a83e3e')
-QUERIES = 'queries'  # kind of a piece of a row that holds learned queries
-WIDTH, LINE = 1040, 5
+QUERIES = 'queries'  # kind of a stretch of learned queries
+# Sizes of a row's strip in units of its SVG: width of the strip, height of the cells,
+# top of the first line of loss marks, height of a mark, and distance between the lines.
+WIDTH = 1040
+CELL_HEIGHT = 16
+MARKS_TOP = 19
+MARK_HEIGHT = 4
+LINE_HEIGHT = 5
 
 
-class Piece(NamedTuple):
-  """Neighbouring positions of one example that carry the same.
+class Stretch(NamedTuple):
+  """Neighbouring positions of one example that carry the same thing.
 
   Attributes:
+    start: first position.
+    stop: position after the last one.
     kind: 'text', 'queries' or the name of a stream.
-    item: of the stream, from 1; 0 for text.
+    item: number of the stream's item in the row, from 1; 0 for text.
   """
 
   start: int
@@ -51,12 +63,12 @@ class Piece(NamedTuple):
 
 
 def color_of(number: int) -> str:
-  """Returns the color of a modality by its number."""
+  """Returns the color of the modality with this number."""
   return COLORS[number % len(COLORS)]
 
 
-def pieces_of(batch: Batch, row: int) -> list[Piece]:
-  """Returns the row from left to right, without padding."""
+def stretches_of(batch: Batch, row: int) -> list[Stretch]:
+  """Returns the stretches of a row from left to right, without its padding."""
   segment_L = batch.segment_BL[row]
   length = int((segment_L > 0).sum())
   kinds = [TEXT] * length
@@ -67,186 +79,226 @@ def pieces_of(batch: Batch, row: int) -> list[Piece]:
     if stream.query_at_BL is not None:
       maps.append((QUERIES, stream.query_at_BL))
     for kind, map_BL in maps:
-      for at in np.flatnonzero(map_BL[row, :length] != NONE):
-        kinds[at] = kind
-        items[at] = stream.item_BM[pool, map_BL[row, at]]
-  pieces: list[Piece] = []
-  for at in range(length):
-    last = pieces[-1] if pieces else None
-    same = last and (last.kind, last.item) == (kinds[at], items[at])
-    if same and segment_L[at] == segment_L[at - 1]:
-      pieces[-1] = last._replace(stop=at + 1)
+      piece_L = map_BL[row, :length]
+      for position in np.flatnonzero(piece_L != NONE):
+        kinds[position] = kind
+        items[position] = stream.item_BM[pool, piece_L[position]]
+  stretches: list[Stretch] = []
+  for position in range(length):
+    kind = kinds[position]
+    item = int(items[position])
+    last = stretches[-1] if stretches else None
+    same = last and (last.kind, last.item) == (kind, item)
+    if same and segment_L[position] == segment_L[position - 1]:
+      stretches[-1] = last._replace(stop=position + 1)
     else:
-      pieces.append(Piece(at, at + 1, kinds[at], int(items[at])))
-  return pieces
+      stretches.append(Stretch(position, position + 1, kind, item))
+  return stretches
 
 
 def pool_of(batch: Batch, stream: str, row: int) -> tuple[int, int]:
-  """Returns the pool of a row, and the row's number among those that share it."""
-  group = len(batch.token_BL) // max(1, len(batch.streams[stream].item_BM))
+  """Returns a row's pool of a stream, and the row's number within that pool's group."""
+  pools = len(batch.streams[stream].item_BM)
+  group = len(batch.token_BL) // max(1, pools)
   return divmod(row, group)
 
 
 def losses_of(batch: Batch, row: int, hosts: Hosts) -> dict[str, np.ndarray]:
-  """Returns by head at which positions (bool, L) its loss falls."""
+  """Returns a bool array (L,) by head: True at the positions that have its loss."""
   losses = {TEXT: batch.weight_BL[row] > 0}
+  length = batch.token_BL.shape[1]
   for spec in hosts.streams:
-    if spec.written:
-      pool, number = pool_of(batch, spec.name, row)
-      length = batch.token_BL.shape[1]
-      at_M = batch.streams[spec.name].write_at_BM[pool]
-      own_M = at_M[(at_M != NONE) & (at_M // length == number)]
-      marked = np.zeros(length, bool)
-      marked[own_M % length] = True
-      losses[spec.medium] = marked
+    if not spec.written:
+      continue
+    pool, number = pool_of(batch, spec.name, row)
+    at_M = batch.streams[spec.name].write_at_BM[pool]
+    # Positions of a pool count on from row to row of its group.
+    own_M = at_M[(at_M != NONE) & (at_M // length == number)]
+    has_loss = np.zeros(length, bool)
+    has_loss[own_M % length] = True
+    losses[spec.medium] = has_loss
   return losses
 
 
-def words_of(batch: Batch, row: int, piece: Piece, tokenizer: Tokenizer) -> str:
-  """Text as it is, special tokens in angle brackets."""
-  said, run = '', []
-  for token in [
-    *batch.token_BL[row, piece.start : piece.stop].tolist(),
-    tokenizer.special('pad'),
-  ]:
+def words_of(batch: Batch, row: int, stretch: Stretch, tokenizer: Tokenizer) -> str:
+  """Returns the text of a stretch, with special tokens as their names in <>."""
+  words = ''
+  plain: list[int] = []  # decoded together: a character may take several tokens
+  for token in batch.token_BL[row, stretch.start : stretch.stop].tolist():
     name = tokenizer.name(token)
     if name is None:
-      run.append(token)
+      plain.append(token)
       continue
-    said += tokenizer.decode(tuple(run)) if run else ''
-    run = []
-    said += f'<{name}>' if name != 'pad' else ''
-  return said
+    words += tokenizer.decode(tuple(plain))
+    plain = []
+    if name != 'pad':
+      words += f'<{name}>'
+  return words + tokenizer.decode(tuple(plain))
 
 
 def render(batch: Batch, hosts: Hosts, *, rows: int, title: str) -> str:
-  """Returns the page."""
-  b, length = batch.token_BL.shape
+  """Returns the HTML page of a batch.
+
+  Args:
+    rows: number of rows to show, at most.
+    title: title of the page, as plain text.
+  """
+  batch_rows, length = batch.token_BL.shape
   filled = (batch.segment_BL > 0).mean()
   examples = int(batch.segment_BL.max(axis=1).sum())
-  names = {PADDING: 'padding', **{n: name for name, n in hosts.numbers.items()}}
-  counts = ', '.join(
-    f'{name} {int((batch.modality_BL == number).sum())}'
-    for number, name in names.items()
-  )
+  counts = [f'padding {_positions_of(batch, PADDING)}']
+  for name, number in hosts.numbers.items():
+    counts.append(f'{name} {_positions_of(batch, number)}')
   head = (
-    f'<h1>{html.escape(title)}</h1><p class="facts">{b} rows of {length} positions, {filled:.1%} filled, '
-    f'{examples} examples; positions: {counts}</p>'
+    f'<h1>{html.escape(title)}</h1><p class="facts">{batch_rows} rows of {length} '
+    f'positions, {filled:.1%} filled, {examples} examples; positions: '
+    f'{", ".join(counts)}</p>'
   )
-  sections = [('Room', _room(batch))]
-  for row in range(min(rows, b)):
+  sections = [('Budget', _budget_table(batch))]
+  for row in range(min(rows, batch_rows)):
     sections.append((f'Row {row}', _row(batch, row, hosts)))
   return page(title, head, sections)
 
 
-def _room(batch: Batch) -> str:
-  """Returns how much of what the budget has room for is used."""
+def _positions_of(batch: Batch, modality: int) -> int:
+  """Returns how many positions of a batch have this modality."""
+  return int((batch.modality_BL == modality).sum())
+
+
+def _budget_table(batch: Batch) -> str:
+  """Returns an HTML table of the used part of each stream's budget."""
   lines = ''
   for name, stream in batch.streams.items():
-    pieces, items = stream.item_BM > 0, stream.form_BN3.any(axis=2)
-    for what, used in (('pieces', pieces), ('items', items)):
-      lines += f'<tr><th>{name} ({what})</th><td>{int(used.sum())}</td><td>{used.size}</td></tr>'
-  head = '<tr><th></th><th>used</th><th>room</th></tr>'
+    used_pieces = stream.item_BM > 0
+    used_items = stream.form_BN3.any(axis=2)
+    lines += _budget_line(f'{name} (pieces)', used_pieces)
+    lines += _budget_line(f'{name} (items)', used_items)
+  head = '<tr><th></th><th>used</th><th>budget</th></tr>'
   return f'<table class="heat">{head}{lines}</table>'
 
 
-def payload_of(batch: Batch, row: int, piece: Piece, hosts: Hosts) -> Any | None:
-  """Returns what the host makes of an item's pieces; None where they are stored codes."""
-  spec = next(spec for spec in hosts.streams if spec.name == piece.kind)
+def _budget_line(name: str, used: np.ndarray) -> str:
+  return f'<tr><th>{name}</th><td>{int(used.sum())}</td><td>{used.size}</td></tr>'
+
+
+def payload_of(batch: Batch, row: int, stretch: Stretch, hosts: Hosts) -> Any | None:
+  """Returns the payload of a stretch's item, as the model receives it.
+
+  None if the stream holds stored codes instead of payloads.
+  """
+  spec = next(spec for spec in hosts.streams if spec.name == stretch.kind)
   if spec.entries:
     return None
-  stream = batch.streams[piece.kind]
-  pool, _ = pool_of(batch, piece.kind, row)
-  value_M = stream.value_BM[pool][stream.item_BM[pool] == piece.item]
-  form = stream.form_BN3[pool, piece.item - 1].tolist()
+  stream = batch.streams[stretch.kind]
+  pool, _ = pool_of(batch, stretch.kind, row)
+  value_M = stream.value_BM[pool][stream.item_BM[pool] == stretch.item]
+  form = stream.form_BN3[pool, stretch.item - 1].tolist()
   return hosts[spec.medium].joined(value_M, form)
 
 
-def _content(batch: Batch, row: int, piece: Piece, hosts: Hosts, shown: Media) -> str:
-  """Returns what a piece of a row carries, as HTML."""
-  n = piece.stop - piece.start
-  if piece.kind == TEXT:
-    words = html.escape(words_of(batch, row, piece, hosts.tokenizer))
+def _content(
+  batch: Batch, row: int, stretch: Stretch, hosts: Hosts, media: Media
+) -> str:
+  """Returns the content of a stretch as HTML."""
+  positions = stretch.stop - stretch.start
+  if stretch.kind == TEXT:
+    words = html.escape(words_of(batch, row, stretch, hosts.tokenizer))
     return f'<span class="word small">{words}</span>'
-  if piece.kind == QUERIES:
-    return f'<span class="small">{n} learned queries: the head writes from here</span>'
-  payload = payload_of(batch, row, piece, hosts)
+  if stretch.kind == QUERIES:
+    note = f'{positions} learned queries: the head writes from their states'
+    return f'<span class="small">{note}</span>'
+  payload = payload_of(batch, row, stretch, hosts)
   if payload is None:
-    return f'<span class="small">stored codes of {n} pieces</span>'
-  medium = piece.kind.partition('.')[0]
-  return shown.embedded(hosts[medium].show(payload), piece.kind)
+    return f'<span class="small">stored codes of {positions} pieces</span>'
+  medium = stretch.kind.partition('.')[0]
+  return media.embedded(hosts[medium].show(payload), stretch.kind)
 
 
 def _row(batch: Batch, row: int, hosts: Hosts) -> str:
-  shown = Media(None)
+  """Returns the section of a row as HTML: its strip, its charts and its stretches."""
+  media = Media(None)
   lines = ''
-  for piece in pieces_of(batch, row):
+  for stretch in stretches_of(batch, row):
+    example = batch.segment_BL[row, stretch.start]
+    time = batch.position_BL3[row, stretch.start, 0]
     where = (
-      f'{piece.start}–{piece.stop - 1}<br><small>example {batch.segment_BL[row, piece.start]}, time '
-      f'{batch.position_BL3[row, piece.start, 0]:g}</small>'
+      f'{stretch.start}–{stretch.stop - 1}'
+      f'<br><small>example {example}, time {time:g}</small>'
     )
-    content = _content(batch, row, piece, hosts, shown)
-    lines += f'<tr><td>{where}</td><td>{piece.kind}</td><td>{content}</td></tr>'
-  table = f'<table class="heat"><tr><th>positions</th><th>carries</th><th></th></tr>{lines}</table>'
+    content = _content(batch, row, stretch, hosts, media)
+    lines += f'<tr><td>{where}</td><td>{stretch.kind}</td><td>{content}</td></tr>'
+  head = '<tr><th>positions</th><th>kind</th><th>content</th></tr>'
+  table = f'<table class="heat">{head}{lines}</table>'
   charts = f'<div class="charts">{_mask(batch, row)}{_places(batch, row)}</div>'
   return f'{_strip(batch, row, hosts)}{charts}<div class="wide">{table}</div>'
 
 
 def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
-  """Returns the row as a strip: color is modality, a gap is the border of an example, marks below are losses."""
-  modality_L, segment_L = batch.modality_BL[row], batch.segment_BL[row]
-  step, marks = WIDTH / len(modality_L), ''
-  for at, number in enumerate(modality_L.tolist()):
-    border = at and segment_L[at] != segment_L[at - 1]
-    gap = 1.5 if border else 0.3
-    marks += (
-      f'<rect x="{at * step + gap:.1f}" y="0" width="{max(step - gap, 0.5):.1f}" height="16" '
-      f'fill="{color_of(number)}"/>'
+  """Returns the row as an SVG strip with a legend.
+
+  Colors are modalities, wider gaps separate examples, marks below are losses.
+  """
+  modality_L = batch.modality_BL[row]
+  segment_L = batch.segment_BL[row]
+  step = WIDTH / len(modality_L)
+  shapes = ''
+  for position, number in enumerate(modality_L.tolist()):
+    starts_example = position and segment_L[position] != segment_L[position - 1]
+    gap = 1.5 if starts_example else 0.3
+    shapes += (
+      f'<rect x="{position * step + gap:.1f}" y="0" width="{max(step - gap, 0.5):.1f}" '
+      f'height="{CELL_HEIGHT}" fill="{color_of(number)}"/>'
     )
   losses = losses_of(batch, row, hosts)
-  for line, (name, at_L) in enumerate(losses.items()):
+  for line, (name, has_loss) in enumerate(losses.items()):
     color = color_of(hosts.numbers[name])
-    for at in np.flatnonzero(at_L):
-      marks += f'<rect x="{at * step:.1f}" y="{19 + LINE * line}" width="{step:.1f}" height="4" fill="{color}"/>'
-  legend = ', '.join(
-    f'<b style="color:{color_of(number)}">{name}</b>' for name, number in _known(hosts)
-  )
-  height = 19 + LINE * len(losses)
+    top = MARKS_TOP + LINE_HEIGHT * line
+    for position in np.flatnonzero(has_loss):
+      shapes += (
+        f'<rect x="{position * step:.1f}" y="{top}" width="{step:.1f}" '
+        f'height="{MARK_HEIGHT}" fill="{color}"/>'
+      )
+  legend = ', '.join(_legend(hosts))
+  height = MARKS_TOP + LINE_HEIGHT * len(losses)
   return (
-    f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="row {row}">{marks}</svg>'
-    f'<p class="note">{legend}; marks below: where the loss of that head falls.</p>'
+    f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="row {row}">{shapes}'
+    f'</svg><p class="note">{legend}; marks below: positions with a loss of the head '
+    'of that color.</p>'
   )
 
 
-def _known(hosts: Hosts) -> list[tuple[str, int]]:
-  numbers: Mapping[str, int] = hosts.numbers
-  return [(name, number) for name, number in numbers.items() if name in hosts]
+def _legend(hosts: Hosts) -> Iterator[str]:
+  """Yields the names of the run's media as HTML, each in its color."""
+  for name, number in hosts.numbers.items():
+    if name in hosts:
+      yield f'<b style="color:{color_of(number)}">{name}</b>'
 
 
 def _mask(batch: Batch, row: int) -> str:
-  """Which position may look at which: same example, not the future."""
+  """Returns the attention mask of a row as a figure: same example, not the future."""
   segment_L = batch.segment_BL[row]
-  mask_LL = (
-    (segment_L[:, None] == segment_L[None])
-    & (segment_L > 0)[:, None]
-    & np.tri(len(segment_L), dtype=bool)
-  )
-  picture = Media(None).picture(
-    1 - 0.8 * mask_LL[..., None].astype(np.float32), 'mask', css='grid'
-  )
-  return f'<figure class="chart"><figcaption>who (down) may look at whom</figcaption>{picture}</figure>'
+  same_LL = segment_L[:, None] == segment_L[None]
+  filled_L = segment_L > 0
+  past_LL = np.tri(len(segment_L), dtype=bool)
+  mask_LL = same_LL & filled_L[:, None] & past_LL
+  pixels = 1 - 0.8 * mask_LL[..., None].astype(np.float32)
+  picture = Media(None).picture(pixels, 'mask', css='grid')
+  caption = 'attention mask: queries down, keys across'
+  return f'<figure class="chart"><figcaption>{caption}</figcaption>{picture}</figure>'
 
 
 def _places(batch: Batch, row: int) -> str:
-  n = int((batch.segment_BL[row] > 0).sum())
-  lines = [
-    Line(np.arange(n), batch.position_BL3[row, :n, axis], np.zeros(n))
-    for axis in range(3)
-  ]
+  """Returns a chart of the coordinates of a row's positions."""
+  filled = int((batch.segment_BL[row] > 0).sum())
+  lines = []
+  for axis in range(3):
+    coordinates = batch.position_BL3[row, :filled, axis]
+    lines.append(Line(np.arange(filled), coordinates, np.zeros(filled)))
   return lines_chart('time (blue), height (red), width (green)', lines, unit='position')
 
 
 def main() -> None:
+  """Runs the command."""
   config = read_config(_FLAGS)
   if config is None or not _FLAGS.out:
     raise UserError('give --config=configs/digits.py and --out=page.html')
@@ -260,10 +312,12 @@ def main() -> None:
 
 
 def _batch(run: Run, number: int) -> Batch:
-  """Returns a batch as the omni stage of one process gets it."""
+  """Returns a batch, by its number, as the omni stage of a single process gets it."""
   batches = omni_batches(run)
   try:
-    return [next(batches) for _ in range(number + 1)][-1]
+    for _ in range(number):
+      next(batches)
+    return next(batches)
   finally:
     batches.close()
 

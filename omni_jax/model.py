@@ -1,8 +1,11 @@
-"""OmniModel: embed -> decoder -> heads, and the losses of a batch. It knows streams, and of media only their tables."""
+"""OmniModel: embed -> decoder -> heads, and the losses of a batch.
+
+It knows streams; all that it knows about media comes from their tables.
+"""
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flax import nnx
 import jax
@@ -10,6 +13,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from omni_jax import sharding
 from omni_jax.config import dataclass_of, media_sizes
@@ -27,21 +31,24 @@ from omni_jax.nn.layers import gather_rows
 from omni_jax.nn.moe_router import RouterStats
 from omni_jax.types import Batch, StreamSpec
 
+T = TypeVar('T')
+Module = TypeVar('Module', bound=nnx.Module)
 DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelConfig:
-  """Everything that fixes the shapes of the network.
+  """Everything that determines the shapes of the network.
 
   Attributes:
-    tokenizer, decoder: of text and of the decoder.
-    media: sizes by medium; a medium that is not named is not there.
-    embeds, heads: configs of their networks, by medium.
-    autoencoders: by name.
-    dtype: of the computation.
-    weights: of what is trained and of its moments; half the memory, but small updates are lost.
-    tables: of the media that there can be.
+    tokenizer, decoder: configs of the tokenizer and of the decoder.
+    media: sizes of each medium of the model, by medium.
+    embeds, heads: configs of the media's networks, by medium; None if it has none.
+    autoencoders: configs of the autoencoders, by name.
+    dtype: dtype of the computation.
+    weights: dtype of the trained weights and of their moments in the optimizer;
+      bfloat16 halves the memory, but small updates are lost.
+    tables: tables of all media that a model can have.
   """
 
   tokenizer: TokenizerConfig = TokenizerConfig()
@@ -55,143 +62,167 @@ class ModelConfig:
   tables: Tables = TABLES
 
   @classmethod
-  def from_config(cls, config: Any, tables: Tables = TABLES) -> 'ModelConfig':
-    """Returns the model of the `model` part of a run's ConfigDict.
+  def from_config(cls, config: ConfigDict, tables: Tables = TABLES) -> 'ModelConfig':
+    """Returns the ModelConfig of a run.
+
+    Args:
+      config: the `model` part of the run's config.
+      tables: tables of all media that the model can have.
 
     Raises:
-      UserError: for a name or a value that a part does not take.
+      UserError: if a part has an unknown key or refuses a value.
     """
     known = {'tokenizer', 'decoder', 'dtype', 'weights'}
     known |= set(tables.devices) | set(tables.autoencoders())
-    if unknown := sorted(set(config) - known):
+    unknown = sorted(set(config) - known)
+    if unknown:
       raise UserError(
         f'config.model: {unknown} is unknown; its parts are {sorted(known)}'
       )
-    types = {name: config.get(name, 'float32') for name in ('dtype', 'weights')}
-    for name, value in types.items():
-      if value not in DTYPES:
-        raise UserError(
-          f'config.model.{name}={value!r} is unknown; it is one of {DTYPES}'
-        )
-    media = [name for name in tables.devices if name in config]
     decoder = _part(DecoderConfig, config, 'decoder')
+    media = [name for name in tables.devices if name in config]
+    autoencoders = {}
+    for name, (medium, row) in tables.autoencoders().items():
+      if medium in media:
+        autoencoders[name] = _part(row.config, config, name)
     return cls(
       tokenizer=_part(TokenizerConfig, config, 'tokenizer'),
       decoder=dataclasses.replace(decoder, modalities=1 + len(tables.hosts)),
       media=media_sizes(config, tables.hosts),
       embeds={name: _network(config, tables, name, 'embed') for name in media},
       heads={name: _network(config, tables, name, 'head') for name in media},
-      autoencoders={
-        name: _part(row.config, config, name)
-        for name, (medium, row) in tables.autoencoders().items()
-        if medium in media
-      },
+      autoencoders=autoencoders,
+      dtype=_dtype(config, 'dtype'),
+      weights=_dtype(config, 'weights'),
       tables=tables,
-      **types,
     )
 
   def hosts(self, stored: Mapping[str, Codes] | None = None) -> Hosts:
-    """Returns the numpy side of the media.
+    """Returns the hosts (the numpy side) of the model's media.
 
     Args:
-      stored: by stream, codes that batches carry in the place of payloads.
+      stored: codes that batches carry instead of payloads, by stream.
     """
     tokenizer = Tokenizer(self.tokenizer)
     return Hosts(self.media, tokenizer, self.tables.hosts, stored)
 
   def parts(self, medium: str) -> Parts:
-    """Returns the configs of one medium."""
+    """Returns the configs of one medium, as its row of the device table takes them."""
     device = self.tables.devices[medium]
-    specs = {
-      spec.name.partition('.')[2]: spec
-      for spec in self.hosts().streams
-      if spec.medium == medium
-    }
-    name = device.autoencoder.name if device.autoencoder else ''
+    specs = {}
+    for spec in self.hosts().streams:
+      if spec.medium == medium:
+        _, _, kind = spec.name.partition('.')
+        specs[kind] = spec
+    autoencoder = None
+    if device.autoencoder:
+      autoencoder = self.autoencoders.get(device.autoencoder.name)
     return Parts(
       self.media[medium],
       self.embeds[medium],
       self.heads[medium],
-      self.autoencoders.get(name),
+      autoencoder,
       specs,
       self.decoder.width,
     )
 
   def coded(self) -> dict[str, str]:
-    """Returns stream -> autoencoder, of the streams that the model takes as codes."""
-    found = {}
+    """Returns the autoencoder of each stream that the model takes as codes."""
+    autoencoders = {}
     for medium in self.media:
       device = self.tables.devices[medium]
       if device.autoencoder:
         for kind in device.coded(self.parts(medium)):
-          found[f'{medium}.{kind}'] = device.autoencoder.name
-    return found
+          autoencoders[f'{medium}.{kind}'] = device.autoencoder.name
+    return autoencoders
 
   def codes_of(self, autoencoder: str) -> Codes:
-    """Returns what an autoencoder makes of a piece."""
+    """Returns the form of the codes into which an autoencoder turns a piece."""
     medium, row = self.tables.autoencoders()[autoencoder]
     return Codes(*row.codes(self.media[medium], self.autoencoders[autoencoder]))
 
   def stored_codes(self) -> dict[str, Codes]:
-    """Returns what the streams of codes carry where the codes are stored."""
+    """Returns the form of the codes by stream, for runs whose codes are stored."""
     return {stream: self.codes_of(name) for stream, name in self.coded().items()}
 
 
-def _part(kind: type, config: Any, name: str) -> Any:
-  return dataclass_of(kind, config[name], f'model.{name}') if name in config else kind()
+def _part(kind: type[T], config: ConfigDict, name: str) -> T:
+  """Returns a part of `config.model` as a dataclass; its defaults if it is absent."""
+  if name not in config:
+    return kind()
+  return dataclass_of(kind, config[name], f'model.{name}')
 
 
-def _network(config: Any, tables: Tables, medium: str, name: str) -> Any:
+def _network(config: ConfigDict, tables: Tables, medium: str, name: str) -> Any:
+  """Returns the config of a medium's 'embed' or 'head'; None if it has none."""
   kind = getattr(tables.devices[medium], f'{name}_config')
   if kind is None:
     return None
   part = config[medium].get(name)
-  return kind() if part is None else dataclass_of(kind, part, f'model.{medium}.{name}')
+  if part is None:
+    return kind()
+  return dataclass_of(kind, part, f'model.{medium}.{name}')
 
 
-def main_sizes(c: ModelConfig) -> list[Size]:
-  """Returns (config key, size, logical axis) of the dimensions that a mesh has to divide; small ones stay whole.
+def _dtype(config: ConfigDict, name: str) -> str:
+  """Returns a dtype of `config.model`, float32 by default; raises UserError."""
+  dtype = config.get(name, 'float32')
+  if dtype not in DTYPES:
+    raise UserError(f'config.model.{name}={dtype!r} is unknown; it is one of {DTYPES}')
+  return dtype
 
-  Heads rather than the columns of their projections: half a head on a device would be exchanged in every layer; those
-  of keys are repeated where there are too few. The vocabulary is not among them: it is what the tokenizer makes it.
+
+def main_sizes(config: ModelConfig) -> list[Size]:
+  """Returns (config key, size, logical axis) of each dimension a mesh has to divide.
+
+  Small dimensions are not among them: they stay whole. Attention counts in heads
+  rather than in columns of its projections, since devices that shared a head would
+  exchange it in every layer; key heads are repeated if there are too few. The
+  vocabulary is not among them either, because its size follows from the tokenizer.
   """
-  d = c.decoder
+  decoder = config.decoder
   sizes: list[Size] = [
-    ('config.model.decoder.width', d.width, 'expert_embed'),
-    ('config.model.decoder.heads', d.heads, 'heads'),
-    ('config.model.decoder.experts', d.experts, 'expert'),
-    ('config.model.decoder.expert_hidden', d.expert_hidden, 'mlp'),
+    ('config.model.decoder.width', decoder.width, 'expert_embed'),
+    ('config.model.decoder.heads', decoder.heads, 'heads'),
+    ('config.model.decoder.experts', decoder.experts, 'expert'),
+    ('config.model.decoder.expert_hidden', decoder.expert_hidden, 'mlp'),
   ]
-  if d.shared_hidden:
-    sizes.append(('config.model.decoder.shared_hidden', d.shared_hidden, 'mlp'))
-  for medium in c.media:
-    sizes += c.tables.devices[medium].sizes(c.parts(medium))
+  if decoder.shared_hidden:
+    shared = ('config.model.decoder.shared_hidden', decoder.shared_hidden, 'mlp')
+    sizes.append(shared)
+  for medium in config.media:
+    device = config.tables.devices[medium]
+    sizes += device.sizes(config.parts(medium))
   return sizes
 
 
 class OmniModel(nnx.Module):
-  """One causal decoder, an embedding and a head per medium."""
+  """One causal decoder, an embedding per medium and a head per written medium."""
 
-  def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-    self.config = c
-    vocab, width = Tokenizer(c.tokenizer).vocab_size, c.decoder.width
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    devices = config.tables.devices
+    vocab = Tokenizer(config.tokenizer).vocab_size
+    width = config.decoder.width
+    # The order in which modules are built determines their random numbers.
     embeds: dict[str, nnx.Module] = {TEXT: TextEmbed(vocab, width, rngs=rngs)}
-    for medium in c.media:
-      embeds[medium] = c.tables.devices[medium].embed(c.parts(medium), rngs)
+    for medium in config.media:
+      embeds[medium] = devices[medium].embed(config.parts(medium), rngs)
     self.embeds = nnx.Dict(embeds)
-    self.decoder = Decoder(c.decoder, rngs=rngs)
+    self.decoder = Decoder(config.decoder, rngs=rngs)
     heads: dict[str, nnx.Module] = {TEXT: TextHead(width, vocab, rngs=rngs)}
-    for medium in c.media:
-      if make := c.tables.devices[medium].head:
-        heads[medium] = make(c.parts(medium), rngs)
+    for medium in config.media:
+      build_head = devices[medium].head
+      if build_head is not None:
+        heads[medium] = build_head(config.parts(medium), rngs)
     self.heads = nnx.Dict(heads)
-    self.streams: tuple[StreamSpec, ...] = c.hosts().streams
+    self.streams: tuple[StreamSpec, ...] = config.hosts().streams
 
   def embed(self, batch: Batch) -> Float[Array, 'B L D']:
-    """Returns the sum of the payloads present at each position.
+    """Returns the embedding of each position: the sum of the payloads present there.
 
     Args:
-      batch: its coded streams hold codes, see `encode_streams`.
+      batch: batch whose coded streams hold codes, see `encode_streams`.
     """
     dtype = jnp.dtype(self.config.dtype)
     x_BLD = self.embeds[TEXT](batch.token_BL, dtype)
@@ -200,8 +231,11 @@ class OmniModel(nnx.Module):
       if not stream.item_BM.size:
         continue
       embed = self.embeds[spec.medium]
-      pieces = (stream.value_BM, stream.place_BM3, dtype)
-      piece_BMD = embed.written(*pieces) if spec.written else embed.read(stream, dtype)
+      piece_BMD = (
+        embed.written(stream.value_BM, stream.place_BM3, dtype)
+        if spec.written
+        else embed.read(stream, dtype)
+      )
       x_BLD += gather_pool(piece_BMD, stream.at_BL)
       if spec.queries:
         query_BMD = embed.queries(stream.place_BM3, dtype)
@@ -209,6 +243,12 @@ class OmniModel(nnx.Module):
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
   def __call__(self, batch: Batch, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
+    """Returns the decoder's states of a batch.
+
+    Args:
+      batch: batch whose coded streams hold codes, see `encode_streams`.
+      bias_IE: biases of the routers, for loss-free balancing.
+    """
     return self.decoder(
       self.embed(batch),
       batch.segment_BL,
@@ -221,88 +261,124 @@ class OmniModel(nnx.Module):
   def losses(
     self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, key: Array, mesh: Mesh
   ) -> dict[str, HeadLoss]:
-    """Returns the loss of every head over the batch."""
+    """Returns the loss of each head, summed over the batch.
+
+    Args:
+      hidden_BLD: states of the decoder.
+      key: key of the step, for the noise of diffusion losses.
+    """
     text = self.heads[TEXT]
     losses = {TEXT: text.loss(hidden_BLD, batch.target_BL, batch.weight_BL, mesh)}
-    for medium, units in self._written(hidden_BLD, batch, key).items():
-      losses[medium] = units.summed() if units else HeadLoss(_none(), _none())
+    for medium, units in self._unit_losses(hidden_BLD, batch, key).items():
+      losses[medium] = units.summed() if units else HeadLoss(_zero(), _zero())
     return losses
 
   def segment_losses(
     self, hidden_BLD: Float[Array, 'B L D'], batch: Batch, key: Array, *, segments: int
   ) -> dict[str, HeadLoss]:
-    """Returns the loss of every head over each segment of each row, as (B, S): for preferences between answers."""
+    """Returns the loss of each head, summed over each segment of each row: (B, S).
+
+    Serves objectives that compare answers. Heads that the rows have no room for are
+    left out.
+
+    Args:
+      hidden_BLD: states of the decoder.
+      key: key of the step, for the noise of diffusion losses.
+      segments: S, a static bound; losses of later segments are left out.
+    """
     text = self.heads[TEXT].losses(hidden_BLD, batch.target_BL, batch.weight_BL)
     losses = {TEXT: text.by_segment(batch.segment_BL, segments)}
-    for medium, units in self._written(hidden_BLD, batch, key).items():
+    for medium, units in self._unit_losses(hidden_BLD, batch, key).items():
       if units:
         losses[medium] = units.by_segment(batch.segment_BL, segments)
     return losses
 
-  def _written(
+  def _unit_losses(
     self, hidden_BLD: Array, batch: Batch, key: Array
   ) -> dict[str, UnitLoss | None]:
-    """Returns the losses of the pieces that are written, by medium; None where rows have no room for any."""
+    """Returns the losses of written pieces by medium; None if rows have no room."""
     losses: dict[str, UnitLoss | None] = {}
     for spec in self.streams:
-      if spec.written:
-        stream = batch.streams[spec.name]
-        head = self.heads[spec.medium]
+      if not spec.written:
+        continue
+      stream = batch.streams[spec.name]
+      if not stream.item_BM.size:
         losses[spec.medium] = None
-        if stream.item_BM.size:
-          pools = (len(stream.item_BM), -1, hidden_BLD.shape[-1])
-          losses[spec.medium] = head.losses(hidden_BLD.reshape(pools), stream, key)
+        continue
+      pools = len(stream.item_BM)
+      hidden_PTD = hidden_BLD.reshape(pools, -1, hidden_BLD.shape[-1])
+      losses[spec.medium] = self.heads[spec.medium].losses(hidden_PTD, stream, key)
     return losses
 
 
 def gather_pool(
   piece_PMD: Float[Array, 'P M D'], at_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B L D']:
-  """Returns the pieces that positions carry, zeros where there is none; rows may share a pool."""
+  """Returns the piece that each position carries; zeros where it carries none.
+
+  Args:
+    piece_PMD: pieces of the pools; P divides B, and B / P rows share each pool.
+    at_BL: number of the position's piece in the pool of its row, or NONE.
+  """
   rows, length = at_BL.shape
   at_PL = at_BL.reshape(len(piece_PMD), -1)
   return gather_rows(piece_PMD, at_PL).reshape(rows, length, -1)
 
 
-def _none() -> Array:
+def _zero() -> Array:
   return jnp.zeros((), jnp.float32)
 
 
 def abstract(config: ModelConfig) -> OmniModel:
-  """Returns the model with shapes in place of arrays: nothing is computed."""
+  """Returns the model with shapes in place of arrays, without computing anything."""
   return nnx.eval_shape(lambda: OmniModel(config, rngs=nnx.Rngs(0)))
 
 
 def abstract_autoencoder(config: ModelConfig, name: str) -> nnx.Module:
   """Returns an autoencoder with shapes in place of arrays."""
   medium, row = config.tables.autoencoders()[name]
-  sizes, own = config.media[medium], config.autoencoders[name]
+  sizes = config.media[medium]
+  own = config.autoencoders[name]
   return nnx.eval_shape(lambda: row.make(sizes, own, nnx.Rngs(0)))
 
 
-def merge(model: nnx.Module, params: dict[str, Any]) -> Any:
-  """Returns an abstract model with the arrays of a pure dict in the place of its shapes."""
+def merge(model: Module, params: dict[str, Any]) -> Module:
+  """Returns an abstract model with its shapes replaced by the arrays of a pure dict."""
   graph, state = nnx.split(model)
   nnx.replace_by_pure_dict(state, params)
   return nnx.merge(graph, state)
 
 
 def encode_pieces(
-  config: ModelConfig, name: str, values: Any, value_BM: Array, item_BM: Array
+  config: ModelConfig,
+  name: str,
+  values: Mapping[str, Any],
+  value_BM: Array,
+  item_BM: Array,
 ) -> Array:
-  """Returns the codes of pools of pieces.
+  """Returns the codes (B, M, …) of pools of pieces.
 
   Args:
-    name: of the autoencoder.
-    values: its 'params' and 'buffers'.
+    name: name of the autoencoder.
+    values: 'params' and 'buffers' of the autoencoder.
+    value_BM: pieces (B, M, …).
+    item_BM: number of each piece's item in its pool, from 1; 0 for empty places.
   """
   _, row = config.tables.autoencoders()[name]
   module = merge(abstract_autoencoder(config, name), values['params'])
   return row.encode(module, values['buffers'], value_BM, item_BM)
 
 
-def decode_pieces(config: ModelConfig, name: str, values: Any, code_NM: Array) -> Array:
-  """Returns the pieces of items given as codes, one item a row."""
+def decode_pieces(
+  config: ModelConfig, name: str, values: Mapping[str, Any], code_NM: Array
+) -> Array:
+  """Returns the pieces (N, M, …) of items given as codes, one item per row.
+
+  Args:
+    name: name of the autoencoder.
+    values: 'params' and 'buffers' of the autoencoder.
+    code_NM: codes (N, M, …).
+  """
   _, row = config.tables.autoencoders()[name]
   module = merge(abstract_autoencoder(config, name), values['params'])
   return row.decode(module, values['buffers'], code_NM)
@@ -311,41 +387,57 @@ def decode_pieces(config: ModelConfig, name: str, values: Any, code_NM: Array) -
 def encode_streams(
   config: ModelConfig, frozen: Mapping[str, Any], batch: Batch
 ) -> Batch:
-  """Returns the batch with codes in the streams that the model takes as codes, as far as it does not carry them.
+  """Returns the batch with codes in every stream that the model takes as codes.
+
+  Streams that hold stored codes already are only cast to int32.
 
   Args:
     frozen: values of the autoencoders, by name; no gradient flows into them.
   """
-  plain = {spec.name: spec for spec in config.hosts().streams}
+  specs = {spec.name: spec for spec in config.hosts().streams}
   streams = dict(batch.streams)
   for name, autoencoder in config.coded().items():
     stream = streams[name]
-    if stream.value_BM.dtype != plain[name].dtype:  # codes already
-      codes = stream.value_BM.astype(jnp.int32)
+    has_codes = stream.value_BM.dtype != specs[name].dtype
+    if has_codes:
+      code_BM = stream.value_BM.astype(jnp.int32)
     else:
       values = jax.lax.stop_gradient(frozen[autoencoder])
-      pool = (stream.value_BM, stream.item_BM)
-      codes = encode_pieces(config, autoencoder, values, *pool)
-    streams[name] = stream._replace(value_BM=codes)
+      code_BM = encode_pieces(
+        config, autoencoder, values, stream.value_BM, stream.item_BM
+      )
+    streams[name] = stream._replace(value_BM=code_BM)
   return batch._replace(streams=streams)
 
 
 class BatchLosses(NamedTuple):
-  """What the model makes of a batch with answers."""
+  """Losses and router statistics of one batch.
+
+  Attributes:
+    heads: loss of each head, by medium.
+    stats: statistics of the routers; leaves have a leading axis of layers.
+  """
 
   heads: dict[str, HeadLoss]
   stats: RouterStats
 
 
 def batch_losses(
-  params: Any, buffers: Any, batch: Batch, key: Array, *, model: OmniModel, mesh: Mesh
+  params: dict[str, Any],
+  buffers: Mapping[str, Any],
+  batch: Batch,
+  key: Array,
+  *,
+  model: OmniModel,
+  mesh: Mesh,
 ) -> BatchLosses:
   """Returns the losses of all heads and the statistics of the routers on one batch.
 
   Args:
-    buffers: 'router_bias' and 'frozen'.
-    key: of the step, for the noise of diffusion losses.
-    model: abstract, the arrays come from params.
+    params: the model's parameters, as a pure dict.
+    buffers: 'router_bias' and 'frozen' (values of the autoencoders, by name).
+    key: key of the step, for the noise of diffusion losses.
+    model: abstract model; its arrays come from `params`.
   """
   network = merge(model, params)
   coded = encode_streams(model.config, buffers['frozen'], batch)

@@ -1,9 +1,11 @@
-"""What a step minimises, as a value: `Objective(model, params, reference, batch, key) -> (loss, Outcome)`.
+"""Objectives: what a train step minimises, as a value.
 
-Pre-training and the training of an autoencoder are two of them; the same step, loop and checkpoints serve any other.
+An objective is a function (model, params, reference, batch, key) -> (loss, Outcome).
+Pre-training and the training of an autoencoder are two of them; the same step, loop and
+checkpoints serve any other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +13,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
 from omni_jax.modalities.device import Autoencoder
@@ -23,12 +26,13 @@ Metrics = dict[str, Array]
 
 
 class Outcome(NamedTuple):
-  """What an objective gives beside its loss.
+  """What an objective returns beside its loss.
 
   Attributes:
-    metrics: figures of the step.
+    metrics: metrics of the step, by name.
     heads: losses as sums and weights, which add up over the parts of a batch.
-    stats: of the routers, or of whatever else `refresh` needs; means over the parts of a batch.
+    stats: statistics of the routers, or anything else that `refresh` needs; they are
+      averaged over the parts of a batch.
   """
 
   metrics: Metrics
@@ -38,14 +42,14 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-  """A pure function of its arguments.
+  """A pure function that returns the loss of a batch, and an Outcome.
 
   Args:
-    model: abstract; the arrays come from params.
-    params: what is trained.
-    reference: what is not: the buffers of the state, with frozen networks.
-    batch: what the data loader gives.
-    key: of the step.
+    model: abstract model; its arrays come from `params`.
+    params: the parameters that are trained.
+    reference: what is not trained: the buffers of the state, with frozen networks.
+    batch: a batch from the data loader.
+    key: key of the step.
   """
 
   def __call__(
@@ -53,16 +57,16 @@ class Objective(Protocol):
   ) -> tuple[Array, Outcome]: ...
 
 
-# (reference, outcome, key) -> buffers that are other ones after the step.
+# (reference, outcome, key) -> the buffers that change in the step, with new values.
 Refresh = Callable[[Any, Outcome, Array], dict[str, Any]]
 
 
 class Whole(NamedTuple):
-  """A batch that is computed in parts.
+  """Describes a whole batch that is computed in parts.
 
   Attributes:
-    weights: of each head's loss, sums over all parts.
-    parts: how many.
+    weights: weight of each head's loss, summed over all parts.
+    parts: number of parts.
   """
 
   weights: Mapping[str, Array]
@@ -71,13 +75,17 @@ class Whole(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weight of each loss in the sum; every head's loss is normalised by its own weight over all devices first.
+  """Weights of the losses in their sum.
+
+  Each head's loss is a mean over all devices before it is weighted.
 
   Attributes:
-    heads: by medium; 1 for one that is not named.
-    balance, z: of the routers.
-    inside: by medium, of what the text head says at that medium's own positions, where a word weighs 1: a long sound
-      has many frames.
+    heads: weight of each head's loss, by medium; 1 for a medium that is not named.
+    balance: weight of the routers' balance loss.
+    z: weight of the routers' z-loss.
+    inside: weight of the text head's predictions at a medium's own positions, by
+      medium, relative to 1 for a token of text. Below 1, it keeps a long sound with its
+      many frames from outweighing the words.
   """
 
   heads: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -86,30 +94,37 @@ class LossConfig:
   inside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def from_config(cls, part: Any, media: Mapping[str, Any]) -> 'LossConfig':
-    """Returns the weights of `config.omni.losses`: by medium, beside balance, z and inside.
+  def from_config(cls, part: ConfigDict, media: Collection[str]) -> 'LossConfig':
+    """Returns the weights of `config.omni.losses`.
 
     Args:
+      part: that part of the config: a weight by medium, and balance, z and inside.
       media: names of the media of the run, text among them.
 
     Raises:
-      UserError: for a name that is neither.
+      UserError: if a key is neither a medium nor one of these names.
     """
-    values = part.to_dict()
-    routers = {name: values.pop(name) for name in ('balance', 'z') if name in values}
-    inside = values.pop('inside', {})
-    if unknown := sorted({*values, *inside} - set(media)):
+    heads = part.to_dict()
+    inside = heads.pop('inside', {})
+    balance = heads.pop('balance', cls.balance)
+    z = heads.pop('z', cls.z)
+    unknown = sorted({*heads, *inside} - set(media))
+    if unknown:
       raise UserError(
-        f'config.omni.losses: {unknown} is unknown; there are {sorted(media)}, balance, z and inside'
+        f'config.omni.losses: {unknown} is unknown; '
+        f'it has weights for {sorted(media)}, balance, z and inside'
       )
-    return cls(heads=values, inside=inside, **routers)
+    return cls(heads, balance, z, inside)
 
 
 def text_weights(batch: Batch, config: LossConfig, numbers: Mapping[str, int]) -> Array:
-  """Returns the weights of the text head's targets, by the medium of the position that says them: (B, L).
+  """Returns the weights (B, L) of the text head's targets.
+
+  The weight of a target is scaled by `config.inside` for the medium of the position
+  that predicts it.
 
   Args:
-    numbers: of the media.
+    numbers: numbers of the media in `batch.modality_BL`, by name.
   """
   weight_BL = batch.weight_BL
   for medium, factor in config.inside.items():
@@ -124,10 +139,13 @@ def total_loss(
   config: LossConfig,
   whole: Whole | None = None,
 ) -> Array:
-  """Returns Σ weight · mean loss of a head + balance and z-loss, means over layers.
+  """Returns the weighted sum of the heads' mean losses and of the routers' losses.
+
+  The routers' balance loss and z-loss are means over layers.
 
   Args:
-    whole: of what these are a part, if they are: the result is that part of the whole loss.
+    whole: the whole batch, if these are the losses of a part of it: the result is then
+      the part's share of the whole loss.
   """
   parts = whole.parts if whole else 1
   loss = jnp.zeros((), jnp.float32)
@@ -141,12 +159,13 @@ def total_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-  """The losses of all heads and routers on a batch of every medium.
+  """The objective of the whole model: losses of all heads and of the routers.
 
   Attributes:
-    losses: their weights.
-    bias_step: of loss-free balancing, see `updated_bias`.
-    whole: of what the batch is a part.
+    losses: weights of the losses.
+    mesh: mesh of the step.
+    bias_step: step size of loss-free balancing, see `updated_bias`.
+    whole: the whole batch, if the objective is applied to a part of it.
   """
 
   losses: LossConfig
@@ -157,6 +176,7 @@ class Pretraining:
   def __call__(
     self, model: OmniModel, params: Any, reference: Any, batch: Batch, key: Array
   ) -> tuple[Array, Outcome]:
+    """Returns the loss of a packed batch, and an Outcome with router statistics."""
     numbers = model.config.hosts().numbers
     batch = batch._replace(weight_BL=text_weights(batch, self.losses, numbers))
     heads, stats = batch_losses(
@@ -170,13 +190,13 @@ class Pretraining:
   def refresh(self, reference: Any, outcome: Outcome, key: Array) -> dict[str, Any]:
     """Returns the routers' biases after the step."""
     del key
-    bias_IE = reference['router_bias']
-    after_IE = updated_bias(bias_IE, outcome.stats.load_E, self.bias_step)
-    return {'router_bias': after_IE}
+    load_IE = outcome.stats.load_E
+    bias_IE = updated_bias(reference['router_bias'], load_IE, self.bias_step)
+    return {'router_bias': bias_IE}
 
 
 def metrics_of(outcome: Outcome) -> Metrics:
-  """Returns the figures of a step by the names that the log has."""
+  """Returns the metrics of a step by their names in the log."""
   metrics = dict(outcome.metrics)
   for name, head in outcome.heads.items():
     metrics[f'loss/{name}'] = head.mean
@@ -187,7 +207,11 @@ def metrics_of(outcome: Outcome) -> Metrics:
 
 
 def router_metrics(stats: RouterStats) -> Metrics:
-  """Returns the figures of the routers, means over layers."""
+  """Returns the metrics of the routers.
+
+  Means over layers, but for the extremes of the load and, per expert and modality, the
+  load summed over layers.
+  """
   experts = stats.load_E.shape[-1]
   return {
     'loss/balance': stats.balance.mean(),
@@ -203,7 +227,14 @@ def router_metrics(stats: RouterStats) -> Metrics:
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoding:
-  """The loss of an autoencoder on crops (value, mask) of one size; its buffers follow by moving averages."""
+  """The objective of an autoencoder: its loss on a batch of crops of one size.
+
+  A batch is a pair (values, mask). The buffers are moving averages, see `refresh`.
+
+  Attributes:
+    row: the autoencoder, from its medium's row of the table.
+    config: config of the autoencoder.
+  """
 
   row: Autoencoder
   config: Any
@@ -211,11 +242,14 @@ class Autoencoding:
   def __call__(
     self, model: Any, params: Any, reference: Any, batch: Any, key: Array
   ) -> tuple[Array, Outcome]:
+    """Returns the loss of a batch of crops, and an Outcome with statistics."""
     forward_key, _ = jax.random.split(key)
     module = merge(model, params)
+    _, mask = batch
     loss, trained = self.row.loss(module, reference, batch, forward_key)
-    figures = {f'{self.row.name}/{name}': x for name, x in trained.metrics.items()}
-    metrics = {f'{self.row.name}/loss': loss, 'tokens': jnp.sum(batch[1]), **figures}
+    metrics = {f'{self.row.name}/loss': loss, 'tokens': jnp.sum(mask)}
+    for name, value in trained.metrics.items():
+      metrics[f'{self.row.name}/{name}'] = value
     return loss, Outcome(metrics, {}, trained.stats)
 
   def refresh(self, reference: Any, outcome: Outcome, key: Array) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading again what the storage cannot give at the moment: a few attempts, each with a line in the log."""
+"""Retries reads that fail for the moment, with a line in the log for each attempt."""
 
 from collections.abc import Callable
 import errno
@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-ATTEMPTS, PAUSE = (
-  3,
-  0.5,
-)  # of reading, and seconds between the first two; every further pause is twice as long
-# What is not there, is no file or is not allowed stays so: to wait for it would only slow down the answer.
+ATTEMPTS = 3  # attempts to read, the first one included
+PAUSE = 0.5  # seconds before the second attempt; each further pause is twice as long
+# Errors that waiting does not cure: a path that is missing, is not a file, or may not
+# be read. Retrying them would only delay the message.
 LASTING = {
   errno.ENOENT,
   errno.ENOTDIR,
@@ -32,19 +31,21 @@ T = TypeVar('T')
 
 
 def may_pass(error: Exception) -> bool:
-  """Whether an error is one of the storage that may be gone at the next attempt."""
+  """Returns whether an error comes from the storage and may be gone on a retry."""
   return isinstance(error, OSError) and error.errno not in LASTING
 
 
 def patiently(
   read: Callable[[], T], what: Any, *, passes: Callable[[Exception], bool] = may_pass
 ) -> T:
-  """What `read` returns. Errors that may pass are met by a few more attempts, each with a line in the log.
+  """Calls `read` and returns its result; retries it after errors that may pass.
 
   Args:
-    read: opens anew what it reads from, or it would meet the same broken handle again.
-    what: how the log calls it.
-    passes: which errors those are; every other is raised at once.
+    read: function that reads; it must open its file itself, or every attempt would use
+      the same broken handle.
+    what: name of what is read, for the log.
+    passes: function that returns whether an error may pass; any other is raised at
+      once.
 
   Raises:
     Exception: the error of the last attempt.
@@ -67,37 +68,47 @@ def patiently(
 
 
 class PatientFile(io.RawIOBase):
-  """A local file whose pieces are read patiently, for readers that would give up the whole file."""
+  """A local file whose reads are retried one by one.
+
+  For readers that would otherwise give up the whole file after one failed read.
+  """
 
   def __init__(self, path: str | os.PathLike):
     super().__init__()
-    self._path, self._at, self._file = path, 0, os.open(path, os.O_RDONLY)
+    self._path = path
+    self._offset = 0
+    self._file: int | None = os.open(path, os.O_RDONLY)
 
   def readable(self) -> bool:
+    """Returns True: the file is open for reading."""
     return True
 
   def readinto(self, buffer: Any) -> int:
-    data = patiently(lambda: self._piece(len(buffer)), self._path)
+    """Reads the next bytes into a buffer and returns their number; 0 at the end."""
+    data = patiently(lambda: self._read(len(buffer)), self._path)
     buffer[: len(data)] = data
-    self._at += len(data)
+    self._offset += len(data)
     return len(data)
 
-  def _piece(self, size: int) -> bytes:
+  def _read(self, size: int) -> bytes:
+    """Returns up to `size` bytes at the offset; closes the handle if that fails."""
     if self._file is None:
       self._file = os.open(self._path, os.O_RDONLY)
     try:
-      return os.pread(self._file, size, self._at)
+      return os.pread(self._file, size, self._offset)
     except OSError:
       self.release()
       raise
 
   def release(self) -> None:
-    """Gives the handle back; the next piece opens the file anew."""
-    file, self._file = self._file, None
+    """Closes the handle; the next read opens the file again."""
+    file = self._file
+    self._file = None
     if file is not None:
       os.close(file)
 
   def close(self) -> None:
+    """Closes the file for good."""
     if not self.closed:
       self.release()
     super().close()

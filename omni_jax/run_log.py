@@ -1,19 +1,23 @@
-"""Lines about a run, on standard output and in its log.txt."""
+"""Writes lines about a run to standard output and to its log.txt."""
 
+import os
 import time
-from typing import Any
 
 from etils import epath
 import jax
 
-START = time.time()  # of this process
+START = time.time()  # when the process loaded this module, in seconds since the epoch
 
 
-def say(workdir: Any, text: str) -> None:
-  """Writes a line to standard output and to log.txt; only the first process writes."""
+def say(workdir: str | os.PathLike, text: str) -> None:
+  """Writes a line to standard output and to log.txt in the run's folder.
+
+  The line starts with the seconds since the process started. Only process 0 writes.
+  """
   if jax.process_index():
     return
-  line = f'[{time.time() - START:7.1f} s] {text}'
+  seconds = time.time() - START
+  line = f'[{seconds:7.1f} s] {text}'
   print(line, flush=True)
   with (epath.Path(workdir) / 'log.txt').open('a') as file:
     file.write(line + '\n')

@@ -1,4 +1,4 @@
-"""Where sharding is decided: mesh axes, the table from logical to mesh axes, and the only way to make a parameter."""
+"""Decides all sharding: mesh axes, the table of logical axes, building of parameters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import enum
@@ -17,8 +17,13 @@ from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 BATCH_AXES = ('data', 'fsdp', 'expert')
-EXPERT_AXIS, CONTEXT_AXIS = 'expert', 'context'
-TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)  # each of their devices has tokens of its own
+EXPERT_AXIS = 'expert'
+CONTEXT_AXIS = 'context'
+# Mesh axes that split tokens: devices along them hold different tokens.
+TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)
+# Mesh axes over which a weight may be split only to save memory (see `whole_width`).
+MEMORY_AXES = ('fsdp', 'expert')
+# Logical axis -> the mesh axis or axes that split it; None: it is not split.
 RULES = {
   # activations
   'batch': BATCH_AXES,
@@ -37,177 +42,193 @@ RULES = {
   'layers': None,
 }
 
+# A mesh of devices, or one that only has their numbers.
+AnyMesh = Mesh | jax.sharding.AbstractMesh
+
 
 def make_mesh(
   sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh with the named axis sizes; axes that are not named have size 1, one of size -1 takes the devices left over.
+  """Returns a mesh with these axis sizes.
 
   Args:
-    devices: other than all of this process's backend, such as those of a described topology.
+    sizes: sizes by axis, 1 by default; one of -1 takes the devices that are left over.
+    devices: devices of the mesh; by default all of this process's backend.
 
   Raises:
-    UserError: if an axis is unknown or the product of the sizes does not divide the number of devices.
+    UserError: if an axis is unknown, if the product of the sizes does not divide the
+      number of devices, or if several processes would leave devices unused.
   """
-  sizes, devices = (
-    dict(sizes or {}),
-    list(jax.devices() if devices is None else devices),
-  )
-  if unknown := set(sizes) - set(AXES):
+  sizes = dict(sizes or {})
+  devices = list(jax.devices() if devices is None else devices)
+  unknown = set(sizes) - set(AXES)
+  if unknown:
     raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
+  count = len(devices)
   shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
   if shape.count(-1) == 1:
-    rest = max(1, len(devices) // -math.prod(shape))
-    shape = tuple(rest if n == -1 else n for n in shape)
+    rest = max(1, count // -math.prod(shape))
+    shape = tuple(rest if size == -1 else size for size in shape)
+  described = f'mesh {dict(zip(AXES, shape, strict=True))}'
+  needed = math.prod(shape)
   if min(shape) < 1:
+    raise UserError(f'{described}: sizes are 1 or more, and at most one is -1')
+  if needed > count or count % needed:
     raise UserError(
-      f'mesh {dict(zip(AXES, shape, strict=True))}: sizes are 1 and more, at most one of them -1'
+      f'{described} needs {needed} devices, but there are {count}; '
+      f'set config.mesh so that the product divides {count}'
     )
-  if math.prod(shape) > (n := len(devices)) or n % math.prod(shape):
+  if needed < count and jax.process_count() > 1:
     raise UserError(
-      f'mesh {dict(zip(AXES, shape, strict=True))} wants {math.prod(shape)} devices, there are {n}; '
-      f'set config.mesh so that the product divides {n}'
+      f'{described} has {needed} of {count} devices: several processes take all of '
+      'them; set one axis of config.mesh to -1'
     )
-  if math.prod(shape) < n and jax.process_count() > 1:
-    raise UserError(
-      f'mesh {dict(zip(AXES, shape, strict=True))} has {math.prod(shape)} of {n} devices: several '
-      'processes take all of them; set one axis of config.mesh to -1'
-    )
-  return Mesh(
-    _laid_out(shape, devices[: math.prod(shape)]),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-  )
+  layout = _laid_out(shape, devices[:needed])
+  return Mesh(layout, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-  """Devices so that mesh axes follow the links between chips; of several slices, the first axis goes across them."""
+  """Returns the devices in this shape: axes follow links, the first crosses slices."""
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1 and devices[0].platform == 'tpu':
-    if shape[0] % slices:
+    first, *others = shape
+    if first % slices:
+      nearest = max(1, first // slices) * slices
       raise UserError(
-        f'mesh axis {AXES[0]!r} of size {shape[0]} does not divide by {slices} slices, which it goes '
-        f'across; nearest: {max(1, shape[0] // slices) * slices}'
+        f'mesh axis {AXES[0]!r} of size {first} runs across {slices} slices, but is '
+        f'not divisible by their number; nearest: {nearest}'
       )
-    within, across = (
-      (shape[0] // slices, *shape[1:]),
-      (slices, *(1,) * (len(shape) - 1)),
-    )
+    within = (first // slices, *others)
+    across = (slices, *[1] * len(others))
     return mesh_utils.create_hybrid_device_mesh(
       within, across, devices, allow_split_physical_axes=True
     )
   try:
     return mesh_utils.create_device_mesh(shape, devices)
-  except (
-    NotImplementedError
-  ):  # no set of the torus's sides makes up one of the axes: parts of sides have to
+  except NotImplementedError:
+    # No combination of whole sides of the torus has the size of some axis.
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def splits(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
-  """Meshes worth trying: all of a slice to fsdp, or a part of it to experts or widths; slices to data."""
+  """Returns the axis sizes of the meshes worth trying for these numbers.
+
+  Slices go to `data`; the devices within a slice go to `fsdp`, alone or together with
+  `expert` or `tensor`.
+  """
   within = devices // slices
-  parts = [dict(fsdp=within)]
-  parts += [
-    dict(fsdp=within // n, expert=n)
-    for n in (4, 8, 16)
-    if within % n == 0 and experts % n == 0 and within > n
-  ]
-  parts += [
-    dict(fsdp=within // n, tensor=n) for n in (4,) if within % n == 0 and within > n
-  ]
-  return [{**dict.fromkeys(AXES, 1), 'data': slices, **part} for part in parts]
+  parts = [{'fsdp': within}]
+  for n in (4, 8, 16):
+    if within % n == 0 and experts % n == 0 and within > n:
+      parts.append({'fsdp': within // n, 'expert': n})
+  if within % 4 == 0 and within > 4:
+    parts.append({'fsdp': within // 4, 'tensor': 4})
+  base = dict.fromkeys(AXES, 1)
+  base['data'] = slices
+  return [base | part for part in parts]
 
 
-def ways(mesh: Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
-  """Into how many parts the mesh splits a dimension with this logical axis."""
-  return math.prod(
-    mesh.shape[a]
-    for part in spec(axis)
-    for a in ((part,) if isinstance(part, str) else part or ())
-  )
+def _mesh_axes(axis: str) -> tuple[str, ...]:
+  """Returns the mesh axes that split a logical axis."""
+  names = RULES[axis]
+  if names is None:
+    return ()
+  return (names,) if isinstance(names, str) else names
 
 
-def check_divides(
-  mesh: Mesh | jax.sharding.AbstractMesh, rows: int, experts: int
-) -> None:
-  """Refuses, before compilation, a batch or an expert count that the mesh cannot split evenly."""
-  if rows % (n := ways(mesh, 'batch')):
+def ways(mesh: AnyMesh, axis: str) -> int:
+  """Returns the number of parts into which a mesh splits a logical axis."""
+  return math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+
+
+def check_divides(mesh: AnyMesh, rows: int, experts: int) -> None:
+  """Raises UserError, before compilation, unless the mesh divides rows and experts."""
+  parts = ways(mesh, 'batch')
+  if rows % parts:
+    nearest = max(1, rows // parts) * parts
     raise UserError(
-      f'batch of {rows} rows does not divide by {n} devices of {BATCH_AXES}; '
-      f'nearest: {max(1, rows // n) * n}'
+      f'batch of {rows} rows is not divisible by {parts} devices of {BATCH_AXES}; '
+      f'nearest: {nearest}'
     )
-  if experts % mesh.shape[EXPERT_AXIS]:
+  expert_devices = mesh.shape[EXPERT_AXIS]
+  if experts % expert_devices:
     raise UserError(
-      f'{experts} experts do not divide by {mesh.shape[EXPERT_AXIS]} devices of axis {EXPERT_AXIS!r}'
+      f'{experts} experts are not divisible by {expert_devices} devices of axis '
+      f'{EXPERT_AXIS!r}'
     )
 
 
 def axes_named(axis: str) -> str:
-  """The mesh axes of a logical axis, as messages call them."""
-  names = RULES[axis] or ()
-  return ' x '.join(
-    f'config.mesh.{name}' for name in ((names,) if isinstance(names, str) else names)
-  )
+  """Returns the mesh axes of a logical axis as a message names them."""
+  return ' x '.join(f'config.mesh.{name}' for name in _mesh_axes(axis))
 
 
-def check_sizes(
-  mesh: Mesh | jax.sharding.AbstractMesh, sizes: Iterable[tuple[str, int, str]]
-) -> None:
-  """Refuses, before compilation, a main dimension that the mesh axes of its logical axis do not divide.
+def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
+  """Checks, before compilation, that the mesh divides the main dimensions.
 
-  `fitting` would keep it whole on every device without a word: harmless for small tables, not for what these sizes
-  span.
+  `fitting` would silently keep such a dimension whole on every device: harmless for
+  small tables, but not for the weights that have these dimensions.
 
   Args:
-    sizes: (config key, size, logical axis).
+    sizes: (config key, size, logical axis) of each dimension.
 
   Raises:
-    UserError: with key, mesh axis, both sizes, and the nearest that would fit.
+    UserError: if the mesh does not divide a size; the message has the key, the mesh
+      axes, both sizes, and the nearest ones that would fit.
   """
   for key, size, axis in sizes:
-    names, n = axes_named(axis), ways(mesh, axis)
-    if size % n:
-      fits = [size // n * n] * (size > n) + [(size // n + 1) * n]
-      divisors = [k for k in range(1, size + 1) if size % k == 0]
-      splits = [max(k for k in divisors if k < n)] + [k for k in divisors if k > n][:1]
-      raise UserError(
-        f'{key}={size} does not divide by {names}={n}; nearest: {" or ".join(map(str, fits))} for {key}, '
-        f'{" or ".join(map(str, splits))} for {names}'
-      )
+    parts = ways(mesh, axis)
+    if size % parts == 0:
+      continue
+    names = axes_named(axis)
+    below = size // parts * parts
+    multiples = [n for n in (below, below + parts) if n]
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    smaller = [n for n in divisors if n < parts]
+    larger = [n for n in divisors if n > parts]
+    nearest_sizes = ' or '.join(map(str, multiples))
+    nearest_parts = ' or '.join(map(str, smaller[-1:] + larger[:1]))
+    raise UserError(
+      f'{key}={size} is not divisible by {names}={parts}; '
+      f'nearest: {nearest_sizes} for {key}, {nearest_parts} for {names}'
+    )
 
 
 def spec(*axes: str | None) -> P:
-  """PartitionSpec of an array whose dimensions have these logical axes."""
+  """Returns the PartitionSpec of an array, given the logical axis of each dimension."""
   return P(*(RULES[axis] if axis else None for axis in axes))
 
 
 def dividing(mesh: Mesh, axis: str, *sizes: int) -> str | None:
-  """The logical axis, or None if the mesh does not divide all these sizes of it: then its devices hold the whole."""
-  return axis if all(size % ways(mesh, axis) == 0 for size in sizes) else None
+  """Returns the logical axis if the mesh divides all these sizes of it, else None."""
+  parts = ways(mesh, axis)
+  return axis if all(size % parts == 0 for size in sizes) else None
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Constrains an activation to the layout of its logical axes. The mesh is the one set by `jax.set_mesh`."""
+  """Constrains an activation to its logical axes on the mesh set by `jax.set_mesh`."""
   return jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
 def shard_items(x: jax.Array) -> jax.Array:
-  """Rows on the first axis, or images or frames that are flattened out of them, stay there; nothing without a mesh.
+  """Constrains the first axis to stay split over devices as the rows of the batch are.
 
-  Without it XLA gathers the items of all rows on every device rather than a weight (docs/decisions.md, 38).
+  The axis holds rows, or images or frames flattened out of rows. Without the constraint
+  XLA would gather the items of all rows on every device instead of a weight
+  (docs/decisions.md, 38). Without a mesh that divides the axis, x is returned as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.shape[0] % ways(mesh, 'batch'):
     return x
-  return shard(x, 'batch', *(None,) * (x.ndim - 1))
+  others = (None,) * (x.ndim - 1)
+  return shard(x, 'batch', *others)
 
 
 class Role(enum.StrEnum):
-  """What a parameter is to the model: optimizer and precision depend on it."""
+  """The role of a parameter, which determines its optimizer and its precision."""
 
   MATRIX = 'matrix'  # a linear map, or a stack of them
-  TABLE = 'table'  # a row for each of something: ids, places, queries; single vectors
+  TABLE = 'table'  # rows that are looked up (ids, places, queries); single vectors
   NORM = 'norm'  # scales of a norm
   BIAS = 'bias'  # added to the output of a linear map
   ROUTER = 'router'  # logits of the experts
@@ -220,22 +241,23 @@ def param(
   init: Callable[..., jax.Array],
   role: Role = Role.MATRIX,
 ) -> nnx.Param:
-  """Returns a trainable fp32 array.
+  """Returns a new trainable fp32 array; every parameter of a model is built here.
 
   Args:
-    axes: one logical axis name (or None) per dimension.
+    axes: one logical axis (or None) per dimension.
+    init: initializer, (key, shape, dtype) -> array.
   """
   assert len(shape) == len(axes), (shape, axes)
   return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes, role=role)
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-  """Returns the path of a leaf in a tree as a dotted name."""
+  """Returns the path of a leaf in a pytree as a dotted name."""
   return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by their dotted names."""
+  """Returns the leaves of a pytree by their dotted names."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {name_of(path): leaf for path, leaf in leaves}
 
@@ -243,12 +265,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def param_specs(model: nnx.Module) -> dict[str, Any]:
   """Returns the PartitionSpec of every parameter, as a pure dict.
 
-  Stacked layers have one leading axis more than they name.
+  Parameters of stacked layers have leading axes beyond those named: 'layers'.
   """
 
-  def spec_of(variable):
+  def spec_of(variable: nnx.Variable) -> P:
     axes = variable.get_metadata()['axes']
-    return spec(*(('layers',) * (variable.ndim - len(axes)) + axes))
+    layers = ('layers',) * (variable.ndim - len(axes))
+    return spec(*layers, *axes)
 
   return _by_param(spec_of, model)
 
@@ -264,138 +287,159 @@ def role_of(variable: nnx.Variable) -> Role:
 
 
 def _by_param(function: Callable[[nnx.Variable], Any], model: nnx.Module) -> Any:
-  """Returns what the function returns of every parameter, as a pure dict."""
+  """Applies the function to every parameter; returns the results as a pure dict."""
   state = nnx.state(model, nnx.Param)
-  return nnx.to_pure_dict(
-    jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-  )
+  is_variable = lambda x: isinstance(x, nnx.Variable)
+  results = jax.tree.map(function, state, is_leaf=is_variable)
+  return nnx.to_pure_dict(results)
 
 
 def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
-  """The sharding of a weight, without the mesh axes that do not divide its dimension (small weights stay whole).
+  """Returns the sharding of a weight without the mesh axes that do not divide it.
 
-  Of several axes for one dimension, the first ones stay that do.
+  Of several axes for one dimension, the longest prefix that divides it is kept.
   """
-
-  def kept(axes, n):
-    if axes is None or isinstance(axes, str):
-      return axes if n % mesh.shape.get(axes, 1) == 0 else None
-    parts = np.cumprod([mesh.shape[axis] for axis in axes])
-    return tuple(axes[: sum(n % p == 0 for p in parts)]) or None
-
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
-  return NamedSharding(
-    mesh, P(*(kept(axes, n) for axes, n in zip(padded, shape, strict=True)))
-  )
+  kept = []
+  for axes, size in zip(padded, shape, strict=True):
+    if isinstance(axes, tuple):
+      kept.append(_dividing_prefix(mesh, axes, size))
+    else:
+      kept.append(axes if size % mesh.shape.get(axes, 1) == 0 else None)
+  return NamedSharding(mesh, P(*kept))
+
+
+def _dividing_prefix(
+  mesh: Mesh, axes: tuple[str, ...], size: int
+) -> tuple[str, ...] | None:
+  """Returns the longest prefix of mesh axes that divides a size; None if none does."""
+  kept = []
+  parts = 1
+  for axis in axes:
+    parts *= mesh.shape[axis]
+    if size % parts:
+      break
+    kept.append(axis)
+  return tuple(kept) or None
 
 
 def whole_width(w: jax.Array, pspec: P) -> jax.Array:
-  """A weight as `pspec` lays it out, gathered over the axes that only save memory; for use inside a shard_map.
+  """Returns a weight gathered over the mesh axes that split it only to save memory.
 
-  Those are `fsdp`, and beside it `expert` where a weight belongs to no expert. The gradient goes back by
-  reduce-scatter.
+  Those are `fsdp` and, in a weight that belongs to no expert, also `expert`. The
+  gradient goes back by reduce-scatter. For use inside a shard_map, where w is the
+  device's part of a weight that is laid out as `pspec`.
   """
-  for dimension, axes in _saving(pspec):
+  for dimension, axes in _memory_axes(pspec):
     w = jax.lax.all_gather(w, axes, axis=dimension, tiled=True)
   return w
 
 
 def summed_slices(dw: jax.Array, pspec: P) -> jax.Array:
-  """From each device's gradient of a weight that `whole_width` made whole, the sum for the slice that it holds."""
-  for dimension, axes in _saving(pspec):
+  """Returns the device's part of a weight's gradient, summed over all devices.
+
+  The counterpart of `whole_width`: dw is the device's gradient of the gathered weight.
+  """
+  for dimension, axes in _memory_axes(pspec):
     dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True)
   return dw
 
 
-def _saving(pspec: P) -> list[tuple[int, tuple[str, ...]]]:
-  """Dimensions with the axes over which they are split for memory alone."""
-  found = []
+def _memory_axes(pspec: P) -> list[tuple[int, tuple[str, ...]]]:
+  """Returns (dimension, mesh axes) of each split that only saves memory."""
+  pairs = []
   for dimension, axes in enumerate(pspec):
-    axes = (axes,) if axes == 'fsdp' else axes if isinstance(axes, tuple) else ()
-    if saving := tuple(axis for axis in axes if axis in ('fsdp', 'expert')):
-      found.append((dimension, saving))
-  return found
+    if axes == 'fsdp':
+      axes = (axes,)
+    if isinstance(axes, tuple):
+      saving = tuple(axis for axis in axes if axis in MEMORY_AXES)
+      if saving:
+        pairs.append((dimension, saving))
+  return pairs
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
-  """Options of XLA for programs on a mesh. A TPU's cores would stand still during a ragged all-to-all by default."""
-  return (
-    {'xla_tpu_enable_async_ragged_all_to_all': True}
-    if mesh.devices.flat[0].platform == 'tpu'
-    else {}
-  )
+  """Returns the XLA options for programs on a mesh."""
+  if mesh.devices.flat[0].platform != 'tpu':
+    return {}
+  # By default, a TPU's cores would sit idle during a ragged all-to-all.
+  return {'xla_tpu_enable_async_ragged_all_to_all': True}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-  """Of everything in a batch."""
+  """Returns the sharding of every array of a batch: rows split over the batch axes."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def cache_layout(mesh: Mesh) -> NamedSharding:
-  """Of keys and values: layers, rows, slots, heads, width."""
+  """Returns the sharding of the cache (layers, rows, slots, heads, width): by rows."""
   return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
 def input_part(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): which part of a batch's rows this process gives to `place`, of how many.
+  """Returns (index, count) of the part of the rows that this process gives to `place`.
 
-  Processes have the same part where a mesh axis that does not split rows (tensor, context) lies across them.
+  Processes give the same part if a mesh axis that does not split rows (tensor, context)
+  runs across them.
 
   Raises:
-    UserError: if processes share some rows and not others, or hold more rows than others.
+    UserError: if two processes hold some rows in common and others not, or if one holds
+      more rows than another.
   """
-  n = ways(mesh, 'batch')
-  rows: dict[int, set[int]] = {}
-  for device, (part,) in (
-    NamedSharding(mesh, P(BATCH_AXES)).devices_indices_map((n,)).items()
-  ):
-    rows.setdefault(device.process_index, set()).add(part.start or 0)
-  parts = sorted({tuple(sorted(own)) for own in rows.values()})
-  if sum(map(len, parts)) != n or len({len(part) for part in parts}) > 1:
+  parts = ways(mesh, 'batch')
+  owned: dict[int, set[int]] = {}
+  for device, (rows,) in by_rows(mesh).devices_indices_map((parts,)).items():
+    owned.setdefault(device.process_index, set()).add(rows.start or 0)
+  groups = sorted({tuple(sorted(own)) for own in owned.values()})
+  sizes = [len(group) for group in groups]
+  if sum(sizes) != parts or len(set(sizes)) > 1:
     raise UserError(
-      f'mesh {dict(mesh.shape)} gives the processes parts {parts} of {n} parts of the rows, which '
-      'are not apart and alike; set config.mesh so that the axes that split rows divide by the processes'
+      f'mesh {dict(mesh.shape)} splits the rows into {parts} parts and gives the '
+      f'processes {groups} of them, which overlap or differ in number; set config.mesh '
+      'so that the number of processes divides the product of the axes that split rows'
     )
-  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+  own = tuple(sorted(owned[jax.process_index()]))
+  return groups.index(own), len(groups)
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
-  """Host rows of this process, as `input_part` says, -> global arrays split over the batch axes."""
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(by_rows(mesh), x), batch
-  )
+  """Returns a batch as global arrays whose rows are split over the batch axes.
+
+  The batch is a pytree of numpy arrays: the rows of this process, see `input_part`.
+  """
+  layout = by_rows(mesh)
+  to_global = lambda x: jax.make_array_from_process_local_data(layout, x)
+  return jax.tree.map(to_global, batch)
 
 
 _largest = jax.jit(jnp.max)
 
 
 def anywhere(own: bool, mesh: Mesh) -> jax.Array:
-  """Whether any process says so; all of them ask at the same points.
+  """Returns an array that is nonzero if `own` is true in any process.
 
-  The answer is made on the devices: who asks for it at once waits for all that they have to do before.
+  All processes have to call it at the same points. It is computed on the devices:
+  reading it waits for all the work that was queued there before.
   """
   flags = np.full((jax.local_device_count(),), own, np.int32)
-  return _largest(
-    jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), flags)
-  )
+  layout = NamedSharding(mesh, P(AXES))
+  return _largest(jax.make_array_from_process_local_data(layout, flags))
 
 
 def gather_bytes(own: bytes) -> list[bytes]:
-  """Returns the bytes of every process, in every process.
+  """Returns the bytes of all processes, in every process.
 
-  Once the processes of a run have parted (`train.processes.disband`), each has only
-  its own.
+  After `train.processes.disband`, each process gets only its own.
   """
   if jax.process_count() == 1 or not jax.distributed.is_initialized():
     return [own]
   lengths = multihost_utils.process_allgather(np.int32(len(own)))
   padded = np.zeros(lengths.max(), np.uint8)
   padded[: len(own)] = np.frombuffer(own, np.uint8)
-  return [
-    row[:n].tobytes()
-    for row, n in zip(multihost_utils.process_allgather(padded), lengths, strict=True)
-  ]
+  rows = multihost_utils.process_allgather(padded)
+  return [row[:n].tobytes() for row, n in zip(rows, lengths, strict=True)]

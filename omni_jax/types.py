@@ -1,13 +1,17 @@
-"""Types that travel between the rooms of the project, and the one legend of shape letters.
+"""Types shared by all parts of the package, and the one legend of shape letters.
 
 Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
 
-  B rows of a batch      L positions in a row   D model width         T tokens = B·L        V vocabulary
-  E experts              K router choices       F expert width        H query heads         G key/value heads
-  A width of a head      M pieces of a stream in a row                N items of a stream in a row
-  S segments of a row    Y values of a piece    J codebooks           I layers              3 (time, height, width)
-  U items or blocks of pieces of a batch        W width inside a head or an autoencoder
-In modalities/audio also: R frames of a clip, S samples, X mel values of a frame, Z latent width.
+  B rows of a batch             L positions in a row          D model width
+  T tokens = B·L                V vocabulary                  E experts
+  K router choices              F expert width                H query heads
+  G key/value heads             A width of a head             S segments of a row
+  M pieces of a stream in a row                N items of a stream in a row
+  Y values of a piece           J codebooks                   I layers
+  U items or blocks of pieces of a batch
+  W width inside a head or an autoencoder      3 (time, height, width)
+In modalities/audio also: R frames of a clip, S samples, X mel values of a frame,
+Z latent width.
 """
 
 from collections.abc import Mapping
@@ -16,20 +20,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FRAMES_PER_SECOND = 12.5  # one unit of the time axis of a position
-NONE = -1  # in a map: there is nothing here
-PADDING = 0  # number of the modality of a position that carries nothing
+FRAMES_PER_SECOND = 12.5  # one frame is one unit of a position's time axis
+NONE = -1  # entry of a map that points to nothing
+PADDING = 0  # modality of a position that carries nothing
 
 
 class Span(NamedTuple):
-  """A piece of one medium in an example, before it becomes positions.
+  """A part of an example that has a single medium, before it becomes positions.
 
   Attributes:
-    medium: 'text', or another name of the table of hosts.
-    written: the model is to write it (loss falls here); otherwise it is only read.
-    tokens: ids, for text.
-    payload: what the medium's host decodes to, for all others.
-    stored: what an autoencoder made of the payload earlier, where the run takes that instead: (pieces, …).
+    medium: 'text', or another name in the table of hosts.
+    written: whether the model learns to write it (it has a loss), or only reads it.
+    tokens: token ids, if the medium is text.
+    payload: the decoded payload from the medium's host, for all other media.
+    stored: codes or latents (pieces, …) that an autoencoder computed from the payload
+      earlier, in runs that use them instead of the payload.
   """
 
   medium: str
@@ -40,18 +45,19 @@ class Span(NamedTuple):
 
 
 class StreamSpec(NamedTuple):
-  """What is fixed about a stream, whatever is in it.
+  """The fixed properties of a stream, which do not depend on its contents.
 
   Attributes:
     name: 'MEDIUM.KIND', such as 'image.seen'.
-    medium: the name of its medium.
-    written: the model writes what is in it.
-    queries: it is written as a block, each piece from the state of a learned query.
-    shape, dtype: of a piece as the host gives it.
-    longest: most pieces of an item.
-    block: an item lies whole within one block of so many pieces, alone if it is no more than the longest; 0 where it
-      may lie anywhere.
-    entries: pieces are stored codes below this number; 0 where they are not codes.
+    medium: name of its medium.
+    written: whether the model writes the items of this stream.
+    queries: whether items are written as a block, each piece from the state of a
+      learned query.
+    shape, dtype: shape and dtype of a piece, as it comes from the host.
+    longest: largest number of pieces of an item.
+    block: number of pieces in a block. An item lies within one block, and has it to
+      itself if a block is no larger than `longest`; 0 if items may lie anywhere.
+    entries: number of values of a code, if the pieces are stored codes; otherwise 0.
   """
 
   name: str
@@ -65,7 +71,12 @@ class StreamSpec(NamedTuple):
   entries: int = 0
 
   def start(self, taken: int, pieces: int) -> int:
-    """Returns where an item of so many pieces begins in a pool of which the first pieces are taken."""
+    """Returns the index of the first piece of a new item in a pool.
+
+    Args:
+      taken: number of pieces at the start of the pool that are taken.
+      pieces: number of pieces of the new item.
+    """
     if not self.block or taken % self.block == 0:
       return taken
     alone = self.block <= self.longest
@@ -75,15 +86,17 @@ class StreamSpec(NamedTuple):
 
 
 class ItemLayout(NamedTuple):
-  """The pieces of one item of a stream; positions are relative to the start of the span or the example.
+  """The pieces of one item of a stream, and their positions.
+
+  Positions are relative to the start of the span or the example.
 
   Attributes:
     stream: name of the stream.
-    form: (time, height, width) of the item, in pieces.
-    place_M3: int32 (time, height, width) of each piece inside the item.
+    form: size of the item in pieces: (time, height, width).
+    place_M3: int32 place of each piece inside the item: (time, height, width).
     at_M: position that carries each piece.
-    query_M: position of each piece's query, or None.
-    write_M: position whose state writes each piece, or None where the item is read.
+    query_M: position of each piece's query; None if the item has no queries.
+    write_M: position whose state writes each piece; None if the item is only read.
   """
 
   stream: str
@@ -95,13 +108,14 @@ class ItemLayout(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """The positions of one span or one example (n of them), relative to its start.
+  """The n positions of one span or one example, relative to its start.
 
   Attributes:
-    ids_3n: int32 rows: token (text id, or 0), modality, label (id that the text head must say to get here, or 0).
-    offset_n3: float32 (time, height, width).
-    end: the largest of the offsets.
-    items: what the positions carry beside text.
+    ids_3n: int32 rows: token (text id, or 0), modality, and label (the id that the text
+      head must predict to get here, or 0).
+    offset_n3: float32 offsets of the positions: (time, height, width).
+    end: largest offset.
+    items: items of streams that the positions carry.
   """
 
   ids_3n: np.ndarray
@@ -117,33 +131,44 @@ class Layout(NamedTuple):
   def empty(
     cls, n: int, end: float, text: int, items: tuple[ItemLayout, ...] = ()
   ) -> 'Layout':
-    """Returns n positions of text (whose number is `text`) without ids, their offsets yet to be written."""
+    """Returns n positions of text without ids; their offsets are not initialised.
+
+    Args:
+      end: largest offset.
+      text: modality number of text.
+    """
     ids_3n = np.zeros((3, n), np.int32)
     ids_3n[1] = text
     return cls(ids_3n, np.empty((n, 3), np.float32), end, items)
 
   def frozen(self) -> 'Layout':
-    """Returns itself, no longer to be changed: for layouts that are made once and used often."""
+    """Makes its arrays read-only and returns itself, so that it can be shared."""
     self.ids_3n.flags.writeable = False
     self.offset_n3.flags.writeable = False
     return self
 
 
 class Stream(NamedTuple):
-  """A pool of equal pieces: all items of a row lie one behind the other, whatever their sizes.
+  """A pool of pieces of equal shape: the items of a row, one after the other.
 
-  Numpy from the packer, global arrays after `sharding.place`. Maps hold NONE where there is nothing. Where `group` rows
-  share a pool (RowBudget), B counts pools in the arrays that have no L, and positions count on from row to row.
+  Arrays are numpy arrays from the packer, and global jax arrays after `sharding.place`.
+  Maps hold NONE where they point to nothing. If `group` rows share a pool (RowBudget),
+  B counts pools in the arrays that have no L, and the numbers of positions continue
+  from row to row of the group.
 
   Attributes:
-    value_BM: (B, M, …) the pieces in the type that the host gives them: pixels, samples, stored codes or latents.
-    item_BM: int32, 1… for the item of the row that a piece belongs to, 0 where there is none.
-    place_BM3: int32 (time, height, width) of the piece inside its item.
-    at_BL: int32, piece that a position carries.
-    query_at_BL: int32, piece whose learned query a position holds; None in a stream without queries.
-    write_at_BM: int32, position whose state writes the piece; None in a stream that is only read.
-    form_BN3: int32 sizes of each item, in pieces; 0 where there is none.
-    key_BN: uint32 name of each item (example, number): noise depends on it, on the step and on the place only.
+    value_BM: pieces (B, M, …) in the dtype of the host: pixels, samples, stored codes
+      or latents.
+    item_BM: int32 number of the piece's item in the row, from 1; 0 for no piece.
+    place_BM3: int32 place of the piece inside its item: (time, height, width).
+    at_BL: int32 index of the piece that a position carries.
+    query_at_BL: int32 index of the piece whose learned query a position holds; None in
+      a stream without queries.
+    write_at_BM: int32 position whose state writes the piece; None in a stream that is
+      only read.
+    form_BN3: int32 size of each item in pieces: (time, height, width); 0 for no item.
+    key_BN: uint32 key of each item, from its example and its number: noise depends on
+      the key, the step and the place only.
   """
 
   value_BM: Any
@@ -157,16 +182,19 @@ class Stream(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One packed batch: numpy from the packer, global arrays after `sharding.place`.
+  """One packed batch.
+
+  Arrays are numpy arrays from the packer, and global jax arrays after `sharding.place`.
 
   Attributes:
-    token_BL: int32 text id, 0 where the position carries none.
-    modality_BL: int32 number of a medium in the table of hosts, from 1; PADDING elsewhere.
-    segment_BL: int32, 1… per example of the row, 0 is padding.
-    position_BL3: float32 (time, height, width).
-    target_BL: int32, what the text head should say next.
-    weight_BL: float32, weight of that loss.
-    streams: everything that is no text, by name.
+    token_BL: int32 text id; 0 if the position carries no text.
+    modality_BL: int32 number of the medium in the table of hosts, from 1; PADDING if
+      the position carries nothing.
+    segment_BL: int32 number of the example in its row, from 1; 0 for padding.
+    position_BL3: float32 coordinates of the position: (time, height, width).
+    target_BL: int32 id that the text head should predict next.
+    weight_BL: float32 weight of the loss of that prediction.
+    streams: streams of all media but text, by name.
   """
 
   token_BL: Any
@@ -180,13 +208,15 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
-  """Static sizes of a row; the packer refuses what overflows them.
+  """Static sizes of a batch; the packer refuses examples that overflow them.
 
   Attributes:
-    rows: of the global batch.
-    length: positions.
-    streams: by name, (pieces, items) that a pool has room for; a stream that is not named has no room.
-    group: rows that share the pools, one behind the other: what one of them does not need is there for another.
+    rows: number of rows of the global batch.
+    length: number of positions of a row.
+    streams: (pieces, items) that a pool has room for, by name of the stream; a stream
+      that is not named has no room.
+    group: number of neighbouring rows that share their pools: room that one row leaves
+      can be used by another.
   """
 
   rows: int
@@ -196,10 +226,10 @@ class RowBudget:
 
   @property
   def grouped(self) -> bool:
-    """Whether groups divide the rows."""
+    """Whether the rows can be divided into groups of this size."""
     return self.group > 0 and self.rows % self.group == 0
 
   @property
   def pools(self) -> int:
-    """Of each stream in a batch."""
+    """Number of pools of each stream in a batch."""
     return self.rows // self.group

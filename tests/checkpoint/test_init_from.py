@@ -132,7 +132,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
       ('haeds.*',),
       "no parameter is called 'haeds.*'; there are .*heads.text.out.w",
     ),
-    ('ema', 1.0, r'config\.omni: ema=1\.0: a decay is'),
+    ('ema', 1.0, r'config\.omni: ema=1\.0: must be'),
   ):
     part = one_device_run()
     part.omni[key] = value

@@ -100,9 +100,9 @@ def test_text_names_what_bounds(capfd):
     (['--topology=v5p'], 'v5p:4x4x4'),
     (['--topology=v5e:4x4x4'], 'v5e has 2 sides'),
     (['--topology=cpu:3', '--programs=trian'], 'train, prefill'),
-    (['--topology=cpu:3'], 'batch of 4 rows does not divide by 3'),
+    (['--topology=cpu:3'], 'batch of 4 rows is not divisible by 3'),
     (['--topology=cpu:8', '--config.mesh.data=2'], 'mesh .* has 2 of the 8 devices'),
-    (['--topology=cpu:8', '--config.mesh.data=3'], 'wants 3 devices'),
+    (['--topology=cpu:8', '--config.mesh.data=3'], 'needs 3 devices'),
     (
       [
         '--topology=cpu:4',
@@ -110,7 +110,7 @@ def test_text_names_what_bounds(capfd):
         '--config.mesh.expert=4',
         '--config.model.decoder.experts=6',
       ],
-      'config.model.decoder.experts=6 does not divide',
+      'config.model.decoder.experts=6 is not divisible',
     ),
     ([], '--topology'),
     (['--topology=cpu:2', '--config.model.decoder.widht=3'], 'widht'),

@@ -13,16 +13,16 @@ from omni_jax.train import stages
 CASES = {
   'product': (
     {'mesh.data': 3},
-    r"mesh \{'data': 3, .* wants 3 devices, there are 8; set config\.mesh so that the product divides 8",
+    r"mesh \{'data': 3, .* needs 3 devices, but there are 8; set config\.mesh so that the product divides 8",
   ),
   'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one of them -1'),
   'rows': (
     {'data.budget.rows': 12},
-    r'batch of 12 rows does not divide by 8 devices .*; nearest: 8',
+    r'batch of 12 rows is not divisible by 8 devices .*; nearest: 8',
   ),
   'experts': (
     {'mesh.data': 1, 'mesh.expert': 8, 'data.budget.rows': 8},
-    r'config\.model\.decoder\.experts=4 does not divide by config\.mesh\.expert=8; nearest: 8 for .*, 4 for config\.mesh\.expert$',
+    r'config\.model\.decoder\.experts=4 is not divisible by config\.mesh\.expert=8; nearest: 8 for .*, 4 for config\.mesh\.expert$',
   ),
   'groups': (
     {'model.decoder.kv_heads': 3, 'data.budget.rows': 8},
@@ -148,7 +148,7 @@ def test_fault_11_a_size_that_its_axis_does_not_divide_is_refused_with_the_neare
     tmp_path,
     monkeypatch,
     SPLIT[axis] | values,
-    rf'config\.{said} does not divide by config\.mesh\.{axis}=4; '
+    rf'config\.{said} is not divisible by config\.mesh\.{axis}=4; '
     rf'nearest: {sizes} for config\.{key}, {splits} for config\.mesh\.{axis}$',
   )
 

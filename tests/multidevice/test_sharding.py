@@ -28,8 +28,8 @@ def test_unnamed_axes_have_size_one():
   'sizes, message',
   [
     ({'date': 2}, "'date'.* is unknown; the axes are"),
-    ({'data': 3}, 'wants 3 devices, there are 8; set config.mesh'),
-    ({'data': 4, 'fsdp': 4}, 'wants 16 devices, there are 8'),
+    ({'data': 3}, 'needs 3 devices, but there are 8; set config.mesh'),
+    ({'data': 4, 'fsdp': 4}, 'needs 16 devices, but there are 8'),
   ],
   ids=str,
 )
@@ -42,11 +42,11 @@ def test_what_does_not_divide_is_refused_with_both_sides():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
   sharding.check_divides(mesh, rows=16, experts=8)
   with pytest.raises(
-    UserError, match=r'batch of 12 rows does not divide by 8 devices .* nearest: 8'
+    UserError, match=r'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
   ):
     sharding.check_divides(mesh, rows=12, experts=8)
   with pytest.raises(
-    UserError, match="6 experts do not divide by 4 devices of axis 'expert'"
+    UserError, match="6 experts are not divisible by 4 devices of axis 'expert'"
   ):
     sharding.check_divides(mesh, rows=8, experts=6)
 

@@ -46,13 +46,13 @@ MISTAKES = {
   ),
   'rows': (
     [CONFIG, '--config.data.budget.rows=5'],
-    'batch of 5 rows does not divide by 2 devices',
+    'batch of 5 rows is not divisible by 2 devices',
   ),
   'codec_rows': (
     [CONFIG, '--config.codec.batch=5'],
-    'batch of 5 rows does not divide by 2 devices',
+    'batch of 5 rows is not divisible by 2 devices',
   ),
-  'mesh': ([CONFIG, '--config.mesh.data=3'], 'wants 3 devices, there are 2'),
+  'mesh': ([CONFIG, '--config.mesh.data=3'], 'needs 3 devices, but there are 2'),
   'experts': (
     [
       CONFIG,
@@ -60,7 +60,7 @@ MISTAKES = {
       '--config.mesh.expert=2',
       '--config.model.decoder.experts=5',
     ],
-    'config.model.decoder.experts=5 does not divide by config.mesh.expert=2; nearest: 4 or 6 for',
+    'config.model.decoder.experts=5 is not divisible by config.mesh.expert=2; nearest: 4 or 6 for',
   ),
   'heads': (
     [CONFIG, '--config.model.decoder.kv_heads=3'],
