@@ -1,25 +1,29 @@
-"""Before jax starts: eight CPU devices, checked types, fast compilation and a cache of it; small models for all tests."""
+"""Sets up jax before it starts, and provides small models to all tests.
+
+Tests run on eight CPU devices, with type checks, fast compilation and a compilation
+cache.
+"""
 
 import os
 import pathlib
 import tempfile
 
-# Shared by the workers of pytest-xdist, by the commands that tests start, and by later runs.
-CACHE = pathlib.Path(
-  os.environ.setdefault(
-    'OMNI_JAX_TEST_CACHE', f'{tempfile.gettempdir()}/omni_jax_test_cache'
-  )
-)
+# The cache is shared by the workers of pytest-xdist, by the commands that tests start,
+# and by later runs.
+DEFAULT_CACHE = f'{tempfile.gettempdir()}/omni_jax_test_cache'
+CACHE = pathlib.Path(os.environ.setdefault('OMNI_JAX_TEST_CACHE', DEFAULT_CACHE))
 os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', str(CACHE / 'hypothesis'))
-# Tests compile far more than they compute; the programs are the same, only LLVM's work on them is less.
+# Tests spend far more time compiling than computing. This reduces only LLVM's
+# optimisation; the programs are the same.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
-# Eight devices wait for each other in one pool of threads: see omni_jax/train/__main__.py.
+# The eight devices wait for each other in a single thread pool: see
+# omni_jax/train/__main__.py.
 os.environ.setdefault('PJRT_NPROC', '16')
 
 import jaxtyping  # noqa: E402
 
-# Every annotation of the package is checked while it runs: in tests only, since it costs time.
+# Checks every annotation of the package at run time. Tests only, because it costs time.
 jaxtyping.install_import_hook('omni_jax', 'typecheck.check')
 
 import hypothesis  # noqa: E402
@@ -43,12 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption(
     '--regenerate',
     action='store_true',
-    help='write tests/golden/*.txt anew from what the code does now',
+    help='rewrite tests/golden/*.txt with the current results of the code',
   )
   parser.addoption(
     '--long',
     action='store_true',
-    help='twenty kills instead of three, every flip, every mesh',
+    help='run all cases: twenty kills instead of three, every bit flip, every mesh',
   )
 
 
@@ -58,19 +62,21 @@ def pytest_collection_modifyitems(
   if not config.getoption('--long'):
     for item in items:
       if item.get_closest_marker('long'):
-        item.add_marker(pytest.mark.skip(reason='one of many alike: only with --long'))
+        item.add_marker(
+          pytest.mark.skip(reason='one of many similar cases: runs only with --long')
+        )
 
 
 @pytest.fixture
 def strict_ranks():
-  """Arrays of different rank never meet by accident: for the pure functions, which broadcast in so many words."""
+  """Forbids implicit rank promotion: pure functions have to broadcast explicitly."""
   with jax.numpy_rank_promotion('raise'):
     yield
 
 
 @pytest.fixture(scope='session')
 def kit():
-  """A tiny model on one device with the optimizer of a short run."""
+  """Returns a tiny model on one device, with the optimizer of a short run."""
   from samples import make_kit, omni_optimizer, tiny_model
 
   from omni_jax.train.optim import OptimConfig
@@ -81,7 +87,7 @@ def kit():
 
 @pytest.fixture(scope='session')
 def batch(kit):
-  """Every kind of example, packed into two rows."""
+  """Returns a batch of every kind of example, packed into two rows."""
   from samples import laid, packed
 
   return packed(laid(kit.config), kit.config.hosts())
@@ -89,7 +95,7 @@ def batch(kit):
 
 @pytest.fixture(scope='session')
 def fifth(kit, batch):
-  """The state after five updates, when nothing is at its exact zero any more."""
+  """Returns the state after five updates, when no weight is exactly zero any more."""
   state = kit.state
   for _ in range(5):
     state, _ = kit.step(state, batch)

@@ -1,4 +1,4 @@
-"""Small models, examples and batches that many tests share."""
+"""Provides small models, examples and batches to many tests."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -41,33 +41,40 @@ STREAMS = {
   'audio.spoken': (8, 4),
 }
 BUDGET = RowBudget(rows=2, length=96, streams=STREAMS)
-IMAGES, SOUNDS, TOKENS = ImageConfig(), AudioConfig(), TokenizerConfig()
+IMAGES = ImageConfig()
+SOUNDS = AudioConfig()
+TOKENS = TokenizerConfig()
+SOUND_RATE = 8000  # samples per second of `sound`
+FRAME_SAMPLES = 640  # samples of a frame: 80 ms
 
 
 def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
-  """Cases of a parametrised test; all but those with these numbers run only with --long."""
-  return [
-    case
-    if i in always
-    else pytest.param(
-      *case if isinstance(case, tuple) else (case,), marks=pytest.mark.long
-    )
-    for i, case in enumerate(cases)
-  ]
+  """Returns the cases of a parametrised test, most of them marked as long.
+
+  Args:
+    always: indices of the cases that also run without --long.
+  """
+  marked = []
+  for i, case in enumerate(cases):
+    if i not in always:
+      values = case if isinstance(case, tuple) else (case,)
+      case = pytest.param(*values, marks=pytest.mark.long)
+    marked.append(case)
+  return marked
 
 
 def tiny_run() -> ConfigDict:
-  """The run of configs/tiny.py."""
+  """Returns the config of configs/tiny.py."""
   return config('tiny')
 
 
 def config(name: str) -> ConfigDict:
-  """The run of a file of configs/."""
+  """Returns the config of configs/NAME.py."""
   return config_file(str(ROOT / 'configs' / 'base.py'), name)['get_config']()
 
 
 def data_config(**values: Any) -> ConfigDict:
-  """`config.data` with the values of configs/base.py, but for these."""
+  """Returns `config.data` of configs/base.py with some values replaced."""
   data = config('base').data.to_dict() | values
   return ConfigDict(data)
 
@@ -78,12 +85,18 @@ def hosts_of(
   audio: AudioConfig = SOUNDS,
   tokenizer: TokenizerConfig = TOKENS,
 ) -> Hosts:
-  """Hosts of images and sounds without a model."""
+  """Returns the hosts of images and sounds, without a model."""
   return Hosts({'image': image, 'audio': audio}, Tokenizer(tokenizer))
 
 
 def tiny_model(**decoder: Any) -> ModelConfig:
-  """The network of configs/tiny.py on clips of half a second; half of the drawings are made without their condition."""
+  """Returns the network of configs/tiny.py for clips of half a second.
+
+  Half of the drawings are trained without their condition.
+
+  Args:
+    decoder: values that replace those of `config.model.decoder`.
+  """
   model = tiny_run().model
   model.audio.seconds = 0.48
   model.image.head.null = 0.5
@@ -94,63 +107,58 @@ def tiny_model(**decoder: Any) -> ModelConfig:
 def picture(
   rng: np.random.Generator, height: int = 8, width: int = 8
 ) -> dict[str, Any]:
+  """Returns an image part of random grey pixels."""
   return {'type': 'image', 'pixels': rng.random((height, width, 1), np.float32)}
 
 
 def sound(rng: np.random.Generator, frames: int = 3) -> dict[str, Any]:
-  """A tone with a little noise; its last frame is half full."""
-  time = np.arange(round((frames - 0.5) * 640)) / 8000
-  wave = 0.3 * np.sin(
-    2 * np.pi * rng.uniform(200, 900) * time
-  ) + 0.01 * rng.standard_normal(len(time))
+  """Returns an audio part: a tone with a little noise. Its last frame is half full."""
+  samples = round((frames - 0.5) * FRAME_SAMPLES)
+  time = np.arange(samples) / SOUND_RATE
+  hertz = rng.uniform(200, 900)
+  tone = 0.3 * np.sin(2 * np.pi * hertz * time)
+  wave = tone + 0.01 * rng.standard_normal(samples)
   return {'type': 'audio', 'wave': wave.astype(np.float32)}
 
 
 def text(words: str) -> dict[str, Any]:
+  """Returns a text part."""
   return {'type': 'text', 'text': words}
 
 
 def chat(
-  name: str, asked: list[dict], answered: list[dict], **controls: str
+  name: str, question: list[dict], answer: list[dict], **controls: str
 ) -> dict[str, Any]:
-  return {
-    'id': name,
-    'messages': [
-      {'role': 'user', 'content': asked},
-      {'role': 'assistant', 'content': answered, **controls},
-    ],
-  }
+  """Returns an example of one question and one answer, each a list of parts."""
+  user = {'role': 'user', 'content': question}
+  assistant = {'role': 'assistant', 'content': answer, **controls}
+  return {'id': name, 'messages': [user, assistant]}
 
 
 def examples(seed: int = 0) -> list[dict[str, Any]]:
-  """One example of every kind: each modality read, each written, all three in one reply, a small image, plain form."""
+  """Returns one example of every kind.
+
+  Each medium is read, and each is written; one reply has all three, one image is small,
+  and one example is in plain form.
+  """
   rng = np.random.default_rng(seed)
-  return [
-    chat('see', [picture(rng)], [text('two')], task='write', language='en'),
-    chat('draw', [sound(rng)], [picture(rng)], task='draw'),
-    chat(
-      'say',
-      [picture(rng, 4, 6)],
-      [sound(rng, 2)],
-      task='speak',
-      language='de',
-      voice='f1',
-    ),
-    chat(
-      'reply',
-      [text('a?')],
-      [text('b'), picture(rng, 4, 4), sound(rng, 2)],
-      task='reply',
-    ),
-    {
-      'id': 'plain',
-      'content': [text('x'), sound(rng, 2), picture(rng, 6, 4), text('y')],
-    },
-  ]
+  see = chat('see', [picture(rng)], [text('two')], task='write', language='en')
+  draw = chat('draw', [sound(rng)], [picture(rng)], task='draw')
+  question = [picture(rng, 4, 6)]
+  answer = [sound(rng, 2)]
+  say = chat('say', question, answer, task='speak', language='de', voice='f1')
+  answer = [text('b'), picture(rng, 4, 4), sound(rng, 2)]
+  reply = chat('reply', [text('a?')], answer, task='reply')
+  content = [text('x'), sound(rng, 2), picture(rng, 6, 4), text('y')]
+  plain = {'id': 'plain', 'content': content}
+  return [see, draw, say, reply, plain]
 
 
 def same_pixels(left: np.ndarray, right: np.ndarray) -> bool:
-  """Whether drawn images, whose pixels are bytes, are equal but for a few that are rounded to the next level."""
+  """Returns whether two drawn images are equal up to rounding of a few pixels.
+
+  Pixels are bytes scaled to 0…1; up to 5 % of them may differ by one level.
+  """
   if left.shape != right.shape:
     return False
   levels = np.abs(left - right) * 255
@@ -158,35 +166,42 @@ def same_pixels(left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def same_parts(left: Sequence[Part], right: Sequence[Part]) -> bool:
-  """Whether two replies are equal: texts and sounds (or their codes) are the same, images up to rounding."""
+  """Returns whether two replies are equal: text exactly, media up to rounding."""
   if [part.type for part in left] != [part.type for part in right]:
     return False
-  same = {
-    'text': lambda a, b: a.text == b.text,
-    'image': lambda a, b: same_pixels(a.pixels, b.pixels),
-    'audio': lambda a, b: (
-      a.wave.shape == b.wave.shape and np.allclose(a.wave, b.wave, atol=1e-5)
-    ),
-  }
+  same = {'text': _same_text, 'image': _same_image, 'audio': _same_audio}
   return all(same[a.type](a, b) for a, b in zip(left, right, strict=True))
 
 
+def _same_text(left: Part, right: Part) -> bool:
+  return left.text == right.text
+
+
+def _same_image(left: Part, right: Part) -> bool:
+  return same_pixels(left.pixels, right.pixels)
+
+
+def _same_audio(left: Part, right: Part) -> bool:
+  same_shape = left.wave.shape == right.wave.shape
+  return same_shape and np.allclose(left.wave, right.wave, atol=1e-5)
+
+
 def laid(model: ModelConfig, seed: int = 0) -> list[Laid]:
+  """Returns the examples, laid out for a model."""
   hosts = model.hosts()
   return [prepare(example, hosts) for example in examples(seed)]
 
 
 def packed(items: list[Laid], hosts: Hosts, budget: RowBudget = BUDGET) -> Batch:
-  """All items in one batch, several a row."""
+  """Returns all items in one batch, several per row."""
   packer = Packer(budget, hosts)
-  assert all([packer.add(item) for item in items]), (
-    'the batch is too small for the samples'
-  )
+  for item in items:
+    assert packer.add(item), 'the batch is too small for the samples'
   return packer.batch()
 
 
 def codec_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
-  """An untrained codec whose codebooks are noise, so that every code is used."""
+  """Returns an untrained codec with codebooks of noise, so that it uses every code."""
   values = init_autoencoder(model, 'codec', seed=seed)
   books = init_buffers(model.autoencoders['codec'])
   noise = jax.random.normal(jax.random.key(seed), books.codebook_JEZ.shape)
@@ -197,29 +212,33 @@ def codec_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def frozen_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
-  """Values of all autoencoders, by name."""
+  """Returns the values of all autoencoders of a model, by name."""
   return {'codec': codec_values(model, seed)} if model.autoencoders else {}
 
 
 def rows(budget: RowBudget, n: int) -> RowBudget:
+  """Returns the budget of a batch of n rows."""
   return dataclasses.replace(budget, rows=n)
 
 
 def omni_optimizer(
   config: ModelConfig, steps: int = 1, optim: OptimConfig | None = None, **options: Any
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of a run of the omni stage with this network."""
+  """Returns the optimizer of the omni stage for this network."""
   roles = param_roles(abstract(config))
   return make_optimizer(optim or OptimConfig(), steps, roles, **options)
 
 
 class Kit(NamedTuple):
-  """A tiny model ready to train. `step` and `forward` are jitted and run under the kit's mesh.
+  """A tiny model, ready to train.
 
   Attributes:
-    model: abstract.
-    state: fresh.
-    forward: (params, buffers, batch, key) -> BatchLosses.
+    config: config of the model.
+    model: abstract model.
+    mesh: mesh on which `step` and `forward` run.
+    state: state before the first update.
+    step: jitted train step.
+    forward: jitted (params, buffers, batch, key) -> BatchLosses.
   """
 
   config: ModelConfig
@@ -230,10 +249,10 @@ class Kit(NamedTuple):
   forward: Callable[..., Any]
 
   def meshed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under jit and under the kit's mesh."""
+    """Returns the function under jit and under the kit's mesh."""
     jitted = jax.jit(function)
 
-    def run(*args):
+    def run(*args: Any) -> Any:
       with jax.set_mesh(self.mesh):
         return jitted(*args)
 
@@ -247,19 +266,28 @@ def make_kit(
   accumulate: int = 1,
   **sizes: int,
 ) -> Kit:
-  """Weights and optimizer moments placed by the table of rules, as the omni stage does it."""
-  mesh, model = make_mesh(sizes), abstract(config)
+  """Returns a kit whose weights and optimizer moments are placed as in the omni stage.
+
+  Args:
+    tx: optimizer.
+    losses: weights of the losses.
+    accumulate: number of parts of a batch.
+    sizes: sizes of the mesh axes.
+  """
+  mesh = make_mesh(sizes)
+  model = abstract(config)
   init = lambda values: states.init_model_state(config, tx, values, seed=0)
   values = frozen_values(config)
-  layout = states.shardings(jax.eval_shape(init, values), param_specs(model), mesh)
-  # Not made in place: so every mesh starts from the same bits.
+  shapes = jax.eval_shape(init, values)
+  layout = states.shardings(shapes, param_specs(model), mesh)
+  # Initialised on one device, then placed: every mesh starts from the same bits.
   state = jax.device_put(jax.jit(init)(values), layout)
   objective = Pretraining(losses or LossConfig(), mesh)
   update = Update(accumulate=accumulate, refresh=objective.refresh)
   step = make_step(objective, model, tx, update)
   jitted = jax.jit(step, out_shardings=(layout, None))
 
-  def run(state, batch):
+  def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     with jax.set_mesh(mesh):
       return jitted(state, place(batch, mesh))
 

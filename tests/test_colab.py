@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom and show what they promise; as committed they hold no results."""
+"""The notebooks run from top to bottom and show what they promise; none has results."""
 
 import base64
 from collections.abc import Iterator
@@ -22,21 +22,19 @@ import install
 FILES = sorted((samples.ROOT / 'colab').glob('*.ipynb'))
 NAMES = [path.stem for path in FILES]
 OUTPUT_SIGNS = re.compile(r'data:(image/png|audio/wav);base64,([A-Za-z0-9+/=]+)')
-SECONDS = 900  # of one cell: the cores may be shared
+SECONDS = 900  # time limit of a cell; long, because the cores may be shared
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """Executes a notebook in a folder of its own, as a user with a home and a clone would; returns it with its outputs."""
-  home = (
-    pathlib.Path(
-      os.environ.get('OMNI_JAX_TEST_CACHE', tmp_path_factory.mktemp('cache'))
-    )
-    / 'home'
-  )
-  home.mkdir(
-    parents=True, exist_ok=True
-  )  # the commands keep compiled programs in ~/.cache
+  """Returns a function that executes a notebook and returns it with its outputs.
+
+  The notebook has a folder and a home of its own, and a clone, as it has for a user.
+  """
+  cache = os.environ.get('OMNI_JAX_TEST_CACHE', tmp_path_factory.mktemp('cache'))
+  home = pathlib.Path(cache) / 'home'
+  # The commands keep compiled programs in ~/.cache.
+  home.mkdir(parents=True, exist_ok=True)
 
   def execute(name: str) -> nbformat.NotebookNode:
     notebook = nbformat.read(samples.ROOT / 'colab' / f'{name}.ipynb', as_version=4)
@@ -56,8 +54,9 @@ def run(tmp_path_factory):
       kernel_name='python3',
       resources={'metadata': {'path': str(tmp_path_factory.mktemp(name))}},
     )
-    # The interpreter that runs the tests, whatever kernels are installed beside it.
-    client.create_kernel_manager().kernel_spec.argv[0] = sys.executable
+    # Run the interpreter of the tests, whatever other kernels are installed.
+    kernel = client.create_kernel_manager().kernel_spec
+    kernel.argv[0] = sys.executable
     client.execute(env=environment)
     return notebook
 
@@ -67,18 +66,19 @@ def run(tmp_path_factory):
 def outputs_after(
   notebook: nbformat.NotebookNode, heading: str
 ) -> list[nbformat.NotebookNode]:
-  """What the cells of one section printed and showed."""
-  found, here = [], False
+  """Returns the outputs of the cells of one section."""
+  outputs = []
+  in_section = False
   for cell in notebook.cells:
     if cell.cell_type == 'markdown' and cell.source.startswith('## '):
-      here = cell.source.startswith(f'## {heading}')
-    elif here and cell.cell_type == 'code':
-      found += cell.outputs
-  return found
+      in_section = cell.source.startswith(f'## {heading}')
+    elif in_section and cell.cell_type == 'code':
+      outputs += cell.outputs
+  return outputs
 
 
 def media(outputs: list[nbformat.NotebookNode]) -> Iterator[tuple[str, bytes]]:
-  """Kind and bytes of every picture and player: figures, and parts that show themselves."""
+  """Yields kind and bytes of each picture and player: figures, and parts of replies."""
   for output in outputs:
     data = output.get('data', {})
     if 'image/png' in data:
@@ -87,89 +87,84 @@ def media(outputs: list[nbformat.NotebookNode]) -> Iterator[tuple[str, bytes]]:
       yield kind, base64.b64decode(encoded)
 
 
-def figures(outputs) -> list[np.ndarray]:
-  found = [
-    np.asarray(Image.open(io.BytesIO(data)).convert('L'))
-    for kind, data in media(outputs)
-    if kind == 'figure'
-  ]
-  assert all(pixels.std() > 5 for pixels in found), 'an empty figure'
-  return found
+def files_of(outputs: list[nbformat.NotebookNode], kind: str) -> list[io.BytesIO]:
+  """Returns the pictures or players of one kind, as open files."""
+  return [io.BytesIO(data) for its_kind, data in media(outputs) if its_kind == kind]
 
 
-def sounds(outputs) -> list[np.ndarray]:
-  found = [
-    soundfile.read(io.BytesIO(data))
-    for kind, data in media(outputs)
-    if kind == 'audio/wav'
-  ]
-  assert all(rate == 8000 and np.isfinite(wave).all() for wave, rate in found)
-  return [wave for wave, _ in found]
+def figures(outputs: list[nbformat.NotebookNode]) -> list[np.ndarray]:
+  """Returns the figures as grey pixels; none of them may be empty."""
+  pictures = []
+  for file in files_of(outputs, 'figure'):
+    pixels = np.asarray(Image.open(file).convert('L'))
+    assert pixels.std() > 5, 'an empty figure'
+    pictures.append(pixels)
+  return pictures
 
 
-def printed(outputs) -> str:
-  return ''.join(
-    output.get('text', '') or output.get('data', {}).get('text/plain', '')
-    for output in outputs
-  )
+def sounds(outputs: list[nbformat.NotebookNode]) -> list[np.ndarray]:
+  """Returns the waves of the players; they must be finite and at 8 kHz."""
+  waves = []
+  for file in files_of(outputs, 'audio/wav'):
+    wave, rate = soundfile.read(file)
+    assert rate == 8000
+    assert np.isfinite(wave).all()
+    waves.append(wave)
+  return waves
+
+
+def printed(outputs: list[nbformat.NotebookNode]) -> str:
+  """Returns all that the outputs print, as one text."""
+  text = ''
+  for output in outputs:
+    text += output.get('text', '') or output.get('data', {}).get('text/plain', '')
+  return text
 
 
 def test_quickstart(run):
-  done = run('quickstart')
-  assert 'platform cpu' in printed(outputs_after(done, 'Where it runs'))
-  assert 'omni step 20' in printed(outputs_after(done, 'Train'))
-  assert len(figures(outputs_after(done, 'The losses'))) == 1
-  drawn = [
-    data for kind, data in media(outputs_after(done, 'Draw')) if kind == 'image/png'
-  ]
-  assert len(drawn) == 1 and Image.open(io.BytesIO(drawn[0])).size == (8, 8)
-  assert len(figures(outputs_after(done, 'Draw'))) == 1
-  assert len(sounds(outputs_after(done, 'Speak'))) == 1
-  assert len(sounds(outputs_after(done, 'Listen'))) == 1 and ' of 10:' in printed(
-    outputs_after(done, 'Listen')
-  )
+  notebook = run('quickstart')
+  assert 'platform cpu' in printed(outputs_after(notebook, 'Where it runs'))
+  assert 'omni step 20' in printed(outputs_after(notebook, 'Train'))
+  assert len(figures(outputs_after(notebook, 'The losses'))) == 1
+  draw = outputs_after(notebook, 'Draw')
+  (drawing,) = files_of(draw, 'image/png')
+  assert Image.open(drawing).size == (8, 8)
+  assert len(figures(draw)) == 1
+  assert len(sounds(outputs_after(notebook, 'Speak'))) == 1
+  listen = outputs_after(notebook, 'Listen')
+  assert len(sounds(listen)) == 1
+  assert ' of 10:' in printed(listen)
 
 
 def test_inside_the_sequence(run):
-  done = run('inside_the_sequence')
-  assert '<sot>' in printed(outputs_after(done, 'The grammar'))
-  assert [
-    len(figures(outputs_after(done, heading)))
-    for heading in (
-      'The grammar',
-      'Who looks at whom',
-      'Where a position stands',
-      'Which experts',
-    )
-  ] == [1, 1, 1, 2]
+  notebook = run('inside_the_sequence')
+  assert '<sot>' in printed(outputs_after(notebook, 'The grammar'))
+  counts = {
+    'The grammar': 1,
+    'Who looks at whom': 1,
+    'Where a position stands': 1,
+    'Which experts': 2,
+  }
+  for heading, count in counts.items():
+    assert len(figures(outputs_after(notebook, heading))) == count, heading
 
 
 def test_your_own_data(run):
-  done = run('your_own_data')
-  assert '264 files' in printed(
-    outputs_after(done, 'The files')
-  ) and 'train.jsonl' in printed(outputs_after(done, 'JSON lines'))
-  assert (
-    'omni step 20' in printed(outputs_after(done, 'Train'))
-    and len(figures(outputs_after(done, 'Train'))) == 1
-  )
-  asked = outputs_after(done, 'Ask it')
-  assert (
-    len(figures(asked)) == 2
-    and len(sounds(asked)) == 4
-    and 'of 24 right' in printed(asked)
-  )
+  notebook = run('your_own_data')
+  assert '264 files' in printed(outputs_after(notebook, 'The files'))
+  assert 'train.jsonl' in printed(outputs_after(notebook, 'JSON lines'))
+  train = outputs_after(notebook, 'Train')
+  assert 'omni step 20' in printed(train)
+  assert len(figures(train)) == 1
+  ask = outputs_after(notebook, 'Ask it')
+  assert len(figures(ask)) == 2
+  assert len(sounds(ask)) == 4
+  assert 'of 24 right' in printed(ask)
 
 
 def test_every_notebook_has_a_test():
-  assert (
-    sorted(
-      name.removeprefix('test_')
-      for name in globals()
-      if name.removeprefix('test_') in NAMES
-    )
-    == NAMES
-  )
+  for name in NAMES:
+    assert f'test_{name}' in globals()
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)
@@ -178,24 +173,20 @@ def test_committed_without_results(path):
   nbformat.validate(notebook)
   assert notebook.metadata.kernelspec.name == 'python3'
   for cell in notebook.cells:
-    assert cell.cell_type == 'markdown' or (
-      cell.outputs == [] and cell.execution_count is None
-    ), cell.id
-    assert len(cell.source.splitlines()) <= 25, cell.id  # no walls of code
+    if cell.cell_type != 'markdown':
+      assert cell.outputs == [], cell.id
+      assert cell.execution_count is None, cell.id
+    assert len(cell.source.splitlines()) <= 25, f'{cell.id} is too long to read'
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)
 def test_one_address_and_one_setup(path):
-  """The repository's address stands in pyproject.toml; badges and clones say the same."""
-  address = re.search(
-    r'Repository = "https://github.com/(.+)"',
-    (samples.ROOT / 'pyproject.toml').read_text(),
-  )[1]
+  """Badges and clones use the repository's address from pyproject.toml."""
+  project = (samples.ROOT / 'pyproject.toml').read_text()
+  address = re.search(r'Repository = "https://github.com/(.+)"', project)[1]
   first, _, setup, *_ = nbformat.read(path, as_version=4).cells
-  assert (
-    f'https://colab.research.google.com/github/{address}/blob/main/colab/{path.name})'
-    in first.source
-  )
+  colab = 'https://colab.research.google.com/github'
+  assert f'{colab}/{address}/blob/main/colab/{path.name})' in first.source
   assert f"REPOSITORY = 'https://github.com/{address}'" in setup.source
   assert setup.source == nbformat.read(FILES[0], as_version=4).cells[2].source
 
@@ -233,16 +224,15 @@ def test_one_address_and_one_setup(path):
   ],
   ids=['nothing', 'cpu', 'tpu', 'gpu', 'old tpu', 'old gpu'],
 )
-def test_a_jax_that_is_there_stays(have, missing, kept):
+def test_an_installed_jax_is_kept(have, missing, kept):
   wanted = ['jax>=0.10.0', 'flax>=0.12.0', "pywin32; sys_platform == 'win32'"]
   assert install.plan(wanted, have) == (missing, kept)
 
 
-def test_nothing_is_installed_where_all_is_there(capsys, monkeypatch):
-  monkeypatch.setattr(
-    install, 'plan', lambda wanted, have: install.Plan([], ['jax==1'])
-  )
-  monkeypatch.setattr(
-    install.subprocess, 'run', lambda *_, **__: pytest.fail('pip was called')
-  )
-  assert install.main() == 0 and 'stays: jax==1' in capsys.readouterr().out
+def test_nothing_is_installed_if_nothing_is_missing(capsys, monkeypatch):
+  nothing_missing = install.Plan([], ['jax==1'])
+  refuse = lambda *_, **__: pytest.fail('pip was called')
+  monkeypatch.setattr(install, 'plan', lambda wanted, have: nothing_missing)
+  monkeypatch.setattr(install.subprocess, 'run', refuse)
+  assert install.main() == 0
+  assert 'stays: jax==1' in capsys.readouterr().out

@@ -1,6 +1,7 @@
-"""A run's config is checked once: every mistake is one line with the key, its value and what to do."""
+"""Every mistake in a config is one line with the key, its value and what to do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import itertools
 
 from ml_collections import ConfigDict
 import pytest
@@ -11,79 +12,81 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.audio.augment import AudioAugment
 from omni_jax.modalities.image.augment import ImageAugment
 
+Change = Callable[[ConfigDict], None]
+
 
 def checked(run: ConfigDict) -> RunConfig:
+  """Returns the checked config of a run with a codec."""
   return RunConfig.of(run, ('codec',))
 
 
-def without(key: str) -> Callable[[ConfigDict], None]:
+def without(key: str) -> Change:
+  """Returns a function that deletes a key of a config."""
+
   def change(run: ConfigDict) -> None:
-    part, _, name = key.rpartition('.')
-    del (run[part] if part else run)[name]
+    *parts, name = key.split('.')
+    del part_of(run, parts)[name]
 
   return change
 
 
-def setting(key: str, value: object) -> Callable[[ConfigDict], None]:
+def setting(key: str, value: object) -> Change:
+  """Returns a function that sets a key of a config."""
+
   def change(run: ConfigDict) -> None:
-    names = key.split('.')
-    part = run
-    for name in names[:-1]:
-      part = part[name]
-    part[names[-1]] = value
+    *parts, name = key.split('.')
+    part_of(run, parts)[name] = value
 
   return change
+
+
+def part_of(run: ConfigDict, names: Sequence[str]) -> ConfigDict:
+  """Returns an inner part of a config, given the names on the way to it."""
+  part = run
+  for name in names:
+    part = part[name]
+  return part
+
+
+def groups_of_two_in_four_parts(run: ConfigDict) -> None:
+  """Asks for more parts of a batch than it has groups of rows."""
+  run.data.budget.group = 2
+  run.omni.accumulate = 4
 
 
 PARTS = ('model', 'data', 'loader', 'omni', 'generate', 'evaluate', 'stages', 'mesh')
-OF_DATA = ('data.source', 'data.codes', 'data.budget', 'data.augment')
+DATA_KEYS = ('data.source', 'data.codes', 'data.budget', 'data.augment')
 SPOKEN = 'data.budget.streams.audio.spoken'
 PAIR = r': give \(pieces, items\), two whole numbers$'
+COUNTS = ('steps', 'log_every', 'save_every')
+# Name of the case -> (function that makes the mistake, pattern of the whole message).
 MISTAKES = {
-  **{
-    f'without {key}': (
-      without(key),
-      rf'^config\.{key} is missing \({key}.*\): start from configs/base\.py, ',
-    )
-    for key in PARTS + OF_DATA
-  },
   'unknown stage': (
     setting('stages', ('codec', 'omny')),
     r"^config\.stages: \['omny'\] is unknown; a stage is one of "
     r"\('codec', 'omni', 'evaluate'\)$",
   ),
-  **{
-    f'{stage}.{name}=0': (
-      setting(f'{stage}.{name}', 0),
-      rf'^config\.{stage}: {name}=0: it is 1 or more$',
-    )
-    for stage in ('codec', 'omni')
-    for name in ('steps', 'log_every', 'save_every')
-  },
   'bad_steps': (
     setting('omni.bad_steps', -1),
-    r'^config\.omni: bad_steps=-1: it is 0 or more$',
+    r'^config\.omni: bad_steps=-1: must be 0 or more$',
   ),
   'accumulate': (
     setting('omni.accumulate', 3),
-    r'^config\.omni\.accumulate=3: it is 1 or more and divides '
+    r'^config\.omni\.accumulate=3: must be 1 or more and divide '
     r'config\.data\.budget\.rows=4$',
   ),
   'parts of groups': (
-    lambda run: [
-      setting('data.budget.group', 2)(run),
-      setting('omni.accumulate', 4)(run),
-    ],
-    r'^config\.omni\.accumulate=4: it is 1 or more and divides '
+    groups_of_two_in_four_parts,
+    r'^config\.omni\.accumulate=4: must be 1 or more and divide '
     r'config\.data\.budget\.rows=4 in groups of 2$',
   ),
   'no parts': (
     setting('omni.accumulate', 0),
-    r'^config\.omni: accumulate=0: it is 1 or more$',
+    r'^config\.omni: accumulate=0: must be 1 or more$',
   ),
   'decay': (
     setting('omni.ema', 1.0),
-    r'^config\.omni: ema=1\.0: a decay is at least 0 \(off\) and below 1$',
+    r'^config\.omni: ema=1\.0: must be at least 0 \(off\) and below 1$',
   ),
   'one number': (
     setting('data.budget.streams.audio', ConfigDict(dict(spoken=12))),
@@ -101,14 +104,14 @@ MISTAKES = {
   'unknown size': (setting('data.budget.rwos', 4), r'^config\.data\.budget: .*rwos'),
   'unknown medium': (
     setting('data.augment.smell', ConfigDict(dict(turn=1.0))),
-    r"^config\.data\.augment: 'smell' cannot be changed; it is one of "
+    r"^config\.data\.augment: 'smell' cannot be augmented; choose from "
     r"\['image', 'audio'\]$",
   ),
   'text is not augmented': (
     setting('data.augment.text', ConfigDict(dict(turn=1.0))),
-    r"^config\.data\.augment: 'text' cannot be changed; it is one of ",
+    r"^config\.data\.augment: 'text' cannot be augmented; choose from ",
   ),
-  'unknown change': (
+  'unknown setting of an augmentation': (
     setting('data.augment.image.trun', 1.0),
     r'^config\.data\.augment\.image: .*trun',
   ),
@@ -127,32 +130,43 @@ MISTAKES = {
     r'^config\.loader: .*worker',
   ),
 }
+for key in PARTS + DATA_KEYS:
+  MISTAKES[f'without {key}'] = (
+    without(key),
+    rf'^config\.{key} is missing \({key}.*\): start from configs/base\.py, ',
+  )
+for stage, name in itertools.product(('codec', 'omni'), COUNTS):
+  MISTAKES[f'{stage}.{name}=0'] = (
+    setting(f'{stage}.{name}', 0),
+    rf'^config\.{stage}: {name}=0: must be 1 or more$',
+  )
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_a_mistake_is_one_line_with_the_key_and_what_to_do(mistake):
-  change, said = MISTAKES[mistake]
+  change, message = MISTAKES[mistake]
   run = tiny_run()
   with run.unlocked():
     change(run)
-  with pytest.raises(UserError, match=said) as raised:
+  with pytest.raises(UserError, match=message) as raised:
     checked(run)
   assert '\n' not in str(raised.value)
 
 
-def test_all_parts_that_are_missing_are_named_at_once():
+def test_all_missing_parts_are_named_at_once():
   run = tiny_run()
-  del run.loader, run.data.seed
-  with pytest.raises(
-    UserError, match=r'config\.loader is missing \(loader, data\.seed'
-  ):
+  del run.loader
+  del run.data.seed
+  message = r'config\.loader is missing \(loader, data\.seed'
+  with pytest.raises(UserError, match=message):
     checked(run)
 
 
-def test_what_a_config_says_becomes_dataclasses():
+def test_a_config_becomes_dataclasses():
   run = checked(tiny_run())
   assert run.stages == ('codec', OMNI, EVALUATE)
-  assert isinstance(run.omni, ModelStage) and run.omni.steps == 30
+  assert isinstance(run.omni, ModelStage)
+  assert run.omni.steps == 30
   assert isinstance(run.autoencoders['codec'], AutoencoderStage)
   assert (run.budget.rows, run.budget.length) == (4, 96)
   assert run.budget.streams == {
@@ -166,17 +180,16 @@ def test_what_a_config_says_becomes_dataclasses():
   assert run.augment == {'image': image, 'audio': audio}
 
 
-def test_a_medium_that_does_not_change_is_left_out():
+def test_a_medium_whose_augmentation_is_zero_is_left_out():
   run = tiny_run()
   run.data.augment.audio = ConfigDict(dict.fromkeys(run.data.augment.audio, 0.0))
   assert set(checked(run).augment) == {'image'}
 
 
-def test_a_stage_is_known_if_the_run_has_its_autoencoder():
+def test_a_stage_is_unknown_if_the_run_lacks_its_autoencoder():
   run = config('text')
   assert not RunConfig.of(run, ()).autoencoders
   run.stages = ('codec', 'omni')
-  with pytest.raises(
-    UserError, match=r"\['codec'\] is unknown; .* \('omni', 'evaluate'\)"
-  ):
+  message = r"\['codec'\] is unknown; .* \('omni', 'evaluate'\)"
+  with pytest.raises(UserError, match=message):
     RunConfig.of(run, ())

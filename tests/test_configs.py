@@ -1,4 +1,7 @@
-"""Every file of configs/ is a run that can start: its network, its optimizers, its data and its command exist."""
+"""Every file of configs/ is a run that can start.
+
+Its network, its optimizers, its data and its command exist.
+"""
 
 import ast
 import dataclasses
@@ -26,22 +29,23 @@ from omni_jax.train.plan import Plan
 from omni_jax.types import RowBudget
 
 FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-NO_RUNS = ('base', 'text')  # what others start from: they name no data
+NO_RUNS = ('base', 'text')  # other configs derive from them; they name no data
 VARIANTS = [f'{file}:text' for file in FILES if file.startswith('omni_')]
 every_config = pytest.mark.parametrize('name', FILES + VARIANTS)
-every_run = pytest.mark.parametrize(
-  'name', [file for file in FILES if file not in NO_RUNS]
-)
+RUNS = [file for file in FILES if file not in NO_RUNS]
+every_run = pytest.mark.parametrize('name', RUNS)
 
 
 def load(name: str) -> ConfigDict:
-  """The locked config of 'FILE' or 'FILE:VARIANT'."""
+  """Returns the locked config of 'FILE' or 'FILE:VARIANT'."""
   file, _, variant = name.partition(':')
-  make = runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config']
-  return (make(variant) if variant else make()).lock()
+  get_config = runpy.run_path(str(ROOT / 'configs' / f'{file}.py'))['get_config']
+  config = get_config(variant) if variant else get_config()
+  return config.lock()
 
 
 def checked(config: ConfigDict) -> RunConfig:
+  """Returns the checked config of a run."""
   model_config = ModelConfig.from_config(config.model)
   return RunConfig.of(config, tuple(model_config.autoencoders))
 
@@ -49,46 +53,58 @@ def checked(config: ConfigDict) -> RunConfig:
 @every_config
 def test_network_is_built(name):
   config = ModelConfig.from_config(load(name).model)
-  assert len(jax.tree.leaves(abstract(config))) > (20 if config.media else 12)
+  fewest = 20 if config.media else 12
+  assert len(jax.tree.leaves(abstract(config))) > fewest
   for autoencoder in config.autoencoders:
     assert jax.tree.leaves(abstract_autoencoder(config, autoencoder))
   if 'image' in config.media:
     assert config.tokenizer.max_grid >= max(config.media['image'].grid)
   only_text = name in ('text', 'shakespeare') or ':' in name
-  assert set(config.media) == (set() if only_text else {'image', 'audio'})
+  media = set() if only_text else {'image', 'audio'}
+  assert set(config.media) == media
 
 
 @every_config
-def test_every_part_is_understood(name):
+def test_every_part_is_valid(name):
   config = load(name)
-  run, model_config = checked(config), ModelConfig.from_config(config.model)
+  model_config = ModelConfig.from_config(config.model)
+  hosts = model_config.hosts()
+  sources = ('',) if name in NO_RUNS else SOURCES
   assert set(config.mesh) <= set(AXES)
-  assert config.data.source in (('',) if name in NO_RUNS else SOURCES)
-  check_budget(run.budget, model_config.hosts())
-  LossConfig.from_config(config.omni.losses, dict(model_config.hosts()))
+  assert config.data.source in sources
+  check_budget(checked(config).budget, hosts)
+  LossConfig.from_config(config.omni.losses, dict(hosts))
   for stage in (*model_config.autoencoders, OMNI):
     dataclass_of(OptimConfig, config[stage].optim, f'{stage}.optim')
   limits_of(config)
 
 
 class Keys(NamedTuple):
-  """Names of a config's leaves, and names of its parts that are empty: what they hold is up to a run."""
+  """The keys of a config.
+
+  Attributes:
+    leaves: full names of the values.
+    open: full names of the empty parts, in which a run may set any key.
+  """
 
   leaves: set[str]
   open: set[str]
 
 
-def keys_of(part: ConfigDict, inside: str = '') -> Keys:
+def keys_of(part: ConfigDict, prefix: str = '') -> Keys:
+  """Returns the keys of a part of a config, with a prefix before each name."""
   keys = Keys(set(), set())
   for name in part:
-    value, full = part[name], f'{inside}{name}'
+    value = part[name]
+    full_name = f'{prefix}{name}'
     if not isinstance(value, ConfigDict):
-      keys.leaves.add(full)
+      keys.leaves.add(full_name)
     elif not len(value):
-      keys.open.add(full)
+      keys.open.add(full_name)
     else:
-      for own, found in zip(keys, keys_of(value, f'{full}.'), strict=True):
-        own |= found
+      inner = keys_of(value, f'{full_name}.')
+      keys.leaves.update(inner.leaves)
+      keys.open.update(inner.open)
   return keys
 
 
@@ -110,11 +126,11 @@ def unknown_keys(config: ConfigDict) -> set[str]:
 
 @every_config
 def test_every_key_is_one_of_base(name):
-  """No key is ignored in silence."""
+  """A key that configs/base.py does not have would be silently ignored."""
   config = load(name)
   assert not unknown_keys(config)
+  drawing = {field.name for field in dataclasses.fields(Drawing)}
   for part in config.data.sources.values():
-    drawing = {field.name for field in dataclasses.fields(Drawing)}
     assert set(part) <= {*config.data, *drawing}
 
 
@@ -146,14 +162,15 @@ def test_docstring_has_the_command(name):
 
 
 @every_config
-def test_a_row_holds_what_the_budget_promises(name):
+def test_a_row_has_room_for_the_largest_items(name):
   config = load(name)
-  hosts, budget = ModelConfig.from_config(config.model).hosts(), checked(config).budget
+  hosts = ModelConfig.from_config(config.model).hosts()
+  budget = checked(config).budget
   specs = {spec.name: spec for spec in hosts.streams}
   for stream, (pieces, items) in budget.streams.items():
     assert (pieces > 0) == (items > 0)
     longest = specs[stream].longest
-    # A word of a second, or the largest image.
+    # Room for one spoken word (about a second), or for the largest image.
     least = min(longest, 13) if stream.startswith('audio.') else longest
     assert not pieces or pieces >= least, stream
   drawn, _ = budget.streams.get('image.drawn', (0, 0))
@@ -205,21 +222,20 @@ def test_misspelt_settings_are_named(kind, part):
     Plan(config)
 
 
-PODS = runpy.run_path(str(ROOT / 'launch' / 'pods.py'))['RUNS']
+POD_RUNS = runpy.run_path(str(ROOT / 'launch' / 'pods.py'))['RUNS']
 
 
-@pytest.mark.parametrize('name', PODS)
-def test_chips_of_the_pods_page_divide_what_they_split(name):
-  """Without devices: sizes alone, before anybody waits for a compiler."""
-  _, file, where, _, overrides = PODS[name]
+@pytest.mark.parametrize('name', POD_RUNS)
+def test_meshes_of_the_pods_page_divide_the_model(name):
+  """Checks sizes without any devices, before anybody waits for a compiler."""
+  _, file, where, _, overrides = POD_RUNS[name]
   config = load(file.replace('.py', '')).unlock()
   config.update_from_flattened_dict(overrides)
   slices, _, sides = topology.parse_name(where)
   sizes = {axis: config.mesh.get(axis, 1) for axis in AXES}
   rest = slices * math.prod(sides) // -math.prod(sizes.values())
-  mesh = jax.sharding.AbstractMesh(
-    tuple(rest if n == -1 else n for n in sizes.values()), AXES
-  )
+  shape = tuple(rest if size == -1 else size for size in sizes.values())
+  mesh = jax.sharding.AbstractMesh(shape, AXES)
   model_config = ModelConfig.from_config(config.model)
   check_sizes(mesh, main_sizes(model_config))
   for rows in (config.data.budget.rows, config.codec.batch):

@@ -1,4 +1,4 @@
-"""What the documentation cites is there: files, and names in them."""
+"""Files that the documentation cites exist, and so do the names in them."""
 
 import ast
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ FILES = {path for folder in FOLDERS for path in (ROOT / folder).rglob('*.*')}
 FILES |= set(ROOT.glob('*.*'))
 NAMES = {path.name for path in FILES}
 
-# A path: with a folder anywhere in prose; a bare name of a Python file in backticks.
+# A path with a folder counts anywhere in prose; the bare name of a Python file counts
+# only in backticks.
 PATH = re.compile(r'[\w./{},-]*/[\w./{},-]*\.(?:py|md)\b')
 BARE_NAME = re.compile(r'(?<=`)\w+\.py(?=[`:])')
 PAGE_NAME = re.compile(r'(?<![\w/])\w+\.md\b')
@@ -25,26 +26,28 @@ SYMBOL = re.compile(r'`([\w./]+\.py): (\w+)')
 PLACEHOLDER = re.compile(r'(?:^|/)[A-Z]+(?=[./]|$)')  # modalities/NAME/host.py
 
 
+every_file = pytest.mark.parametrize(
+  'path', PAGES + SOURCES, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
 def prose(path: pathlib.Path) -> str:
   """Returns a page's text, or the docstrings and comments of a source file."""
   text = path.read_text()
   if path.suffix == '.md':
     return text
-  docstrings = [
-    ast.get_docstring(node) or ''
-    for node in ast.walk(ast.parse(text))
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-  ]
-  comments = [
-    token.string
-    for token in tokenize.generate_tokens(io.StringIO(text).readline)
-    if token.type == tokenize.COMMENT
-  ]
-  return '\n'.join(docstrings + comments)
+  parts = []
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+      parts.append(ast.get_docstring(node) or '')
+  for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    if token.type == tokenize.COMMENT:
+      parts.append(token.string)
+  return '\n'.join(parts)
 
 
 def citations(text: str) -> Iterator[str]:
-  """Yields the paths that a text cites, without those that stand for any name."""
+  """Yields the paths that a text cites, without those that have a placeholder."""
   for pattern in (PATH, BARE_NAME, PAGE_NAME):
     for path in pattern.findall(text):
       if not PLACEHOLDER.search(path):
@@ -52,7 +55,7 @@ def citations(text: str) -> Iterator[str]:
 
 
 def find(citation: str, citing: pathlib.Path) -> pathlib.Path | None:
-  """Returns the file that is meant, by the root, the package or the citing folder."""
+  """Returns the cited file, relative to the root, the package or the citing file."""
   for folder in (ROOT, ROOT / 'omni_jax', citing.parent):
     path = (folder / citation).resolve()
     if path in FILES:
@@ -78,20 +81,17 @@ def test_citations_are_found(text, paths):
   assert list(citations(text)) == paths
 
 
-@pytest.mark.parametrize(
-  'path', PAGES + SOURCES, ids=lambda path: str(path.relative_to(ROOT))
-)
+@every_file
 def test_cited_files_are_in_the_repository(path):
   for citation in citations(prose(path)):
-    is_there = find(citation, path) or ('/' not in citation and citation in NAMES)
-    assert is_there, f'{citation} is no file of the repository'
+    is_known_name = '/' not in citation and citation in NAMES
+    exists = is_known_name or find(citation, path)
+    assert exists, f'{citation} is not a file of the repository'
 
 
-@pytest.mark.parametrize(
-  'path', PAGES + SOURCES, ids=lambda path: str(path.relative_to(ROOT))
-)
+@every_file
 def test_cited_names_are_in_their_files(path):
-  """`FILE.py: NAME` says that NAME is in FILE.py."""
+  """The citation `FILE.py: NAME` promises that NAME is in FILE.py."""
   for citation, name in SYMBOL.findall(prose(path)):
     file = find(citation, path)
     if file:

@@ -1,4 +1,7 @@
-"""Rows that share their pools in groups: the same batch, the same losses and gradients, with fewer pieces in vain."""
+"""Rows in groups that share their pools give the same batch, losses and gradients.
+
+They need less room, because a row can use what its neighbour leaves.
+"""
 
 import dataclasses
 
@@ -9,7 +12,7 @@ import pytest
 from samples import BUDGET, laid, make_kit, omni_optimizer, tiny_model
 
 from omni_jax.errors import UserError
-from omni_jax.inspect_data import losses_of, payload_of, pieces_of
+from omni_jax.inspect_data import losses_of, payload_of, stretches_of
 from omni_jax.model import batch_losses, encode_streams, merge
 from omni_jax.sequence.pack import check_budget, Packer
 from omni_jax.train.accumulate import cut_into
@@ -17,12 +20,15 @@ from omni_jax.types import NONE, RowBudget
 
 ROWS = 4
 ALONE = dataclasses.replace(BUDGET, rows=ROWS)
-TOGETHER = dataclasses.replace(
-  BUDGET,
-  rows=ROWS,
-  group=2,
-  streams={name: (2 * m, 2 * n) for name, (m, n) in BUDGET.streams.items()},
-)
+
+
+def in_pairs(budget: RowBudget) -> RowBudget:
+  """Returns a budget whose rows share pools in pairs; a pool has room for two rows."""
+  streams = {name: (2 * m, 2 * n) for name, (m, n) in budget.streams.items()}
+  return dataclasses.replace(budget, group=2, streams=streams)
+
+
+TOGETHER = in_pairs(ALONE)
 
 
 @pytest.fixture(scope='module')
@@ -30,25 +36,27 @@ def model():
   return tiny_model()
 
 
-def items_of(model, seeds=(0, 1)):
-  return [each for seed in seeds for each in laid(model, seed)]
+def items_of(model):
+  """Returns two sets of examples, laid out."""
+  return laid(model, seed=0) + laid(model, seed=1)
 
 
 @pytest.fixture(scope='module')
 def batches(model):
-  """(rows with pools of their own, the same rows with pools of two)."""
+  """Returns (a batch with a pool per row, the same rows with a pool per pair)."""
   hosts = model.hosts()
-  alone, together = Packer(ALONE, hosts), Packer(TOGETHER, hosts)
+  alone = Packer(ALONE, hosts)
+  together = Packer(TOGETHER, hosts)
   for item in items_of(model):
     assert alone.add(item)
-  segment_BL = alone.batch().segment_BL
-  for item, row in zip(items_of(model), rows_of(model, segment_BL), strict=True):
+  rows = rows_of(model, alone.batch().segment_BL)
+  for item, row in zip(items_of(model), rows, strict=True):
     assert together.add(item, row)
   return alone.batch(), together.batch()
 
 
 def rows_of(model, segment_BL):
-  """The row of every item, as the packer has chosen it: the first with room."""
+  """Returns the row that the packer chooses for each item: the first with room."""
   packer = Packer(ALONE, model.hosts())
   rows = []
   for item in items_of(model):
@@ -81,26 +89,26 @@ def test_core_arrays_are_the_same_and_pools_hold_the_same_pieces(batches):
 def test_losses_and_gradients_are_the_same(model, batches):
   kit = make_kit(model, omni_optimizer(model))
   state = kit.state
-  for _ in range(3):  # nothing is at its exact zero any more
+  for _ in range(3):  # afterwards no weight is exactly zero any more
     state, _ = kit.step(state, batches[0])
 
   def total(params, batch):
+    key = jax.random.key(3)
     losses = batch_losses(
-      params, state.buffers, batch, jax.random.key(3), model=kit.model, mesh=kit.mesh
+      params, state.buffers, batch, key, model=kit.model, mesh=kit.mesh
     )
     return sum(head.total for head in losses.heads.values()), losses.heads
 
   run = kit.meshed(jax.value_and_grad(total, has_aux=True))
-  (_, ours), our_grads = run(state.params, batches[0])
-  (_, theirs), their_grads = run(state.params, batches[1])
-  for name in ours:
-    np.testing.assert_allclose(theirs[name].total, ours[name].total, rtol=1e-5)
-    np.testing.assert_allclose(theirs[name].weight, ours[name].weight, rtol=1e-6)
-  largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(our_grads))
-  for a, b in zip(
-    jax.tree.leaves(our_grads), jax.tree.leaves(their_grads), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=2e-6 * largest)
+  (_, alone), alone_grads = run(state.params, batches[0])
+  (_, together), together_grads = run(state.params, batches[1])
+  for name, loss in alone.items():
+    np.testing.assert_allclose(together[name].total, loss.total, rtol=1e-5)
+    np.testing.assert_allclose(together[name].weight, loss.weight, rtol=1e-6)
+  leaves = jax.tree.leaves(alone_grads)
+  largest = max(float(jnp.abs(leaf).max()) for leaf in leaves)
+  for ours, theirs in zip(leaves, jax.tree.leaves(together_grads), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * largest)
 
 
 def test_losses_of_segments_are_the_same(model, batches):
@@ -113,27 +121,26 @@ def test_losses_of_segments_are_the_same(model, batches):
     return network.segment_losses(hidden, coded, jax.random.key(1), segments=4)
 
   run = kit.meshed(losses)
-  ours, theirs = (run(kit.state.params, batch) for batch in batches)
-  for name in ours:
-    assert ours[name].total.shape == (ROWS, 4)
-    np.testing.assert_allclose(
-      theirs[name].total, ours[name].total, rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(theirs[name].weight, ours[name].weight, rtol=1e-6)
+  alone, together = (run(kit.state.params, batch) for batch in batches)
+  for name, loss in alone.items():
+    assert loss.total.shape == (ROWS, 4)
+    np.testing.assert_allclose(together[name].total, loss.total, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together[name].weight, loss.weight, rtol=1e-6)
 
 
 def test_a_row_may_use_what_its_neighbour_leaves(model):
   hosts = model.hosts()
   drawing = next(item for item in laid(model) if item.needs[4])  # image.drawn items
   streams = dict(BUDGET.streams) | {'image.drawn': (16, 1)}
-  alone = dataclasses.replace(ALONE, streams=streams)
-  shared = dataclasses.replace(
-    alone, group=2, streams={name: (2 * m, 2 * n) for name, (m, n) in streams.items()}
-  )
-  first, second = Packer(alone, hosts), Packer(shared, hosts)
-  assert first.add(drawing, 0) and not first.add(drawing, 0)
-  assert second.add(drawing, 0) and second.add(drawing, 0)
-  assert not second.add(drawing, 1) and second.add(drawing, 2)
+  budget = dataclasses.replace(ALONE, streams=streams)
+  alone = Packer(budget, hosts)
+  assert alone.add(drawing, 0)
+  assert not alone.add(drawing, 0)
+  together = Packer(in_pairs(budget), hosts)
+  assert together.add(drawing, 0)
+  assert together.add(drawing, 0)
+  assert not together.add(drawing, 1)
+  assert together.add(drawing, 2)
 
 
 def test_parts_of_a_batch_keep_groups_together(model, batches):
@@ -147,21 +154,23 @@ def test_parts_of_a_batch_keep_groups_together(model, batches):
 
 def test_the_page_of_a_row_finds_its_pieces(model, batches):
   hosts = model.hosts()
+  alone, together = batches
   for row in range(ROWS):
-    ours, theirs = (pieces_of(batch, row) for batch in batches)
-    assert [p[:3] for p in ours] == [p[:3] for p in theirs]
-    for a, b in zip(ours, theirs, strict=True):
-      if '.' in a.kind:
-        np.testing.assert_array_equal(
-          payload_of(batches[0], row, a, hosts), payload_of(batches[1], row, b, hosts)
-        )
-    losses = [losses_of(batch, row, hosts) for batch in batches]
-    for name in losses[0]:
-      np.testing.assert_array_equal(losses[0][name], losses[1][name])
+    ours = stretches_of(alone, row)
+    theirs = stretches_of(together, row)
+    assert [stretch[:3] for stretch in ours] == [stretch[:3] for stretch in theirs]
+    for our_stretch, their_stretch in zip(ours, theirs, strict=True):
+      if '.' in our_stretch.kind:
+        our_payload = payload_of(alone, row, our_stretch, hosts)
+        their_payload = payload_of(together, row, their_stretch, hosts)
+        np.testing.assert_array_equal(our_payload, their_payload)
+    their_losses = losses_of(together, row, hosts)
+    for name, has_loss in losses_of(alone, row, hosts).items():
+      np.testing.assert_array_equal(has_loss, their_losses[name])
 
 
 @pytest.mark.parametrize('group', [0, 3])
-def test_groups_divide_the_rows(model, group):
+def test_groups_that_do_not_divide_the_rows_are_refused(model, group):
   budget = RowBudget(rows=ROWS, length=96, group=group)
   with pytest.raises(UserError, match='config.data.budget.group'):
     check_budget(budget, model.hosts())

@@ -1,4 +1,4 @@
-"""The launch scripts, without what they launch."""
+"""The launch scripts build the right commands; nothing is really launched."""
 
 import json
 import os
@@ -15,25 +15,33 @@ LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 
 
 def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess:
-  clean = {
-    k: v for k, v in os.environ.items() if k not in ('TPU', 'ZONE', 'SOURCE', 'PYTHON')
-  }
-  return subprocess.run(
-    ['bash', LAUNCH / script, *args], env=clean | env, capture_output=True, text=True
-  )
+  """Runs a launch script with these variables added to a clean environment."""
+  clean = dict(os.environ)
+  for name in ('TPU', 'ZONE', 'SOURCE', 'PYTHON'):
+    clean.pop(name, None)
+  command = ['bash', LAUNCH / script, *args]
+  return subprocess.run(command, env=clean | env, capture_output=True, text=True)
+
+
+def fake_python(folder: pathlib.Path, script: str) -> str:
+  """Writes a bash script that takes the place of python; returns its path."""
+  path = folder / 'python'
+  path.write_text(f'#!/bin/bash\n{script}\n')
+  path.chmod(0o755)
+  return str(path)
 
 
 @pytest.mark.parametrize('script', sorted(path.name for path in LAUNCH.glob('*.sh')))
-def test_usage_is_refused_in_one_line(script):
+def test_a_call_without_arguments_prints_the_usage_in_one_line(script):
   done = run(script)
   assert done.returncode == 2
-  assert done.stderr.startswith('usage:') and len(done.stderr.splitlines()) == 1
+  assert done.stderr.startswith('usage:')
+  assert len(done.stderr.splitlines()) == 1
 
 
 def test_local_prints_the_command_with_overrides():
-  done = run(
-    'local.sh', 'configs/digits.py', 'runs/a b', '--config.omni.steps=7', DRY_RUN='1'
-  )
+  arguments = ('configs/digits.py', 'runs/a b', '--config.omni.steps=7')
+  done = run('local.sh', *arguments, DRY_RUN='1')
   assert shlex.split(done.stdout) == [
     'python3',
     '-m',
@@ -46,50 +54,52 @@ def test_local_prints_the_command_with_overrides():
 
 @pytest.mark.parametrize('codes, starts', [([75, 75, 0], 3), ([1], 1)])
 def test_local_starts_again_only_after_a_preemption(tmp_path, codes, starts):
-  (tmp_path / 'codes').write_text('\n'.join(map(str, codes)) + '\n')
-  fake = tmp_path / 'python'
-  fake.write_text(
-    f'#!/bin/bash\ncd {tmp_path}; echo started >> starts\n'
-    'code=$(head -n 1 codes); sed -i 1d codes; exit $code\n'
+  (tmp_path / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+  python = fake_python(
+    tmp_path,
+    f'cd {tmp_path}; echo started >> starts\n'
+    'code=$(head -n 1 codes); sed -i 1d codes; exit $code',
   )
-  fake.chmod(0o755)
-  done = run('local.sh', 'c.py', 'dir', PYTHON=str(fake))
+  done = run('local.sh', 'c.py', 'dir', PYTHON=python)
   assert done.returncode == codes[-1]
   assert len((tmp_path / 'starts').read_text().split()) == starts
 
 
 def test_local_starts_several_processes_that_know_each_other(tmp_path):
-  fake = tmp_path / 'python'
-  fake.write_text(
-    f'#!/bin/bash\ncd {tmp_path}; echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS $*" >> starts\n'
-    '[ -e again ] && exit 0; [ $JAX_PROCESS_ID = 1 ] || { sleep 0.5; touch again; }; exit 75\n'
+  python = fake_python(
+    tmp_path,
+    f'cd {tmp_path}\n'
+    'process="$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"\n'
+    'echo "$process $*" >> starts\n'
+    '[ -e again ] && exit 0\n'
+    '[ $JAX_PROCESS_ID = 1 ] || { sleep 0.5; touch again; }\n'
+    'exit 75',
   )
-  fake.chmod(0o755)
-  done = run(
-    'local.sh',
-    'c.py',
-    'dir',
-    '--config.seed=1',
-    PYTHON=str(fake),
-    PROCESSES='2',
-    JAX_COORDINATOR_ADDRESS='localhost:1',
-  )
-  assert done.returncode == 0 and done.stderr.count('starting again') == 1
+  variables = {
+    'PYTHON': python,
+    'PROCESSES': '2',
+    'JAX_COORDINATOR_ADDRESS': 'localhost:1',
+  }
+  done = run('local.sh', 'c.py', 'dir', '--config.seed=1', **variables)
+  assert done.returncode == 0
+  assert done.stderr.count('starting again') == 1
   lines = sorted((tmp_path / 'starts').read_text().splitlines())
-  said = 'of 2 at localhost:1 -m omni_jax.train --config=c.py --workdir=dir --config.distributed=True --config.cpu_devices=1 --config.seed=1'
-  assert lines == [f'0 {said}'] * 2 + [f'1 {said}'] * 2
-
-
-def test_local_hands_on_sigterm_and_does_not_start_again(tmp_path):
-  fake = tmp_path / 'python'
-  fake.write_text(
-    f'#!/bin/bash\ntrap "exit 75" TERM; touch {tmp_path}/started.$JAX_PROCESS_ID; for k in $(seq 200); do sleep 0.05; done\n'
+  command = (
+    'of 2 at localhost:1 -m omni_jax.train --config=c.py --workdir=dir '
+    '--config.distributed=True --config.cpu_devices=1 --config.seed=1'
   )
-  fake.chmod(0o755)
-  with subprocess.Popen(
-    ['bash', LAUNCH / 'local.sh', 'c.py', 'dir'],
-    env=os.environ | dict(PYTHON=str(fake), PROCESSES='2'),
-  ) as process:
+  assert lines == [f'0 {command}'] * 2 + [f'1 {command}'] * 2
+
+
+def test_local_forwards_sigterm_and_does_not_start_again(tmp_path):
+  python = fake_python(
+    tmp_path,
+    f'trap "exit 75" TERM; touch {tmp_path}/started.$JAX_PROCESS_ID\n'
+    'for k in $(seq 200); do sleep 0.05; done',
+  )
+  command = ['bash', LAUNCH / 'local.sh', 'c.py', 'dir']
+  environment = os.environ | {'PYTHON': python, 'PROCESSES': '2'}
+  with subprocess.Popen(command, env=environment) as process:
     while len(list(tmp_path.glob('started.*'))) < 2:
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -97,28 +107,24 @@ def test_local_hands_on_sigterm_and_does_not_start_again(tmp_path):
 
 
 def test_tpu_vm_installs_then_trains_on_every_worker():
-  done = run(
-    'tpu_vm.sh',
-    'configs/digits.py',
-    'gs://bucket/run',
-    '--config.mesh.fsdp=16',
-    DRY_RUN='1',
-    TPU='pod',
-    ZONE='us-east5-a',
-    SOURCE='https://example.org/omni_jax.git',
-  )
+  arguments = ('configs/digits.py', 'gs://bucket/run', '--config.mesh.fsdp=16')
+  variables = {
+    'DRY_RUN': '1',
+    'TPU': 'pod',
+    'ZONE': 'us-east5-a',
+    'SOURCE': 'https://example.org/omni_jax.git',
+  }
+  done = run('tpu_vm.sh', *arguments, **variables)
   assert done.returncode == 0, done.stderr
   setup, train = (shlex.split(line) for line in done.stdout.splitlines())
   for command in (setup, train):
     assert command[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', 'pod']
     assert {'--zone=us-east5-a', '--worker=all'} <= set(command)
-    subprocess.run(
-      ['bash', '-n', '-c', command[-1].removeprefix('--command=')], check=True
-    )
+    remote = command[-1].removeprefix('--command=')
+    subprocess.run(['bash', '-n', '-c', remote], check=True)  # checks only the syntax
   assert "'.[tpu,demo,eval]'" in setup[-1]
-  assert (
-    '--config.distributed=True' in train[-1] and '--config.mesh.fsdp=16' in train[-1]
-  )
+  assert '--config.distributed=True' in train[-1]
+  assert '--config.mesh.fsdp=16' in train[-1]
 
 
 def test_tpu_vm_needs_a_source(tmp_path):
@@ -126,14 +132,17 @@ def test_tpu_vm_needs_a_source(tmp_path):
   copy.mkdir()
   (copy / 'tpu_vm.sh').write_text((LAUNCH / 'tpu_vm.sh').read_text())
   env = {'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'}
-  done = subprocess.run(
-    ['bash', copy / 'tpu_vm.sh', 'c.py', 'dir'], env=env, capture_output=True, text=True
-  )
-  assert done.returncode == 2 and 'SOURCE' in done.stderr
+  command = ['bash', copy / 'tpu_vm.sh', 'c.py', 'dir']
+  done = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert done.returncode == 2
+  assert 'SOURCE' in done.stderr
 
 
-def test_the_page_of_pods_is_made_of_its_facts():
-  """docs/pods.md by `python launch/pods.py --page`, from what was measured, of every run in the table."""
+def test_the_page_of_pods_is_up_to_date():
+  """`python launch/pods.py --page` writes docs/pods.md from the measured facts.
+
+  There are facts of every run in the table.
+  """
   pods = runpy.run_path(str(LAUNCH / 'pods.py'))
   facts = json.loads(pods['FACTS'].read_text())
   assert set(facts) == set(pods['RUNS'])

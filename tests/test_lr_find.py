@@ -1,4 +1,4 @@
-"""The range test: its arithmetic, and its ramp on a run of text alone."""
+"""The learning rate range test: its arithmetic, and its ramp on a text-only run."""
 
 import runpy
 
@@ -12,39 +12,41 @@ from omni_jax.model import ModelConfig
 
 @pytest.fixture(scope='module')
 def find():
+  """Returns the names of launch/lr_find.py."""
   return runpy.run_path(str(ROOT / 'launch' / 'lr_find.py'))
 
 
-def test_the_rate_grows_by_one_factor(find):
+def test_the_rate_grows_by_a_constant_factor(find):
   rates = [find['rate'](step) for step in range(find['STEPS'])]
-  assert rates[0] == find['FIRST'] and rates[-1] == pytest.approx(find['LAST'])
+  assert rates[0] == find['FIRST']
+  assert rates[-1] == pytest.approx(find['LAST'])
   np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), rates[1] / rates[0])
 
 
 def test_smoothing_starts_at_the_first_loss(find):
   assert find['smoothed']([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3)
-  assert find['smoothed']([1.0, 2.0]) == pytest.approx(
-    [1.0, (0.8 * 0.2 * 1 + 0.2 * 2) / (1 - 0.64)]
-  )
+  second = (0.8 * 0.2 * 1 + 0.2 * 2) / (1 - 0.64)
+  assert find['smoothed']([1.0, 2.0]) == pytest.approx([1.0, second])
 
 
 def test_the_suggestion_lies_on_the_slope_before_the_minimum(find):
-  losses = [
-    4 - 3 / (1 + np.exp(-(k - 50) / 4)) + (0.2 * (k - 70) ** 2 if k > 70 else 0)
-    for k in range(80)
-  ]
+  """The loss falls from 4 to 1, steepest at step 50, and grows again after step 70."""
+  steps = np.arange(80)
+  falling = 4 - 3 / (1 + np.exp(-(steps - 50) / 4))
+  growing = 0.2 * np.maximum(steps - 70, 0) ** 2
+  losses = (falling + growing).tolist()
   steepest, tenth = find['suggestion'](losses)
   assert find['rate'](48) < steepest < find['rate'](58)
   assert find['rate'](70) / 10 <= tenth < find['rate'](79) / 10
 
 
-def test_a_loss_that_only_grows_is_one_line(find):
+def test_a_loss_that_only_grows_is_refused(find):
   with pytest.raises(UserError, match='falls at no rate'):
     find['suggestion']([1.0, 2.0, 3.0])
 
 
 def test_the_ramp_trains_and_keeps_nothing(find, tmp_path, monkeypatch):
-  """The first loss is that of a fresh network, which knows no id better than another."""
+  """The first loss is that of a fresh network, which predicts all ids alike."""
   (tmp_path / 'a.txt').write_text('to be or not to be ' * 60)
   run = config('text')
   run.stages = ('omni',)

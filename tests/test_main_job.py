@@ -1,5 +1,9 @@
-"""The README's main job in miniature: one command trains, evaluates and reports; what it leaves can be used."""
+"""The README's main job in miniature: one command trains, evaluates and reports.
 
+What it leaves in the run's folder can be used.
+"""
+
+import itertools
 import json
 import os
 import subprocess
@@ -9,14 +13,12 @@ import numpy as np
 import pytest
 import samples
 
-DIRECTIONS = {
-  f'{a}_to_{b}'
-  for a in ('text', 'image', 'speech')
-  for b in ('text', 'image', 'speech')
-}
+MEDIA = ('text', 'image', 'speech')
+DIRECTIONS = {f'{a}_to_{b}' for a, b in itertools.product(MEDIA, MEDIA)}
 
 
 def command(*args: str) -> subprocess.CompletedProcess:
+  """Runs a command of the package in a process of its own."""
   environment = os.environ | {'PYTHONPATH': str(samples.ROOT), 'JAX_PLATFORMS': 'cpu'}
   return subprocess.run(
     [sys.executable, '-m', *args],
@@ -29,6 +31,7 @@ def command(*args: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
+  """Returns the folder of a finished run."""
   folder = tmp_path_factory.mktemp('job') / 'run'
   cache = os.environ.get('OMNI_JAX_TEST_CACHE', str(folder.parent / 'cache'))
   done = command(
@@ -42,9 +45,8 @@ def workdir(tmp_path_factory):
 
 
 def test_losses_fall(workdir):
-  lines = [
-    json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()
-  ]
+  text = (workdir / 'metrics.jsonl').read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
   for stage, name, share in (
     ('codec', 'codec/loss', 0.8),
     ('omni', 'loss/text', 0.7),
@@ -54,21 +56,23 @@ def test_losses_fall(workdir):
     assert values[-1] < share * values[0], (name, values)
 
 
-def test_report_and_metrics_are_whole(workdir):
+def test_report_and_metrics_are_complete(workdir):
   (folder,) = (workdir / 'eval').iterdir()
   metrics = json.loads((folder / 'metrics.json').read_text())
-  assert metrics['version'] == 1 and metrics['step'] == int(folder.name)
+  assert metrics['version'] == 1
+  assert metrics['step'] == int(folder.name)
   assert metrics['directions'].keys() >= DIRECTIONS
-  assert all(
-    direction['n'] > 0 and 0 <= direction['accuracy'] <= 1
-    for direction in metrics['directions'].values()
-  )
+  for direction in metrics['directions'].values():
+    assert direction['n'] > 0
+    assert 0 <= direction['accuracy'] <= 1
   page = (folder / 'report.html').read_text()
-  assert 'data:image/png;base64,' in page and 'data:audio/wav;base64,' in page
-  assert 'src="http' not in page and 'href="http' not in page
+  assert 'data:image/png;base64,' in page
+  assert 'data:audio/wav;base64,' in page
+  assert 'src="http' not in page
+  assert 'href="http' not in page
 
 
-def test_the_same_command_finds_everything_done(workdir):
+def test_the_same_command_resumes_a_finished_run_and_changes_nothing(workdir):
   before = (workdir / 'metrics.jsonl').read_bytes()
   done = command(
     'omni_jax.train',
@@ -77,18 +81,17 @@ def test_the_same_command_finds_everything_done(workdir):
     "--config.stages=('codec','omni')",
   )
   assert done.returncode == 0, done.stderr
-  assert (
-    'resumed at step' in done.stdout
-    and (workdir / 'metrics.jsonl').read_bytes() == before
-  )
+  assert 'resumed at step' in done.stdout
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
 def test_python_api(workdir):
   import omni_jax
 
   model = omni_jax.load(str(workdir))
-  (part,) = model.generate(
-    [samples.picture(np.random.default_rng(0))], want='audio', voice='f1', language='de'
-  )
-  assert part.type == 'audio' and part.rate == 8000 and np.isfinite(part.wave).all()
+  prompt = [samples.picture(np.random.default_rng(0))]
+  (part,) = model.generate(prompt, want='audio', voice='f1', language='de')
+  assert part.type == 'audio'
+  assert part.rate == 8000
+  assert np.isfinite(part.wave).all()
   assert '<audio' in part._repr_html_()

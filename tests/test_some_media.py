@@ -1,4 +1,7 @@
-"""Models with fewer media than there are: they train a step and write, and refuse by name what they do not have."""
+"""Models with only some of the media train and write.
+
+They refuse the media that they do not have, and name them.
+"""
 
 import jax
 from ml_collections import ConfigDict
@@ -20,43 +23,47 @@ TEXT_CONFIG = config_file(str(samples.ROOT / 'configs' / 'base.py'), 'text')
 
 
 def text_only() -> ConfigDict:
-  c = samples.tiny_run()
-  TEXT_CONFIG['without_media'](c)
-  c.stages = ('omni',)
-  return c
+  """Returns the config of a run without media."""
+  config = samples.tiny_run()
+  TEXT_CONFIG['without_media'](config)
+  config.stages = ('omni',)
+  return config
 
 
 def image_only() -> ConfigDict:
-  c = samples.tiny_run()
-  del c.model.audio
-  del c.model.codec
-  del c.data.budget.streams.audio
-  del c.data.augment.audio
-  del c.omni.losses.audio
-  c.omni.losses.inside = ConfigDict()
-  c.stages = ('omni',)
-  return c
+  """Returns the config of a run without audio."""
+  config = samples.tiny_run()
+  del config.model.audio
+  del config.model.codec
+  del config.data.budget.streams.audio
+  del config.data.augment.audio
+  del config.omni.losses.audio
+  config.omni.losses.inside = ConfigDict()
+  config.stages = ('omni',)
+  return config
 
 
 def questions(*parts) -> list[dict]:
-  """Examples that ask for a part and answer with text, and the other way round."""
+  """Returns two examples per part: the part with a text as answer, and the reverse."""
   examples = []
   for k, part in enumerate(parts):
+    task = 'draw' if part['type'] == 'image' else 'reply'
     write = chat(f'{k}/write', [part], [text('one')], task='write')
-    task = {'image': 'draw'}.get(part['type'], 'reply')
-    examples += [write, chat(f'{k}/show', [text('one')], [part], task=task)]
+    show = chat(f'{k}/show', [text('one')], [part], task=task)
+    examples += [write, show]
   return examples
 
 
-MEDIA = {
-  'text': (text_only, lambda rng: text('?')),
-  'image': (image_only, lambda rng: picture(rng)),
-}
+# Name of the case -> (config, function (rng) -> part of an example).
+MEDIA = {'text': (text_only, lambda rng: text('?')), 'image': (image_only, picture)}
 
 
 @pytest.fixture(scope='module', params=MEDIA)
 def trained(request):
-  """(name, plan, losses of forty steps, the model that generates), by the programs of every run."""
+  """Trains forty steps with the programs of every run.
+
+  Returns (name of the case, plan, metrics of each step, model that generates).
+  """
   make_config, part = MEDIA[request.param]
   config = make_config()
   config.mesh.data = 1
@@ -65,7 +72,7 @@ def trained(request):
   rng = np.random.default_rng(0)
   examples = questions(*(part(rng) for _ in range(8)))
   loader = Loader(Making(examples, plan.hosts, 0), plan.budget, prefetch=0)
-  losses = []
+  history = []
   with jax.set_mesh(plan.mesh):
     frozen = init_frozen(plan.model_config, seed=0)
     program = omni_program(plan, frozen)
@@ -73,45 +80,51 @@ def trained(request):
     for _ in range(40):
       batch = sharding.place(next(loader), plan.mesh)
       state, metrics = program.step(state, batch)
-      losses.append(jax.device_get(metrics))
+      history.append(jax.device_get(metrics))
   model = TrainedModel(plan.config, 40, state.params, state.buffers)
-  return request.param, plan, losses, model
+  return request.param, plan, history, model
 
 
 def test_it_has_the_parts_of_its_media_and_no_others(trained):
   name, plan, _, model = trained
-  media = {'text'} if name == 'text' else {'text', 'image'}
-  assert set(plan.hosts) == media and not plan.model_config.autoencoders
+  media = {'text', name}
+  assert set(plan.hosts) == media
+  assert not plan.model_config.autoencoders
   assert set(model.params['embeds']) == set(model.params['heads']) == media
   assert {spec.medium for spec in plan.hosts.streams} == media - {'text'}
   assert not model.frozen
-  # Numbers are places in the table, whatever the run has.
+  # Numbers are places in the table, independent of the media of the run.
   assert plan.hosts.numbers == {'text': 1, 'image': 2, 'audio': 3}
 
 
 def test_it_trains(trained):
-  name, _, losses, _ = trained
-  first, last = losses[0], losses[-1]
+  name, _, history, _ = trained
+  first = history[0]
+  last = history[-1]
   assert last['loss/text'] < first['loss/text']
-  assert not any(metrics['skipped'] for metrics in losses)
-  assert ('loss/image' in first) == (name == 'image') and 'loss/audio' not in first
+  assert not any(metrics['skipped'] for metrics in history)
+  assert ('loss/image' in first) == (name == 'image')
+  assert 'loss/audio' not in first
   if name == 'image':
-    assert first['weight/image'] > 0 and first['grad_norm/heads.image'] > 0
-    images = [metrics['loss/image'] for metrics in losses]
+    assert first['weight/image'] > 0
+    assert first['grad_norm/heads.image'] > 0
+    images = [metrics['loss/image'] for metrics in history]
     assert np.mean(images[-10:]) < 0.95 * np.mean(images[:5])
 
 
 def test_it_writes_what_it_has_and_refuses_the_rest(trained):
   name, _, _, model = trained
   (part,) = model.generate('one', want='text', max_new=8)
-  assert part.type == 'text' and part.text
+  assert part.type == 'text'
+  assert part.text
   for part in model.generate('one', want='any', max_new=8):
     assert part.type in model.hosts
   if name == 'image':
     (drawn,) = model.generate('one', want='image')
     assert drawn.pixels.shape[2] == 1
-    shown = picture(np.random.default_rng(1))
-    assert model.generate([shown], want='text', max_new=8)[0].type == 'text'
+    prompt = [picture(np.random.default_rng(1))]
+    answer = model.generate(prompt, want='text', max_new=8)
+    assert answer[0].type == 'text'
   else:
     with pytest.raises(UserError, match="want='image' is unknown.*'text', 'any'"):
       model.generate('one', want='image')
@@ -127,5 +140,5 @@ def test_it_scores_examples(trained):
   name, _, _, model = trained
   part = text('?') if name == 'text' else picture(np.random.default_rng(0))
   losses = model.loss(questions(part))
-  assert set(losses) == ({'text'} if name == 'text' else {'text', 'image'})
+  assert set(losses) == {'text', name}
   assert all(np.isfinite(loss) and loss > 0 for loss in losses.values())
