@@ -281,10 +281,10 @@ def _mask(batch: Batch, row: int) -> str:
   filled_L = segment_L > 0
   past_LL = np.tri(len(segment_L), dtype=bool)
   mask_LL = same_LL & filled_L[:, None] & past_LL
-  pixels = 1 - 0.8 * mask_LL[..., None].astype(np.float32)
-  picture = Media(None).picture(pixels, 'mask', css='grid')
+  grey_LL1 = 1 - 0.8 * mask_LL[..., None].astype(np.float32)
+  figure = Media(None).picture(grey_LL1, 'mask', css='grid')
   caption = 'attention mask: queries down, keys across'
-  return f'<figure class="chart"><figcaption>{caption}</figcaption>{picture}</figure>'
+  return f'<figure class="chart"><figcaption>{caption}</figcaption>{figure}</figure>'
 
 
 def _places(batch: Batch, row: int) -> str:
