@@ -79,7 +79,7 @@ def dataclass_of(kind: type[T], part: ConfigDict, name: str) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-  """Settings of the data loader; only `lanes` has an influence on what is in a batch.
+  """Settings of the data loader; only `lanes` affects the contents of a batch.
 
   Attributes:
     lanes: number of lanes that the rows are divided into, at least the largest number

@@ -95,7 +95,9 @@ PLACING = {
   'psum_scatter',
   'ppermute',
 }
-MAX_LINES, MAX_FUNCTION, MAX_ARGUMENTS = 450, 80, 8
+MAX_LINES = 450
+MAX_FUNCTION = 80
+MAX_ARGUMENTS = 8
 
 every_file = pytest.mark.parametrize('path', FILES, ids=str)
 
@@ -290,7 +292,8 @@ ABOUT_MEDIA = {
   'formats',
   'weights',
 }
-MEDIUM_LINES, MEDIUM_FILES = 150, 14
+MEDIUM_LINES = 150
+MEDIUM_FILES = 14
 NO_CODE = (
   tokenize.COMMENT,
   tokenize.NL,
