@@ -14,7 +14,7 @@ from omni_jax.config import NETWORKS
 from omni_jax.errors import UserError
 
 # Names that may change: they say how the network is computed, not what it computes, or
-# where the data are stored (whether they are other data, their fingerprint tells).
+# where the data are stored (their fingerprint shows whether they are other data).
 FREE = (
   'model.decoder.remat',
   'model.decoder.unroll',
