@@ -1,1 +1,1 @@
-"""Measures what loading and checkpoints cost: `python -m omni_jax.bench data …`."""
+"""Measures the cost of loading and of checkpoints: `python -m omni_jax.bench data …`."""

@@ -1,14 +1,17 @@
-"""Measures what loading costs on this machine.
+"""Measures the cost of data loading on this machine.
 
 python -m omni_jax.bench data --config=F [--config.name=value …]
 
---workers=0,1,2    numbers of worker processes to try: examples and packed tokens a
-                   second, processor time of an example against that of decoding its
-                   media in a bare loop of Pillow and soundfile, how full the rows are
---examples=2000    how many to measure with
---corpus=1.0       writes so many GB of synthetic records: memory must not grow with
-                   them
---peers            the same files through Hugging Face datasets and a PyTorch DataLoader
+It reports the CPU time per example against that of decoding its media in a bare loop of
+Pillow and soundfile, how full the rows are, and examples and packed tokens per second.
+
+--workers=0,1,2    numbers of worker processes to try
+--examples=2000    number of examples to measure with
+--corpus=1.0       also writes this many GB of synthetic records and reads them: memory
+                   must not grow with their size
+--peers            also reads the same files through Hugging Face datasets and a PyTorch
+                   DataLoader
+--out=FILE.json    also writes the results to a file
 """
 
 from collections.abc import Callable, Sequence
@@ -36,42 +39,53 @@ flags.DEFINE_list(
   'workers', ['0', '1', '2'], 'numbers of worker processes to try', flag_values=_FLAGS
 )
 flags.DEFINE_integer(
-  'examples', 2000, 'to measure with', lower_bound=100, flag_values=_FLAGS
+  'examples',
+  2000,
+  'number of examples to measure with',
+  lower_bound=100,
+  flag_values=_FLAGS,
 )
 flags.DEFINE_float(
-  'corpus', 0.0, 'GB of synthetic records', lower_bound=0, flag_values=_FLAGS
+  'corpus',
+  0.0,
+  'GB of synthetic records to write and read; 0 for none',
+  lower_bound=0,
+  flag_values=_FLAGS,
 )
 flags.DEFINE_bool(
   'peers',
   False,
-  'also Hugging Face datasets and a PyTorch DataLoader',
+  'also measure Hugging Face datasets with a PyTorch DataLoader',
   flag_values=_FLAGS,
 )
-flags.DEFINE_string('out', '', 'JSON file for the figures', flag_values=_FLAGS)
+flags.DEFINE_string('out', '', 'JSON file for the results', flag_values=_FLAGS)
 
 
 def _data(run: Run) -> dict[str, Any]:
-  if not all(number.isdecimal() for number in _FLAGS.workers):
-    raise UserError(
-      f'--workers={",".join(_FLAGS.workers)}: numbers of processes, such as 0,1,2'
-    )
-  workers = [int(number) for number in _FLAGS.workers]
+  """Measures data loading as the flags say, and returns the results as plain values."""
+  workers = []
+  for number in _FLAGS.workers:
+    if not number.isdecimal():
+      raise UserError(
+        f'--workers={",".join(_FLAGS.workers)}: give numbers of processes, such as 0,1,2'
+      )
+    workers.append(int(number))
   examples = _FLAGS.examples
   fresh_making = functools.partial(making_of, run)
   overhead = data.measure_overhead(fresh_making, run.budget, examples)
   rates = _rates(fresh_making, run.budget, workers)
   data.log_costs(overhead, rates)
-  figures = {
+  figures: dict[str, Any] = {
     'overhead': dataclasses.asdict(overhead),
-    'rates': [dataclasses.asdict(rate) for rate in rates],
+    'rates': _plain(rates),
   }
   if _FLAGS.peers:
-    print('without augmentation, which the others do not do:')
+    print('without augmentation, which the peers do not do:')
     unaugmented = lambda: fresh_making()._replace(augment=None)
     rates = _rates(unaugmented, run.budget, workers)
     data.log_rates(rates)
     figures['peers'] = peers.measure_peers(fresh_making(), workers, examples, print)
-    figures['rates_without_augmentation'] = [dataclasses.asdict(rate) for rate in rates]
+    figures['rates_without_augmentation'] = _plain(rates)
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
       figures['memory'] = corpus.measure_peaks(
@@ -83,12 +97,16 @@ def _data(run: Run) -> dict[str, Any]:
 def _rates(
   fresh_making: Callable[[], Making], budget: RowBudget, workers: Sequence[int]
 ) -> list[data.Rate]:
-  """Measures a loader with each number of worker processes."""
+  """Returns a loader's rates with each number of worker processes."""
   examples = _FLAGS.examples
   return [
     data.measure_rate(fresh_making(), budget, workers=count, examples=examples)
     for count in workers
   ]
+
+
+def _plain(rates: Sequence[data.Rate]) -> list[dict[str, Any]]:
+  return [dataclasses.asdict(rate) for rate in rates]
 
 
 BENCHES = {'data': _data}
@@ -98,12 +116,12 @@ def main() -> None:
   name = sys.argv.pop(1) if len(sys.argv) > 1 else ''
   if name not in BENCHES:
     raise UserError(
-      f'python -m omni_jax.bench {name}: measure what? '
-      f'It is one of {", ".join(BENCHES)}'
+      f'python -m omni_jax.bench: unknown benchmark {name!r}; give one of '
+      f'{", ".join(BENCHES)}'
     )
   config = read_config(_FLAGS)
   if config is None:
-    raise UserError('give --config=configs/digits.py, and whatever it needs')
+    raise UserError('give a config, such as --config=configs/digits.py')
   figures = BENCHES[name](Run(config, ''))
   if _FLAGS.out:
     epath.Path(_FLAGS.out).write_text(json.dumps(figures, indent=1) + '\n')

@@ -1,7 +1,4 @@
-"""Decodes media in a bare loop, with no check and nothing around it.
-
-This is what anybody pays who reads these files.
-"""
+"""Decodes media in a bare loop without any checks: the least that reading them costs."""
 
 from collections.abc import Iterable, Sequence
 import io
@@ -21,11 +18,11 @@ from omni_jax.sequence.example import parts_of
 
 
 class Medium(NamedTuple):
-  """An encoded medium.
+  """An encoded medium, such as an image.
 
   Attributes:
-    kind: its name in the table of hosts.
-    source: its bytes, or the file that holds them.
+    kind: name of the medium in the table of hosts.
+    source: bytes of the medium, or path of the file that holds them.
   """
 
   kind: str
@@ -35,12 +32,12 @@ class Medium(NamedTuple):
 def encoded_media(examples: Sequence[Any], index: int) -> list[Medium]:
   """Returns the encoded media of one example.
 
-  There are none where the source makes its examples itself.
+  The list is empty if the source generates its examples.
   """
   if isinstance(examples, Mixture):
     source, index = examples.find(index)
     return encoded_media(examples.sources[source], index)
-  if hasattr(examples, 'stored'):  # in archives, which are not what is measured
+  if hasattr(examples, 'stored'):  # in an archive, whose reading is not measured
     example = examples.stored(index)
   elif hasattr(examples, 'encoded'):
     example = examples.encoded(index)
@@ -58,7 +55,7 @@ def encoded_media(examples: Sequence[Any], index: int) -> list[Medium]:
 
 
 def decode_media(media: Iterable[Medium], hosts: Hosts) -> list[np.ndarray]:
-  """Decodes media one after another, to the sizes that the run has."""
+  """Returns media decoded one after another, in the sizes of the run."""
   decoded = []
   for medium in media:
     sizes = hosts[medium.kind].config
@@ -74,23 +71,25 @@ def _bytes(medium: Medium) -> bytes:
 
 
 def _image(data: bytes, config: ImageConfig) -> np.ndarray:
+  """Returns pixels from 0 to 1 as float32 of shape (height, width, channels)."""
+  mode = {1: 'L', 3: 'RGB'}[config.channels]
+  size = (config.width, config.height)
   with Image.open(io.BytesIO(data)) as image:
-    image = image.convert({1: 'L', 3: 'RGB'}[config.channels])
-    if image.size != (config.width, config.height):
-      image = image.resize((config.width, config.height), Image.Resampling.BICUBIC)
-    return (
-      np.asarray(image, np.float32).reshape(
-        config.height, config.width, config.channels
-      )
-      / 255
-    )
+    image = image.convert(mode)
+    if image.size != size:
+      image = image.resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, np.float32)
+    return pixels.reshape(config.height, config.width, config.channels) / 255
 
 
 def _audio(data: bytes, config: AudioConfig) -> np.ndarray:
+  """Returns the samples of a mono sound at the rate of the run, as float32."""
   wave_s, rate = soundfile.read(io.BytesIO(data), dtype='float32')
   if wave_s.ndim > 1:
     wave_s = wave_s.mean(axis=1)
-  return wave_s if rate == config.rate else soxr.resample(wave_s, rate, config.rate)
+  if rate == config.rate:
+    return wave_s
+  return soxr.resample(wave_s, rate, config.rate)
 
 
 DECODERS = {'image': _image, 'audio': _audio}

@@ -1,10 +1,10 @@
-"""Measures what verified checkpoints cost.
+"""Measures the cost of verified checkpoints.
 
   python -m omni_jax.bench.checkpoint [--gb=1 --rounds=7 --folder=DIR]
 
-Ours and Orbax's own manager, which verifies nothing, write and read the same arrays in
-turn. Printed are medians of seconds on the clock and of the processor, and their
-ratios: the clock tells little on a machine that is busy.
+Our checkpoints and Orbax's own manager, which verifies nothing, write and read the same
+arrays in turn. It prints the medians of wall-clock and CPU seconds and their ratios;
+wall-clock times say little on a busy machine.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-# By name of what was timed: seconds on the clock and of the processor.
+# Wall-clock and CPU seconds of every call, by the name of what was timed.
 Seconds = dict[str, list[tuple[float, float]]]
 
 
 def _time(seconds: Seconds, name: str, function: Callable[[], Any]) -> Any:
-  """Calls a function and adds to its seconds."""
+  """Returns the result of a function, and appends the seconds that it took."""
   clock_start = time.perf_counter()
   processor_start = time.process_time()
   result = function()
@@ -34,6 +34,7 @@ def _time(seconds: Seconds, name: str, function: Callable[[], Any]) -> Any:
 
 
 def _state(gigabytes: float) -> Any:
+  """Returns a TrainState with float32 parameters of about this size."""
   import jax
   import jax.numpy as jnp
 
@@ -41,19 +42,20 @@ def _state(gigabytes: float) -> Any:
 
   side = 4096
   count = max(1, round(gigabytes * 2**30 / side**2 / 4))
-  params = {
-    f'w{k}': jax.random.normal(jax.random.key(k), (side, side)) for k in range(count)
-  }
+  params = {}
+  for k in range(count):
+    params[f'w{k}'] = jax.random.normal(jax.random.key(k), (side, side))
   return TrainState(
-    jax.block_until_ready(params),
-    {},
-    {},
-    jnp.int32(1),
-    jax.random.key_data(jax.random.key(0)),
+    params=jax.block_until_ready(params),
+    buffers={},
+    opt_state={},
+    step=jnp.int32(1),
+    rng=jax.random.key_data(jax.random.key(0)),
   )
 
 
 def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
+  """Saves and restores a state with our checkpoints."""
   from omni_jax.checkpoint.checkpoints import Checkpoints
 
   with Checkpoints(folder, 'omni') as checkpoints:
@@ -67,43 +69,38 @@ def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
 
 
 def _orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
+  """Saves and restores a state with the manager of Orbax."""
   import orbax.checkpoint as ocp
 
-  save_args = {
-    'model': ocp.args.StandardSave({'params': state.params}),
-    'train': ocp.args.StandardSave({'step': state.step, 'rng': state.rng}),
-    'iterator': ocp.args.JsonSave({}),
-  }
-  restore_args = {
-    'model': ocp.args.StandardRestore({'params': like.params}),
-    'iterator': ocp.args.JsonRestore(),
-    'train': ocp.args.StandardRestore({'step': like.step, 'rng': like.rng}),
-  }
+  save_args = ocp.args.Composite(
+    model=ocp.args.StandardSave({'params': state.params}),
+    train=ocp.args.StandardSave({'step': state.step, 'rng': state.rng}),
+    iterator=ocp.args.JsonSave({}),
+  )
+  restore_args = ocp.args.Composite(
+    model=ocp.args.StandardRestore({'params': like.params}),
+    iterator=ocp.args.JsonRestore(),
+    train=ocp.args.StandardRestore({'step': like.step, 'rng': like.rng}),
+  )
   with ocp.CheckpointManager(epath.Path(folder).absolute()) as manager:
 
     def save():
-      _time(
-        seconds,
-        'orbax: stall of a save',
-        lambda: manager.save(1, args=ocp.args.Composite(**save_args)),
-      )
+      start = lambda: manager.save(1, args=save_args)
+      _time(seconds, 'orbax: stall of a save', start)
       manager.wait_until_finished()
 
     _time(seconds, 'orbax: save', save)
-    _time(
-      seconds,
-      'orbax: restore',
-      lambda: manager.restore(1, args=ocp.args.Composite(**restore_args)),
-    )
+    restore = lambda: manager.restore(1, args=restore_args)
+    _time(seconds, 'orbax: restore', restore)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     prog='python -m omni_jax.bench.checkpoint', description=__doc__, allow_abbrev=False
   )
-  parser.add_argument('--gb', type=float, default=1.0)
-  parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--folder', help='where to write; default: a temporary one')
+  parser.add_argument('--gb', type=float, default=1.0, help='GB of parameters')
+  parser.add_argument('--rounds', type=int, default=7, help='number of rounds to time')
+  parser.add_argument('--folder', help='folder to write to; default: a temporary one')
   flags = parser.parse_args()
   logging.set_verbosity(logging.ERROR)
   import jax
@@ -114,16 +111,21 @@ def main() -> None:
   )
   seconds: Seconds = {}
   for k in range(flags.rounds + 1):
-    for save_and_restore in (_ours, _orbax)[:: 1 if k % 2 else -1]:
+    order = (_ours, _orbax) if k % 2 else (_orbax, _ours)
+    for save_and_restore in order:
       folder = tempfile.mkdtemp(dir=flags.folder, prefix='omni_jax_bench_')
       try:
         save_and_restore(folder, state, like, seconds)
       finally:
         shutil.rmtree(folder)
-    if not k:  # compiles
+    if not k:  # the first round compiles
       seconds.clear()
+  _print_medians(flags, seconds)
+
+
+def _print_medians(flags: argparse.Namespace, seconds: Seconds) -> None:
   folder = epath.Path(flags.folder or tempfile.gettempdir())
-  print(f'{flags.gb} GB, {flags.rounds} rounds in turn, in {folder}')
+  print(f'{flags.gb} GB, {flags.rounds} alternating rounds, in {folder}')
   for name in ('stall of a save', 'save', 'restore'):
     ours = seconds[f'ours: {name}']
     theirs = seconds[f'orbax: {name}']

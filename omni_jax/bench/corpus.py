@@ -1,7 +1,4 @@
-"""Measures a loader's peak of memory, which must not grow with the corpus.
-
-The corpus is of synthetic records and is read once through.
-"""
+"""Measures a loader's peak memory over a synthetic corpus, with which it must not grow."""
 
 from collections.abc import Callable, Iterator
 import pathlib
@@ -21,22 +18,28 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.types import RowBudget
 
-SHARE = 0.1  # of the corpus: the small one that it is compared with
+SHARE = 0.1  # the part of the corpus that the whole is compared with
 SHARDS = 10
-SIDE = 64  # pixels
-VARIANTS = 100  # different images, which noise makes incompressible
-HOURS = 3600.0
+SIDE = 64  # pixels of an image
+VARIANTS = 100  # number of different images; they are noise, which does not compress
+HOUR = 3600.0  # seconds
 
 
 class Reader(NamedTuple):
-  """What a process does that reads a corpus once through."""
+  """Reads a corpus once in a process of its own, which calls it with None.
+
+  Attributes:
+    making: how examples are made; its own examples are not used.
+    budget: sizes of a batch.
+    paths: files of the corpus.
+  """
 
   making: Making
   budget: RowBudget
   paths: list[str]
 
   def __call__(self, _: None) -> int:
-    """Returns the peak of the process's resident memory in MiB, since its start."""
+    """Returns the process's peak resident memory in MiB since its start."""
     examples = ArrayRecordExamples(self.paths, self.making.hosts)
     loader = Loader(self.making._replace(examples=examples), self.budget)
     count = 0
@@ -47,15 +50,17 @@ class Reader(NamedTuple):
 
 
 def peak_memory() -> int:
-  """Returns the peak of this process's resident memory in MiB.
+  """Returns this process's peak resident memory in MiB, read from /proc.
 
-  It is read from /proc: what getrusage says holds the parent's memory at the time of
-  the start, too.
+  The value of getrusage would include the parent's memory when the process started.
+
+  Raises:
+    UserError: on systems other than Linux.
   """
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith('VmHWM:'):
       return int(line.split()[1]) >> 10
-  raise UserError('/proc/self/status has no VmHWM: memory is measured on Linux only')
+  raise UserError('/proc/self/status has no VmHWM: only Linux can measure memory')
 
 
 def measure_peaks(
@@ -65,34 +70,45 @@ def measure_peaks(
   budget: RowBudget,
   log: Callable[[str], None],
 ) -> dict[str, int]:
-  """Returns the peaks of memory in MiB of reading a tenth of the corpus and all of it.
+  """Returns the peak memory in MiB of reading a 'tenth' and the 'whole' of a corpus.
 
   Each is read in a process of its own.
+
+  Args:
+    folder: where to write the corpus.
+    gigabytes: size of the corpus.
+    making: how examples are made.
+    budget: sizes of a batch.
+    log: function that reports a line.
   """
-  shards = [str(pathlib.Path(folder) / f'{k:02d}.array_record') for k in range(SHARDS)]
-  records = sum(
-    write_array_record(path, synthetic_records(k, gigabytes * 1e9 / SHARDS))
-    for k, path in enumerate(shards)
-  )
-  size = sum(pathlib.Path(path).stat().st_size for path in shards)
+  shards = []
+  records = 0
+  size = 0
+  for k in range(SHARDS):
+    path = pathlib.Path(folder) / f'{k:02d}.array_record'
+    shards.append(str(path))
+    contents = synthetic_records(k, gigabytes * 1e9 / SHARDS)
+    records += write_array_record(str(path), contents)
+    size += path.stat().st_size
   log(f'corpus: {records} records, {size / 1e9:.2f} GB')
   peaks = {}
-  for name, paths in (('tenth', shards[: round(SHARE * SHARDS)]), ('whole', shards)):
+  parts = {'tenth': shards[: round(SHARE * SHARDS)], 'whole': shards}
+  for name, paths in parts.items():
     pool = Pool(
       Reader(making, budget, paths),
       1,
-      timeout=10 * HOURS,
+      timeout=10 * HOUR,
       died='the reading process has died',
       hangs='the reading process hangs',
     )
     peaks[name] = pool.get(pool.ask(None))
     pool.close()
-    log(f'peak of memory, {name} of it read once through: {peaks[name]} MiB')
+    log(f'peak memory of reading the {name} once: {peaks[name]} MiB')
   return peaks
 
 
 def synthetic_records(seed: int, size: float) -> Iterator[bytes]:
-  """Yields records of an image and a text, until they hold `size` bytes."""
+  """Yields records of an image and a text until they have `size` bytes together."""
   rng = np.random.default_rng(seed)
   images = [png_bytes(rng.random((SIDE, SIDE, 3), np.float32)) for _ in range(VARIANTS)]
   total = 0

@@ -1,7 +1,8 @@
-"""Measures what loading costs: a loader's rate and its processor time.
+"""Measures the cost of data loading: a loader's speed and its CPU time.
 
-Processor time is compared with that of decoding the same media in a bare loop. It is
-measured in turns, several times, and medians are compared: that stands a busy machine.
+CPU time is compared with that of decoding the same media in a bare loop. Both are
+measured several times in turn and their medians compared, so that other work on the
+machine matters little.
 """
 
 import collections
@@ -24,12 +25,14 @@ ROUNDS = 5
 
 
 class Counts(NamedTuple):
-  """What some batches hold.
+  """Contents of some batches, as counts.
 
   Attributes:
-    tokens: positions that carry something.
-    positions: all of them.
-    pieces, room: by stream, real pieces and all that there is room for.
+    examples: number of examples.
+    tokens: number of positions that carry something.
+    positions: number of all positions.
+    pieces: number of real pieces by stream.
+    room: number of pieces that there is room for by stream.
   """
 
   examples: int
@@ -40,20 +43,23 @@ class Counts(NamedTuple):
 
   @classmethod
   def none(cls) -> 'Counts':
+    """Returns the counts of no batches."""
     return cls(0, 0, 0, collections.Counter(), collections.Counter())
 
   @classmethod
   def of(cls, batch: Batch) -> 'Counts':
+    """Returns the counts of a batch."""
+    pieces = collections.Counter()
+    room = collections.Counter()
+    for name, stream in batch.streams.items():
+      pieces[name] = int((stream.item_BM > 0).sum())
+      room[name] = stream.item_BM.size
     return cls(
       examples=int(batch.segment_BL.max(axis=1).sum()),
       tokens=int((batch.segment_BL > 0).sum()),
       positions=batch.segment_BL.size,
-      pieces=collections.Counter(
-        {name: int((s.item_BM > 0).sum()) for name, s in batch.streams.items()}
-      ),
-      room=collections.Counter(
-        {name: s.item_BM.size for name, s in batch.streams.items()}
-      ),
+      pieces=pieces,
+      room=room,
     )
 
   def __add__(self, other: 'Counts') -> 'Counts':
@@ -62,11 +68,12 @@ class Counts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-  """A loader's speed by the clock, once it runs.
+  """Wall-clock speed of a loader, once it runs.
 
   Attributes:
-    workers: processes beside the one that trains.
-    examples, tokens: a second.
+    workers: number of worker processes.
+    examples: examples per second.
+    tokens: packed tokens per second.
   """
 
   workers: int
@@ -76,15 +83,15 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Overhead:
-  """Processor time of an example in microseconds; medians.
+  """CPU time per example, as medians in microseconds.
 
   Attributes:
-    loader: from the stored bytes to the packed row, without augmentation.
-    bare: of decoding its media, and nothing else.
-    augment: what augmentation adds, where the config has one.
-    ratio: loader / bare.
+    loader: time from the stored bytes to the packed row, without augmentation.
+    bare: time to decode the example's media, and nothing else.
+    augment: time that augmentation adds, if the config has one.
+    ratio: loader / bare; 0 if no media are stored.
     filled: share of the packed rows' positions that carry something.
-    streams: share of the pieces that are real, of each stream with room.
+    streams: share of the pieces that are real, by stream that has room for some.
   """
 
   loader: float
@@ -96,7 +103,7 @@ class Overhead:
 
 
 def take(loader: Loader, examples: int) -> Counts:
-  """Takes batches until they hold so many examples, and returns what they hold."""
+  """Takes batches until they hold this many examples, and returns their counts."""
   counts = Counts.none()
   while counts.examples < examples:
     counts += Counts.of(next(loader))
@@ -106,9 +113,15 @@ def take(loader: Loader, examples: int) -> Counts:
 def measure_rate(
   making: Making, budget: RowBudget, *, workers: int, examples: int
 ) -> Rate:
-  """Measures a loader's speed by the clock.
+  """Returns the wall-clock speed of a loader.
 
-  The first batches are left out: they wait for the processes to start.
+  The first batches are left out, since they wait for the worker processes to start.
+
+  Args:
+    making: how examples are made.
+    budget: sizes of a batch.
+    workers: number of worker processes.
+    examples: number of examples to measure with.
   """
   loader = Loader(making, budget, LoaderConfig(workers=workers))
   try:
@@ -124,12 +137,14 @@ def measure_rate(
 def measure_overhead(
   fresh_making: Callable[[], Making], budget: RowBudget, examples: int
 ) -> Overhead:
-  """Measures a loader against the bare loop.
+  """Returns the CPU time of a loader and of the bare loop.
 
   Both take the same examples in the same order, one after another in this process.
 
   Args:
-    fresh_making: gives sources that remember no decoded media.
+    fresh_making: function that returns sources without cached media.
+    budget: sizes of a batch.
+    examples: number of examples to measure with.
   """
   making = fresh_making()
   mixture = Mixture.of(making.examples)
@@ -151,10 +166,11 @@ def measure_overhead(
     if augmented:
       seconds, counts = processor_seconds(lambda: take(augmented, each))
       times['augment'].append(seconds / counts.examples - times['loader'][-1])
-  medians = {
-    name: 1e6 * statistics.median(values) if values else 0.0
-    for name, values in times.items()
-  }
+  medians = {}
+  for name, seconds_per_example in times.items():
+    medians[name] = 0.0
+    if seconds_per_example:
+      medians[name] = 1e6 * statistics.median(seconds_per_example)
   return Overhead(
     **medians,
     ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
@@ -164,7 +180,7 @@ def measure_overhead(
 
 
 def processor_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-  """Returns the seconds of all threads of this process, and the function's result."""
+  """Returns the CPU seconds of this process for a call, and the call's result."""
   start = time.process_time()
   result = function()
   return time.process_time() - start, result
@@ -173,15 +189,15 @@ def processor_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 def log_costs(
   overhead: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print
 ) -> None:
-  """Logs what loading costs, a fact a line."""
+  """Logs the cost of loading, one fact per line."""
   comparison = 'no media are stored'
   if overhead.bare:
     comparison = (
       f'{overhead.ratio:.2f} times the bare {overhead.bare:.0f} us of decoding'
     )
   log(
-    f'an example takes {overhead.loader:.0f} us of processor time, {comparison}; '
-    f'augmentation adds {overhead.augment:.0f} us'
+    f'an example takes {overhead.loader:.0f} us of CPU time, {comparison}; augmentation '
+    f'adds {overhead.augment:.0f} us'
   )
   log(f'rows are {overhead.filled:.1%} full')
   for name, share in overhead.streams.items():
@@ -190,7 +206,7 @@ def log_costs(
 
 
 def log_rates(rates: Sequence[Rate], log: Callable[[str], None] = print) -> None:
-  """Logs loaders' speeds, one a line."""
+  """Logs the speeds of loaders, one per line."""
   for rate in rates:
     log(
       f'{rate.workers} workers: {rate.examples:.0f} examples/s, '

@@ -1,10 +1,11 @@
-"""Measures the same files through Hugging Face datasets and a PyTorch DataLoader.
+"""Measures Hugging Face datasets with a PyTorch DataLoader on the same files.
 
-The code is as their users would write it.
+The code is what their users would write.
 """
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 import os
 import time
 from typing import Any
@@ -23,13 +24,17 @@ BATCH = 64
 def measure_peers(
   making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]
 ) -> dict[str, float]:
-  """Returns examples a second by number of worker processes.
+  """Returns examples per second by number of worker processes.
 
-  The first quarter is left out. Bytes are tokens, and rows are padded, not packed.
+  The first quarter of the examples is left out. Tokens are bytes, and rows are padded
+  instead of packed.
+
+  Raises:
+    UserError: if the source is not JSON lines, or if a package is missing.
   """
   lines = getattr(making.examples, 'lines', making.examples)
   if not isinstance(lines, JsonLines):
-    raise UserError('--peers reads JSON lines: take a config of source jsonl')
+    raise UserError('--peers reads JSON lines: use a config with data.source jsonl')
   try:
     import datasets
     import torch.utils.data
@@ -37,10 +42,10 @@ def measure_peers(
     raise UserError(
       f'--peers needs the package {error.name!r}: pip install datasets torch'
     ) from error
-  rows = datasets.load_dataset('json', data_files=os.fspath(lines.path), split='train')
-  rows = rows.with_transform(
-    functools.partial(transform, os.path.dirname(os.fspath(lines.path)), making.hosts)
-  )
+  path = os.fspath(lines.path)
+  rows = datasets.load_dataset('json', data_files=path, split='train')
+  decode = functools.partial(transform, os.path.dirname(path), making.hosts)
+  rows = rows.with_transform(decode)
   rates = {}
   for count in workers:
     loader = torch.utils.data.DataLoader(
@@ -51,12 +56,14 @@ def measure_peers(
       collate_fn=collate,
       generator=torch.Generator().manual_seed(making.seed),
     )
-    rates[str(count)] = _examples_per_second(loader, examples)
-    log(f'datasets + DataLoader, {count} workers: {rates[str(count)]:.0f} examples/s')
+    rate = _examples_per_second(loader, examples)
+    rates[str(count)] = rate
+    log(f'datasets + DataLoader, {count} workers: {rate:.0f} examples/s')
   return rates
 
 
 def _examples_per_second(loader: Any, examples: int) -> float:
+  """Returns the speed of a DataLoader, without the first quarter of the examples."""
   count = 0
   start = 0.0
   count_at_start = 0
@@ -73,11 +80,12 @@ def _examples_per_second(loader: Any, examples: int) -> float:
 def transform(
   folder: str, hosts: Hosts, rows: dict[str, list[Any]]
 ) -> dict[str, list[Any]]:
-  """Returns the tokens of all texts and the arrays of all media of each row."""
+  """Returns, for each row, the tokens of its texts and the arrays of its media."""
   columns: dict[str, list[Any]] = {kind: [] for kind in (TEXT, *DECODERS)}
   for messages in rows['messages']:
     values: dict[str, list[Any]] = {kind: [] for kind in columns}
-    for part in (part for message in messages for part in message['content']):
+    parts = itertools.chain.from_iterable(message['content'] for message in messages)
+    for part in parts:
       kind = part['type']
       if kind == TEXT:
         values[TEXT].append(np.frombuffer(part['text'].encode(), np.uint8))
@@ -92,20 +100,24 @@ def transform(
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """Returns a batch in which everything is padded to the largest of its kind."""
-  batch = {'length': np.array([len(row[TEXT]) for row in rows])}
-  batch[TEXT] = _padded([row[TEXT] for row in rows])
+  """Returns a batch in which every array is padded to the largest of its kind."""
+  texts = [row[TEXT] for row in rows]
+  batch = {'length': np.array([len(text) for text in texts]), TEXT: _padded(texts)}
   for kind in DECODERS:
-    batch[kind] = _padded([array for row in rows for array in row[kind]])
+    arrays = []
+    for row in rows:
+      arrays += row[kind]
+    batch[kind] = _padded(arrays)
   return batch
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns arrays of one rank as one."""
+  """Returns arrays of one rank stacked along a new first axis, padded with zeros."""
   if not arrays:
     return np.zeros(0)
   largest = np.max([array.shape for array in arrays], axis=0)
-  whole = np.zeros((len(arrays), *largest), arrays[0].dtype)
-  for target, array in zip(whole, arrays, strict=True):
-    target[tuple(slice(n) for n in array.shape)] = array
-  return whole
+  padded = np.zeros((len(arrays), *largest), arrays[0].dtype)
+  for target, array in zip(padded, arrays, strict=True):
+    corner = tuple(slice(n) for n in array.shape)
+    target[corner] = array
+  return padded

@@ -1,23 +1,29 @@
-"""Going on with a changed config: what may differ from that of the checkpoint is logged, what may not is refused."""
+"""Compares the config of a checkpoint with the one that training continues with.
+
+Changes that are allowed are logged; the others are refused.
+"""
 
 from collections.abc import Mapping
 import fnmatch
 import json
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from omni_jax.config import NETWORKS
 from omni_jax.errors import UserError
 
-# Patterns of names; the first list of a stage that fits decides, and what fits none may change.
+# Names that may change: they say how the network is computed, not what it computes, or
+# where the data are stored (their fingerprint shows whether they are other data).
 FREE = (
   'model.decoder.remat',
   'model.decoder.unroll',
   'model.decoder.block',
   'model.decoder.exchange',
-  'model.decoder.capacity',  # how it is computed, not what
+  'model.decoder.capacity',
   'data.root',
   'data.*_file',
-)  # where the data lie: whether they are others, their own fingerprint tells
+)
 DATA_OF_AUTOENCODER = (
   'seed',
   'data.source',
@@ -30,7 +36,10 @@ DATA_OF_AUTOENCODER = (
 
 
 class _Patterns(NamedTuple):
-  """Names of a stage's config by what a change of them means."""
+  """Patterns of config names, by what a change means to a stage.
+
+  The first field with a pattern that matches decides; names that match none may change.
+  """
 
   free: tuple[str, ...]
   network: tuple[str, ...]
@@ -38,12 +47,12 @@ class _Patterns(NamedTuple):
 
 
 def _patterns(stage: str, medium: str | None) -> _Patterns:
-  """Returns the patterns of the omni stage, or of the stage of an autoencoder of `medium`."""
+  """Returns the patterns of the omni stage, or of the autoencoder stage of `medium`."""
   if medium is None:
     network = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
     return _Patterns(FREE, network, ('seed', 'data.*'))
   # The stage of an autoencoder has neither the medium's embedding nor its head.
-  free = (*FREE, *(f'model.{medium}.{part}.*' for part in NETWORKS))
+  unused = [f'model.{medium}.{part}.*' for part in NETWORKS]
   network = (
     'model.dtype',
     f'model.{medium}.*',
@@ -51,31 +60,31 @@ def _patterns(stage: str, medium: str | None) -> _Patterns:
     f'{stage}.optim.kind',
   )
   data = (*DATA_OF_AUTOENCODER, f'{stage}.batch', f'{stage}.pieces')
-  return _Patterns(free, network, data)
+  return _Patterns((*FREE, *unused), network, data)
 
 
 class Changes(NamedTuple):
-  """Lines 'name: was VALUE, is VALUE'."""
+  """Lines of the form 'name was VALUE, is VALUE', by what the change means."""
 
   network: list[str]
   data: list[str]
   free: list[str]
 
 
-def plain(config: Any) -> dict[str, Any]:
-  """A ConfigDict as it comes back from JSON."""
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """Returns a config as it is read back from JSON."""
   return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def _flat(config: Mapping[str, Any], inside: str = '') -> dict[str, Any]:
-  found = {}
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the values of a nested config by dotted name."""
+  values = {}
   for name, value in config.items():
-    found |= (
-      _flat(value, f'{inside}{name}.')
-      if isinstance(value, Mapping) and value
-      else {f'{inside}{name}': value}
-    )
-  return found
+    if isinstance(value, Mapping) and value:
+      values |= _flat(value, f'{prefix}{name}.')
+    else:
+      values[f'{prefix}{name}'] = value
+  return values
 
 
 def between(
@@ -84,54 +93,64 @@ def between(
   now: Mapping[str, Any],
   medium: str | None = None,
 ) -> Changes:
-  """Returns what differs for a stage between the config of its checkpoint and the one to go on with.
+  """Returns the differences between two configs that concern a stage.
 
   Args:
-    medium: whose autoencoder the stage trains; None for the omni stage.
+    stage: name of the stage.
+    saved: config of the checkpoint.
+    now: config to continue with.
+    medium: medium whose autoencoder the stage trains; None for the omni stage.
   """
-  was, is_ = _flat(saved), _flat(now)
+  before = _flat(saved)
+  after = _flat(now)
   changes = Changes([], [], [])
   patterns = _patterns(stage, medium)
-  kinds = (
-    (patterns.free, changes.free),
-    (patterns.network, changes.network),
-    (patterns.data, changes.data),
-  )
-  for name in sorted(was.keys() | is_.keys()):
-    if was.get(name) == is_.get(name):
+  for name in sorted(before.keys() | after.keys()):
+    if before.get(name) == after.get(name):
       continue
-    line = f'{name} was {was.get(name, "absent")!r}, is {is_.get(name, "absent")!r}'
-    lines = changes.free
-    for names, candidate in kinds:
-      if any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
-        lines = candidate
-        break
-    lines.append(line)
+    old = before.get(name, 'absent')
+    new = after.get(name, 'absent')
+    lines = _lines_for(name, patterns, changes)
+    lines.append(f'{name} was {old!r}, is {new!r}')
   return changes
+
+
+def _lines_for(name: str, patterns: _Patterns, changes: Changes) -> list[str]:
+  """Returns the list of `changes` that a change of this name belongs to."""
+  if _matches(name, patterns.free):
+    return changes.free
+  if _matches(name, patterns.network):
+    return changes.network
+  if _matches(name, patterns.data):
+    return changes.data
+  return changes.free
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def checked(
   workdir: str, stage: str, step: int, changes: Changes, *, strict: bool
 ) -> list[str]:
-  """Lines for the log on what is another value now.
+  """Returns lines for the log about the values that changed.
 
   Raises:
-    UserError: for another network, and for other data unless `strict` is off.
+    UserError: for another network, and for other data if `strict`.
   """
-  refused = changes.network + (changes.data if strict else [])
+  refused = list(changes.network)
+  hint = ''
+  if strict and changes.data:
+    refused += changes.data
+    hint = '; --config.loader.strict=False allows other data'
   if refused:
-    instead = (
-      '; --config.loader.strict=False goes on with other data all the same'
-      if changes.data and strict
-      else ''
-    )
     raise UserError(
-      f'{workdir} holds step {step} of stage {stage!r} of another run: {"; ".join(refused)}. Give the '
-      f'values it was trained with, or another --workdir{instead}'
+      f'{workdir} holds step {step} of stage {stage!r} of another run: '
+      f'{"; ".join(refused)}. Use the values it was trained with, or another '
+      f'--workdir{hint}'
     )
-  lines = changes.free + changes.data
-  return (
-    [f'{stage}: goes on after step {step} with another config: {"; ".join(lines)}']
-    if lines
-    else []
-  )
+  allowed = changes.free + changes.data
+  if not allowed:
+    return []
+  differences = '; '.join(allowed)
+  return [f'{stage}: continues after step {step} with a changed config: {differences}']

@@ -1,4 +1,4 @@
-"""The checkpoints of one stage: save in the background, resume from the last good step."""
+"""Saves the steps of a stage in the background and resumes from the last good one."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -37,34 +37,51 @@ from omni_jax.sharding import gather_bytes
 
 
 class SaveFailed(UserError):
-  """A step could not be written; those before it are as they were."""
+  """A step could not be written; earlier steps are unchanged."""
 
 
 class Restored(NamedTuple):
+  """A step as it was saved; `iterator` is the state of the data iterator."""
+
   state: TrainState
   iterator: bytes
 
 
 class _Save(NamedTuple):
-  """What the manifest of the save under way will say."""
+  """What the manifest of the save in progress will say.
+
+  Attributes:
+    digests: result of `digest.begin`, not yet fetched.
+  """
 
   step: int
   shapes: dict[str, Shape]
-  digests: Any  # begun, not yet fetched
+  digests: dict[str, Any]
   about: Mapping[str, Any]
 
 
 def warn(text: str) -> None:
+  """Writes a line to stderr."""
   print(text, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
-  """The folders `checkpoints/STAGE/STEP/` of a run.
+  """Saves and restores the folders `checkpoints/STAGE/STEP/` of a run.
 
   Each has the items model (params, buffers), train (optimizer, step, rng) and iterator.
-  A step counts once its manifest is written, which is last; what is read is compared
-  with it. Use as a context: leaving it waits for the save under way, whatever happened
-  inside.
+  A step counts once its manifest is written, which comes last; everything that is read
+  is compared with it. It is a context manager: leaving the context waits for the save in
+  progress, even after an error.
+
+  Args:
+    workdir: folder of the run.
+    stage: name of the stage.
+    keep: number of steps to keep; older ones are removed.
+    read_only: whether to leave the folder as it is.
+    say: function that reports a line to the user.
+
+  Raises:
+    UserError: if `read_only` and the stage has no checkpoints.
   """
 
   def __init__(
@@ -80,7 +97,7 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._say = say
-    self._save_under_way: _Save | None = None
+    self._current_save: _Save | None = None
     if read_only:
       if not self._path.exists():
         raise UserError(
@@ -91,7 +108,7 @@ class Checkpoints:
     if not jax.process_index():
       for line in step_folders.tidy(self._path):
         say(line)
-    _barrier()  # nobody looks before it is tidy
+    _barrier()  # no process looks at the folder before it is tidy
     self._writer = make_writer(self._complete)
 
   def __enter__(self) -> 'Checkpoints':
@@ -100,21 +117,21 @@ class Checkpoints:
   def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
     if self._read_only:
       return
-    # A SystemExit would say that all is saved: a save that failed has to replace it.
-    error_goes_on = error is not None and not isinstance(error, SystemExit)
+    # A SystemExit would claim that all is saved: a failed save has to replace it.
+    keep_error = error is not None and not isinstance(error, SystemExit)
     try:
       self._wait()
     except SaveFailed as failed:
-      if not error_goes_on:
+      if not keep_error:
         raise
       self._say(f'error: {failed}')
     finally:
       self._writer.close()
 
   def latest(self) -> int | None:
-    """Returns the last step that counts, once the save under way is done.
+    """Returns the last step that counts, after waiting for the save in progress.
 
-    Whether it is undamaged, only reading tells.
+    None if there is no step. Only reading a step shows whether it is undamaged.
     """
     if not self._read_only:
       self._wait()
@@ -123,22 +140,26 @@ class Checkpoints:
   def save(
     self, state: TrainState, iterator: bytes, about: Mapping[str, Any] | None = None
   ) -> None:
-    """Begins to write a step; the arrays are copied before this returns.
+    """Starts writing a step in the background; the arrays are copied before it returns.
+
+    A step that was saved before stays as it is.
 
     Args:
-      about: plain values to be found again in the manifest.
+      state: the arrays.
+      iterator: state of the data iterator.
+      about: plain values to store in the manifest.
 
     Raises:
-      SaveFailed: if the save before this failed, or this one cannot begin.
+      SaveFailed: if the save before this one failed, or if this one cannot start.
     """
     step = int(state.step)
     if step in self._shared_steps():
       return
     self._wait()
     fields = state._asdict()
-    # On the devices ahead of the copies, and of a step that donates the arrays.
+    # The devices compute it before the copies, and before a step that donates the arrays.
     digests = digest.begin(fields)
-    self._save_under_way = _Save(step, shapes_of(fields), digests, about or {})
+    self._current_save = _Save(step, shapes_of(fields), digests, about or {})
     try:
       if not jax.process_index():
         step_folders.begin(self._path, step)
@@ -147,9 +168,9 @@ class Checkpoints:
       raise self._failed(error) from error
 
   def check(self) -> None:
-    """Raises SaveFailed if the save under way has failed.
+    """Raises SaveFailed if the save in progress has failed.
 
-    It is called at every step, since it does not wait.
+    It does not wait, so that it can be called at every step.
     """
     try:
       self._writer.check_for_errors()
@@ -157,11 +178,11 @@ class Checkpoints:
       raise self._failed(error) from error
 
   def _complete(self) -> None:
-    """Makes a step count.
+    """Writes the manifest that makes a step count, and removes old steps.
 
-    In the background, in the first process, once all files of the step are there.
+    The first process calls it in the background, once all files of the step are there.
     """
-    save = self._save_under_way
+    save = self._current_save
     digests = digest.finish(save.digests)
     leaves = {}
     for name, (shape, dtype) in save.shapes.items():
@@ -171,81 +192,106 @@ class Checkpoints:
     self._remove_old()
 
   def _remove_old(self) -> None:
+    """Removes all but the last steps, and those whose removal was not completed."""
     half_removed = step_folders.half_removed(self._path)
     too_many = step_folders.listed(self._path)[: -self._keep]
     for step in [*half_removed, *too_many]:
       try:
         step_folders.remove(self._path, step)
       except OSError as error:
-        # NFS refuses while a reader has a file open: no reason to end a run.
+        # NFS refuses while a reader has a file open, which is no reason to end a run.
         self._say(
-          f'{self._path}/{step} cannot be removed now ({error}); the next save tries '
+          f'{self._path}/{step} cannot be removed now ({error}); the next save will try '
           'again'
         )
 
   def _wait(self) -> None:
+    """Waits for the save in progress; raises SaveFailed if it fails."""
     try:
       self._writer.wait_until_finished()
     except Exception as error:
       raise self._failed(error) from error
 
   def _failed(self, error: Exception) -> SaveFailed:
-    save = self._save_under_way
+    """Returns the error to raise for an error of the save in progress."""
+    save = self._current_save
     step = '' if save is None else f' {save.step}'
-    good = max(step_folders.listed(self._path), default=None)
+    last = max(step_folders.listed(self._path), default=None)
     return SaveFailed(
       f'saving step{step} in {self._path} failed: {type(error).__name__}: '
-      f'{first_line(error)}; the last good step is {good}; make room or mend the '
+      f'{first_line(error)}; the last good step is {last}; make room or repair the '
       'folder, then start again'
     )
 
   def restore(self, like: TrainState, step: int | None = None) -> Restored:
-    """Returns state and iterator of a step (default: the last that counts).
+    """Returns state and iterator of a step.
 
     Args:
-      like: shapes and shardings.
+      like: shapes and shardings of the state.
+      step: number of the step; None for the last one that counts.
+
+    Raises:
+      Damaged: if the step is not as it was saved.
+      UserError: if there is no such step, or if it is of another model.
     """
     return self._read_all(self._existing(step), like)
 
   def resume(self, like: TrainState) -> Restored | None:
-    """Returns the last step that is as it was saved; None where nothing was saved.
+    """Returns the last step that is as it was saved; None if nothing was saved.
 
-    What is damaged is put aside, and said.
+    Damaged steps are moved to quarantine, each with a warning.
+
+    Args:
+      like: shapes and shardings of the state.
 
     Raises:
-      UserError: if there were steps, and none of them is good.
+      UserError: if there were steps, but none of them is good.
     """
     return self._last_good(functools.partial(self._read_all, like=like))
 
   def restore_model(
     self, like: dict[str, Any], step: int | None = None
   ) -> tuple[dict[str, Any], int]:
-    """Returns parameters and buffers alone, and the step that they are of.
+    """Returns only parameters and buffers, and the step that they belong to.
 
-    By default it is the last good step. One that is named is refused where it is
-    damaged or gone.
+    Args:
+      like: {'params', 'buffers'} with shapes and shardings.
+      step: number of the step; None for the last good one.
+
+    Raises:
+      UserError: if the given step is damaged or gone, or if no step is good.
     """
     return self._restore_model(like, step, check_all_arrays)
 
   def restore_some(
     self, like: dict[str, Any], step: int | None = None
   ) -> tuple[dict[str, Any], int]:
-    """As `restore_model`, but only the arrays in `like`.
+    """Does what `restore_model` does, but for only the arrays in `like`.
 
-    Of the others, whatever their size, nothing is read.
+    Nothing is read of the others, whatever their size.
     """
     return self._restore_model(like, step, check_wanted_arrays)
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
-    """Returns {'params', 'buffers'} of a step with shapes in place of arrays."""
+    """Returns {'params', 'buffers'} of a step with shapes in place of arrays.
+
+    Args:
+      step: number of the step; None for the last good one.
+
+    Raises:
+      UserError: if the given step is damaged or gone, or if no step is good.
+    """
     damage: Damaged | None = None
-    # All of a list may be removed while it is read: then another is taken.
-    for _ in range(ATTEMPTS if step is None else 1):
+    attempts = ATTEMPTS if step is None else 1
+    # All listed steps may be removed while they are read: then they are listed again.
+    for _ in range(attempts):
       last = self._existing(step)
-      steps = [last] if step is not None else step_folders.listed(self._path)[::-1]
-      for known in steps:
+      candidates = [last]
+      if step is None:
+        candidates = step_folders.listed(self._path)[::-1]
+      for candidate in candidates:
         try:
-          return read_checked_shapes(self._path / str(known))
+          return read_checked_shapes(self._path / str(candidate))
         except Damaged as error:
           damage = error
     raise UserError(f'{self._path}/{last} is damaged: {damage}') from damage
@@ -262,17 +308,19 @@ class Checkpoints:
         return read(self._existing(step))
       except Damaged as error:
         raise UserError(
-          f'{self._path}/{step} is damaged: {error}; take another step of '
+          f'{self._path}/{step} is damaged: {error}; choose another step of '
           f'{step_folders.listed(self._path)}'
         ) from error
     for _ in range(ATTEMPTS):
       restored = self._last_good(read)
       if restored:
         return restored
-      # There was no step, or all of the list were removed while they were read: then
-      # there are others now.
+      # Either there is no step, which is refused here, or all listed steps were removed
+      # while they were read, and there are others now.
       self._existing(None)
-    raise UserError(f'steps of {self._path} are removed faster than they are read')
+    raise UserError(
+      f'the steps in {self._path} are removed faster than they can be read'
+    )
 
   def _read_all(self, step: int, like: TrainState) -> Restored:
     wanted = items_of(like) | {ITERATOR: None}
@@ -280,20 +328,18 @@ class Checkpoints:
     return Restored(TrainState(**items[MODEL], **items[TRAIN]), items[ITERATOR])
 
   def _last_good(self, read: Callable[[int], Any]) -> Any | None:
-    """Returns what `read` returns of the last undamaged step; None without a step."""
+    """Returns what `read` returns for the last undamaged step; None without a step."""
     steps = self._shared_steps()[::-1]
     damages = []
     for k, step in enumerate(steps):
       try:
         return read(step)
       except Damaged as error:
-        earlier = steps[k + 1 :]
-        instead = (
-          f'step {earlier[0]} is used instead'
-          if earlier
-          else 'there is no earlier step'
-        )
-        if self._read_only and not (self._path / str(step) / manifest.NAME).exists():
+        instead = 'there is no earlier step'
+        if k + 1 < len(steps):
+          instead = f'step {steps[k + 1]} is used instead'
+        manifest_file = self._path / str(step) / manifest.NAME
+        if self._read_only and not manifest_file.exists():
           self._say(
             f'step {step} in {self._path} was removed while it was read; {instead}'
           )
@@ -303,15 +349,15 @@ class Checkpoints:
         self._say(f'WARNING: {self._path}/{step} is damaged: {error}; {instead}{moved}')
     aside = [] if self._read_only else step_folders.aside(self._path)
     if damages or aside:
+      reason = '; '.join(damages) or 'all were moved to quarantine before'
       raise UserError(
-        f'no good step in {self._path}: '
-        f'{"; ".join(damages) or "all were put aside before"}; restore one from a copy, '
-        f'or remove {self._path} to begin this stage anew'
+        f'no good step in {self._path}: {reason}; restore one from a backup, or remove '
+        f'{self._path} to start this stage from scratch'
       )
     return None
 
   def _put_aside(self, step: int, why: str) -> str:
-    """Moves a damaged step away and returns what to say of it; a reader does not."""
+    """Moves a damaged step to quarantine, unless read-only; returns words for the log."""
     if self._read_only:
       return ''
     if not jax.process_index():
@@ -320,47 +366,47 @@ class Checkpoints:
     return f'; moved to {self._path}/{step_folders.ASIDE}'
 
   def _shared_steps(self) -> list[int]:
-    """Returns the steps that the first process sees, in all processes.
+    """Returns the steps that count as the first process sees them, in all processes.
 
-    Others may see the storage a moment earlier or later.
+    Other processes may see the storage a moment earlier or later.
     """
     own = json.dumps(step_folders.listed(self._path)).encode()
     return json.loads(gather_bytes(own)[0])
 
   def _existing(self, step: int | None) -> int:
-    """Returns the step, or the last one for None; refused if it does not count."""
+    """Returns the step, or the last one for None; UserError if it does not count."""
     steps = step_folders.listed(self._path)
     folders = step_folders.folders(self._path)
     if not steps and folders:
       raise UserError(
-        f'no step in {self._path} that counts: {folders} have no {manifest.NAME}; they '
-        'are not finished, or of older code, which did not write one: train anew'
+        f'no complete step in {self._path}: {folders} have no {manifest.NAME}; they are '
+        'unfinished, or older code wrote them without one: train again'
       )
     if not steps or (step is not None and step not in steps):
-      name = '' if step is None else step
-      raise UserError(f'no step {name} in {self._path}; there are {steps}')
+      wanted = 'step' if step is None else f'step {step}'
+      raise UserError(f'no {wanted} in {self._path}; there are {steps}')
     return max(steps) if step is None else step
 
 
 def _barrier() -> None:
-  """Waits for the other processes."""
+  """Waits until all processes have come here."""
   gather_bytes(b'')
 
 
 def has_checkpoint(workdir: str, stage: str) -> bool:
-  """Returns whether a stage of a run has saved anything yet; makes no folder."""
+  """Returns whether a stage of a run has saved a step yet; creates no folder."""
   return bool(listed_steps(workdir, stage))
 
 
 def listed_steps(workdir: str, stage: str) -> list[int]:
-  """Returns the steps that count."""
+  """Returns the steps of a stage that count, in order."""
   return step_folders.listed(_folder(workdir, stage))
 
 
 def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
-  """Returns the last step with a whole manifest, and what its writer said about it.
+  """Returns the last step with a complete manifest, and the manifest's `about`.
 
-  (0, {}) where there is none.
+  Returns (0, {}) if there is none.
   """
   folder = _folder(workdir, stage)
   for step in reversed(step_folders.listed(folder)):

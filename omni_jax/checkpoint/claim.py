@@ -1,4 +1,4 @@
-"""A run's folder belongs to one trainer at a time, and can be written: found out before anything is."""
+"""Reserves a run's folder for one trainer, after checking that it can be written."""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,42 +17,56 @@ NAME = 'lock'
 
 
 def is_local(path: epath.PathLike) -> bool:
+  """Returns whether a path is on a file system rather than in an object store."""
   return '://' not in os.fspath(path)
 
 
 @contextlib.contextmanager
 def claimed(workdir: str) -> Iterator[None]:
-  """Keeps the folder, which is made where there is none, from a second trainer until the context is left.
+  """Keeps a second trainer out of a folder until the context is left.
 
-  A lock of the kernel on a file in it: it ends with its owner, be it by SIGKILL. Object stores have none: there it is
-  up to the scheduler to start a run once, which a line in the log recalls.
+  The folder is created if it does not exist. The kernel holds a lock on a file in it,
+  which ends with the process that owns it, even after SIGKILL. Object stores have no
+  locks: there the scheduler has to start a run only once, and a line in the log says so.
 
   Raises:
-    UserError: if another process has it, or if nothing can be written there.
+    UserError: if another process holds the lock, or if nothing can be written there.
   """
   folder = epath.Path(workdir)
   try:
-    (folder / 'checkpoints').mkdir(parents=True, exist_ok=True)
-    probe = folder / 'checkpoints' / f'probe.{os.getpid()}'
-    probe.write_text('written before the first step, to see that it can be')
-    probe.unlink()
-    held = _held(folder) if is_local(folder) else contextlib.nullcontext()
+    _write_probe(folder)
+    lock = _locked_file(folder) if is_local(folder) else contextlib.nullcontext()
   except OSError as error:
     raise UserError(
-      f'--workdir={workdir} cannot be written: {error}; make room there or rights to it, or take another'
+      f'--workdir={workdir} cannot be written: {error}; make room there, grant write '
+      'access, or use another --workdir'
     ) from error
   if not is_local(folder):
     say(
       workdir,
-      f'{workdir} cannot be locked: see to it that no other process trains there',
+      f'{workdir} cannot be locked: make sure that no other process trains there',
     )
-  with held:
+  with lock:
     yield
 
 
-def _held(folder: epath.Path) -> IO[str]:
-  """The open lock file, with its owner's name in it; its close gives the lock back."""
-  file = open(folder / NAME, 'a+')  # noqa: SIM115 (closed by the caller, or with the process)
+def _write_probe(folder: epath.Path) -> None:
+  """Creates the folder and writes a file that it removes again.
+
+  Raises:
+    OSError: if one of them fails.
+  """
+  checkpoints = folder / 'checkpoints'
+  checkpoints.mkdir(parents=True, exist_ok=True)
+  probe = checkpoints / f'probe.{os.getpid()}'
+  probe.write_text('written before the first step, to check that writing works')
+  probe.unlink()
+
+
+def _locked_file(folder: epath.Path) -> IO[str]:
+  """Returns the open lock file, which names its owner; closing it releases the lock."""
+  # Closed by the caller, or when the process ends.
+  file = open(folder / NAME, 'a+')  # noqa: SIM115
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -60,10 +74,11 @@ def _held(folder: epath.Path) -> IO[str]:
     owner = file.read().strip() or 'unknown'
     file.close()
     raise UserError(
-      f'--workdir={folder} is in use by another trainer ({owner}): wait for its end or stop it, or take '
-      'another --workdir'
+      f'--workdir={folder} is in use by another trainer ({owner}): wait until it ends, '
+      'stop it, or use another --workdir'
     ) from None
+  owner = {'host': socket.gethostname(), 'pid': os.getpid()}
   file.truncate(0)
-  file.write(json.dumps({'host': socket.gethostname(), 'pid': os.getpid()}) + '\n')
+  file.write(json.dumps(owner) + '\n')
   file.flush()
   return file

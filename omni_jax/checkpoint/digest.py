@@ -1,4 +1,7 @@
-"""Digests of arrays that depend on neither mesh nor host: over all elements, sums of a hash of index and bits."""
+"""Computes digests of arrays that depend on neither mesh nor host.
+
+A digest holds two sums, over all elements, of a hash of the element's index and bits.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -12,36 +15,37 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
-from omni_jax.sharding import gather_bytes, name_of, replicated
+from omni_jax.sharding import gather_bytes, named_leaves, replicated
 
-_UINT = {
-  1: np.uint8,
-  2: np.uint16,
-  4: np.uint32,
-  8: np.uint32,
-}  # by bytes of an element; 8 become two words
-LARGE = (
-  1 << 20
-)  # elements from which an array is digested where it lies; to compile that for small ones takes seconds
-_PIECES = (
-  8  # XLA:CPU adds whole vectors together many times faster than the elements of one
-)
-_CHUNK = 1 << 15  # elements that NumPy has in hand at a time: they stay in the cache
+# The type of a word by the bytes of an element; elements of 8 bytes become two words.
+_UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
+# Arrays of at least this many elements are digested on their devices. For smaller ones
+# that would take seconds to compile.
+LARGE = 1 << 20
+# XLA:CPU adds whole vectors many times faster than the elements of one vector.
+_PIECES = 8
+# Elements that NumPy processes at a time: few enough to stay in the cache.
+_CHUNK = 1 << 15
 
 
 def _mixed(x: Any) -> Any:
-  """A one-to-one hash of 32 bits in which every bit depends on every bit (Wellons' lowbias32)."""
+  """Returns a one-to-one hash of 32 bits: every output bit depends on every input bit.
+
+  It is lowbias32 by Wellons.
+  """
   x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
   return x ^ (x >> 16)
 
 
 def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
-  """Two hashes of every word at its index, of NumPy or of jax; indices count mod 2^32.
+  """Returns two hashes of every word at its index, as arrays of NumPy or of jax.
 
-  The first is one to one in the word: to change one, be it by a bit, always changes the sum of all. The second weighs
-  the first by the hash of the index, so that changes that cancel in one sum do so in the other with a chance of 33/2
-  of 2^-32: of both, that is 2^-60. A second hash of its own would make it 2^-64, and cost as much as the first.
+  Indices count mod 2^32. The first hash is one-to-one in the word: changing one word,
+  even by a bit, always changes the sum of all. The second weights the first by the hash
+  of the index, so that changes that cancel in one sum also cancel in the other with a
+  probability of only 33/2 of 2^-32; for both together that is 2^-60. An independent
+  second hash would make it 2^-64, and cost as much as the first.
   """
   key = _mixed(index)
   first = _mixed(word ^ key)
@@ -49,104 +53,120 @@ def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
 
 
 def _index(
-  xp: Any, part: Sequence[int], start: Sequence[Any], whole: Sequence[int]
+  xp: Any, part_shape: Sequence[int], start: Sequence[Any], shape: Sequence[int]
 ) -> Callable[[int, int], Any]:
-  """(first, size) -> where in the whole array, in row-major order, these elements of the flattened part are.
+  """Returns a function that gives the indices of elements of a part of an array.
+
+  The function takes (first, size), which select elements of the flattened part, and
+  returns their row-major indices in the whole array plus a constant, as uint32.
 
   Args:
     xp: numpy, or jax.numpy inside a program.
-    start: where the part begins in the whole.
+    part_shape: shape of the part.
+    start: position of the part's first element in the whole array.
+    shape: shape of the whole array.
   """
-  stride = [
-    np.uint32(math.prod(whole[axis + 1 :]) % 2**32) for axis in range(len(whole))
-  ]
+  strides = []
+  for axis in range(len(shape)):
+    elements = math.prod(shape[axis + 1 :])
+    strides.append(np.uint32(elements % 2**32))
   base = xp.full((1,), 0x9E3779B9, np.uint32)
-  for first, n in zip(start, stride, strict=True):
-    base = base + xp.asarray(first).astype(np.uint32) * n
-  if tuple(part[1:]) == tuple(
-    whole[1:]
-  ):  # at most the first axis is split: what is flat here is flat there
-    return lambda first, size: (
-      xp.arange(size, dtype=np.uint32) + np.uint32(first % 2**32) + base
-    )
-  inside = base
-  for axis, n in enumerate(part):
-    steps = xp.arange(n, dtype=np.uint32) * stride[axis]
-    inside = inside + steps.reshape(-1, *[1] * (len(part) - axis - 1))
-  return lambda first, size: inside.reshape(-1)[first : first + size]
+  for offset, stride in zip(start, strides, strict=True):
+    base = base + xp.asarray(offset).astype(np.uint32) * stride
+
+  def contiguous(first, size):
+    return xp.arange(size, dtype=np.uint32) + np.uint32(first % 2**32) + base
+
+  only_first_axis_split = tuple(part_shape[1:]) == tuple(shape[1:])
+  if only_first_axis_split:
+    return contiguous
+  indices = base
+  for axis, size in enumerate(part_shape):
+    steps = xp.arange(size, dtype=np.uint32) * strides[axis]
+    trailing_axes = len(part_shape) - axis - 1
+    indices = indices + steps.reshape(-1, *[1] * trailing_axes)
+  return lambda first, size: indices.reshape(-1)[first : first + size]
+
+
+def _index_of_words(
+  xp: Any,
+  part_shape: Sequence[int],
+  start: Sequence[Any],
+  shape: Sequence[int],
+  extra: Sequence[int],
+) -> Callable[[int, int], Any]:
+  """Returns `_index` of words; `extra` is (2,) where an element has two, else ()."""
+  start_of_words = [*start, *[0] * len(extra)]
+  return _index(xp, [*part_shape, *extra], start_of_words, [*shape, *extra])
 
 
 def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> list[int]:
-  """The two sums over a part of an array of this shape."""
-  word = np.ascontiguousarray(part).reshape(-1).view(_UINT[part.dtype.itemsize])
-  extra = (
-    [part.dtype.itemsize // 4] if part.dtype.itemsize == 8 else []
-  )  # the words of an element of 8 bytes
-  index = _index(
-    np, [*part.shape, *extra], [*start, *[0 for _ in extra]], [*shape, *extra]
-  )
+  """Returns the two sums over a part, from `start`, of an array of this shape."""
+  itemsize = part.dtype.itemsize
+  words = np.ascontiguousarray(part).reshape(-1).view(_UINT[itemsize])
+  extra = (2,) if itemsize == 8 else ()
+  index = _index_of_words(np, part.shape, start, shape, extra)
   totals = [0, 0]
-  for k in range(0, word.size, _CHUNK):
-    own = word[k : k + _CHUNK].astype(np.uint32)
-    totals = _added(
-      totals,
-      [int(hashes.sum(dtype=np.uint32)) for hashes in _hashes(own, index(k, own.size))],
-    )
+  for k in range(0, words.size, _CHUNK):
+    chunk = words[k : k + _CHUNK].astype(np.uint32)
+    hashes = _hashes(chunk, index(k, chunk.size))
+    sums = [int(values.sum(dtype=np.uint32)) for values in hashes]
+    totals = _added(totals, sums)
   return totals
 
 
 def _added(*sums: Sequence[int]) -> list[int]:
+  """Returns the sums of each column, mod 2^32."""
   return [sum(column) % 2**32 for column in zip(*sums, strict=True)]
 
 
 def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
-  """The same inside a program."""
-  part = part.astype(jnp.uint8) if part.dtype == bool else part
+  """Returns what `_on_host` does, inside a program, as uint32 of shape (2,)."""
+  if part.dtype == bool:
+    part = part.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(part, _UINT[part.dtype.itemsize])
-  extra = [*bits.shape[part.ndim :]]
-  word, index = (
-    bits.reshape(-1),
-    _index(jnp, bits.shape, [*start, *[0 for _ in extra]], [*shape, *extra]),
-  )
-  size = word.size // _PIECES if word.size % _PIECES == 0 else word.size
+  extra = bits.shape[part.ndim :]
+  words = bits.reshape(-1)
+  index = _index_of_words(jnp, part.shape, start, shape, extra)
+  size = words.size // _PIECES if words.size % _PIECES == 0 else words.size
   first, second = jnp.zeros((2, size), jnp.uint32)
-  for k in range(0, word.size, max(size, 1)):
-    hashes = _hashes(word[k : k + size].astype(jnp.uint32), index(k, size))
-    first, second = first + hashes[0], second + hashes[1]
+  for k in range(0, words.size, max(size, 1)):
+    piece = words[k : k + size].astype(jnp.uint32)
+    first_hash, second_hash = _hashes(piece, index(k, size))
+    first = first + first_hash
+    second = second + second_hash
+
+  def add(a, b):
+    return a[0] + b[0], a[1] + b[1]
+
   # In one reduction: two would compute all hashes twice, each in a loop of its own.
-  both = jax.lax.reduce(
-    (first, second),
-    (np.uint32(0), np.uint32(0)),
-    lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    (0,),
-  )
+  zeros = (np.uint32(0), np.uint32(0))
+  both = jax.lax.reduce((first, second), zeros, add, (0,))
   return jnp.stack(both)
 
 
 @functools.cache
 def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
-  """Of whole arrays; where they are split, every device adds its part, and then the sums are added together."""
+  """Returns a jitted function that computes the two sums over a whole array.
+
+  If the array is split, every device sums its part, and then the sums are added.
+  """
   if sharding is None:
     return jax.jit(lambda x: _on_device(x, [0] * x.ndim, x.shape))
 
   def sums(x):
-    axes = [
-      (entry,) if isinstance(entry, str) else tuple(entry or ())
-      for entry in sharding.spec
-    ]
-    axes += [()] * (x.ndim - len(axes))
+    axes = _mesh_axes(sharding, x.ndim)
     split = tuple(name for names in axes for name in names)
 
-    def own(part):
-      start = [
-        jax.lax.axis_index(names) * n if names else 0
-        for names, n in zip(axes, part.shape, strict=True)
-      ]
+    def own_sums(part):
+      start = []
+      for names, n in zip(axes, part.shape, strict=True):
+        start.append(jax.lax.axis_index(names) * n if names else 0)
       total = _on_device(part, start, x.shape)
       return jax.lax.psum(total, split) if split else total
 
     return jax.shard_map(
-      own,
+      own_sums,
       mesh=sharding.mesh,
       in_specs=sharding.spec,
       out_specs=replicated(sharding.mesh).spec,
@@ -156,81 +176,101 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
   return jax.jit(sums)
 
 
+def _mesh_axes(sharding: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
+  """Returns the names of the mesh axes that each axis of an array is split over."""
+  axes = []
+  for entry in sharding.spec:
+    names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    axes.append(names)
+  axes += [()] * (ndim - len(axes))
+  return axes
+
+
 def _gathered(small: Mapping[str, Array]) -> dict[str, list[int]]:
-  """Sums of small arrays; every process adds the parts that it alone answers for."""
+  """Returns the sums of small arrays, in every process.
 
-  def own(x):
-    parts = [
-      (np.asarray(shard.data), [part.start or 0 for part in shard.index])
-      for shard in x.addressable_shards
-      if shard.replica_id == 0
-    ]
-    return _added([0, 0], *(_on_host(data, start, x.shape) for data, start in parts))
-
+  Each process adds the parts of which it holds the first copy.
+  """
   for x in small.values():
     x.copy_to_host_async()
-  sums = {name: own(x) for name, x in small.items()}
-  everywhere = [json.loads(text) for text in gather_bytes(json.dumps(sums).encode())]
-  return {name: _added(*(own[name] for own in everywhere)) for name in sums}
+  own = {name: _own_sums(x) for name, x in small.items()}
+  texts = gather_bytes(json.dumps(own).encode())
+  processes = [json.loads(text) for text in texts]
+  sums = {}
+  for name in own:
+    sums[name] = _added(*(process[name] for process in processes))
+  return sums
+
+
+def _own_sums(x: Array) -> list[int]:
+  """Returns the sums over the parts of an array that this process answers for."""
+  total = [0, 0]
+  for shard in x.addressable_shards:
+    if shard.replica_id == 0:
+      start = [part.start or 0 for part in shard.index]
+      total = _added(total, _on_host(np.asarray(shard.data), start, x.shape))
+  return total
 
 
 @jax.jit
-def _spoilt(x: Array) -> Array:
-  """Not a number where any element is none or infinite, else zero; in pieces, see `_PIECES`."""
+def _zero_if_finite(x: Array) -> Array:
+  """Returns zero if all elements are finite, else NaN; added in `_PIECES` pieces."""
   size = x.size // _PIECES if x.size % _PIECES == 0 else x.size
-  flat, total = x.reshape(-1), jnp.zeros(size, x.dtype)
+  flat = x.reshape(-1)
+  total = jnp.zeros(size, x.dtype)
   for k in range(0, x.size, size):
     total += flat[k : k + size] * 0
   return jnp.sum(total)
 
 
+def _is_finite(x: Array) -> bool:
+  """Returns whether all elements that this process can see are finite."""
+  if not jnp.issubdtype(x.dtype, jnp.inexact):
+    return True
+  if x.size >= LARGE:
+    return bool(np.isfinite(np.asarray(_zero_if_finite(x), np.float32)))
+  shards = [np.asarray(shard.data) for shard in x.addressable_shards]
+  return all(np.isfinite(shard.astype(np.float32)).all() for shard in shards)
+
+
 def not_finite(tree: Any) -> list[str]:
-  """Names of the arrays with an element that is not finite; all processes together."""
+  """Returns the names of the arrays with an element that is not finite, sorted.
 
-  def bad(x):
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-      return False
-    if x.size >= LARGE:
-      return not np.isfinite(np.asarray(_spoilt(x), np.float32))
-    return not all(
-      np.isfinite(np.asarray(shard.data).astype(np.float32)).all()
-      for shard in x.addressable_shards
-    )
-
-  own = [
-    name_of(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)
-  ]
-  return sorted(
-    {
-      name
-      for text in gather_bytes(json.dumps(own).encode())
-      for name in json.loads(text)
-    }
-  )
+  All processes call it together, and all get the same names.
+  """
+  own = [name for name, x in named_leaves(tree).items() if not _is_finite(x)]
+  names = set()
+  for text in gather_bytes(json.dumps(own).encode()):
+    names.update(json.loads(text))
+  return sorted(names)
 
 
 def begin(tree: Any) -> dict[str, Any]:
-  """The sums of every array by its name, those of large ones not yet waited for; all processes together.
+  """Returns the sums of every array by its name, without waiting for the large arrays.
 
-  Devices see to them before anything that is dispatched later, such as a step that donates the arrays.
+  All processes call it together. Devices compute the sums before anything that is
+  dispatched later, such as a step that donates the arrays.
   """
-  named = {name_of(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-  large = {
-    name: _program(x.sharding if isinstance(x.sharding, NamedSharding) else None)(x)
-    for name, x in named.items()
-    if x.size >= LARGE
-  }
-  return large | _gathered({name: x for name, x in named.items() if name not in large})
+  sums: dict[str, Any] = {}
+  small = {}
+  for name, x in named_leaves(tree).items():
+    if x.size < LARGE:
+      small[name] = x
+      continue
+    sharding = x.sharding if isinstance(x.sharding, NamedSharding) else None
+    sums[name] = _program(sharding)(x)
+  return sums | _gathered(small)
 
 
 def finish(begun: Mapping[str, Any]) -> dict[str, str]:
-  """What `begin` returned, as hexadecimal text."""
-  return {
-    name: ''.join(f'{int(total):08x}' for total in jax.device_get(totals))
-    for name, totals in begun.items()
-  }
+  """Returns the sums that `begin` returned as 16 hexadecimal digits for each array."""
+  digests = {}
+  for name, totals in begun.items():
+    first, second = jax.device_get(totals)
+    digests[name] = f'{int(first):08x}{int(second):08x}'
+  return digests
 
 
 def digests(tree: Any) -> dict[str, str]:
-  """{name: 16 hexadecimal digits} of every array of a tree."""
+  """Returns the digest of every array of a tree by its name, 16 hexadecimal digits."""
   return finish(begin(tree))

@@ -1,29 +1,36 @@
-"""The values of autoencoders: restored from the stage that trained them, and told apart by a digest."""
+"""Restores the values of autoencoders from the stages that trained them.
+
+A digest tells the values of one autoencoder from those of another.
+"""
 
 import functools
 import hashlib
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.init_values import init_autoencoder
 from omni_jax.errors import UserError
 from omni_jax.model import ModelConfig
-from omni_jax.sharding import name_of
+from omni_jax.sharding import named_leaves
 
 
 def fingerprint(config: ModelConfig, name: str, values: dict[str, Any]) -> str:
-  """Returns a digest of all that codes depend on: parameters, buffers that encoding reads, and sizes."""
+  """Returns a digest of everything that the codes of an autoencoder depend on.
+
+  That is its parameters, the buffers that encoding reads, and its sizes.
+  """
   medium, row = config.tables.autoencoders()[name]
   text = row.identity(config.media[medium], config.autoencoders[name])
   digest = hashlib.blake2b(text.encode(), digest_size=8)
-  read = row.read_buffers(values['buffers'])
-  tree = {'params': values['params'], 'buffers': read}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+  buffers = row.read_buffers(values['buffers'])
+  tree = {'params': values['params'], 'buffers': buffers}
+  for leaf_name, leaf in named_leaves(tree).items():
     array = np.asarray(leaf)
-    digest.update(f'{name_of(path)} {array.dtype} {array.shape}'.encode())
+    digest.update(f'{leaf_name} {array.dtype} {array.shape}'.encode())
     digest.update(array.tobytes())
   return digest.hexdigest()
 
@@ -31,7 +38,7 @@ def fingerprint(config: ModelConfig, name: str, values: dict[str, Any]) -> str:
 def restore_autoencoder(
   workdir: str, config: ModelConfig, name: str, place: jax.sharding.Sharding
 ) -> tuple[dict[str, Any], int]:
-  """Returns the values of an autoencoder that a run has trained, and the step that they are of."""
+  """Returns the values of an autoencoder that a run has trained, and their step."""
   shapes = jax.eval_shape(functools.partial(init_autoencoder, config, name, seed=0))
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
@@ -41,21 +48,24 @@ def restore_autoencoder(
 
 
 def finished_autoencoder(
-  workdir: str, config: Any, name: str, place: jax.sharding.Sharding
+  workdir: str, config: ConfigDict, name: str, place: jax.sharding.Sharding
 ) -> dict[str, Any]:
-  """Returns the values of an autoencoder of a run whose stage is finished, or that took that of another run.
+  """Returns the values of an autoencoder of a run that has finished training it.
+
+  If the run took the autoencoder from another run, they come from there.
 
   Args:
-    config: of the run.
+    config: config of the run.
 
   Raises:
-    UserError: if it is not finished.
+    UserError: if the autoencoder's stage is not finished.
   """
   model_config = ModelConfig.from_config(config.model)
   source = config[name].get('init_from')
   values, step = restore_autoencoder(source or workdir, model_config, name, place)
-  if not source and step < config[name].steps:
+  steps = config[name].steps
+  if not source and step < steps:
     raise UserError(
-      f'the {name} stage of {workdir} stands at step {step} of {config[name].steps}: finish it first'
+      f'the {name} stage of {workdir} stands at step {step} of {steps}: finish it first'
     )
   return values

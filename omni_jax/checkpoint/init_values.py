@@ -1,4 +1,4 @@
-"""Fresh parameters and buffers of a model, as pure dicts: no optimizer is needed for them."""
+"""Initializes parameters and buffers of a model, as pure dicts, without an optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,12 @@ from omni_jax.model import ModelConfig, OmniModel
 
 
 def _pure(model: nnx.Module) -> dict[str, Any]:
+  """Returns the parameters of a module as a nested dict."""
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def init_params(config: ModelConfig, *, seed: int) -> dict[str, Any]:
-  """Returns fresh parameters of the omni stage, in the type of config.weights."""
+  """Returns fresh parameters of the omni stage, of the dtype config.weights."""
   params = _pure(OmniModel(config, rngs=nnx.Rngs(seed)))
   return jax.tree.map(lambda p: p.astype(config.weights), params)
 
@@ -27,8 +28,8 @@ def init_buffers(
 
   Args:
     frozen: values of the autoencoders by name, kept as they are.
-    average: the values that a moving average of the parameters begins with; None for a
-      run that keeps no average.
+    average: initial values of the moving average of the parameters; None for a run that
+      keeps no average.
   """
   shape = (config.decoder.layers, config.decoder.experts)
   bias_IE = jnp.zeros(shape, jnp.float32)

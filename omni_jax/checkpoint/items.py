@@ -1,4 +1,4 @@
-"""What lies in the folder of a step, and how Orbax writes and reads each item of it."""
+"""Writes and reads the items in the folder of a step with Orbax."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +12,12 @@ from omni_jax.checkpoint.manifest import Damaged, Manifest
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 
-MODEL, TRAIN, ITERATOR = 'model', 'train', 'iterator'
+MODEL = 'model'
+TRAIN = 'train'
+ITERATOR = 'iterator'
 # The fields of a TrainState that an item holds.
 FIELDS = {MODEL: ('params', 'buffers'), TRAIN: ('opt_state', 'step', 'rng')}
-# Of errors that say nothing about the files: a step is not put aside for them.
+# Words of errors that say nothing about the files: such a step is not damaged.
 NOT_DAMAGE = (
   'RESOURCE_EXHAUSTED',
   'UNAVAILABLE',
@@ -26,7 +28,7 @@ NOT_DAMAGE = (
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
-  """Returns the arrays of a state by item and field."""
+  """Returns the values of a state by item and field."""
   items = {}
   for item, fields in FIELDS.items():
     items[item] = {field: getattr(state, field) for field in fields}
@@ -34,7 +36,7 @@ def items_of(state: TrainState) -> dict[str, Any]:
 
 
 def fields_of(items: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of all items in one dict: names in a manifest have no item."""
+  """Returns the fields of all items in one dict; names in a manifest have no item."""
   fields = {}
   for tree in items.values():
     fields |= tree
@@ -42,10 +44,10 @@ def fields_of(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_writer(on_complete: Callable[[], None]) -> ocp.AsyncCheckpointer:
-  """Returns what writes steps in the background.
+  """Returns an Orbax checkpointer that writes steps in the background.
 
-  Files are written in place, as on a store that cannot rename: our manifest alone says
-  that a step is whole.
+  Files are written in place, since object stores cannot rename: only our manifest says
+  that a step is complete.
 
   Args:
     on_complete: called in the background once all files of a step are there.
@@ -65,7 +67,7 @@ def make_writer(on_complete: Callable[[], None]) -> ocp.AsyncCheckpointer:
 
 
 def save_args(state: TrainState, iterator: bytes) -> ocp.args.Composite:
-  """Returns what the writer is given for a step."""
+  """Returns the arguments with which the checkpointer saves a step."""
   args = {item: ocp.args.StandardSave(tree) for item, tree in items_of(state).items()}
   args[ITERATOR] = ocp.args.JsonSave({'state': iterator.decode()})
   return ocp.args.Composite(**args)
@@ -78,10 +80,19 @@ def read_iterator(step_folder: epath.Path) -> bytes:
 
 
 def read_arrays(folder: epath.Path, like: Any, saved: Manifest) -> Any:
-  """Returns the arrays in the folder of an item, placed as `like`.
+  """Returns the arrays in the folder of an item.
 
   They are read by the handler alone: a Checkpointer would wait for other processes,
   which may have failed.
+
+  Args:
+    folder: folder of the item.
+    like: shapes and shardings of the arrays.
+    saved: manifest of the step.
+
+  Raises:
+    Damaged: if they cannot be read because of the files.
+    UserError: if they cannot be read at the moment.
   """
   restore_args = ocp.checkpoint_utils.construct_restore_args(like)
   args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
@@ -96,7 +107,12 @@ def read_arrays(folder: epath.Path, like: Any, saved: Manifest) -> Any:
 
 
 def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
-  """Returns {'params', 'buffers'} of a step with shapes in place of arrays."""
+  """Returns {'params', 'buffers'} of a step with shapes in place of arrays.
+
+  Raises:
+    Damaged: if they cannot be read because of the files.
+    UserError: if they cannot be read at the moment.
+  """
   folder = step_folder / MODEL
   try:
     metadata = manifest.patiently(
@@ -107,24 +123,23 @@ def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
   except Exception as error:
     # Orbax raises all sorts of errors for a step that is removed while it is read.
     raise _refusal(error, folder, 'its metadata') from error
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-    getattr(metadata, 'tree', metadata),
-  )
+  tree = getattr(metadata, 'tree', metadata)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _array_named_in(error: Exception, folder: epath.Path, saved: Manifest) -> str:
-  """Returns which array of an item an error is about, as a message says it."""
-  fields, text = FIELDS[folder.name], str(error)
+  """Returns words for the array of an item that an error is about."""
+  fields = FIELDS[folder.name]
   own = [name for name in saved.leaves if name.partition('.')[0] in fields]
+  text = str(error)
   named = [name for name in own if name in text]
   return f'array {max(named, key=len)}' if named else f'an array of {folder.name}'
 
 
 def _refusal(error: Exception, folder: epath.Path, what: str) -> Damaged | UserError:
-  """Returns what an error of Orbax says about a step.
+  """Returns the error to raise for an error of Orbax.
 
-  Either it is damaged, or it cannot be read at the moment.
+  It is Damaged, or a UserError if the step only cannot be read at the moment.
   """
   line = first_line(error)
   if any(word in str(error) for word in NOT_DAMAGE):

@@ -1,4 +1,7 @@
-"""What makes a folder a checkpoint: a manifest, written last, with digests of the arrays and sizes of the files."""
+"""Writes and checks the manifest that makes a folder a checkpoint.
+
+It is written last, and holds the digests of the arrays and the sizes of the files.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import hashlib
@@ -13,38 +16,38 @@ from omni_jax.errors import UserError
 
 NAME = 'manifest.json'
 VERSION = 2
-DIGITS = {
-  1: 8,
-  2: 16,
-}  # of the digest of an array by version: the first eight are the same in both
-SMALL = (
-  1 << 20
-)  # bytes of a file up to which it is digested as a whole; the arrays in larger ones have theirs
-OWN_FILES = (
-  NAME,
-  '_CHECKPOINT_METADATA',
-  'commit_success.txt',
-)  # not listed: Orbax writes its own later still
+# Length of an array's digest by version; the first eight digits are the same in both.
+DIGITS = {1: 8, 2: 16}
+# Files up to this many bytes are digested as a whole. Larger ones hold arrays, which
+# have digests of their own.
+SMALL = 1 << 20
+# Not listed in the manifest: Orbax writes its own files even later.
+OWN_FILES = (NAME, '_CHECKPOINT_METADATA', 'commit_success.txt')
 
 T = TypeVar('T')
 
 
 class Damaged(Exception):
-  """A step is not what was saved: the message says which file or array, and both values."""
+  """A step is not what was saved; the message names the file or array and both values."""
 
 
 class Leaf(NamedTuple):
+  """An array as it was saved; `digest` has hexadecimal digits."""
+
   shape: tuple[int, ...]
   dtype: str
   digest: str
 
 
 class Manifest(NamedTuple):
-  """Attributes:
-  step: of the run's stage.
-  leaves: by the name of the array.
-  files: size by path in the step's folder, and the digest of small ones ('' for others).
-  about: what else the writer wants to find again: the config of the run.
+  """What a manifest file says about a step.
+
+  Attributes:
+    step: number of the step.
+    leaves: arrays by name.
+    files: size in bytes and digest of every file by its path in the step's folder; the
+      digest of a large file is ''.
+    about: further plain values of the writer, such as the config of the run.
   """
 
   step: int
@@ -58,10 +61,12 @@ def _digest(data: bytes) -> str:
 
 
 def patiently(read: Callable[[], T], what: Any) -> T:
-  """What `read` returns, by a few attempts: a step is not damaged because the storage fails.
+  """Returns what `read` returns, trying a few times if the storage fails.
+
+  A step is not damaged because its storage fails for a moment.
 
   Raises:
-    UserError: if it cannot be read for another reason than that it is not there.
+    UserError: if it cannot be read for another reason than that it does not exist.
   """
   try:
     return retry.patiently(read, what)
@@ -73,10 +78,10 @@ def patiently(read: Callable[[], T], what: Any) -> T:
     ) from error
 
 
-def files_in(folder: epath.Path, inside: str = '') -> Iterator[str]:
-  """Paths of all files below a folder, relative to it."""
+def files_in(folder: epath.Path, prefix: str = '') -> Iterator[str]:
+  """Yields the paths of all files below a folder, relative to it."""
   for path in sorted(folder.iterdir()):
-    name = f'{inside}{path.name}'
+    name = f'{prefix}{path.name}'
     if path.is_dir():
       yield from files_in(path, f'{name}/')
     else:
@@ -84,78 +89,82 @@ def files_in(folder: epath.Path, inside: str = '') -> Iterator[str]:
 
 
 def _measured(path: epath.Path) -> tuple[int, str]:
+  """Returns the size in bytes of a file, and its digest if it is small."""
   size = path.stat().length
-  return size, _digest(path.read_bytes()) if size <= SMALL else ''
+  if size > SMALL:
+    return size, ''
+  return size, _digest(path.read_bytes())
 
 
 def write(
   folder: epath.Path, step: int, leaves: Mapping[str, Leaf], about: Mapping[str, Any]
 ) -> None:
-  """Makes a folder a checkpoint, once everything else in it is written: it begins to count when this file is whole.
+  """Writes the manifest of a step, once everything else in its folder is written.
 
-  Where a file is not written at once, its first line tells: the digest of the second.
+  The step counts as soon as this file is complete. Its first line holds the digest of
+  its second line, which shows whether it is complete.
   """
-  files = {
-    name: _measured(folder / name) for name in files_in(folder) if name not in OWN_FILES
-  }
-  body = json.dumps(
-    {'version': VERSION, **Manifest(step, leaves, files, about)._asdict()}, default=list
-  )
-  (folder / NAME).write_text(
-    f'{json.dumps({"blake2b": _digest(body.encode())})}\n{body}\n'
-  )
+  files = {}
+  for name in files_in(folder):
+    if name not in OWN_FILES:
+      files[name] = _measured(folder / name)
+  manifest = Manifest(step, leaves, files, about)
+  body = json.dumps({'version': VERSION, **manifest._asdict()}, default=list)
+  head = json.dumps({'blake2b': _digest(body.encode())})
+  (folder / NAME).write_text(f'{head}\n{body}\n')
 
 
 def read(folder: epath.Path) -> Manifest:
-  """The manifest of a step.
+  """Returns the manifest of a step.
 
   Raises:
-    Damaged: if there is none, or not the one that was written.
-    UserError: if it is of newer code.
+    Damaged: if there is none, or if it is not as it was written.
+    UserError: if newer code wrote it.
   """
+  path = folder / NAME
   try:
-    head, _, body = patiently((folder / NAME).read_bytes, folder / NAME).partition(
-      b'\n'
-    )
+    data = patiently(path.read_bytes, path)
   except FileNotFoundError as error:
     raise Damaged(f'{NAME} is missing') from error
+  head, _, body = data.partition(b'\n')
   body = body.removesuffix(b'\n')
   try:
-    wanted, made = json.loads(head)['blake2b'], json.loads(body)
+    expected = json.loads(head)['blake2b']
+    fields = json.loads(body)
   except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise Damaged(f'{NAME} is not whole') from error
-  if wanted != (found := _digest(body)):
-    raise Damaged(f'{NAME} has digest {found}, written was {wanted}')
-  return _checked(made)
+    raise Damaged(f'{NAME} is incomplete') from error
+  digest = _digest(body)
+  if expected != digest:
+    raise Damaged(f'{NAME} has digest {digest}, but {expected} was written')
+  return _parsed(fields)
 
 
-def _checked(made: Any) -> Manifest:
-  """What a manifest holds, every type of it checked: it may come from anywhere."""
+def _parsed(fields: Any) -> Manifest:
+  """Returns the manifest in a JSON value, all types checked: it may come from anywhere."""
   try:
-    if made['version'] not in DIGITS:
+    version = fields['version']
+    if version not in DIGITS:
       raise UserError(
-        f'{NAME} of step {made["step"]} is of version {made["version"]}, this code reads '
-        f'{sorted(DIGITS)}: take the code that wrote it, or another --workdir'
+        f'{NAME} of step {fields["step"]} is of version {version}, this code reads '
+        f'{sorted(DIGITS)}: use the code that wrote it, or another --workdir'
       )
-    leaves = {
-      name: Leaf(tuple(int(n) for n in shape), str(dtype), str(digest))
-      for name, (shape, dtype, digest) in made['leaves'].items()
-    }
-    if odd := [
-      name
-      for name, leaf in leaves.items()
-      if not _is_digest(leaf.digest, DIGITS[made['version']])
-    ]:
-      raise Damaged(f'{NAME}: {leaves[odd[0]].digest!r} is not a digest of {odd[0]}')
-    files = {
-      name: (int(size), str(digest)) for name, (size, digest) in made['files'].items()
-    }
-    return Manifest(int(made['step']), leaves, files, dict(made['about']))
+    leaves = {}
+    for name, (shape, dtype, digest) in fields['leaves'].items():
+      sizes = tuple(int(n) for n in shape)
+      leaves[name] = Leaf(sizes, str(dtype), str(digest))
+    for name, leaf in leaves.items():
+      if not _is_digest(leaf.digest, DIGITS[version]):
+        raise Damaged(f'{NAME}: {leaf.digest!r} is not a digest of {name}')
+    files = {}
+    for name, (size, digest) in fields['files'].items():
+      files[name] = (int(size), str(digest))
+    return Manifest(int(fields['step']), leaves, files, dict(fields['about']))
   except UserError:
     raise
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
     raise Damaged(
-      f'{NAME} is not of the form that this code writes: {type(error).__name__}: {error}'
+      f'{NAME} does not have the form that this code writes: {type(error).__name__}: '
+      f'{error}'
     ) from error
 
 
@@ -164,7 +173,7 @@ def _is_digest(text: str, digits: int) -> bool:
 
 
 def is_array_data(name: str) -> bool:
-  """Files whose content is digested by array: damage there can be given the name of the array."""
+  """Returns whether a file holds arrays: their own digests can name a damaged one."""
   return '/d/' in name
 
 
@@ -174,47 +183,70 @@ def check_files(
   """Compares the files of some items with the manifest.
 
   Args:
-    arrays: whether to digest the small files with arrays, too, or everything but these.
+    folder: folder of the step.
+    manifest: manifest of the step.
+    items: names of the items.
+    arrays: whether to compare the digests of small files with arrays, or else those of
+      all other files.
 
   Raises:
-    Damaged: for a file that is missing or differs, or that is, or lies behind, a link: a step is data of its own.
+    Damaged: for a file that is missing or differs, and for one that is a link or is
+      behind one: a step contains all of its data itself.
   """
-  listed = {
-    name: file
-    for name, file in manifest.files.items()
-    if name.startswith(tuple(f'{item}/' for item in items))
-  }
-  for name, (size, digest) in listed.items():
-    parts = name.split('/')
-    if '..' in parts or any(
-      os.path.islink(folder / '/'.join(parts[: k + 1])) for k in range(len(parts))
-    ):
+  prefixes = tuple(f'{item}/' for item in items)
+  for name, (size, digest) in manifest.files.items():
+    if not name.startswith(prefixes):
+      continue
+    if _leads_out(folder, name):
       raise Damaged(f'{name} leads out of the folder')
+    compared = digest if arrays == is_array_data(name) else ''
     try:
-      found = patiently((folder / name).stat, folder / name).length
-      if found != size:
-        raise Damaged(f'{name} has {found} bytes, written were {size}')
-      if digest and arrays == is_array_data(name):
-        got = _digest(patiently((folder / name).read_bytes, folder / name))
-        if got != digest:
-          raise Damaged(f'{name} has digest {got}, written was {digest}')
+      _check_file(folder / name, name, size, compared)
     except (FileNotFoundError, NotADirectoryError) as error:
       raise Damaged(f'{name} is missing') from error
 
 
-def check_leaves(manifest: Manifest, found: Mapping[str, str]) -> None:
-  """Compares the digests of arrays as they were read with those of the arrays as they were saved.
+def _leads_out(folder: epath.Path, name: str) -> bool:
+  """Returns whether a path has a `..` or a link in it."""
+  parts = name.split('/')
+  if '..' in parts:
+    return True
+  path = folder
+  for part in parts:
+    path = path / part
+    if os.path.islink(path):
+      return True
+  return False
+
+
+def _check_file(path: epath.Path, name: str, size: int, digest: str) -> None:
+  """Raises Damaged if a file has another size or digest; '' matches every digest."""
+  actual_size = patiently(path.stat, path).length
+  if actual_size != size:
+    raise Damaged(f'{name} has {actual_size} bytes, but {size} were written')
+  if not digest:
+    return
+  actual_digest = _digest(patiently(path.read_bytes, path))
+  if actual_digest != digest:
+    raise Damaged(f'{name} has digest {actual_digest}, but {digest} was written')
+
+
+def check_leaves(manifest: Manifest, digests: Mapping[str, str]) -> None:
+  """Compares the digests of arrays as they were read with those in the manifest.
 
   Raises:
-    Damaged: with the name of the first that differs, and both digests.
+    Damaged: with the name of the first array that differs, and both digests.
   """
-  saved = {name: manifest.leaves[name].digest for name in found}
-  differ = [
-    name for name, digest in found.items() if saved[name] != digest[: len(saved[name])]
-  ]
-  if differ:
-    name = differ[0]
-    raise Damaged(
-      f'array {name} has digest {found[name]}, saved was {saved[name]}'
-      + (f'; {len(differ)} arrays differ' if len(differ) > 1 else '')
-    )
+  differ = []
+  for name, digest in digests.items():
+    saved = manifest.leaves[name].digest
+    if saved != digest[: len(saved)]:
+      differ.append(name)
+  if not differ:
+    return
+  name = differ[0]
+  saved = manifest.leaves[name].digest
+  message = f'array {name} has digest {digests[name]}, but {saved} was saved'
+  if len(differ) > 1:
+    message += f'; {len(differ)} arrays differ'
+  raise Damaged(message)

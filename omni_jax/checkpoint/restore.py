@@ -1,4 +1,4 @@
-"""A run's folder -> its config, parameters and buffers, on one device."""
+"""Restores the config, parameters and buffers of a run on one device."""
 
 import functools
 import json
@@ -10,36 +10,45 @@ from ml_collections import ConfigDict
 
 from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
 from omni_jax.checkpoint.init_values import init_buffers, init_frozen, init_params
-from omni_jax.checkpoint.saved_config import saved_config
+from omni_jax.checkpoint.saved_config import CONFIG_FILE, saved_config
 from omni_jax.checkpoint.train_state import use_average
 from omni_jax.config import OMNI
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
 
-AVERAGE, RAW = WEIGHTS = ('average', 'raw')
+AVERAGE = 'average'
+RAW = 'raw'
+WEIGHTS = (AVERAGE, RAW)
 
 
 def steps_of(workdir: str) -> list[int]:
-  """The steps of the omni stage that can be restored now; a trainer adds and removes some."""
+  """Returns the steps of the omni stage that can be restored now.
+
+  A trainer may add and remove some at any time.
+  """
   return listed_steps(workdir, OMNI)
 
 
 def last_step(workdir: str) -> int:
-  """The step at which the run will be done, by its config; -1 while there is none."""
-  path = epath.Path(workdir) / 'config.json'
-  return json.loads(path.read_text())[OMNI]['steps'] if path.exists() else -1
+  """Returns the step at which the run ends by its config; -1 if it has no config yet."""
+  path = epath.Path(workdir) / CONFIG_FILE
+  if not path.exists():
+    return -1
+  return json.loads(path.read_text())[OMNI]['steps']
 
 
 def restore_run(
   workdir: str, step: int | None, weights: str = AVERAGE, tables: Tables = TABLES
 ) -> tuple[ConfigDict, dict[str, Any], int]:
-  """Returns a run's config, {'params', 'buffers'} of its omni stage, and the step that they are of.
+  """Returns a run's config, {'params', 'buffers'} of its omni stage, and their step.
 
   Args:
+    workdir: folder of the run.
     step: None for the last one.
-    weights: one of WEIGHTS: the moving average where the run keeps one (config.omni.ema), or the parameters as trained.
-    tables: of the media that the run may have.
+    weights: one of WEIGHTS: the moving average, if the run keeps one (config.omni.ema),
+      or the parameters as trained.
+    tables: tables of the media that the run may have.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
@@ -48,19 +57,19 @@ def restore_run(
   model_config = ModelConfig.from_config(config.model, tables)
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
-  whole = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with Checkpoints(workdir, OMNI, read_only=True) as checkpoints:
     has_average = 'ema' in checkpoints.shapes(step)['buffers']
     init = functools.partial(_init_model, model_config, average=has_average)
     like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
       jax.eval_shape(init),
     )
-    model, found = checkpoints.restore_model(like, step)
-  averaged = use_average(model)
+    model, restored_step = checkpoints.restore_model(like, step)
+  values = use_average(model)
   if weights == RAW:
-    averaged = averaged | {'params': model['params']}
-  return config, averaged, found
+    values['params'] = model['params']
+  return config, values, restored_step
 
 
 def _init_model(config: ModelConfig, *, average: bool) -> dict[str, Any]:

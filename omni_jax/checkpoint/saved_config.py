@@ -1,4 +1,4 @@
-"""The config of a run's folder."""
+"""Reads the config in a run's folder."""
 
 import json
 
@@ -9,14 +9,16 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
 
+CONFIG_FILE = 'config.json'
+
 
 def saved_config(workdir: str, tables: Tables = TABLES) -> ConfigDict:
-  """The config that a run was last started with.
+  """Returns the config that a run was last started with.
 
   Raises:
-    UserError: if there is no such run, or if its config.json is not one.
+    UserError: if there is no such run, or if its config.json is not a config.
   """
-  path = epath.Path(workdir) / 'config.json'
+  path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise UserError(
       f'{workdir} holds no run: {path} is missing; train first, or check the name'

@@ -1,123 +1,135 @@
-"""The folder of a stage: which steps count, and how one is begun, ended, removed or put aside without renaming.
+"""Lists, begins, ends, removes and quarantines the steps of a stage, without renaming.
 
-A step counts while its folder holds a manifest. Object stores have no atomic rename, so none is used: a file
-`STEP.unfinished` beside the folder says that a step is being written or removed. A folder without a whole manifest is
-the rest of such a process where that file is there; otherwise somebody else damaged the step, and it is put aside.
+A step counts while its folder holds a manifest. Object stores have no atomic rename, so
+none is used: a file `STEP.unfinished` beside the folder says that a step is being
+written or removed. If that file is there, a folder without a complete manifest is what
+such a process left behind. Otherwise something else damaged the step, and it is moved
+to quarantine.
 """
 
 from etils import epath
 
 from omni_jax.checkpoint import manifest
 
-ASIDE, UNFINISHED = 'quarantine', '.unfinished'
+ASIDE = 'quarantine'
+UNFINISHED = '.unfinished'
 
 
 def listed(folder: epath.Path) -> list[int]:
-  """The steps that count, in order."""
-  return [
-    step for step in folders(folder) if (folder / str(step) / manifest.NAME).exists()
-  ]
+  """Returns the steps that count, in order."""
+  steps = folders(folder)
+  return [step for step in steps if (folder / str(step) / manifest.NAME).exists()]
 
 
 def folders(folder: epath.Path) -> list[int]:
-  """All that have a folder, in order."""
+  """Returns all steps that have a folder, in order."""
   if not folder.exists():
     return []
-  return sorted(
-    int(path.name)
-    for path in folder.iterdir()
-    if path.name.isdecimal() and path.is_dir()
-  )
+  steps = []
+  for path in folder.iterdir():
+    if path.name.isdecimal() and path.is_dir():
+      steps.append(int(path.name))
+  return sorted(steps)
 
 
 def _mark(folder: epath.Path, step: int) -> epath.Path:
+  """Returns the file that says that a step is being written or removed."""
   return folder / f'{step}{UNFINISHED}'
 
 
 def begin(folder: epath.Path, step: int) -> None:
-  """Before anything of a step is written."""
+  """Marks a step as unfinished, before anything of it is written."""
   folder.mkdir(parents=True, exist_ok=True)
   _mark(folder, step).write_text('')
 
 
 def end(folder: epath.Path, step: int) -> None:
-  """After its manifest."""
+  """Removes the mark of a step, after its manifest is written."""
   _mark(folder, step).unlink(missing_ok=True)
 
 
 def remove(folder: epath.Path, step: int) -> None:
-  """Takes a step out of the list first, and then away."""
+  """Removes a step: first its manifest, so that it no longer counts, then the rest."""
   begin(folder, step)
-  (folder / str(step) / manifest.NAME).unlink(missing_ok=True)
-  if (folder / str(step)).exists():
-    (folder / str(step)).rmtree()
+  step_folder = folder / str(step)
+  (step_folder / manifest.NAME).unlink(missing_ok=True)
+  if step_folder.exists():
+    step_folder.rmtree()
   end(folder, step)
 
 
 def half_removed(folder: epath.Path) -> list[int]:
-  """Steps whose removal did not come to its end, while none is being written."""
-  good = listed(folder)
-  return [
-    step
-    for step in folders(folder)
-    if step not in good and _mark(folder, step).exists()
-  ]
+  """Returns the steps whose removal was not completed, while none is being written."""
+  complete = listed(folder)
+  steps = [step for step in folders(folder) if step not in complete]
+  return [step for step in steps if _mark(folder, step).exists()]
 
 
 def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
-  """Moves a step file by file into the folder `quarantine`, its manifest first, so that it no longer counts.
+  """Moves a step file by file into the folder `quarantine`.
 
-  Where a killed process had begun to, it is ended in the same place, so that the step stays together.
+  Its manifest is moved first, so that the step no longer counts. If a process was
+  killed while it did this, its work is completed, so that the step stays together.
 
   Returns:
-    Where it lies now, with `why` in a file of its own.
+    The new folder of the step, with `why` in the file why.txt.
   """
-  source, target = folder / str(step), _begun(folder, step)
+  source = folder / str(step)
+  target = _begun_target(folder, step)
   if target is None:
-    names = [path.name for path in aside(folder)]
-    target = (
-      folder
-      / ASIDE
-      / next(
-        name for k in range(len(names) + 1) if (name := f'{step}.{k}') not in names
-      )
-    )
+    target = _new_target(folder, step)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _moving(target).write_text('')
+    _moving_mark(target).write_text('')
   target.mkdir(exist_ok=True)
-  if not (target / 'why.txt').exists():
-    (target / 'why.txt').write_text(f'{why}\n')
-  for name in sorted(manifest.files_in(source), key=lambda name: name != manifest.NAME):
+  reason = target / 'why.txt'
+  if not reason.exists():
+    reason.write_text(f'{why}\n')
+  manifest_first = sorted(
+    manifest.files_in(source), key=lambda name: name != manifest.NAME
+  )
+  for name in manifest_first:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (source / name).replace(target / name)
   source.rmtree()
-  _moving(target).unlink(missing_ok=True)
+  _moving_mark(target).unlink(missing_ok=True)
   return target
 
 
-def _moving(target: epath.Path) -> epath.Path:
-  """A file beside a step that is being put aside."""
+def _new_target(folder: epath.Path, step: int) -> epath.Path:
+  """Returns the first folder STEP.0, STEP.1, ... that is free in the quarantine."""
+  names = [path.name for path in aside(folder)]
+  number = 0
+  while f'{step}.{number}' in names:
+    number += 1
+  return folder / ASIDE / f'{step}.{number}'
+
+
+def _moving_mark(target: epath.Path) -> epath.Path:
+  """Returns the file that says that a step is being moved to `target`."""
   return target.parent / f'{target.name}{UNFINISHED}'
 
 
-def _begun(folder: epath.Path, step: int) -> epath.Path | None:
-  """Where a process that was killed has put a part of the step."""
-  marks = (
-    (folder / ASIDE).glob(f'{step}.*{UNFINISHED}') if (folder / ASIDE).exists() else ()
-  )
-  return next(
-    (mark.parent / mark.name.removesuffix(UNFINISHED) for mark in marks), None
-  )
+def _begun_target(folder: epath.Path, step: int) -> epath.Path | None:
+  """Returns where a process that was killed has moved a part of the step, if any."""
+  quarantine = folder / ASIDE
+  if not quarantine.exists():
+    return None
+  for mark in quarantine.glob(f'{step}.*{UNFINISHED}'):
+    return mark.parent / mark.name.removesuffix(UNFINISHED)
+  return None
 
 
 def aside(folder: epath.Path) -> list[epath.Path]:
-  """The steps that were put aside."""
-  there = (folder / ASIDE).iterdir() if (folder / ASIDE).exists() else ()
-  return sorted(path for path in there if not path.name.endswith(UNFINISHED))
+  """Returns the folders of the steps in quarantine."""
+  quarantine = folder / ASIDE
+  if not quarantine.exists():
+    return []
+  paths = quarantine.iterdir()
+  return sorted(path for path in paths if not path.name.endswith(UNFINISHED))
 
 
-def _half_written(step_folder: epath.Path) -> bool:
-  """Whether a process ended while it wrote the manifest."""
+def _manifest_is_damaged(step_folder: epath.Path) -> bool:
+  """Returns whether a step has no complete manifest."""
   try:
     manifest.read(step_folder)
   except manifest.Damaged:
@@ -126,33 +138,45 @@ def _half_written(step_folder: epath.Path) -> bool:
 
 
 def tidy(folder: epath.Path) -> list[str]:
-  """Ends what a killed process began; only for the one process that writes here.
+  """Completes what a killed process began.
+
+  Only the one process that writes to the folder may call it.
 
   Returns:
-    Lines on what it did.
+    Lines for the log about what was done.
   """
-  said, good = [], listed(folder)
+  lines = []
+  complete = listed(folder)
   for step in folders(folder):
-    if step in good and not (
-      _mark(folder, step).exists() and _half_written(folder / str(step))
-    ):
+    step_folder = folder / str(step)
+    marked = _mark(folder, step).exists()
+    counts = step in complete
+    if counts and marked and _manifest_is_damaged(step_folder):
+      counts = False  # killed while it wrote the manifest
+    if counts:
       end(folder, step)
-    elif _mark(folder, step).exists():
+    elif marked:
       remove(folder, step)
-      said.append(f'{folder}/{step} was not finished and is removed')
+      lines.append(f'{step_folder} was not finished and is removed')
     else:
-      why = f'{manifest.NAME} is missing: it was removed, or the step was saved by older code or is half copied'
-      said.append(
-        f'WARNING: {folder}/{step} does not count: {why}; moved to {put_aside(folder, step, why)}'
+      why = (
+        f'{manifest.NAME} is missing: it was removed, or the step was saved by older '
+        'code or is half copied'
       )
-  for path in folder.iterdir() if folder.exists() else ():
-    if (
-      path.name.endswith(UNFINISHED) and path.name.removesuffix(UNFINISHED).isdecimal()
-    ):
-      end(folder, int(path.name.removesuffix(UNFINISHED)))
+      target = put_aside(folder, step, why)
+      lines.append(f'WARNING: {step_folder} does not count: {why}; moved to {target}')
+  _remove_stale_marks(folder)
+  return lines
+
+
+def _remove_stale_marks(folder: epath.Path) -> None:
+  """Removes the marks of steps that nothing has to be done for any more."""
+  paths = folder.iterdir() if folder.exists() else ()
+  for path in paths:
+    step = path.name.removesuffix(UNFINISHED)
+    if path.name.endswith(UNFINISHED) and step.isdecimal():
+      end(folder, int(step))
   for target in aside(folder):
-    if not (
-      folder / target.name.partition('.')[0]
-    ).exists():  # all of it had been moved
-      _moving(target).unlink(missing_ok=True)
-  return said
+    source = folder / target.name.partition('.')[0]
+    if not source.exists():  # all of it had been moved
+      _moving_mark(target).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The state of a training run: what a step takes and returns, and what a checkpoint holds."""
+"""Defines the state of a training run, which steps update and checkpoints hold."""
 
 from typing import Any, NamedTuple
 
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 
 class TrainState(NamedTuple):
-  """Pure values: nothing of Flax in it, so that a checkpoint is plain data.
+  """The state of a training run, in pure values: a checkpoint is plain data without Flax.
 
   Attributes:
     params: trainable arrays, a nested dict.
-    buffers: explicit state that no optimizer touches (router biases, codebooks, the
-      frozen codec, averages).
-    opt_state: of optax.
-    step: updates done, int32.
-    rng: raw key data of the run.
+    buffers: state that no optimizer touches (router biases, codebooks, the frozen
+      codec, averages).
+    opt_state: state of the optax optimizer.
+    step: number of updates done, int32.
+    rng: raw data of the run's random key.
   """
 
   params: Any
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 def fresh_average(state: TrainState) -> TrainState:
   """Returns the state with its average, if it keeps one, restarted at the parameters.
 
-  The average is a copy, since a step donates both.
+  The average is a copy, since a step donates both the parameters and the average.
   """
   if 'ema' not in state.buffers:
     return state

@@ -1,4 +1,4 @@
-"""Reading a step only if it is what was saved and what is wanted: compared with its manifest."""
+"""Reads a step and compares it with its manifest and with what is wanted."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +22,7 @@ T = TypeVar('T')
 
 
 class Shape(NamedTuple):
-  """What must agree between a saved array and a wanted one; printed in messages."""
+  """Shape and dtype of an array, which must agree between saved and wanted ones."""
 
   shape: tuple[int, ...]
   dtype: str
@@ -31,8 +31,8 @@ class Shape(NamedTuple):
     return repr(tuple(self))
 
 
-# Compares the arrays in a manifest with those that are wanted: (folder of the step,
-# manifest, fields of a TrainState or a part of them).
+# A function that compares the arrays in a manifest with the wanted ones. It takes the
+# step's folder, its manifest, and shapes by field of a TrainState.
 Check = Callable[[epath.Path, Manifest, dict[str, Any]], None]
 
 
@@ -45,25 +45,25 @@ def shapes_of(tree: Any) -> dict[str, Shape]:
 
 
 def check_all_arrays(folder: epath.Path, saved: Manifest, like: dict[str, Any]) -> None:
-  """Refuses a step whose arrays of the wanted fields are not exactly those wanted.
+  """Raises UserError if the arrays of the wanted fields are not exactly those wanted.
 
-  Orbax casts a changed dtype and fails late on a changed shape: so they are compared
-  before anything is read or allocated.
+  They are compared before anything is read or allocated, since Orbax casts a changed
+  dtype and fails late on a changed shape.
   """
-  saved_shapes = _saved_shapes(saved)
-  of_fields = {
-    name: shape
-    for name, shape in saved_shapes.items()
-    if name.partition('.')[0] in like
-  }
+  of_fields = {}
+  for name, shape in _saved_shapes(saved).items():
+    field = name.partition('.')[0]
+    if field in like:
+      of_fields[name] = shape
   _compare(folder, of_fields, shapes_of(like))
 
 
 def check_wanted_arrays(
   folder: epath.Path, saved: Manifest, like: dict[str, Any]
 ) -> None:
-  """Refuses a step without one of the wanted arrays; it may have others."""
-  wanted, saved_shapes = shapes_of(like), _saved_shapes(saved)
+  """Raises UserError if a step lacks one of the wanted arrays; it may have others."""
+  wanted = shapes_of(like)
+  saved_shapes = _saved_shapes(saved)
   common = {name: shape for name, shape in saved_shapes.items() if name in wanted}
   _compare(folder, common, wanted)
 
@@ -75,11 +75,12 @@ def _saved_shapes(saved: Manifest) -> dict[str, Shape]:
 def _compare(
   folder: epath.Path, saved: Mapping[str, Shape], wanted: Mapping[str, Shape]
 ) -> None:
+  """Raises UserError with the first difference between saved and wanted arrays."""
   names = saved.keys() | wanted.keys()
   differ = [name for name in names if saved.get(name) != wanted.get(name)]
   if not differ:
     return
-  # Moments differ as their weights do: a weight is named first.
+  # Moments of the optimizer differ as their parameters do: a parameter is named first.
   name = min(differ, key=lambda name: (not name.startswith('params.'), name))
   raise UserError(
     f'checkpoint {folder} is of another model: {len(differ)} arrays differ, first '
@@ -89,30 +90,39 @@ def _compare(
 
 
 def read_step(folder: epath.Path, like: dict[str, Any], check: Check) -> dict[str, Any]:
-  """Reads items of a step and compares them with its manifest; all processes together.
+  """Returns items of a step, compared with its manifest; all processes call it together.
 
   Args:
+    folder: folder of the step.
     like: shapes and shardings by item and field; None for the iterator.
-    check: what of the wanted arrays must agree before anything is read.
+    check: comparison of the saved and the wanted arrays, before anything is read.
 
   Raises:
-    Damaged: in all processes, if any of them found that something is not as it was
+    Damaged: in all processes, if any of them finds that something is not as it was
       saved.
-    UserError: if the step is of another model, or cannot be read now.
+    UserError: if the step is of another model, or cannot be read at the moment.
   """
   saved, items = agreed(lambda: _load(folder, like, check))
-  trees = {item: tree for item, tree in items.items() if item != ITERATOR}
+  trees = _without_iterator(items)
   manifest.check_leaves(saved, digest.digests(fields_of(trees)))
   agreed(lambda: manifest.check_files(folder, saved, tuple(trees), arrays=True))
   return items
 
 
+def _without_iterator(items: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the items that hold arrays."""
+  return {item: tree for item, tree in items.items() if item != ITERATOR}
+
+
 def _load(
   folder: epath.Path, like: dict[str, Any], check: Check
 ) -> tuple[Manifest, dict[str, Any]]:
-  """Does what a process can do without waiting for another, since it may fail in one."""
+  """Returns the manifest and the items of a step, without waiting for other processes.
+
+  It may fail in one process alone.
+  """
   saved = manifest.read(folder)
-  trees = {item: tree for item, tree in like.items() if item != ITERATOR}
+  trees = _without_iterator(like)
   check(folder, saved, fields_of(trees))
   manifest.check_files(folder, saved, tuple(like), arrays=False)
   items = {}
@@ -127,19 +137,20 @@ def read_checked_shapes(folder: epath.Path) -> dict[str, Any]:
   """Returns {'params', 'buffers'} of a step with shapes in place of arrays.
 
   Raises:
-    Damaged: if the files that say so are not as they were saved.
+    Damaged: if the files that hold the shapes are not as they were saved.
   """
   manifest.check_files(folder, manifest.read(folder), (MODEL,), arrays=False)
   return read_shapes(folder)
 
 
-def agreed(read: Callable[[], T]) -> Any:
-  """Returns what `read` returns.
+def agreed(read: Callable[[], T]) -> T:
+  """Returns what `read` returns; all processes call it together.
 
   Raises:
-    Damaged: in all processes, for the first damage that any of them found.
+    Damaged: in all processes, for the first damage that any of them finds.
   """
-  result, error = None, None
+  result = None
+  error = None
   try:
     result = read()
   except Damaged as caught:

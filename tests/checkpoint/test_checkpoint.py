@@ -1,4 +1,7 @@
-"""Checkpoints: what is saved comes back bit for bit with its iterator, on any mesh; another model is refused by name."""
+"""Tests of checkpoints: state and iterator are restored bit-exactly, on any mesh.
+
+A checkpoint of another model is refused with the name of an array.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +20,28 @@ TX = optax.adam(1e-3)
 
 
 def state(step=3, width=8, **params):
+  """Returns a state of this step; `params` are added to or replace its parameters."""
   key = jax.random.key(step)
-  params = {
+  all_params = {
     'decoder': {'w': jax.random.normal(key, (16, width))},
     'scale': jnp.ones(4),
-  } | params
-  moments = jax.tree.map(lambda x: x + 0.125 if x.ndim else x, TX.init(params))
+  }
+  all_params |= params
+  moments = jax.tree.map(lambda x: x + 0.125 if x.ndim else x, TX.init(all_params))
   return TrainState(
-    params,
-    {'bias': jnp.arange(4.0)},
-    moments,
-    jnp.int32(step),
-    jax.random.key_data(key),
+    params=all_params,
+    buffers={'bias': jnp.arange(4.0)},
+    opt_state=moments,
+    step=jnp.int32(step),
+    rng=jax.random.key_data(key),
   )
 
 
 def saved(folder, *states, iterator=b'{"next": 7}', keep=2):
+  """Saves states one after another and returns the folder as text."""
   with Checkpoints(str(folder), 'omni', keep=keep) as checkpoints:
-    for one in states:
-      checkpoints.save(one, iterator)
+    for state_to_save in states:
+      checkpoints.save(state_to_save, iterator)
   return str(folder)
 
 
@@ -50,48 +56,50 @@ def assert_same(ours, theirs):
     np.testing.assert_array_equal(a, b)
 
 
-def test_state_and_iterator_come_back_bit_for_bit(tmp_path):
+def test_state_and_iterator_are_restored_bit_exactly(tmp_path):
   workdir = saved(tmp_path, state())
   with Checkpoints(workdir, 'omni') as checkpoints:
     assert checkpoints.latest() == 3
-    found, iterator = checkpoints.restore(state(step=0))
-  assert_same(found, state())
+    restored, iterator = checkpoints.restore(state(step=0))
+  assert_same(restored, state())
   assert iterator == b'{"next": 7}'
 
 
-def test_the_last_is_taken_unless_a_step_is_named_and_old_ones_go(tmp_path):
+def test_the_last_step_is_restored_by_default_and_old_ones_are_removed(tmp_path):
   workdir = saved(tmp_path, *(state(step) for step in (1, 2, 3)), keep=2)
   like = {'params': state().params, 'buffers': state().buffers}
   with reader(workdir) as checkpoints:
     assert checkpoints.restore_model(like)[1] == 3
-    found, step = checkpoints.restore_model(like, 2)
+    restored, step = checkpoints.restore_model(like, 2)
     assert step == 2
-    assert_same(found['params'], state(2).params)
+    assert_same(restored['params'], state(2).params)
     with pytest.raises(UserError, match=r'no step 1 in .*there are \[2, 3\]'):
       checkpoints.restore_model(like, 1)
 
 
-def test_weights_go_from_one_mesh_to_another(tmp_path):
-  def placed(spec, **sizes):
-    mesh = make_mesh(sizes)
-    layout = jax.tree.map(
-      lambda x: (
-        NamedSharding(mesh, spec)
-        if x.ndim == 2 and x.shape[0] == 16
-        else replicated(mesh)
-      ),
-      state(),
-    )
-    return jax.device_put(state(), layout)
+def placed(spec, **sizes):
+  """Returns a state on a mesh, with its matrices split as `spec`."""
+  mesh = make_mesh(sizes)
 
+  def sharding_of(x):
+    if x.ndim == 2 and x.shape[0] == 16:
+      return NamedSharding(mesh, spec)
+    return replicated(mesh)
+
+  return jax.device_put(state(), jax.tree.map(sharding_of, state()))
+
+
+def shardings(tree):
+  return [x.sharding for x in jax.tree.leaves(tree)]
+
+
+def test_weights_are_restored_on_other_meshes(tmp_path):
   workdir = saved(tmp_path, placed(P('fsdp', 'tensor'), fsdp=4, tensor=2))
   for like in (placed(P(), data=1), placed(P(None, 'fsdp'), fsdp=8)):
     with Checkpoints(workdir, 'omni') as checkpoints:
-      found, _ = checkpoints.restore(like)
-    assert_same(found, state())
-    assert [x.sharding for x in jax.tree.leaves(found)] == [
-      x.sharding for x in jax.tree.leaves(like)
-    ]
+      restored, _ = checkpoints.restore(like)
+    assert_same(restored, state())
+    assert shardings(restored) == shardings(like)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_weights_go_from_one_mesh_to_another(tmp_path):
   ],
   ids=['shape', 'array', 'dtype'],
 )
-def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(
+def test_a_checkpoint_of_another_model_is_refused_with_the_name_of_an_array(
   tmp_path, other, message
 ):
   workdir = saved(tmp_path, state())
@@ -118,13 +126,15 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_arrays_name(
     pytest.raises(UserError, match=f'is of another model: .*{message}'),
   ):
     checkpoints.restore(other)
+  like = {'params': other.params, 'buffers': other.buffers}
   with reader(workdir) as checkpoints, pytest.raises(UserError, match=message):
-    checkpoints.restore_model({'params': other.params, 'buffers': other.buffers})
+    checkpoints.restore_model(like)
 
 
 def test_another_optimizer_is_refused(tmp_path):
   workdir = saved(tmp_path, state())
-  other = state()._replace(opt_state=optax.sgd(0.1, momentum=0.9).init(state().params))
+  sgd = optax.sgd(0.1, momentum=0.9)
+  other = state()._replace(opt_state=sgd.init(state().params))
   with (
     Checkpoints(workdir, 'omni') as checkpoints,
     pytest.raises(UserError, match='opt_state'),
@@ -132,7 +142,9 @@ def test_another_optimizer_is_refused(tmp_path):
     checkpoints.restore(other)
 
 
-def test_nothing_saved_is_a_user_error_and_makes_no_folder(tmp_path):
+def test_reading_where_nothing_was_saved_is_a_user_error_and_creates_no_folder(
+  tmp_path,
+):
   with pytest.raises(
     UserError, match="no checkpoint of stage 'omni' in .*; train first"
   ):
@@ -145,6 +157,6 @@ def test_saving_a_step_again_changes_nothing(tmp_path):
   with Checkpoints(workdir, 'omni') as checkpoints:
     checkpoints.save(state()._replace(params=state(5).params), b'{"next": 9}')
   with Checkpoints(workdir, 'omni') as checkpoints:
-    found, iterator = checkpoints.restore(state(0))
-  assert_same(found, state())
+    restored, iterator = checkpoints.restore(state(0))
+  assert_same(restored, state())
   assert iterator == b'{}'

@@ -1,4 +1,7 @@
-"""Digests: the same on host, device and every mesh, for every type; what cancels in one sum shows in the other."""
+"""Tests of digests: they are the same on host, device and every mesh, for every type.
+
+Changes that cancel in one of the two sums show in the other.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,12 @@ LAYOUTS = {
 
 
 def array(shape, dtype='float32', seed=0):
-  return jnp.asarray(np.random.default_rng(seed).integers(0, 250, shape)).astype(dtype)
+  values = np.random.default_rng(seed).integers(0, 250, shape)
+  return jnp.asarray(values).astype(dtype)
+
+
+def digest_of(x):
+  return digest.digests({'x': jnp.asarray(x)})['x']
 
 
 @pytest.mark.parametrize('dtype', TYPES)
@@ -32,7 +40,8 @@ def test_host_and_device_agree_on_every_shape(monkeypatch, dtype):
     monkeypatch.setattr(digest, 'LARGE', 1 << 30)
     host = digest.digests(tree)
     monkeypatch.setattr(digest, 'LARGE', 0)
-    assert digest.digests(tree) == host and len(host['x']) == 16, shape
+    assert digest.digests(tree) == host, shape
+    assert len(host['x']) == 16, shape
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -40,70 +49,76 @@ def test_host_and_device_agree_on_every_shape(monkeypatch, dtype):
 def test_every_mesh_agrees(monkeypatch, layout, large):
   spec, sizes = LAYOUTS[layout]
   x = array((64, 40))
-  whole = digest.digests({'x': x})
+  expected = digest_of(x)
   monkeypatch.setattr(digest, 'LARGE', large)
-  assert (
-    digest.digests({'x': jax.device_put(x, NamedSharding(make_mesh(sizes), spec))})
-    == whole
-  )
+  placed = jax.device_put(x, NamedSharding(make_mesh(sizes), spec))
+  assert digest_of(placed) == expected
 
 
 def test_a_change_of_any_one_element_shows_in_both_sums(monkeypatch):
-  """In the first always: it is one to one. In the second here, too, though that is not certain."""
+  """The first sum always changes: its hash is one-to-one.
+
+  The second changes here as well, though that is not certain.
+  """
   monkeypatch.setattr(digest, 'LARGE', 0)
   x = np.asarray(array((16, 16)))
-  right = digest.digests({'x': jnp.asarray(x)})['x']
+  original = digest_of(x)
   for k in range(x.size):
-    changed = x.copy()
-    changed.reshape(-1)[k] += 1
-    wrong = digest.digests({'x': jnp.asarray(changed)})['x']
-    assert wrong[:8] != right[:8] and wrong[8:] != right[8:], k
+    x_changed = x.copy()
+    x_changed.reshape(-1)[k] += 1
+    changed = digest_of(x_changed)
+    assert changed[:8] != original[:8], k
+    assert changed[8:] != original[8:], k
+
+
+def mixed(word):
+  """Returns the hash of one word."""
+  return int(digest._mixed(np.full(1, word, np.uint32))[0])
+
+
+def unmixed(x):
+  """Returns the word whose hash is `x`: the inverse of `digest._mixed`."""
+  x = x ^ (x >> 16)
+  x = x * pow(0x846CA68B, -1, 2**32) % 2**32
+  x = x ^ (x >> 15) ^ (x >> 30)
+  x = x * pow(0x7FEB352D, -1, 2**32) % 2**32
+  return x ^ (x >> 16)
 
 
 def test_two_changes_that_cancel_in_the_first_sum_show_in_the_second():
-  """Made by hand, since by chance they are one in 2^32: the second word is what gives back the first one's change."""
+  """The changes are constructed, since by chance they would be one in 2^32.
 
-  def unmixed(x):  # the inverse of digest._mixed
-    x = x ^ (x >> 16)
-    x = x * pow(0x846CA68B, -1, 2**32) % 2**32
-    x = x ^ (x >> 15) ^ (x >> 30)
-    x = x * pow(0x7FEB352D, -1, 2**32) % 2**32
-    return x ^ (x >> 16)
-
-  index = [0x9E3779B9, 0x9E3779BA]  # of the first two elements of an array
-  key = [int(digest._mixed(np.full(1, i, np.uint32))[0]) for i in index]
+  The second word is chosen so that it reverses what the first does to the sum.
+  """
+  # Keys of the first two elements of an array.
+  keys = [mixed(0x9E3779B9), mixed(0x9E3779BA)]
   rng = np.random.default_rng(0)
   for _ in range(50):
-    before, first = rng.integers(0, 2**32, 2, np.uint32), int(rng.integers(0, 2**32))
-    hashes = [
-      int(digest._mixed(np.array([w ^ np.uint32(k)]))[0])
-      for w, k in zip(before, key, strict=True)
-    ]
-    changed = int(digest._mixed(np.array([first ^ key[0]], np.uint32))[0])
-    after = np.array(
-      [first, unmixed((sum(hashes) - changed) % 2**32) ^ key[1]], np.uint32
-    )
+    before = rng.integers(0, 2**32, 2, np.uint32)
+    first = int(rng.integers(0, 2**32))
+    total = mixed(int(before[0]) ^ keys[0]) + mixed(int(before[1]) ^ keys[1])
+    rest = (total - mixed(first ^ keys[0])) % 2**32
+    after = np.array([first, unmixed(rest) ^ keys[1]], np.uint32)
     assert not np.array_equal(before, after)
-    right, wrong = (digest.digests({'x': jnp.asarray(x)})['x'] for x in (before, after))
-    assert right[:8] == wrong[:8] and right[8:] != wrong[8:]
+    original = digest_of(before)
+    changed = digest_of(after)
+    assert changed[:8] == original[:8]
+    assert changed[8:] != original[8:]
 
 
 def test_swaps_of_rows_and_of_equal_bits_show(monkeypatch):
-  """What a plain sum does not see: the same bit flipped in two places, one up and one down."""
+  """A plain sum misses them: the same bit is flipped in two places, one up, one down."""
   monkeypatch.setattr(digest, 'LARGE', 0)
   x = np.asarray(array((32, 8), 'uint32'))
-  found = {digest.digests({'x': jnp.asarray(x)})['x']}
+  digests = {digest_of(x)}
   for bit in range(32):
     changed = x.copy()
     changed[3, 1] ^= np.uint32(1) << np.uint32(bit)
     changed[20, 5] ^= np.uint32(1) << np.uint32(bit)
-    found.add(digest.digests({'x': jnp.asarray(changed)})['x'])
+    digests.add(digest_of(changed))
   for k in range(31):
     order = [*range(k), k + 1, k, *range(k + 2, 32)]
-    found.add(digest.digests({'x': jnp.asarray(x[order])})['x'])
-  assert (
-    len(found)
-    == 64
-    == len({one[:8] for one in found})
-    == len({one[8:] for one in found})
-  )
+    digests.add(digest_of(x[order]))
+  assert len(digests) == 64
+  assert len({text[:8] for text in digests}) == 64
+  assert len({text[8:] for text in digests}) == 64

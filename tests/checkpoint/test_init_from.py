@@ -1,4 +1,7 @@
-"""A run that starts from another's weights: what agrees is taken, what does not is named, mistakes leave nothing behind."""
+"""Tests of runs that start from the weights of another run.
+
+Arrays that agree are restored, the others are named, and mistakes leave nothing behind.
+"""
 
 import json
 
@@ -16,7 +19,7 @@ from omni_jax.errors import UserError
 from omni_jax.train import stages
 from omni_jax.train.state import init_autoencoder_state, init_model_state
 
-TX = optax.adam(1e-3)  # any will do: no update is made
+TX = optax.adam(1e-3)  # any optimizer will do: no update is made
 
 
 def state(model=None, *, seed=0, average=False):
@@ -33,22 +36,32 @@ def one_device_run():
 
 @pytest.fixture(scope='module')
 def other(tmp_path_factory):
-  """A run of seed 1 with an average and router biases of its own, at steps 2 and 3."""
+  """Returns the folder of a run of seed 1 at steps 2 and 3, and its state.
+
+  It has an average and router biases of its own; at step 2 the average is smaller by 7.
+  """
   folder = tmp_path_factory.mktemp('other')
-  made = state(seed=1, average=True)
-  average = jax.tree.map(lambda x: x + 1, made.params)
-  made = made._replace(
-    buffers=made.buffers
-    | {'ema': average, 'router_bias': made.buffers['router_bias'] + 0.5}
-  )
+  theirs = state(seed=1, average=True)
+  buffers = dict(theirs.buffers)
+  buffers['ema'] = jax.tree.map(lambda x: x + 1, theirs.params)
+  buffers['router_bias'] += 0.5
+  theirs = theirs._replace(buffers=buffers)
   with Checkpoints(str(folder), 'omni') as checkpoints:
-    for step, less in ((2, 7.0), (3, 0.0)):
-      buffers = made.buffers | {
-        'ema': jax.tree.map(lambda x, less=less: x - less, average)
-      }
-      checkpoints.save(made._replace(step=jnp.int32(step), buffers=buffers), b'{}')
-  (folder / 'config.json').write_text(json.dumps(tiny_run().to_dict(), default=list))
-  return folder, made
+    checkpoints.save(with_smaller_average(theirs, 7.0, step=2), b'{}')
+    checkpoints.save(with_smaller_average(theirs, 0.0, step=3), b'{}')
+  write_config(folder, tiny_run())
+  return folder, theirs
+
+
+def with_smaller_average(theirs, difference, *, step):
+  average = jax.tree.map(lambda x: x - difference, theirs.buffers['ema'])
+  buffers = theirs.buffers | {'ema': average}
+  return theirs._replace(step=jnp.int32(step), buffers=buffers)
+
+
+def write_config(folder, config):
+  text = json.dumps(config.to_dict(), default=list)
+  (folder / 'config.json').write_text(text)
 
 
 def assert_same(ours, theirs):
@@ -57,46 +70,53 @@ def assert_same(ours, theirs):
 
 
 def test_the_step_may_be_named():
-  assert named_run('runs/a@12') == ('runs/a', 12) and named_run('runs/a') == (
-    'runs/a',
-    None,
-  )
+  assert named_run('runs/a@12') == ('runs/a', 12)
+  assert named_run('runs/a') == ('runs/a', None)
   assert named_run('gs://b/me@home/a') == ('gs://b/me@home/a', None)
 
 
-@pytest.mark.parametrize('step, less', [('', 0.0), ('@2', 7.0)])
-def test_all_that_agrees_is_taken_and_the_rest_starts_anew(kit, other, step, less):
-  folder, made = other
+@pytest.mark.parametrize('at, step, difference', [('', 3, 0.0), ('@2', 2, 7.0)])
+def test_arrays_that_agree_are_restored_and_the_rest_is_fresh(
+  kit, other, at, step, difference
+):
+  folder, theirs = other
   ours = state(average=True)
-  got, said = start_from(f'{folder}{step}', ours, own=[])
-  assert_same(got.params, jax.tree.map(lambda x: x - less, made.buffers['ema']))
-  assert_same(got.buffers['ema'], got.params)
-  assert_same(got.buffers['router_bias'], made.buffers['router_bias'])
-  assert_same(got.buffers['frozen'], made.buffers['frozen'])
-  assert_same((got.opt_state, got.step, got.rng), (ours.opt_state, ours.step, ours.rng))
-  assert 'fresh' not in said and f'at step {step[1:] or 3}' in said
-  mine = start_from(f'{folder}{step}', ours, own=['codec'])[0]
-  assert_same(mine.buffers['frozen'], ours.buffers['frozen'])
-  assert_same(mine.params, got.params)
+  started, message = start_from(f'{folder}{at}', ours, own=[])
+  average = jax.tree.map(lambda x: x - difference, theirs.buffers['ema'])
+  assert_same(started.params, average)
+  assert_same(started.buffers['ema'], started.params)
+  assert_same(started.buffers['router_bias'], theirs.buffers['router_bias'])
+  assert_same(started.buffers['frozen'], theirs.buffers['frozen'])
+  assert_same(started.opt_state, ours.opt_state)
+  assert_same(started.step, ours.step)
+  assert_same(started.rng, ours.rng)
+  assert 'fresh' not in message
+  assert f'at step {step}' in message
+  with_own_codec, _ = start_from(f'{folder}{at}', ours, own=['codec'])
+  assert_same(with_own_codec.buffers['frozen'], ours.buffers['frozen'])
+  assert_same(with_own_codec.params, started.params)
 
 
-def test_what_differs_stays_fresh_and_is_named_in_one_line(kit, other):
-  folder, made = other
+def test_arrays_that_differ_stay_fresh_and_are_named_in_one_line(kit, other):
+  folder, theirs = other
   ours = state(tiny_model(experts=8))
-  got, said = start_from(str(folder), ours, own=[])
+  started, message = start_from(str(folder), ours, own=[])
   assert_same(
-    got.params['decoder']['blocks']['moe']['up'],
+    started.params['decoder']['blocks']['moe']['up'],
     ours.params['decoder']['blocks']['moe']['up'],
   )
-  assert_same(got.params['decoder']['norm'], made.buffers['ema']['decoder']['norm'])
-  assert 'ema' not in got.buffers
-  assert said.count('\n') == 0 and said.endswith(
-    '; fresh: buffers.router_bias, params.decoder.blocks.moe.down, params.decoder.blocks.moe.gate, '
-    'params.decoder.blocks.moe.router.w, params.decoder.blocks.moe.up'
+  average = theirs.buffers['ema']
+  assert_same(started.params['decoder']['norm'], average['decoder']['norm'])
+  assert 'ema' not in started.buffers
+  assert message.count('\n') == 0
+  assert message.endswith(
+    '; fresh: buffers.router_bias, params.decoder.blocks.moe.down, '
+    'params.decoder.blocks.moe.gate, params.decoder.blocks.moe.router.w, '
+    'params.decoder.blocks.moe.up'
   )
 
 
-def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
+def test_a_run_in_which_nothing_agrees_or_only_half_a_codec_is_refused(other):
   folder, _ = other
   ours = state()
   alien = ours._replace(params={'w': jnp.ones(3)})
@@ -106,48 +126,47 @@ def test_nothing_that_agrees_and_half_a_codec_are_mistakes(other):
   books = codec['buffers']['codebooks'] | {'count_JE': jnp.ones((9, 9))}
   other_books = codec | {'buffers': {'codebooks': books}}
   half = ours._replace(buffers=ours.buffers | {'frozen': {'codec': other_books}})
-  with pytest.raises(
-    UserError,
-    match=r'its codec is another \(buffers.frozen.codec.buffers.codebooks.count_JE\); '
-    r"put 'codec' into",
-  ):
+  message = (
+    r'its codec differs \(buffers.frozen.codec.buffers.codebooks.count_JE\); '
+    r"put 'codec' into"
+  )
+  with pytest.raises(UserError, match=message):
     fresh_names(str(folder), half, own=[])
   assert fresh_names(str(folder), half, own=['codec']) == []
 
 
 def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
+  folder, _ = other
+  workdir = str(tmp_path / 'run')
   config = one_device_run()
-  workdir = tmp_path / 'run'
-  for init_from, said in (
-    (str(tmp_path / 'nowhere'), 'no checkpoint of stage'),
-    (f'{other[0]}@77', r'no step 77 .* \[2, 3\]'),
-  ):
+  messages = {
+    str(tmp_path / 'nowhere'): 'no checkpoint of stage',
+    f'{folder}@77': r'no step 77 .* \[2, 3\]',
+  }
+  for init_from, message in messages.items():
     config.init_from = init_from
-    with pytest.raises(UserError, match=f'config.init_from={init_from}: .*{said}'):
-      stages.run_all(config, str(workdir))
-  config.init_from = ''
-  for key, value, said in (
-    (
-      'freeze',
-      ('haeds.*',),
-      "no parameter is called 'haeds.*'; there are .*heads.text.out.w",
-    ),
-    ('ema', 1.0, r'config\.omni: ema=1\.0: must be'),
-  ):
-    part = one_device_run()
-    part.omni[key] = value
-    with pytest.raises(UserError, match=said):
-      stages.run_all(part, str(workdir))
+    with pytest.raises(UserError, match=f'config.init_from={init_from}: .*{message}'):
+      stages.run_all(config, workdir)
+  config = one_device_run()
+  config.omni.freeze = ('haeds.*',)
+  unknown = "no parameter is called 'haeds.*'; there are .*heads.text.out.w"
+  with pytest.raises(UserError, match=unknown):
+    stages.run_all(config, workdir)
+  config = one_device_run()
+  config.omni.ema = 1.0
+  with pytest.raises(UserError, match=r'config\.omni: ema=1\.0: must be'):
+    stages.run_all(config, workdir)
   assert not list(tmp_path.iterdir())
 
 
 def test_the_codec_of_another_run(tmp_path):
-  config, donor = one_device_run(), str(tmp_path / 'donor')
+  config = one_device_run()
+  donor = str(tmp_path / 'donor')
   run = stages.Run(config, donor)
   values = codec_values(run.model_config, seed=5)
   with Checkpoints(donor, 'codec') as checkpoints:
-    made = init_autoencoder_state(run.model_config, 'codec', TX, seed=0)
-    checkpoints.save(made._replace(**values), b'{}')
+    trained = init_autoencoder_state(run.model_config, 'codec', TX, seed=0)
+    checkpoints.save(trained._replace(**values), b'{}')
   config.codec.init_from = donor
   with pytest.raises(
     UserError, match="takes a finished codec: take 'codec' out of config.stages"
@@ -161,7 +180,7 @@ def test_the_codec_of_another_run(tmp_path):
     stages.Run(config, str(tmp_path / 'run'))
 
 
-def test_a_run_with_a_checkpoint_of_its_own_does_not_look(tmp_path, other):
+def test_a_run_with_a_checkpoint_of_its_own_ignores_init_from(tmp_path, other):
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
     checkpoints.save(state()._replace(step=jnp.int32(1)), b'{}')
   config = one_device_run()
@@ -172,22 +191,25 @@ def test_a_run_with_a_checkpoint_of_its_own_does_not_look(tmp_path, other):
   assert stages.Run(config, str(tmp_path / 'new')).starts
 
 
-def test_evaluation_takes_the_average_unless_asked_for_the_raw_weights(other):
-  folder, made = other
+def test_the_average_is_restored_unless_the_raw_weights_are_requested(other):
+  folder, theirs = other
   _, model, step = restore_run(str(folder), None)
-  assert_same(model['params'], made.buffers['ema'])
-  assert 'ema' not in model['buffers'] and step == 3
-  assert_same(restore_run(str(folder), None, 'raw')[1]['params'], made.params)
+  assert_same(model['params'], theirs.buffers['ema'])
+  assert 'ema' not in model['buffers']
+  assert step == 3
+  _, raw, _ = restore_run(str(folder), None, 'raw')
+  assert_same(raw['params'], theirs.params)
   with pytest.raises(UserError, match="'mean' is unknown"):
     restore_run(str(folder), None, 'mean')
 
 
 def test_runs_without_an_average_and_of_older_configs_are_restored(tmp_path):
-  made = state()._replace(step=jnp.int32(1))
-  assert 'ema' not in made.buffers
+  saved = state()._replace(step=jnp.int32(1))
+  assert 'ema' not in saved.buffers
   config = tiny_run()
   del config.omni.ema, config.omni.freeze, config.init_from
-  (tmp_path / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
+  write_config(tmp_path, config)
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
-    checkpoints.save(made, b'{}')
-  assert_same(restore_run(str(tmp_path), None)[1]['params'], made.params)
+    checkpoints.save(saved, b'{}')
+  _, model, _ = restore_run(str(tmp_path), None)
+  assert_same(model['params'], saved.params)

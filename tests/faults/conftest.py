@@ -1,4 +1,4 @@
-"""What several faults are injected into."""
+"""Fixtures that several fault tests share."""
 
 from faults.toy import saved
 import pytest
@@ -6,5 +6,5 @@ import pytest
 
 @pytest.fixture(scope='session')
 def two_steps(tmp_path_factory):
-  """A folder with steps 1 and 2 of the small stage; copied before it is harmed."""
+  """Returns a folder with steps 1 and 2 of the toy stage; tests damage copies of it."""
   return saved(tmp_path_factory.mktemp('saved'), 1, 2)

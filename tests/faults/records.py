@@ -1,4 +1,4 @@
-"""JSON lines with a medium each, and the real loader over them: what faults in the data are injected into."""
+"""Writes JSON lines with one medium each and loads them, for faults in the data."""
 
 import json
 
@@ -9,58 +9,56 @@ from omni_jax.config import LoaderConfig
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
+from omni_jax.errors import BadRecord
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.image.files import png_bytes
 
 MODEL = tiny_model()
 HOSTS = MODEL.hosts()
 TWO = rows(BUDGET, 2)
+SOUND_FILES = ('.wav', '.flac', '.ogg', '.mp3')
 
 
 def image(seed=0):
+  """Returns a random image of 8 x 8 pixels as a PNG file."""
   return png_bytes(np.random.default_rng(seed).random((8, 8, 1)))
 
 
 def sound(seed=0, samples=1200):
+  """Returns a random sound as a WAV file."""
   return wav_bytes(np.random.default_rng(seed).uniform(-1, 1, samples), 8000)
 
 
 def lines(folder, media, name='train.jsonl'):
-  """A file of examples about media: {file name: bytes}."""
+  """Writes a file of examples about media, {file name: bytes}, and returns its path."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / name).open('w') as file:
     for medium, data in media.items():
       (folder / medium).write_bytes(data)
-      kind = (
-        'audio'
-        if medium.rpartition('.')[2] in ('wav', 'flac', 'ogg', 'mp3')
-        else 'image'
-      )
-      file.write(
-        json.dumps(
-          {
-            'id': medium,
-            'content': [{'type': 'text', 'text': 'a'}, {'type': kind, 'path': medium}],
-          }
-        )
-        + '\n'
-      )
+      kind = 'audio' if medium.endswith(SOUND_FILES) else 'image'
+      content = [{'type': 'text', 'text': 'a'}, {'type': kind, 'path': medium}]
+      file.write(json.dumps({'id': medium, 'content': content}) + '\n')
   return folder / name
 
 
 def loader(examples, budget=TWO, **config):
+  """Returns a loader over examples."""
   making = Making(examples, HOSTS, 0)
   return Loader(making, budget, LoaderConfig(**config), prefetch=0)
 
 
-def refusal(path):
-  """{id: reason} of the examples of a file that cannot be used."""
-  from omni_jax.errors import BadRecord
-
-  found, examples = {}, JsonLines(path, HOSTS)
+def bad_records(examples):
+  """Returns the errors of the examples that cannot be used, by their index."""
+  errors = {}
   for k in range(len(examples)):
     try:
       examples[k]
     except BadRecord as error:
-      found[error.id] = error.reason
-  return found
+      errors[k] = error
+  return errors
+
+
+def refusals(path):
+  """Returns {id: reason} of the examples of a file that cannot be used."""
+  errors = bad_records(JsonLines(path, HOSTS))
+  return {error.id: error.reason for error in errors.values()}

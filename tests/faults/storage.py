@@ -1,4 +1,4 @@
-"""A disk that fails at will: the process stops at its n-th write, folders cannot be renamed, bits flip, room runs out."""
+"""Storage that fails on demand: crashes at the n-th write, no renames, flipped bits, full."""
 
 import contextlib
 import os
@@ -20,16 +20,22 @@ WRITES = {
   'os.truncate',
 }
 
+# Orbax writes these files of a step after the manifest, and nobody reads them.
+UNREAD = ('_CHECKPOINT_METADATA', 'commit_success.txt')
+
 
 class Crash(BaseException):
-  """In the place of SIGKILL: nothing is written after it."""
+  """Takes the place of SIGKILL: nothing is written after it."""
 
 
 class _Watch:
-  """Sees every file operation of Python below a folder (audit events of the interpreter)."""
+  """Sees every write of Python below a folder, through audit events of the interpreter."""
 
   def __init__(self):
-    self.folder, self.left, self.seen, self._lock = None, None, [], threading.Lock()
+    self.folder = None
+    self.left = None  # writes before the crash; None for no crash
+    self.writes = []
+    self._lock = threading.Lock()
     self._installed = False
 
   def install(self):
@@ -41,22 +47,16 @@ class _Watch:
     if self.folder is None:
       return
     if event == 'open':
-      path, mode, flags = arguments
-      if isinstance(path, int) or not (
-        (isinstance(mode, str) and set(mode) & set('wax+'))
-        or flags & (os.O_WRONLY | os.O_RDWR)
-      ):
+      if not _opens_for_writing(*arguments):
         return
-    elif event in WRITES:
-      path = arguments[0]
-    else:
+    elif event not in WRITES:
       return
-    path = os.fspath(path) if not isinstance(path, int) else ''
-    path = path.decode() if isinstance(path, bytes) else path
+    path = _text_of(arguments[0])
+    # Relative paths are those of shutil.rmtree, inside of a folder that it has open.
     if os.path.isabs(path) and not path.startswith(self.folder):
-      return  # relative ones are those of shutil.rmtree, inside of a folder that it has open
+      return
     with self._lock:
-      self.seen.append((event, path))
+      self.writes.append((event, path))
       if self.left is None:
         return
       self.left -= 1
@@ -64,26 +64,47 @@ class _Watch:
         raise Crash(f'{event} {path}')
 
 
+def _opens_for_writing(path, mode, flags):
+  if isinstance(path, int):
+    return False
+  if isinstance(mode, str) and set(mode) & set('wax+'):
+    return True
+  return bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _text_of(path):
+  """Returns a path as text; '' for a file descriptor."""
+  if isinstance(path, int):
+    return ''
+  path = os.fspath(path)
+  return path.decode() if isinstance(path, bytes) else path
+
+
 _watch = _Watch()
 
 
 @contextlib.contextmanager
 def watched(folder, *, crash_at=None):
-  """Notes the writes below a folder; from the n-th on (counted from 0), every one of them stops the process.
+  """Records the writes below a folder, and yields the list of (event, path).
 
-  Yields the list of (event, path).
+  Args:
+    folder: the folder to watch.
+    crash_at: number of the write, counted from 0, from which on every write raises
+      Crash; None for no crash.
   """
   _watch.install()
-  _watch.folder, _watch.left, _watch.seen = str(folder), crash_at, []
+  _watch.folder = str(folder)
+  _watch.left = crash_at
+  _watch.writes = []
   try:
-    yield _watch.seen
+    yield _watch.writes
   finally:
     _watch.folder = None
 
 
 @contextlib.contextmanager
 def without_rename(monkeypatch):
-  """A store as gs:// is: folders cannot be renamed, and a file is copied first and then removed."""
+  """Imitates gs://: folders cannot be renamed, and files are copied and then removed."""
 
   def move(source, target, **_):
     if os.path.isdir(source):
@@ -98,42 +119,62 @@ def without_rename(monkeypatch):
 
 
 def flip(path, rng):
-  """One random bit of a file."""
+  """Flips one random bit of a file."""
   path = pathlib.Path(path)
   data = bytearray(path.read_bytes())
   bit = int(rng.integers(len(data) * 8))
   data[bit // 8] ^= 1 << bit % 8
   path.write_bytes(data)
-  return bit
+
+
+def files_below(folder):
+  """Returns all files below a folder, at any depth."""
+  return [path for path in pathlib.Path(folder).rglob('*') if path.is_file()]
+
+
+def files_read(step):
+  """Returns the files of a step that restoring reads."""
+  unread = [step / name for name in UNREAD]
+  return [path for path in files_below(step) if path not in unread]
 
 
 def data_files(step):
-  """The files of a step in which Orbax keeps arrays."""
-  return sorted(
-    path
-    for path in pathlib.Path(step).rglob('*')
-    if path.is_file() and path.parent.name == 'd'
-  )
+  """Returns the files of a step in which Orbax keeps arrays."""
+  return sorted(path for path in files_below(step) if path.parent.name == 'd')
+
+
+def largest(files):
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_in_arrays(folder, seed):
+  """Flips one random bit of the largest file with arrays below a folder."""
+  flip(largest(data_files(folder)), np.random.default_rng(seed))
 
 
 def pick(files, rng):
-  """One of the files, by its size: every bit is as likely."""
+  """Returns a random file, with probabilities in proportion to their sizes."""
   sizes = np.array([path.stat().st_size for path in files], np.float64)
   return files[int(rng.choice(len(files), p=sizes / sizes.sum()))]
 
 
 @contextlib.contextmanager
 def small_disk(folder, kilobytes):
-  """A file system of its own of this size, where this process may mount one (root, as in a container); else None."""
+  """Mounts a file system of this size on a folder, which it creates and yields.
+
+  It yields None if this process may not mount one; root may, as in a container.
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  options = f'size={kilobytes}k'
   done = subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(folder)],
+    ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)],
     check=False,
     capture_output=True,
   )
+  mounted = not done.returncode
   try:
-    yield None if done.returncode else folder
+    yield folder if mounted else None
   finally:
-    if not done.returncode:
+    if mounted:
       subprocess.run(['umount', '-l', str(folder)], check=False)

@@ -1,93 +1,87 @@
-"""Fault 3: SIGTERM to one process, and to one of two: the step is ended and saved, exit code 75, the same command goes on.
+"""Fault 3: SIGTERM to the only process, or to one of two.
 
-tests/multidevice/test_two_processes.py does it with the real model; here the small stage, in seconds.
+The current step is completed and saved, the exit code is 75, and the same command
+resumes. tests/multidevice/test_two_processes.py does this with the real model; here it
+is the toy stage, in seconds.
 """
 
 import signal
 import socket
 import time
 
-from etils import epath
-from faults.storage import data_files, flip
-from faults.toy import finished, logged, start
-import numpy as np
+from faults.storage import flip_in_arrays
+from faults.toy import finished, logged, stage_folder, start
 import pytest
 
 from omni_jax.checkpoint import manifest, step_folders
 
 
-def folder(workdir):
-  return epath.Path(workdir / 'checkpoints' / 'toy')
-
-
 def started(workdir, count, *arguments):
+  """Starts a run of this many processes."""
+  if count == 1:
+    return [start(workdir, *arguments)]
   with socket.socket() as free:
     free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  return [
-    start(
-      workdir,
-      *arguments,
-      **(
-        dict(
-          JAX_COORDINATOR_ADDRESS=address,
-          JAX_NUM_PROCESSES=str(count),
-          JAX_PROCESS_ID=str(k),
-        )
-        if count > 1
-        else {}
-      ),
-    )
-    for k in range(count)
-  ]
+    port = free.getsockname()[1]
+  variables = {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+    'JAX_NUM_PROCESSES': str(count),
+  }
+  processes = []
+  for k in range(count):
+    processes.append(start(workdir, *arguments, JAX_PROCESS_ID=str(k), **variables))
+  return processes
 
 
-def whole_run(workdir, count, *arguments):
+def run_processes(workdir, count, *arguments):
   return [finished(process) for process in started(workdir, count, *arguments)]
 
 
+def codes(results):
+  return [code for code, _, _ in results]
+
+
 def leaves(workdir, step):
-  return manifest.read(folder(workdir) / str(step)).leaves
+  return manifest.read(stage_folder(workdir) / str(step)).leaves
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
+  parts = tmp_path / 'parts'
+  uninterrupted = tmp_path / 'uninterrupted'
   arguments = ['--steps=60', '--save_every=1000', '--pause=0.02']
-  processes = started(tmp_path / 'parts', count, *arguments)
-  while len(logged(tmp_path / 'parts')) < 5 and all(
-    process.poll() is None for process in processes
-  ):
+  processes = started(parts, count, *arguments)
+  while len(logged(parts)) < 5 and all(process.poll() is None for process in processes):
     time.sleep(0.01)
   processes[-1].send_signal(signal.SIGTERM)
-  done = [finished(process) for process in processes]
-  assert [code for code, _, _ in done] == [75] * count, done
-  (step,) = step_folders.listed(folder(tmp_path / 'parts'))
-  assert step == logged(tmp_path / 'parts')[-1]['step'] and 5 <= step < 60
-  done = whole_run(tmp_path / 'parts', count, *arguments)
-  assert [code for code, _, _ in done] == [
-    0
-  ] * count and f'resumed at step {step} of 60' in done[0][1], done
-  done = whole_run(tmp_path / 'whole', count, *arguments)
-  assert [code for code, _, _ in done] == [0] * count, done
-  assert leaves(tmp_path / 'parts', 60) == leaves(tmp_path / 'whole', 60)
-  assert logged(tmp_path / 'parts') == logged(tmp_path / 'whole')
+  results = [finished(process) for process in processes]
+  assert codes(results) == [75] * count, results
+  (step,) = step_folders.listed(stage_folder(parts))
+  assert step == logged(parts)[-1]['step']
+  assert 5 <= step < 60
+  results = run_processes(parts, count, *arguments)
+  assert codes(results) == [0] * count, results
+  assert f'resumed at step {step} of 60' in results[0][1], results
+  results = run_processes(uninterrupted, count, *arguments)
+  assert codes(results) == [0] * count, results
+  assert leaves(parts, 60) == leaves(uninterrupted, 60)
+  assert logged(parts) == logged(uninterrupted)
 
 
 def test_fault_03_and_04_two_processes_agree_on_the_step_before_a_damaged_one(tmp_path):
-  """Also where one of them alone cannot read its part: here both read all of it, and one puts it aside."""
+  """Both processes read the damaged step, and one of them moves it to quarantine.
+
+  They would also agree if only one of them could not read its part.
+  """
+  workdir = tmp_path / 'run'
   arguments = ['--steps=4', '--save_every=2']
-  assert [code for code, _, _ in whole_run(tmp_path / 'run', 2, *arguments)] == [0, 0]
-  before = leaves(tmp_path / 'run', 4)
-  path = max(
-    data_files(folder(tmp_path / 'run') / '4' / 'model'),
-    key=lambda path: path.stat().st_size,
-  )
-  flip(path, np.random.default_rng(0))
-  (code, out, err), (other, _, _) = whole_run(tmp_path / 'run', 2, *arguments)
-  assert (code, other) == (0, 0), err
-  assert (
-    out.count('WARNING') == 1
-    and 'step 2 is used instead' in out
-    and 'resumed at step 2 of 4' in out
-  )
-  assert leaves(tmp_path / 'run', 4) == before
+  assert codes(run_processes(workdir, 2, *arguments)) == [0, 0]
+  before = leaves(workdir, 4)
+  flip_in_arrays(stage_folder(workdir) / '4' / 'model', seed=0)
+  results = run_processes(workdir, 2, *arguments)
+  _, out, err = results[0]
+  assert codes(results) == [0, 0], err
+  assert out.count('WARNING') == 1
+  assert 'step 2 is used instead' in out
+  assert 'resumed at step 2 of 4' in out
+  assert leaves(workdir, 4) == before

@@ -1,4 +1,7 @@
-"""Fault 7: the disk is full in the middle of a save. Said by the next step, the last good step is as it was."""
+"""Fault 7: the disk is full in the middle of a save.
+
+The next step reports it, and the last good step is unchanged.
+"""
 
 import errno
 import subprocess
@@ -12,32 +15,29 @@ from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import goodput, loop, writer
 
-SIZE, PAUSE = 512, 0.3
-
-
-def long_stage(steps):
-  return stage(steps, SIZE, Numbers(PAUSE), save_every=3)
+SIZE = 512
+PAUSE = 0.3  # seconds of a step
 
 
 def test_fault_07_a_full_disk_is_reported_by_the_next_step_and_nothing_good_is_lost(
   tmp_path,
 ):
-  whole = loop.run(stage(6, SIZE), str(tmp_path / 'whole'), make_mesh())
+  uninterrupted = loop.run(stage(6, SIZE), str(tmp_path / 'uninterrupted'), make_mesh())
+  message = (
+    r'saving step 6 in .*toy failed: .*; the last good step is 3; make room or repair'
+  )
   with small_disk(tmp_path / 'disk', 5000) as disk:
     if disk is None:
       pytest.skip('only root may mount a small disk')
-    with pytest.raises(
-      SaveFailed,
-      match=r'saving step 6 in .*toy failed: .*; the last good step is 3; make room',
-    ):
-      loop.run(long_stage(20), str(disk), make_mesh())
-    assert logged(disk)[-1]['step'] <= 8, (
-      'the save needs the time of one step or two to find out'
-    )
+    slow = stage(20, SIZE, Numbers(PAUSE), save_every=3)
+    with pytest.raises(SaveFailed, match=message):
+      loop.run(slow, str(disk), make_mesh())
+    last = logged(disk)[-1]['step']
+    assert last <= 8, 'the save takes a step or two to fail'
     subprocess.run(['mount', '-o', 'remount,size=50000k', str(disk)], check=True)
     with Checkpoints(str(disk), 'toy', read_only=True) as checkpoints:
       assert checkpoints.latest() == 3
-    assert same(loop.run(stage(6, SIZE), str(disk), make_mesh()), whole)
+    assert same(loop.run(stage(6, SIZE), str(disk), make_mesh()), uninterrupted)
     assert 'resumed at step 3' in (disk / 'log.txt').read_text()
 
 
@@ -53,24 +53,25 @@ def test_fault_07_at_the_last_step_it_is_reported_before_the_end(tmp_path):
   'owner', [goodput.Goodput, writer.Writer], ids=lambda owner: owner.__name__
 )
 def test_fault_07_the_disk_is_full_for_a_line_of_a_log(tmp_path, monkeypatch, owner):
-  """One line and no traceback; the step saved before is good, and the run goes on from it."""
-  calls, right = [], owner.write
+  """One line and no traceback; the last step is good, and the run resumes from it."""
+  write = owner.write
+  calls = []
 
   def full(self, *arguments):
     calls.append(1)
     if len(calls) == 4:
       raise OSError(errno.ENOSPC, 'No space left on device')
-    return right(self, *arguments)
+    return write(self, *arguments)
 
-  monkeypatch.setattr(owner, 'write', full)
-  with pytest.raises(
-    UserError,
-    match='toy: .* cannot be written any more: .*No space left on device; the checkpoints are as they were',
-  ):
-    loop.run(stage(8), str(tmp_path), make_mesh())
-  monkeypatch.setattr(owner, 'write', right)
-  assert same(
-    loop.run(stage(8), str(tmp_path), make_mesh()),
-    loop.run(stage(8), str(tmp_path / 'whole'), make_mesh()),
+  message = (
+    'toy: .* cannot be written any more: .*No space left on device; the checkpoints are '
+    'as they were'
   )
+  monkeypatch.setattr(owner, 'write', full)
+  with pytest.raises(UserError, match=message):
+    loop.run(stage(8), str(tmp_path), make_mesh())
+  monkeypatch.setattr(owner, 'write', write)
+  resumed = loop.run(stage(8), str(tmp_path), make_mesh())
+  uninterrupted = loop.run(stage(8), str(tmp_path / 'uninterrupted'), make_mesh())
+  assert same(resumed, uninterrupted)
   assert 'resumed at step' in (tmp_path / 'log.txt').read_text()

@@ -1,4 +1,7 @@
-"""Fault 8: the folder of the run is read-only, or no folder: refused before the first step, in one line."""
+"""Fault 8: the folder of the run is read-only, or is not a folder.
+
+It is refused before the first step, in one line.
+"""
 
 import contextlib
 import os
@@ -16,7 +19,10 @@ from omni_jax.train import stages
 
 @contextlib.contextmanager
 def read_only(folder):
-  """Root writes in spite of the mode: for root a file system that is mounted so."""
+  """Creates a read-only folder and yields it.
+
+  Root may write to any folder: for root it is a file system that is mounted read-only.
+  """
   with small_disk(folder, 100) as disk:
     if disk is not None:
       subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
@@ -25,39 +31,37 @@ def read_only(folder):
     yield folder
 
 
-def refused(workdir):
+def check_refused(workdir):
   config = tiny_run()
   config.data.budget.rows = 8
-  with pytest.raises(
-    UserError, match=r'--workdir=.* cannot be written: .*; make room there'
-  ):
+  message = r'--workdir=.* cannot be written: .*; make room there'
+  with pytest.raises(UserError, match=message):
     stages.run_all(config, str(workdir))
 
 
 def test_fault_08_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
   with read_only(tmp_path / 'disk') as disk:
-    refused(disk)
-    refused(disk / 'run')
+    check_refused(disk)
+    check_refused(disk / 'run')
 
 
-def test_fault_08_checkpoints_alone_are_read_only(tmp_path):
+def test_fault_08_only_the_checkpoints_are_read_only(tmp_path):
   with read_only(tmp_path / 'run' / 'checkpoints'):
-    refused(tmp_path / 'run')
+    check_refused(tmp_path / 'run')
   assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints']
 
 
 def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
   (tmp_path / 'run').write_text('a file')
-  refused(tmp_path / 'run')
+  check_refused(tmp_path / 'run')
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other' / 'checkpoints').write_text('a file')
-  refused(tmp_path / 'other')
+  check_refused(tmp_path / 'other')
   assert os.listdir(tmp_path / 'other') == ['checkpoints']
 
 
 def test_fault_08_the_probe_leaves_nothing_behind(tmp_path):
-  with claimed(str(tmp_path / 'run')):
-    assert sorted(os.listdir(tmp_path / 'run')) == [
-      'checkpoints',
-      'lock',
-    ] and not os.listdir(tmp_path / 'run' / 'checkpoints')
+  workdir = tmp_path / 'run'
+  with claimed(str(workdir)):
+    assert sorted(os.listdir(workdir)) == ['checkpoints', 'lock']
+    assert not os.listdir(workdir / 'checkpoints')

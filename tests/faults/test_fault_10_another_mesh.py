@@ -1,4 +1,7 @@
-"""Fault 10: a checkpoint of one mesh is restored on others: exactly the same weights, and the same global batches."""
+"""Fault 10: a checkpoint of one mesh is restored on other meshes.
+
+The weights are exactly the same, and so are the global batches.
+"""
 
 import jax
 import numpy as np
@@ -27,37 +30,36 @@ def model():
 
 
 def layout(model, mesh):
-  """What the stage gives to the checkpoint: shapes and where they lie."""
+  """Returns the shapes and shardings that the stage gives to the checkpoint."""
   tx = omni_optimizer(model, 10)
   init = lambda values: states.init_model_state(model, tx, values, seed=0)
   shapes = jax.eval_shape(init, frozen_values(model))
-  placed = states.shardings(shapes, param_specs(abstract(model)), mesh)
+  shardings = states.shardings(shapes, param_specs(abstract(model)), mesh)
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    shardings,
   )
 
 
 def loader(model):
-  items = [
-    dict(example, id=f'{seed}/{i}')
-    for seed in range(4)
-    for i, example in enumerate(examples(seed))
-  ]
-  return Loader(
-    Making(items, model.hosts(), 0), rows(BUDGET, 8), LoaderConfig(lanes=4), prefetch=0
-  )
+  items = []
+  for seed in range(4):
+    for k, example in enumerate(examples(seed)):
+      items.append(dict(example, id=f'{seed}/{k}'))
+  making = Making(items, model.hosts(), 0)
+  return Loader(making, rows(BUDGET, 8), LoaderConfig(lanes=4), prefetch=0)
 
 
 @pytest.fixture(scope='module')
 def values(model):
+  """Returns a state of random values, as NumPy arrays."""
   rng = np.random.default_rng(0)
 
   def noise(x):
-    return (
-      rng.standard_normal(x.shape).astype(x.dtype)
-      if x.dtype.kind == 'f'
-      else rng.integers(0, 9, x.shape).astype(x.dtype)
-    )
+    if x.dtype.kind == 'f':
+      return rng.standard_normal(x.shape).astype(x.dtype)
+    return rng.integers(0, 9, x.shape).astype(x.dtype)
 
   return jax.tree.map(noise, layout(model, make_mesh({})))
 
@@ -67,37 +69,34 @@ def test_fault_10_every_mesh_restores_the_same_bits_and_batches(
   model, values, tmp_path, source
 ):
   like = layout(model, make_mesh(MESHES[source]))
+  state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), values, like)
   batches = loader(model)
   for _ in range(3):
     next(batches)
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
-    checkpoints.save(
-      jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), values, like),
-      batches.state(),
-    )
+    checkpoints.save(state, batches.state())
   following = next(batches)
   for name, sizes in MESHES.items():
     mesh = make_mesh(sizes)
-    like, said = layout(model, mesh), []
-    with Checkpoints(str(tmp_path), 'omni', say=said.append) as checkpoints:
-      found = checkpoints.resume(like)
-    assert not said
-    split = 0
-    for wanted, got, placed in zip(
-      jax.tree.leaves(values),
-      jax.tree.leaves(found.state),
-      jax.tree.leaves(like),
-      strict=True,
-    ):
-      assert (
-        np.asarray(got).tobytes() == wanted.tobytes()
-        and got.sharding == placed.sharding
-      ), name
-      split += not got.is_fully_replicated
-    assert (split > 20) == ('x' in name), f'{split} arrays are split on {name}'
+    like = layout(model, mesh)
+    lines = []
+    with Checkpoints(str(tmp_path), 'omni', say=lines.append) as checkpoints:
+      restored = checkpoints.resume(like)
+    assert not lines
+    check_placed(restored.state, values, like)
+    split = [x for x in jax.tree.leaves(restored.state) if not x.is_fully_replicated]
+    assert (len(split) > 20) == ('x' in name), f'{len(split)} are split on {name}'
     again = loader(model)
-    again.restore(found.iterator)
+    again.restore(restored.iterator)
     placed = place(next(again), mesh)
     assert jax.tree.structure(placed) == jax.tree.structure(following)
     for a, b in zip(jax.tree.leaves(following), jax.tree.leaves(placed), strict=True):
       np.testing.assert_array_equal(a, np.asarray(b))
+
+
+def check_placed(state, values, like):
+  """Checks that a state has the bits of `values` and the shardings of `like`."""
+  leaves = (jax.tree.leaves(tree) for tree in (state, values, like))
+  for x, value, shape in zip(*leaves, strict=True):
+    assert np.asarray(x).tobytes() == value.tobytes()
+    assert x.sharding == shape.sharding

@@ -1,4 +1,7 @@
-"""Fault 11: a mesh that does not fit the devices, or does not divide rows, experts or a width: refused before anything is compiled."""
+"""Fault 11: a mesh that does not fit the devices, or does not divide a size.
+
+It is refused before anything is compiled.
+"""
 
 import jax
 import pytest
@@ -13,7 +16,8 @@ from omni_jax.train import stages
 CASES = {
   'product': (
     {'mesh.data': 3},
-    r"mesh \{'data': 3, .* needs 3 devices, but there are 8; set config\.mesh so that the product divides 8",
+    r"mesh \{'data': 3, .* needs 3 devices, but there are 8; "
+    r'set config\.mesh so that the product divides 8',
   ),
   'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one of them -1'),
   'rows': (
@@ -22,22 +26,19 @@ CASES = {
   ),
   'experts': (
     {'mesh.data': 1, 'mesh.expert': 8, 'data.budget.rows': 8},
-    r'config\.model\.decoder\.experts=4 is not divisible by config\.mesh\.expert=8; nearest: 8 for .*, 4 for config\.mesh\.expert$',
+    r'config\.model\.decoder\.experts=4 is not divisible by config\.mesh\.expert=8; '
+    r'nearest: 8 for .*, 4 for config\.mesh\.expert$',
   ),
   'groups': (
     {'model.decoder.kv_heads': 3, 'data.budget.rows': 8},
     '2 heads do not divide by 3',
   ),
 }
-KV = {
-  'model.decoder.heads': 4,
-  'model.decoder.kv_heads': 4,
-}  # as many as devices of the axis that splits heads
-SPLIT = {
-  axis: {'mesh.data': 1, f'mesh.{axis}': 4, 'data.budget.rows': 8}
-  for axis in ('fsdp', 'expert', 'tensor', 'context')
-}
-SIZES = {  # axis, another value, where it is said, nearest for the key, nearest for the axis
+# As many heads as the mesh axis that splits heads has devices.
+KV = {'model.decoder.heads': 4, 'model.decoder.kv_heads': 4}
+# Mesh axis, changed values, the size in the message, and the nearest sizes that fit for
+# the key and for the mesh axis.
+SIZES = {
   'width': (
     'fsdp',
     {'model.decoder.width': 42},
@@ -134,63 +135,65 @@ SIZES = {  # axis, another value, where it is said, nearest for the key, nearest
 def test_fault_11_what_does_not_divide_is_refused_before_compilation(
   tmp_path, monkeypatch, case
 ):
-  refused(tmp_path, monkeypatch, *CASES[case])
+  values, message = CASES[case]
+  check_refused(tmp_path, monkeypatch, values, message)
 
 
 @pytest.mark.parametrize('case', SIZES)
 def test_fault_11_a_size_that_its_axis_does_not_divide_is_refused_with_the_nearest_that_fit(
   tmp_path, monkeypatch, case
 ):
-  """Not replicated in silence on every device."""
-  axis, values, said, sizes, splits = SIZES[case]
-  key = said.partition('=')[0]
-  refused(
-    tmp_path,
-    monkeypatch,
-    SPLIT[axis] | values,
-    rf'config\.{said} is not divisible by config\.mesh\.{axis}=4; '
-    rf'nearest: {sizes} for config\.{key}, {splits} for config\.mesh\.{axis}$',
+  """It is not silently replicated on every device."""
+  axis, values, size, sizes, splits = SIZES[case]
+  key = size.partition('=')[0]
+  mesh = {'mesh.data': 1, f'mesh.{axis}': 4, 'data.budget.rows': 8}
+  message = (
+    rf'config\.{size} is not divisible by config\.mesh\.{axis}=4; '
+    rf'nearest: {sizes} for config\.{key}, {splits} for config\.mesh\.{axis}$'
   )
+  check_refused(tmp_path, monkeypatch, mesh | values, message)
 
 
 def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
-  """And the nearest sizes that a message names are taken: said of every main size of the default network."""
+  """Checks every main size of the default network.
+
+  The nearest sizes that a message names are accepted.
+  """
   sizes = [*main_sizes(tiny_model()), ('config.data.budget.length', 96, 'length')]
-  checked = {
-    name
-    for _, _, axis in sizes
-    for name in sharding.axes_named(axis).replace('config.mesh.', '').split(' x ')
-  }
-  assert checked | {'data'} == set(
-    sharding.AXES
-  )  # rows are split over data, and check_divides sees to them
+  # Rows are split over data: check_divides checks them.
+  checked = {'data'}
   for key, size, axis in sizes:
     names = sharding.axes_named(axis)
+    checked.update(names.replace('config.mesh.', '').split(' x '))
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:
       sharding.check_sizes(mesh, [(key, size, axis)])
     except UserError as error:
-      fits, splits = (
-        [int(n) for n in part.split(' for ')[0].split(' or ')]
-        for part in str(error).rpartition('nearest: ')[2].split(', ')
-      )
-      assert all(n % 8 == 0 and abs(n - size) < 8 for n in fits) and all(
-        size % n == 0 for n in splits
-      )
+      nearest = str(error).rpartition('nearest: ')[2]
+      for_key, for_axis = nearest.split(', ')
+      fits = numbers_in(for_key)
+      assert all(n % 8 == 0 and abs(n - size) < 8 for n in fits)
+      assert all(size % n == 0 for n in numbers_in(for_axis))
       sharding.check_sizes(mesh, [(key, n, axis) for n in fits])
     else:
       assert size % 8 == 0
+  assert checked == set(sharding.AXES)
+
+
+def numbers_in(text):
+  """Returns the numbers of text like '8 or 16 for config.key'."""
+  numbers = text.split(' for ')[0]
+  return [int(n) for n in numbers.split(' or ')]
 
 
 @pytest.mark.parametrize('tensor', [1, 2])
-def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(
+def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_logged(
   tmp_path, tensor
 ):
   config = tiny_run()
   config.model.decoder.update(dict(heads=2, kv_heads=2))
-  config.model.tokenizer.voices = config.model.tokenizer.voices + (
-    ('extra',) if vocab_size(config) % 2 == 0 else ()
-  )
+  if vocab_size(config) % 2 == 0:
+    config.model.tokenizer.voices = (*config.model.tokenizer.voices, 'extra')
   config.mesh.update(dict(data=1, tensor=tensor))
   assert vocab_size(config) % 2
   (tmp_path / 'run').mkdir()
@@ -199,10 +202,9 @@ def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_said(
     stage = stages.omni_stage(run, frozen_values(run.model_config))
   stage.batches.close()
   log = tmp_path / 'run' / 'log.txt'
-  said = log.read_text() if log.exists() else ''
-  assert said.count(
-    'does not divide by config.mesh.tensor=2; every device keeps all of it'
-  ) == (tensor == 2)
+  text = log.read_text() if log.exists() else ''
+  message = 'does not divide by config.mesh.tensor=2; every device keeps all of it'
+  assert text.count(message) == (tensor == 2)
   table = stage.state.params['embeds']['text']['tokens']['table']
   assert table.is_fully_replicated and table.shape[0] == vocab_size(config)
 
@@ -211,7 +213,7 @@ def vocab_size(config):
   return Tokenizer(ModelConfig.from_config(config.model).tokenizer).vocab_size
 
 
-def refused(tmp_path, monkeypatch, values, said):
+def check_refused(tmp_path, monkeypatch, values, message):
   def compiled(*_, **__):
     raise AssertionError('compiled')
 
@@ -219,6 +221,6 @@ def refused(tmp_path, monkeypatch, values, said):
   for name, value in values.items():
     config.update_from_flattened_dict({name: value})
   monkeypatch.setattr(jax, 'jit', compiled)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     stages.run_all(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()

@@ -1,6 +1,7 @@
-"""Fault 12: mistakes in the config at the real command line, and what hypothesis thinks of: one line, exit code 2, no folder.
+"""Fault 12: mistakes in the config, at the real command line and from hypothesis.
 
-tests/train/test_command.py has many more of them.
+Each ends with one line and exit code 2, and creates no folder. There are many more of
+them in tests/train/test_command.py.
 """
 
 import os
@@ -26,32 +27,27 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_fault_12_the_command_says_one_line_and_makes_no_folder(tmp_path, case):
-  arguments, said = CASES[case]
+def test_fault_12_the_command_prints_one_line_and_creates_no_folder(tmp_path, case):
+  arguments, message = CASES[case]
+  command = [sys.executable, '-m', 'omni_jax.train', CONFIG]
+  command += [f'--workdir={tmp_path}/run', *arguments]
   done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'omni_jax.train',
-      CONFIG,
-      f'--workdir={tmp_path}/run',
-      *arguments,
-    ],
+    command,
     check=False,
     env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
     cwd=tmp_path,
   )
-  assert (
-    done.returncode == 2
-    and done.stderr.count('\n') == 1
-    and 'Traceback' not in done.stderr
-  ), done.stderr
-  assert said.lower() in done.stderr.lower() and not os.listdir(tmp_path), done.stderr
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.count('\n') == 1, done.stderr
+  assert 'Traceback' not in done.stderr, done.stderr
+  assert message.lower() in done.stderr.lower(), done.stderr
+  assert not os.listdir(tmp_path)
 
 
-NAMES = sorted(tiny_run().to_dict()) + [
+NAMES = [
+  *sorted(tiny_run().to_dict()),
   'omni.steps',
   'omni.optim.lr',
   'model.dtype',
@@ -65,13 +61,11 @@ NAMES = sorted(tiny_run().to_dict()) + [
 @hypothesis.given(
   st.one_of(st.sampled_from(NAMES), st.text(max_size=12)), st.text(max_size=20)
 )
-def test_fault_12_any_override_is_taken_or_a_user_error(name, value):
+def test_fault_12_any_override_is_accepted_or_a_user_error(name, value):
   values = flags.FlagValues()
+  arguments = ['train', CONFIG, f'--config.{name}={value}']
   config_flags.DEFINE_config_file(
-    'config',
-    lock_config=True,
-    flag_values=values,
-    sys_argv=(arguments := ['train', CONFIG, f'--config.{name}={value}']),
+    'config', lock_config=True, flag_values=values, sys_argv=arguments
   )
   try:
     read_config(values, arguments)

@@ -1,7 +1,11 @@
-"""Fault 13: a run goes on with a changed config: rate, steps and logging may change and are logged; the network may not."""
+"""Fault 13: a run continues with a changed config.
+
+Learning rate, steps and logging may change, and changes are logged; the network may not.
+"""
 
 import json
 
+from faults.toy import state_at
 import pytest
 from samples import tiny_run
 
@@ -11,20 +15,26 @@ from omni_jax.errors import UserError
 from omni_jax.train import stages
 
 
+def config_of_run():
+  config = tiny_run()
+  config.data.budget.rows = 8
+  return config
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-  """A function that starts a run whose folder holds step 5 of 30 of the omni stage by the config of tests; stages do nothing."""
+  """Returns a function that continues a run at step 5 of 30 of its omni stage.
+
+  The function takes values to change in the config and returns the log; stages do
+  nothing.
+  """
   monkeypatch.setattr(stages, 'run_stage', lambda run, name: None)
-  started = tiny_run()
-  started.data.budget.rows = 8
-  from faults.toy import states
-
+  about = {'config': changes.plain(config_of_run())}
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
-    checkpoints.save(states(5)[0], b'{}', {'config': changes.plain(started)})
+    checkpoints.save(state_at(5), b'{}', about)
 
-  def again(values=None, steps=None):
-    config = tiny_run()
-    config.data.budget.rows = 8
+  def again(values=None):
+    config = config_of_run()
     for name, value in (values or {}).items():
       config.update_from_flattened_dict({name: value})
     stages.run_all(config, str(tmp_path))
@@ -45,30 +55,30 @@ NETWORK = {
 
 
 @pytest.mark.parametrize('case', NETWORK)
-def test_fault_13_another_network_is_refused_with_a_diff_and_nothing_is_touched(
+def test_fault_13_another_network_is_refused_with_a_diff_and_nothing_is_changed(
   run, tmp_path, case
 ):
-  values, said = NETWORK[case]
-  with pytest.raises(
-    UserError, match='holds step 5 of stage .omni. of another run'
-  ) as raised:
+  values, differences = NETWORK[case]
+  message = 'holds step 5 of stage .omni. of another run'
+  with pytest.raises(UserError, match=message) as raised:
     run(values)
-  assert f': {said}. Give the values it was trained with' in str(raised.value)
-  assert not (tmp_path / 'config.json').exists() and not (tmp_path / 'log.txt').exists()
-  assert 'goes on' not in run(), 'the same config is nothing to speak of'
+  assert f': {differences}. Use the values it was trained with' in str(raised.value)
+  assert not (tmp_path / 'config.json').exists()
+  assert not (tmp_path / 'log.txt').exists()
+  assert 'continues after' not in run(), 'the same config is not worth a line'
 
 
 def test_fault_13_rate_steps_and_logging_may_change_and_are_logged(run, tmp_path):
-  said = run(
-    {
-      'omni.optim.lr': 0.5,
-      'omni.steps': 40,
-      'omni.log_every': 1,
-      'model.decoder.remat': 'full',
-    }
-  )
-  assert (
-    "omni: goes on after step 5 with another config: model.decoder.remat was 'none', is 'full'; omni.log_every was 10, is 1; "
+  values = {
+    'omni.optim.lr': 0.5,
+    'omni.steps': 40,
+    'omni.log_every': 1,
+    'model.decoder.remat': 'full',
+  }
+  line = (
+    'omni: continues after step 5 with a changed config: '
+    "model.decoder.remat was 'none', is 'full'; omni.log_every was 10, is 1; "
     'omni.optim.lr was 0.002, is 0.5; omni.steps was 30, is 40'
-  ) in said
+  )
+  assert line in run(values)
   assert json.loads((tmp_path / 'config.json').read_text())['omni']['steps'] == 40

@@ -1,11 +1,16 @@
-"""Faults 19 to 24: too many bad records, tokens that are none, samples that are too long, no data, torn files, dead workers."""
+"""Faults 19 to 24: faults of records and of the processes that load them.
+
+They are too many bad records, text without a token, samples that are too long, no data,
+torn files and dead workers.
+"""
 
 import json
 import multiprocessing
 import os
 import time
+from typing import NamedTuple
 
-from faults.records import HOSTS, image, lines, loader, sound
+from faults.records import bad_records, HOSTS, image, lines, loader, sound
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -33,7 +38,19 @@ def same(a, b):
   return all(np.array_equal(x, y) for x, y in leaves)
 
 
-def run(tmp_path, **values):
+def bad_count(state):
+  """Returns the number of bad records in the state of a loader with one lane."""
+  return sum(json.loads(state)['lanes']['0']['bad'].values())
+
+
+def images_with_a_torn_one(count):
+  media = {f'{k}.png': image(k) for k in range(count)}
+  media['40.png'] = b'torn'
+  return media
+
+
+def run(tmp_path, values):
+  """Starts a run on JSON lines, with these values in its config."""
   config = tiny_run()
   with config.unlocked():
     for name, value in (DATA | values).items():
@@ -43,31 +60,32 @@ def run(tmp_path, **values):
   stages.run_all(config, str(tmp_path / 'run'))
 
 
-def test_fault_19_a_few_bad_records_are_counted_and_resumed_alike(tmp_path):
+def test_fault_19_a_few_bad_records_are_counted_and_the_count_is_restored(tmp_path):
   """One in 120 is bad; the count is part of the state."""
-  media = {f'{k}.png': b'torn' if k == 40 else image(k) for k in range(120)}
-  batches = loader(JsonLines(lines(tmp_path, media), HOSTS))
+  path = lines(tmp_path, images_with_a_torn_one(120))
+  batches = loader(JsonLines(path, HOSTS))
   for _ in range(60):
     next(batches)
-    if json.loads(state := batches.state())['lanes']['0']['bad']:
+    state = batches.state()
+    if bad_count(state):
       break
-  assert sum(json.loads(state)['lanes']['0']['bad'].values()) == 1
-  again = loader(JsonLines(tmp_path / 'train.jsonl', HOSTS))
+  assert bad_count(state) == 1
+  again = loader(JsonLines(path, HOSTS))
   again.restore(state)
-  assert (
-    all(same(next(batches), next(again)) for _ in range(3))
-    and batches.state() == again.state()
-  )
+  for _ in range(3):
+    assert same(next(batches), next(again))
+  assert batches.state() == again.state()
 
 
 def test_fault_19_less_than_one_in_a_hundred_never_stops_a_run_however_many_they_become(
   tmp_path,
 ):
-  media = {f'{k}.png': b'torn' if k == 40 else image(k) for k in range(150)}
-  batches = loader(JsonLines(lines(tmp_path, media), HOSTS), budget=rows(BUDGET, 16))
+  path = lines(tmp_path, images_with_a_torn_one(150))
+  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 16))
   for _ in range(400):
     next(batches)
-    if (count := sum(json.loads(batches.state())['lanes']['0']['bad'].values())) > 13:
+    count = bad_count(batches.state())
+    if count > 13:
       break
   assert count > 13, 'three more than stop a short run'
 
@@ -75,95 +93,115 @@ def test_fault_19_less_than_one_in_a_hundred_never_stops_a_run_however_many_they
 def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
   media = {f'{k}.png': b'torn' if k % 3 else image(k) for k in range(30)}
   batches = loader(JsonLines(lines(tmp_path, media), HOSTS))
-  with pytest.raises(
-    UserError,
-    match=r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; mend the data',
-  ):
+  message = (
+    r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; '
+    'mend the data'
+  )
+  with pytest.raises(UserError, match=message):
     for _ in range(30):
       next(batches)
+
+
+class Group(NamedTuple):
+  """A group of bad records in the summary 'COUNT x KIND, such as EXAMPLE; ...'."""
+
+  count: int
+  kind: str
+  example: str
+
+
+def groups_in(summary):
+  """Returns the groups that the message of an error lists."""
+  listed = summary.removesuffix('; mend the data').partition(' are bad: ')[2]
+  groups = []
+  for group in listed.split('; '):
+    count, _, rest = group.partition(' x ')
+    kind, _, example = rest.partition(', such as ')
+    groups.append(Group(int(count), kind, example))
+  return groups
 
 
 def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_names(
   tmp_path,
 ):
-  """With one example each; by the count, and alike after a restart from the middle, also from a state of older code."""
-  kinds = {'torn.png': b'torn', 'cut.wav': sound()[:-900], 'empty.png': b''}
-  media = {
-    f'{k}.{name}': (sound(k, 1200 + 8 * k)[:-900] if name == 'cut.wav' else data)
-    for name, data in kinds.items()
-    for k in range(7)
-  }
+  """The groups have one example each and are sorted by their counts.
+
+  The run is stopped alike after a restart, also from a state that older code saved.
+  """
+  media = {}
+  for k in range(7):
+    media[f'{k}.torn.png'] = b'torn'
+  for k in range(7):
+    media[f'{k}.cut.wav'] = sound(k, 1200 + 8 * k)[:-900]
+  for k in range(7):
+    media[f'{k}.empty.png'] = b''
   path = lines(tmp_path, media)
   (tmp_path / '3.empty.png').unlink()
-  batches, states = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1)), []
+  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1))
   with pytest.raises(UserError) as raised:
     while True:
-      states.append(batches.state())
+      state = batches.state()
       next(batches)
-  said, *groups = (
-    str(raised.value)
-    .removesuffix('; mend the data')
-    .replace(' are bad: ', '; ')
-    .split('; ')
-  )
-  found = {
-    group.partition(' x ')[2].partition(', such as ')[0]: int(group.partition(' x ')[0])
-    for group in groups
-  }
-  assert said.startswith('11 of') and sum(found.values()) == 11 and len(found) <= 4
+  summary = str(raised.value)
+  assert summary.startswith('11 of')
+  groups = groups_in(summary)
+  kinds = [group.kind for group in groups]
+  assert len(kinds) == len(set(kinds)) <= 4
   known = ('not an image', 'WAV cut off', 'file is empty', 'no such file')
-  assert all(
-    kind.startswith(known) and not any(letter.isdigit() for letter in kind)
-    for kind in found
-  ), found
-  assert list(found.values()) == sorted(found.values(), reverse=True)
   for group in groups:
-    kind, name = group.partition(' x ')[2].partition(', such as ')[::2]
-    assert name.partition(': ')[0] in media and kind[:12] in name, group
-  old = json.loads(states[-1])
-  for older in (False, True):
-    if older:
-      for lane in old['lanes'].values():
-        del lane['such_as']
-    again = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1))
-    again.restore(json.dumps(old).encode())
-    with pytest.raises(UserError, match=r'11 of \d+ records are bad'):
-      while True:
-        next(again)
+    assert group.kind.startswith(known), groups
+    assert not any(letter.isdigit() for letter in group.kind), groups
+    assert group.example.partition(': ')[0] in media, group
+    assert group.kind[:12] in group.example, group
+  counts = [group.count for group in groups]
+  assert sum(counts) == 11
+  assert counts == sorted(counts, reverse=True)
+  check_stops_again(path, state)
+  older = json.loads(state)
+  for lane in older['lanes'].values():
+    del lane['such_as']
+  check_stops_again(path, json.dumps(older).encode())
+
+
+def check_stops_again(path, state):
+  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1))
+  batches.restore(state)
+  with pytest.raises(UserError, match=r'11 of \d+ records are bad'):
+    while True:
+      next(batches)
 
 
 @pytest.mark.parametrize(
-  'example, said',
+  'example, message',
   [
     (chat('a', [text('x')], [text('y')], language='tlh'), 'tlh'),
     (chat('a', [text('x')], [text('y')], voice='nobody'), 'nobody'),
   ],
   ids=['language', 'voice'],
 )
-def test_fault_20_what_has_no_token_is_refused_at_the_first_batch(example, said):
-  with pytest.raises(UserError, match=said):
+def test_fault_20_a_name_without_a_token_is_refused_at_the_first_batch(
+  example, message
+):
+  with pytest.raises(UserError, match=message):
     next(loader([example]))
 
 
 def test_fault_20_every_token_is_inside_the_vocabulary():
-  """A gather in JAX would clamp the id silently: no text leads out, whatever its characters."""
-  batch = next(
-    loader(
-      [
-        chat(str(k), [text(words)], [text(words)])
-        for k, words in enumerate(('\0', '\uffff', '𝄞é', '<boi>'))
-      ]
-    )
-  )
+  """No text leads to an id outside, which a gather in JAX would clamp silently."""
+  examples = []
+  for k, words in enumerate(('\0', '\uffff', '𝄞é', '<boi>')):
+    examples.append(chat(str(k), [text(words)], [text(words)]))
+  batch = next(loader(examples))
   for ids in (batch.token_BL, batch.target_BL):
     assert ids.min() >= 0 and ids.max() < HOSTS.tokenizer.vocab_size
 
 
 def test_fault_21_a_sample_longer_than_a_row_is_named_and_no_span_is_cut():
-  with pytest.raises(
-    UserError,
-    match=r'example needs more than a row has room for: length \d{3} of 96.*raise config\.data\.budget',
-  ):
+  message = (
+    r'example needs more than a row has room for: length \d{3} of 96.*'
+    r'raise config\.data\.budget'
+  )
+  with pytest.raises(UserError, match=message):
     next(loader([chat('long', [text('x' * 200)], [text('y')])]))
   batch = next(loader(examples(0), budget=rows(BUDGET, 4)))
   drawn = batch.streams['image.drawn']
@@ -178,22 +216,23 @@ def test_fault_21_a_sample_longer_than_a_row_is_named_and_no_span_is_cut():
 
 
 @pytest.mark.parametrize(
-  'content, said',
+  'content, message',
   [('', 'holds no examples'), ('\n\n', 'holds no examples'), (None, 'cannot be read')],
   ids=['empty', 'blank', 'missing'],
 )
-def test_fault_22_no_data_are_refused_before_compilation(tmp_path, content, said):
+def test_fault_22_no_data_are_refused_before_compilation(tmp_path, content, message):
   if content is not None:
     (tmp_path / 'train.jsonl').write_text(content)
-  with pytest.raises(UserError, match=said):
-    run(tmp_path, **{'data.root': str(tmp_path), 'data.train_file': 'train.jsonl'})
+  values = {'data.root': str(tmp_path), 'data.train_file': 'train.jsonl'}
+  with pytest.raises(UserError, match=message):
+    run(tmp_path, values)
 
 
 def test_fault_22_fewer_examples_than_a_batch_are_repeated_and_an_empty_shard_is_refused(
   tmp_path,
 ):
-  (one,) = (lines(tmp_path, {'a.png': image()}),)
-  assert next(loader(JsonLines(one, HOSTS))).segment_BL.max() > 1
+  path = lines(tmp_path, {'a.png': image()})
+  assert next(loader(JsonLines(path, HOSTS))).segment_BL.max() > 1
   write_array_record(tmp_path / 'empty.array_record', [])
   with pytest.raises(UserError, match='holds no examples'):
     ArrayRecordExamples(tmp_path / 'empty.array_record', HOSTS)
@@ -205,24 +244,19 @@ def test_fault_23_a_torn_block_is_named_by_shard_and_index_and_the_others_are_re
   path = lines(tmp_path, {f'{k}.png': image(k) for k in range(40)})
   source = JsonLines(path, HOSTS)
   target = tmp_path / 'a.array_record'
-  write_array_record(
-    target, [encode_example(source.encoded(k), source.read_file) for k in range(40)]
-  )
+  encoded = [encode_example(source.encoded(k), source.read_file) for k in range(40)]
+  write_array_record(target, encoded)
   data = bytearray(target.read_bytes())
   at = data.index(image(20)) + 30
   data[at] ^= 1
   target.write_bytes(data)
-  records, bad = ArrayRecordExamples(target, HOSTS), []
-  for k in range(40):
-    try:
-      records[k]
-    except BadRecord as error:
-      bad.append((k, str(error)))
-  assert [k for k, _ in bad] == [20] and (
-    'a.array_record:20' in bad[0][1] or '20.png' in bad[0][1]
-  ), bad
+  records = ArrayRecordExamples(target, HOSTS)
+  errors = bad_records(records)
+  assert list(errors) == [20], errors
+  assert 'a.array_record:20' in str(errors[20]) or '20.png' in str(errors[20])
   batches = loader(records)
-  assert all(next(batches).segment_BL.any() for _ in range(4)), 'the stream goes on'
+  for _ in range(4):
+    assert next(batches).segment_BL.any(), 'the stream continues'
 
 
 class Dies(list):
@@ -236,7 +270,7 @@ class Hangs(list):
 
 
 @pytest.mark.parametrize(
-  'kind, said, timeout',
+  'kind, message, timeout',
   [
     (Dies, 'a data worker has died', 120.0),
     (Hangs, 'has made nothing for 3 s: it hangs', 3.0),
@@ -244,67 +278,60 @@ class Hangs(list):
   ids=['dies', 'hangs'],
 )
 def test_fault_24_a_data_worker_that_dies_or_hangs_is_an_error_in_time(
-  monkeypatch, kind, said, timeout
+  monkeypatch, kind, message, timeout
 ):
-  """The one that dies has to start first, which takes more than 3 s on a busy machine."""
+  """A worker has to start before it dies; that takes over 3 s on a busy machine."""
   monkeypatch.setattr(making, 'TIMEOUT', timeout)
   batches = loader(kind(examples(0)), workers=1)
   try:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
       next(batches)
-    until = time.monotonic() + 30
-    while multiprocessing.active_children() and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < deadline:
       time.sleep(0.1)
-    assert not multiprocessing.active_children(), (
-      'the end of the command would wait for it'
-    )
+    children = multiprocessing.active_children()
+    assert not children, 'the command would wait for them at its end'
   finally:
     batches.close()
     for process in multiprocessing.active_children():
       process.kill()
 
 
-JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-  lambda inner: (
-    st.lists(inner, max_size=3)
-    | st.dictionaries(
-      st.sampled_from(
-        [
-          'id',
-          'messages',
-          'content',
-          'role',
-          'type',
-          'text',
-          'path',
-          'data',
-          'image',
-          'meta',
-        ]
-      ),
-      inner,
-      max_size=4,
-    )
-  ),
-  max_leaves=20,
-)
+KEYS = [
+  'id',
+  'messages',
+  'content',
+  'role',
+  'type',
+  'text',
+  'path',
+  'data',
+  'image',
+  'meta',
+]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+
+
+def lists_and_dicts(inner):
+  dicts = st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+  return st.lists(inner, max_size=3) | dicts
+
+
+JSON = st.recursive(VALUES, lists_and_dicts, max_leaves=20)
+JSON_LINE = JSON.map(lambda value: json.dumps(value).encode())
 
 
 @hypothesis.settings(max_examples=200)
-@hypothesis.given(
-  st.one_of(JSON.map(lambda x: json.dumps(x).encode()), st.binary(max_size=80))
-)
+@hypothesis.given(st.one_of(JSON_LINE, st.binary(max_size=80)))
 def test_fault_20_any_line_and_any_record_is_an_example_or_a_bad_record(line):
   for read in (parse_line, unpack_example):
     try:
-      found = read(line)
+      example = read(line)
     except BadRecord as error:
       assert error.reason
       continue
-    assert isinstance(found['id'], str) and ('messages' in found) != (
-      'content' in found
-    )
+    assert isinstance(example['id'], str)
+    assert ('messages' in example) != ('content' in example)
 
 
 def test_fault_25_paths_and_links_out_of_the_folder_of_the_records_are_refused(
@@ -315,11 +342,12 @@ def test_fault_25_paths_and_links_out_of_the_folder_of_the_records_are_refused(
   (tmp_path / 'in' / 'link.png').symlink_to(tmp_path / 'secret.png')
   (tmp_path / 'in' / 'sound.wav').write_bytes(sound())
   file = tmp_path / 'in' / 'train.jsonl'
-  for path, error, said in (
+  for path, error, message in (
     ('../secret.png', UserError, 'leaves the folder'),
     (str(tmp_path / 'secret.png'), UserError, 'leaves the folder'),
     ('link.png', BadRecord, 'a link that leaves the folder'),
   ):
-    file.write_text(json.dumps({'content': [{'type': 'image', 'path': path}]}) + '\n')
-    with pytest.raises(error, match=said):
+    part = {'type': 'image', 'path': path}
+    file.write_text(json.dumps({'content': [part]}) + '\n')
+    with pytest.raises(error, match=message):
       JsonLines(file, HOSTS)[0]

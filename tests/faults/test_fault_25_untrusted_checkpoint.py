@@ -1,4 +1,8 @@
-"""Fault 25: a checkpoint from elsewhere is data, never code: shapes before memory, no pickle, no way out of the folder."""
+"""Fault 25: a checkpoint from elsewhere is data, never code.
+
+Shapes are checked before memory is allocated, nothing is unpickled, and no path leads
+out of the folder.
+"""
 
 import ast
 import hashlib
@@ -7,7 +11,7 @@ import pathlib
 import shutil
 
 from etils import epath
-from faults.toy import fresh, same, states
+from faults.toy import fresh, model_of, same, state_at
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -20,35 +24,54 @@ from omni_jax.checkpoint import manifest
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.errors import UserError
 
-LIKE = {'params': fresh().params, 'buffers': fresh().buffers}
+
+def ignore(line):
+  """Logs nothing."""
+
+
+def save(workdir, state):
+  """Saves a state and returns the folder of the step."""
+  with Checkpoints(str(workdir), 'toy') as checkpoints:
+    checkpoints.save(state, b'{}')
+  return workdir / 'checkpoints' / 'toy' / '1'
 
 
 @pytest.fixture
 def step(tmp_path):
-  with Checkpoints(str(tmp_path), 'toy') as checkpoints:
-    checkpoints.save(states(1)[0], b'{}')
-  return tmp_path / 'checkpoints' / 'toy' / '1'
+  """Returns the folder of a step."""
+  return save(tmp_path, state_at(1))
+
+
+def write_manifest(folder, body):
+  """Writes a manifest with the right digest, as whoever can write the folder can."""
+  digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+  head = json.dumps({'blake2b': digest}).encode()
+  (pathlib.Path(folder) / 'manifest.json').write_bytes(head + b'\n' + body + b'\n')
 
 
 def forge(step, change):
-  """Another manifest, with a digest that is right: whoever can write the folder can do that."""
+  """Replaces the manifest of a step by one that `change` has changed."""
   body = json.loads((step / 'manifest.json').read_text().splitlines()[1])
   change(body)
-  text = json.dumps(body)
-  digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-  (step / 'manifest.json').write_text(
-    json.dumps({'blake2b': digest}) + '\n' + text + '\n'
-  )
+  write_manifest(step, json.dumps(body).encode())
 
 
-def restore(step, like=LIKE):
-  with Checkpoints(
-    str(step.parents[2]), 'toy', read_only=True, say=lambda text: None
-  ) as checkpoints:
-    return checkpoints.restore_model(like)[0]
+def forge_leaf(step, name, shape, digest):
+  """Replaces an array in the manifest of a step."""
+  forge(step, lambda body: body['leaves'].update({name: [shape, 'float32', digest]}))
 
 
-def nothing_is_read(monkeypatch):
+def restore(step):
+  """Returns the parameters that a reader restores."""
+  workdir = str(step.parents[2])
+  with Checkpoints(workdir, 'toy', read_only=True, say=ignore) as checkpoints:
+    model, _ = checkpoints.restore_model(model_of(fresh()))
+    return model['params']
+
+
+def forbid_reading(monkeypatch):
+  """Makes every attempt to read arrays an error."""
+
   def read(*_, **__):
     raise AssertionError('read before it was checked')
 
@@ -56,63 +79,51 @@ def nothing_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [[1 << 40, 1 << 20], [64, 65], [-1], []], ids=str)
-def test_fault_25_a_declared_shape_is_compared_before_any_memory_is_asked_for(
+def test_fault_25_a_declared_shape_is_compared_before_any_memory_is_allocated(
   step, monkeypatch, shape
 ):
-  forge(
-    step,
-    lambda body: body['leaves'].update(
-      {'params.decoder.w': [shape, 'float32', '0' * 16]}
-    ),
-  )
-  nothing_is_read(monkeypatch)
-  with pytest.raises(
-    UserError, match=r'is of another model: 1 arrays differ, first params\.decoder\.w'
-  ):
+  forge_leaf(step, 'params.decoder.w', shape, '0' * 16)
+  forbid_reading(monkeypatch)
+  message = r'is of another model: 1 arrays differ, first params\.decoder\.w'
+  with pytest.raises(UserError, match=message):
     restore(step)
 
 
+def add_leaf(body):
+  body['leaves']['params.extra'] = [[2], 'float32', '0' * 16]
+
+
+def remove_leaf(body):
+  del body['leaves']['params.scale']
+
+
 @pytest.mark.parametrize(
-  'change, said',
+  'change, message',
   [
-    (
-      lambda body: body['leaves'].update({'params.extra': [[2], 'float32', '0' * 16]}),
-      r'first params\.extra: saved .*, wanted absent',
-    ),
-    (
-      lambda body: body['leaves'].pop('params.scale'),
-      r'first params\.scale: saved absent',
-    ),
+    (add_leaf, r'first params\.extra: saved .*, wanted absent'),
+    (remove_leaf, r'first params\.scale: saved absent'),
   ],
   ids=['unknown', 'missing'],
 )
 def test_fault_25_an_unknown_or_missing_leaf_is_refused_by_name(
-  step, monkeypatch, change, said
+  step, monkeypatch, change, message
 ):
   forge(step, change)
-  nothing_is_read(monkeypatch)
-  with pytest.raises(UserError, match=said):
+  forbid_reading(monkeypatch)
+  with pytest.raises(UserError, match=message):
     restore(step)
 
 
-def test_fault_25_the_files_themselves_may_declare_what_they_like(tmp_path):
-  """A store that holds a giant array under a manifest of the right shape: it is refused, and not made."""
-  giant = fresh()._replace(
-    params=fresh().params | {'decoder': {'w': jnp.ones((64, 4096))}}, step=jnp.int32(1)
+def test_fault_25_the_files_may_declare_another_shape_than_the_manifest(tmp_path):
+  """A giant array under a manifest with the right shape is refused, not allocated."""
+  params = fresh().params | {'decoder': {'w': jnp.ones((64, 4096))}}
+  step = save(tmp_path, fresh()._replace(params=params, step=jnp.int32(1)))
+  forge_leaf(step, 'params.decoder.w', [64, 64], '0' * 16)
+  message = (
+    r'no good step .*an array of model cannot be read: .*\(64, 64\) is not compatible '
+    r'with the stored shape: \(64, 4096\)'
   )
-  with Checkpoints(str(tmp_path), 'toy') as checkpoints:
-    checkpoints.save(giant, b'{}')
-  step = tmp_path / 'checkpoints' / 'toy' / '1'
-  forge(
-    step,
-    lambda body: body['leaves'].update(
-      {'params.decoder.w': [[64, 64], 'float32', '0' * 16]}
-    ),
-  )
-  with pytest.raises(
-    UserError,
-    match=r'no good step .*an array of model cannot be read: .*\(64, 64\) is not compatible with the stored shape: \(64, 4096\)',
-  ):
+  with pytest.raises(UserError, match=message):
     restore(step)
 
 
@@ -134,86 +145,67 @@ def test_fault_25_names_in_a_manifest_do_not_lead_out_either(step, tmp_path):
     restore(step)
 
 
+PICKLING = {'pickle', 'cloudpickle', 'dill', 'joblib', 'marshal', 'shelve'}
+
+
+def packages_imported(tree):
+  """Returns the names of the packages that a module imports."""
+  names = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names.update(alias.name.split('.')[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      names.add((node.module or '').split('.')[0])
+  return names
+
+
 def test_fault_25_pickles_beside_the_arrays_are_never_opened(step):
-  """Neither by us, nor does any module of the package know how to."""
+  """No module of the package knows how to open one either."""
   bomb = b"cposix\nsystem\n(S'touch " + str(step / 'pwned').encode() + b"'\ntR."
-  for name in (
-    'model.pkl',
-    'model/params.pt',
-    'model/params.npy',
-    'iterator/state.pickle',
-  ):
-    (step / name).write_bytes(bomb)
-  assert same(restore(step)['params'], states(1)[0].params)
+  (step / 'model.pkl').write_bytes(bomb)
+  (step / 'model/params.pt').write_bytes(bomb)
+  (step / 'model/params.npy').write_bytes(bomb)
+  (step / 'iterator/state.pickle').write_bytes(bomb)
+  assert same(restore(step), state_at(1).params)
   assert not (step / 'pwned').exists()
   for path in (ROOT / 'omni_jax').rglob('*.py'):
-    tree = ast.parse(path.read_text())
-    imported = {
-      alias.name.split('.')[0]
-      for node in ast.walk(tree)
-      if isinstance(node, ast.Import)
-      for alias in node.names
-    }
-    imported |= {
-      (node.module or '').split('.')[0]
-      for node in ast.walk(tree)
-      if isinstance(node, ast.ImportFrom)
-    }
-    assert not imported & {
-      'pickle',
-      'cloudpickle',
-      'dill',
-      'joblib',
-      'marshal',
-      'shelve',
-    }, path
-    assert 'allow_pickle=True' not in path.read_text(), path
+    text = path.read_text()
+    assert not packages_imported(ast.parse(text)) & PICKLING, path
+    assert 'allow_pickle=True' not in text, path
 
 
-JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-  lambda inner: (
-    st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=9), inner, max_size=3)
-  ),
-  max_leaves=9,
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+
+
+def lists_and_dicts(inner):
+  dicts = st.dictionaries(st.text(max_size=9), inner, max_size=3)
+  return st.lists(inner, max_size=3) | dicts
+
+
+JSON = st.recursive(VALUES, lists_and_dicts, max_leaves=9)
+MANIFEST = st.fixed_dictionaries(
+  {
+    'version': st.just(1),
+    'step': JSON,
+    'about': JSON,
+    'leaves': st.dictionaries(st.text(max_size=5), JSON, max_size=3),
+    'files': st.dictionaries(st.text(max_size=5), JSON, max_size=3),
+  }
 )
-
-
-def written(folder, body):
-  text = body if isinstance(body, bytes) else json.dumps(body).encode()
-  head = json.dumps(
-    {'blake2b': hashlib.blake2b(text, digest_size=16).hexdigest()}
-  ).encode()
-  (pathlib.Path(folder) / 'manifest.json').write_bytes(head + b'\n' + text + b'\n')
 
 
 @hypothesis.settings(max_examples=150)
-@hypothesis.given(
-  st.one_of(
-    JSON,
-    st.binary(max_size=60),
-    st.fixed_dictionaries(
-      {
-        'version': st.just(1),
-        'step': JSON,
-        'about': JSON,
-        'leaves': st.dictionaries(st.text(max_size=5), JSON, max_size=3),
-        'files': st.dictionaries(st.text(max_size=5), JSON, max_size=3),
-      }
-    ),
-  )
-)
+@hypothesis.given(st.one_of(JSON, st.binary(max_size=60), MANIFEST))
 def test_fault_25_a_manifest_of_anything_is_read_or_refused(tmp_path_factory, body):
   folder = tmp_path_factory.mktemp('fuzzed')
-  written(folder, body)
+  text = body if isinstance(body, bytes) else json.dumps(body).encode()
+  write_manifest(folder, text)
   try:
-    found = manifest.read(epath.Path(folder))
+    read = manifest.read(epath.Path(folder))
   except manifest.Damaged:
     return
-  assert isinstance(found.step, int) and all(
-    isinstance(leaf, manifest.Leaf) for leaf in found.leaves.values()
-  )
+  assert isinstance(read.step, int)
+  assert all(isinstance(leaf, manifest.Leaf) for leaf in read.leaves.values())
 
 
 @hypothesis.settings(max_examples=60)
@@ -225,60 +217,46 @@ def test_fault_25_bytes_in_the_place_of_a_manifest_are_refused(tmp_path_factory,
     manifest.read(epath.Path(folder))
 
 
-def test_fault_25_of_another_run_only_what_fits_is_read(tmp_path):
-  """config.init_from: what has another shape here is not read at all, be it huge."""
-  with Checkpoints(str(tmp_path), 'toy') as checkpoints:
-    checkpoints.save(states(1)[0], b'{}')
-  some = {
-    'params': {
-      'scale': jax.ShapeDtypeStruct((64,), jnp.float32, sharding=jnp.ones(1).sharding)
-    }
-  }
-  with Checkpoints(str(tmp_path), 'toy', read_only=True) as checkpoints:
-    found, _ = checkpoints.restore_some(some)
-  assert same(found, {'params': {'scale': states(1)[0].params['scale']}})
+def test_fault_25_only_the_arrays_that_fit_are_read_from_another_run(step):
+  """As for config.init_from: arrays of another shape are not read at all, even if huge."""
+  sharding = jnp.ones(1).sharding
+  scale = jax.ShapeDtypeStruct((64,), jnp.float32, sharding=sharding)
+  with Checkpoints(str(step.parents[2]), 'toy', read_only=True) as checkpoints:
+    restored, _ = checkpoints.restore_some({'params': {'scale': scale}})
+  assert same(restored, {'params': {'scale': state_at(1).params['scale']}})
 
 
-def older(body):
-  """As code before digests of 64 bits wrote it."""
+def make_older(body):
+  """Makes a manifest one of version 1, whose digests have 32 bits."""
   body['version'] = 1
-  body['leaves'] = {
-    name: [shape, dtype, digest[:8]]
-    for name, (shape, dtype, digest) in body['leaves'].items()
-  }
+  for leaf in body['leaves'].values():
+    shape, dtype, digest = leaf
+    leaf[:] = [shape, dtype, digest[:8]]
 
 
 def test_fault_25_manifests_of_older_code_are_read_and_their_digests_compared(step):
-  forge(step, older)
-  assert same(restore(step)['params'], states(1)[0].params)
-  forge(
-    step,
-    lambda body: body['leaves'].update({'params.scale': [[64], 'float32', '0' * 8]}),
-  )
-  with pytest.raises(
-    UserError, match=r'array params\.scale has digest [0-9a-f]{16}, saved was 00000000'
-  ):
+  forge(step, make_older)
+  assert same(restore(step), state_at(1).params)
+  forge_leaf(step, 'params.scale', [64], '0' * 8)
+  message = r'array params\.scale has digest [0-9a-f]{16}, but 00000000 was saved'
+  with pytest.raises(UserError, match=message):
     restore(step)
 
 
 @pytest.mark.parametrize('digest', ['', '0' * 8, '0' * 17, 'x' * 16, 'F' * 16])
-def test_fault_25_a_digest_of_another_length_compares_with_nothing(step, digest):
-  forge(
-    step,
-    lambda body: body['leaves'].update({'params.scale': [[64], 'float32', digest]}),
-  )
+def test_fault_25_a_digest_of_another_form_is_refused(step, digest):
+  forge_leaf(step, 'params.scale', [64], digest)
   with pytest.raises(UserError, match='is not a digest of params.scale'):
     restore(step)
 
 
-def test_fault_25_a_step_of_newer_code_is_refused_and_not_put_aside(step):
+def test_fault_25_a_step_of_newer_code_is_refused_and_stays_where_it_is(step):
   forge(step, lambda body: body.update(version=3))
+  message = r'manifest.json of step 1 is of version 3, this code reads \[1, 2\]'
   with (
-    pytest.raises(
-      UserError,
-      match=r'manifest.json of step 1 is of version 3, this code reads \[1, 2\]',
-    ),
+    pytest.raises(UserError, match=message),
     Checkpoints(str(step.parents[2]), 'toy') as checkpoints,
   ):
     checkpoints.resume(fresh())
-  assert (step / 'manifest.json').exists() and not (step.parent / 'quarantine').exists()
+  assert (step / 'manifest.json').exists()
+  assert not (step.parent / 'quarantine').exists()

@@ -1,4 +1,7 @@
-"""Fault 26: a second trainer on the same folder is refused; a trainer that was killed leaves no lock behind."""
+"""Fault 26: two trainers on one folder.
+
+The second is refused, and a trainer that was killed leaves no lock behind.
+"""
 
 import json
 import os
@@ -24,6 +27,7 @@ ENVIRONMENT = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
 
 @pytest.fixture
 def holder(tmp_path):
+  """Returns a process that holds the lock of a folder."""
   process = subprocess.Popen(
     [sys.executable, '-c', HOLDER, str(tmp_path / 'run')],
     env=ENVIRONMENT,
@@ -39,14 +43,11 @@ def holder(tmp_path):
 
 def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder):
   workdir = str(tmp_path / 'run')
+  message = (
+    rf'is in use by another trainer \(.*"pid": {holder.pid}.*use another --workdir'
+  )
   for _ in range(2):
-    with (
-      pytest.raises(
-        UserError,
-        match=rf'is in use by another trainer \(.*"pid": {holder.pid}.*take another --workdir',
-      ),
-      claimed(workdir),
-    ):
+    with pytest.raises(UserError, match=message), claimed(workdir):
       pass
   holder.send_signal(signal.SIGKILL)
   holder.wait()
@@ -56,32 +57,24 @@ def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder
     pass
 
 
-def test_fault_26_the_command_is_refused_in_one_line_and_touches_nothing(
+def test_fault_26_the_command_is_refused_in_one_line_and_changes_nothing(
   tmp_path, holder
 ):
+  workdir = tmp_path / 'run'
+  config = f'--config={ROOT}/configs/tiny.py'
   done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'omni_jax.train',
-      f'--config={ROOT}/configs/tiny.py',
-      f'--workdir={tmp_path}/run',
-    ],
+    [sys.executable, '-m', 'omni_jax.train', config, f'--workdir={workdir}'],
     env=ENVIRONMENT,
     capture_output=True,
     text=True,
     check=False,
     cwd=tmp_path,
   )
-  assert (
-    done.returncode == 2
-    and done.stderr.count('\n') == 1
-    and 'is in use by another trainer' in done.stderr
-  ), done.stderr
-  assert sorted(os.listdir(tmp_path / 'run')) == [
-    'checkpoints',
-    'lock',
-  ] and not os.listdir(tmp_path / 'run' / 'checkpoints')
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.count('\n') == 1, done.stderr
+  assert 'is in use by another trainer' in done.stderr, done.stderr
+  assert sorted(os.listdir(workdir)) == ['checkpoints', 'lock']
+  assert not os.listdir(workdir / 'checkpoints')
 
 
 def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
@@ -90,7 +83,7 @@ def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
   from omni_jax.checkpoint import claim
 
   monkeypatch.setattr(claim, 'is_local', lambda path: False)
+  message = 'cannot be locked: make sure that no other process trains there'
   with claimed(str(tmp_path)), claimed(str(tmp_path)):
-    assert (tmp_path / 'log.txt').read_text().count(
-      'cannot be locked: see to it that no other process trains there'
-    ) == 2
+    log = (tmp_path / 'log.txt').read_text()
+    assert log.count(message) == 2

@@ -1,12 +1,12 @@
-"""A stage so small that the loop and its checkpoints are what is tested; also as a process that can be killed.
+"""A stage so small that tests see only the loop and its checkpoints; it is also a script.
 
-python tests/faults/toy.py WORKDIR [--steps=N] [--save_every=N] [--size=N] [--pause=SECONDS] [--after=raise]
+python tests/faults/toy.py WORKDIR [--steps=N] [--save_every=N] [--size=N]
+    [--pause=SECONDS] [--after=raise]
 """
 
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,23 +26,26 @@ TX = optax.adam(1e-2)
 
 
 class Numbers:
-  """Batches that depend on their number, split between processes; `pause` seconds each."""
+  """Batches of equal numbers that depend on the batch's number, split between processes.
+
+  Args:
+    pause: seconds that each batch takes.
+    processes: number of processes that share the 8 rows of a batch.
+    replace: values that replace those of some batches, by the batch's number.
+  """
 
   def __init__(self, pause=0.0, processes=1, replace=None):
-    self._next, self._pause, self._replace, self.closed = (
-      0,
-      pause,
-      dict(replace or {}),
-      False,
-    )
+    self.closed = False
+    self._next = 0
+    self._pause = pause
     self._rows = 8 // processes
+    self._replace = dict(replace or {})
 
   def __next__(self):
     self._next += 1
     time.sleep(self._pause)
-    return np.full(
-      (self._rows,), self._replace.get(self._next, self._next % 7), np.float32
-    )
+    value = self._replace.get(self._next, self._next % 7)
+    return np.full((self._rows,), value, np.float32)
 
   def merged(self, states):
     return states[0]
@@ -57,6 +61,7 @@ class Numbers:
 
 
 def fresh(size=64):
+  """Returns the state that the toy stage starts with."""
   from omni_jax.checkpoint.train_state import TrainState
 
   params = {
@@ -64,119 +69,133 @@ def fresh(size=64):
     'scale': jnp.ones(size),
   }
   return TrainState(
-    params,
-    {'bias': jnp.zeros(4)},
-    TX.init(params),
-    jnp.int32(0),
-    jax.random.key_data(jax.random.key(1)),
+    params=params,
+    buffers={'bias': jnp.zeros(4)},
+    opt_state=TX.init(params),
+    step=jnp.int32(0),
+    rng=jax.random.key_data(jax.random.key(1)),
   )
 
 
-def states(*steps, size=64):
-  """One state for each step, all different in all arrays but the constants of the optimizer."""
-  made = []
-  for k in steps:
-    key = jax.random.key(k)
-    params = {
-      'decoder': {'w': jax.random.normal(key, (size, size))},
-      'scale': jnp.full(size, float(k)),
-    }
-    moments = jax.tree.map(lambda x, k=k: x + k, TX.init(params))
-    made.append(
-      fresh(size)._replace(
-        params=params,
-        buffers={'bias': jnp.full(4, -float(k))},
-        opt_state=moments,
-        step=jnp.int32(k),
-        rng=jax.random.key_data(key),
-      )
-    )
-  return made
+def model_of(state):
+  """Returns the part of a state that `Checkpoints.restore_model` restores."""
+  return {'params': state.params, 'buffers': state.buffers}
+
+
+def state_at(step, size=64):
+  """Returns a state that differs from those of other steps in all arrays.
+
+  Only the constants of the optimizer are the same.
+  """
+  key = jax.random.key(step)
+  params = {
+    'decoder': {'w': jax.random.normal(key, (size, size))},
+    'scale': jnp.full(size, float(step)),
+  }
+  return fresh(size)._replace(
+    params=params,
+    buffers={'bias': jnp.full(4, -float(step))},
+    opt_state=jax.tree.map(lambda x: x + step, TX.init(params)),
+    step=jnp.int32(step),
+    rng=jax.random.key_data(key),
+  )
 
 
 @jax.jit
 def update(state, batch):
-  """Adam on a bowl whose middle depends on the batch, with noise of the run's generator."""
+  """Returns the state after a step of Adam, and metrics.
+
+  The loss is a bowl whose center depends on the batch, plus noise from the run's key.
+  """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   noise = 0.1 * jax.random.normal(key, state.params['decoder']['w'].shape)
-  loss = lambda p: jnp.mean(
-    (p['decoder']['w'] * p['scale'] - batch.mean() + noise) ** 2
-  )
-  value, grads = jax.value_and_grad(loss)(state.params)
+
+  def loss_of(params):
+    product = params['decoder']['w'] * params['scale']
+    return jnp.mean((product - batch.mean() + noise) ** 2)
+
+  loss, grads = jax.value_and_grad(loss_of)(state.params)
   updates, moments = TX.update(grads, state.opt_state, state.params)
   after = state._replace(
     params=optax.apply_updates(state.params, updates),
     opt_state=moments,
     step=state.step + 1,
-    buffers={'bias': state.buffers['bias'] + value},
+    buffers={'bias': state.buffers['bias'] + loss},
   )
-  return after, {'loss/total': value, 'tokens': jnp.float32(8), 'batch': batch.mean()}
+  return after, {'loss/total': loss, 'tokens': jnp.float32(8), 'batch': batch.mean()}
 
 
 def stage(steps=8, size=64, batches=None, step_fn=update, **options):
+  """Returns the toy stage; `options` are further fields of `loop.Stage`."""
   from omni_jax.train.loop import Stage
 
-  return Stage(
-    'toy',
-    steps,
-    step_fn,
-    fresh(size),
-    batches or Numbers(),
-    **dict(log_every=1, save_every=2) | options,
-  )
+  options = {'log_every': 1, 'save_every': 2} | options
+  batches = batches or Numbers()
+  return Stage('toy', steps, step_fn, fresh(size), batches, **options)
 
 
 def same(ours, theirs):
-  """Whether two trees are equal bit for bit, with the same types."""
+  """Returns whether two trees are equal bit for bit, with the same types."""
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  return all(
-    a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    if a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes():
+      return False
+  return True
 
 
-def saved(workdir, *wanted, name='toy', keep=2):
-  """The folder, with these steps of a stage saved one after another; of all but the last `keep` nothing is left."""
+def stage_folder(workdir, stage='toy'):
+  """Returns the folder of the steps of a stage."""
+  return epath.Path(workdir) / 'checkpoints' / stage
+
+
+def saved(workdir, *steps, stage='toy', keep=2):
+  """Saves steps of a stage one after another and returns the folder of the run.
+
+  Only the last `keep` of them remain.
+  """
   from omni_jax.checkpoint.checkpoints import Checkpoints
 
-  with Checkpoints(str(workdir), name, keep=keep) as checkpoints:
-    for one in states(*wanted):
-      checkpoints.save(one, f'{{"next": {int(one.step)}}}'.encode())
+  with Checkpoints(str(workdir), stage, keep=keep) as checkpoints:
+    for step in steps:
+      checkpoints.save(state_at(step), json.dumps({'next': step}).encode())
   return workdir
 
 
 def resumed(workdir):
-  """(what a trainer goes on from, what it says about that)."""
+  """Returns the step that a trainer resumes from, and the lines that it logs."""
   from omni_jax.checkpoint.checkpoints import Checkpoints
 
-  said = []
-  with Checkpoints(str(workdir), 'toy', say=said.append) as checkpoints:
-    return checkpoints.resume(fresh()), said
+  lines = []
+  with Checkpoints(str(workdir), 'toy', say=lines.append) as checkpoints:
+    return checkpoints.resume(fresh()), lines
 
 
 def logged(workdir):
-  """Whole lines of metrics.jsonl without what depends on the clock."""
+  """Returns the complete lines of metrics.jsonl, without values that depend on time."""
   file = pathlib.Path(workdir) / 'metrics.jsonl'
-  found = []
-  for line in file.read_text().splitlines() if file.exists() else []:
+  if not file.exists():
+    return []
+  lines = []
+  for text in file.read_text().splitlines():
     with contextlib.suppress(json.JSONDecodeError):
-      found.append(
-        {
-          k: v
-          for k, v in json.loads(line).items()
-          if k != 'seconds' and not k.startswith('speed/')
-        }
-      )
-  return found
+      lines.append(_without_times(json.loads(text)))
+  return lines
+
+
+def _without_times(metrics):
+  kept = {}
+  for name, value in metrics.items():
+    if name != 'seconds' and not name.startswith('speed/'):
+      kept[name] = value
+  return kept
 
 
 def start(workdir, *arguments, script=__file__, **variables):
-  """The process."""
-  environment = (
-    os.environ
-    | {'PYTHONPATH': f'{ROOT}:{ROOT}/tests', 'JAX_PLATFORMS': 'cpu'}
-    | variables
-  )
+  """Returns a process that runs the toy stage, with these environment variables."""
+  environment = dict(os.environ)
+  environment['PYTHONPATH'] = f'{ROOT}:{ROOT}/tests'
+  environment['JAX_PLATFORMS'] = 'cpu'
+  environment.update(variables)
   return subprocess.Popen(
     [sys.executable, str(script), str(workdir), *arguments],
     env=environment,
@@ -187,12 +206,26 @@ def start(workdir, *arguments, script=__file__, **variables):
 
 
 def finished(process, seconds=120):
-  """(exit code, standard output, standard error); to hang is to fail."""
+  """Returns exit code, standard output and standard error of a process.
+
+  It raises an error if the process does not end in time.
+  """
   try:
     out, err = process.communicate(timeout=seconds)
   finally:
     process.kill()
   return process.returncode, out, err
+
+
+def run(workdir, *arguments, seconds=120, **options):
+  """Runs the toy stage in a process; returns what `finished` does."""
+  return finished(start(workdir, *arguments, **options), seconds)
+
+
+def wait_until(condition, process):
+  """Waits until a condition holds or the process has ended."""
+  while not condition() and process.poll() is None:
+    time.sleep(0.01)
 
 
 def main():
@@ -216,7 +249,7 @@ def main():
 
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-  def run():
+  def train():
     if flags.after == 'save_and_raise':
       with Checkpoints(flags.workdir, 'toy') as checkpoints:
         checkpoints.save(fresh(flags.size)._replace(step=jnp.int32(1)), b'{}')
@@ -224,18 +257,14 @@ def main():
     if 'JAX_NUM_PROCESSES' in os.environ:
       processes.join()
     mesh = make_mesh({'data': -1})
-    made = stage(
-      flags.steps,
-      flags.size,
-      Numbers(flags.pause, jax.process_count()),
-      save_every=flags.save_every,
-    )
-    made = dataclasses.replace(made, state=jax.device_put(made.state, replicated(mesh)))
-    loop.run(made, flags.workdir, mesh)
+    batches = Numbers(flags.pause, jax.process_count())
+    toy = stage(flags.steps, flags.size, batches, save_every=flags.save_every)
+    state = jax.device_put(toy.state, replicated(mesh))
+    loop.run(dataclasses.replace(toy, state=state), flags.workdir, mesh)
     if flags.after == 'raise':
       raise RuntimeError('torn at the end')
 
-  run_command(functools.partial(run))
+  run_command(train)
 
 
 if __name__ == '__main__':
