@@ -1,6 +1,5 @@
 """Reads XLA's replica groups: the devices and mesh axes of a collective."""
 
-from collections.abc import Sequence
 import functools
 import math
 import re
@@ -140,7 +139,7 @@ class Groups:
     groups = parse_groups(text, len(self._devices))
     group = _first_moving(groups) if pairs else groups[0]
     mesh_shape = self._mesh.devices.shape
-    places = np.array(np.unravel_index(np.asarray(group), mesh_shape)).T
+    places = np.array(np.unravel_index(group, mesh_shape)).T
     varying = [axis for axis in range(len(mesh_shape)) if len(set(places[:, axis])) > 1]
     axes = '+'.join(self._mesh.axis_names[axis] for axis in varying) or 'none'
     places_along_axes = math.prod(mesh_shape[axis] for axis in varying)
@@ -162,7 +161,7 @@ class Groups:
     return Members(axis, slices, ())
 
 
-def _first_moving(pairs: np.ndarray) -> Sequence[int]:
+def _first_moving(pairs: np.ndarray) -> np.ndarray:
   """Returns the first pair of different devices, or the first pair if none differs."""
   for pair in pairs:
     if pair[0] != pair[1]:

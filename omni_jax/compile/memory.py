@@ -134,6 +134,20 @@ def read_total(usage_report: str) -> float:
   return float(match[1])
 
 
+class _Value(NamedTuple):
+  """A value in a buffer assignment.
+
+  Attributes:
+    size: bytes of the value.
+    name: name of the instruction that computes it.
+    shape: its shape as the compiler writes it, without layout.
+  """
+
+  size: int
+  name: str
+  shape: str
+
+
 def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
   """Returns the `count` largest temporaries of a buffer assignment.
 
@@ -157,20 +171,6 @@ def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
   buffers = [_buffer(values) for values in pieces.values()]
   buffers.sort(key=lambda buffer: -buffer.size)
   return tuple(buffers[:count])
-
-
-class _Value(NamedTuple):
-  """A value in a buffer assignment.
-
-  Attributes:
-    size: bytes of the value.
-    name: name of the instruction that computes it.
-    shape: its shape as the compiler writes it, without layout.
-  """
-
-  size: int
-  name: str
-  shape: str
 
 
 def _is_temporary(allocation: str) -> bool:

@@ -93,6 +93,18 @@ def moved_bytes(kind: str, payload: float, members: int) -> float:
   return payload
 
 
+class _Side(NamedTuple):
+  """A side of the torus that a group extends along.
+
+  Attributes:
+    places: number of places of the group along the side.
+    directions: 2 if these places close to a ring, 1 if they are a line.
+  """
+
+  places: int
+  directions: int
+
+
 def link_seconds(
   kind: str, payload: float, members: Members, topology: Topology
 ) -> float:
@@ -121,18 +133,6 @@ def link_seconds(
     return max(loads) / rate
   directions = sum(side.directions for side in sides)
   return moved / (rate * directions)
-
-
-class _Side(NamedTuple):
-  """A side of the torus that a group extends along.
-
-  Attributes:
-    places: number of places of the group along the side.
-    directions: 2 if these places close to a ring, 1 if they are a line.
-  """
-
-  places: int
-  directions: int
 
 
 def _used_sides(members: Members, topology: Topology) -> list[_Side]:
