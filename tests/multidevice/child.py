@@ -52,7 +52,7 @@ def watched(place, notes, *, fails_at, stops_at):
 
 
 def evaluate(trained, workdir, log):
-  """Generates one reply instead of the evaluation, which is long and tested elsewhere."""
+  """Generates one reply; the evaluation itself is long and tested elsewhere."""
   import jax
 
   message = 'the other processes would have to wait for the end of this'

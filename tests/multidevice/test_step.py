@@ -82,9 +82,9 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
 
   The leaves are compared relative to their largest number. The same numbers are added
   in fp32 but in another order. The largest differences seen over all these meshes are
-  1.5e-7 for the metrics and 1.0e-6 of the largest number for the leaves (2^-24 is 6e-8).
-  The tolerances are ten times as large, for other processors. Something that is missing
-  or counted twice on one device changes its leaf by an eighth.
+  1.5e-7 for the metrics and 1.0e-6 of the largest number for the leaves (2^-24 is
+  6e-8). The tolerances are ten times as large, for other processors. Something that is
+  missing or counted twice on one device changes its leaf by an eighth.
   """
   state, metrics = trained(descent(), eight_rows, **sizes)
   expected_state, expected_metrics = one_device

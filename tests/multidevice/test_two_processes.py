@@ -19,8 +19,8 @@ from samples import ROOT
 
 CHILD = pathlib.Path(__file__).with_name('child.py')
 PARTS_CHILD = pathlib.Path(__file__).with_name('parts_child.py')
-# Limit for one run with its compilation on a busy machine; on an idle one it takes half a
-# minute.
+# Limit for one run with its compilation on a busy machine. On an idle machine it takes
+# half a minute.
 SECONDS = 420
 CODEC_STEPS = 2
 STEPS = 4
@@ -41,8 +41,8 @@ OMNI_STAGES = "('omni','evaluate')"  # for runs whose codec is finished
 ONE_PROCESS = ['--config.cpu_devices=2']
 TWO_PROCESSES = ['--config.cpu_devices=1', '--config.distributed=True']
 # The sums over two devices are the same, but gloo adds across processes and XLA within
-# one, each in its own order. The differences seen are 2e-7, one or two units in the last
-# place. The tolerance is larger because Adam divides by small gradients.
+# one, each in its own order. The differences seen are 2e-7, one or two units in the
+# last place. The tolerance is larger because Adam divides by small gradients.
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def process_environment(workdir, index, count, address, variables):
 
 
 def notes_file(workdir, index):
-  """Returns the file in which a process of a run writes down the rows that it places."""
+  """Returns the file to which a process of a run writes the rows that it places."""
   return pathlib.Path(f'{workdir}.notes.{index}')
 
 
@@ -276,8 +276,8 @@ def test_two_processes_resume_where_one_stopped_and_one_evaluates(alone, folder)
 def test_weights_and_positions_may_be_split_across_the_processes(alone, folder, axis):
   """The steps are the same as those of one process.
 
-  Over fsdp each process places its own rows. Over context, as over tensor, both place the
-  same rows.
+  Over fsdp each process places its own rows. Over context, as over tensor, both place
+  the same rows.
   """
   workdir = folder / f'over_{axis}'
   shutil.copytree(alone / 'checkpoints' / 'codec', workdir / 'checkpoints' / 'codec')
