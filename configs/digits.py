@@ -5,8 +5,8 @@
 Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s from the README's two lines to
 report.html, install included (bar 20 min, target 10 min), at commit 2174c56. Tests ran
 on the same machine most of the time. The omni stage makes 3.5 steps/s on an idle
-machine, and the evaluation takes 54 s. At d8be97a: 2.3 GB of memory at the peak (bar 4),
-1.2 % of the omni stage (bar 2) and 2.2 % of the codec stage spent waiting for data
+machine, and the evaluation takes 54 s. At d8be97a: 2.3 GB of memory at the peak (bar
+4), 1.2 % of the omni stage (bar 2) and 2.2 % of the codec stage spent waiting for data
 (medians).
 
 The first column of the table is this run with seed 0; its figures are good to +-3
