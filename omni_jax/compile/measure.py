@@ -112,8 +112,8 @@ def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
   hint = ''
   if not has_one_axis:
     hint = (
-      f' (the mesh is {axes}: what fsdp and expert do not split is on every chip as a '
-      'whole)'
+      f' (the mesh is {axes}: what fsdp and expert do not split is replicated on every '
+      'chip)'
     )
   raise UserError(
     f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation '

@@ -1,4 +1,4 @@
-"""Estimates the least seconds of a step: compute, memory and networks at full rate."""
+"""Computes a lower bound of the seconds of a step: all parts at their full rates."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -170,7 +170,7 @@ def _summed(traffic: Iterable[Traffic]) -> list[Traffic]:
   """Returns the sums by kind, axes and network, the longest first."""
   sums: dict[tuple[str, str, str], Traffic] = {}
   for new in traffic:
-    key = new.kind, new.axes, new.network
+    key = (new.kind, new.axes, new.network)
     old = sums.get(key, Traffic(*key, 0, 0.0, 0.0))
     count = old.count + new.count
     moved = old.moved + new.moved
@@ -194,7 +194,8 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   def core_seconds(work: Work) -> float:
     return max(work.flops / flops_rate, work.bytes / hbm_rate)
 
-  def traffic(transfer: Transfer) -> Traffic | None:
+  def traffic_or_none(transfer: Transfer) -> Traffic | None:
+    """Returns the traffic of a collective; None if its groups have one member."""
     if transfer.groups == SLICES:
       members = groups.across()
     else:
@@ -206,25 +207,26 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
 
   def network_seconds(transfer: Transfer) -> tuple[str, float]:
     """Returns the network and the seconds of one time."""
-    once = traffic(transfer._replace(times=1))
+    once = traffic_or_none(transfer._replace(times=1))
     if once is None:
       return '', 0.0
     return once.channel, once.seconds
 
-  traffics = []
+  single_traffic = []
   for transfer in cost.transfers:
-    summand = traffic(transfer)
-    if summand is not None:
-      traffics.append(summand)
-  collectives = _summed(traffics)
+    traffic = traffic_or_none(transfer)
+    if traffic is not None:
+      single_traffic.append(traffic)
+  all_traffic = _summed(single_traffic)
   networks: dict[str, float] = {}
-  for one in collectives:
-    networks[one.channel] = networks.get(one.channel, 0.0) + one.seconds
+  for traffic in all_traffic:
+    channel = traffic.channel
+    networks[channel] = networks.get(channel, 0.0) + traffic.seconds
   return Estimate(
     compute=cost.flops / flops_rate,
     memory=cost.bytes / hbm_rate,
     core=sum(work.times * core_seconds(work) for work in cost.work),
     scheduled=scheduled_seconds(cost.order, core_seconds, network_seconds),
     networks=networks,
-    traffic=collectives,
+    traffic=all_traffic,
   )

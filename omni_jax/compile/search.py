@@ -121,7 +121,7 @@ def _most_rows(memory: Memory, topology: Topology) -> int:
   most = 1
   for rows in ROWS:
     if (rows - 1) * memory.temporaries <= room:
-      most = max(most, rows)
+      most = rows
   return most
 
 
