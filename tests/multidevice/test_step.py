@@ -62,8 +62,8 @@ def trained(tx, batch, **sizes):
 def descent():
   """Returns plain gradient descent with momentum.
 
-  Unlike those of Adam, its updates are proportional to the gradients, so that they show
-  every error of a gradient.
+  Unlike Adam's, its updates scale with the gradients, so that they show every error of a
+  gradient.
   """
   return optax.sgd(0.05, momentum=0.9)
 
@@ -83,8 +83,8 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   The leaves are compared relative to their largest number. The same numbers are added
   in fp32 but in another order. The largest differences seen over all these meshes are
   1.5e-7 for the metrics and 1.0e-6 of the largest number for the leaves (2^-24 is
-  6e-8). The tolerances are ten times as large, for other processors. Something that is
-  missing or counted twice on one device changes its leaf by an eighth.
+  6e-8). The tolerances are about ten times as large, for other processors. Something
+  that is missing or counted twice on one device changes its leaf by an eighth.
   """
   state, metrics = trained(descent(), eight_rows, **sizes)
   expected_state, expected_metrics = one_device
