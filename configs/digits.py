@@ -1,14 +1,20 @@
-"""Reads and writes text, handwritten digits and spoken digit words in four languages: the default run.
+"""The default run: text, handwritten digits and spoken digit words in four languages.
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s with the install, from the README's two lines to report.html
-(bar 20, target 10), at commit 2174c56; tests ran beside most of it; omni at 3.5 steps/s with nothing beside it,
-evaluation 54 s. At d8be97a: 2.3 GB at the peak (bar 4), 1.2 % of the omni stage spent waiting for data (medians; bar 2)
-and 2.2 % of the codec stage. Seed 0, figures good to +-3 points. Beside it earlier versions: e68bc70 (10 min 7 s with
-the install), d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s). Last column: with streams
-(between 35487b3 and e466d24) on one H200, 6 min 33 s, of which 3 min 42 s went to the first 50 steps of codec and omni,
-which compile; 18 to 28 steps/s. On CPU a whole run was not timed since.
+Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s from the README's two lines to
+report.html, install included (bar 20 min, target 10 min), at commit 2174c56. Tests ran
+on the same machine most of the time. The omni stage makes 3.5 steps/s on an idle
+machine, and the evaluation takes 54 s. At d8be97a: 2.3 GB of memory at the peak (bar
+4), 1.2 % of the omni stage (bar 2) and 2.2 % of the codec stage spent waiting for data
+(medians).
+
+The first column of the table is this run with seed 0; its figures are good to +-3
+points. The next columns are earlier versions: e68bc70 (10 min 7 s with the install),
+d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s). The last
+column is a run with streams (between 35487b3 and e466d24) on one H200: 6 min 33 s, of
+which the first 50 steps of codec and omni, which compile, took 3 min 42 s; 18 to 28
+steps/s. A whole run on CPU has not been timed since.
 
                       2174c56           e68bc70  d8be97a  162d2af  dbc99d1  H200
   image_to_text        98.5 %  (bar 96)   98.8     97.5     98.5     97.0     97.2

@@ -1,10 +1,13 @@
-"""Text, images and speech, 1.6 billion parameters of which a token visits 1 billion: 16 chips of TPU v5e.
+"""Text, images and speech with 1.6 billion parameters, for 16 chips of TPU v5e.
 
-  python -m omni_jax.train --config=configs/omni_1b.py --config.data.root=DATA --workdir=gs://BUCKET/omni_1b
+  python -m omni_jax.train --config=configs/omni_1b.py --config.data.root=DATA \\
+    --workdir=gs://BUCKET/omni_1b
   python -m omni_jax.compile --config=configs/omni_1b.py --topology=v5e:4x4
 
-DATA holds JSON lines as in docs/add_dataset.md. Images are 256 x 256 in patches of 16, sounds 16 kHz. What it takes on
-chips, measured by compiling: docs/pods.md. `--config=configs/omni_1b.py:text` is the same decoder with text alone.
+Each token visits 1 billion of the parameters. DATA holds JSON lines as in
+docs/add_dataset.md. Images are 256 x 256 in patches of 16, sounds have 16 kHz.
+docs/pods.md has what the run takes on chips, measured by compiling it.
+`--config=configs/omni_1b.py:text` is the same decoder with text alone.
 """
 
 from ml_collections import ConfigDict
@@ -13,12 +16,17 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  """Args:
-  only: 'text' for the same decoder on rows of text, without any other medium; for comparison with trainers that know
-    nothing else.
+  """Returns the run.
+
+  Args:
+    only: 'text' for the same decoder on rows of text without any other medium, to
+      compare it with trainers of text alone; '' for all media.
+
+  Raises:
+    ValueError: if `only` has another value.
   """
   if only not in ('', 'text'):
-    raise ValueError(f"config '{only}' is unknown: it is 'text' or nothing")
+    raise ValueError(f"config '{only}' is unknown: give 'text' or nothing")
   c = derived(__file__, 'base')
   c.stages = ('codec', 'omni')
   c.mesh.update(dict(data=1, fsdp=-1))
@@ -72,13 +80,11 @@ def get_config(only: str = '') -> ConfigDict:
   c.loader.workers = 8
   c.codec.update(dict(steps=50_000, batch=256, pieces=25, log_every=100))
   c.codec.update(dict(save_every=5000, bad_steps=10))
+  c.codec.optim.update(dict(kind='adamw', lr=5e-4, warmup=1000, final=0.1, b2=0.95))
+  c.codec.optim.weight_decay = 0.01
   c.omni.update(dict(steps=100_000, log_every=20, save_every=1000, bad_steps=10))
-  for stage, lr, warmup, decay in (
-    (c.codec, 5e-4, 1000, 0.01),
-    (c.omni, 3e-4, 2000, 0.1),
-  ):
-    stage.optim.update(dict(kind='adamw', lr=lr, warmup=warmup, final=0.1, b2=0.95))
-    stage.optim.weight_decay = decay
+  c.omni.optim.update(dict(kind='adamw', lr=3e-4, warmup=2000, final=0.1, b2=0.95))
+  c.omni.optim.weight_decay = 0.1
   c.generate.update(dict(temperature=0.7, speech_temperature=0.7, guidance=3.0))
   c.generate.update(dict(max_new=256, dit_steps=32))
   c.evaluate.update(dict(n_data=200, n_codec=50))
@@ -86,7 +92,7 @@ def get_config(only: str = '') -> ConfigDict:
 
 
 def text_only(c: ConfigDict) -> ConfigDict:
-  """Returns the run without any other medium."""
+  """Takes all media but text out of the run and returns it."""
   config_file(__file__, 'text')['without_media'](c)
   c.stages = ('omni',)
   return c

@@ -1,12 +1,16 @@
-"""Text, images and speech around a decoder of Qwen3-30B-A3B's shape: 32 chips of TPU v5p, or 64 of v6e.
+"""Text, images and speech with a decoder of the shape of Qwen3-30B-A3B, for TPU pods.
 
-  python -m omni_jax.train --config=configs/omni_30b_a3b.py --config.data.root=DATA --workdir=gs://BUCKET/omni_30b_a3b
+  python -m omni_jax.train --config=configs/omni_30b_a3b.py --config.data.root=DATA \\
+    --workdir=gs://BUCKET/omni_30b_a3b
   python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v5p:4x4x2
-  python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v6e:8x8 --config.data.budget.rows=64
+  python -m omni_jax.compile --config=configs/omni_30b_a3b.py --topology=v6e:8x8 \\
+    --config.data.budget.rows=64
 
-The shape is that of arXiv 2505.09388: width 2048, 48 layers, 32 heads, 4 of keys and values, 128 experts of 768, eight
-a token, none that all tokens share. Data, images and sounds as in configs/omni_1b.py; what it takes on chips, measured
-by compiling: docs/pods.md. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
+It needs 32 chips of TPU v5p or 64 of v6e. The shape is that of arXiv 2505.09388: width
+2048, 48 layers, 32 heads, 4 key and value heads, and 128 experts of width 768, of which
+a token visits eight; there is no shared expert. Data, images and sounds are as in
+configs/omni_1b.py. docs/pods.md has what the run takes on chips, measured by compiling
+it. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +19,7 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
+  """Returns the run; `only` is as in configs/omni_1b.py."""
   c = derived(__file__, 'omni_1b')
   c.mesh.expert = 4
   c.model.decoder.update(

@@ -1,11 +1,14 @@
-"""Text, images and speech around a decoder of Mixtral 8x7B's shape, 48 billion parameters: 64 chips of TPU v5p.
+"""Text, images and speech with a decoder of the shape of Mixtral 8x7B, for TPU pods.
 
-  python -m omni_jax.train --config=configs/omni_8x7b.py --config.data.root=DATA --workdir=gs://BUCKET/omni_8x7b
+  python -m omni_jax.train --config=configs/omni_8x7b.py --config.data.root=DATA \\
+    --workdir=gs://BUCKET/omni_8x7b
   python -m omni_jax.compile --config=configs/omni_8x7b.py --topology=v5p:4x4x4
 
-The shape is that of arXiv 2401.04088: width 4096, 32 layers, 32 heads, 8 of keys and values, 8 experts of 14336, two a
-token. Data, images and sounds as in configs/omni_1b.py; what it takes on chips, measured by compiling: docs/pods.md.
-`--config=configs/omni_8x7b.py:text` is the same decoder with text alone.
+It has 48 billion parameters and needs 64 chips of TPU v5p. The shape is that of arXiv
+2401.04088: width 4096, 32 layers, 32 heads, 8 key and value heads, and 8 experts of
+width 14336, of which a token visits two. Data, images and sounds are as in
+configs/omni_1b.py. docs/pods.md has what the run takes on chips, measured by compiling
+it. `--config=configs/omni_8x7b.py:text` is the same decoder with text alone.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +17,7 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
+  """Returns the run; `only` is as in configs/omni_1b.py."""
   c = derived(__file__, 'omni_1b')
   c.model.decoder.update(
     dict(

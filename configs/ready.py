@@ -1,8 +1,11 @@
-"""All ready sets in one run: digits, emoji and spoken orders, read and written, and text in 20 languages.
+"""Trains on a mixture of all ready sets: digits, emoji, spoken orders, 20 languages.
 
-  python -m omni_jax.train --config=configs/ready.py --config.data.root=../shared/data --workdir=runs/ready
+  python -m omni_jax.train --config=configs/ready.py --workdir=runs/ready \\
+    --config.data.root=../shared/data
 
-To show how sets are named and mixed (docs/ready_sources.md); not yet trained to its end, so there are no figures.
+Digits and emoji are read and written, spoken orders are heard, and text is in 20
+languages. The file shows how sets are named and mixed (docs/ready_sources.md). It has
+not been trained to the end yet, so that there are no figures.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +16,8 @@ from omni_jax.data.sources.ready.ready_set import LANGUAGES
 
 def get_config() -> ConfigDict:
   c = derived(__file__, 'digits')
-  # Mean and deviation are those of the images that are drawn, half of them MNIST's and half emoji on white.
+  # Mean and deviation are those of the images that are written, half of them from MNIST
+  # and half of them emoji on white.
   c.model.image.update(
     dict(height=32, width=32, channels=3, patch=8, mean=0.444, std=0.435)
   )
@@ -23,11 +27,12 @@ def get_config() -> ConfigDict:
   c.data.source = 'mixture'
   c.data.eval_file = ''
   c.data.augment = ConfigDict()
-  # Sixteen rows share their pools: sounds last from half a second to fifteen, and a row has room for the longest.
+  # Sixteen rows share their pools, because sounds last from half a second to fifteen
+  # seconds. A row has room for the longest.
   c.data.budget.update(dict(rows=32, length=384, group=16))
   c.data.budget.streams.image.update(dict(seen=(208, 14), drawn=(208, 14)))
   c.data.budget.streams.audio.update(dict(heard=(736, 32), spoken=(38, 12)))
-  # Bytes of a line: prompt and answer share the 384 positions of a row.
+  # `longest` is in bytes: prompt and answer share the 384 positions of a row.
   text = dict(source='text20', longest=160)
   pieces = dict(source='text', train_file='tinyshakespeare/input.txt', piece=256)
   sources = {

@@ -1,4 +1,4 @@
-"""The decoder of configs/base.py without any other medium: rows of text, a text head. Other configs start from it."""
+"""The decoder of configs/base.py on text alone, for other configs to start from."""
 
 from ml_collections import ConfigDict
 
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
 
 
 def without_media(c: ConfigDict) -> None:
-  """Takes all media but text out of a run: their networks, streams, losses and augmentation."""
+  """Deletes all media but text: their networks, streams, losses and augmentation."""
   for medium in ('image', 'audio'):
     del c.model[medium]
     del c.data.budget.streams[medium]

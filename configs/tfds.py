@@ -1,11 +1,13 @@
-"""A labelled set of TensorFlow Datasets by name: reads an image and writes its label, or hears a word and writes it.
+"""Learns to label the images or sounds of a data set in TensorFlow Datasets.
 
   python -m omni_jax.train --config=configs/tfds.py --workdir=runs/mnist
-  python -m omni_jax.train --config=configs/tfds.py --config.data.name=spoken_digit --workdir=runs/heard \\
-    --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]'
+  python -m omni_jax.train --config=configs/tfds.py --workdir=runs/heard \\
+    --config.data.name=spoken_digit --config.data.train_split='train[:90%]' \\
+    --config.data.eval_split='train[90%:]'
 
-The first start downloads the set and makes its files, which needs a network and the extra [tf]. Not run on whole sets
-yet: this project has been developed without a network. The tests read small sets of the same format.
+The first start downloads the set and prepares its files, which needs a network and the
+extra [tf]. It has not been run on whole sets yet, because this project has been
+developed without a network. The tests read small sets of the same format.
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +19,10 @@ def get_config() -> ConfigDict:
   c = derived(__file__, 'spoken_digits')
   c.stages = ('omni', 'evaluate')  # no codec: labels are written, nothing is spoken
   c.data.update(dict(source='tfds', name='mnist', language='en'))
-  del c.data.rate  # that of model.audio: a set has one of its own
-  c.data.rate = 0  # of sounds that do not say theirs
+  # The rate is not that of model.audio: a set has a rate of its own, and this one is
+  # for sounds that do not state theirs.
+  del c.data.rate
+  c.data.rate = 0
   c.data.budget.streams.image.update(dict(seen=(64, 4), drawn=(0, 0)))
   c.data.budget.streams.audio.update(dict(heard=(40, 8), spoken=(0, 0)))
   c.omni.steps = 2000

@@ -1,6 +1,8 @@
-"""The default run in miniature: every stage, on the same data, to see that all of it works. It learns next to nothing.
+"""The default run in miniature, to check that every stage works.
 
-python -m omni_jax.train --config=configs/tiny.py --workdir=runs/tiny
+  python -m omni_jax.train --config=configs/tiny.py --workdir=runs/tiny
+
+It has the same stages and the same data, and learns next to nothing.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +37,7 @@ def get_config() -> ConfigDict:
   c.data.budget.streams.image.seen = (32, 2)
   c.data.budget.streams.audio.heard = (24, 8)
   c.codec.update(dict(steps=30, batch=8, log_every=10, save_every=20))
-  # Muon takes longer to compile than the stage to run.
+  # Muon would take longer to compile than the stage takes to run.
   c.codec.optim.kind = 'adamw'
   c.omni.optim.kind = 'adamw'
   c.omni.update(dict(steps=30, log_every=10, save_every=20))

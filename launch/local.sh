@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains on this machine and starts again after a preemption (exit code 75: saved, go on).
+# Trains on this machine and starts again after a preemption (exit code 75: the run has saved).
 #   launch/local.sh configs/digits.py runs/digits [--config.omni.steps=4000 …]
-#   PROCESSES=2 launch/local.sh configs/tiny.py runs/tiny    # that many processes of one device each, as hosts of a pod
-# DRY_RUN=1 prints the command instead.
+#   PROCESSES=2 launch/local.sh configs/tiny.py runs/tiny
+# PROCESSES is the number of processes of one device each, which act as the hosts of a pod.
+# DRY_RUN=1 prints the command instead of running it.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: $0 CONFIG WORKDIR [overrides…]" >&2
@@ -22,7 +23,9 @@ if [ "${DRY_RUN:-0}" = 1 ]; then
   exit 0
 fi
 
-together() {  # runs all processes; the first that failed gives the exit code, 75 where all have saved
+# Runs all processes to their end. Returns the exit code of the first that failed, or 75 if
+# the run has saved.
+together() {
   local pids=() pid k code result=0
   for ((k = 0; k < processes; k++)); do
     JAX_PROCESS_ID=$k "${command[@]}" &
@@ -32,7 +35,8 @@ together() {  # runs all processes; the first that failed gives the exit code, 7
   for pid in "${pids[@]}"; do
     code=0
     wait "$pid" || code=$?
-    while kill -0 "$pid" 2>/dev/null; do  # a signal to this script ended `wait` early
+    # A signal to this script ends `wait` early.
+    while kill -0 "$pid" 2>/dev/null; do
       code=0
       wait "$pid" || code=$?
     done

@@ -1,22 +1,24 @@
-"""A learning-rate range test of the omni stage: the loss while the rate grows.
+"""Runs a learning-rate range test of the omni stage: the loss while the rate grows.
 
-The test is that of Smith 2017, arXiv 1506.01186.
+The test is described by Smith 2017, arXiv 1506.01186.
 
   python launch/lr_find.py --config=configs/digits.py --workdir=runs/digits \\
     [--config.omni.optim.kind=adamw ...]
 
-Takes the first 100 batches at rates from 1e-5 to 1 and stops where the loss explodes;
-writes WORKDIR/lr_find.html and prints a suggestion for config.omni.optim.lr. The stages
-of autoencoders come first where --workdir has none; a training in the same folder uses
-them. Nothing of the ramp itself is kept. One run on one seed: a starting point, not a
-measurement.
+It trains on the first 100 batches at rates from 1e-5 to 1 and stops where the loss
+explodes. It writes WORKDIR/lr_find.html and prints a suggestion for
+config.omni.optim.lr. The autoencoders are trained first where --workdir has none; a
+later training in the same folder uses them. Nothing of the ramp itself is kept. This is
+one run with one seed: a starting point, not a measurement.
 """
 
-import itertools
+from collections.abc import Sequence
 import math
 import pathlib
+from typing import Any, NamedTuple
 
 from absl import logging
+from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.errors import run_command, UserError
@@ -24,47 +26,68 @@ from omni_jax.evaluate.page.charts import Line, lines_chart
 from omni_jax.evaluate.page.page import page
 from omni_jax.train.__main__ import parse, start_jax
 
-FIRST = 1e-5
-LAST = 1.0
+FIRST = 1e-5  # learning rate of the first step
+LAST = 1.0  # learning rate of the last step
 STEPS = 100
 SMOOTH = 0.8  # share of the old running mean in the new one
-EXPLODED = 2.0  # times the smallest running mean
+EXPLODED = 2.0  # the loss explodes at this multiple of the smallest running mean
 
 
-def rate(step):
-  """Returns the learning rate of a step, on a geometric ramp."""
+def rate(step: Any) -> Any:
+  """Returns the learning rate of a step, on a geometric ramp.
+
+  Args:
+    step: number of the step, from 0; in the jitted step an array, like the result.
+  """
   return FIRST * (LAST / FIRST) ** (step / (STEPS - 1))
 
 
-def smoothed(losses):
-  """Returns running means that do not remember a start at zero."""
-  means = itertools.accumulate(
-    losses, lambda mean, x: SMOOTH * mean + (1 - SMOOTH) * x, initial=0.0
-  )
-  return [
-    mean / (1 - SMOOTH ** (k + 1))
-    for k, mean in enumerate(itertools.islice(means, 1, None))
-  ]
+def smoothed(losses: Sequence[float]) -> list[float]:
+  """Returns the running means of losses, corrected for their start at zero."""
+  means = []
+  mean = 0.0
+  for k, loss in enumerate(losses):
+    mean = SMOOTH * mean + (1 - SMOOTH) * loss
+    means.append(mean / (1 - SMOOTH ** (k + 1)))
+  return means
 
 
-def suggestion(losses):
+class Suggestion(NamedTuple):
+  """Two learning rates to start from.
+
+  Attributes:
+    steepest: rate where the smoothed loss falls steepest.
+    tenth: a tenth of the rate where the smoothed loss is smallest.
+  """
+
+  steepest: float
+  tenth: float
+
+
+def suggestion(losses: Sequence[float]) -> Suggestion:
   """Returns two learning rates to start from.
 
-  They are the rate where the smoothed loss falls steepest, and a tenth of the rate
-  where it is smallest.
+  Args:
+    losses: losses of the steps of the ramp.
 
   Raises:
-    UserError: if it never falls.
+    UserError: if the loss never falls.
   """
   curve = np.array(smoothed(losses))
   lowest = int(curve.argmin())
   if lowest < 2:
     raise UserError(f'the loss falls at no rate between {FIRST:g} and {LAST:g}')
-  return rate(int(np.gradient(curve)[: lowest + 1].argmin())), rate(lowest) / 10
+  slopes = np.gradient(curve)[: lowest + 1]
+  steepest = int(slopes.argmin())
+  return Suggestion(rate(steepest), rate(lowest) / 10)
 
 
-def ramp(config, workdir):
-  """Returns the losses of the steps while they are finite and near their smallest."""
+def ramp(config: ConfigDict, workdir: str) -> list[float]:
+  """Returns the losses of the steps up to the first that explodes.
+
+  It ends after STEPS steps, or earlier at a loss that is not finite, which is left out,
+  or that is too far above the smallest.
+  """
   import jax
 
   from omni_jax.sharding import place
@@ -81,17 +104,24 @@ def ramp(config, workdir):
     try:
       state = stage.state
       for _ in range(STEPS):
-        state, metrics = stage.step(state, place(next(stage.batches), run.mesh))
+        batch = place(next(stage.batches), run.mesh)
+        state, metrics = stage.step(state, batch)
         losses.append(float(metrics['loss/total']))
         means = smoothed(losses)
-        if not math.isfinite(losses[-1]) or means[-1] > EXPLODED * min(means):
+        has_exploded = means[-1] > EXPLODED * min(means)
+        if has_exploded or not math.isfinite(losses[-1]):
           break
     finally:
       stage.batches.close()
   return [loss for loss in losses if math.isfinite(loss)]
 
 
-def main():
+def main() -> None:
+  """Runs the command: the ramp, the page and the suggestion.
+
+  Raises:
+    UserError: for a wrong flag or config, or if the loss never falls.
+  """
   config, workdir = parse()
   logging.set_verbosity(logging.ERROR)
   start_jax(config)
@@ -102,19 +132,14 @@ def main():
     f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is '
     f'{tenth:.1e}: try --config.omni.optim.lr={tenth:.1e}'
   )
-  lines = [Line(rates, y, np.zeros(len(y))) for y in (smoothed(losses), losses)]
-  chart = lines_chart(
-    'loss/total, smoothed (blue) and as it was (red)', lines, unit='rate', decades=True
-  )
+  no_spread = np.zeros(len(losses))
+  lines = [Line(rates, smoothed(losses), no_spread), Line(rates, losses, no_spread)]
+  title = 'loss/total, smoothed (blue) and as measured (red)'
+  chart = lines_chart(title, lines, unit='rate', decades=True)
   chart = f'<div style="max-width:560px">{chart}</div>'
+  head = f'<h1>Learning rate</h1><p>{conclusion}</p>'
   out = pathlib.Path(workdir) / 'lr_find.html'
-  out.write_text(
-    page(
-      'omni_jax: learning rate',
-      f'<h1>Learning rate</h1><p>{conclusion}</p>',
-      [('Range test', chart)],
-    )
-  )
+  out.write_text(page('omni_jax: learning rate', head, [('Range test', chart)]))
   print(f'lr_find: {conclusion}; wrote {out}')
 
 

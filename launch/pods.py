@@ -2,9 +2,10 @@
 
   python launch/pods.py [--only=NAME …] [--page]
 
-What is compiled is the table RUNS below. The facts go to docs/pods.json, the page is
-made of them; --only does a run anew and leaves the others, --page makes the page alone.
-Two cores need some minutes a run; libtpu is needed.
+The table RUNS below lists what is compiled. The measurements are stored in
+docs/pods.json, from which the page is written. --only repeats one run and keeps the
+others, and --page only writes the page. A run takes some minutes on two cores and needs
+libtpu.
 """
 
 import argparse
@@ -12,73 +13,69 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FACTS, PAGE = ROOT / 'docs' / 'pods.json', ROOT / 'docs' / 'pods.md'
+FACTS = ROOT / 'docs' / 'pods.json'
+PAGE = ROOT / 'docs' / 'pods.md'
 ALL = 'train,prefill,decode,draw'
 
-# name: (section, config, topology, programs, overrides)
+
+class Run(NamedTuple):
+  """A run whose programs are compiled.
+
+  Attributes:
+    section: section of the page that shows it.
+    config: file of configs/, perhaps with a variant behind a colon.
+    topology: chips to compile for.
+    programs: names of the programs, separated by commas.
+    overrides: changed values of the config by their keys.
+  """
+
+  section: str
+  config: str
+  topology: str
+  programs: str
+  overrides: dict[str, int | str]
+
+
 RUNS = {
-  'omni_1b v5e-16': ('fits', 'omni_1b', 'v5e:4x4', ALL, {}),
-  'omni_8x7b v5p-128': ('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
-  'omni_30b_a3b v5p-64': ('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
-  'omni_30b_a3b v6e-64': (
-    'fits',
-    'omni_30b_a3b',
-    'v6e:8x8',
-    ALL,
-    {'data.budget.rows': 64},
+  'omni_1b v5e-16': Run('fits', 'omni_1b', 'v5e:4x4', ALL, {}),
+  'omni_8x7b v5p-128': Run('fits', 'omni_8x7b', 'v5p:4x4x4', ALL, {}),
+  'omni_30b_a3b v5p-64': Run('fits', 'omni_30b_a3b', 'v5p:4x4x2', ALL, {}),
+  'omni_30b_a3b v6e-64': Run(
+    'fits', 'omni_30b_a3b', 'v6e:8x8', ALL, {'data.budget.rows': 64}
   ),
-  'omni_1b 16': (
-    'scaling',
-    'omni_1b.py:text',
-    'v5e:4x4',
-    'train',
-    {'data.budget.rows': 16},
+  'omni_1b 16': Run(
+    'scaling', 'omni_1b.py:text', 'v5e:4x4', 'train', {'data.budget.rows': 16}
   ),
-  'omni_1b 64': (
-    'scaling',
-    'omni_1b.py:text',
-    'v5e:8x8',
-    'train',
-    {'data.budget.rows': 64},
+  'omni_1b 64': Run(
+    'scaling', 'omni_1b.py:text', 'v5e:8x8', 'train', {'data.budget.rows': 64}
   ),
-  'omni_1b 256': (
-    'scaling',
-    'omni_1b.py:text',
-    'v5e:16x16',
-    'train',
-    {'data.budget.rows': 256},
+  'omni_1b 256': Run(
+    'scaling', 'omni_1b.py:text', 'v5e:16x16', 'train', {'data.budget.rows': 256}
   ),
-  'omni_1b 512': (
+  'omni_1b 512': Run(
     'scaling',
     'omni_1b.py:text',
     '2xv5e:16x16',
     'train',
     {'data.budget.rows': 512, 'codec.batch': 512, 'mesh.data': 2},
   ),
-  'mixtral 8x7b': (
-    'peers',
-    'omni_8x7b.py:text',
-    'v5p:4x4x4',
-    'train',
-    {'data.budget.rows': 256},
+  'mixtral 8x7b': Run(
+    'peers', 'omni_8x7b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}
   ),
-  'qwen3 30b-a3b v5p': (
-    'peers',
-    'omni_30b_a3b.py:text',
-    'v5p:4x4x4',
-    'train',
-    {'data.budget.rows': 256},
+  'qwen3 30b-a3b v5p': Run(
+    'peers', 'omni_30b_a3b.py:text', 'v5p:4x4x4', 'train', {'data.budget.rows': 256}
   ),
-  'qwen3 30b-a3b v6e': (
+  'qwen3 30b-a3b v6e': Run(
     'peers',
     'omni_30b_a3b.py:text',
     'v6e:4x4',
     'train',
     {'data.budget.rows': 16, 'mesh.expert': 1, 'model.weights': 'bfloat16'},
   ),
-  'qwen3 30b-a3b v5e': (
+  'qwen3 30b-a3b v5e': Run(
     'peers',
     'omni_30b_a3b.py:text',
     'v5e:4x4',
@@ -91,7 +88,8 @@ RUNS = {
     },
   ),
 }
-# MaxText, text alone, bf16 compute, full remat, AdamW, same jax and libtpu: (peak GiB a chip, compile seconds).
+# (peak GiB per chip, compile seconds) of MaxText with text alone, bf16 compute, full
+# remat and AdamW, by the same jax and libtpu. None: it does not fit.
 PEERS = {
   'mixtral 8x7b': (23.5, 82),
   'qwen3 30b-a3b v5p': (19.9, 165),
@@ -100,8 +98,9 @@ PEERS = {
 }
 ABOUT = """# Pods
 
-What the pod configs take, by ahead-of-time compilation: the true train step and the programs of generation, compiled by
-libtpu for topologies that are only described. No figure here was measured on a TPU. Made by `python launch/pods.py`.
+What the pod configs take, by ahead-of-time compilation: libtpu compiles the real train
+step and the programs of generation for topologies that are only described. No figure
+here was measured on a TPU. `python launch/pods.py` writes this page.
 
 - **Peak** is what the compiler's buffer assignment needs on one chip: arguments, results, temporaries, the program.
 - **FLOPs** are those of the compiled program with every loop counted as often as it turns, on one chip; *analytic* is
@@ -118,61 +117,70 @@ libtpu for topologies that are only described. No figure here was measured on a 
 
 
 def compile_run(name: str) -> dict:
-  """Runs the command and returns its facts; what does not fit is a result, too."""
-  _, config, topology, programs, overrides = RUNS[name]
-  file = config if '.py' in config else f'{config}.py'
+  """Compiles the programs of a run and returns what the command prints about them.
+
+  A program that does not fit is a result, too.
+
+  Raises:
+    SystemExit: if the command prints no result, with its error message.
+  """
+  run = RUNS[name]
+  file = run.config if '.py' in run.config else f'{run.config}.py'
+  overrides = [f'--config.{key}={value}' for key, value in run.overrides.items()]
   command = [
     sys.executable,
     '-m',
     'omni_jax.compile',
     f'--config=configs/{file}',
-    f'--topology={topology}',
+    f'--topology={run.topology}',
     '--json',
-    f'--programs={programs}',
-    *(f'--config.{key}={value}' for key, value in overrides.items()),
+    f'--programs={run.programs}',
+    *overrides,
   ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   if not done.stdout.strip():
     raise SystemExit(f'{name}: {done.stderr.strip().splitlines()[-1]}')
-  run = json.loads(done.stdout)
-  for program in programs.split(','):
-    run[program]['largest'] = run[program]['largest'][:8]
-  budget = run.pop('config')['data']['budget']
+  facts = json.loads(done.stdout)
+  for program in run.programs.split(','):
+    facts[program]['largest'] = facts[program]['largest'][:8]
+  budget = facts.pop('config')['data']['budget']
+  facts['commit'] = current_commit()
+  facts['rows'] = budget['rows']
+  facts['length'] = budget['length']
+  facts['command'] = ' '.join(command[1:])
+  return facts
+
+
+def current_commit() -> str:
+  """Returns the short hash of the commit that is checked out."""
   git = ['git', 'rev-parse', '--short', 'HEAD']
-  commit = subprocess.run(
-    git, cwd=ROOT, capture_output=True, text=True, check=False
-  ).stdout.strip()
-  return {
-    **run,
-    'commit': commit,
-    'rows': budget['rows'],
-    'length': budget['length'],
-    'command': ' '.join(command[1:]),
-  }
+  done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+  return done.stdout.strip()
 
 
 def gib(size: float) -> str:
+  """Returns a number of bytes in GiB, without the unit."""
   return f'{size / 2**30:.2f}'
 
 
 def large_collectives(collectives: list[dict]) -> str:
-  """Returns 'all-gather fsdp 12.0, …' of the collectives that move 0.1 GB or more."""
-  texts = [
-    f'{one["kind"]} {one["axes"]} {one["moved"] / 1e9:.1f}'
-    for one in collectives
-    if one['moved'] >= 1e8
-  ]
+  """Returns 'all-gather fsdp 12.0, …' for the collectives that move 0.1 GB or more."""
+  texts = []
+  for collective in collectives:
+    if collective['moved'] >= 1e8:
+      gigabytes = f'{collective["moved"] / 1e9:.1f}'
+      texts.append(f'{collective["kind"]} {collective["axes"]} {gigabytes}')
   return ', '.join(texts) or '–'
 
 
-def three_ways(values: dict, form: str) -> str:
-  """Returns the values hidden, as scheduled and one after the other."""
+def three_ways(values: dict[str, float], form: str) -> str:
+  """Returns the values if collectives are hidden, as scheduled, and if not hidden."""
   keys = ('overlapped', 'scheduled', 'serial')
   return ' / '.join(form.format(values[key]) for key in keys)
 
 
 def train_row(name: str, run: dict) -> str:
-  """Returns the row of a train step, below HEAD."""
+  """Returns the row of a train step in the table that HEAD begins."""
   train = run['train']
   flops = train['flops']
   fits = '' if train['fits'] else ' **no**'
@@ -194,30 +202,36 @@ def train_row(name: str, run: dict) -> str:
   return row(*cells)
 
 
-SCALING = """The same rows a chip on more chips, text alone. FLOPs of a chip are the same to the last one, as is its
-part of the activations; its part of the state shrinks with the chips. By theory a chip moves (n - 1)/n of the weights
-in bf16 for the forward pass, again for the recomputed one, and as much for the gradients: 7 to 8 GB. Departures:
+SCALING = """\
+The same rows per chip on more chips, with text alone. The FLOPs of a chip are exactly
+the same, and so is its part of the activations. Its part of the state shrinks with the
+number of chips. In theory a chip moves (n - 1)/n of the weights in bf16 for the forward
+pass, again for the recomputed one, and as much for the gradients: 7 to 8 GB. The
+differences are:
 
-- On 16 chips XLA passes weights of dense products around a ring inside the product (collective-permute); from 64 on it
-  gathers them.
-- Gradients are reduced whole (all-reduce) where a reduce-scatter would do, which moves twice the bytes, most of all
-  where fsdp is the whole slice (64 and 256 chips; decision 37).
-- Of two slices, fsdp stays inside and data goes across: the state is that of 256 chips, not of 512, and each chip's
-  part of the gradients crosses the data center network once."""
+- On 16 chips XLA passes the weights of dense products around a ring inside the product
+  (collective-permute). From 64 chips on it gathers them.
+- Gradients are reduced as a whole (all-reduce) where a reduce-scatter would be enough.
+  This moves twice the bytes, most of all where fsdp is the whole slice (64 and 256
+  chips; decision 37).
+- With two slices, fsdp stays inside a slice and data goes across them: the state is
+  that of 256 chips, not of 512, and each chip's part of the gradients crosses the data
+  center network once."""
 HEAD = (
-  '| run | topology | rows a chip | peak GiB | TFLOP | of analytic | HBM TB | collectives, GB | step s | MFU % | '
-  'bound | compiled s |\n|---|---|---|---|---|---|---|---|---|---|---|---|'
+  '| run | topology | rows a chip | peak GiB | TFLOP | of analytic | HBM TB '
+  '| collectives, GB | step s | MFU % | bound | compiled s |\n'
+  '|---|---|---|---|---|---|---|---|---|---|---|---|'
 )
 
 
-def commits(facts: dict) -> str:
-  """Returns what was measured at which commit."""
-  by_commit = {}
-  for name in (name for name in RUNS if name in facts):
-    by_commit.setdefault(facts[name]['commit'], []).append(name)
-  return '; '.join(
-    f'{", ".join(names)} at {commit}' for commit, names in by_commit.items()
-  )
+def commits(facts: dict[str, dict]) -> str:
+  """Returns which runs were measured at which commit."""
+  by_commit: dict[str, list[str]] = {}
+  for name in RUNS:
+    if name in facts:
+      by_commit.setdefault(facts[name]['commit'], []).append(name)
+  texts = [f'{", ".join(names)} at {commit}' for commit, names in by_commit.items()]
+  return '; '.join(texts)
 
 
 def row(*cells: object) -> str:
@@ -226,12 +240,12 @@ def row(*cells: object) -> str:
 
 
 def table_head(*titles: str) -> list[str]:
-  """Returns the first lines of a table, the empty one before it included."""
+  """Returns the first lines of a table and the empty line before it."""
   return ['', row(*titles), '|' + '---|' * len(titles)]
 
 
 def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
-  """Returns the lines on the programs of generation."""
+  """Returns the lines of the table of the programs of generation."""
   lines = table_head(
     'run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound'
   )
@@ -255,15 +269,18 @@ def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
 
 
 def peers_table(runs: list[tuple[str, dict]]) -> list[str]:
-  """Returns the lines that compare with MaxText."""
+  """Returns the lines of the table that compares with MaxText."""
   lines = table_head('run', 'MaxText peak GiB', 'ours', 'MaxText compiled s', 'ours')
   for name, run in runs:
     peak, seconds = PEERS[name]
     train = run['train']
+    our_peak = gib(train['memory']['peak'])
+    if not train['fits']:
+      our_peak += ' **does not fit**'
     cells = (
       f'{name}, {run["topology"]}',
       peak or 'does not fit',
-      gib(train['memory']['peak']) + ('' if train['fits'] else ' **does not fit**'),
+      our_peak,
       seconds or '–',
       f'{train["compile_seconds"]:.0f}',
     )
@@ -272,78 +289,90 @@ def peers_table(runs: list[tuple[str, dict]]) -> list[str]:
 
 
 def memory_table(runs: list[tuple[str, dict]]) -> list[str]:
-  """Returns the lines on the memory of the train step, by kind."""
+  """Returns the lines of the table of the train step's memory, by kind."""
   kinds = ('parameters', 'optimizer', 'buffers', 'batch', 'temporaries', 'program')
   lines = table_head('run', *kinds)
   for name, run in runs:
     memory = run['train']['memory']
-    lines.append(row(name, *(gib(memory[kind]) for kind in kinds)))
+    sizes = [gib(memory[kind]) for kind in kinds]
+    lines.append(row(name, *sizes))
   return lines
 
 
-def versions(facts: dict) -> str:
-  """Returns the versions of jax and libtpu that were used."""
-  texts = {
-    ', '.join(f'{name} {version}' for name, version in run['versions'].items())
-    for run in facts.values()
-  }
+def versions(facts: dict[str, dict]) -> str:
+  """Returns the versions of jax and libtpu that the runs used."""
+  texts = set()
+  for run in facts.values():
+    tools = [f'{name} {version}' for name, version in run['versions'].items()]
+    texts.add(', '.join(tools))
   return '; '.join(sorted(texts))
 
 
-def page(facts: dict) -> str:
+def runs_of(section: str, facts: dict[str, dict]) -> list[tuple[str, dict]]:
+  """Returns the name and the facts of each run in a section that was measured."""
+  runs = []
+  for name, run in RUNS.items():
+    if run.section == section and name in facts:
+      runs.append((name, facts[name]))
+  return runs
+
+
+def train_table(runs: list[tuple[str, dict]]) -> list[str]:
+  """Returns the lines of the table of train steps and the empty line before it."""
+  return ['', HEAD, *(train_row(name, run) for name, run in runs)]
+
+
+def page(facts: dict[str, dict]) -> str:
   """Returns the text of docs/pods.md."""
-
-  def section(name: str) -> list[tuple[str, dict]]:
-    return [(run, facts[run]) for run in RUNS if RUNS[run][0] == name and run in facts]
-
+  fits = runs_of('fits', facts)
+  scaling = runs_of('scaling', facts)
+  peers = runs_of('peers', facts)
   lines = [
     ABOUT,
     f'Versions: {versions(facts)}. Measured: {commits(facts)}.',
     '',
     '## All modalities and heads',
+    *train_table(fits),
     '',
-    HEAD,
-    *(train_row(*run) for run in section('fits')),
+    'Memory of the train step by kind, GiB per chip:',
+    *memory_table(fits),
     '',
-    'Memory of the train step by kind, GiB a chip:',
-    *memory_table(section('fits')),
-    '',
-    'The programs of generation, as many replies as the batch has rows; of `decode` '
-    'one turn counts, an id in each:',
-    *generation_table(section('fits')),
+    'The programs of generation, with as many replies as the batch has rows. For '
+    '`decode` one iteration counts, which is one id of each reply:',
+    *generation_table(fits),
     '',
     '## Weak scaling',
     '',
     SCALING,
+    *train_table(scaling),
     '',
-    HEAD,
-    *(train_row(*run) for run in section('scaling')),
+    '## Comparison with MaxText',
     '',
-    '## Against MaxText',
-    '',
-    'Text alone, bf16 compute, full remat, AdamW; its figures were measured with '
-    'the same jax and libtpu.',
-    *peers_table(section('peers')),
-    '',
-    HEAD,
-    *(train_row(*run) for run in section('peers')),
+    'Text alone, bf16 compute, full remat, AdamW. The figures of MaxText were measured '
+    'with the same jax and libtpu.',
+    *peers_table(peers),
+    *train_table(peers),
     '',
   ]
   return '\n'.join(lines)
 
 
 def main() -> None:
+  """Compiles the runs that are requested and writes the page."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
     '--only',
     action='append',
     choices=RUNS,
-    help='do this run anew; may be given several times',
+    help='repeat only this run; may be given several times',
   )
-  parser.add_argument('--page', action='store_true', help='only make the page')
+  parser.add_argument('--page', action='store_true', help='only write the page')
   arguments = parser.parse_args()
   facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
-  for name in () if arguments.page else arguments.only or RUNS:
+  names = arguments.only or list(RUNS)
+  if arguments.page:
+    names = []
+  for name in names:
     facts[name] = compile_run(name)
     train = facts[name]['train']
     fits = 'fits' if train['fits'] else 'does not fit'

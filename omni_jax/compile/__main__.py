@@ -1,20 +1,21 @@
-"""Compiles a run's programs for chips that are elsewhere, and says what they take.
+"""Compiles a run's programs for chips that need not exist and reports what they take.
 
 `python -m omni_jax.compile --config=configs/F.py --topology=v5p:4x4x4`
 
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices) or
-                    cpu:8 (pretended CPU devices)
-  --programs=A,B    of train, prefill, decode, draw (default: all)
-  --search          tries rows a chip, remat and mesh splits: what fits, and how long a
-                    step takes
+                    cpu:8 (simulated CPU devices)
+  --programs=A,B    compiles only these of train, prefill, decode and draw
+  --search          tries mesh splits, remats and rows per chip: what fits, and how long
+                    a step takes
   --buffers=N       lists the N largest temporaries at the peak
-  --work=N          lists the N parts that take most time
+  --work=N          lists the N parts that take the most time
   --json            prints one JSON object instead of text
-  --dump=DIR        keeps what the compiler writes down
-  --config.a.b=c    as in omni_jax.train
+  --dump=DIR        keeps the files that the compiler writes
+  --config.a.b=c    overrides a value of the config, as in omni_jax.train
 
-A program that does not fit is reported like the rest, then named in one line, with exit
-code 2. Nothing is allocated; TPU kinds need libtpu (`pip install "jax[tpu]"`), no TPU.
+A program that does not fit is reported like the others; then one line names it, and the
+exit code is 2. Nothing is allocated. TPU kinds need libtpu
+(`pip install "jax[tpu]"`), but no TPU.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_flags, ConfigDict
 
 from omni_jax.chips import GIB
 from omni_jax.config import read_config
@@ -31,28 +32,44 @@ from omni_jax.errors import run_command, UserError
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
-flags.DEFINE_string('topology', '', 'such as v5p:4x4x4', flag_values=_FLAGS)
-flags.DEFINE_list('programs', [], 'of train, prefill, decode, draw', flag_values=_FLAGS)
+flags.DEFINE_string(
+  'topology', '', 'chips to compile for, such as v5p:4x4x4', flag_values=_FLAGS
+)
+flags.DEFINE_list(
+  'programs',
+  [],
+  'programs to compile, of train, prefill, decode, draw; all by default',
+  flag_values=_FLAGS,
+)
 flags.DEFINE_bool(
-  'search', False, 'try rows a chip, remat and mesh splits', flag_values=_FLAGS
+  'search', False, 'try mesh splits, remats and rows per chip', flag_values=_FLAGS
 )
 flags.DEFINE_integer(
   'buffers',
   0,
-  'list so many of the largest temporaries',
+  'number of the largest temporaries to list',
   lower_bound=0,
   flag_values=_FLAGS,
 )
 flags.DEFINE_integer(
-  'work', 0, 'list so many of the longest parts', lower_bound=0, flag_values=_FLAGS
+  'work',
+  0,
+  'number of the parts that take the most time to list',
+  lower_bound=0,
+  flag_values=_FLAGS,
 )
 flags.DEFINE_bool('json', False, 'print one JSON object', flag_values=_FLAGS)
 flags.DEFINE_string(
-  'dump', '', 'folder for what the compiler writes down', flag_values=_FLAGS
+  'dump', '', 'folder for the files that the compiler writes', flag_values=_FLAGS
 )
 
 
-def _search(config: Any, topology: Any) -> None:
+def _search(config: ConfigDict, topology: Any) -> None:
+  """Tries settings of a config and prints a table of the results.
+
+  Raises:
+    UserError: if no setting fits; not with --json.
+  """
   from omni_jax.compile import search, summary
 
   def log(line: str) -> None:
@@ -63,36 +80,44 @@ def _search(config: Any, topology: Any) -> None:
   trials = search.search(config, topology, log)
   best = search.frontier(trials, topology)
   if _FLAGS.json:
-    rows = [
-      {
+    rows = []
+    for trial in trials:
+      train = None
+      if trial.measurement:
+        train = summary.program_json(trial.measurement, topology)
+      row = {
         'changes': trial.changes,
         'rows_a_chip': trial.rows,
         'refused': trial.refusal,
         'best': trial in best,
-        'train': trial.measurement
-        and summary.program_json(trial.measurement, topology),
+        'train': train,
       }
-      for trial in trials
-    ]
-    _print_json(
-      {'topology': topology.name, 'versions': summary.versions(), 'tried': rows}
-    )
+      rows.append(row)
+    versions = summary.versions()
+    _print_json({'topology': topology.name, 'versions': versions, 'tried': rows})
     return
   log('\nbest, by MFU if nothing overlaps; each needs less memory than those above it:')
   for trial in best:
     log(search.table_row(trial, topology))
   if not best:
-    raise UserError(f'nothing that was tried fits {topology.name}')
+    raise UserError(f'none of the settings that were tried fits {topology.name}')
 
 
-def _measure(config: Any, topology: Any, names: Sequence[str]) -> None:
+def _measure(config: ConfigDict, topology: Any, names: Sequence[str]) -> None:
+  """Compiles programs of a config and prints their measurements.
+
+  Raises:
+    UserError: if a name is unknown, or if the state or a program does not fit.
+  """
   from omni_jax.compile import measure, summary
   from omni_jax.compile.program import programs_of
   from omni_jax.model import ModelConfig
 
   known = tuple(programs_of(ModelConfig.from_config(config.model)))
   if unknown := sorted(set(names) - set(known)):
-    raise UserError(f'--programs={",".join(unknown)}: it is some of {", ".join(known)}')
+    raise UserError(
+      f'--programs={",".join(unknown)} is unknown; the programs are {", ".join(known)}'
+    )
   plan = measure.make_plan(config, topology)
   measure.check_state(plan, topology)
   headline = summary.headline(plan, topology)
@@ -111,20 +136,16 @@ def _measure(config: Any, topology: Any, names: Sequence[str]) -> None:
       ]
       print('\n'.join(lines), flush=True)
   if _FLAGS.json:
-    programs = {
-      name: summary.program_json(measurement, topology)
-      for name, measurement in measurements.items()
+    values = {
+      'config': config.to_dict(),
+      'topology': topology.name,
+      'chips': topology.chips,
+      'said': headline,
+      'versions': summary.versions(),
     }
-    _print_json(
-      {
-        'config': config.to_dict(),
-        'topology': topology.name,
-        'chips': topology.chips,
-        'said': headline,
-        'versions': summary.versions(),
-        **programs,
-      }
-    )
+    for name, measurement in measurements.items():
+      values[name] = summary.program_json(measurement, topology)
+    _print_json(values)
   for measurement in measurements.values():
     if not measurement.fits:
       raise UserError(
@@ -136,10 +157,16 @@ def _measure(config: Any, topology: Any, names: Sequence[str]) -> None:
 
 
 def _print_json(values: dict[str, Any]) -> None:
+  """Prints values as one JSON object."""
   print(json.dumps(values, indent=1, default=list))
 
 
 def main() -> None:
+  """Runs the command.
+
+  Raises:
+    UserError: for a wrong flag or config, or for what does not fit the topology.
+  """
   config = read_config(_FLAGS)
   if config is None or not _FLAGS.topology:
     raise UserError('give --config=configs/digits.py and --topology=v5e:4x4')

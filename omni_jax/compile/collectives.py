@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what they send, and what waits for them."""
+"""Finds the collectives of a compiled program, what they send and what awaits them."""
 
 from collections.abc import Iterator
 import re
@@ -16,21 +16,25 @@ COLLECTIVES = {
   'collective-permute',
   'collective-broadcast',
 }
-SLICES = 'slices'  # the groups of a transfer between the same chips of all slices
+# In the place of replica groups: a transfer between the same chips of all slices.
+SLICES = 'slices'
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 def collective_kind(instruction: Instruction) -> str:
-  """Returns the kind of a collective, '' of any other instruction."""
+  """Returns the kind of a collective, or '' for any other instruction."""
   kind = instruction.opcode.removesuffix('-start')
   return kind if kind in COLLECTIVES else ''
 
 
-def _sent_operands(collective: Instruction) -> tuple[str, ...]:
+def _sent_operands(
+  collective: Instruction, computation: Computation
+) -> list[Instruction]:
   """Returns the operands whose values are sent; others only say what goes where."""
+  operands = computation.operands(collective)
   if collective_kind(collective) == 'ragged-all-to-all':
-    return collective.operands[:1]
-  return collective.operands
+    return operands[:1]
+  return operands
 
 
 def collective_transfer(
@@ -39,14 +43,19 @@ def collective_transfer(
   """Returns the transfer of a collective.
 
   Args:
+    collective: instruction that starts it.
+    computation: computation that holds the instruction.
     kind: what it does; a fusion may turn an all-reduce into a reduce-scatter.
+    times: how often it runs in one run of the program.
     awaited: name of the Wait that ends it, or ''.
   """
-  payload = sum(computation.by_name[name].bytes for name in _sent_operands(collective))
-  is_permutation = kind == 'collective-permute'
-  groups = collective.attribute(
-    'source_target_pairs' if is_permutation else 'replica_groups'
-  )
+  payload = 0.0
+  for operand in _sent_operands(collective, computation):
+    payload += operand.bytes
+  if kind == 'collective-permute':
+    groups = collective.attribute('source_target_pairs')
+  else:
+    groups = collective.attribute('replica_groups')
   return Transfer(
     collective.name, kind, times, payload, groups or '{}', collective.source, awaited
   )
@@ -54,19 +63,18 @@ def collective_transfer(
 
 def collective_bytes(collective: Instruction, computation: Computation) -> float:
   """Returns the bytes of main memory that a collective reads and writes."""
-  read = sum(
-    main_memory_bytes(computation.by_name[name].shapes)
-    for name in _sent_operands(collective)
-  )
+  read = 0.0
+  for operand in _sent_operands(collective, computation):
+    read += main_memory_bytes(operand.shapes)
   return read + main_memory_bytes(collective.shapes[-1:])
 
 
 def slice_transfer(
   instruction: Instruction, computation: Computation, times: int
 ) -> Transfer | None:
-  """Returns the transfer between slices of a send, None of any other instruction.
+  """Returns the transfer between slices that a send starts, or None.
 
-  The hosts do such a collective: the program sends them what its chip puts in.
+  The hosts carry out such a collective: the program sends them the chip's payload.
   """
   match = _MEGASCALE.search(instruction.rest)
   if not match or instruction.opcode != 'send':
@@ -78,7 +86,7 @@ def slice_transfer(
 
 
 def start_name(done: Instruction, computation: Computation) -> str:
-  """Returns the name of the instruction that began what this one waits for."""
+  """Returns the name of the instruction that started what this one waits for."""
   start = computation.by_name[done.operands[0]]
   while start.opcode.endswith('-update'):
     start = computation.by_name[start.operands[0]]
@@ -86,10 +94,11 @@ def start_name(done: Instruction, computation: Computation) -> str:
 
 
 class FusedCollective(NamedTuple):
-  """A collective inside of a fusion.
+  """A collective inside a fusion.
 
   Attributes:
-    kind: what it does, together with the instructions around it.
+    instruction: the collective.
+    kind: what it does together with the instructions around it.
     awaited: name of the Wait that ends it, or ''.
   """
 
@@ -99,13 +108,14 @@ class FusedCollective(NamedTuple):
 
 
 def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedCollective]:
-  """Yields the collectives that begin in a fusion.
+  """Yields the collectives that start in a fusion.
 
-  Fusions at the end of a collective begin none. Others carry on, beside work of their
-  own, what began elsewhere, perhaps outside of the loop that they are in.
+  A fusion that ends a collective starts none. Some fusions only continue, next to their
+  own work, a collective that started elsewhere, perhaps outside their loop.
 
   Args:
-    seen: channels of collectives that began before; new ones are added.
+    fused: computation of the fusion.
+    seen: channels of collectives that have already started; new ones are added.
   """
   ends = _has_custom_call(fused, 'AsyncCollectiveDone')
   if ends or 'async_collective_fusion' in fused.name:
@@ -119,11 +129,12 @@ def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedColle
     seen.add(channel)
     if kind == 'all-reduce' and _is_sliced(instruction, fused):
       kind = 'reduce-scatter'
-    yield FusedCollective(instruction, kind, f'channel {channel}' if starts else '')
+    awaited = f'channel {channel}' if starts else ''
+    yield FusedCollective(instruction, kind, awaited)
 
 
 def fused_waits(fused: Computation) -> Iterator[Wait]:
-  """Yields the waits of a fusion at the end of a collective."""
+  """Yields the waits of a fusion that ends a collective; none for other fusions."""
   if not _has_custom_call(fused, 'AsyncCollectiveDone'):
     return
   for instruction in fused.instructions:
@@ -132,6 +143,7 @@ def fused_waits(fused: Computation) -> Iterator[Wait]:
 
 
 def _has_custom_call(fused: Computation, target: str) -> bool:
+  """Returns whether a fusion has a custom call to this target."""
   return any(
     instruction.opcode == 'custom-call' and target in instruction.rest
     for instruction in fused.instructions
@@ -139,7 +151,7 @@ def _has_custom_call(fused: Computation, target: str) -> bool:
 
 
 def _is_sliced(collective: Instruction, fused: Computation) -> bool:
-  """Whether a dynamic slice of its result is taken."""
+  """Returns whether a dynamic slice is taken of the collective's result."""
   return any(
     user.opcode == 'dynamic-slice' and user.operands[0] == collective.name
     for user in fused.instructions

@@ -1,8 +1,8 @@
-"""What one run of a compiled program costs: FLOPs, bytes of memory and collectives.
+"""Counts the FLOPs, the bytes of memory and the collectives of a compiled program.
 
-XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count; here
-it counts as often as it runs. Products inside a Pallas kernel are those of its declared
-cost estimate.
+XLA's own `cost_analysis` counts the body of a loop once, whatever its trip count. Here
+the body counts as often as it runs. The FLOPs of a Pallas kernel are those of its
+declared cost estimate.
 """
 
 from collections import Counter
@@ -25,6 +25,7 @@ from omni_jax.compile.memory_traffic import FusionBytes, instruction_bytes
 from omni_jax.compile.product_flops import ProductFlops
 from omni_jax.compile.schedule import Loop, Transfer, Wait, Work
 
+# Instructions that do no work.
 FREE_OPCODES = {
   'parameter',
   'constant',
@@ -41,12 +42,14 @@ FREE_OPCODES = {
 
 
 class Cost(NamedTuple):
-  """What one run of the program costs on one device.
+  """The cost of one run of a program on one device.
 
   Attributes:
-    order: Work, Transfer, Wait and Loop as they are scheduled.
+    work: instructions that the core executes.
+    transfers: collectives.
+    order: schedule, of Work, Transfer, Wait and Loop.
     endless: loops whose trip count is not known; they count as one iteration.
-    uncounted: custom calls without a cost estimate, by target, how many.
+    uncounted: number of custom calls without a cost estimate, by target.
   """
 
   work: list[Work]
@@ -57,43 +60,55 @@ class Cost(NamedTuple):
 
   @property
   def flops(self) -> float:
+    """FLOPs of one run."""
     return sum(work.times * work.flops for work in self.work)
 
   @property
   def bytes(self) -> float:
+    """Bytes of main memory that are read and written in one run."""
     return sum(work.times * work.bytes for work in self.work)
 
 
 def cost_of(module: Module) -> Cost:
-  """Returns what one run of a program costs on one device."""
+  """Returns the cost of one run of a program on one device."""
   return Walker(module).walk(module.entry, 1)
 
 
 class Walker:
-  """Goes through the computations of a module as they run."""
+  """Walks through the computations of a module in the order in which they run."""
 
   def __init__(self, module: Module):
     self._module = module
     self._products = ProductFlops(module)
     self._fusions = FusionBytes(module)
-    self._order: list = []  # of the computation that is being walked
-    self._awaited = ''  # name of the async-start whose computation is being walked
+    # Schedule of the computation that is being walked.
+    self._order: list = []
+    # Name of the async-start whose computation is being walked.
+    self._awaited = ''
     self._cost = Cost([], [], self._order, [], self._products.uncounted)
 
   def walk(self, computation: Computation, times: int) -> Cost:
-    """Returns what a computation costs that runs so often."""
+    """Returns the cost of running a computation `times` times."""
     self._walk(computation, times)
     return self._cost
 
   def _walk(
     self, computation: Computation, times: int, known: Mapping[int, int] | None = None
   ) -> None:
-    # Channels of collectives inside of fusions: one has a start, parts and an end.
+    """Adds the instructions of a computation.
+
+    Args:
+      computation: computation to walk through.
+      times: how often it runs in one run of the program.
+      known: constants in its parameter, a tuple, by index.
+    """
+    # Channels of collectives inside fusions. Each has a start, parts and an end.
     seen: set[str] = set()
     for instruction in computation.instructions:
       opcode = instruction.opcode
       if opcode.endswith('-done'):
-        self._order.append(Wait(start_name(instruction, computation)))
+        awaited = start_name(instruction, computation)
+        self._order.append(Wait(awaited))
       if opcode in FREE_OPCODES or opcode.endswith(('-done', '-update')):
         continue
       if opcode == 'while':
@@ -103,7 +118,8 @@ class Walker:
       elif opcode in ('call', 'async-start'):
         self._call(instruction, times)
       elif kind := collective_kind(instruction):
-        awaited = instruction.name if opcode != kind else self._awaited
+        is_start = opcode != kind
+        awaited = instruction.name if is_start else self._awaited
         self._collective(instruction, computation, kind, times, awaited)
       elif opcode in ('send', 'recv'):
         if transfer := slice_transfer(instruction, computation, times):
@@ -134,6 +150,7 @@ class Walker:
     times: int,
     known: Mapping[int, int] | None,
   ) -> None:
+    """Adds the body of a loop, as often as it runs."""
     count = trip_count(self._module, computation, loop, known)
     if count is None:
       self._cost.endless.append(f'{loop.name} ({loop.source})')
@@ -147,24 +164,25 @@ class Walker:
     self._order = outer
 
   def _branch(self, conditional: Instruction, times: int) -> None:
-    """Adds the branch with most work."""
+    """Adds the branch with the most FLOPs or, if these are equal, the most bytes."""
     listed = conditional.attribute('branch_computations')
-    names = re.findall(r'%([\w.\-]+)', listed) or [
-      conditional.called('true_computation'),
-      conditional.called('false_computation'),
-    ]
-    costs = [
-      Walker(self._module).walk(self._module.computations[name], times)
-      for name in names
-    ]
-    most = max(costs, key=lambda cost: (cost.flops, cost.bytes))
-    self._cost.work.extend(most.work)
-    self._cost.transfers.extend(most.transfers)
-    self._order.extend(most.order)
-    self._cost.endless.extend(most.endless)
-    self._cost.uncounted.update(most.uncounted)
+    names = re.findall(r'%([\w.\-]+)', listed)
+    if not names:
+      names.append(conditional.called('true_computation'))
+      names.append(conditional.called('false_computation'))
+    costs = []
+    for name in names:
+      branch = self._module.computations[name]
+      costs.append(Walker(self._module).walk(branch, times))
+    largest = max(costs, key=lambda cost: (cost.flops, cost.bytes))
+    self._cost.work.extend(largest.work)
+    self._cost.transfers.extend(largest.transfers)
+    self._order.extend(largest.order)
+    self._cost.endless.extend(largest.endless)
+    self._cost.uncounted.update(largest.uncounted)
 
   def _call(self, call: Instruction, times: int) -> None:
+    """Adds the computation that is called."""
     if call.opcode == 'async-start':
       self._awaited = call.name
     called = call.called('to_apply') or call.called('calls')
@@ -179,6 +197,7 @@ class Walker:
     times: int,
     awaited: str,
   ) -> None:
+    """Adds a collective, and the bytes of memory that it reads and writes."""
     transfer = collective_transfer(collective, computation, kind, times, awaited)
     self._add_transfer(transfer)
     self._add_work(collective, times, 0.0, collective_bytes(collective, computation))
@@ -186,6 +205,7 @@ class Walker:
   def _fusion(
     self, fusion: Instruction, computation: Computation, times: int, seen: set[str]
   ) -> None:
+    """Adds a fusion and the collectives inside it."""
     fused = self._module.computations[fusion.called('calls')]
     self._order.extend(fused_waits(fused))
     for inner in fused_collectives(fused, seen):

@@ -1,14 +1,14 @@
-"""Reads the text of a compiled program: its computations, instructions and shapes.
+"""Parses the text of a compiled program into computations, instructions and shapes.
 
-One pass over the lines, with no regular expression over more than one of them: such
-texts reach 100 MB.
+Such texts reach 100 MB. They are therefore read line by line in one pass, and no
+regular expression spans more than one line.
 """
 
 import math
 import re
 from typing import NamedTuple
 
-MAIN_MEMORY = 0  # XLA's number of it; VMEM, SMEM and semaphores have others
+MAIN_MEMORY = 0  # XLA's memory space; VMEM, SMEM and semaphores have other numbers
 BITS = {
   'pred': 8,
   's2': 2,
@@ -51,7 +51,8 @@ class Shape(NamedTuple):
 
   Attributes:
     dtype: XLA's name of the element type.
-    space: XLA's number of the memory that it lies in, MAIN_MEMORY or another.
+    dims: size of each dimension.
+    space: XLA's number of the memory space that holds it, MAIN_MEMORY or another.
   """
 
   dtype: str
@@ -60,25 +61,30 @@ class Shape(NamedTuple):
 
   @property
   def elements(self) -> int:
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> float:
+    """Bytes without padding; fractional for types below 8 bits."""
     return self.elements * BITS[self.dtype] / 8
 
 
 def main_memory_bytes(shapes: tuple[Shape, ...]) -> float:
-  """Returns the bytes of those arrays that lie in main memory."""
+  """Returns the bytes of the arrays that are in main memory; others count as 0."""
   return sum(shape.bytes for shape in shapes if shape.space == MAIN_MEMORY)
 
 
 class Instruction(NamedTuple):
-  """A line `name = shapes opcode(operands), attributes`.
+  """An instruction, parsed from a line `name = shapes opcode(operands), attributes`.
 
   Attributes:
-    shapes: those of a flattened tuple.
+    name: name of the instruction, without the `%`.
+    opcode: XLA's name of the operation.
+    shapes: shape of the result, or the shapes of a flattened tuple.
+    operands: names of the instructions whose results it takes.
     inside: text between the parentheses.
-    rest: text behind them.
+    rest: text after the parentheses.
   """
 
   name: str
@@ -89,47 +95,62 @@ class Instruction(NamedTuple):
   rest: str
 
   def attribute(self, name: str) -> str:
-    """Returns the text of `name=…` up to the next comma outside of braces, or ''."""
+    """Returns the value of an attribute, or '' where it is absent.
+
+    The value is the text after `name=`, up to the next comma outside of brackets.
+    """
     begin = self.rest.find(f'{name}=')
     while begin > 0 and self.rest[begin - 1] not in ' ,':
       begin = self.rest.find(f'{name}=', begin + 1)
     if begin < 0:
       return ''
-    depth, i = 0, begin + len(name) + 1
-    start = i
-    while i < len(self.rest):
-      c = self.rest[i]
+    start = begin + len(name) + 1
+    depth = 0
+    end = start
+    while end < len(self.rest):
+      c = self.rest[end]
       if c in '{[(':
         depth += 1
       elif c in '}])':
         depth -= 1
       elif c == ',' and depth == 0:
         break
-      i += 1
-    return self.rest[start:i]
+      end += 1
+    return self.rest[start:end]
 
   def called(self, name: str) -> str:
-    """Returns the computation of `name=%computation`, or ''."""
+    """Returns the name of the computation in `name=%computation`, or ''."""
     text = self.attribute(name)
-    return text[1:].split(' ')[0] if text.startswith('%') else ''
+    if not text.startswith('%'):
+      return ''
+    return text[1:].split(' ')[0]
 
   def numbers(self, name: str) -> tuple[int, ...]:
-    """Returns the numbers of `name={1,2}`."""
-    return tuple(int(n) for n in re.findall(r'\d+', self.attribute(name)))
+    """Returns the numbers in `name={1,2}`."""
+    digits = re.findall(r'\d+', self.attribute(name))
+    return tuple(map(int, digits))
 
   @property
   def bytes(self) -> float:
+    """Bytes of all results, in whatever memory."""
     return sum(shape.bytes for shape in self.shapes)
 
   @property
   def source(self) -> str:
-    """jax's path of names, without the parts that every instruction has."""
+    """JAX's path of names, without the parts that all instructions share, or ''."""
     match = _OP_NAME.search(self.rest)
-    return _COMMON_SOURCE.sub('', match[1]) if match else ''
+    if not match:
+      return ''
+    return _COMMON_SOURCE.sub('', match[1])
 
 
 class Computation:
-  """Instructions in the order in which they run, where the program is scheduled."""
+  """A named list of instructions; in a scheduled program, in the order they run in.
+
+  Attributes:
+    by_name: the same instructions by name.
+    root: instruction whose result is returned; None in a computation that names none.
+  """
 
   def __init__(self, name: str):
     self.name = name
@@ -138,12 +159,18 @@ class Computation:
     self.root: Instruction | None = None
 
   def add(self, instruction: Instruction, root: bool) -> None:
+    """Appends an instruction, which is the root if `root` is true."""
     self.instructions.append(instruction)
     self.by_name[instruction.name] = instruction
     if root:
       self.root = instruction
 
+  def operands(self, instruction: Instruction) -> list[Instruction]:
+    """Returns the instructions whose results an instruction takes."""
+    return [self.by_name[name] for name in instruction.operands]
+
   def parameters(self) -> list[Instruction]:
+    """Returns the parameters in the order of their numbers."""
     parameters = [
       instruction
       for instruction in self.instructions
@@ -153,14 +180,19 @@ class Computation:
 
 
 class Module(NamedTuple):
-  """A compiled program."""
+  """A compiled program.
+
+  Attributes:
+    computations: all computations by name.
+    entry: computation that runs first.
+  """
 
   computations: dict[str, Computation]
   entry: Computation
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-  """Returns the shapes in `f32[2,3]{1,0:T(8,128)S(1)}` or in a tuple of such."""
+  """Returns the shapes in `f32[2,3]{1,0:T(8,128)S(1)}` or in a tuple of them."""
   shapes = []
   for dtype, dims, layout in _ARRAY.findall(text):
     if dtype not in BITS:
@@ -177,9 +209,10 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def _closing(text: str, begin: int) -> int:
   """Returns the index of the parenthesis that closes the one at `begin`.
 
-  Quoted text is passed over.
+  Quoted text is skipped. Without a closing parenthesis it is the length of the text.
   """
-  depth, i = 0, begin
+  depth = 0
+  i = begin
   while i < len(text):
     c = text[i]
     if c == '(':
@@ -196,30 +229,53 @@ def _closing(text: str, begin: int) -> int:
   return len(text)
 
 
+def _shapes_end(text: str) -> int:
+  """Returns the index at which the shapes at the beginning of a text end."""
+  if text.startswith('('):
+    return _closing(text, 0) + 1
+  return text.index(' ')
+
+
 def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
-  """Returns the instruction of a line and whether it is the root, or None."""
+  """Returns the instruction of a line and whether it is the root.
+
+  Returns None for a line without an instruction.
+  """
   line = line.strip()
-  root = line.startswith('ROOT ')
+  is_root = line.startswith('ROOT ')
   name, equals, after = line.removeprefix('ROOT ').partition(' = ')
   if not equals or not name.startswith('%'):
     return None
-  stop = _closing(after, 0) + 1 if after.startswith('(') else after.index(' ')
-  shapes, after = parse_shapes(after[:stop]), after[stop:].lstrip()
-  opcode, _, _ = after.partition('(')
-  stop = _closing(after, len(opcode))
-  inside = after[len(opcode) + 1 : stop]
-  operands = () if opcode in ('constant', 'parameter') else tuple(_NAME.findall(inside))
-  return Instruction(
-    name[1:], opcode, shapes, operands, inside, after[stop + 1 :]
-  ), root
+  shapes_end = _shapes_end(after)
+  shapes = parse_shapes(after[:shapes_end])
+  call = after[shapes_end:].lstrip()
+  opcode, _, _ = call.partition('(')
+  call_end = _closing(call, len(opcode))
+  inside = call[len(opcode) + 1 : call_end]
+  operands: tuple[str, ...] = ()
+  if opcode not in ('constant', 'parameter'):
+    operands = tuple(_NAME.findall(inside))
+  rest = call[call_end + 1 :]
+  return Instruction(name[1:], opcode, shapes, operands, inside, rest), is_root
+
+
+def _begun_computation(line: str) -> Computation | None:
+  """Returns the new, empty computation that a line begins, or None."""
+  if not line.endswith('{') or ') -> ' not in line:
+    return None
+  match = _NAME.search(line)
+  return Computation(match[1]) if match else None
 
 
 def parse(text: str) -> Module:
-  """Reads all computations of a program.
+  """Parses all computations of a program.
 
-  A line `%name (…) -> … {` begins one, a line `}` ends it. An instruction begins with
-  its name behind two spaces; lines of another form carry on the one before (metadata
-  that somebody gave a kernel may hold line breaks).
+  A line `%name (…) -> … {` begins a computation and a line `}` ends it. An instruction
+  begins with two spaces and its name. Any other line continues the instruction before
+  it, because the metadata of a kernel may contain line breaks.
+
+  Raises:
+    ValueError: if the text has no ENTRY computation.
   """
   computations: dict[str, Computation] = {}
   current: Computation | None = None
@@ -227,10 +283,12 @@ def parse(text: str) -> Module:
   pending = ''
   for line in text.splitlines():
     if current is None:
-      if line.endswith('{') and ') -> ' in line and (match := _NAME.search(line)):
-        current = Computation(match[1])
-        computations[match[1]] = current
-        entry = current if line.startswith('ENTRY') else entry
+      current = _begun_computation(line)
+      if current is None:
+        continue
+      computations[current.name] = current
+      if line.startswith('ENTRY'):
+        entry = current
       continue
     ends = line == '}' or line.startswith('}, execution_thread=')
     if not ends and not line.startswith(('  %', '  ROOT %')):
@@ -238,8 +296,11 @@ def parse(text: str) -> Module:
       continue
     if pending and (parsed := parse_instruction(pending)):
       current.add(*parsed)
-    pending = '' if ends else line
-    current = None if ends else current
+    if ends:
+      pending = ''
+      current = None
+    else:
+      pending = line
   if entry is None:
     raise ValueError(f'no ENTRY computation in {len(text)} characters of HLO')
   return Module(computations, entry)

@@ -1,4 +1,4 @@
-"""What a custom call of a compiled program costs, such as a Pallas kernel."""
+"""Computes what a custom call of a compiled program costs, such as a Pallas kernel."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from omni_jax.compile.hlo import Computation, Instruction, main_memory_bytes
 
+# The compiler's own targets, which do no work.
 FREE_TARGETS = {
   'ConcatBitcast',
   'AllocateBuffer',
@@ -17,9 +18,9 @@ FREE_TARGETS = {
   'GatherScatterIndicesBitpacked',
   'PrepareAsyncCallStart',
   'PrepareAsyncCallDone',
-}  # of the compiler's own, no work
-# Products, each of queries · keys, of the kernels of jax that declare no estimate, by
-# the beginning of their names. Blocks above the diagonal are left out.
+}
+# Number of products of queries and keys in the JAX kernels that declare no estimate, by
+# the prefix of the kernel's name. Blocks above the diagonal are left out.
 # dq: scores, their gradient, dq; dkv: scores, their gradient, dk, dv.
 SPLASH_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 _ESTIMATE = re.compile(r'"?cost_estimate"?\s*:\s*\{([^}]*)\}')
@@ -27,11 +28,12 @@ _ESTIMATE_FIELD = re.compile(r'"?(\w+)"?\s*:\s*"?(\d+)')
 
 
 class CallCost(NamedTuple):
-  """What a custom call costs.
+  """The cost of a custom call.
 
   Attributes:
-    bytes: of main memory, read and written.
-    known: whether its FLOPs are known; if not, they are given as 0.
+    flops: FLOPs of one call; 0 where they are not known.
+    bytes: bytes of main memory that one call reads and writes.
+    known: whether the FLOPs are known.
   """
 
   flops: float
@@ -40,17 +42,17 @@ class CallCost(NamedTuple):
 
 
 def call_target(call: Instruction) -> str:
-  """Returns the name of what a custom call calls."""
+  """Returns the name of the target of a custom call."""
   return call.attribute('custom_call_target').strip('"')
 
 
 def call_cost(call: Instruction, computation: Computation) -> CallCost:
-  """Returns what a custom call costs by its declared estimate, or by its name."""
+  """Returns the cost of a custom call, from its declared estimate or its name."""
   if call_target(call) in FREE_TARGETS:
     return CallCost(0.0, 0.0)
   size = main_memory_bytes(call.shapes)
-  for name in call.operands:
-    size += main_memory_bytes(computation.by_name[name].shapes)
+  for operand in computation.operands(call):
+    size += main_memory_bytes(operand.shapes)
   if match := _ESTIMATE.search(call.rest):
     fields = _ESTIMATE_FIELD.findall(match[1])
     estimate = {name: float(value) for name, value in fields}
@@ -64,18 +66,22 @@ def call_cost(call: Instruction, computation: Computation) -> CallCost:
 def splash_product_flops(call: Instruction, computation: Computation) -> float:
   """Returns the FLOPs of one product of queries and keys in a splash kernel.
 
-  Only the causal blocks are counted.
+  Only the causal blocks are counted. The first two operands of three or more dimensions
+  are the queries and the keys; an operand of type s8 is the mask of blocks.
   """
-  shapes = [computation.by_name[name].shapes[0] for name in call.operands]
-  masks = [shape.dims[-2:] for shape in shapes if shape.dtype == 's8']
+  arrays: list[tuple[int, ...]] = []
+  masks: list[tuple[int, ...]] = []
+  for operand in computation.operands(call):
+    shape = operand.shapes[0]
+    if shape.dtype == 's8':
+      masks.append(shape.dims[-2:])
+    elif shape.dtype in ('bf16', 'f32') and len(shape.dims) >= 3:
+      arrays.append(shape.dims)
   query_blocks, key_blocks = masks[0] if masks else (1, 1)
-  queries, keys = [
-    shape.dims
-    for shape in shapes
-    if shape.dtype in ('bf16', 'f32') and len(shape.dims) >= 3
-  ][:2]
-  computed = 0
+  queries, keys = arrays[:2]
+  causal_blocks = 0
   for i in range(query_blocks):
-    computed += min(key_blocks, -(-(i + 1) * key_blocks // query_blocks))
-  whole = 2.0 * math.prod(queries) * keys[-2]
-  return whole * computed / (query_blocks * key_blocks)
+    causal_blocks += min(key_blocks, -(-(i + 1) * key_blocks // query_blocks))
+  all_blocks = query_blocks * key_blocks
+  full_flops = 2.0 * math.prod(queries) * keys[-2]
+  return full_flops * causal_blocks / all_blocks

@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run."""
+"""Finds out how often the loops of a compiled program run."""
 
 from collections.abc import Mapping
 import re
@@ -14,13 +14,17 @@ def trip_count(
   loop: Instruction,
   known: Mapping[int, int] | None = None,
 ) -> int | None:
-  """Returns how often the body of a `while` runs.
+  """Returns how often the body of a `while` runs, or None if that is not known.
 
-  It is what the compiler says, or follows from a condition `counter < limit`. None
-  where neither tells, such as a loop that runs until its data say so.
+  The count is the compiler's where it gives one. Otherwise it follows from a condition
+  `counter < limit`. A loop whose end depends on its data has no known count.
 
   Args:
-    known: constants in the state of the loop whose body the caller is.
+    module: program that holds the loop.
+    caller: computation that holds the loop.
+    loop: the `while` instruction.
+    known: constants in the caller's parameter by index, where the caller is itself the
+      body of a loop.
   """
   if match := _KNOWN_TRIP_COUNT.search(loop.rest):
     return int(match[1])
@@ -47,7 +51,7 @@ def loop_constants(
   loop: Instruction,
   known: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
-  """Returns the constants in the state that a loop starts with, by index."""
+  """Returns the constants in the initial state of a loop by index; see `trip_count`."""
   start = caller.by_name.get(loop.operands[0])
   if start is None or start.opcode != 'tuple':
     return {}
@@ -60,26 +64,27 @@ def loop_constants(
 
 
 def unchanged(body: Computation, state: Mapping[int, int]) -> dict[int, int]:
-  """Returns those constants of the state that an iteration passes on as they are."""
+  """Returns the constants of the state that the body of a loop does not change."""
   if body.root is None or body.root.opcode != 'tuple':
     return {}
   return {index: number for index, number in state.items() if _passes_on(body, index)}
 
 
 def _passes_on(body: Computation, index: int) -> bool:
-  """Whether the body returns this element of the state as it was given."""
+  """Returns whether the body returns this element of the state unchanged."""
   element = _original(body, body.root.operands[index])
-  return (
-    element is not None
-    and element.opcode == 'get-tuple-element'
-    and int(element.attribute('index')) == index
-  )
+  if element is None or element.opcode != 'get-tuple-element':
+    return False
+  return int(element.attribute('index')) == index
 
 
 def _comparison(module: Module, condition: Computation) -> Instruction | None:
-  """Returns the `counter < limit` that a condition ends with, if it does."""
+  """Returns the `counter < limit` that a condition ends with, or None.
+
+  Its operands are names in the condition, also where the comparison is inside a fusion.
+  """
   root = condition.root
-  if root is not None and root.opcode == 'fusion':  # of the comparison alone
+  if root is not None and root.opcode == 'fusion':
     inner = module.computations[root.called('calls')].root
     if inner is not None:
       inner = inner._replace(operands=_outer_operands(module, root, inner))
@@ -92,18 +97,22 @@ def _comparison(module: Module, condition: Computation) -> Instruction | None:
 def _outer_operands(
   module: Module, fusion: Instruction, inner: Instruction
 ) -> tuple[str, ...]:
-  """Returns the fusion's operands in the order of the inner instruction's."""
+  """Returns the operands of an instruction in a fusion, as names outside the fusion.
+
+  An operand that is not a parameter of the fusion keeps its name.
+  """
   fused = module.computations[fusion.called('calls')]
   names = []
-  for name in inner.operands:
-    operand = fused.by_name[name]
-    is_parameter = operand.opcode == 'parameter'
-    names.append(fusion.operands[int(operand.inside)] if is_parameter else operand.name)
+  for operand in fused.operands(inner):
+    name = operand.name
+    if operand.opcode == 'parameter':
+      name = fusion.operands[int(operand.inside)]
+    names.append(name)
   return tuple(names)
 
 
 def _original(computation: Computation, name: str) -> Instruction | None:
-  """Returns the instruction behind copies and bitcasts."""
+  """Returns the instruction that a name refers to, behind copies and bitcasts."""
   instruction = computation.by_name.get(name)
   while instruction is not None and instruction.opcode in ('copy', 'bitcast'):
     instruction = computation.by_name.get(instruction.operands[0])
@@ -113,10 +122,12 @@ def _original(computation: Computation, name: str) -> Instruction | None:
 def constant(
   computation: Computation, name: str, known: Mapping[int, int] | None = None
 ) -> int | None:
-  """Returns the integer that an instruction is, or None.
+  """Returns the value of an instruction if it is a known integer, else None.
 
   Args:
-    known: integers that the computation's only parameter, a tuple, is known to hold.
+    computation: computation that holds the instruction.
+    name: name of the instruction.
+    known: integers in the computation's only parameter, a tuple, by index.
   """
   instruction = _original(computation, name)
   if instruction is None:
@@ -127,18 +138,22 @@ def constant(
       return known.get(int(instruction.attribute('index')))
   if instruction.opcode != 'constant':
     return None
-  is_integer = re.fullmatch(r'-?\d+', instruction.inside)
-  return int(instruction.inside) if is_integer else None
+  if not re.fullmatch(r'-?\d+', instruction.inside):
+    return None
+  return int(instruction.inside)
 
 
 def _increment(body: Computation, index: int, state: Mapping[int, int]) -> int | None:
-  """Returns what an iteration adds to this element of the state, or None."""
+  """Returns what an iteration adds to this element of the state, or None.
+
+  A fusion is taken for the increment by 1 that JAX's loops have.
+  """
   if body.root.opcode != 'tuple':
     return None
   result = _original(body, body.root.operands[index])
   if result is None:
     return None
-  if result.opcode == 'fusion':  # of the addition and what only looks at the counter
+  if result.opcode == 'fusion':  # the addition, fused with users of the counter
     return 1
   if result.opcode != 'add':
     return None

@@ -1,16 +1,23 @@
-"""Compiles the programs of a config for a topology and measures what each takes."""
+"""Compiles the programs of a config for a topology and measures each of them."""
 
 from collections.abc import Mapping, Sequence
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from omni_jax import sharding
 from omni_jax.chips import GIB
 from omni_jax.compile import hlo
 from omni_jax.compile.cost import Cost, cost_of
 from omni_jax.compile.memory import Memory
-from omni_jax.compile.program import compile_program, programs_of, state_kinds
+from omni_jax.compile.program import (
+  compile_program,
+  CompileSeconds,
+  programs_of,
+  state_kinds,
+)
 from omni_jax.compile.roofline import Estimate, estimate
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
@@ -19,38 +26,31 @@ from omni_jax.train.plan import Plan
 
 
 class AnalyticFlops(NamedTuple):
-  """FLOPs of a step on one device, counted from the config.
+  """The FLOPs of a step on one device, counted from the config.
 
   Attributes:
-    model: those that the model needs.
-    executed: with those that remat computes again.
+    model: FLOPs that the model needs.
+    executed: FLOPs of the model and of what remat computes again.
   """
 
   model: float
   executed: float
 
 
-class CompileSeconds(NamedTuple):
-  """How long a program took to compile.
-
-  Attributes:
-    tracing: and lowering.
-    processors: time of all processors while compiling.
-  """
-
-  tracing: float
-  compiling: float
-  processors: float
-
-
 class Measurement(NamedTuple):
-  """What one program takes.
+  """The memory, the cost and the seconds of one program.
 
   Attributes:
+    name: name of the program, such as 'train'.
+    fits: whether the program fits into the memory of a device.
     refusal: the compiler's message if it does not fit, else ''.
-    xla_flops: FLOPs by XLA's cost analysis, a loop's body counted once.
-    analytic: None of other programs than the train step.
-    characters: of the optimized HLO.
+    memory: bytes on one device.
+    cost: cost of one run on one device.
+    estimate: lower bound of the seconds of one run.
+    xla_flops: FLOPs by XLA's cost analysis, which counts a loop's body once.
+    analytic: FLOPs counted from the config; None for all but the train step.
+    seconds: seconds of the compilation.
+    characters: number of characters of the optimized HLO.
   """
 
   name: str
@@ -65,67 +65,93 @@ class Measurement(NamedTuple):
   characters: int
 
   def mfu(self, seconds: float, peak: float) -> float | None:
-    """Returns the model's FLOPs as a share of the peak, if the step takes so long."""
+    """Returns the share of the peak that the model's FLOPs use.
+
+    Args:
+      seconds: seconds of a step.
+      peak: FLOPs per second of one device at full rate.
+
+    Returns:
+      A number between 0 and 1; None if the FLOPs are not known or `seconds` is 0.
+    """
     if not self.analytic or not seconds:
       return None
     return self.analytic.model / (seconds * peak)
 
 
-def make_plan(config: Any, topology: Topology) -> Plan:
+def make_plan(config: ConfigDict, topology: Topology) -> Plan:
   """Returns the plan of a run on a topology.
 
   Raises:
-    UserError: for a mesh, a batch or a network that does not go with the topology.
+    UserError: if the mesh, the batch or the network does not suit the topology.
   """
   plan = Plan(config, topology.devices)
-  if plan.mesh.size != len(topology.devices):
+  devices = len(topology.devices)
+  if plan.mesh.size != devices:
     raise UserError(
-      f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the {len(topology.devices)} devices of '
+      f'mesh {dict(plan.mesh.shape)} has {plan.mesh.size} of the {devices} devices of '
       f'{topology.name}; set one axis of config.mesh to -1'
     )
   return plan
 
 
 def check_state(plan: Plan, topology: Topology) -> Mapping[str, float]:
-  """Returns the bytes of a device before any activation, by kind.
+  """Returns the bytes on a device before any activation, by kind.
 
   Raises:
-    UserError: if these alone are more than the device has.
+    UserError: if these bytes alone exceed the memory of a device.
   """
   kinds = state_kinds(plan)
   total = sum(kinds.values())
-  if total > topology.hbm:
-    parts = ', '.join(f'{name} {size / GIB:.1f}' for name, size in kinds.items())
-    chips = topology.chips * total / topology.hbm
-    enough = 2 ** math.ceil(math.log2(chips))
-    sizes = dict(plan.mesh.shape)
-    one_axis = max(sizes.values()) == plan.mesh.size and plan.mesh.size > 1
+  if total <= topology.hbm:
+    return kinds
+  parts = ', '.join(f'{name} {size / GIB:.1f}' for name, size in kinds.items())
+  enough = _chips_for(total, topology)
+  axes = dict(plan.mesh.shape)
+  has_one_axis = max(axes.values()) == plan.mesh.size and plan.mesh.size > 1
+  hint = ''
+  if not has_one_axis:
     hint = (
-      ''
-      if one_axis
-      else f' (the mesh is {sizes}: what fsdp and expert do not split is whole on '
-      'every chip)'
+      f' (the mesh is {axes}: what fsdp and expert do not split is replicated on every '
+      'chip)'
     )
-    raise UserError(
-      f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation ({parts}), '
-      f'{topology.hbm / GIB:.2f} GiB usable; enough is config.mesh.fsdp=-1 on {enough} chips or more'
-      f'{hint}'
-    )
-  return kinds
+  raise UserError(
+    f'does not fit {topology.name}: {total / GIB:.1f} GiB a chip before any activation '
+    f'({parts}), {topology.hbm / GIB:.2f} GiB usable; set config.mesh.fsdp=-1 on '
+    f'{enough} chips or more{hint}'
+  )
+
+
+def _chips_for(size: float, topology: Topology) -> int:
+  """Returns how many chips, a power of two, are enough for `size` bytes per device."""
+  chips = topology.chips * size / topology.hbm
+  return 2 ** math.ceil(math.log2(chips))
 
 
 def measure_programs(
   plan: Plan, topology: Topology, names: Sequence[str], dump: pathlib.Path | None = None
 ) -> list[Measurement]:
-  """Compiles programs of a run. A step that does not fit is measured, too."""
-  return [
-    _measure(plan, topology, name, dump / name if dump else None) for name in names
-  ]
+  """Compiles programs of a run and returns their measurements.
+
+  A program that does not fit is measured, too.
+
+  Args:
+    plan: plan of the run on the topology.
+    topology: devices to compile for.
+    names: names of the programs, keys of `program.programs_of`.
+    dump: folder that keeps what the compiler writes, in a folder for each program.
+  """
+  measurements = []
+  for name in names:
+    folder = dump / name if dump else None
+    measurements.append(_measure(plan, topology, name, folder))
+  return measurements
 
 
 def _measure(
   plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None
 ) -> Measurement:
+  """Compiles one program and returns its measurement."""
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
   program = programs_of(plan.model_config)[name](plan)
@@ -140,30 +166,43 @@ def _measure(
     estimate=estimate(cost, plan.mesh, topology),
     xla_flops=float(compiled.xla_cost.get('flops', 0.0)),
     analytic=_analytic_flops(plan) if name == 'train' else None,
-    seconds=CompileSeconds(*compiled.seconds),
+    seconds=compiled.seconds,
     characters=len(compiled.text),
   )
 
 
 def _analytic_flops(plan: Plan) -> AnalyticFlops:
+  """Returns the FLOPs of a train step on one device, counted from the config."""
   flops = step_flops(plan.model_config, plan.budget)
   executed = flops.executed(plan.model_config.decoder.remat)
   return AnalyticFlops(flops.model / plan.mesh.size, executed / plan.mesh.size)
 
 
 def advice(plan: Plan, topology: Topology, measurement: Measurement) -> str:
-  """Returns the nearest setting that should fit, from how memory scales."""
+  """Returns a sentence with the nearest setting that should fit.
+
+  It assumes that temporaries grow with the rows and shrink with the chips.
+
+  Args:
+    plan: plan of the run on the topology.
+    topology: topology that the program does not fit.
+    measurement: measurement of the program.
+  """
   memory = measurement.memory
   ways = sharding.ways(plan.mesh, 'batch')
   rows = plan.budget.rows // ways
   room = topology.hbm - (memory.peak - memory.temporaries)
-  if room > 0 and (fewer := int(rows * room / memory.temporaries)) >= 1:
+  fitting_rows = 0
+  if room > 0:
+    fitting_rows = int(rows * room / memory.temporaries)
+  if fitting_rows >= 1:
     return (
-      f'config.data.budget.rows={fewer * ways} ({fewer} a chip instead of {rows}) '
-      'should fit'
+      f'config.data.budget.rows={fitting_rows * ways} ({fitting_rows} a chip instead '
+      f'of {rows}) should fit'
     )
-  enough = 2 ** math.ceil(math.log2(topology.chips * memory.peak / topology.hbm))
+  enough = _chips_for(memory.peak, topology)
+  count = '1 row' if rows == 1 else f'{rows} rows'
   return (
-    f'{rows} row{"s" * (rows > 1)} a chip; shorter rows (config.data.budget.length), '
+    f'there are {count} a chip; shorter rows (config.data.budget.length), '
     f"config.model.decoder.remat='full' or {enough} chips should fit"
   )

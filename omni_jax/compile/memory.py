@@ -1,6 +1,7 @@
-"""Where the memory of a device goes.
+"""Measures what the memory of a device is used for.
 
-Arguments are known by kind from their shardings, the rest by what the compiler says.
+The sizes of the arguments follow from their shardings. All other sizes are read from
+what the compiler reports.
 """
 
 from collections.abc import Mapping
@@ -13,25 +14,27 @@ import jax
 
 
 def bytes_on_a_device(tree: Any) -> float:
-  """Returns the bytes of arrays or shapes that have shardings.
+  """Returns the bytes that a tree of arrays or shapes takes on one device.
 
-  What the chip's layout adds is left out.
+  The padding of the chip's layouts is not included.
+
+  Args:
+    tree: arrays, or `jax.ShapeDtypeStruct` with shardings.
   """
-  return float(
-    sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree)
-    )
-  )
+  size = 0
+  for leaf in jax.tree.leaves(tree):
+    shard_shape = leaf.sharding.shard_shape(leaf.shape)
+    size += math.prod(shard_shape) * leaf.dtype.itemsize
+  return float(size)
 
 
 class Buffer(NamedTuple):
-  """A piece of memory and the values that take turns in it.
+  """A piece of memory and the values that are stored in it one after the other.
 
   Attributes:
-    size: bytes.
-    shapes: of the values, the compiler's words.
-    names: of the instructions that make them.
+    size: bytes of the piece.
+    shapes: shapes of the values as the compiler writes them, separated by commas.
+    names: names of the instructions that compute the values.
   """
 
   size: float
@@ -40,16 +43,16 @@ class Buffer(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Bytes that a program takes on one device.
+  """The bytes that a program takes on one device.
 
   Attributes:
-    kinds: of the arguments (parameters, optimizer, buffers, batch …).
-    padding: what the layouts on the chip add to them.
-    results: outputs that do not lie in the memory of an argument.
-    temporaries: activations and whatever else lives during the step.
-    program: the instructions.
-    peak: most that is in use at once, by the compiler's assignment of buffers.
-    largest: pieces of the temporaries, largest first.
+    kinds: bytes of the arguments by kind (parameters, optimizer, buffers, batch, …).
+    padding: bytes that the layouts of the chip add to the arguments.
+    results: bytes of outputs that do not reuse the memory of an argument.
+    temporaries: bytes of activations and of all else that lives during the step only.
+    program: bytes of the instructions.
+    peak: most bytes in use at once, by the compiler's buffer assignment.
+    largest: pieces of the temporaries, the largest first.
   """
 
   kinds: Mapping[str, float]
@@ -61,6 +64,7 @@ class Memory(NamedTuple):
   largest: tuple[Buffer, ...] = ()
 
 
+_ALLOCATION = re.compile(r'allocation \d+: size (\d+)(.*)')
 _VALUE = re.compile(r' value: <\d+ (\S+).*? @\d+> \(size=(\d+),offset=(\d+)\): (.*)')
 
 
@@ -70,39 +74,33 @@ def from_stats(
   """Returns the memory of a compiled program.
 
   Args:
-    stats: `compiled.memory_analysis()`.
-    usage_report, assignment: as in `from_dump`.
+    stats: result of `compiled.memory_analysis()`.
+    kinds: bytes of the arguments by kind.
+    usage_report: text of `…memory-usage-report.txt`, or '' if there is none.
+    assignment: text of `…buffer-assignment.txt`, or '' if there is none.
   """
   arguments = stats.argument_size_in_bytes
   results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  if usage_report:  # the stats count on-chip memory as temporaries
-    total = read_total(usage_report)
-    return Memory(
-      kinds,
-      arguments - sum(kinds.values()),
-      results,
-      total - arguments - results,
-      stats.generated_code_size_in_bytes,
-      total + stats.generated_code_size_in_bytes,
-      largest_buffers(assignment),
-    )
-  peak = (
-    arguments + results + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
-  )
+  program = stats.generated_code_size_in_bytes
+  temporaries = stats.temp_size_in_bytes
+  if usage_report:  # the stats count on-chip memory as temporaries, too
+    temporaries = read_total(usage_report) - arguments - results
   return Memory(
-    kinds,
-    arguments - sum(kinds.values()),
-    results,
-    stats.temp_size_in_bytes,
-    stats.generated_code_size_in_bytes,
-    peak,
+    kinds=kinds,
+    padding=arguments - sum(kinds.values()),
+    results=results,
+    temporaries=temporaries,
+    program=program,
+    peak=arguments + results + temporaries + program,
+    largest=largest_buffers(assignment) if usage_report else (),
   )
 
 
 def from_dump(kinds: Mapping[str, float], usage_report: str, assignment: str) -> Memory:
-  """Returns the memory of a program that the compiler gave up, as it was planned.
+  """Returns the memory that the compiler had planned for a program that does not fit.
 
   Args:
+    kinds: bytes of the arguments by kind.
     usage_report: text of `…memory-usage-report.txt`.
     assignment: text of `…buffer-assignment.txt`.
   """
@@ -110,76 +108,116 @@ def from_dump(kinds: Mapping[str, float], usage_report: str, assignment: str) ->
   arguments = 0.0
   results = 0.0
   for line in assignment.splitlines():
-    if match := re.match(r'allocation \d+: size (\d+)(.*)', line):
-      if ', parameter ' in match[2]:
-        arguments += float(match[1])
-      elif 'live-out' in match[2]:
-        results += float(match[1])
+    match = _ALLOCATION.match(line)
+    if not match:
+      continue
+    size = float(match[1])
+    if ', parameter ' in match[2]:
+      arguments += size
+    elif 'live-out' in match[2]:
+      results += size
   return Memory(
-    kinds,
-    arguments - sum(kinds.values()),
-    results,
-    max(0.0, total - arguments - results),
-    0.0,
-    total,
-    largest_buffers(assignment),
+    kinds=kinds,
+    padding=arguments - sum(kinds.values()),
+    results=results,
+    temporaries=max(0.0, total - arguments - results),
+    program=0.0,
+    peak=total,
+    largest=largest_buffers(assignment),
   )
 
 
 def read_total(usage_report: str) -> float:
-  """Returns the bytes of main memory by a memory usage report."""
+  """Returns the total bytes of main memory that a memory usage report states."""
   match = re.search(r'color=0\)\s*Total bytes: (\d+)', usage_report)
   assert match, usage_report[:200]
   return float(match[1])
 
 
-def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
-  """Returns the largest temporaries of a buffer assignment.
+class _Value(NamedTuple):
+  """A value in a buffer assignment.
 
-  Each has the values that lie in it in turn.
+  Attributes:
+    size: bytes of the value.
+    name: name of the instruction that computes it.
+    shape: its shape as the compiler writes it, without layout.
   """
-  pieces: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
-  wanted = False
+
+  size: int
+  name: str
+  shape: str
+
+
+def largest_buffers(assignment: str, count: int = 40) -> tuple[Buffer, ...]:
+  """Returns the `count` largest temporaries of a buffer assignment.
+
+  Of the values that a piece of memory holds one after the other, only the largest are
+  listed.
+  """
+  pieces: dict[tuple[int, int], list[_Value]] = {}
+  is_temporary = False
   number = 0
   for line in assignment.splitlines():
     if line.startswith('allocation '):
       number += 1
-      wanted = 'color' not in line and any(
-        word in line for word in ('preallocated-temp', 'live-out')
-      )
-      wanted = wanted and ', parameter ' not in line
-    elif wanted and (match := _VALUE.match(line)):
+      is_temporary = _is_temporary(line)
+      continue
+    match = _VALUE.match(line) if is_temporary else None
+    if match:
       name, size, offset, shape = match.groups()
-      pieces.setdefault((number, int(offset)), []).append(
-        (int(size), name, re.sub(r'\{[^}]*\}', '', shape))
-      )
-  buffers = []
-  for values in pieces.values():
-    size = max(value[0] for value in values)
-    top = [value for value in values if value[0] == size]
-    buffers.append(
-      Buffer(
-        float(size),
-        ', '.join(dict.fromkeys(value[2] for value in top)),
-        tuple(dict.fromkeys(value[1] for value in top)),
-      )
-    )
-  return tuple(sorted(buffers, key=lambda buffer: -buffer.size)[:count])
+      shape = re.sub(r'\{[^}]*\}', '', shape)
+      piece = pieces.setdefault((number, int(offset)), [])
+      piece.append(_Value(int(size), name, shape))
+  buffers = [_buffer(values) for values in pieces.values()]
+  buffers.sort(key=lambda buffer: -buffer.size)
+  return tuple(buffers[:count])
 
 
-def texts(folder: pathlib.Path) -> tuple[str, str, str]:
-  """Returns what the compiler wrote of the largest program in a folder.
+def _is_temporary(allocation: str) -> bool:
+  """Returns whether a line allocates temporaries in main memory."""
+  if 'color' in allocation or ', parameter ' in allocation:
+    return False
+  return 'preallocated-temp' in allocation or 'live-out' in allocation
 
-  These are the memory usage report, the buffer assignment and the HLO; '' if none.
+
+def _buffer(values: list[_Value]) -> Buffer:
+  """Returns a piece of memory with the largest of its values, each named once."""
+  size = max(value.size for value in values)
+  largest = [value for value in values if value.size == size]
+  shapes = dict.fromkeys(value.shape for value in largest)
+  names = dict.fromkeys(value.name for value in largest)
+  return Buffer(float(size), ', '.join(shapes), tuple(names))
+
+
+class CompilerTexts(NamedTuple):
+  """What the compiler writes about a program; '' for a text that it did not write.
+
+  Attributes:
+    usage_report: memory usage report.
+    assignment: buffer assignment.
+    hlo: optimized HLO.
   """
-  programs = sorted(
-    folder.glob('*after_optimizations.txt'), key=lambda path: path.stat().st_size
-  )
+
+  usage_report: str = ''
+  assignment: str = ''
+  hlo: str = ''
+
+
+def read_texts(folder: pathlib.Path) -> CompilerTexts:
+  """Returns what the compiler wrote about the largest program in a folder."""
+  programs = list(folder.glob('*after_optimizations.txt'))
   if not programs:
-    return '', '', ''
+    return CompilerTexts()
+  programs.sort(key=lambda path: path.stat().st_size)
   stem = str(programs[-1]).removesuffix('.txt')
-  paths = [
-    pathlib.Path(stem + end)
-    for end in ('-memory-usage-report.txt', '-buffer-assignment.txt', '.txt')
-  ]
-  return tuple(path.read_text() if path.exists() else '' for path in paths)
+  return CompilerTexts(
+    usage_report=_text_or_empty(f'{stem}-memory-usage-report.txt'),
+    assignment=_text_or_empty(f'{stem}-buffer-assignment.txt'),
+    hlo=_text_or_empty(f'{stem}.txt'),
+  )
+
+
+def _text_or_empty(name: str) -> str:
+  """Returns the text of a file, or '' if it does not exist."""
+  path = pathlib.Path(name)
+  return path.read_text() if path.exists() else ''

@@ -1,8 +1,8 @@
-"""Bytes of main memory that the instructions of a compiled program read and write.
+"""Counts the bytes of main memory that a program's instructions read and write.
 
-As in XLA's own analysis a fusion reads what it uses of its operands (a slice of a stack
-of layers is not the stack) and writes its results; what lies in on-chip memory does not
-count.
+As in XLA's own analysis, a fusion reads only the part of its operands that it uses (a
+slice of a stack of layers, not the stack) and writes its results. Arrays in on-chip
+memory do not count.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ RESHAPING = ('bitcast', 'copy', 'reshape', 'convert', 'transpose')
 
 
 def instruction_bytes(instruction: Instruction, computation: Computation) -> float:
-  """Returns the bytes of an instruction that stands alone."""
+  """Returns the bytes that an instruction outside of a fusion reads and writes."""
   opcode = instruction.opcode
   if opcode == 'custom-call':
     return call_cost(instruction, computation).bytes
@@ -37,27 +37,38 @@ def instruction_bytes(instruction: Instruction, computation: Computation) -> flo
     return 2 * main_memory_bytes(operands[1].shapes)
   if opcode in ('copy-start', 'slice-start', 'dynamic-slice-start'):
     source, target = instruction.shapes[:2]
-    size = min(source.bytes, target.bytes)  # a slice reads what it writes
-    return size * sum(shape.space == MAIN_MEMORY for shape in (source, target))
+    size = min(source.bytes, target.bytes)  # a slice reads as much as it writes
+    in_main_memory = [source.space, target.space].count(MAIN_MEMORY)
+    return size * in_main_memory
   if opcode == 'scatter':
     updates = operands[-(len(operands) - 1) // 2 :]
-    return 2 * sum(main_memory_bytes(update.shapes) for update in updates)
-  read = sum(main_memory_bytes(operand.shapes) for operand in operands)
-  return read + main_memory_bytes(instruction.shapes)
+    return 2 * _total_bytes(updates)
+  return _total_bytes(operands) + main_memory_bytes(instruction.shapes)
+
+
+def _total_bytes(values: list[Instruction]) -> float:
+  """Returns the bytes of the results of instructions in main memory."""
+  return sum(main_memory_bytes(value.shapes) for value in values)
 
 
 class Use(NamedTuple):
-  """An instruction that takes a value as one of its operands."""
+  """The use of a value as an operand of an instruction.
+
+  Attributes:
+    user: instruction that uses the value.
+    operand_index: index of the value among the user's operands.
+  """
 
   user: Instruction
   operand_index: int
 
 
 class FusionBytes:
-  """Counts the bytes of a module's fusions."""
+  """Counts the bytes of a module's fusions; each fused computation is analysed once."""
 
   def __init__(self, module: Module):
     self._module = module
+    # By the name of a fused computation, the share of each parameter that it reads.
     self._read_shares: dict[str, list[float]] = {}
 
   def of(self, fusion: Instruction, computation: Computation) -> float:
@@ -72,65 +83,74 @@ class FusionBytes:
     return read + self._written(fused)
 
   def _shares(self, fused: Computation) -> list[float]:
-    """Returns which share of each parameter of a fusion is read."""
+    """Returns the share of each parameter that a fused computation reads."""
     if fused.name not in self._read_shares:
-      uses: dict[str, list[Use]] = {}
-      for instruction in fused.instructions:
-        for index, name in enumerate(instruction.operands):
-          uses.setdefault(name, []).append(Use(instruction, index))
-      parameters = fused.parameters()
-      self._read_shares[fused.name] = [self._share(one, uses) for one in parameters]
+      uses = _uses(fused)
+      shares = [self._share(parameter, uses) for parameter in fused.parameters()]
+      self._read_shares[fused.name] = shares
     return self._read_shares[fused.name]
 
   def _share(self, value: Instruction, uses: dict[str, list[Use]]) -> float:
-    """Returns which share of a value its users read, 1 at most."""
-    share = sum(self._use_share(value, use, uses) for use in uses.get(value.name, ()))
+    """Returns the share of a value that its users read, at most 1."""
+    share = 0.0
+    for use in uses.get(value.name, ()):
+      share += self._use_share(value, use, uses)
     return min(share, 1.0)
 
   def _use_share(
     self, value: Instruction, use: Use, uses: dict[str, list[Use]]
   ) -> float:
-    """Returns which share of a value one of its users reads."""
+    """Returns the share of a value that one of its users reads."""
     user, index = use
     if user.opcode in SLICING and index == 0:
-      whole = max(1, sum(shape.elements for shape in value.shapes))
-      return user.shapes[0].elements / whole
+      elements = sum(shape.elements for shape in value.shapes)
+      return user.shapes[0].elements / max(1, elements)
     if user.opcode == 'dynamic-update-slice' and index == 0:
       return 0.0  # written in place
     if user.opcode == 'tuple' or collective_kind(user):
-      return 0.0  # passed on, or read by the network
+      return 0.0  # returned unread, or read by the network
     if user.opcode in RESHAPING:
       return self._share(user, uses)
     if user.opcode == 'fusion':
-      return self._shares(self._module.computations[user.called('calls')])[index]
+      inner = self._module.computations[user.called('calls')]
+      return self._shares(inner)[index]
     return 1.0
 
   def _written(self, fused: Computation) -> float:
-    """Returns the bytes that a fusion writes."""
+    """Returns the bytes of main memory that a fused computation writes."""
     return sum(self._result_bytes(result, fused) for result in _results(fused))
 
   def _result_bytes(self, result: Instruction, fused: Computation) -> float:
-    """Returns the bytes that are written for one result of a fusion."""
+    """Returns the bytes of main memory that one result of a fusion takes to write."""
     while result.opcode == 'bitcast':
       result = fused.by_name[result.operands[0]]
     if result.opcode == 'parameter' or collective_kind(result):
       return 0.0
-    shape = result.shapes[0]
+    in_main_memory = result.shapes[0].space == MAIN_MEMORY
     if result.opcode == 'dynamic-update-slice':
       update = fused.by_name[result.operands[1]].shapes[0]
-      return update.bytes if shape.space == MAIN_MEMORY else 0.0
-    is_single = len(result.shapes) == 1 and shape.space == MAIN_MEMORY
-    if result.opcode == 'fusion' and is_single:
-      inner = self._written(self._module.computations[result.called('calls')])
-      return min(result.bytes, inner or result.bytes)
+      return update.bytes if in_main_memory else 0.0
+    if result.opcode == 'fusion' and len(result.shapes) == 1 and in_main_memory:
+      inner = self._module.computations[result.called('calls')]
+      written = self._written(inner)
+      return min(result.bytes, written or result.bytes)
     return main_memory_bytes(result.shapes)
 
 
+def _uses(fused: Computation) -> dict[str, list[Use]]:
+  """Returns the uses of every value of a computation, by the value's name."""
+  uses: dict[str, list[Use]] = {}
+  for instruction in fused.instructions:
+    for index, name in enumerate(instruction.operands):
+      uses.setdefault(name, []).append(Use(instruction, index))
+  return uses
+
+
 def _results(fused: Computation) -> list[Instruction]:
-  """Returns the instructions that a computation returns, each element of a tuple."""
+  """Returns the instructions whose results a computation returns, one or a tuple."""
   root = fused.root
   if root is None:
     return []
   if root.opcode != 'tuple':
     return [root]
-  return [fused.by_name[name] for name in root.operands]
+  return fused.operands(root)

@@ -1,4 +1,4 @@
-"""FLOPs of the products of a compiled program."""
+"""Counts the FLOPs of the matrix products and convolutions of a compiled program."""
 
 from collections import Counter
 import re
@@ -8,10 +8,14 @@ from omni_jax.compile.kernels import call_cost, call_target
 
 
 def dot_flops(dot: Instruction, computation: Computation) -> float:
-  """Returns the FLOPs of a dot or a ragged dot: 2 · result · contracted sizes."""
-  lhs = computation.by_name[dot.operands[0]].shapes[0].dims
-  if dot.opcode == 'ragged-dot':  # each row meets one group's matrix, in any direction
-    rhs = computation.by_name[dot.operands[1]].shapes[0].dims
+  """Returns the FLOPs of a dot or a ragged dot.
+
+  They are 2 · elements of the result · contracted sizes. In a ragged dot each row is
+  multiplied by the matrix of one group, also in the gradients.
+  """
+  lhs = _operand_dims(dot, 0, computation)
+  if dot.opcode == 'ragged-dot':
+    rhs = _operand_dims(dot, 1, computation)
     return 2.0 * lhs[0] * lhs[1] * rhs[-1]
   contracted = 1
   for axis in dot.numbers('lhs_contracting_dims'):
@@ -22,28 +26,47 @@ def dot_flops(dot: Instruction, computation: Computation) -> float:
 def convolution_flops(convolution: Instruction, computation: Computation) -> float:
   """Returns the FLOPs of a convolution as XLA counts them.
 
-  Positions of the window that fall on padding or between dilated inputs are no work.
-  The TPU compiler writes products as convolutions, batched ones with the batch as a
-  dilated spatial axis.
+  Positions of the window that fall on padding or between dilated inputs do not count.
+  The TPU compiler writes products as convolutions, and batched products with the batch
+  as a dilated spatial axis.
   """
-  left, right, out = re.split('_|->', convolution.attribute('dim_labels'))
-  lhs_dims = computation.by_name[convolution.operands[0]].shapes[0].dims
-  rhs_dims = computation.by_name[convolution.operands[1]].shapes[0].dims
-  lhs = dict(zip(left, lhs_dims, strict=True))
-  rhs = dict(zip(right, rhs_dims, strict=True))
-  result = dict(zip(out, convolution.shapes[0].dims, strict=True))
+  labels = convolution.attribute('dim_labels')
+  lhs_labels, rhs_labels, out_labels = re.split('_|->', labels)
+  lhs_dims = _operand_dims(convolution, 0, computation)
+  rhs_dims = _operand_dims(convolution, 1, computation)
+  lhs = dict(zip(lhs_labels, lhs_dims, strict=True))
+  rhs = dict(zip(rhs_labels, rhs_dims, strict=True))
+  result = dict(zip(out_labels, convolution.shapes[0].dims, strict=True))
   feature_groups = int(convolution.attribute('feature_group_count') or 1)
   batch_groups = int(convolution.attribute('batch_group_count') or 1)
-  flops = 2.0 * (lhs['f'] // feature_groups) * result['f'] * (lhs['b'] // batch_groups)
+  features = lhs['f'] // feature_groups
+  batch = lhs['b'] // batch_groups
+  flops = 2.0 * features * result['f'] * batch
   window = dict(re.findall(r'(\w+)=([\w\-]+)', convolution.attribute('window')))
-  for axis in sorted(label for label in left if label.isdigit()):
-    spatial = {name: text.split('x')[int(axis)] for name, text in window.items()}
-    flops *= _window_pairs(lhs[axis], rhs[axis], result[axis], spatial)
+  spatial_axes = sorted(label for label in lhs_labels if label.isdigit())
+  for axis in spatial_axes:
+    axis_window = {name: text.split('x')[int(axis)] for name, text in window.items()}
+    flops *= _window_pairs(lhs[axis], rhs[axis], result[axis], axis_window)
   return flops
 
 
+def _operand_dims(
+  instruction: Instruction, index: int, computation: Computation
+) -> tuple[int, ...]:
+  """Returns the dimensions of an operand that is one array."""
+  operand = computation.by_name[instruction.operands[index]]
+  return operand.shapes[0].dims
+
+
 def _window_pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
-  """Returns how many pairs (output, window position) of an axis meet an input."""
+  """Returns how many pairs (output, window position) of an axis fall on an input.
+
+  Args:
+    size: size of the input along the axis.
+    kernel: size of the window.
+    out: size of the output.
+    window: XLA's settings of the window along this axis, by name.
+  """
   low = int(window.get('pad', '0_0').split('_')[0])
   stride = int(window.get('stride', 1))
   lhs_dilation = int(window.get('lhs_dilate', 1))
@@ -53,7 +76,8 @@ def _window_pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> i
   count = 0
   last = (size - 1) * lhs_dilation
   for k in range(kernel):
-    begin = k * rhs_dilation - low  # place in the dilated input of the first output
+    # Place in the dilated input that this window position has for the first output.
+    begin = k * rhs_dilation - low
     if lhs_dilation == 1:
       first = max(0, -(begin // stride))
       count += max(0, min(out - 1, (last - begin) // stride) - first + 1)
@@ -65,22 +89,24 @@ def _window_pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> i
 
 
 class ProductFlops:
-  """Counts the FLOPs of a module's instructions, those of each fusion once.
+  """Counts the FLOPs of a module's instructions; each fusion is analysed once.
 
   Attributes:
-    uncounted: custom calls without a cost estimate, by target, how many.
+    uncounted: number of custom calls without a cost estimate, by target.
   """
 
   def __init__(self, module: Module):
     self._module = module
     self._by_fusion: dict[str, float] = {}
-    self.uncounted: Counter = Counter()
+    self.uncounted: Counter[str] = Counter()
 
   def of(self, instruction: Instruction, computation: Computation, times: int) -> float:
-    """Returns the FLOPs of one time of an instruction.
+    """Returns the FLOPs of running an instruction once.
 
     Args:
-      times: how often it runs, to count custom calls.
+      instruction: instruction to count.
+      computation: computation that holds it.
+      times: how often it runs, which is added to `uncounted` if it is an unknown call.
     """
     opcode = instruction.opcode
     if opcode in ('dot', 'ragged-dot'):
@@ -98,8 +124,10 @@ class ProductFlops:
     return 0.0
 
   def _of_computation(self, fused: Computation, times: int) -> float:
+    """Returns the FLOPs of running a computation once."""
     if fused.name not in self._by_fusion:
-      self._by_fusion[fused.name] = sum(
-        self.of(instruction, fused, times) for instruction in fused.instructions
-      )
+      flops = 0.0
+      for instruction in fused.instructions:
+        flops += self.of(instruction, fused, times)
+      self._by_fusion[fused.name] = flops
     return self._by_fusion[fused.name]

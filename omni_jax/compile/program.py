@@ -1,4 +1,7 @@
-"""The programs of a run, with shapes and shardings in the place of arrays: the train step, prefill, decode, blocks."""
+"""Builds and compiles the programs of a run, with shapes and shardings for arrays.
+
+They are the train step, prefill, decode, and the writing of blocks such as images.
+"""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -14,8 +17,13 @@ from jax.sharding import Mesh
 
 from omni_jax import sharding
 from omni_jax.checkpoint.init_values import init_frozen
-from omni_jax.compile import memory
-from omni_jax.compile.memory import bytes_on_a_device, Memory
+from omni_jax.compile.memory import (
+  bytes_on_a_device,
+  from_dump,
+  from_stats,
+  Memory,
+  read_texts,
+)
 from omni_jax.generate.api import block_media, reply_slots
 from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
 from omni_jax.generate.grammar import ANY, grammar
@@ -28,11 +36,12 @@ from omni_jax.types import Batch
 
 
 class Program(NamedTuple):
-  """Something to compile.
+  """A program to compile.
 
   Attributes:
-    function: jitted.
-    arguments: shapes with shardings, by kind.
+    function: jitted function.
+    arguments: shapes with shardings of the arguments that take memory, by kind.
+    call: arguments that the function is called with, as shapes with shardings.
   """
 
   function: Any
@@ -40,75 +49,113 @@ class Program(NamedTuple):
   call: tuple[Any, ...]
 
 
-class Compiled(NamedTuple):
-  """A compiled program, or what is known of one that does not fit.
+class CompileSeconds(NamedTuple):
+  """The seconds that the compilation of a program took.
 
   Attributes:
-    text: optimized HLO; also of a program that does not fit.
-    refusal: the compiler's message, where it does not fit.
-    xla_cost: `cost_analysis`, which counts the body of a loop once.
-    seconds: of tracing and lowering, of compiling, and the processors' time of the latter.
+    tracing: wall-clock seconds of tracing and lowering.
+    compiling: wall-clock seconds of compiling.
+    processors: processor seconds of this process while compiling.
+  """
+
+  tracing: float
+  compiling: float
+  processors: float
+
+
+class Compiled(NamedTuple):
+  """A compiled program, or what is known about one that does not fit.
+
+  Attributes:
+    memory: bytes on one device.
+    text: optimized HLO, also of a program that does not fit.
+    refusal: the compiler's message if the program does not fit, else ''.
+    xla_cost: XLA's `cost_analysis`, which counts the body of a loop once; empty for a
+      program that does not fit.
+    seconds: seconds of the compilation.
   """
 
   memory: Memory
   text: str
   refusal: str
   xla_cost: Mapping[str, float]
-  seconds: tuple[float, float, float]
+  seconds: CompileSeconds
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+  """Returns the shapes of a tree with the shardings of a tree of the same structure."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
 
 
-def _all(shapes: Any, where: jax.sharding.Sharding) -> Any:
+def _with_sharding(shapes: Any, where: jax.sharding.Sharding) -> Any:
+  """Returns the shapes of a tree, all with the same sharding."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
   )
 
 
-def frozen_shapes(plan: Plan) -> Any:
-  """Returns the values of the autoencoders, whole on every device."""
+def frozen_shapes(plan: Plan) -> dict[str, Any]:
+  """Returns the shapes of the autoencoders' values by name, whole on every device."""
   init = functools.partial(init_frozen, plan.model_config, seed=0)
-  return _all(jax.eval_shape(init), sharding.replicated(plan.mesh))
+  return _with_sharding(jax.eval_shape(init), sharding.replicated(plan.mesh))
 
 
 def batch_shapes(plan: Plan) -> Batch:
-  """Returns a packed batch, its rows split over the mesh."""
-  budget, where = plan.budget, sharding.by_rows(plan.mesh)
-  one = Packer(dataclasses.replace(budget, rows=budget.group), plan.hosts).batch()
+  """Returns the shapes of a packed batch, its rows split over the batch axes."""
+  budget = plan.budget
+  group_budget = dataclasses.replace(budget, rows=budget.group)
+  group = Packer(group_budget, plan.hosts).batch()
+  where = sharding.by_rows(plan.mesh)
 
-  def whole(x: Any) -> jax.ShapeDtypeStruct:
+  def of_all_groups(x: Any) -> jax.ShapeDtypeStruct:
     shape = (len(x) * budget.pools, *x.shape[1:])
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
 
-  return jax.tree.map(whole, one)
+  return jax.tree.map(of_all_groups, group)
 
 
 def train_program(plan: Plan) -> Program:
-  """One update, as `train.stages.omni_stage` runs it."""
-  made = omni_program(plan, frozen_shapes(plan))
-  state, batch = _placed(made.state, made.layout), batch_shapes(plan)
+  """Returns the program of one update, as `train.stages.omni_stage` runs it."""
+  program = omni_program(plan, frozen_shapes(plan))
+  state = _with_shardings(program.state, program.layout)
+  batch = batch_shapes(plan)
   kinds = {
     'parameters': state.params,
     'optimizer': state.opt_state,
     'buffers': (state.buffers, state.step, state.rng),
     'batch': batch,
   }
-  return Program(made.step, kinds, (state, batch))
+  return Program(program.step, kinds, (state, batch))
+
+
+def _bytes_by_kind(program: Program) -> dict[str, float]:
+  """Returns the bytes of a program's arguments on one device, by kind."""
+  return {name: bytes_on_a_device(tree) for name, tree in program.arguments.items()}
 
 
 def state_kinds(plan: Plan) -> dict[str, float]:
-  """Bytes of a device that are taken before a step begins, and its gradients; nothing is compiled."""
+  """Returns the bytes on a device of a step's arguments and gradients, by kind.
+
+  Nothing is compiled.
+  """
   program = train_program(plan)
-  kinds = {name: bytes_on_a_device(tree) for name, tree in program.arguments.items()}
-  return kinds | {'gradients': bytes_on_a_device(program.arguments['parameters'])}
+  kinds = _bytes_by_kind(program)
+  kinds['gradients'] = bytes_on_a_device(program.arguments['parameters'])
+  return kinds
 
 
 class _Replies(NamedTuple):
-  """Shapes that the programs of generation share; the batch's coded streams hold codes."""
+  """The shapes that the programs of generation share.
+
+  Attributes:
+    params: parameters of the model.
+    bias_IE: biases of the routers.
+    batch: prompts; the coded streams of the batch hold codes.
+    key_B: random key of each reply.
+    room: sizes of the cache and of the replies.
+  """
 
   params: Any
   bias_IE: Any
@@ -118,79 +165,97 @@ class _Replies(NamedTuple):
 
 
 def _replies(plan: Plan) -> _Replies:
-  """Returns as many replies as the run has rows, to prompts as long as its rows."""
+  """Returns the shapes of one reply per row of the run, to prompts as long as a row."""
   program = omni_program(plan, frozen_shapes(plan))
-  state = _placed(program.state, program.layout)
-  new = plan.config.generate.max_new
-  slots = plan.budget.length + reply_slots(plan.model_config, new)
-  rows = sharding.by_rows(plan.mesh)
+  state = _with_shardings(program.state, program.layout)
+  max_new = plan.config.generate.max_new
+  slots = plan.budget.length + reply_slots(plan.model_config, max_new)
+  where = sharding.by_rows(plan.mesh)
   encode = functools.partial(encode_streams, plan.model_config)
   coded = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
-  keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
+  make_keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
+  keys = jax.eval_shape(make_keys)
   return _Replies(
     state.params,
     state.buffers['router_bias'],
-    _all(coded, rows),
-    _all(jax.eval_shape(keys), rows),
-    Room(slots, new),
+    _with_sharding(coded, where),
+    _with_sharding(keys, where),
+    Room(slots, max_new),
   )
 
 
-def _prefill(plan: Plan, r: _Replies) -> Program:
-  function = jax.jit(
-    functools.partial(
-      prefill, model=abstract(plan.model_config), mesh=plan.mesh, room=r.room
-    )
-  )
-  kinds = {'parameters': r.params, 'batch': r.batch}
-  return Program(function, kinds, (r.params, r.bias_IE, r.batch, r.key_B))
+def _prefill(plan: Plan, replies: _Replies) -> Program:
+  """Returns the program that reads the prompts of the replies."""
+  model = abstract(plan.model_config)
+  function = functools.partial(prefill, model=model, mesh=plan.mesh, room=replies.room)
+  params = replies.params
+  kinds = {'parameters': params, 'batch': replies.batch}
+  call = (params, replies.bias_IE, replies.batch, replies.key_B)
+  return Program(jax.jit(function), kinds, call)
 
 
-def _after_prefill(plan: Plan, r: _Replies) -> tuple[Any, ...]:
-  """Returns the arguments of the programs that write."""
-  reading = _prefill(plan, r)
+class _WritingCall(NamedTuple):
+  """The arguments of the programs that write after the prefill, in their order."""
+
+  params: Any
+  bias_IE: Any
+  rows: Any
+  rules: Any
+  sampling: Sampling
+
+
+def _writing_call(plan: Plan) -> _WritingCall:
+  """Returns the shapes of the arguments of the programs that write."""
+  replies = _replies(plan)
+  reading = _prefill(plan, replies)
   with jax.set_mesh(plan.mesh):
     rows = jax.eval_shape(reading.function, *reading.call)
-  cache = _all(rows.cache, sharding.cache_layout(plan.mesh))
-  placed = _all(rows, sharding.by_rows(plan.mesh))._replace(cache=cache)
-  whole = sharding.replicated(plan.mesh)
-  tables = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
-  rules = _all(jax.eval_shape(tables), whole)
-  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-  sampling = Sampling(*(number for _ in Sampling._fields))
-  return r.params, r.bias_IE, placed, rules, sampling
+  cache = _with_sharding(rows.cache, sharding.cache_layout(plan.mesh))
+  rows = _with_sharding(rows, sharding.by_rows(plan.mesh))
+  replicated = sharding.replicated(plan.mesh)
+  make_rules = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
+  rules = _with_sharding(jax.eval_shape(make_rules), replicated)
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+  sampling = Sampling(*([number] * len(Sampling._fields)))
+  return _WritingCall(
+    replies.params, replies.bias_IE, rows._replace(cache=cache), rules, sampling
+  )
 
 
 def prefill_program(plan: Plan) -> Program:
-  """Returns the reading of the prompts."""
+  """Returns the program that reads the prompts, one for each row of the run."""
   return _prefill(plan, _replies(plan))
 
 
-def decode_program(plan: Plan) -> Program:
-  """Returns the loop that writes id by id; its body, one id in every row, is counted once."""
-  call = _after_prefill(plan, _replies(plan))
-  function = functools.partial(
-    decode, model=abstract(plan.model_config), mesh=plan.mesh
+def _writing_program(plan: Plan, function: Callable[..., Any]) -> Program:
+  """Returns the program of a function that writes; it reuses the memory of the rows."""
+  call = _writing_call(plan)
+  writer = functools.partial(
+    function, model=abstract(plan.model_config), mesh=plan.mesh
   )
-  kinds = {'parameters': call[0], 'cache': call[2].cache}
-  return Program(jax.jit(function, donate_argnums=2), kinds, call)
+  kinds = {'parameters': call.params, 'cache': call.rows.cache}
+  return Program(jax.jit(writer, donate_argnums=2), kinds, tuple(call))
+
+
+def decode_program(plan: Plan) -> Program:
+  """Returns the loop that writes one id after the other.
+
+  Its number of iterations is not known, so that only one is counted: one id per row.
+  """
+  return _writing_program(plan, decode)
 
 
 def block_program(plan: Plan, medium: str) -> Program:
-  """Returns the writing of a block of a medium in every row."""
-  call = _after_prefill(plan, _replies(plan))
-  function = functools.partial(
-    write_block,
-    block=BlockOf(medium, plan.config.generate.dit_steps),
-    model=abstract(plan.model_config),
-    mesh=plan.mesh,
-  )
-  kinds = {'parameters': call[0], 'cache': call[2].cache}
-  return Program(jax.jit(function, donate_argnums=2), kinds, call)
+  """Returns the program that writes a block of a medium in every row."""
+  block = BlockOf(medium, plan.config.generate.dit_steps)
+  return _writing_program(plan, functools.partial(write_block, block=block))
 
 
 def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program]]:
-  """Returns the programs of a run by name; a medium that is written as a block has one by the name of its task."""
+  """Returns the programs of a run by name.
+
+  A medium that is written as a block has a program under the name of its task.
+  """
   programs: dict[str, Callable[[Plan], Program]] = {
     'train': train_program,
     'prefill': prefill_program,
@@ -205,44 +270,49 @@ def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program
 def compile_program(
   mesh: Mesh, program: Program, dump: pathlib.Path | None = None
 ) -> Compiled:
-  """Compiles for the devices of a mesh; a program that does not fit is measured from what the compiler had planned.
+  """Compiles a program for the devices of a mesh.
+
+  A program that does not fit is measured from what the compiler had planned.
 
   Args:
-    dump: folder that keeps all that the compiler writes down.
+    mesh: mesh of the devices to compile for; they need not exist.
+    program: program to compile.
+    dump: folder that keeps all that the compiler writes; None keeps nothing.
+
+  Raises:
+    jax.errors.JaxRuntimeError: if the compiler fails for another reason than memory.
   """
-  kinds = {name: bytes_on_a_device(tree) for name, tree in program.arguments.items()}
-  begin = time.perf_counter()
+  kinds = _bytes_by_kind(program)
+  tracing_start = time.perf_counter()
   with (
     jax.set_mesh(mesh),
     tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch,
   ):
     lowered = program.function.lower(*program.call)
-    lowering, begin, busy = (
-      time.perf_counter() - begin,
-      time.perf_counter(),
-      time.process_time(),
-    )
+    compiling_start = time.perf_counter()
+    processors_start = time.process_time()
     folder = dump or pathlib.Path(scratch)
-    options = (
-      {'xla_dump_to': str(folder)} if mesh.devices.flat[0].platform == 'tpu' else {}
-    )
+    options = {}
+    if mesh.devices.flat[0].platform == 'tpu':
+      options['xla_dump_to'] = str(folder)
+    compiled = None
+    refusal = ''
     try:
-      compiled, refused = lowered.compile(compiler_options=options), ''
+      compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      compiled, refused = None, str(error).splitlines()[0]
-    seconds = lowering, time.perf_counter() - begin, time.process_time() - busy
-    report, assignment, text = memory.texts(folder)
-  if compiled is None:
-    return Compiled(
-      memory.from_dump(kinds, report, assignment), text, refused, {}, seconds
+      refusal = str(error).splitlines()[0]
+    seconds = CompileSeconds(
+      tracing=compiling_start - tracing_start,
+      compiling=time.perf_counter() - compiling_start,
+      processors=time.process_time() - processors_start,
     )
-  counted = compiled.cost_analysis() or {}
-  return Compiled(
-    memory.from_stats(compiled.memory_analysis(), kinds, report, assignment),
-    compiled.as_text(),
-    '',
-    counted,
-    seconds,
-  )
+    texts = read_texts(folder)
+  if compiled is None:
+    memory = from_dump(kinds, texts.usage_report, texts.assignment)
+    return Compiled(memory, texts.hlo, refusal, {}, seconds)
+  stats = compiled.memory_analysis()
+  memory = from_stats(stats, kinds, texts.usage_report, texts.assignment)
+  xla_cost = compiled.cost_analysis() or {}
+  return Compiled(memory, compiled.as_text(), '', xla_cost, seconds)

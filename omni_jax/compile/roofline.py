@@ -1,4 +1,4 @@
-"""How long a step takes at least: compute, memory and networks at full rate."""
+"""Computes a lower bound of the seconds of a step: all parts at their full rates."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -13,12 +13,15 @@ from omni_jax.compile.topology import Topology
 
 
 class Traffic(NamedTuple):
-  """Collectives of one kind along the same mesh axes, of one device and one run.
+  """The collectives of one kind along the same mesh axes, for one device and one run.
 
   Attributes:
-    count: how many.
+    kind: opcode, without -start.
+    axes: mesh axes, joined by +; with ~ at the end where the groups are a part of them.
+    network: 'ICI' for the links between chips, 'DCN' for the data center network.
+    count: number of collectives.
     moved: bytes that a device sends, by the ring algorithm.
-    seconds: over the links, or the data center network, alone.
+    seconds: seconds on the network if nothing else uses it.
   """
 
   kind: str
@@ -28,17 +31,24 @@ class Traffic(NamedTuple):
   moved: float
   seconds: float
 
+  @property
+  def channel(self) -> str:
+    """Network and axes, such as 'ICI fsdp'; collectives of one channel take turns."""
+    return f'{self.network} {self.axes}'
+
 
 class Estimate(NamedTuple):
-  """Seconds of one run.
+  """The seconds of one run.
 
   Attributes:
-    compute, memory: all FLOPs, all bytes at full rate.
-    core: one instruction after the other, each as long as its FLOPs or its bytes take.
-    networks: of all collectives along the same axes.
-    scheduled: core and networks as the compiler ordered them: what is begun early hides
-      behind the work up to where it is awaited, everything else stops the core.
-    traffic: the collectives in detail.
+    compute: seconds of all FLOPs at full rate.
+    memory: seconds of all bytes of main memory at full rate.
+    core: seconds of all instructions one after the other, each taking as long as its
+      FLOPs or its bytes, whichever takes longer.
+    scheduled: seconds in the order of the compiler's schedule. A collective that starts
+      early is hidden behind the work until it is awaited; any other stops the core.
+    networks: seconds of all collectives by network and mesh axes.
+    traffic: collectives in detail, the longest first.
   """
 
   compute: float
@@ -50,7 +60,7 @@ class Estimate(NamedTuple):
 
   @property
   def overlapped(self) -> float:
-    """Seconds if collectives hide behind the core and, along other axes, each other."""
+    """Seconds if all networks and the core work at the same time."""
     return max(self.core, *self.networks.values(), 0.0)
 
   @property
@@ -60,13 +70,19 @@ class Estimate(NamedTuple):
 
   @property
   def bound(self) -> str:
-    """The largest of compute, memory and the networks."""
+    """Name of the largest term: 'compute', 'HBM' or a network with its axes."""
     terms = {'compute': self.compute, 'HBM': self.memory, **self.networks}
     return max(terms, key=terms.get)
 
 
 def moved_bytes(kind: str, payload: float, members: int) -> float:
-  """Returns the bytes that each member sends in a ring, or straight to its goal."""
+  """Returns the bytes that each member sends in a ring, or directly to its target.
+
+  Args:
+    kind: opcode of the collective.
+    payload: bytes that each member contributes.
+    members: number of members of a group.
+  """
   others = members - 1
   if kind == 'all-gather':
     return payload * others
@@ -77,94 +93,140 @@ def moved_bytes(kind: str, payload: float, members: int) -> float:
   return payload
 
 
+class _Side(NamedTuple):
+  """A side of the torus that a group extends along.
+
+  Attributes:
+    places: number of places of the group along the side.
+    directions: 2 if these places close to a ring, 1 if they are a line.
+  """
+
+  places: int
+  directions: int
+
+
 def link_seconds(
   kind: str, payload: float, members: Members, topology: Topology
 ) -> float:
   """Returns the seconds of a collective over the links between chips.
 
-  It goes along the sides of the torus that the group has places in: in both directions
-  of a ring, in one of a line. An all-to-all passes each link on its way: n / 8 payloads
-  a ring of n, n / 4 a line (each direction; the way that the bisection bounds it). How
-  the sides share is taken as even.
+  It uses the sides of the torus that the group extends along: both directions of a
+  ring, one direction of a line. The sides are assumed to share the bytes evenly. In an
+  all-to-all each link carries, per direction, n / 8 payloads on a ring of n places and
+  n / 4 on a line, which is the bound of the bisection.
+
+  Args:
+    kind: opcode of the collective.
+    payload: bytes that each member contributes.
+    members: members of a group.
+    topology: topology that the members are a part of.
   """
   rate = topology.chip.link / topology.chip.devices
-  sides = [
-    (n, ring and n == whole)
-    for n, whole, ring in zip(
-      members.sides, topology.sides, topology.rings(), strict=False
-    )
-    if n > 1
-  ]
+  moved = moved_bytes(kind, payload, members.count)
+  sides = _used_sides(members, topology)
   if not sides:  # cores of one chip
-    return moved_bytes(kind, payload, members.count) / (2 * rate)
-  if kind in ('all-to-all', 'ragged-all-to-all'):
-    return max(payload * n / (8 if ring else 4) for n, ring in sides) / rate
+    return moved / (2 * rate)
   if kind == 'collective-permute':
     return payload / rate
-  return moved_bytes(kind, payload, members.count) / (
-    rate * sum(2 if ring else 1 for _, ring in sides)
-  )
+  if kind in ('all-to-all', 'ragged-all-to-all'):
+    loads = [payload * side.places / (4 * side.directions) for side in sides]
+    return max(loads) / rate
+  directions = sum(side.directions for side in sides)
+  return moved / (rate * directions)
+
+
+def _used_sides(members: Members, topology: Topology) -> list[_Side]:
+  """Returns the sides along which a group has more than one place."""
+  torus = zip(members.sides, topology.sides, topology.rings(), strict=False)
+  used = []
+  for places, chips, is_ring in torus:
+    if places > 1:
+      directions = 2 if is_ring and places == chips else 1
+      used.append(_Side(places, directions))
+  return used
 
 
 def traffic_of(transfer: Transfer, members: Members, topology: Topology) -> Traffic:
-  """Returns the traffic of a collective, all of its times."""
-  kind, payload, times = transfer.kind, transfer.payload, transfer.times
-  moved = moved_bytes(kind, payload, members.count)
+  """Returns the traffic of a collective, summed over all its times.
+
+  Args:
+    transfer: the collective.
+    members: members of one of its groups.
+    topology: topology that the members are a part of.
+  """
+  kind = transfer.kind
+  moved = moved_bytes(kind, transfer.payload, members.count)
   if transfer.groups == SLICES:
     network = 'DCN'
     seconds = moved / (topology.chip.dcn / topology.chip.devices)
   else:
     network = 'ICI'
-    seconds = link_seconds(kind, payload, members, topology)
+    seconds = link_seconds(kind, transfer.payload, members, topology)
+  times = transfer.times
   return Traffic(kind, members.axes, network, times, times * moved, times * seconds)
 
 
 def _summed(traffic: Iterable[Traffic]) -> list[Traffic]:
-  """Returns the sums by kind, axes and network, those that take longest first."""
+  """Returns the sums by kind, axes and network, the longest first."""
   sums: dict[tuple[str, str, str], Traffic] = {}
   for new in traffic:
-    key = new.kind, new.axes, new.network
+    key = (new.kind, new.axes, new.network)
     old = sums.get(key, Traffic(*key, 0, 0.0, 0.0))
     count = old.count + new.count
     moved = old.moved + new.moved
     seconds = old.seconds + new.seconds
     sums[key] = Traffic(*key, count, moved, seconds)
-  return sorted(sums.values(), key=lambda one: -one.seconds)
+  return sorted(sums.values(), key=lambda traffic: -traffic.seconds)
 
 
 def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
-  """Returns how long a program of this cost takes at least."""
-  chip = topology.chip
+  """Returns a lower bound of the seconds of one run of a program.
+
+  Args:
+    cost: cost of one run on one device.
+    mesh: mesh that the program was compiled for.
+    topology: topology of the mesh's devices.
+  """
   groups = Groups(mesh)
-  flops_rate = chip.flops / chip.devices
-  hbm_rate = chip.hbm_rate / chip.devices
+  flops_rate = topology.device_flops
+  hbm_rate = topology.device_hbm_rate
 
   def core_seconds(work: Work) -> float:
     return max(work.flops / flops_rate, work.bytes / hbm_rate)
 
-  def traffic(transfer: Transfer) -> Traffic | None:
+  def traffic_or_none(transfer: Transfer) -> Traffic | None:
+    """Returns the traffic of a collective; None if its groups have one member."""
     if transfer.groups == SLICES:
       members = groups.across()
     else:
       is_permutation = transfer.kind == 'collective-permute'
       members = groups.members(transfer.groups, is_permutation)
-    return traffic_of(transfer, members, topology) if members.count > 1 else None
+    if members.count < 2:
+      return None
+    return traffic_of(transfer, members, topology)
 
   def network_seconds(transfer: Transfer) -> tuple[str, float]:
     """Returns the network and the seconds of one time."""
-    once = traffic(transfer._replace(times=1))
-    return (f'{once.network} {once.axes}', once.seconds) if once else ('', 0.0)
+    once = traffic_or_none(transfer._replace(times=1))
+    if once is None:
+      return '', 0.0
+    return once.channel, once.seconds
 
-  collectives = _summed(filter(None, map(traffic, cost.transfers)))
+  single_traffic = []
+  for transfer in cost.transfers:
+    traffic = traffic_or_none(transfer)
+    if traffic is not None:
+      single_traffic.append(traffic)
+  all_traffic = _summed(single_traffic)
   networks: dict[str, float] = {}
-  for one in collectives:
-    name = f'{one.network} {one.axes}'
-    networks[name] = networks.get(name, 0.0) + one.seconds
+  for traffic in all_traffic:
+    channel = traffic.channel
+    networks[channel] = networks.get(channel, 0.0) + traffic.seconds
   return Estimate(
     compute=cost.flops / flops_rate,
     memory=cost.bytes / hbm_rate,
     core=sum(work.times * core_seconds(work) for work in cost.work),
     scheduled=scheduled_seconds(cost.order, core_seconds, network_seconds),
     networks=networks,
-    traffic=collectives,
+    traffic=all_traffic,
   )

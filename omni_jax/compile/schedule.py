@@ -1,4 +1,4 @@
-"""What a program does in the order of its schedule, and how long that takes."""
+"""Estimates how long a scheduled program takes, from the events of its schedule."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,9 +8,11 @@ class Work(NamedTuple):
   """An instruction that the core executes.
 
   Attributes:
-    times: how often in a run.
-    flops, bytes: of one time; bytes of main memory, read and written.
-    source: where in the program it comes from (jax's path of names).
+    name: name of the instruction.
+    times: how often it runs in one run of the program.
+    flops: FLOPs of running it once.
+    bytes: bytes of main memory that are read and written by running it once.
+    source: where in the program it comes from, as JAX's path of names.
   """
 
   name: str
@@ -24,9 +26,12 @@ class Transfer(NamedTuple):
   """A collective.
 
   Attributes:
+    name: name of the instruction.
     kind: opcode, without -start.
-    payload: bytes that one device puts in.
-    groups: XLA's words for who takes part, or `collectives.SLICES`.
+    times: how often it runs in one run of the program.
+    payload: bytes that one device contributes each time.
+    groups: XLA's text of the groups of devices, or `collectives.SLICES`.
+    source: where in the program it comes from, as JAX's path of names.
     awaited: name of the Wait that ends it; '' if the core stops until it is done.
   """
 
@@ -40,13 +45,18 @@ class Transfer(NamedTuple):
 
 
 class Wait(NamedTuple):
-  """The core goes on when the transfer of this name is done."""
+  """A point at which the core waits until the transfer of this name is done."""
 
   name: str
 
 
 class Loop(NamedTuple):
-  """A loop and the schedule of its body."""
+  """A loop.
+
+  Attributes:
+    count: number of iterations.
+    body: schedule of one iteration, of Work, Transfer, Wait and Loop.
+  """
 
   count: int
   body: list
@@ -59,13 +69,13 @@ def scheduled_seconds(
 ) -> float:
   """Returns the seconds that a schedule takes.
 
-  Each network does one transfer after the other; an iteration of a loop ends when all
-  is done.
+  Each network carries out one transfer at a time. An iteration of a loop ends when its
+  last transfer is done.
 
   Args:
-    order: Work, Transfer, Wait and Loop as they are scheduled.
-    core_seconds: gives the seconds of an instruction.
-    network_seconds: gives the network of a transfer and its seconds.
+    order: Work, Transfer, Wait and Loop in the order of the schedule.
+    core_seconds: returns the seconds of running an instruction once.
+    network_seconds: returns the network of a transfer and the seconds of one time.
   """
   now = 0.0
   busy_until: dict[str, float] = {}
@@ -74,8 +84,8 @@ def scheduled_seconds(
     if isinstance(event, Work):
       now += core_seconds(event)
     elif isinstance(event, Loop):
-      body = scheduled_seconds(event.body, core_seconds, network_seconds)
-      now += event.count * body
+      iteration = scheduled_seconds(event.body, core_seconds, network_seconds)
+      now += event.count * iteration
     elif isinstance(event, Wait):
       now = max(now, done_at.pop(event.name, 0.0))
     else:

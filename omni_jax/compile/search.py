@@ -1,13 +1,16 @@
-"""`--search`: tries rows a chip, remat and mesh splits of a config.
+"""Implements `--search`: tries mesh splits, remats and rows per chip of a config.
 
-It shows what fits, and how long a step takes at least.
+The results show what fits and a lower bound of the seconds of a step.
 """
 
 from collections.abc import Callable
 import copy
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from omni_jax import sharding
+from omni_jax.chips import GIB
 from omni_jax.compile.measure import (
   check_state,
   make_plan,
@@ -15,24 +18,26 @@ from omni_jax.compile.measure import (
   Measurement,
 )
 from omni_jax.compile.memory import Memory
+from omni_jax.compile.summary import axes_text
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES
 from omni_jax.nn.decoder import Remat
 
-ROWS = (1, 2, 4, 8, 16)  # a chip
-# From the least memory to the most.
+ROWS = (1, 2, 4, 8, 16)  # rows per chip that are tried
+# Ordered from the least memory to the most.
 REMATS = (Remat.FULL, Remat.ATTENTION, Remat.DOTS, Remat.NONE)
 
 
 class Trial(NamedTuple):
-  """A setting and what came of it.
+  """A setting and its result.
 
   Attributes:
-    changes: config names (after `config.`) and values.
-    rows: a chip.
-    measurement: None where it was refused before compiling.
-    refusal: why it was refused.
+    changes: changed values by their keys in the config.
+    rows: rows per chip.
+    measurement: measurement of the train step; None if the setting was refused before
+      compiling.
+    refusal: why the setting was refused, or ''.
   """
 
   changes: dict[str, Any]
@@ -42,15 +47,24 @@ class Trial(NamedTuple):
 
   @property
   def fits(self) -> bool:
+    """Whether the train step was compiled and fits."""
     return self.measurement is not None and self.measurement.fits
 
 
-def with_changes(config: Any, changes: dict[str, Any]) -> Any:
-  """Returns a copy of the config with other values."""
-  copied = copy.deepcopy(config).unlock()
+def with_changes(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+  """Returns a locked copy of the config with changed values.
+
+  The batches of the autoencoders' stages are rounded up to a multiple of the rows.
+
+  Args:
+    config: config of a run.
+    changes: new values by their keys; `data.budget.rows` is required. A dictionary
+      updates the part of the config under its key.
+  """
+  changed = copy.deepcopy(config).unlock()
   for name, value in changes.items():
     *path, last = name.split('.')
-    part = copied
+    part = changed
     for key in path:
       part = part[key]
     if isinstance(value, dict):
@@ -59,17 +73,24 @@ def with_changes(config: Any, changes: dict[str, Any]) -> Any:
       part[last] = value
   rows = changes['data.budget.rows']
   for name in TABLES.autoencoders():
-    if name in copied:  # a part of its own: its stage's batch is split as rows are
-      copied[name].batch = -(-copied[name].batch // rows) * rows
-  return copied.lock()
+    if name in changed:  # its stage has a batch of its own, which is split like rows
+      changed[name].batch = -(-changed[name].batch // rows) * rows
+  return changed.lock()
 
 
-def search(config: Any, topology: Topology, log: Callable[[str], None]) -> list[Trial]:
-  """Tries every mesh split and remat.
+def search(
+  config: ConfigDict, topology: Topology, log: Callable[[str], None]
+) -> list[Trial]:
+  """Returns the trials of every mesh split and remat.
 
-  Each is tried with one row a chip, then with the most rows that should fit by what the
-  first took. More memory for activations is not tried where less of it did not fit with
-  one row.
+  Each pair is tried with one row per chip, then with the most rows that should fit,
+  judging by the memory of the first trial. A remat that needs more memory is skipped
+  where one that needs less did not fit with one row.
+
+  Args:
+    config: config of a run.
+    topology: devices to compile for.
+    log: called with the table row of each trial when it is done.
   """
   trials: list[Trial] = []
 
@@ -84,7 +105,7 @@ def search(config: Any, topology: Topology, log: Callable[[str], None]) -> list[
   for split in sharding.splits(len(topology.devices), topology.slices, experts):
     for remat in REMATS:
       if remat == Remat.ATTENTION and is_cpu:
-        continue  # pretended CPUs have no kernel whose result could be kept
+        continue  # there is no attention kernel on CPUs whose result could be kept
       first = attempt(split, remat, 1)
       if not first.fits:
         break
@@ -95,14 +116,19 @@ def search(config: Any, topology: Topology, log: Callable[[str], None]) -> list[
 
 
 def _most_rows(memory: Memory, topology: Topology) -> int:
-  """Returns how many rows a chip should fit, from what one row takes."""
+  """Returns the most rows per chip that should fit, from the memory of one row."""
   room = topology.hbm - memory.peak
-  return max(n for n in ROWS if n == 1 or (n - 1) * memory.temporaries <= room)
+  most = 1
+  for rows in ROWS:
+    if (rows - 1) * memory.temporaries <= room:
+      most = rows
+  return most
 
 
 def _attempt(
-  config: Any, topology: Topology, split: dict[str, int], remat: Remat, rows: int
+  config: ConfigDict, topology: Topology, split: dict[str, int], remat: Remat, rows: int
 ) -> Trial:
+  """Returns the trial of one setting, compiled only if its state fits."""
   changes = {
     'mesh': split,
     'model.decoder.remat': str(remat),
@@ -112,7 +138,8 @@ def _attempt(
     plan = make_plan(with_changes(config, changes), topology)
     check_state(plan, topology)
   except UserError as error:
-    return Trial(changes, rows, None, str(error).split(';')[0])
+    problem, _, _ = str(error).partition(';')
+    return Trial(changes, rows, None, problem)
   (measurement,) = measure_programs(plan, topology, ['train'])
   return Trial(changes, rows, measurement)
 
@@ -124,34 +151,32 @@ TABLE_HEAD = (
 
 
 def table_row(trial: Trial, topology: Topology) -> str:
-  """Returns one row of the table below TABLE_HEAD."""
-  axes = [f'{axis}={n}' for axis, n in trial.changes['mesh'].items() if n > 1]
-  mesh = ' '.join(axes) or '1'
+  """Returns a trial as a row of the table that TABLE_HEAD begins."""
+  mesh = axes_text(trial.changes['mesh']) or '1'
   start = f'{mesh:<24} {trial.changes["model.decoder.remat"]:<7} {trial.rows:>4}'
   measurement = trial.measurement
   if measurement is None:
     return f'{start}  {trial.refusal}'
   estimate = measurement.estimate
-  chip = topology.chip
-  mfu = [
-    100 * measurement.mfu(seconds, chip.flops / chip.devices)
-    for seconds in (estimate.overlapped, estimate.serial)
-  ]
+  peak = topology.device_flops
+  mfu_hidden = 100 * measurement.mfu(estimate.overlapped, peak)
+  mfu_serial = 100 * measurement.mfu(estimate.serial, peak)
   fits = 'fits' if measurement.fits else 'no'
   return (
-    f'{start} {measurement.memory.peak / 2**30:8.2f} {fits:>5} '
-    f'{estimate.overlapped:8.3f} {estimate.serial:8.3f} {mfu[0]:6.1f} {mfu[1]:6.1f}  '
+    f'{start} {measurement.memory.peak / GIB:8.2f} {fits:>5} '
+    f'{estimate.overlapped:8.3f} {estimate.serial:8.3f} '
+    f'{mfu_hidden:6.1f} {mfu_serial:6.1f}  '
     f'{estimate.bound:<14} {measurement.seconds.compiling:5.0f}'
   )
 
 
 def frontier(trials: list[Trial], topology: Topology) -> list[Trial]:
-  """Returns the trials that fit and that no other beats, the fastest first.
+  """Returns the trials that fit and that no other trial beats, the fastest first.
 
-  Another beats a trial if it needs no more memory and is faster, by the model's FLOPs a
-  second if nothing overlaps.
+  A trial is beaten by one that is faster and needs no more memory. Speed is the MFU if
+  nothing overlaps.
   """
-  peak = topology.chip.flops / topology.chip.devices
+  peak = topology.device_flops
   fitting = [trial for trial in trials if trial.fits]
 
   def rate(trial: Trial) -> float:

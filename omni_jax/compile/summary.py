@@ -1,7 +1,7 @@
-"""Measurements as text for a terminal and as plain data for --json."""
+"""Writes measurements as text for a terminal and as plain data for --json."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import re
 from typing import Any
@@ -10,13 +10,14 @@ import jax
 
 from omni_jax.chips import GIB
 from omni_jax.compile.measure import Measurement
+from omni_jax.compile.memory import Memory
 from omni_jax.compile.schedule import Transfer, Work
 from omni_jax.compile.topology import Topology
 from omni_jax.train.plan import Plan
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of jax, and of libtpu where it is installed."""
+  """Returns the versions of jax and, where it is installed, libtpu by name."""
   tools = {'jax': jax.__version__}
   with contextlib.suppress(ImportError):
     import libtpu
@@ -29,6 +30,7 @@ PREFIXES = {1e18: 'E', 1e15: 'P', 1e12: 'T', 1e9: 'G', 1e6: 'M', 1e3: 'k'}
 
 
 def _amount(value: float, unit: str) -> str:
+  """Returns a value with the largest prefix that fits, such as '1.5 TFLOP'."""
   for factor, prefix in PREFIXES.items():
     if value >= factor:
       return f'{value / factor:.3g} {prefix}{unit}'
@@ -36,14 +38,20 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _gib(value: float) -> str:
+  """Returns a number of bytes in GiB."""
   return f'{value / GIB:.3f} GiB'
 
 
+def axes_text(sizes: Mapping[str, int]) -> str:
+  """Returns the mesh axes of more than one device, such as 'data=2 fsdp=4', or ''."""
+  axes = [f'{axis}={size}' for axis, size in sizes.items() if size > 1]
+  return ' '.join(axes)
+
+
 def headline(plan: Plan, topology: Topology) -> str:
-  """Returns one line that says what runs where."""
+  """Returns one line that describes the topology, the mesh, the batch and the tools."""
   chip = topology.chip
-  axes = [f'{axis}={n}' for axis, n in plan.mesh.shape.items() if n > 1]
-  mesh = ' '.join(axes) or 'one device'
+  mesh = axes_text(plan.mesh.shape) or 'one device'
   devices = f', {chip.devices} devices a chip' if chip.devices > 1 else ''
   tools = ', '.join(f'{name} {version}' for name, version in versions().items())
   return (
@@ -55,10 +63,12 @@ def headline(plan: Plan, topology: Topology) -> str:
 def program_lines(
   measurement: Measurement, topology: Topology, buffers: int = 0
 ) -> Iterator[str]:
-  """Yields the lines on one program.
+  """Yields the lines on one program: memory, FLOPs, bytes, collectives and seconds.
 
   Args:
-    buffers: how many of the largest temporaries to list.
+    measurement: measurement of the program.
+    topology: topology that it was compiled for.
+    buffers: number of the largest temporaries to list.
   """
   memory = measurement.memory
   seconds = measurement.seconds
@@ -67,20 +77,17 @@ def program_lines(
   yield (
     f'\n{measurement.name}: {fits}, peak {_gib(memory.peak)} of '
     f'{_gib(topology.hbm)} a {device}; compiled in {seconds.compiling:.0f} s '
-    f'({seconds.processors:.0f} s of processors) after {seconds.tracing:.0f} s of '
+    f'({seconds.processors:.0f} s of processor time) after {seconds.tracing:.0f} s of '
     'tracing'
   )
   if measurement.refusal:
     yield f'  {measurement.refusal}'
-  parts = {
-    **memory.kinds,
-    'padding of these': memory.padding,
-    'results': memory.results,
-    'temporaries': memory.temporaries,
-    'program': memory.program,
-  }
-  for name, size in parts.items():
-    yield f'  {name:<18} {_gib(size):>12}'
+  for name, size in memory.kinds.items():
+    yield _memory_line(name, size)
+  yield _memory_line('padding of these', memory.padding)
+  yield _memory_line('results', memory.results)
+  yield _memory_line('temporaries', memory.temporaries)
+  yield _memory_line('program', memory.program)
   for buffer in memory.largest[:buffers]:
     names = ', '.join(buffer.names)
     yield f'    {_gib(buffer.size):>12}  {buffer.shapes[:100]}  {names[:120]}'
@@ -88,13 +95,18 @@ def program_lines(
   yield from _estimate_lines(measurement, topology)
 
 
+def _memory_line(name: str, size: float) -> str:
+  """Returns the line on one kind of memory of `size` bytes."""
+  return f'  {name:<18} {_gib(size):>12}'
+
+
 def _cost_lines(measurement: Measurement) -> Iterator[str]:
-  """Yields the lines on FLOPs and bytes."""
+  """Yields the lines on FLOPs, bytes and what could not be counted."""
   cost = measurement.cost
   yield (
     f'  FLOPs in products  {_amount(cost.flops, "FLOP"):>12}   '
     f'HBM {_amount(cost.bytes, "B")}   '
-    f'(XLA, loops once: {_amount(measurement.xla_flops, "FLOP")})'
+    f'(by XLA, each loop once: {_amount(measurement.xla_flops, "FLOP")})'
   )
   if measurement.analytic:
     model, executed = measurement.analytic
@@ -104,7 +116,7 @@ def _cost_lines(measurement: Measurement) -> Iterator[str]:
       f'{cost.flops / executed:.3f}'
     )
   for loop in cost.endless:
-    yield f'  counted once: {loop}'
+    yield f'  unknown number of iterations, counted once: {loop}'
   for target, times in cost.uncounted.items():
     yield f'  no cost estimate: {times} calls of {target}'
 
@@ -119,53 +131,47 @@ def _estimate_lines(measurement: Measurement, topology: Topology) -> Iterator[st
       f'{1e3 * traffic.seconds:.1f} ms'
     )
   terms = {'compute': estimate.compute, 'HBM': estimate.memory, **estimate.networks}
-  yield '  at full rate       ' + ', '.join(
-    f'{name} {1e3 * seconds:.1f} ms' for name, seconds in terms.items()
-  )
+  times = [f'{name} {1e3 * seconds:.1f} ms' for name, seconds in terms.items()]
+  yield f'  at full rate       {", ".join(times)}'
   line = (
     f'  estimate           {1e3 * estimate.overlapped:.1f} ms if collectives are '
     f'hidden, {1e3 * estimate.scheduled:.1f} ms as scheduled, '
     f'{1e3 * estimate.serial:.1f} ms if nothing overlaps; bound by {estimate.bound}'
   )
   if measurement.analytic:
-    peak = topology.chip.flops / topology.chip.devices
-    cases = estimate.overlapped, estimate.scheduled, estimate.serial
-    percents = [f'{100 * measurement.mfu(case, peak):.1f}' for case in cases]
+    cases = (estimate.overlapped, estimate.scheduled, estimate.serial)
+    percents = []
+    for seconds in cases:
+      mfu = measurement.mfu(seconds, topology.device_flops)
+      percents.append(f'{100 * mfu:.1f}')
     line += f'; MFU {", ".join(percents)} %'
   yield line
 
 
 def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]:
-  """Returns a measurement for --json: bytes and seconds of one device."""
-  memory = measurement.memory
+  """Returns a measurement for --json: bytes, FLOPs and seconds of one device."""
   cost = measurement.cost
   estimate = measurement.estimate
   analytic = measurement.analytic
   step_seconds = {
-    name: getattr(estimate, name) for name in ('overlapped', 'scheduled', 'serial')
+    'overlapped': estimate.overlapped,
+    'scheduled': estimate.scheduled,
+    'serial': estimate.serial,
   }
-  peak = topology.chip.flops / topology.chip.devices
+  mfu = {}
+  for name, seconds in step_seconds.items():
+    mfu[name] = measurement.mfu(seconds, topology.device_flops)
   return {
     'fits': measurement.fits,
     'refused': measurement.refusal,
     'hbm': topology.hbm,
-    'memory': {
-      **memory.kinds,
-      'padding': memory.padding,
-      'results': memory.results,
-      'temporaries': memory.temporaries,
-      'program': memory.program,
-      'peak': memory.peak,
-    },
-    'largest': [
-      dict(size=buffer.size, shapes=buffer.shapes, names=list(buffer.names))
-      for buffer in memory.largest
-    ],
+    'memory': _memory_json(measurement.memory),
+    'largest': [buffer._asdict() for buffer in measurement.memory.largest],
     'flops': {
       'program': cost.flops,
       'xla_loops_once': measurement.xla_flops,
-      'model': analytic and analytic.model,
-      'with_remat': analytic and analytic.executed,
+      'model': analytic.model if analytic else None,
+      'with_remat': analytic.executed if analytic else None,
     },
     'hbm_bytes': cost.bytes,
     'endless_loops': cost.endless,
@@ -179,9 +185,7 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
       **step_seconds,
     },
     'bound': estimate.bound,
-    'mfu': {
-      name: measurement.mfu(seconds, peak) for name, seconds in step_seconds.items()
-    },
+    'mfu': mfu,
     'compile_seconds': measurement.seconds.compiling,
     'compile_processor_seconds': measurement.seconds.processors,
     'trace_seconds': measurement.seconds.tracing,
@@ -189,35 +193,47 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
   }
 
 
+def _memory_json(memory: Memory) -> dict[str, float]:
+  """Returns the bytes of a program on one device, by kind, and their peak."""
+  return {
+    **memory.kinds,
+    'padding': memory.padding,
+    'results': memory.results,
+    'temporaries': memory.temporaries,
+    'program': memory.program,
+    'peak': memory.peak,
+  }
+
+
 def _origin(item: Transfer | Work) -> str:
-  """Returns where an instruction comes from, the same for all layers."""
+  """Returns where an instruction comes from; the text is the same for all layers."""
   source = re.sub(r'\d+', '', item.source)
   return source or re.sub(r'[.\d]+$', '', item.name)
 
 
 def top_transfers(measurement: Measurement, count: int) -> Iterator[str]:
-  """Yields where the collectives with most payload come from.
+  """Yields a line for each of the `count` origins with the most payload.
 
-  The payload is what one chip puts in, not what it sends.
+  The payload is what one device contributes to collectives, not what it sends.
   """
   payloads: Counter[tuple[str, str]] = Counter()
   times: Counter[tuple[str, str]] = Counter()
   for transfer in measurement.cost.transfers:
-    key = transfer.kind, _origin(transfer)
+    key = (transfer.kind, _origin(transfer))
     payloads[key] += transfer.times * transfer.payload
     times[key] += transfer.times
   for key, payload in payloads.most_common(count):
     kind, origin = key
     yield (
-      f'    {_amount(payload, "B"):>11} put in by {times[key]:6.0f} {kind:<18}  '
+      f'    {_amount(payload, "B"):>11} in {times[key]:6.0f} {kind:<18}  '
       f'{origin[-120:]}'
     )
 
 
 def top_work(measurement: Measurement, topology: Topology, count: int) -> Iterator[str]:
-  """Yields what takes most of the core's time, summed by where it comes from."""
-  flops_rate = topology.chip.flops / topology.chip.devices
-  hbm_rate = topology.chip.hbm_rate / topology.chip.devices
+  """Yields a line for each of the `count` origins with the most time of the core."""
+  flops_rate = topology.device_flops
+  hbm_rate = topology.device_hbm_rate
   seconds: Counter[str] = Counter()
   flops: Counter[str] = Counter()
   sizes: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""`python -m omni_jax.compile` on pretended CPU devices: what it prints, and every mistake in one line."""
+"""Tests `python -m omni_jax.compile` on simulated CPU devices: output and errors."""
 
 import importlib.util
 import json
@@ -26,6 +26,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
+  """Runs the command on configs/tiny.py and returns the finished process."""
   return subprocess.run(
     [sys.executable, '-m', 'omni_jax.compile', '--config=configs/tiny.py', *arguments],
     cwd=ROOT,
@@ -36,7 +37,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope='module')
-def printed():
+def report():
+  """What the command prints with --json for four devices."""
   done = run(
     '--topology=cpu:4',
     '--json',
@@ -48,53 +50,47 @@ def printed():
 
 
 @pytest.mark.parametrize('name', ['train', 'prefill', 'decode', 'draw'])
-def test_json_has_every_program(printed, name):
-  found = printed[name]
-  assert found['fits'] and found['memory']['peak'] > found['memory']['parameters'] > 0
-  assert (
-    found['flops']['program'] > 0
-    and found['hbm_bytes'] > 0
-    and found['compile_seconds'] > 0
-  )
-  assert (
-    found['bound'] and found['seconds']['serial'] >= found['seconds']['overlapped'] > 0
-  )
+def test_json_has_every_program(report, name):
+  program = report[name]
+  memory = program['memory']
+  seconds = program['seconds']
+  assert program['fits']
+  assert memory['peak'] > memory['parameters'] > 0
+  assert program['flops']['program'] > 0
+  assert program['hbm_bytes'] > 0
+  assert program['compile_seconds'] > 0
+  assert program['bound']
+  assert seconds['serial'] >= seconds['overlapped'] > 0
 
 
-def test_kinds_of_memory_add_up(printed):
-  memory = printed['train']['memory']
-  assert math.isclose(
-    sum(size for name, size in memory.items() if name != 'peak'), memory['peak']
-  )
+def test_kinds_of_memory_add_up(report):
+  memory = dict(report['train']['memory'])
+  peak = memory.pop('peak')
+  assert math.isclose(sum(memory.values()), peak)
   assert 1.9 < memory['optimizer'] / memory['parameters'] < 2.1
 
 
-def test_collectives_are_named_by_mesh_axes(printed):
-  assert {one['axes'] for one in printed['train']['collectives']} <= {
-    'data',
-    'fsdp',
-    'data+fsdp',
-  }
-  assert printed['train']['collectives']
+def test_collectives_are_named_by_mesh_axes(report):
+  collectives = report['train']['collectives']
+  axes = {collective['axes'] for collective in collectives}
+  assert collectives
+  assert axes <= {'data', 'fsdp', 'data+fsdp'}
 
 
-def test_text_names_what_bounds(capfd):
+def test_text_has_memory_flops_and_what_bounds_the_step(capfd):
   done = run('--topology=cpu:2', '--programs=train', '--buffers=2', '--work=3')
   assert not done.returncode, done.stderr
-  for word in (
-    'parameters',
-    'optimizer',
-    'temporaries',
-    'analytic',
-    'bound by',
-    'MFU',
-    'mesh data=2',
-  ):
-    assert word in done.stdout, word
+  assert 'parameters' in done.stdout
+  assert 'optimizer' in done.stdout
+  assert 'temporaries' in done.stdout
+  assert 'analytic' in done.stdout
+  assert 'bound by' in done.stdout
+  assert 'MFU' in done.stdout
+  assert 'mesh data=2' in done.stdout
 
 
 @pytest.mark.parametrize(
-  'arguments, said',
+  'arguments, message',
   [
     (['--topology=v9:4x4'], 'v5p'),
     (['--topology=v5p'], 'v5p:4x4x4'),
@@ -117,43 +113,40 @@ def test_text_names_what_bounds(capfd):
   ],
   ids=str,
 )
-def test_mistakes_are_one_line(arguments, said):
+def test_mistakes_are_reported_in_one_line(arguments, message):
   done = run(*arguments)
-  assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, (
-    done.stderr
-  )
-  assert re.search(said, done.stderr), done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert done.returncode == 2, done.stderr
+  assert len(lines) == 1, done.stderr
+  assert re.search(message, done.stderr), done.stderr
 
 
 def test_a_state_that_cannot_fit_is_refused_before_compiling():
   config = tiny_run()
-  config.model.decoder.update(
-    dict(
-      width=8192,
-      layers=8,
-      head_dim=128,
-      heads=64,
-      kv_heads=8,
-      experts=8,
-      expert_hidden=8192,
-    )
+  decoder = config.model.decoder
+  decoder.width = 8192
+  decoder.layers = 8
+  decoder.head_dim = 128
+  decoder.heads = 64
+  decoder.kv_heads = 8
+  decoder.experts = 8
+  decoder.expert_hidden = 8192
+  cpus = topology.describe('cpu:4')
+  plan = measure.make_plan(config.lock(), cpus)
+  message = (
+    'does not fit cpu:4: .* GiB a chip before any activation .*parameters .* chips'
   )
-  where = topology.describe('cpu:4')
-  plan = measure.make_plan(config.lock(), where)
-  with pytest.raises(
-    UserError,
-    match=r'does not fit cpu:4: .* GiB a chip before any activation .*parameters .* chips',
-  ):
-    measure.check_state(plan, where)
+  with pytest.raises(UserError, match=message):
+    measure.check_state(plan, cpus)
 
 
 @pytest.mark.long
 def test_search_prints_a_table():
   done = run('--topology=cpu:2', '--search', '--config.model.decoder.experts=2')
   assert not done.returncode, done.stderr
-  assert (
-    'best, by MFU' in done.stdout and 'fsdp=2' in done.stdout and 'full' in done.stdout
-  )
+  assert 'best, by MFU' in done.stdout
+  assert 'fsdp=2' in done.stdout
+  assert 'full' in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -166,7 +159,7 @@ def test_search_prints_a_table():
     ('tpu7x:2x2x1', (1, 'tpu7x', (2, 2, 1))),
   ],
 )
-def test_names_of_topologies(name, parsed):
+def test_names_of_topologies_are_parsed(name, parsed):
   assert topology.parse_name(name) == parsed
 
 
@@ -182,9 +175,10 @@ def test_names_of_topologies(name, parsed):
     ('3xv5e:2x2', 12),
   ],
 )
-def test_devices_of_every_kind(name, devices):
-  where = topology.describe(name)
-  assert len(where.devices) == devices == where.chips * where.chip.devices
+def test_every_kind_has_its_devices(name, devices):
+  described = topology.describe(name)
+  assert len(described.devices) == devices
+  assert described.chips * described.chip.devices == devices
 
 
 @needs_libtpu
@@ -195,23 +189,22 @@ def test_a_topology_that_does_not_exist_is_a_user_error():
 
 def test_analytic_flops_of_the_decoder_by_hand():
   config = ConfigDict(tiny_run().model)
-  config.decoder.update(
-    dict(
-      width=32,
-      layers=2,
-      heads=2,
-      kv_heads=1,
-      head_dim=16,
-      experts=4,
-      top_k=2,
-      expert_hidden=16,
-      shared_hidden=32,
-    )
-  )
-  found = step_flops(ModelConfig.from_config(config), RowBudget(2, 64))
-  matrices = 32 * (32 + 2 * 16) + 32 * 32 + 32 * 4 + 2 * 3 * 32 * 16 + 3 * 32 * 32
-  assert (
-    found.layers == 2 * 128 * 2 * matrices and found.attention == 4 * 128 * 2 * 32 * 64
-  )
-  assert found.media == {'image': Flops(0, 0, 0), 'audio': Flops(0, 0, 0)}
-  assert found.executed(Remat.FULL) - found.model == found.layers + found.attention
+  decoder = config.decoder
+  decoder.width = 32
+  decoder.layers = 2
+  decoder.heads = 2
+  decoder.kv_heads = 1
+  decoder.head_dim = 16
+  decoder.experts = 4
+  decoder.top_k = 2
+  decoder.expert_hidden = 16
+  decoder.shared_hidden = 32
+  flops = step_flops(ModelConfig.from_config(config), RowBudget(2, 64))
+  attention_weights = 32 * (32 + 2 * 16) + 32 * 32
+  router_weights = 32 * 4
+  expert_weights = 2 * 3 * 32 * 16 + 3 * 32 * 32
+  weights = attention_weights + router_weights + expert_weights
+  assert flops.layers == 2 * 128 * 2 * weights
+  assert flops.attention == 4 * 128 * 2 * 32 * 64
+  assert flops.media == {'image': Flops(0, 0, 0), 'audio': Flops(0, 0, 0)}
+  assert flops.executed(Remat.FULL) - flops.model == flops.layers + flops.attention

@@ -1,4 +1,4 @@
-"""Replica groups in every form that XLA writes them."""
+"""Tests reading replica groups in every form that XLA writes."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ from omni_jax.compile.groups import parse_groups
     ("mesh['a'=4,'b'=1] {'a':(2)2}", [[0, 1], [2, 3]]),
   ],
 )
-def test_forms(text, groups):
+def test_every_form_is_read(text, groups):
   np.testing.assert_array_equal(parse_groups(text, 4), groups)
 
 
-def test_iota_of_a_large_mesh():
+def test_an_iota_of_a_large_mesh_is_read():
   groups = parse_groups('[64,8]<=[8,8,8]T(2,0,1)', 512)
   expected = np.arange(512).reshape(8, 8, 8).transpose(2, 0, 1).reshape(64, 8)
   np.testing.assert_array_equal(groups, expected)

@@ -1,6 +1,5 @@
-"""Memory of programs whose buffers are known: of one that fits, and of one that the compiler gives up."""
+"""Tests the memory of programs with known buffers that do and do not fit."""
 
-import functools
 import importlib.util
 
 import jax
@@ -20,55 +19,60 @@ needs_libtpu = pytest.mark.skipif(
   not importlib.util.find_spec('libtpu'),
   reason='libtpu is not installed; pip install "jax[tpu]"',
 )
-LAYERS, WIDTH = 7, 4096
+LAYERS = 7
+WIDTH = 4096
 
 
 def gradient_program(name, rows):
-  """The gradient of a scan that keeps the input of every layer: (LAYERS, rows / 4, WIDTH) of bf16 on each of 4 devices."""
+  """Returns the mesh and the program of a gradient of a scan with remat.
+
+  The scan keeps the input of every layer: (LAYERS, rows / 4, WIDTH) of bf16 on each of
+  four devices.
+  """
   mesh = make_mesh(dict(data=-1), topology.describe(name).devices)
 
   def loss(x, w):
     body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
-    return jax.lax.scan(body, x, w)[0].astype(jnp.float32).sum()
+    last, _ = jax.lax.scan(body, x, w)
+    return last.astype(jnp.float32).sum()
 
-  where = functools.partial(NamedSharding, mesh)
-  x = jax.ShapeDtypeStruct((rows, WIDTH), jnp.bfloat16, sharding=where(P('data')))
-  w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.bfloat16, sharding=where(P()))
-  return mesh, Program(
-    jax.jit(jax.grad(loss, argnums=(0, 1))), {'parameters': w, 'batch': x}, (x, w)
-  )
+  by_rows = NamedSharding(mesh, P('data'))
+  replicated = NamedSharding(mesh, P())
+  x = jax.ShapeDtypeStruct((rows, WIDTH), jnp.bfloat16, sharding=by_rows)
+  w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.bfloat16, sharding=replicated)
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  return mesh, Program(gradient, {'parameters': w, 'batch': x}, (x, w))
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
   _, program = gradient_program('cpu:4', 1024)
-  assert bytes_on_a_device(program.arguments['batch']) == 1024 / 4 * WIDTH * 2
-  assert (
-    bytes_on_a_device(program.arguments['parameters']) == LAYERS * WIDTH * WIDTH * 2
-  )
+  batch = bytes_on_a_device(program.arguments['batch'])
+  parameters = bytes_on_a_device(program.arguments['parameters'])
+  assert batch == 1024 / 4 * WIDTH * 2
+  assert parameters == LAYERS * WIDTH * WIDTH * 2
 
 
 @needs_libtpu
 @pytest.mark.parametrize('rows, fits', [(1 << 15, True), (1 << 20, False)])
 def test_saved_inputs_are_the_largest_buffer(rows, fits):
-  """In 1 GiB they fit a v5e, in 14 GiB with what else lives then they do not, and are found all the same."""
-  found = compile_program(*gradient_program('v5e:2x2', rows))
+  """The inputs of the layers are found also in a program that does not fit.
+
+  Inputs of 1 GiB fit a v5e. Inputs of 14 GiB do not fit next to the other temporaries.
+  """
+  compiled = compile_program(*gradient_program('v5e:2x2', rows))
+  memory = compiled.memory
   saved = LAYERS * rows / 4 * WIDTH * 2
-  assert bool(found.refusal) != fits
-  assert found.memory.largest[0].size == saved and found.memory.peak > saved
-  assert (found.memory.peak < 15.75 * GIB) == fits
-  parts = (
-    sum(found.memory.kinds.values())
-    + found.memory.padding
-    + found.memory.results
-    + found.memory.temporaries
-  )
-  assert abs(parts + found.memory.program - found.memory.peak) < 1e6
+  assert bool(compiled.refusal) != fits
+  assert memory.largest[0].size == saved and memory.peak > saved
+  assert (memory.peak < 15.75 * GIB) == fits
+  arguments = sum(memory.kinds.values()) + memory.padding
+  parts = arguments + memory.results + memory.temporaries + memory.program
+  assert abs(parts - memory.peak) < 1e6
   if fits:
-    assert (
-      cost_of(hlo.parse(found.text)).flops == 4 * LAYERS * 2 * rows / 4 * WIDTH * WIDTH
-    )
+    flops = cost_of(hlo.parse(compiled.text)).flops
+    assert flops == 4 * LAYERS * 2 * rows / 4 * WIDTH * WIDTH
   else:
-    assert 'exceeds available HBM (15.75G)' in found.refusal
+    assert 'exceeds available HBM (15.75G)' in compiled.refusal
 
 
 def test_buffers_are_read_from_the_assignment():
@@ -83,9 +87,7 @@ def test_buffers_are_read_from_the_assignment():
     ' value: <5 in_vmem @1> (size=100000,offset=0): f32[25000]{0:S(1)}\n'
   )
   first, second = largest_buffers(text)
-  assert (first.size, first.shapes, first.names) == (
-    8192,
-    'bf16[4096]',
-    ('fusion.1', 'while.2{1}'),
-  )
+  assert first.size == 8192
+  assert first.shapes == 'bf16[4096]'
+  assert first.names == ('fusion.1', 'while.2{1}')
   assert second.names == ('small',)

@@ -1,4 +1,7 @@
-"""The train command as test_two_processes.py starts it: it notes which rows it placed where, and evaluates one prompt."""
+"""Runs the train command for test_two_processes.py.
+
+It writes down which rows it placed. Instead of an evaluation it generates one reply.
+"""
 
 import hashlib
 import json
@@ -11,62 +14,74 @@ from omni_jax.train import __main__ as command
 
 
 def watched(place, notes, *, fails_at, stops_at):
-  """`place` that appends {row of the global batch: digest} to `notes`, of the rows that this process holds.
+  """Returns a `place` that writes down the rows that this process holds.
 
-  In its call number `fails_at` the data are bad, in number `stops_at` SIGTERM comes; 0 for never.
+  Each call appends a line {row of the global batch: digest} to the file `notes`.
+
+  Args:
+    place: `sharding.place`.
+    notes: file to append to.
+    fails_at: number of the call that fails as for bad data; 0 for none.
+    stops_at: number of the call before which SIGTERM comes; 0 for none.
   """
   import jax
   import numpy as np
 
   calls = 0
 
-  def noted(host, mesh):
+  def place_and_note(host, mesh):
     nonlocal calls
     calls += 1
     if calls == fails_at:
       raise UserError('torn on this host')
     if calls == stops_at:
       os.kill(os.getpid(), signal.SIGTERM)
-    placed, rows = place(host, mesh), {}
+    placed = place(host, mesh)
+    hashes = {}
     for leaf in jax.tree.leaves(placed):
       for shard in leaf.addressable_shards:
-        for n, row in enumerate(np.asarray(shard.data), shard.index[0].start or 0):
-          rows.setdefault(n, hashlib.sha256()).update(row.tobytes())
+        first = shard.index[0].start or 0
+        for row, values in enumerate(np.asarray(shard.data), first):
+          hashes.setdefault(row, hashlib.sha256()).update(values.tobytes())
+    digests = {row: row_hash.hexdigest() for row, row_hash in hashes.items()}
     with open(notes, 'a') as file:
-      file.write(json.dumps({n: row.hexdigest() for n, row in rows.items()}) + '\n')
+      file.write(json.dumps(digests) + '\n')
     return placed
 
-  return noted
+  return place_and_note
 
 
 def evaluate(trained, workdir, log):
-  """In the place of the evaluation, which is long and tested elsewhere: one reply."""
+  """Generates one reply; the evaluation itself is long and tested elsewhere."""
   import jax
 
-  assert not jax.distributed.is_initialized(), (
-    'the other processes would have to wait for the end of this'
-  )
+  message = 'the other processes would have to wait for the end of this'
+  assert not jax.distributed.is_initialized(), message
   (part,) = trained.generate('1', want='audio')
   assert len(part.wave)
   log(f'evaluates step {trained.step} of {workdir}')
 
 
-def started(*_, **__):
+def refuse_process(*_, **__):
+  """Fails in the place of subprocess.Popen."""
   raise AssertionError('a second process would find no device: this one has it')
 
 
 def start_jax(config, start=command.start_jax):
+  """Starts JAX, then replaces what this test watches or does without."""
   start(config)
-  # After the devices are set up.
+  # These import JAX, whose devices must be set up first.
   from omni_jax.evaluate import run as evaluation
   from omni_jax.train import loop
 
-  at = {
-    name.lower(): int(os.environ.get(name, '0')) for name in ('FAILS_AT', 'STOPS_AT')
-  }
-  loop.place = watched(loop.place, os.environ['NOTES'], **at)
+  loop.place = watched(
+    loop.place,
+    os.environ['NOTES'],
+    fails_at=int(os.environ.get('FAILS_AT', '0')),
+    stops_at=int(os.environ.get('STOPS_AT', '0')),
+  )
   evaluation.run = evaluate
-  subprocess.Popen = started
+  subprocess.Popen = refuse_process
 
 
 if __name__ == '__main__':

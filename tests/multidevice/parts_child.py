@@ -1,4 +1,7 @@
-"""Places numbered rows from one of two processes with two devices each, as test_two_processes.py starts it."""
+"""Places numbered rows in one of two processes with two devices each.
+
+test_two_processes.py starts it with the coordinator's address and the process index.
+"""
 
 import sys
 
@@ -12,23 +15,21 @@ jax.distributed.initialize(address, 2, int(index))
 from omni_jax.errors import UserError  # noqa: E402
 from omni_jax.sharding import anywhere, input_part, make_mesh, place  # noqa: E402
 
-for sizes in (
-  dict(data=4),
-  dict(data=2, tensor=2),
-  dict(tensor=4),
-  dict(data=2, context=2),
-):
+MESHES = [dict(data=4), dict(data=2, tensor=2), dict(tensor=4), dict(data=2, context=2)]
+ALL_ROWS = np.arange(8.0)
+
+for sizes in MESHES:
   mesh = make_mesh(sizes)
   part, count = input_part(mesh)
-  rows = np.arange(8.0)[part * 8 // count : (part + 1) * 8 // count]
-  placed = place(rows, mesh)
+  own_rows = ALL_ROWS[part * 8 // count : (part + 1) * 8 // count]
+  placed = place(own_rows, mesh)
   assert placed.shape == (8,), (sizes, placed.shape)
   for shard in placed.addressable_shards:
-    np.testing.assert_array_equal(
-      shard.data, np.arange(8.0)[shard.index], err_msg=str(sizes)
-    )
+    expected = ALL_ROWS[shard.index]
+    np.testing.assert_array_equal(shard.data, expected, err_msg=str(sizes))
   print(sizes, part, count)
-  assert not anywhere(False, mesh) and anywhere(index == '1', mesh)
+  assert not anywhere(False, mesh)
+  assert anywhere(index == '1', mesh)
 try:
   make_mesh(dict(data=2))
 except UserError as error:

@@ -1,4 +1,4 @@
-"""Meshes, the table of rules, and what is refused before anything is compiled."""
+"""Tests meshes, the table of rules, and what is refused before any compilation."""
 
 from flax import nnx
 import jax
@@ -14,13 +14,8 @@ from omni_jax.model import abstract
 
 def test_unnamed_axes_have_size_one():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
-  assert dict(mesh.shape) == {
-    'data': 2,
-    'fsdp': 1,
-    'expert': 4,
-    'tensor': 1,
-    'context': 1,
-  }
+  expected = {'data': 2, 'fsdp': 1, 'expert': 4, 'tensor': 1, 'context': 1}
+  assert dict(mesh.shape) == expected
   assert sharding.make_mesh().size == 1
 
 
@@ -41,50 +36,49 @@ def test_impossible_meshes_are_refused(sizes, message):
 def test_what_does_not_divide_is_refused_with_both_sides():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
   sharding.check_divides(mesh, rows=16, experts=8)
-  with pytest.raises(
-    UserError, match=r'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
-  ):
+  rows_message = 'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
+  with pytest.raises(UserError, match=rows_message):
     sharding.check_divides(mesh, rows=12, experts=8)
-  with pytest.raises(
-    UserError, match="6 experts are not divisible by 4 devices of axis 'expert'"
-  ):
+  experts_message = "6 experts are not divisible by 4 devices of axis 'expert'"
+  with pytest.raises(UserError, match=experts_message):
     sharding.check_divides(mesh, rows=8, experts=6)
 
 
 def test_spec_looks_up_the_table():
-  assert sharding.spec('batch', 'length', None) == P(
-    ('data', 'fsdp', 'expert'), 'context', None
-  )
+  rows = ('data', 'fsdp', 'expert')
+  assert sharding.spec('batch', 'length', None) == P(rows, 'context', None)
   assert sharding.spec('expert', 'expert_embed', 'mlp') == P('expert', 'fsdp', 'tensor')
 
 
 def test_every_weight_has_a_spec_of_its_rank_that_uses_no_axis_twice():
   model = abstract(tiny_model())
-  specs = jax.tree.leaves(
-    sharding.param_specs(model), is_leaf=lambda x: isinstance(x, P)
-  )
+  spec_tree = sharding.param_specs(model)
+  specs = jax.tree.leaves(spec_tree, is_leaf=lambda x: isinstance(x, P))
   leaves = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
   for spec, leaf in zip(specs, leaves, strict=True):
     assert len(spec) == leaf.ndim
-    axes = [
-      axis
-      for part in spec
-      for axis in ((part,) if isinstance(part, str) else part or ())
-    ]
+    axes = []
+    for part in spec:
+      if isinstance(part, str):
+        axes.append(part)
+      elif part:
+        axes.extend(part)
     assert len(axes) == len(set(axes)), spec
 
 
 def test_axes_that_do_not_divide_a_weight_are_left_out():
   mesh = sharding.make_mesh({'fsdp': 4, 'tensor': 2})
-  assert sharding.fitting(mesh, P('fsdp', 'tensor'), (8, 6)).spec == P('fsdp', 'tensor')
-  assert sharding.fitting(mesh, P('fsdp', 'tensor'), (6, 6)).spec == P(None, 'tensor')
-  assert sharding.fitting(mesh, P('fsdp'), (8, 3, 3)).spec == P('fsdp', None, None)
+
+  def fitted(spec, shape):
+    return sharding.fitting(mesh, spec, shape).spec
+
+  assert fitted(P('fsdp', 'tensor'), (8, 6)) == P('fsdp', 'tensor')
+  assert fitted(P('fsdp', 'tensor'), (6, 6)) == P(None, 'tensor')
+  assert fitted(P('fsdp'), (8, 3, 3)) == P('fsdp', None, None)
   both = P(('tensor', 'fsdp'))
-  assert [sharding.fitting(mesh, both, (n,)).spec for n in (8, 6, 3)] == [
-    both,
-    P(('tensor',)),
-    P(None),
-  ]
+  assert fitted(both, (8,)) == both
+  assert fitted(both, (6,)) == P(('tensor',))
+  assert fitted(both, (3,)) == P(None)
 
 
 def test_rows_are_split_over_the_batch_axes():

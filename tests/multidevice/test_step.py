@@ -1,4 +1,4 @@
-"""The train step on eight devices equals the step on one: losses, gradients, moments and routing."""
+"""Tests that the train step on eight devices equals the step on one device."""
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -39,29 +39,38 @@ STEPS = 2
 
 @pytest.fixture(scope='module')
 def eight_rows():
-  items = [item for seed in range(5) for item in laid(CONFIG, seed)][:22]
-  batch = packed(items, CONFIG.hosts(), rows(BUDGET, 8))
+  """A batch of eight rows, none of them empty."""
+  items = []
+  for seed in range(5):
+    items.extend(laid(CONFIG, seed))
+  batch = packed(items[:22], CONFIG.hosts(), rows(BUDGET, 8))
   assert (batch.segment_BL.max(axis=1) > 0).all(), 'an empty row would hide a mistake'
   return batch
 
 
 def trained(tx, batch, **sizes):
-  """State and metrics after two updates, on a mesh of these sizes."""
+  """Returns the state and the metrics after two updates on a mesh of these sizes."""
   kit = make_kit(CONFIG, tx, **sizes)
-  state, metrics = kit.state, []
+  state = kit.state
+  metrics = []
   for _ in range(STEPS):
-    state, figures = kit.step(state, batch)
-    metrics.append(jax.device_get(figures))
+    state, step_metrics = kit.step(state, batch)
+    metrics.append(jax.device_get(step_metrics))
   return state, metrics
 
 
 def descent():
-  """Plain gradients times a rate, and their sum: what is updated shows what the gradients are, unlike with Adam."""
+  """Returns plain gradient descent with momentum.
+
+  Unlike Adam's, its updates scale with the gradients, so that they show every error of a
+  gradient.
+  """
   return optax.sgd(0.05, momentum=0.9)
 
 
 @pytest.fixture(scope='module')
 def one_device(eight_rows):
+  """The state and the metrics of the same updates on one device."""
   return trained(descent(), eight_rows)
 
 
@@ -69,31 +78,27 @@ def one_device(eight_rows):
   'sizes', mostly_long(AXES_ALONE + TOGETHER, 0, 1, 2, 3, 4, 5, 8), ids=str
 )
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
-  """Every number, next to the largest of its kind: weights, and momenta, which are sums of gradients.
+  """Compares all metrics, weights and momenta, which are sums of gradients.
 
-  The same numbers are added up in fp32, in another order. Seen over all these meshes: 1.5e-7 for the figures and 1.0e-6
-  of the largest for the leaves (2^-24 is 6e-8). Ten times that is for other processors; what is missing or counted
-  twice on one device changes its leaf by an eighth.
+  The leaves are compared relative to their largest number. The same numbers are added
+  in fp32 but in another order. The largest differences seen over all these meshes are
+  1.5e-7 for the metrics and 1.0e-6 of the largest number for the leaves (2^-24 is
+  6e-8). The tolerances are about ten times as large, for other processors. Something
+  that is missing or counted twice on one device changes its leaf by an eighth.
   """
   state, metrics = trained(descent(), eight_rows, **sizes)
-  wanted, wanted_metrics = one_device
+  expected_state, expected_metrics = one_device
   for step in range(STEPS):
     for name, value in metrics[step].items():
-      np.testing.assert_allclose(
-        value,
-        wanted_metrics[step][name],
-        rtol=2e-6,
-        atol=2e-6,
-        err_msg=f'{name}, step {step}',
-      )
-  leaves = jax.tree_util.tree_leaves_with_path(wanted)
-  for (path, theirs), ours in zip(leaves, jax.tree.leaves(state), strict=True):
+      expected = expected_metrics[step][name]
+      message = f'{name}, step {step}'
+      np.testing.assert_allclose(value, expected, rtol=2e-6, atol=2e-6, err_msg=message)
+  expected_leaves = jax.tree_util.tree_leaves_with_path(expected_state)
+  leaves = jax.tree.leaves(state)
+  for (path, expected), leaf in zip(expected_leaves, leaves, strict=True):
+    tolerance = 1e-5 * float(np.abs(expected).max())
     np.testing.assert_allclose(
-      ours,
-      theirs,
-      rtol=0,
-      atol=1e-5 * float(np.abs(theirs).max()),
-      err_msg=name_of(path),
+      leaf, expected, rtol=0, atol=tolerance, err_msg=name_of(path)
     )
 
 
@@ -107,36 +112,44 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   ],
   ids=str,
 )
-def test_weights_and_moments_lie_where_the_table_says(sizes, place):
+def test_weights_and_moments_are_placed_by_the_table(sizes, place):
   kit = make_kit(CONFIG, omni_optimizer(CONFIG, 10), **sizes)
+  mesh_shape = kit.mesh.shape
   up = kit.state.params['decoder']['blocks']['moe']['up']
-  axes = lambda spec: tuple(
-    axis if axis and kit.mesh.shape[axis] > 1 else None
-    for axis in (*spec, None, None, None, None)[:4]
-  )
-  assert axes(up.sharding.spec) == axes(place)
-  assert (
-    up.addressable_shards[0].data.size
-    * np.prod([kit.mesh.shape[a] for a in axes(place) if a])
-    == up.size
-  )
-  moments = [
-    leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(kit.state.opt_state)
-    if name_of(path).endswith('moe.up')
-  ]
-  assert len(moments) == 2 and all(moment.sharding == up.sharding for moment in moments)
-  whole = [
+  assert used_axes(up.sharding.spec, mesh_shape) == used_axes(place, mesh_shape)
+  shards = 1
+  for axis in used_axes(place, mesh_shape):
+    if axis:
+      shards *= mesh_shape[axis]
+  assert up.addressable_shards[0].data.size * shards == up.size
+  moments = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(kit.state.opt_state):
+    if name_of(path).endswith('moe.up'):
+      moments.append(leaf)
+  assert len(moments) == 2
+  for moment in moments:
+    assert moment.sharding == up.sharding
+  replicated = [
     kit.state.step,
     kit.state.rng,
     kit.state.buffers['router_bias'],
     *jax.tree.leaves(kit.state.buffers['frozen']),
   ]
-  assert all(x.sharding.is_fully_replicated for x in whole)
+  assert all(leaf.sharding.is_fully_replicated for leaf in replicated)
+
+
+def used_axes(spec, mesh_shape):
+  """Returns the mesh axes of a 4-D spec; None for one that splits nothing."""
+  axes = []
+  for axis in (*spec, None, None, None, None)[:4]:
+    is_used = axis and mesh_shape[axis] > 1
+    axes.append(axis if is_used else None)
+  return axes
 
 
 def test_the_step_keeps_the_placement(eight_rows):
   kit = make_kit(CONFIG, descent(), data=2, fsdp=2, expert=2)
   after, _ = kit.step(kit.state, eight_rows)
-  before = [x.sharding for x in jax.tree.leaves(kit.state)]
-  assert [x.sharding for x in jax.tree.leaves(after)] == before
+  shardings_before = [leaf.sharding for leaf in jax.tree.leaves(kit.state)]
+  shardings_after = [leaf.sharding for leaf in jax.tree.leaves(after)]
+  assert shardings_after == shardings_before

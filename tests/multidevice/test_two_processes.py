@@ -1,4 +1,7 @@
-"""Two real processes of jax.distributed on this machine train as one process with two devices does."""
+"""Tests that two processes train like one process with two devices.
+
+They are real processes of jax.distributed on this machine.
+"""
 
 import json
 import os
@@ -14,12 +17,16 @@ import numpy as np
 import pytest
 from samples import ROOT
 
-CHILD, PARTS = (
-  pathlib.Path(__file__).with_name(name) for name in ('child.py', 'parts_child.py')
-)
-SECONDS = 420  # for one run with its compilation on a machine that is busy with others; alone it takes half a minute
-CODEC_STEPS, STEPS, SAVED = 2, 4, 2
-# As in launch/local.sh with two processes and --config.loader.lanes=2, so that one process makes the same batches.
+CHILD = pathlib.Path(__file__).with_name('child.py')
+PARTS_CHILD = pathlib.Path(__file__).with_name('parts_child.py')
+# Limit for one run with its compilation on a busy machine. On an idle machine it takes
+# half a minute.
+SECONDS = 420
+CODEC_STEPS = 2
+STEPS = 4
+SAVED = 2
+# Like launch/local.sh with two processes. With two lanes one process makes the same
+# batches.
 ARGUMENTS = [
   '--config.loader.lanes=2',
   f'--config.codec.steps={CODEC_STEPS}',
@@ -29,121 +36,131 @@ ARGUMENTS = [
   f'--config.omni.save_every={SAVED}',
   f'--config.compilation_cache={os.environ["OMNI_JAX_TEST_CACHE"]}/xla',
 ]
-ALL, OMNI = (
-  "('codec','omni','evaluate')",
-  "('omni','evaluate')",
-)  # the latter where the codec is finished
-ALONE, TWO = (
-  ['--config.cpu_devices=2'],
-  ['--config.cpu_devices=1', '--config.distributed=True'],
-)
-# The same sums over two devices, but gloo adds across processes and XLA within one, in what order each likes: seen are
-# differences of 2e-7, one or two units in the last place. Adam divides by small gradients, hence room for more.
+ALL_STAGES = "('codec','omni','evaluate')"
+OMNI_STAGES = "('omni','evaluate')"  # for runs whose codec is finished
+ONE_PROCESS = ['--config.cpu_devices=2']
+TWO_PROCESSES = ['--config.cpu_devices=1', '--config.distributed=True']
+# The sums over two devices are the same, but gloo adds across processes and XLA within
+# one, each in its own order. The differences seen are 2e-7, one or two units in the
+# last place. The tolerance is larger because Adam divides by small gradients.
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 
 
 class Ended(NamedTuple):
+  """The exit code and the output of a process that ended."""
+
   code: int
   out: str
   err: str
 
 
 def free_address():
+  """Returns an address of this machine whose port is free."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     return f'localhost:{free.getsockname()[1]}'
 
 
-def started(workdir, count, *arguments, stages, **variables):
-  """The processes of a run; `variables` are NAME=(process, value)."""
-  address, processes = free_address(), []
-  for k in range(count):
-    own = (
-      dict(
-        JAX_COORDINATOR_ADDRESS=address,
-        JAX_NUM_PROCESSES=str(count),
-        JAX_PROCESS_ID=str(k),
-      )
-      if count > 1
-      else {}
-    )
-    own |= {name: value for name, (who, value) in variables.items() if who == k}
-    environment = (
-      os.environ
-      | own
-      | {
-        'PYTHONPATH': str(ROOT),
-        'JAX_PLATFORMS': 'cpu',
-        'NOTES': f'{workdir}.notes.{k}',
-      }
-    )
-    command = [
-      sys.executable,
-      str(CHILD),
-      f'--config={ROOT}/configs/tiny.py',
-      f'--workdir={workdir}',
-      *ARGUMENTS,
-      f'--config.stages={stages}',
-      *(TWO if count > 1 else ALONE),
-      *arguments,
-    ]
+def process_environment(workdir, index, count, address, variables):
+  """Returns the environment of a process of a run; see `start_processes`."""
+  environment = dict(os.environ)
+  if count > 1:
+    environment['JAX_COORDINATOR_ADDRESS'] = address
+    environment['JAX_NUM_PROCESSES'] = str(count)
+    environment['JAX_PROCESS_ID'] = str(index)
+  for name, (owner, value) in variables.items():
+    if owner == index:
+      environment[name] = value
+  environment['PYTHONPATH'] = str(ROOT)
+  environment['JAX_PLATFORMS'] = 'cpu'
+  environment['NOTES'] = str(notes_file(workdir, index))
+  return environment
+
+
+def notes_file(workdir, index):
+  """Returns the file to which a process of a run writes the rows that it places."""
+  return pathlib.Path(f'{workdir}.notes.{index}')
+
+
+def start_processes(workdir, count, *arguments, stages, **variables):
+  """Starts the processes of a run and returns them.
+
+  `variables` are environment variables of one process, NAME=(process, value).
+  """
+  address = free_address()
+  devices = TWO_PROCESSES if count > 1 else ONE_PROCESS
+  command = [
+    sys.executable,
+    str(CHILD),
+    f'--config={ROOT}/configs/tiny.py',
+    f'--workdir={workdir}',
+    *ARGUMENTS,
+    f'--config.stages={stages}',
+    *devices,
+    *arguments,
+  ]
+  processes = []
+  for index in range(count):
+    environment = process_environment(workdir, index, count, address, variables)
+    # Files, because a pipe may fill up and block the process.
     with (
-      open(f'{workdir}.out.{k}', 'w') as out,
-      open(f'{workdir}.err.{k}', 'w') as err,
-    ):  # a pipe may fill and block
-      processes.append(
-        subprocess.Popen(command, env=environment, stdout=out, stderr=err)
-      )
+      open(f'{workdir}.out.{index}', 'w') as out,
+      open(f'{workdir}.err.{index}', 'w') as err,
+    ):
+      process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+    processes.append(process)
   return processes
 
 
-def run(workdir, count, *arguments, stages=ALL, **variables):
-  """What became of the processes of a run; to hang is to fail."""
-  processes, until, late = (
-    started(workdir, count, *arguments, stages=stages, **variables),
-    time.monotonic() + SECONDS,
-    [],
-  )
-  for k, process in enumerate(processes):
+def run(workdir, count, *arguments, stages=ALL_STAGES, **variables):
+  """Runs the processes of a run to their end and returns them as `Ended`.
+
+  A process that does not end in time fails the test.
+  """
+  processes = start_processes(workdir, count, *arguments, stages=stages, **variables)
+  deadline = time.monotonic() + SECONDS
+  late = []
+  for index, process in enumerate(processes):
     try:
-      process.wait(max(1, until - time.monotonic()))
+      process.wait(max(1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-      late.append(k)
+      late.append(index)
       process.kill()
       process.wait()
-  found = [
-    Ended(
-      process.returncode,
-      *(pathlib.Path(f'{workdir}.{name}.{k}').read_text() for name in ('out', 'err')),
-    )
-    for k, process in enumerate(processes)
-  ]
-  assert not late, f'processes {late} hang: {found}'
-  return found
+  ended = []
+  for index, process in enumerate(processes):
+    out = pathlib.Path(f'{workdir}.out.{index}').read_text()
+    err = pathlib.Path(f'{workdir}.err.{index}').read_text()
+    ended.append(Ended(process.returncode, out, err))
+  assert not late, f'processes {late} hang: {ended}'
+  return ended
 
 
-def logged(workdir):
+def logged_metrics(workdir):
+  """Returns the lines of metrics.jsonl; an empty list where there is no such file."""
   file = workdir / 'metrics.jsonl'
-  return (
-    [json.loads(line) for line in file.read_text().splitlines()]
-    if file.exists()
-    else []
-  )
+  if not file.exists():
+    return []
+  return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def placed_rows(workdir, index):
+  """Returns for each batch the rows that a process held, as {row: digest}."""
+  lines = notes_file(workdir, index).read_text().splitlines()
+  return [json.loads(line) for line in lines]
 
 
 def batches(workdir, count):
-  """{row: digest} of every global batch, put together from what the processes hold."""
-  notes = [
-    pathlib.Path(f'{workdir}.notes.{k}').read_text().splitlines() for k in range(count)
-  ]
-  together = []
-  for lines in zip(*notes, strict=True):
-    parts = [json.loads(line) for line in lines]
-    assert not set.intersection(*map(set, parts)) or count == 1, (
-      'both processes hold the same rows'
-    )
-    together.append({row: digest for part in parts for row, digest in part.items()})
-  return together
+  """Returns {row: digest} of every global batch, joined over the processes."""
+  rows_of_processes = [placed_rows(workdir, index) for index in range(count)]
+  joined = []
+  for parts in zip(*rows_of_processes, strict=True):
+    batch = {}
+    for part in parts:
+      assert not batch.keys() & part.keys(), 'both processes hold the same rows'
+      batch.update(part)
+    joined.append(batch)
+  return joined
 
 
 @pytest.fixture(scope='module')
@@ -153,53 +170,54 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def alone(folder):
-  """One process to the end."""
-  (done,) = run(folder / 'alone', 1)
-  assert done.code == 0, done
+  """The folder of a run of one process that trained to the end."""
+  (process,) = run(folder / 'alone', 1)
+  assert process.code == 0, process
   return folder / 'alone'
 
 
 @pytest.fixture(scope='module')
 def stopped(folder):
-  """Two processes, of which the second gets SIGTERM in the second step of the omni stage."""
-  done = run(folder / 'stopped', 2, STOPS_AT=(1, str(CODEC_STEPS + 2)))
-  assert [one.code for one in done] == [75, 75], done
-  return folder / 'stopped', done
+  """The folder and the two processes of a run that was stopped.
+
+  The second process gets SIGTERM in the second step of the omni stage.
+  """
+  processes = run(folder / 'stopped', 2, STOPS_AT=(1, str(CODEC_STEPS + 2)))
+  assert [process.code for process in processes] == [75, 75], processes
+  return folder / 'stopped', processes
 
 
-def assert_same_figures(ours, theirs):
-  """Lines of metrics.jsonl."""
-  assert [(line['stage'], line['step']) for line in ours] == [
-    (line['stage'], line['step']) for line in theirs
-  ]
-  for mine, other in zip(ours, theirs, strict=True):
-    assert mine.keys() == other.keys()
-    for name in mine.keys() - {'stage', 'seconds'}:
-      if not name.startswith('speed/'):
-        np.testing.assert_allclose(
-          mine[name],
-          other[name],
-          **CLOSE,
-          err_msg=f'{name} of {mine["stage"]} {mine["step"]}',
-        )
+def stages_and_steps(lines):
+  """Returns the stage and the step of each line of metrics.jsonl."""
+  return [(line['stage'], line['step']) for line in lines]
+
+
+def assert_same_metrics(lines, expected_lines):
+  """Checks that lines of metrics.jsonl are close, but for speeds and times."""
+  assert stages_and_steps(lines) == stages_and_steps(expected_lines)
+  for line, expected in zip(lines, expected_lines, strict=True):
+    assert line.keys() == expected.keys()
+    for name in line.keys() - {'stage', 'seconds'}:
+      if name.startswith('speed/'):
+        continue
+      message = f'{name} of {line["stage"]} {line["step"]}'
+      np.testing.assert_allclose(line[name], expected[name], **CLOSE, err_msg=message)
 
 
 def test_two_processes_train_as_one_with_two_devices(alone, stopped):
   workdir, _ = stopped
-  ours, theirs = batches(workdir, 2), batches(alone, 1)
-  assert len({json.dumps(batch) for batch in theirs}) == CODEC_STEPS + STEPS, (
-    'no two batches are alike'
-  )
-  assert ours == theirs[:-1]
-  assert_same_figures(logged(workdir), logged(alone)[:-1])
+  expected = batches(alone, 1)
+  different = {json.dumps(batch) for batch in expected}
+  assert len(different) == CODEC_STEPS + STEPS, 'no two batches are alike'
+  assert batches(workdir, 2) == expected[:-1]
+  assert_same_metrics(logged_metrics(workdir), logged_metrics(alone)[:-1])
 
 
 def test_sigterm_to_one_saves_the_same_step_in_both(stopped):
   workdir, (_, second) = stopped
-  assert sorted(path.name for path in (workdir / 'checkpoints' / 'omni').iterdir()) == [
-    str(SAVED),
-    '3',
-  ]  # agreed one step later
+  checkpoints = workdir / 'checkpoints' / 'omni'
+  steps = sorted(path.name for path in checkpoints.iterdir())
+  assert steps == [str(SAVED), '3']  # the processes agree one step later
   assert 'Traceback' not in second.err
 
 
@@ -214,71 +232,79 @@ def test_only_the_first_process_writes(stopped):
     'metrics.jsonl',
     'tensorboard',
   ]
-  assert [
-    len(list((workdir / 'tensorboard' / stage).iterdir()))
-    for stage in ('codec', 'omni')
-  ] == [1, 1]
-  said = [
-    line.partition('] ')[2] for line in (workdir / 'log.txt').read_text().splitlines()
-  ]
-  assert len(said) == 2 + CODEC_STEPS + 3 and said[0] == 'stage codec on 2 x cpu'
-  assert all(line in first.out for line in said) and not any(
-    line in second.out for line in said
-  )
+  for stage in ('codec', 'omni'):
+    assert len(list((workdir / 'tensorboard' / stage).iterdir())) == 1
+  messages = []
+  for line in (workdir / 'log.txt').read_text().splitlines():
+    _, _, message = line.partition('] ')
+    messages.append(message)
+  assert len(messages) == 2 + CODEC_STEPS + 3
+  assert messages[0] == 'stage codec on 2 x cpu'
+  for message in messages:
+    assert message in first.out
+    assert message not in second.out
   assert json.loads((workdir / 'config.json').read_text())['distributed'] is True
 
 
-def test_one_process_goes_on_where_two_stopped(alone, stopped, folder):
-  parts = folder / 'stopped_then_one'
-  shutil.copytree(stopped[0], parts)
-  (done,) = run(parts, 1, stages=OMNI)
-  assert done.code == 0 and f'omni: resumed at step 3 of {STEPS}' in done.out, done
-  assert batches(parts, 1) == batches(alone, 1)[-1:]
-  assert_same_figures(logged(parts), logged(alone))
+def test_one_process_resumes_where_two_stopped(alone, stopped, folder):
+  workdir = folder / 'stopped_then_one'
+  stopped_workdir, _ = stopped
+  shutil.copytree(stopped_workdir, workdir)
+  (process,) = run(workdir, 1, stages=OMNI_STAGES)
+  assert process.code == 0, process
+  assert f'omni: resumed at step 3 of {STEPS}' in process.out, process
+  assert batches(workdir, 1) == batches(alone, 1)[-1:]
+  assert_same_metrics(logged_metrics(workdir), logged_metrics(alone))
 
 
-def test_two_processes_go_on_where_one_stopped_and_one_evaluates(alone, folder):
-  parts = folder / 'alone_then_two'
-  shutil.copytree(alone, parts)
-  shutil.rmtree(parts / 'checkpoints' / 'omni' / str(STEPS))
-  first, second = run(parts, 2, stages=OMNI)
+def test_two_processes_resume_where_one_stopped_and_one_evaluates(alone, folder):
+  workdir = folder / 'alone_then_two'
+  shutil.copytree(alone, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / 'omni' / str(STEPS))
+  first, second = run(workdir, 2, stages=OMNI_STAGES)
   assert first.code == second.code == 0, (first, second)
   assert f'omni: resumed at step {SAVED} of {STEPS}' in first.out
-  assert batches(parts, 2) == batches(alone, 1)[-(STEPS - SAVED) :]
-  assert_same_figures(logged(parts), logged(alone))
-  assert f'evaluates step {STEPS} of {parts}' in first.out
+  assert batches(workdir, 2) == batches(alone, 1)[-(STEPS - SAVED) :]
+  assert_same_metrics(logged_metrics(workdir), logged_metrics(alone))
+  assert f'evaluates step {STEPS} of {workdir}' in first.out
   assert 'evaluates' not in second.out
 
 
 @pytest.mark.parametrize(
   'axis', ['fsdp', pytest.param('context', marks=pytest.mark.long)]
 )
-def test_weights_and_positions_may_lie_across_the_processes(alone, folder, axis):
-  """Over fsdp every process gives rows of its own, over context both give the same (as over tensor); the steps are the same ones."""
-  parts = folder / f'over_{axis}'
-  shutil.copytree(alone / 'checkpoints' / 'codec', parts / 'checkpoints' / 'codec')
-  done = run(parts, 2, '--config.mesh.data=1', f'--config.mesh.{axis}=2', stages=OMNI)
-  assert [one.code for one in done] == [0, 0], done
-  own = [pathlib.Path(f'{parts}.notes.{k}').read_text().splitlines() for k in range(2)]
-  for first, second, whole in zip(*own, batches(alone, 1)[CODEC_STEPS:], strict=True):
-    first, second = json.loads(first), json.loads(second)
-    assert first | second == whole and (first == second) == (axis != 'fsdp')
-  theirs = [line for line in logged(alone) if line['stage'] == 'omni']
-  assert_same_figures(logged(parts), theirs)
+def test_weights_and_positions_may_be_split_across_the_processes(alone, folder, axis):
+  """The steps are the same as those of one process.
+
+  Over fsdp each process places its own rows. Over context, as over tensor, both place
+  the same rows.
+  """
+  workdir = folder / f'over_{axis}'
+  shutil.copytree(alone / 'checkpoints' / 'codec', workdir / 'checkpoints' / 'codec')
+  mesh = ['--config.mesh.data=1', f'--config.mesh.{axis}=2']
+  processes = run(workdir, 2, *mesh, stages=OMNI_STAGES)
+  assert [process.code for process in processes] == [0, 0], processes
+  first_rows = placed_rows(workdir, 0)
+  second_rows = placed_rows(workdir, 1)
+  all_rows = batches(alone, 1)[CODEC_STEPS:]
+  for first, second, batch in zip(first_rows, second_rows, all_rows, strict=True):
+    assert first | second == batch
+    assert (first == second) == (axis != 'fsdp')
+  expected = [line for line in logged_metrics(alone) if line['stage'] == 'omni']
+  assert_same_metrics(logged_metrics(workdir), expected)
 
 
 def test_an_error_in_one_process_ends_both(alone, folder):
-  parts = folder / 'torn'
-  shutil.copytree(alone / 'checkpoints' / 'codec', parts / 'checkpoints' / 'codec')
-  first, second = run(parts, 2, stages=OMNI, FAILS_AT=(1, '1'))
-  assert (
-    second.code == 2 and 'error: process 1 of 2: torn on this host' in second.err
-  ), second
+  workdir = folder / 'torn'
+  shutil.copytree(alone / 'checkpoints' / 'codec', workdir / 'checkpoints' / 'codec')
+  first, second = run(workdir, 2, stages=OMNI_STAGES, FAILS_AT=(1, '1'))
+  assert second.code == 2, second
+  assert 'error: process 1 of 2: torn on this host' in second.err, second
   assert first.code not in (0, 75), first
 
 
 @pytest.mark.parametrize(
-  'arguments, said',
+  'arguments, message',
   [
     (
       ['--config.loader.lanes=1'],
@@ -289,40 +315,39 @@ def test_an_error_in_one_process_ends_both(alone, folder):
   ids=['lanes', 'mesh'],
 )
 def test_what_does_not_divide_is_refused_by_all_before_training(
-  folder, arguments, said
+  folder, arguments, message
 ):
   first, second = run(folder / 'refused', 2, *arguments)
   assert first.code == second.code == 2, (first, second)
-  assert (
-    first.err.count('error') == 1 and said in first.err and 'Traceback' not in first.err
-  )
+  assert first.err.count('error') == 1
+  assert message in first.err
+  assert 'Traceback' not in first.err
   assert 'error' not in second.err
   assert not (folder / 'refused').exists()
 
 
-def test_every_process_gives_the_rows_that_its_devices_hold():
-  address, environment = (
-    free_address(),
-    os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
-  )
-  processes = [
-    subprocess.Popen(
-      [sys.executable, str(PARTS), address, str(k)],
+def test_every_process_places_the_rows_that_its_devices_hold():
+  address = free_address()
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  processes = []
+  for index in range(2):
+    process = subprocess.Popen(
+      [sys.executable, str(PARTS_CHILD), address, str(index)],
       env=environment,
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
     )
-    for k in range(2)
-  ]
+    processes.append(process)
   try:
-    said = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  assert [process.returncode for process in processes] == [0, 0], said
-  assert "{'data': 4} 0 2" in said[0] and "{'data': 4} 1 2" in said[1], said
-  for out in said:  # the rows of both are the same where tensor lies across them
-    assert "{'tensor': 4} 0 1" in out and 'several processes take all of them' in out, (
-      said
-    )
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert "{'data': 4} 0 2" in outputs[0], outputs
+  assert "{'data': 4} 1 2" in outputs[1], outputs
+  for output in outputs:
+    # Both processes place the same rows where tensor is split across them.
+    assert "{'tensor': 4} 0 1" in output, outputs
+    assert 'several processes take all of them' in output, outputs
