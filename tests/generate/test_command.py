@@ -1,4 +1,4 @@
-"""The generate command: files in order, and one clear line for every mistake."""
+"""Tests of the generate command: its files, and one clear line for every mistake."""
 
 import json
 import shutil
@@ -45,13 +45,14 @@ def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
       (part,) = reply['content']
       assert part['type'] == want
       if suffix == 'png':
+        # A side is a whole number of patches.
         with Image.open(out / part['path']) as picture:
-          assert all(
-            side in (2, 4, 6, 8) for side in picture.size
-          )  # whole patches, any number of them
+          assert all(side in (2, 4, 6, 8) for side in picture.size)
       elif suffix == 'wav':
         wave, rate = soundfile.read(out / part['path'])
-        assert rate == 8000 and len(wave) % 640 == 0 and len(wave)
+        assert rate == 8000
+        assert len(wave) > 0
+        assert len(wave) % 640 == 0
 
 
 def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
@@ -68,15 +69,12 @@ def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
     '--want=text',
     f'--out={tmp_path}/o',
   )
-  assert (
-    json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies'][0]['content'][
-      0
-    ]['type']
-    == 'text'
-  )
+  replies = json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies']
+  assert replies[0]['content'][0]['type'] == 'text'
 
 
 def other_shape(workdir, tmp_path):
+  """Returns arguments with a run whose config does not fit its checkpoint."""
   other = tmp_path / 'other'
   shutil.copytree(workdir, other)
   config = json.loads((other / 'config.json').read_text())
@@ -86,10 +84,12 @@ def other_shape(workdir, tmp_path):
 
 
 def broken(tmp_path, name):
+  """Writes a file whose contents do not fit its name."""
   (tmp_path / name).write_bytes(b'not what its name says')
   return tmp_path / name
 
 
+# Mistake -> function of (workdir, tmp_path) that returns arguments, part of the message.
 MISTAKES = {
   'no run there': (lambda w, t: [f'--workdir={t}', '--prompt=a'], 'config.json'),
   'no such step': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--step=77'], '77'),
@@ -98,7 +98,7 @@ MISTAKES = {
     lambda w, t: [f'--workdir={w}', '--prompt=a', '--want=smell'],
     'smell',
   ),
-  'nothing asked': (lambda w, t: [f'--workdir={w}'], 'empty'),
+  'empty prompt': (lambda w, t: [f'--workdir={w}'], 'empty'),
   'no such image': (lambda w, t: [f'--workdir={w}', f'--image={t}/no.png'], 'no.png'),
   'unreadable image': (
     lambda w, t: [f'--workdir={w}', f'--image={broken(t, "a.png")}'],
@@ -137,14 +137,15 @@ MISTAKES = {
 def test_mistake_is_one_clear_line_and_leaves_nothing(
   monkeypatch, workdir, tmp_path, name
 ):
-  make, named = MISTAKES[name]
-  with pytest.raises(UserError, match=named):
-    call(monkeypatch, *make(workdir, tmp_path), f'--out={tmp_path}/out')
+  arguments_of, message = MISTAKES[name]
+  arguments = arguments_of(workdir, tmp_path)
+  with pytest.raises(UserError, match=message):
+    call(monkeypatch, *arguments, f'--out={tmp_path}/out')
   assert not (tmp_path / 'out').exists()
 
 
 def test_exit_code_and_line(tmp_path):
-  done = subprocess.run(
+  process = subprocess.run(
     [
       sys.executable,
       '-m',
@@ -156,7 +157,6 @@ def test_exit_code_and_line(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 2
-  assert done.stderr.startswith('error:') and len(done.stderr.splitlines()) == 1, (
-    done.stderr
-  )
+  assert process.returncode == 2
+  assert process.stderr.startswith('error:'), process.stderr
+  assert len(process.stderr.splitlines()) == 1, process.stderr
