@@ -22,7 +22,7 @@ FORM = 3  # sizes of an item: (time, height, width)
 class Grammar(NamedTuple):
   """Tables over M modes and V ids.
 
-  They are arguments of the decode loop, not constants: it is compiled once for all wants.
+  The decode loop takes them as arguments, so that it is compiled once for all wants.
 
   Attributes:
     allowed_MV: bool, ids that may be written in a mode.

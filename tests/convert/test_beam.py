@@ -111,14 +111,10 @@ def test_the_bytes_are_those_of_one_machine(lines, tmp_path, shards):
 @with_beam
 def test_workers_in_separate_processes(lines, tmp_path):
   convert_locally(JsonLinesReader(str(lines)), tmp_path / 'local')
-  command.main(
-    [
-      f'--input={lines}',
-      f'--output={tmp_path / "beam"}',
-      '--shards=3',
-      f'--beam={LOCAL_RUNNER} --direct_num_workers=2 --direct_running_mode=multi_processing',
-    ]
-  )
+  processes = '--direct_num_workers=2 --direct_running_mode=multi_processing'
+  output = tmp_path / 'beam'
+  words = [f'--input={lines}', f'--output={output}', '--shards=3']
+  command.main([*words, f'--beam={LOCAL_RUNNER} {processes}'])
   expected = files_in(tmp_path / 'local')
   written = files_in(tmp_path / 'beam')
   # The manifests name different inputs.

@@ -272,10 +272,11 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
     if code < 32:
       next(batches)
       return
-    with pytest.raises(
-      UserError,
-      match=f'3 has the code {code}, a codebook has the entries 0 to 31 .audio.* 32 entries by config.model',
-    ):
+    message = (
+      f'3 has the code {code}, a codebook has the entries 0 to 31 '
+      '.audio.* 32 entries by config.model'
+    )
+    with pytest.raises(UserError, match=message):
       next(batches)
   finally:
     batches.close()

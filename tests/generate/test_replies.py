@@ -43,7 +43,7 @@ def on_device(batch):
 
 
 def test_piece_by_piece_equals_one_pass(trained):
-  """A row with all media is read whole, and through the cache in pieces of many sizes."""
+  """A row with all media is read whole, and piece by piece through the cache."""
   hosts = trained.hosts
   model = merge(abstract(trained.model_config), trained.params)
   shown = [picture(), sound()]
