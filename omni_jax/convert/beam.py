@@ -9,7 +9,7 @@ The reader travels with the pipeline, so an input of very many lines or pictures
 better given as Parquet or tar files.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import contextlib
 import functools
 import io
@@ -43,7 +43,7 @@ from omni_jax.data.sources.shards import (
 from omni_jax.errors import UserError
 from omni_jax.sequence.media import is_remote
 
-# Number of a piece of the input, and the first and last item (exclusive) of it.
+# Number of a piece of the input, its first item, and the item behind its last.
 Piece = tuple[int, int, int]
 # Id of an example, number of its piece, its number in the piece, fields of `Converted`.
 # Plain tuples: Beam encodes them compactly.
@@ -158,11 +158,7 @@ def write_group(
 
 
 def write_lists(
-  stats: Sequence[tuple[Any, ...]],
-  *,
-  folder: str,
-  said: str,
-  fingerprints: Fingerprints,
+  stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: Fingerprints
 ) -> None:
   """Writes the manifest and the list of refused examples.
 
