@@ -1,9 +1,12 @@
-"""A conversion as a pipeline of Apache Beam (Flink, Spark, Dataflow), for a corpus that outgrows a machine.
+"""Runs a conversion as a pipeline of Apache Beam, for data too large for one machine.
 
-The functions are those of the conversion on one machine, and so are the bytes of what they write. What differs: nothing
-is kept of a pipeline that fails; a shard is sorted in the memory of one worker, media included, and so is the list of
-all that is refused: take so many shards that one is a fraction of a worker's memory (some hundred MB). The reader
-travels with the pipeline: an input of very many lines or pictures is better given as Parquet or tar files.
+It shares its functions with the conversion on one machine and writes the same bytes.
+Two things differ. A pipeline that fails keeps nothing. And a shard, media included, is
+sorted in the memory of one worker, as is the list of all refused examples: request so
+many shards that each is a fraction of a worker's memory (some hundred MB).
+
+The reader travels with the pipeline, so an input of very many lines or pictures is
+better given as Parquet or tar files.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,15 +22,16 @@ from typing import Any
 
 from omni_jax.convert import beam_files
 from omni_jax.convert.conversion import (
+  convert_example,
   Converted,
-  converted,
+  output_exists,
   pieces_of,
   shard_name,
   shard_of,
   write_shard,
 )
 from omni_jax.convert.formats.reader import Reader
-from omni_jax.convert.run_check import RunCheck
+from omni_jax.convert.run_check import Fingerprints, fingerprints_of, RunCheck
 from omni_jax.data.sources.shards import (
   check_useful,
   lists_of,
@@ -39,9 +43,11 @@ from omni_jax.data.sources.shards import (
 from omni_jax.errors import UserError
 from omni_jax.sequence.media import is_remote
 
-Facts = tuple[
-  str, int, int, tuple[Any, ...]
-]  # id, piece, number in the piece, Converted: plain tuples travel well
+# Number of a piece of the input, its first item, and the item behind its last.
+Piece = tuple[int, int, int]
+# Id of an example, number of its piece, its number in the piece, fields of `Converted`.
+# Plain tuples: Beam encodes them compactly.
+KeyedResult = tuple[str, int, int, tuple[Any, ...]]
 
 
 def convert(
@@ -53,54 +59,45 @@ def convert(
   options: str,
   check: RunCheck | None = None,
 ) -> dict[str, Any]:
-  """Writes the folder `output`; returns its manifest.
+  """Writes the folder `output` and returns its manifest.
 
   Args:
-    output: where this process and all workers see it.
-    said: what the input is, for the manifest.
-    options: of Beam, as on its command line.
-    check: the run that every example is checked against; its fingerprints go into the manifest.
+    output: folder that this process and all workers see, on a disk or in a bucket.
+    shards: number of shards.
+    said: name of the input, for the manifest.
+    options: options of Beam, as on its command line.
+    check: the run that every example is checked against; its fingerprints go into the
+      manifest.
 
   Raises:
-    UserError: if Beam is missing or takes no such options, if the output exists, if no record is good, or if the
-      pipeline fails.
+    UserError: if Beam is not installed or does not accept the options, if the output
+      exists, if no example can be used, or if the pipeline fails.
   """
-  beam, settings = _library(), _settings(options)
+  beam = _library()
+  settings = _settings(options)
   output = output.rstrip('/') if is_remote(output) else os.path.abspath(output)
-  if beam_files.is_there(output):
-    raise UserError(
-      f'--output={output} exists already: remove it or name another folder'
-    )
+  if beam_files.exists(output):
+    raise output_exists(output)
   partial = f'{output}.partial-beam'
   beam_files.remove(partial)
   pieces = [(k, items.start, items.stop) for k, items in enumerate(pieces_of(reader))]
+  convert_one = functools.partial(
+    convert_piece, reader=reader, shards=shards, check=check
+  )
+  write_one = functools.partial(write_group, folder=partial, shards=shards)
+  write_all = functools.partial(
+    write_lists, folder=partial, said=said, fingerprints=fingerprints_of(check)
+  )
   try:
     with beam.Pipeline(options=settings) as pipeline:
-      (
-        pipeline
-        | 'Pieces' >> beam.Create(pieces)
-        | 'Spread' >> beam.Reshuffle()
-        | 'Convert'
-        >> beam.FlatMap(
-          functools.partial(convert_piece, reader=reader, shards=shards, check=check)
-        )
-        | 'Group' >> beam.GroupByKey()
-        | 'Write'
-        >> beam.Map(functools.partial(write_group, folder=partial, shards=shards))
-        | 'Gather' >> beam.combiners.ToList()
-        | 'List'
-        >> beam.Map(
-          functools.partial(
-            write_lists,
-            folder=partial,
-            said=said,
-            fingerprints=check.fingerprints if check else (None,),
-          )
-        )
-      )
-  except (
-    Exception
-  ) as error:  # each runner has errors of its own; Beam has logged where it was
+      inputs = pipeline | 'Pieces' >> beam.Create(pieces)
+      spread = inputs | 'Spread' >> beam.Reshuffle()
+      results = spread | 'Convert' >> beam.FlatMap(convert_one)
+      groups = results | 'Group' >> beam.GroupByKey()
+      stats = groups | 'Write' >> beam.Map(write_one)
+      all_stats = stats | 'Gather' >> beam.combiners.ToList()
+      _ = all_stats | 'List' >> beam.Map(write_all)
+  except Exception as error:  # each runner has its own errors; Beam logs the details
     raise UserError(
       f'--beam={options!r}: the pipeline failed: {_last_line(error)}'
     ) from error
@@ -108,43 +105,52 @@ def convert(
 
 
 def _published(partial: str, output: str) -> dict[str, Any]:
+  """Renames the finished folder; returns its manifest."""
   try:
     manifest = json.loads(beam_files.read(partial, MANIFEST))
     if not manifest['records']:
       beam_files.remove(partial)
     check_useful(manifest)
-    beam_files.publish(
-      partial,
-      output,
-      [MANIFEST, REFUSED, *(shard['file'] for shard in manifest['shards'])],
-    )
+    shards = [shard['file'] for shard in manifest['shards']]
+    beam_files.publish(partial, output, [MANIFEST, REFUSED, *shards])
   except OSError as error:
     raise UserError(
-      f'{partial}: cannot be read or renamed here ({_last_line(error)}): name a folder of --output that '
-      'this machine and all workers see'
+      f'{partial}: cannot be read or renamed here ({_last_line(error)}): '
+      'name a folder of --output that this machine and all workers see'
     ) from error
   return manifest
 
 
 def convert_piece(
-  piece: tuple[int, int, int], *, reader: Reader, shards: int, check: RunCheck | None
-) -> Iterator[tuple[int, Facts]]:
-  """What a piece of the input becomes, each with its shard."""
+  piece: Piece, *, reader: Reader, shards: int, check: RunCheck | None
+) -> Iterator[tuple[int, KeyedResult]]:
+  """Yields the shard and the result of each example in a piece of the input."""
   k, start, stop = piece
-  for n, found in enumerate(reader.read(range(start, stop))):
-    made = converted(found, check)
-    yield shard_of(made.id, shards), (made.id, k, n, tuple(made))
+  for n, source in enumerate(reader.read(range(start, stop))):
+    result = convert_example(source, check)
+    yield shard_of(result.id, shards), (result.id, k, n, tuple(result))
+
+
+def _input_order(result: KeyedResult) -> tuple[str, int, int]:
+  return result[:3]
 
 
 def write_group(
-  group: tuple[int, Iterable[Facts]], *, folder: str, shards: int
+  group: tuple[int, Iterable[KeyedResult]], *, folder: str, shards: int
 ) -> tuple[Any, ...]:
-  """One shard, written here and copied whole to the folder; returns its ShardStats."""
-  number, facts = group
-  made = [Converted(*values) for *_, values in sorted(facts, key=lambda fact: fact[:3])]
+  """Writes one shard to a local disk, then copies it to the folder.
+
+  Returns:
+    The fields of its `ShardStats`.
+  """
+  number, results = group
+  entries = []
+  for *_, fields in sorted(results, key=_input_order):
+    converted = Converted(*fields)
+    entries.append((converted, converted.record))
   with tempfile.TemporaryDirectory() as scratch:
     path = pathlib.Path(scratch) / shard_name(number, shards)
-    stats = write_shard(path, [(each, each.record) for each in made], iter)
+    stats = write_shard(path, entries, iter)
     if stats.records:
       with open(path, 'rb') as file:
         beam_files.write(folder, path.name, file)
@@ -152,53 +158,59 @@ def write_group(
 
 
 def write_lists(
-  stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: tuple[Any, ...]
+  stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: Fingerprints
 ) -> None:
-  """The manifest and the refused, when all shards are there."""
-  shards = sorted(
-    (ShardStats(*values) for values in stats), key=lambda shard: shard.file
-  )
-  for name, text in lists_of(manifest_of(shards, said, *fingerprints), shards).items():
+  """Writes the manifest and the list of refused examples.
+
+  Args:
+    stats: fields of the `ShardStats` of all shards, in any order.
+  """
+  shards = [ShardStats(*fields) for fields in stats]
+  shards.sort(key=lambda shard: shard.file)
+  manifest = manifest_of(shards, said, *fingerprints)
+  for name, text in lists_of(manifest, shards).items():
     beam_files.write(folder, name, io.BytesIO(text.encode()))
 
 
 def _library() -> Any:
   try:
-    import apache_beam  # only for those who use it: extra [beam]
+    import apache_beam  # an optional dependency: extra [beam]
   except ImportError as error:
     raise UserError(
-      "--beam needs the package 'apache_beam', best in an environment of its own (it lowers pyarrow, "
-      f"protobuf and pillow): pip install 'omni_jax[beam]' ({error})"
+      "--beam needs the package 'apache_beam', best in its own environment (it lowers "
+      f"pyarrow, protobuf and pillow): pip install 'omni_jax[beam]' ({error})"
     ) from error
   return apache_beam
 
 
 def _settings(options: str) -> Any:
-  """Beam's PipelineOptions of the text of --beam."""
+  """Returns Beam's PipelineOptions for the value of --beam."""
   from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
   try:
     words = shlex.split(options)
   except ValueError as error:
     raise UserError(f'--beam={options!r}: {error}') from error
-  if not any(word.partition('=')[0] == '--runner' for word in words) or not words[
-    0
-  ].startswith('--'):
+  names = [word.partition('=')[0] for word in words]
+  if '--runner' not in names or not words[0].startswith('--'):
     raise UserError(
-      f"--beam={options!r}: give Beam's options and among them the runner, such as "
-      "--beam='--runner=FlinkRunner --parallelism=8'; --runner=DirectRunner runs here"
+      f"--beam={options!r}: give Beam's options, including the runner, such as "
+      "--beam='--runner=FlinkRunner --parallelism=8'; --runner=DirectRunner runs on "
+      'this machine'
     )
-  said = io.StringIO()
+  messages = io.StringIO()
   try:
-    with contextlib.redirect_stderr(said):  # Beam leaves by argparse's way out
+    # Beam parses options with argparse, which prints its message and exits.
+    with contextlib.redirect_stderr(messages):
       settings = PipelineOptions(words)
       settings.get_all_options()
       settings.view_as(StandardOptions)
   except SystemExit as error:
-    raise UserError(f'--beam={options!r}: {_last_line(said.getvalue())}') from error
+    raise UserError(f'--beam={options!r}: {_last_line(messages.getvalue())}') from error
   return settings
 
 
-def _last_line(said: object) -> str:
-  lines = [line.strip() for line in str(said).splitlines() if line.strip()]
-  return lines[-1] if lines else type(said).__name__
+def _last_line(message: object) -> str:
+  """Returns the last line of a message or an error, or the type of an empty one."""
+  lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+  return lines[-1] if lines else type(message).__name__

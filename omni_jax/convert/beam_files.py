@@ -1,6 +1,7 @@
-"""The folder that a pipeline of Beam writes: on a disk that all its workers see, or in a bucket (gs://…, s3://…).
+"""Reads and writes the output folder of a Beam pipeline, on a disk or in a bucket.
 
-Buckets are known to Beam's own file systems: with gs:// by `apache-beam[gcp]`, with s3:// by `apache-beam[aws]`.
+All workers must see the disk. Buckets are reached through Beam's own file systems:
+gs:// with `apache-beam[gcp]`, s3:// with `apache-beam[aws]`.
 """
 
 from collections.abc import Iterable
@@ -12,47 +13,57 @@ import uuid
 
 from omni_jax.sequence.media import is_remote
 
-UPLOADS = 'uploads'  # below the folder: what is not yet whole
+UPLOADS = 'uploads'  # folder inside the output, of files that are not complete yet
+COPY_BYTES = 1 << 20
 
 
 def _systems() -> Any:
-  from apache_beam.io.filesystems import (
-    FileSystems,
-  )  # only for those who use it: extra [beam]
+  # Beam is an optional dependency: extra [beam].
+  from apache_beam.io.filesystems import FileSystems
 
   return FileSystems
 
 
-def is_there(folder: str) -> bool:
-  return bool(_files(folder)) if is_remote(folder) else os.path.exists(folder)
+def exists(folder: str) -> bool:
+  """Whether a folder exists; in a bucket, whether anything is in it."""
+  if is_remote(folder):
+    return bool(_files(folder))
+  return os.path.exists(folder)
 
 
 def remove(folder: str) -> None:
-  """With all that is in it; nothing happens where it is not there."""
+  """Removes a folder with everything in it, if it exists."""
   if not is_remote(folder):
     shutil.rmtree(folder, ignore_errors=True)
-  elif files := _files(folder):
+    return
+  files = _files(folder)
+  if files:
     _systems().delete(files)
 
 
 def write(folder: str, name: str, source: BinaryIO) -> None:
-  """A file that appears under its name only when it is whole, also when two workers write the same one."""
-  there = f'{folder}/{UPLOADS}/{uuid.uuid4().hex}'
-  with _systems().create(there) as target:
-    shutil.copyfileobj(source, target, 1 << 20)
-  _systems().rename([there], [f'{folder}/{name}'])
+  """Writes a file that appears under its name only when it is complete.
+
+  Two workers may write the same file at the same time.
+  """
+  upload = f'{folder}/{UPLOADS}/{uuid.uuid4().hex}'
+  with _systems().create(upload) as target:
+    shutil.copyfileobj(source, target, COPY_BYTES)
+  _systems().rename([upload], [f'{folder}/{name}'])
 
 
 def read(folder: str, name: str) -> bytes:
+  """Returns the contents of a file."""
   with _systems().open(f'{folder}/{name}') as file:
     return file.read()
 
 
 def publish(partial: str, folder: str, names: Iterable[str]) -> None:
-  """Renames a folder, of which only these files are kept.
+  """Renames a folder that holds the named files and drops its unfinished uploads.
 
-  At once on a disk. A bucket renames file by file, in the order of `names`: with the manifest first, a run that opens
-  the folder in between is told which shards are missing.
+  On a disk it is one atomic rename. A bucket renames file by file, in the order of
+  `names`: with the manifest first, a run that opens the folder in between learns which
+  shards are missing.
   """
   if is_remote(folder):
     for name in names:
@@ -65,5 +76,6 @@ def publish(partial: str, folder: str, names: Iterable[str]) -> None:
 
 
 def _files(folder: str) -> list[str]:
-  """Everything below a folder of a bucket."""
-  return [file.path for file in _systems().match([f'{folder}/**'])[0].metadata_list]
+  """Returns the paths of everything below a folder of a bucket."""
+  matches = _systems().match([f'{folder}/**'])
+  return [file.path for file in matches[0].metadata_list]

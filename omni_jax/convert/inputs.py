@@ -1,9 +1,9 @@
-"""The input of a conversion: which reader takes it, by its scheme, its kind or what its name looks like."""
+"""Chooses the reader of a conversion's input: by scheme, by --kind or by file name."""
 
 from collections.abc import Callable
 import glob
 import os
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
@@ -16,30 +16,79 @@ from omni_jax.convert.formats.tensorflow_set import TfdsReader
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.errors import UserError
 
-TARS = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
-READERS: dict[str, Callable[[list[str], Any], Reader]] = {
-  'jsonl': lambda paths, f: JsonLinesReader(_one(paths)),
-  'folder': lambda paths, f: FolderReader(_one(paths), language=f.language),
-  'tar': lambda paths, f: TarReader(paths, language=f.language),
-  'parquet': lambda paths, f: ParquetReader(
-    paths, read=f.read, write=f.write, language=f.language
-  ),
-  'tfds': lambda paths, f: TfdsReader(
-    _one(paths),
-    root=f.root,
-    rate=f.rate,
-    read=f.read,
-    write=f.write,
-    language=f.language,
-  ),
-  'seqio': lambda paths, f: SeqioReader(
-    _one(paths), module=f.module, language=f.language
-  ),
+SUFFIXES = {
+  'jsonl': ('.jsonl', '.json'),
+  'tar': ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz'),
+  'parquet': ('.parquet',),
+}
+SHARDED = ('parquet', 'tar')  # a folder of such files is one input
+
+
+@runtime_checkable
+class InputFlags(Protocol):
+  """The flags of the command that describe its input; see the command's --help."""
+
+  input: str
+  kind: str | None
+  root: str
+  read: str
+  write: str
+  language: str
+  rate: int
+  module: str
+
+
+def _jsonl(paths: list[str], flags: InputFlags) -> Reader:
+  return JsonLinesReader(_only(paths))
+
+
+def _folder(paths: list[str], flags: InputFlags) -> Reader:
+  return FolderReader(_only(paths), language=flags.language)
+
+
+def _tar(paths: list[str], flags: InputFlags) -> Reader:
+  return TarReader(paths, language=flags.language)
+
+
+def _parquet(paths: list[str], flags: InputFlags) -> Reader:
+  return ParquetReader(
+    paths, read=flags.read, write=flags.write, language=flags.language
+  )
+
+
+def _tfds(paths: list[str], flags: InputFlags) -> Reader:
+  return TfdsReader(
+    _only(paths),
+    root=flags.root,
+    rate=flags.rate,
+    read=flags.read,
+    write=flags.write,
+    language=flags.language,
+  )
+
+
+def _seqio(paths: list[str], flags: InputFlags) -> Reader:
+  return SeqioReader(_only(paths), module=flags.module, language=flags.language)
+
+
+# Kind of an input -> function of its paths and the flags that returns its reader.
+READERS: dict[str, Callable[[list[str], InputFlags], Reader]] = {
+  'jsonl': _jsonl,
+  'folder': _folder,
+  'tar': _tar,
+  'parquet': _parquet,
+  'tfds': _tfds,
+  'seqio': _seqio,
 }
 
 
-def reader_of(flags: Any) -> Reader:
-  """The reader of --input, by --kind or by what its name looks like."""
+def reader_of(flags: InputFlags) -> Reader:
+  """Returns the reader of --input.
+
+  Raises:
+    UserError: if the input does not exist, if its kind is unclear, or if its reader
+      refuses it.
+  """
   scheme, colon, rest = flags.input.partition(':')
   if colon and scheme in ('tfds', 'seqio'):
     return READERS[scheme]([rest], flags)
@@ -52,49 +101,51 @@ def reader_of(flags: Any) -> Reader:
       write=flags.write,
       language=flags.language,
     )
-  named = os.path.abspath(flags.input)  # workers of a pipeline are elsewhere
-  paths = sorted(glob.glob(named)) if glob.has_magic(flags.input) else [named]
-  if not paths or not all(map(os.path.exists, paths)):
-    raise UserError(f'--input={flags.input}: no such file or folder')
+  paths = _paths_of(flags.input)
   kind = flags.kind or _kind_of(paths[0])
-  if kind in ('tar', 'parquet') and os.path.isdir(paths[0]):
-    ends = TARS if kind == 'tar' else ('.parquet',)
-    paths = sorted(
-      entry.path for entry in os.scandir(paths[0]) if entry.name.endswith(ends)
+  if not kind:
+    raise UserError(
+      f'--input={flags.input}: its name does not tell its kind; '
+      f'give --kind={"|".join(READERS)}'
     )
-  if not kind or not paths:
-    raise UserError(f'--input={flags.input}: what is it? --kind={"|".join(READERS)}')
+  if kind in SHARDED and os.path.isdir(paths[0]):
+    files = [entry.path for entry in os.scandir(paths[0])]
+    paths = sorted(path for path in files if path.endswith(SUFFIXES[kind]))
+    if not paths:
+      raise UserError(f'--input={flags.input}: the folder holds no {kind} files')
   return READERS[kind](paths, flags)
 
 
+def _paths_of(pattern: str) -> list[str]:
+  """Returns the absolute paths that --input names, at least one.
+
+  They are absolute because the workers of a pipeline run in other folders.
+  """
+  path = os.path.abspath(pattern)
+  paths = sorted(glob.glob(path)) if glob.has_magic(pattern) else [path]
+  if not paths or not all(os.path.exists(path) for path in paths):
+    raise UserError(f'--input={pattern}: no such file or folder')
+  return paths
+
+
 def _kind_of(path: str) -> str:
-  if os.path.isdir(path):
-    names = [entry.name for entry in os.scandir(path)]
-    return next(
-      (
-        kind
-        for kind, ends in (('parquet', ('.parquet',)), ('tar', TARS))
-        if names and all(name.endswith(ends) for name in names)
-      ),
-      'folder',
-    )
-  return next(
-    (
-      kind
-      for kind, ends in (
-        ('jsonl', ('.jsonl', '.json')),
-        ('tar', TARS),
-        ('parquet', ('.parquet',)),
-      )
-      if path.endswith(ends)
-    ),
-    '',
-  )
+  """Returns the kind of a file or folder, or '' if its name does not tell."""
+  if not os.path.isdir(path):
+    for kind, suffixes in SUFFIXES.items():
+      if path.endswith(suffixes):
+        return kind
+    return ''
+  names = os.listdir(path)
+  for kind in SHARDED:
+    if names and all(name.endswith(SUFFIXES[kind]) for name in names):
+      return kind
+  return 'folder'
 
 
-def _one(paths: list[str]) -> str:
+def _only(paths: list[str]) -> str:
   if len(paths) > 1:
     raise UserError(
-      f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): convert them one by one'
+      f'--input names {len(paths)} inputs ({paths[0]}, {paths[1]}, …): '
+      'convert them one by one'
     )
   return paths[0]

@@ -1,4 +1,7 @@
-"""A conversion on one machine: processes side by side, spill files between its halves; goes on where it was killed."""
+"""Runs a conversion on one machine, in parallel processes; a killed one is resumed.
+
+The processes first write spill files, then shards.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
@@ -10,13 +13,14 @@ from typing import Any, NamedTuple
 
 from omni_jax.convert.conversion import (
   index_of,
+  output_exists,
   pieces_of,
   shard_name,
   shard_of_spills,
   write_spill,
 )
-from omni_jax.convert.formats.reader import Reader
-from omni_jax.convert.run_check import RunCheck
+from omni_jax.convert.formats.reader import Reader, RESUME
+from omni_jax.convert.run_check import fingerprints_of, RunCheck
 from omni_jax.data.sources.shards import (
   check_useful,
   lists_of,
@@ -29,7 +33,12 @@ from omni_jax.errors import UserError
 
 
 class Job(NamedTuple):
-  """What a worker needs."""
+  """Everything that a worker needs to know.
+
+  Attributes:
+    folder: folder of the unfinished output.
+    shards: number of shards.
+  """
 
   reader: Reader
   folder: pathlib.Path
@@ -37,9 +46,11 @@ class Job(NamedTuple):
   check: RunCheck | None
 
   def spill(self, number: int) -> pathlib.Path:
+    """Returns the path of a spill file."""
     return self.folder / 'spills' / f'{number:06d}.spill'
 
   def shard(self, number: int) -> pathlib.Path:
+    """Returns the path of a shard."""
     return self.folder / shard_name(number, self.shards)
 
 
@@ -54,90 +65,111 @@ def convert(
   check: RunCheck | None = None,
   log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Writes the folder `output`; returns its manifest.
+  """Writes the folder `output` and returns its manifest.
 
   Args:
-    said: what the input is, for the manifest.
-    check: the run that every example is checked against; its fingerprints go into the manifest.
-    timeout: seconds after which a worker that has finished nothing is called dead.
+    shards: number of shards.
+    workers: number of processes.
+    said: name of the input, for the manifest.
+    timeout: seconds without any result after which the workers are considered hung.
+    check: the run that every example is checked against; its fingerprints go into the
+      manifest.
+    log: receives one line per finished piece.
 
   Raises:
-    UserError: if the output exists, if the input has changed since an interrupted conversion, if no record is good,
-      or if a worker dies.
+    UserError: if the output exists, if the input has changed since an interrupted
+      conversion, if no example can be used, if the disk cannot be written, or if a
+      worker dies or hangs.
   """
   if output.exists():
-    raise UserError(
-      f'--output={output} exists already: remove it or name another folder'
-    )
+    raise output_exists(output)
   partial = output.with_name(f'{output.name}.partial')
   job = Job(reader, partial, shards, check)
   try:
     _begin(partial, _plan(job, said))
-    pieces = range(len(pieces_of(reader)))
-    missing = [k for k in pieces if not index_of(job.spill(k)).exists()]
-    if len(missing) < len(pieces):
-      log(
-        f'convert: goes on, {len(pieces) - len(missing)} of {len(pieces)} pieces are there'
-      )
-    for done, (k, count) in enumerate(
-      _run(_spill, job, missing, workers, timeout), start=1
-    ):
-      log(
-        f'convert: piece {k} of {len(pieces)}, {count} examples ({done} of {len(missing)} done)'
-      )
+    _write_spills(job, workers, timeout, log)
     stats = list(_run(_shard, job, range(shards), workers, timeout))
-    manifest = manifest_of(stats, said, *(check.fingerprints if check else (None,)))
+    manifest = manifest_of(stats, said, *fingerprints_of(check))
     if not manifest['records']:
       shutil.rmtree(partial)
     check_useful(manifest)
     for name, text in lists_of(manifest, stats).items():
       (partial / name).write_text(text)
     shutil.rmtree(partial / 'spills')
-    (partial / 'plan.json').unlink()
+    _plan_file(partial).unlink()
     os.rename(partial, output)
   except OSError as error:
-    raise UserError(
-      f'{partial}: cannot be written ({error}): the same command goes on where it stopped'
-    ) from error
+    raise UserError(f'{partial}: cannot be written ({error}): {RESUME}') from error
   return manifest
 
 
 def _plan(job: Job, said: str) -> dict[str, Any]:
-  """What must be the same for an interrupted conversion to go on."""
-  stats = [os.stat(path) for path in job.reader.files]
+  """Returns everything that must stay the same for a conversion to be resumed."""
+  files = []
+  for path in job.reader.files:
+    stat = os.stat(path)
+    files.append([stat.st_size, stat.st_mtime_ns])
   return {
     'schema': SCHEMA,
     'input': said,
     'items': len(job.reader),
     'shards': job.shards,
-    'files': [[stat.st_size, stat.st_mtime_ns] for stat in stats],
+    'files': files,
     'config': str(job.check or ''),
   }
 
 
+def _plan_file(partial: pathlib.Path) -> pathlib.Path:
+  return partial / 'plan.json'
+
+
 def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
-  path = partial / 'plan.json'
-  if path.exists():
-    before = json.loads(path.read_text())
-    if differ := [name for name in plan if plan[name] != before.get(name)]:
-      raise UserError(
-        f'{partial} was begun with another {" and ".join(differ)}: remove it to convert anew'
-      )
-  else:
+  """Creates the folder of the unfinished output, or checks its plan against this one.
+
+  Raises:
+    UserError: if the folder was begun with another plan.
+  """
+  path = _plan_file(partial)
+  if not path.exists():
     (partial / 'spills').mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plan))
+    return
+  old_plan = json.loads(path.read_text())
+  differences = [name for name in plan if plan[name] != old_plan.get(name)]
+  if differences:
+    raise UserError(
+      f'{partial} was begun with different {" and ".join(differences)}: '
+      'remove it to start over'
+    )
+
+
+def _write_spills(
+  job: Job, workers: int, timeout: float, log: Callable[[str], None]
+) -> None:
+  """Converts the pieces of the input that have no complete spill file yet."""
+  pieces = len(pieces_of(job.reader))
+  missing = [k for k in range(pieces) if not index_of(job.spill(k)).exists()]
+  finished = pieces - len(missing)
+  if finished:
+    log(f'convert: resumes, {finished} of {pieces} pieces are converted already')
+  results = _run(_spill, job, missing, workers, timeout)
+  for done, (number, examples) in enumerate(results, start=1):
+    log(
+      f'convert: piece {number} of {pieces}: {examples} examples '
+      f'({done} of {len(missing)} pieces done)'
+    )
 
 
 def _spill(job: Job, number: int) -> tuple[int, int]:
-  return number, write_spill(
-    job.reader, pieces_of(job.reader)[number], job.spill(number), job.shards, job.check
-  )
+  """Writes one spill file; returns the number of the piece and of its examples."""
+  items = pieces_of(job.reader)[number]
+  examples = write_spill(job.reader, items, job.spill(number), job.shards, job.check)
+  return number, examples
 
 
 def _shard(job: Job, number: int) -> ShardStats:
-  return shard_of_spills(
-    [job.spill(k) for k in range(len(pieces_of(job.reader)))], number, job.shard(number)
-  )
+  spills = [job.spill(k) for k in range(len(pieces_of(job.reader)))]
+  return shard_of_spills(spills, number, job.shard(number))
 
 
 def _run(
@@ -147,19 +179,25 @@ def _run(
   workers: int,
   timeout: float,
 ) -> Iterator[Any]:
-  """Results in order; in this process with one worker."""
+  """Yields `function(job, number)` for each number, in order.
+
+  With one worker the function runs in this process.
+  """
   if workers == 1 or len(numbers) < 2:
-    yield from (function(job, number) for number in numbers)
+    for number in numbers:
+      yield function(job, number)
     return
   pool = Pool(
     functools.partial(function, job),
     min(workers, len(numbers)),
     timeout=timeout,
-    died='a worker has died (out of memory?): the same command goes on where it stopped',
-    hangs=f'no worker has finished anything for {timeout:.0f} s: they hang; the same command goes on, '
-    '--workers=1 shows where',
+    died=f'a worker has died (out of memory?): {RESUME}',
+    hangs=f'no worker has finished anything for {timeout:.0f} s: {RESUME}, '
+    'with --workers=1 to see where it hangs',
   )
   try:
-    yield from map(pool.get, [pool.ask(number) for number in numbers])
+    results = [pool.ask(number) for number in numbers]
+    for result in results:
+      yield pool.get(result)
   finally:
     pool.close()

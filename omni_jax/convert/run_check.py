@@ -1,8 +1,12 @@
-"""Whether a run could take an example: its tokenizer, its media and one of its rows; and the codes of its media."""
+"""Checks whether a run could train on an example, and encodes its media.
+
+The tokenizer, the sizes of the media and the budget of a row of the run decide.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.config import budget_of, dataclass_of, media_sizes
@@ -17,7 +21,10 @@ from omni_jax.types import RowBudget
 
 @runtime_checkable
 class Coder(Protocol):
-  """An autoencoder that turns a payload into whole numbers (pieces, …); it must pickle."""
+  """An autoencoder that turns a payload into integer codes (pieces, …).
+
+  It must be picklable.
+  """
 
   name: str
   fingerprint: str
@@ -26,10 +33,12 @@ class Coder(Protocol):
 
 
 class RunCheck(NamedTuple):
-  """What an example is checked against, as it is: augmentation may yet make it longer. May be pickled.
+  """The parts of a run that examples are checked against. It may be pickled.
+
+  Examples are checked as they are; augmentation may still make them longer.
 
   Attributes:
-    coders: by medium, of the codes that are stored.
+    coders: by medium, the autoencoders whose codes are stored.
   """
 
   hosts: Hosts
@@ -37,34 +46,53 @@ class RunCheck(NamedTuple):
   coders: Mapping[str, Coder] = {}
 
   @classmethod
-  def of(cls, config: Any) -> 'RunCheck':
-    """Returns the check of a run's ConfigDict.
+  def of(cls, config: ConfigDict) -> 'RunCheck':
+    """Returns the check of a run's config.
 
     Raises:
-      UserError: if it has no such parts, or values that they do not take.
+      UserError: if a part is missing or a value is not accepted.
     """
     try:
       names = dataclass_of(TokenizerConfig, config.model.tokenizer, 'model.tokenizer')
-      hosts = Hosts(media_sizes(config.model), Tokenizer(names))
+      sizes = media_sizes(config.model)
+      hosts = Hosts(sizes, Tokenizer(names))
       return cls(hosts, budget_of(config.data.budget))
-    except AttributeError as error:  # of ConfigDict; it names the key
+    except AttributeError as error:  # raised by ConfigDict; it names the key
       raise UserError(f'--config is not that of a run: {error}') from error
 
   def __call__(self, example: Example) -> None:
-    """Raises BadRecord for an example with decoded media that no row can hold, or that names what has no token."""
+    """Checks an example with decoded media.
+
+    Raises:
+      BadRecord: if no row can hold it, or if it names something without a token.
+    """
     try:
       check_room(prepare(example, self.hosts), self.budget, self.hosts)
-    except ValueError as error:  # a UserError is one, too
+    except ValueError as error:  # UserError is a ValueError
       raise BadRecord(str(error)) from error
 
   def __str__(self) -> str:
-    """Returns all that its answers depend on."""
+    """Returns everything that decides on the check and on the codes."""
     sizes = {name: host.config for name, host in self.hosts.items()}
     coders = {name: coder.fingerprint for name, coder in self.coders.items()}
     return f'{self.hosts.tokenizer.config} {sizes} {self.budget} {coders}'
 
-  @property
-  def fingerprints(self) -> tuple[str, dict[str, str]]:
-    """Of the tokenizer, and of the autoencoders by name, for the manifest."""
-    codecs = {coder.name: coder.fingerprint for coder in self.coders.values()}
-    return self.hosts.tokenizer.fingerprint(), codecs
+
+class Fingerprints(NamedTuple):
+  """What a manifest records of the run that its examples were checked against.
+
+  Attributes:
+    tokenizer: fingerprint of the tokenizer, or None if there was no such run.
+    codecs: fingerprints of the autoencoders whose codes are stored, by name.
+  """
+
+  tokenizer: str | None
+  codecs: dict[str, str]
+
+
+def fingerprints_of(check: RunCheck | None) -> Fingerprints:
+  """Returns the fingerprints of a run, for the manifest."""
+  if check is None:
+    return Fingerprints(None, {})
+  codecs = {coder.name: coder.fingerprint for coder in check.coders.values()}
+  return Fingerprints(check.hosts.tokenizer.fingerprint(), codecs)

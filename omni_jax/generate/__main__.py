@@ -1,63 +1,79 @@
-"""`python -m omni_jax.generate --workdir=DIR --prompt=FILE.json|'text' [--image=F --audio=F] --want=any --out=DIR`"""
+"""Generates replies: `python -m omni_jax.generate --workdir=DIR --prompt=… --out=DIR`.
 
+The prompt is text, with --image=FILE or --audio=FILE before it, or a .json file in the
+chat form. --want says what the reply holds.
+"""
+
+from collections.abc import Sequence
 import json
 import pathlib
 import shutil
 import sys
-from typing import Any
 
 from absl import flags, logging
 
 from omni_jax.errors import BadRecord, run_command, UserError
+from omni_jax.modalities.contract import Part as ReplyPart
 from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
-from omni_jax.sequence.example import decoded_part
+from omni_jax.sequence.example import decoded_part, Example, Part
 
-MEDIA = {name: host for name, (_, host) in HOSTS.items() if name != TEXT}
-NOT_YET = ('video',)  # media that people ask for and that are not there
+MEDIA = [name for name in HOSTS if name != TEXT]
+NOT_YET = ('video',)  # media that users may expect but that do not exist yet
 _FLAGS = flags.FlagValues()
 for name, text in {
   'workdir': 'folder of a trained run',
   'prompt': 'text, or a .json file in the chat form',
-  **{name: f'a file to read before the text: {name}' for name in MEDIA},
-  **{name: 'not there yet' for name in NOT_YET},
   'out': 'folder for the replies',
   'language': 'language of the answer',
   'voice': 'voice of the answer',
 }.items():
   flags.DEFINE_string(name, '', text, flag_values=_FLAGS)
+for name in MEDIA:
+  flags.DEFINE_string(
+    name, '', f'{name} file to read before the text', flag_values=_FLAGS
+  )
+for name in NOT_YET:
+  flags.DEFINE_string(name, '', 'not supported yet', flag_values=_FLAGS)
 flags.DEFINE_string(
   'want', 'any', f'text, {", ".join(MEDIA)} or any', flag_values=_FLAGS
 )
-flags.DEFINE_integer('seed', 0, 'of the sampling', flag_values=_FLAGS)
+flags.DEFINE_integer('seed', 0, 'seed of the sampling', flag_values=_FLAGS)
 flags.DEFINE_integer(
-  'step', None, 'checkpoint; the last by default', flag_values=_FLAGS
+  'step', None, 'step of the checkpoint; the last one by default', flag_values=_FLAGS
 )
 flags.DEFINE_enum(
   'weights',
   'average',
   ['average', 'raw'],
-  'the moving average of the weights, where the run '
-  'keeps one, or the weights as trained',
+  'the moving average of the weights, where the run keeps one, or the trained weights',
   flag_values=_FLAGS,
 )
-flags.DEFINE_integer('n', 1, 'replies to write', lower_bound=1, flag_values=_FLAGS)
+flags.DEFINE_integer('n', 1, 'number of replies', lower_bound=1, flag_values=_FLAGS)
 flags.DEFINE_float(
   'temperature',
   None,
-  'of text and speech; 0 takes the best',
+  'temperature of text and speech; 0 takes the most likely',
   lower_bound=0,
   flag_values=_FLAGS,
 )
 flags.DEFINE_float(
-  'top_p', None, 'nucleus', lower_bound=0, upper_bound=1, flag_values=_FLAGS
+  'top_p',
+  None,
+  'probability mass of nucleus sampling',
+  lower_bound=0,
+  upper_bound=1,
+  flag_values=_FLAGS,
 )
 flags.DEFINE_float(
-  'guidance', None, 'of the image head; 1 for none', flag_values=_FLAGS
+  'guidance',
+  None,
+  'classifier-free guidance of the image head; 1 for none',
+  flag_values=_FLAGS,
 )
 
 
-def _parts(hosts: Hosts) -> list[dict[str, Any]]:
-  """Returns the content that the files and --prompt='text' make up."""
+def _content(hosts: Hosts) -> list[Part]:
+  """Returns the media files and the text of --prompt as parts of a message."""
   from omni_jax.sequence.media import read_media
 
   parts = []
@@ -74,18 +90,33 @@ def _parts(hosts: Hosts) -> list[dict[str, Any]]:
   return parts
 
 
-def _prompt(hosts: Hosts) -> Any:
+def _prompt(hosts: Hosts) -> list[Part] | Example:
+  """Returns the prompt that the flags give."""
   if not _FLAGS.prompt.endswith('.json'):
-    return _parts(hosts)
+    return _content(hosts)
   from omni_jax.data.sources.jsonl import read_prompt
 
   return read_prompt(_FLAGS.prompt, hosts)
 
 
-def _write(replies: list, folder: pathlib.Path, hosts: Hosts) -> None:
-  """Writes a file for each medium and one replies.json that names them in order.
+def _options() -> dict[str, float]:
+  """Returns the options of generation that are given on the command line."""
+  options = {}
+  for name in ('temperature', 'top_p', 'guidance'):
+    value = _FLAGS[name].value
+    if value is not None:
+      options[name] = value
+  if 'temperature' in options:
+    options['speech_temperature'] = options['temperature']
+  return options
 
-  The folder appears whole or not at all.
+
+def _write(
+  replies: Sequence[Sequence[ReplyPart]], folder: pathlib.Path, hosts: Hosts
+) -> None:
+  """Writes a file per medium, and replies.json with all texts and file names in order.
+
+  Files appear in the folder only when all are complete, replies.json last.
   """
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
@@ -104,43 +135,50 @@ def _write(replies: list, folder: pathlib.Path, hosts: Hosts) -> None:
       content.append({'type': part.type, 'path': name})
     listed.append({'content': content})
   text = json.dumps({'replies': listed}, ensure_ascii=False, indent=2)
-  (partial / 'replies.json').write_text(text + '\n')
+  index = partial / 'replies.json'
+  index.write_text(text + '\n')
   folder.mkdir(exist_ok=True)
-  for file in sorted(partial.iterdir(), key=lambda f: f.suffix == '.json'):
+  media = [file for file in sorted(partial.iterdir()) if file != index]
+  for file in [*media, index]:
     file.replace(folder / file.name)
   partial.rmdir()
   print(json.dumps(listed, ensure_ascii=False))
 
 
-def main() -> None:
+def _parse() -> None:
+  """Reads the command line into the flags.
+
+  Raises:
+    UserError: for an unknown or missing flag, or a value that is not accepted.
+  """
   try:
     rest = _FLAGS(sys.argv)[1:]
   except flags.Error as error:
     raise UserError(str(error)) from error
-  if rest or not _FLAGS.workdir or not _FLAGS.out:
-    raise UserError(
-      f"give --workdir=DIR, --out=DIR and --prompt='text' or FILE.json{f', not {rest}' if rest else ''}"
-    )
+  usage = "give --workdir=DIR, --out=DIR and --prompt='text' or FILE.json"
+  if rest:
+    raise UserError(f'{usage}, not {rest}')
+  if not _FLAGS.workdir or not _FLAGS.out:
+    raise UserError(usage)
+  known = ' or '.join(f'--{name}' for name in MEDIA)
   for name in NOT_YET:
     if _FLAGS[name].value:
-      raise UserError(
-        f'--{name}: this model has no {name} modality yet; give {" or ".join(f"--{known}" for known in MEDIA)}'
-      )
+      raise UserError(f'--{name}: {name} is not supported yet; give {known}')
+
+
+def main() -> None:
+  """Runs the command with the arguments of the process."""
+  _parse()
   logging.set_verbosity(logging.ERROR)
   from omni_jax.generate.api import load
   from omni_jax.generate.prompt import chat
 
   trained = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights)
-  hosts = trained.hosts
-  control = dict(language=_FLAGS.language, voice=_FLAGS.voice)
-  prompt = chat(_prompt(hosts), _FLAGS.want, **control)
-  given = {name: _FLAGS[name].value for name in ('temperature', 'top_p', 'guidance')}
-  options = {name: value for name, value in given.items() if value is not None}
-  if 'temperature' in options:
-    options['speech_temperature'] = options['temperature']
+  content = _prompt(trained.hosts)
+  prompt = chat(content, _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice)
   prompts = [prompt] * _FLAGS.n
-  replies = trained.generate_batch(prompts, _FLAGS.want, _FLAGS.seed, **options)
-  _write(replies, pathlib.Path(_FLAGS.out), hosts)
+  replies = trained.generate_batch(prompts, _FLAGS.want, _FLAGS.seed, **_options())
+  _write(replies, pathlib.Path(_FLAGS.out), trained.hosts)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""`load(workdir).generate(content, want='any', seed=0) -> list[Part]`: the Python side of generation."""
+"""Generation from Python: `load(workdir).generate(content, want='any', seed=0)`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -14,13 +14,12 @@ from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
-from omni_jax.generate.grammar import Grammar, grammar
-from omni_jax.generate.prefill import prefill, Room
-from omni_jax.generate.prompt import chat
+from omni_jax.generate.grammar import block_writings, Grammar, grammar
+from omni_jax.generate.prefill import prefill, Room, Rows
+from omni_jax.generate.prompt import chat, Content
 from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.devices import TABLES, Tables
-from omni_jax.modalities.hosts import TEXT
 from omni_jax.model import (
   abstract,
   batch_losses,
@@ -28,48 +27,54 @@ from omni_jax.model import (
   encode_pieces,
   encode_streams,
   ModelConfig,
+  OmniModel,
 )
 from omni_jax.sequence.example import Example
 from omni_jax.sequence.interleave import interleave, prompt_spans
 from omni_jax.sequence.pack import Laid, lay_out, pack_rows
 from omni_jax.types import Batch, RowBudget, Span, StreamSpec
 
-BATCH = 64  # rows that are written together; more prompts take turns
-PIECE = (
-  32  # positions and pieces are padded to a multiple, so that few lengths are compiled
-)
-POSITIONS_PER_BLOCK = 8  # of `max_new`: how many blocks a reply has room for
+BATCH = 64  # rows that are written together; further prompts form further batches
+# Positions and pieces are padded to a multiple of this: few lengths are compiled.
+PIECE = 32
+POSITIONS_PER_BLOCK = 8  # a reply has room for one block per 8 ids of `max_new`
 
 
 def block_media(model_config: ModelConfig) -> dict[str, int]:
-  """Returns the media that are written as a block, and the most pieces of an item."""
-  found = {}
-  for name, host in model_config.hosts().items():
-    writing = host.writing() if name != TEXT else None
-    if writing is not None and writing.piece is None:
-      found[name] = writing.longest
-  return found
+  """Returns the most pieces of an item, by medium that is written as a block."""
+  writings = block_writings(model_config.hosts())
+  return {name: writing.longest for name, writing in writings.items()}
 
 
 def most_blocks(max_new: int) -> int:
-  """Returns how many blocks a reply has room for."""
+  """Returns the number of blocks that a reply has room for."""
   return max(1, max_new // POSITIONS_PER_BLOCK)
 
 
 def reply_slots(model_config: ModelConfig, max_new: int) -> int:
-  """Returns the cache slots that a reply may take behind its prompt: ids, and queries and clean pieces of blocks."""
+  """Returns the number of cache slots that a reply may take behind its prompt."""
   longest = max(block_media(model_config).values(), default=0)
-  return max_new + most_blocks(max_new) * (2 * longest + 1) * (longest > 0)
+  if not longest:
+    return max_new
+  block_slots = 2 * longest + 1  # queries, clean pieces and the id behind them
+  return max_new + most_blocks(max_new) * block_slots
 
 
 class TrainedModel:
-  """A restored run: config, parameters and buffers, and the jitted programs that generate.
+  """A restored run: its config and weights, and the jitted programs that generate.
+
+  Args:
+    buffers: router biases, and the values of the frozen autoencoders.
+    mesh: mesh over which the parameters are split; None for one device.
+    tables: media that the run may have.
 
   Attributes:
-    config: of the run.
-    model_config: the shapes of the network.
-    step: that the parameters are of.
-    hosts: of the run's media.
+    config: config of the run.
+    model_config: shapes of the network.
+    step: training step of the parameters.
+    hosts: media of the run.
+    tokenizer: tokenizer of the run.
+    params: pure dict of parameters.
   """
 
   def __init__(
@@ -81,112 +86,143 @@ class TrainedModel:
     mesh: Mesh | None = None,
     tables: Tables = TABLES,
   ):
-    self.config, self.step = config, step
+    self.config = config
+    self.step = step
     self.model_config = ModelConfig.from_config(config.model, tables)
     self.hosts = self.model_config.hosts()
     self.tokenizer = self.hosts.tokenizer
     self._mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
-    self.params, self._buffers = params, buffers
+    self.params = params
+    self._buffers = buffers
     model = abstract(self.model_config)
     if mesh is not None:
-      fit = lambda x, spec: sharding.fitting(mesh, spec, x.shape)
-      layout = jax.tree.map(fit, params, sharding.param_specs(model))
+      layout = _layout(params, sharding.param_specs(model), mesh)
       self.params = jax.device_put(params, layout)
       self._buffers = jax.device_put(buffers, sharding.replicated(mesh))
-    parts = dict(model=model, mesh=self._mesh)
-    self._prefill = jax.jit(functools.partial(prefill, **parts), static_argnames='room')
-    self._decode = jax.jit(functools.partial(decode, **parts))
-    self._block = jax.jit(
-      functools.partial(write_block, **parts), static_argnames='block'
-    )
-    of_model = lambda function: functools.partial(function, self.model_config)
-    self._encode_streams = jax.jit(of_model(encode_streams))
-    self._encode = jax.jit(of_model(encode_pieces), static_argnums=0)
-    self._decode_codes = jax.jit(of_model(decode_pieces), static_argnums=0)
-    self._losses = jax.jit(functools.partial(batch_losses, **parts))
+    self._compile(model)
+
+  def _compile(self, model: OmniModel) -> None:
+    """Creates the jitted programs; each is compiled at its first call."""
+    on_mesh = dict(model=model, mesh=self._mesh)
+    prefill_rows = functools.partial(prefill, **on_mesh)
+    write_blocks = functools.partial(write_block, **on_mesh)
+    self._prefill = jax.jit(prefill_rows, static_argnames='room')
+    self._decode = jax.jit(functools.partial(decode, **on_mesh))
+    self._block = jax.jit(write_blocks, static_argnames='block')
+    self._losses = jax.jit(functools.partial(batch_losses, **on_mesh))
+    encode = functools.partial(encode_pieces, self.model_config)
+    decode_codes = functools.partial(decode_pieces, self.model_config)
+    self._encode_streams = jax.jit(functools.partial(encode_streams, self.model_config))
+    self._encode_pieces = jax.jit(encode, static_argnums=0)
+    self._decode_pieces = jax.jit(decode_codes, static_argnums=0)
 
   @property
   def frozen(self) -> dict[str, Any]:
-    """Values of the autoencoders, by name."""
+    """The values of the autoencoders, by name."""
     return self._buffers['frozen']
 
   def generate(
-    self, content: Any, want: str = 'any', seed: int = 0, **options: Any
+    self,
+    content: Content,
+    want: str = 'any',
+    seed: int = 0,
+    *,
+    language: str = '',
+    voice: str = '',
+    **options: Any,
   ) -> list[Part]:
-    """Answers one prompt: text, a list of content parts, or an example in the chat form.
+    """Returns the reply to one prompt.
 
     Args:
-      want: 'text', a medium such as 'image' or 'audio', or 'any' for what the model itself opens.
-      options: as of `generate_batch`; also `language` and `voice` of the answer.
+      content: text, a list of content parts, or an example in the chat form.
+      want: 'text', a medium such as 'image' or 'audio', or 'any' to let the model
+        choose.
+      language, voice: language and voice of the answer, where the content does not set
+        them.
+      options: as in `generate_batch`.
+
+    Raises:
+      UserError: as `generate_batch`, and for an empty prompt.
     """
-    control = {key: options.pop(key) for key in ('language', 'voice') if key in options}
-    prompt = chat(content, want, **control)
+    prompt = chat(content, want, language=language, voice=voice)
     return self.generate_batch([prompt], want, seed, **options)[0]
 
   def generate_batch(
     self, prompts: Sequence[Example], want: str = 'any', seed: int = 0, **options: Any
   ) -> list[list[Part]]:
-    """Answers prompts in the chat form, whose last message is the assistant's, with nothing written yet.
+    """Returns the replies to prompts.
 
-    A reply depends on its prompt, the seed and its number, not on its neighbours.
+    A reply depends on its prompt, on the seed and on the number of the prompt, but not
+    on the other prompts.
 
     Args:
-      options: temperature, top_p, speech_temperature, guidance, max_new, dit_steps; defaults in config.generate.
+      prompts: examples in the chat form that end with an empty message of the
+        assistant.
+      want: as in `generate`.
+      options: temperature, top_p, speech_temperature, guidance, max_new or dit_steps,
+        instead of their defaults in `config.generate`.
 
     Raises:
-      UserError: for an unknown want or option, or a prompt that leaves no room in the context.
+      UserError: for an unknown want or option, or for a prompt that does not fit the
+        context.
     """
     settings = self.config.generate.to_dict()
-    if unknown := sorted(set(options) - set(settings)):
+    unknown = sorted(options.keys() - settings.keys())
+    if unknown:
       raise UserError(
-        f'unknown option of generation: {unknown}; there are {sorted(settings)}'
+        f'unknown options of generation: {unknown}; they are {sorted(settings)}'
       )
+    settings.update(options)
     rules = jax.tree.map(jnp.asarray, grammar(self.hosts, want))
-    laid = [lay_out(prompt_spans(each, self.hosts), self.hosts) for each in prompts]
-    self._check_room(laid)
-    numbered = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+    laid = [self._laid(prompt) for prompt in prompts]
+    keys_of = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+    rows = BATCH if len(laid) > 1 else 1
     replies: list[list[str | Written]] = []
     for first in range(0, len(laid), BATCH):
-      piece = laid[first : first + BATCH]
-      rows = BATCH if len(laid) > 1 else 1
-      keys = numbered(jnp.arange(first, first + rows))
+      batch = laid[first : first + BATCH]
+      key_B = keys_of(jnp.arange(first, first + rows))
       with jax.set_mesh(self._mesh):
-        written = self._write(piece, rules, settings | options, keys)
-      replies += written[: len(piece)]
+        written = self._write(batch, rules, settings, key_B)
+      replies += written[: len(batch)]
     return as_parts(replies, self._decoders(), self.hosts)
 
-  def _check_room(self, laid: Sequence[Laid]) -> None:
+  def _laid(self, prompt: Example) -> Laid:
+    """Returns the positions of a prompt, which must fit the context."""
+    laid = lay_out(prompt_spans(prompt, self.hosts), self.hosts)
     context = self.config.data.budget.length
-    for prompt in laid:
-      if prompt.length >= context:
-        raise UserError(
-          f'the prompt has {prompt.length} positions, the context of this model {context}: shorten it'
-        )
+    if laid.length >= context:
+      raise UserError(
+        f'the prompt has {laid.length} positions, the context of this model has '
+        f'{context}: shorten the prompt'
+      )
+    return laid
 
-  def _decoders(self) -> dict[str, Any]:
-    """Returns, by medium that is written as codes, what turns them into pieces."""
-    found = {}
+  def _decoders(self) -> dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]]:
+    """Returns functions from codes to pieces, by medium that is written as codes."""
+    decoders = {}
     for stream, name in self.model_config.coded().items():
       spec = self._spec(stream)
       if spec.written:
-        found[spec.medium] = functools.partial(self.decode_items, name)
-    return found
+        decoders[spec.medium] = functools.partial(self.decode_items, name)
+    return decoders
 
   def _spec(self, stream: str) -> StreamSpec:
     return next(spec for spec in self.hosts.streams if spec.name == stream)
 
-  def _rows(self, laid: Sequence[Laid], rows: int) -> Batch:
-    """Returns one example per row; rows that are left over repeat the first."""
-    most = np.max([x.needs for x in laid], axis=0).tolist()
+  def _packed(self, laid: Sequence[Laid], rows: int) -> Batch:
+    """Returns a batch of one example per row; surplus rows repeat the first example."""
+    positions, *needs = np.max([example.needs for example in laid], axis=0).tolist()
     streams = {}
     for k, spec in enumerate(self.hosts.streams):
-      pieces, items = most[1 + 2 * k], most[2 + 2 * k]
+      pieces = needs[2 * k]
+      items = needs[2 * k + 1]
       unit = spec.block or PIECE
       # With blocks, each item may begin a new one.
-      room = items * unit if spec.block else _whole(pieces, unit)
+      room = items * unit if spec.block else _rounded_up(pieces, unit)
       streams[spec.name] = (max(room, unit), max(items, 1))
-    budget = RowBudget(rows, _whole(most[0], PIECE), streams)
-    return pack_rows([*laid, *[laid[0]] * (rows - len(laid))], budget, self.hosts)
+    budget = RowBudget(rows, _rounded_up(positions, PIECE), streams)
+    surplus = [laid[0]] * (rows - len(laid))
+    return pack_rows([*laid, *surplus], budget, self.hosts)
 
   def _write(
     self,
@@ -195,112 +231,166 @@ class TrainedModel:
     settings: dict[str, Any],
     key_B: jax.Array,
   ) -> list[list[str | Written]]:
-    """Returns the replies of one batch of prompts, codes not yet decoded."""
-    batch = self._encode_streams(self.frozen, self._rows(laid, len(key_B)))
+    """Returns the replies of one batch of prompts, with media as they were written."""
+    batch = self._encode_streams(self.frozen, self._packed(laid, len(key_B)))
     bias_IE = self._buffers['router_bias']
     values = [jnp.float32(settings[name]) for name in Sampling._fields]
     sampling = Sampling(*values)
-    most = most_blocks(settings['max_new'])
-    new_slots = reply_slots(self.model_config, settings['max_new'])
-    slots = batch.token_BL.shape[1] + new_slots
-    room = Room(slots, settings['max_new'])
+    max_new = settings['max_new']
+    slots = batch.token_BL.shape[1] + reply_slots(self.model_config, max_new)
+    room = Room(slots, max_new)
     rows = self._prefill(self.params, bias_IE, batch, key_B, room=room)
     blocks: list[list[Written]] = [[] for _ in key_B]
     block_M = np.asarray(rules.block_M)
     names = {number: name for name, number in self.hosts.numbers.items()}
     while True:
       rows = self._decode(self.params, bias_IE, rows, rules, sampling)
-      waits_B = block_M[np.asarray(rows.mode_B)]
-      waiting = np.flatnonzero(waits_B)
-      if not len(waiting) or max(len(blocks[row]) for row in waiting) == most:
+      number_B = block_M[np.asarray(rows.mode_B)]  # medium of the block, or 0
+      waiting = np.flatnonzero(number_B)
+      most = max((len(blocks[row]) for row in waiting), default=0)
+      if not len(waiting) or most == most_blocks(max_new):
         break
-      medium = names[int(waits_B[waiting[0]])]
-      run = (self.params, bias_IE, rows, rules, sampling)
+      number = int(number_B[waiting[0]])
+      medium = names[number]
       program = BlockOf(medium, settings['dit_steps'])
-      rows, block = self._block(*run, block=program)
-      for row in np.flatnonzero(waits_B == self.hosts.numbers[medium]):
+      rows, block = self._block(
+        self.params, bias_IE, rows, rules, sampling, block=program
+      )
+      for row in np.flatnonzero(number_B == number):
         form = tuple(int(size) for size in block.form_B3[row])
         pieces = np.asarray(block.value_BM[row])[: int(np.prod(form))]
         blocks[row].append(Written(medium, pieces, form))
+    return self._items(rows, blocks)
+
+  def _items(
+    self, rows: Rows, blocks: Sequence[Sequence[Written]]
+  ) -> list[list[str | Written]]:
+    """Returns the texts and media of each row.
+
+    Args:
+      blocks: by row, the items that were written as a block.
+    """
     tokens = np.asarray(rows.token_BO).tolist()
     pieces = {name: np.asarray(array) for name, array in rows.piece_BO.items()}
-    return [
-      items_of(
-        tokens[row],
-        {name: array[row] for name, array in pieces.items()},
-        blocks[row],
-        self.hosts,
-      )
-      for row in range(len(key_B))
-    ]
+    replies = []
+    for row, row_blocks in enumerate(blocks):
+      row_pieces = {name: array[row] for name, array in pieces.items()}
+      replies.append(items_of(tokens[row], row_pieces, row_blocks, self.hosts))
+    return replies
 
   def encode_payloads(self, name: str, payloads: Sequence[Any]) -> list[np.ndarray]:
     """Returns the codes (pieces, …) of payloads.
 
     Args:
-      name: of an autoencoder.
+      name: name of an autoencoder.
     """
     medium, _ = self.model_config.tables.autoencoders()[name]
-    host, codes = self.hosts[medium], []
+    host = self.hosts[medium]
+    codes = []
     for first in range(0, len(payloads), BATCH):
       items = []
       for payload in payloads[first : first + BATCH]:
         span = Span(medium, payload=payload)
-        host.form(span)  # refuses what does not fit
+        host.form(span)  # raises an error if the payload does not fit
         items.append(host.pieces(span)[0])
       value_NM, item_NM = _padded(items, BATCH)
-      made = np.asarray(self._encode(name, self.frozen[name], value_NM, item_NM))
-      codes += [code[: len(item)] for code, item in zip(made, items, strict=False)]
+      code_NM = self._encode_pieces(name, self.frozen[name], value_NM, item_NM)
+      codes += _unpadded(code_NM, items)
     return codes
 
   def decode_items(self, name: str, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the pieces of items given as codes (pieces, …); padding behind an item is harmless."""
+    """Returns the pieces of items given as codes (pieces, …).
+
+    Items are padded behind their end, which does not change their pieces.
+
+    Args:
+      name: name of an autoencoder.
+    """
     pieces = []
     for first in range(0, len(codes), BATCH):
       items = list(codes[first : first + BATCH])
       code_NM, _ = _padded(items, BATCH)
-      made = np.asarray(self._decode_codes(name, self.frozen[name], code_NM))
-      pieces += [value[: len(item)] for value, item in zip(made, items, strict=False)]
+      value_NM = self._decode_pieces(name, self.frozen[name], code_NM)
+      pieces += _unpadded(value_NM, items)
     return pieces
 
   def decode_payloads(self, name: str, codes: Sequence[np.ndarray]) -> list[Any]:
-    """Returns the payloads of items given as codes: the inverse of `encode_payloads`."""
+    """Returns the payloads of items given as codes; inverts `encode_payloads`."""
     medium, _ = self.model_config.tables.autoencoders()[name]
     host = self.hosts[medium]
-    pieces = self.decode_items(name, codes)
-    return [host.joined(each, host.form_of((), len(each))) for each in pieces]
+    payloads = []
+    for pieces in self.decode_items(name, codes):
+      form = host.form_of((), len(pieces))
+      payloads.append(host.joined(pieces, form))
+    return payloads
 
   def loss(self, examples: Sequence[Example]) -> dict[str, float]:
-    """Returns the mean loss of each head on examples with answers (nats, squared error, nats per piece)."""
+    """Returns the mean loss of each head on examples with answers.
+
+    The units are those of the heads: nats per id, squared error, nats per piece.
+    """
     laid = []
     for example in examples:
       name = str(example.get('id', ''))
       laid.append(lay_out(interleave(example, self.hosts), self.hosts, name))
+    full = len(laid) // BATCH * BATCH
+    groups = []
+    for first in range(0, full, BATCH):
+      groups.append(laid[first : first + BATCH])
+    # The rest goes one by one: a batch of each remainder would be compiled anew.
+    for rest in laid[full:]:
+      groups.append([rest])
     totals: dict[str, np.ndarray] = {}
-    whole = len(laid) // BATCH * BATCH
-    pieces = [laid[i : i + BATCH] for i in range(0, whole, BATCH)]
-    for piece in pieces + [[x] for x in laid[whole:]]:
-      batch = self._rows(piece, len(piece))
+    for group in groups:
+      batch = self._packed(group, len(group))
       with jax.set_mesh(self._mesh):
         losses = self._losses(self.params, self._buffers, batch, jax.random.key(0))
       for name, head in losses.heads.items():
         sums = np.array([head.total, head.weight])
         totals[name] = totals.get(name, np.zeros(2)) + sums
-    return {name: float(total / n) for name, (total, n) in totals.items() if n}
+    means = {}
+    for name, (total, weight) in totals.items():
+      if weight:
+        means[name] = float(total / weight)
+    return means
 
 
-def _whole(n: int, unit: int) -> int:
-  """Returns n rounded up to a multiple of `unit`, at least one."""
+def _layout(params: Any, specs: Any, mesh: Mesh) -> Any:
+  """Returns the sharding of each parameter on a mesh.
+
+  Args:
+    specs: partition specs, as a tree like that of the parameters.
+  """
+
+  def sharding_of(array: Any, spec: Any) -> Any:
+    return sharding.fitting(mesh, spec, array.shape)
+
+  return jax.tree.map(sharding_of, params, specs)
+
+
+def _rounded_up(n: int, unit: int) -> int:
+  """Returns n rounded up to a multiple of `unit`, at least one unit."""
   return max(1, -(-n // unit)) * unit
 
 
 def _padded(items: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns items (M, …), one a row, padded to one length, and 1 for every piece: each row is one item."""
-  longest = _whole(max(map(len, items)), PIECE)
-  value_NM = np.zeros((rows, longest, *items[0].shape[1:]), items[0].dtype)
+  """Returns items (M, …) padded to one length, one per row.
+
+  Returns:
+    The pieces (rows, M, …), and the number of each piece's item, which is 1 everywhere.
+  """
+  longest = _rounded_up(max(len(item) for item in items), PIECE)
+  first = items[0]
+  value_NM = np.zeros((rows, longest, *first.shape[1:]), first.dtype)
   for row, item in zip(value_NM, items, strict=False):
     row[: len(item)] = item
   return value_NM, np.ones((rows, longest), np.int32)
+
+
+def _unpadded(values: jax.Array, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Returns the rows of `values` that belong to items, cut to the lengths of these."""
+  rows = np.asarray(values)
+  return [row[: len(item)] for row, item in zip(rows, items, strict=False)]
 
 
 def load(
@@ -310,16 +400,22 @@ def load(
   mesh: Mapping[str, int] | None = None,
   tables: Tables = TABLES,
 ) -> TrainedModel:
-  """Restores a run's parameters and buffers.
+  """Restores a run.
 
   Args:
-    weights: 'average' (of the parameters, where the run keeps one) or 'raw'.
-    mesh: sizes of the axes over which the parameters are then split, as `config.mesh` of a run; None for one device.
-    tables: of the media that the run may have.
+    workdir: folder of the run.
+    step: step of the checkpoint; None for the last one.
+    weights: 'average' for the moving average of the parameters, where the run keeps
+      one, or 'raw' for the parameters as trained.
+    mesh: sizes of the axes over which the parameters are split, as in `config.mesh`;
+      None for one device.
+    tables: media that the run may have.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
-  config, model, found = restore_run(workdir, step, weights, tables)
+  config, values, restored_step = restore_run(workdir, step, weights, tables)
   devices = None if mesh is None else sharding.make_mesh(mesh)
-  return TrainedModel(config, found, model['params'], model['buffers'], devices, tables)
+  return TrainedModel(
+    config, restored_step, values['params'], values['buffers'], devices, tables
+  )

@@ -1,13 +1,17 @@
-"""What may follow what in a reply: a finite automaton over token ids, as tables for the jitted loop.
+"""The grammar of replies: a finite automaton over token ids, in tables.
 
-Text and END are the core's; each medium that can be written adds modes of its own, from its host's `writing`.
+Text and the end of a reply are always part of it. Each medium that can be written adds
+its own modes, as the `writing` of its host describes them. The decode loop takes the
+tables as arguments.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from omni_jax.errors import UserError
+from omni_jax.modalities.contract import Writing
 from omni_jax.modalities.hosts import Hosts, TEXT
 
 START, IN_TEXT, END, DONE = range(4)  # modes; those of media follow
@@ -16,14 +20,17 @@ FORM = 3  # sizes of an item: (time, height, width)
 
 
 class Grammar(NamedTuple):
-  """Tables over M modes and V ids; numpy, so that a want is an argument of the loop and not another program.
+  """Tables over M modes and V ids.
+
+  The decode loop takes them as arguments, so that it is compiled once for all wants.
 
   Attributes:
-    allowed_MV: ids that may be said in a mode.
-    next_MV: int32, the mode after saying an id.
-    block_M: int32, number of the medium whose item a row in this mode waits for; 0 in all others.
-    inside_M: int32, number of the medium whose pieces a row in this mode writes one at a time; 0 in all others.
-    after: int32, the mode after an item is written.
+    allowed_MV: bool, ids that may be written in a mode.
+    next_MV: int32, mode after an id is written.
+    block_M: int32, number of the medium whose block a row in this mode waits for, or 0.
+    inside_M: int32, number of the medium of which a row in this mode writes one piece
+      at a time, or 0.
+    after: int32, mode after an item is written.
   """
 
   allowed_MV: np.ndarray
@@ -33,14 +40,40 @@ class Grammar(NamedTuple):
   after: np.ndarray
 
 
+def block_writings(hosts: Hosts) -> dict[str, Writing]:
+  """Returns how media that are written as a block are written, by medium."""
+  writings = {}
+  for name, host in hosts.items():
+    writing = host.writing()
+    if writing is not None and writing.piece is None:
+      writings[name] = writing
+  return writings
+
+
+def piece_writings(hosts: Hosts) -> dict[str, Writing]:
+  """Returns how media that are written one piece at a time are written, by medium."""
+  writings = {}
+  for name, host in hosts.items():
+    writing = host.writing()
+    if writing is not None and writing.piece is not None:
+      writings[name] = writing
+  return writings
+
+
 def wants_of(hosts: Hosts) -> tuple[str, ...]:
-  """Returns what a reply can be asked to hold: text, a medium that can be written, or any sequence of them."""
-  written = [name for name in hosts if name != TEXT and hosts[name].writing()]
-  return (TEXT, *written, ANY)
+  """Returns what a reply may be requested to hold.
+
+  That is text, one of the media that can be written, or any sequence of them.
+  """
+  return (TEXT, *_written_media(hosts), ANY)
+
+
+def _written_media(hosts: Hosts) -> list[str]:
+  return [name for name, host in hosts.items() if host.writing() is not None]
 
 
 class _Automaton:
-  """The tables in the making."""
+  """Collects the modes and edges of a grammar."""
 
   def __init__(self, vocab: int):
     self.vocab = vocab
@@ -49,34 +82,41 @@ class _Automaton:
     self.block: list[int] = []
     self.inside: list[int] = []
 
-  def mode(self, block: int = 0, inside: int = 0) -> int:
-    """Returns a new mode."""
+  def add_mode(self, block: int = 0, inside: int = 0) -> int:
+    """Adds a mode and returns its number; see `Grammar` for the arguments."""
     self.allowed.append(np.zeros(self.vocab, bool))
     self.next.append(np.full(self.vocab, DONE, np.int32))
     self.block.append(block)
     self.inside.append(inside)
     return len(self.block) - 1
 
-  def edge(self, mode: int, ids, to: int) -> None:
+  def add_edge(
+    self, mode: int, ids: int | Sequence[int] | np.ndarray, next_mode: int
+  ) -> None:
+    """Allows ids in a mode and says which mode follows them."""
     ids = np.asarray(ids)
     self.allowed[mode][ids] = True
-    self.next[mode][ids] = to
+    self.next[mode][ids] = next_mode
 
   def tables(self, after: int) -> Grammar:
+    """Returns the finished tables; see `Grammar` for `after`."""
     return Grammar(
-      np.stack(self.allowed),
-      np.stack(self.next),
-      np.array(self.block, np.int32),
-      np.array(self.inside, np.int32),
-      np.int32(after),
+      allowed_MV=np.stack(self.allowed),
+      next_MV=np.stack(self.next),
+      block_M=np.array(self.block, np.int32),
+      inside_M=np.array(self.inside, np.int32),
+      after=np.int32(after),
     )
 
 
 def grammar(hosts: Hosts, want: str) -> Grammar:
-  """Returns the automaton of replies that hold text only, one item of a medium, or any sequence of them ('any').
+  """Returns the automaton of replies that hold what is wanted.
+
+  Args:
+    want: 'text' for text only, a medium for one item of it, 'any' for any sequence.
 
   Raises:
-    UserError: for a want that is none of these.
+    UserError: if `want` is none of these.
   """
   wants = wants_of(hosts)
   if want not in wants:
@@ -84,37 +124,39 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
   tokenizer = hosts.tokenizer
   automaton = _Automaton(tokenizer.vocab_size)
   for _ in (START, IN_TEXT, END, DONE):
-    automaton.mode()
-  letters = np.arange(tokenizer.first_byte, tokenizer.used)
+    automaton.add_mode()
+  text_ids = np.arange(tokenizer.first_byte, tokenizer.used)
   after = IN_TEXT if want == ANY else END
-  for name in wants[1:-1]:
-    first = _medium(automaton, hosts, name, after)
+  for name in _written_media(hosts):
+    first_mode = _add_medium(automaton, hosts, name, after)
     if want in (name, ANY):
       opening = hosts[name].writing().opening[0]
-      automaton.edge(START, opening, first)
-      automaton.edge(IN_TEXT, opening, first)
+      automaton.add_edge(START, opening, first_mode)
+      automaton.add_edge(IN_TEXT, opening, first_mode)
   if want in (TEXT, ANY):
-    automaton.edge(START, letters, IN_TEXT)
-    automaton.edge(IN_TEXT, letters, IN_TEXT)
+    automaton.add_edge(START, text_ids, IN_TEXT)
+    automaton.add_edge(IN_TEXT, text_ids, IN_TEXT)
   end = tokenizer.special('eot')
-  automaton.edge(IN_TEXT, end, DONE)
-  automaton.edge(END, end, DONE)
+  automaton.add_edge(IN_TEXT, end, DONE)
+  automaton.add_edge(END, end, DONE)
   return automaton.tables(after)
 
 
-def _medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> int:
-  """Adds the modes of a medium; returns the one behind its first id."""
-  writing, number = hosts[name].writing(), hosts.numbers[name]
-  sizes = [automaton.mode() for _ in writing.opening[1:]]
+def _add_medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> int:
+  """Adds the modes of a medium and returns the mode behind its first id."""
+  writing = hosts[name].writing()
+  number = hosts.numbers[name]
+  sizes = writing.opening[1:]
+  modes = [automaton.add_mode() for _ in sizes]
   if writing.piece is None:
-    last = automaton.mode(block=number)
+    modes.append(automaton.add_mode(block=number))
   else:
-    last = automaton.mode()
-    inside = automaton.mode(inside=number)
-    automaton.edge(last, writing.piece, inside)
-    automaton.edge(inside, writing.piece, inside)
-    automaton.edge(inside, writing.closing, after)
-  modes = [*sizes, last]
-  for k, ids in enumerate(writing.opening[1:]):
-    automaton.edge(modes[k], ids, modes[k + 1])
+    opened = automaton.add_mode()
+    inside = automaton.add_mode(inside=number)
+    automaton.add_edge(opened, writing.piece, inside)
+    automaton.add_edge(inside, writing.piece, inside)
+    automaton.add_edge(inside, writing.closing, after)
+    modes.append(opened)
+  for k, ids in enumerate(sizes):
+    automaton.add_edge(modes[k], ids, modes[k + 1])
   return modes[0]

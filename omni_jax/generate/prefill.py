@@ -1,4 +1,4 @@
-"""The cache and the rows that are being written; a prompt is the first piece that goes in."""
+"""Reads prompts into the cache; the state of the replies that are being written."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from omni_jax.generate.grammar import START
+from omni_jax.generate.grammar import piece_writings, START
 from omni_jax.model import merge, ModelConfig, OmniModel
 from omni_jax.nn.attention import KVCache
 from omni_jax.nn.reach import cached, packed_rows
@@ -15,25 +15,32 @@ from omni_jax.types import Batch
 
 
 class Room(NamedTuple):
-  """Static sizes of a batch of replies: slots of the cache, and ids that a reply may have."""
+  """Static sizes of a batch of replies.
+
+  Attributes:
+    slots: slots of the cache.
+    max_new: most ids of a reply.
+  """
 
   slots: int
   max_new: int
 
 
 class Rows(NamedTuple):
-  """B replies in the making. The reply's ids and pieces are kept in the order in which they were written.
+  """The state of B replies that are being written; O is the most ids of a reply.
 
   Attributes:
-    length_B: filled slots of the cache.
-    time_B: float32, position of what comes next.
+    cache: keys and values of all layers.
+    length_B: int32, filled slots of the cache.
+    time_B: float32, time of the next position.
     hidden_BD: decoder state at the last position.
-    mode_B: of the grammar.
+    mode_B: int32, mode of the grammar.
     key_B: random keys.
-    said_B: ids said so far.
-    token_BO: ids, 0 where nothing was said yet.
-    piece_BO: by medium that is written one piece at a time, its pieces where the id announces one.
-    count_B: pieces of the item that is being written.
+    written_B: int32, ids written so far.
+    token_BO: int32, ids in the order of writing, 0 behind the last.
+    piece_BO: by medium that is written one piece at a time, the pieces (B, O, …), each
+      at the place of the id that announces it.
+    item_pieces_B: int32, pieces of the current item written so far.
   """
 
   cache: KVCache
@@ -42,30 +49,32 @@ class Rows(NamedTuple):
   hidden_BD: Array
   mode_B: Array
   key_B: Array
-  said_B: Array
+  written_B: Array
   token_BO: Array
   piece_BO: dict[str, Array]
-  count_B: Array
+  item_pieces_B: Array
 
 
-def stepwise(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the media that are written one piece at a time, and the shape of a piece as the model writes it."""
+def piece_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of a written piece, by medium that is written piece by piece."""
   hosts = config.hosts()
-  specs = {spec.name: spec for spec in hosts.streams if spec.written}
   coded = config.coded()
-  found = {}
-  for name, host in hosts.items():
-    writing = host.writing()
-    if writing is None or writing.piece is None:
-      continue
-    spec = next(spec for spec in specs.values() if spec.medium == name)
-    in_codes = spec.name in coded
-    found[name] = config.codes_of(coded[spec.name]).shape if in_codes else spec.shape
-  return found
+  written = [spec for spec in hosts.streams if spec.written]
+  shapes = {}
+  for name in piece_writings(hosts):
+    spec = next(spec for spec in written if spec.medium == name)
+    if spec.name in coded:
+      shapes[name] = config.codes_of(coded[spec.name]).shape
+    else:
+      shapes[name] = spec.shape
+  return shapes
 
 
 def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
-  """Returns the cache slot of each position of a piece; what is not valid gets one past the end: it is not written."""
+  """Returns the cache slot of each position of a piece, int32 (B, L).
+
+  Positions that are not valid get the slot past the end, which is never written.
+  """
   rank_BL = jnp.cumsum(valid_BL, axis=1) - 1
   return jnp.where(valid_BL, length_B[:, None] + rank_BL, slots)
 
@@ -79,10 +88,11 @@ def append(
   bias_IE: Array,
   mesh: Mesh,
 ) -> tuple[Array, Rows]:
-  """Runs a piece of each row through the decoder; modality 0 marks padding.
+  """Runs the next positions of each row through the decoder; modality 0 is padding.
 
   Returns:
-    hidden_BLD of the piece, and the rows with cache and length moved on (time and hidden state are the caller's).
+    hidden_BLD of these positions, and the rows with the cache and its length advanced;
+    the caller advances time and hidden state.
   """
   valid_BL = modality_BL > 0
   slots = rows.cache.key_BSGA.shape[2]
@@ -111,47 +121,56 @@ def prefill(
   mesh: Mesh,
   room: Room,
 ) -> Rows:
-  """Reads the prompts, one per row, and stands where the reply begins.
+  """Reads one prompt per row and returns the rows at the beginning of the replies.
 
   Args:
-    batch: its coded streams hold codes.
+    params: pure dict of the model's parameters.
+    bias_IE: router biases.
+    batch: the prompts; coded streams hold codes.
+    key_B: a random key per row.
+    model: abstract model.
   """
-  network, config = merge(model, params), model.config
+  network = merge(model, params)
+  config = model.config
   b = len(batch.token_BL)
   valid_BL = batch.modality_BL > 0
   length_B = valid_BL.sum(axis=1)
-  none_B = jnp.zeros(b, jnp.int32)
+  zero_B = jnp.zeros(b, jnp.int32)
+  x_BLD = network.embed(batch)
+  slot_BL = slots_of(valid_BL, zero_B, room.slots)
+  cache = network.decoder.init_cache(b, room.slots, jnp.dtype(config.dtype))
+  # The cache is empty: positions look at those of their own row only.
+  reach = packed_rows(valid_BL.astype(jnp.int32))
   decoded = network.decoder.extend(
-    network.embed(batch),
-    slots_of(valid_BL, none_B, room.slots),
-    batch.modality_BL,
-    batch.position_BL3,
-    bias_IE,
-    mesh,
-    network.decoder.init_cache(b, room.slots, jnp.dtype(config.dtype)),
-    packed_rows(valid_BL.astype(jnp.int32)),  # nothing else is in the cache
+    x_BLD, slot_BL, batch.modality_BL, batch.position_BL3, bias_IE, mesh, cache, reach
   )
   last_B11 = (length_B - 1)[:, None, None]
   last_BD = jnp.take_along_axis(decoded.hidden_BLD, last_B11, axis=1)[:, 0]
   position_BL3 = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0)
+  pieces = {}
+  for name, shape in piece_shapes(config).items():
+    pieces[name] = jnp.zeros((b, room.max_new, *shape), jnp.int32)
   return Rows(
     cache=decoded.cache,
     length_B=length_B,
     time_B=position_BL3.max(axis=(1, 2)) + 1,
     hidden_BD=last_BD,
-    mode_B=none_B + START,
+    mode_B=zero_B + START,
     key_B=key_B,
-    said_B=none_B,
+    written_B=zero_B,
     token_BO=jnp.zeros((b, room.max_new), jnp.int32),
-    piece_BO={
-      name: jnp.zeros((b, room.max_new, *shape), jnp.int32)
-      for name, shape in stepwise(config).items()
-    },
-    count_B=none_B,
+    piece_BO=pieces,
+    item_pieces_B=zero_B,
   )
 
 
 def split_rows(key_B: Array) -> tuple[Array, Array]:
-  """Returns a fresh key per row and the keys that go on, so that a row's draws do not depend on its neighbours."""
-  pairs = jax.vmap(lambda k: jax.random.split(k, 2))(key_B)
-  return pairs[:, 0], pairs[:, 1]
+  """Splits the key of each row.
+
+  What a row draws therefore never depends on its neighbours.
+
+  Returns:
+    Keys to use now, and keys to keep.
+  """
+  pair_B2 = jax.vmap(jax.random.split)(key_B)
+  return pair_B2[:, 0], pair_B2[:, 1]

@@ -1,20 +1,22 @@
-"""What was written -> parts: text and media in the order in which the model wrote them."""
+"""Turns the ids and pieces of a reply into text and media, in the order of writing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from omni_jax.generate.grammar import block_writings
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.hosts import Hosts, TEXT
 
 
 class Written(NamedTuple):
-  """One item as the model wrote it, not yet a payload.
+  """One item as the model wrote it, before it becomes a payload.
 
   Attributes:
-    pieces: (M, …) as the host has them, or as codes.
-    form: (time, height, width).
+    medium: name of its medium.
+    pieces: (M, …) pieces as the host has them, or their codes.
+    form: (time, height, width), in pieces.
   """
 
   medium: str
@@ -28,22 +30,23 @@ def items_of(
   blocks: Sequence[Written],
   hosts: Hosts,
 ) -> list[str | Written]:
-  """Returns one reply in order: texts, and media as they were written.
+  """Returns the texts and the media of one reply, in order.
 
   Args:
-    tokens: ids as written, 0 after the end.
-    pieces: by medium that is written one piece at a time, (ids, …): those count whose id announces a piece.
+    tokens: ids of the reply, 0 after its end.
+    pieces: arrays (ids, …) by medium that is written one piece at a time; an entry is
+      valid where the id announces a piece.
     blocks: items that were written as a block, in order.
   """
   tokenizer = hosts.tokenizer
   announced = {hosts[name].writing().piece: name for name in pieces}
-  sizes = _last_sizes(hosts)
+  opening_sizes = _opening_sizes(hosts)
   items: list[str | Written] = []
   text: list[int] = []
-  run: list[np.ndarray] = []  # pieces of the item that is being written
-  name_of_run = ''
-  left = list(blocks)
-  said: list[int] = []  # ids since the last opening, for media whose sizes are said
+  run: list[np.ndarray] = []  # pieces of the item that is being read
+  run_medium = ''
+  opening: list[int] = []  # ids since the last one that opens a block
+  remaining = list(blocks)
   for at, token in enumerate([*tokens, 0]):
     if tokenizer.name(token) is None:
       text.append(token)
@@ -52,28 +55,29 @@ def items_of(
       items.append(tokenizer.decode(tuple(text)))
       text = []
     if token in announced:
-      name_of_run = announced[token]
-      run.append(pieces[name_of_run][at])
+      run_medium = announced[token]
+      run.append(pieces[run_medium][at])
       continue
     if run:
-      form = hosts[name_of_run].form_of((), len(run))
-      items.append(Written(name_of_run, np.stack(run), form))
+      form = hosts[run_medium].form_of((), len(run))
+      items.append(Written(run_medium, np.stack(run), form))
       run = []
-    said = [token] if token in sizes else [*said, token]
-    if left and said and len(said) == sizes.get(said[0], 0):
-      items.append(left.pop(0))
+    if token in opening_sizes:
+      opening = []
+    opening.append(token)
+    is_complete = len(opening) == opening_sizes.get(opening[0], 0)
+    if remaining and is_complete:
+      items.append(remaining.pop(0))
   return items
 
 
-def _last_sizes(hosts: Hosts) -> dict[int, int]:
-  """Returns the id that opens a medium written as a block -> ids of its opening."""
-  found = {}
-  for name in hosts:
-    writing = hosts[name].writing() if name != TEXT else None
-    if writing is not None and writing.piece is None:
-      for token in writing.opening[0]:
-        found[token] = len(writing.opening)
-  return found
+def _opening_sizes(hosts: Hosts) -> dict[int, int]:
+  """Returns the id that opens a block -> number of ids in the whole opening."""
+  sizes = {}
+  for writing in block_writings(hosts).values():
+    for token in writing.opening[0]:
+      sizes[token] = len(writing.opening)
+  return sizes
 
 
 def as_parts(
@@ -81,25 +85,37 @@ def as_parts(
   decode: Mapping[str, Callable[[list[np.ndarray]], list[np.ndarray]]],
   hosts: Hosts,
 ) -> list[list[Part]]:
-  """Returns replies as parts.
+  """Returns the parts of each reply.
 
   Args:
-    decode: by medium that is written as codes, codes of many items -> their pieces.
+    decode: by medium that is written as codes, a function that returns the pieces of
+      items given as codes.
   """
-  decoded: dict[str, list[np.ndarray]] = {}
+  decoded: dict[str, Iterator[np.ndarray]] = {}
   for medium, function in decode.items():
-    mine = [item.pieces for reply in replies for item in reply if _is_of(item, medium)]
-    decoded[medium] = function(mine)[::-1] if mine else []
+    codes = _pieces_of(replies, medium)
+    decoded[medium] = iter(function(codes) if codes else [])
 
   def part(item: str | Written) -> Part:
     if isinstance(item, str):
       return hosts[TEXT].part(item)
     host = hosts[item.medium]
-    pieces = decoded[item.medium].pop() if item.medium in decoded else item.pieces
+    pieces = next(decoded[item.medium]) if item.medium in decoded else item.pieces
     return host.part(host.joined(pieces, item.form))
 
-  return [[part(item) for item in reply] for reply in replies]
+  parts = []
+  for reply in replies:
+    parts.append([part(item) for item in reply])
+  return parts
 
 
-def _is_of(item: Any, medium: str) -> bool:
-  return isinstance(item, Written) and item.medium == medium
+def _pieces_of(
+  replies: Sequence[Sequence[str | Written]], medium: str
+) -> list[np.ndarray]:
+  """Returns the pieces of all items of a medium, in order."""
+  pieces = []
+  for reply in replies:
+    for item in reply:
+      if isinstance(item, Written) and item.medium == medium:
+        pieces.append(item.pieces)
+  return pieces

@@ -1,6 +1,6 @@
-"""A pipeline of Apache Beam writes the very bytes of the conversion on one machine, and nothing half-made.
+"""An Apache Beam pipeline writes the same bytes as the conversion on one machine.
 
-Beam wants an environment of its own, without jax, in which this file runs alone:
+Beam needs its own environment, without jax, in which this file runs alone:
 `python -m pytest --noconftest tests/convert/test_beam.py`
 """
 
@@ -16,44 +16,48 @@ import pytest
 from omni_jax.convert import __main__ as command
 from omni_jax.convert import beam, beam_files
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
-from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.formats.reader import InputExample
 from omni_jax.convert.local import convert
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.image.files import png_bytes
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'own_data.py'
-HERE = '--runner=FnApiRunner'  # what DirectRunner comes down to, after it has tried to download Prism
+# DirectRunner ends up with this one, after trying to download Prism.
+LOCAL_RUNNER = '--runner=FnApiRunner'
 with_beam = pytest.mark.skipif(
   importlib.util.find_spec('apache_beam') is None,
-  reason='apache_beam is not in this environment: it has one of its own',
+  reason='apache_beam is not installed: it needs its own environment',
 )
 
 
 class Small(JsonLinesReader):
-  """Many pieces of a small file."""
+  """Reads a small file in many pieces."""
 
   chunk = 4
 
 
 @pytest.fixture
 def lines(tmp_path):
-  """Text, images and sounds; ids that occur twice, in one piece and in two; damaged media and lines, a long example."""
+  """A JSON lines file with good and bad examples.
+
+  It has text, images and sounds, ids that occur twice in one piece and in two, damaged
+  media and lines, and a long example.
+  """
   rng = np.random.default_rng(0)
-  (tmp_path / 'in').mkdir()
+  folder = tmp_path / 'in'
+  folder.mkdir()
   rows = []
   for n in range(14):
-    (tmp_path / 'in' / f'{n}.png').write_bytes(png_bytes(rng.random((8, 8, 1))))
-    (tmp_path / 'in' / f'{n}.wav').write_bytes(
-      wav_bytes(rng.uniform(-1, 1, 700 + n), 8000)
-    )
-    part = [
+    (folder / f'{n}.png').write_bytes(png_bytes(rng.random((8, 8, 1))))
+    (folder / f'{n}.wav').write_bytes(wav_bytes(rng.uniform(-1, 1, 700 + n), 8000))
+    parts = [
       {'type': 'text', 'text': f'text {n}'},
       {'type': 'image', 'path': f'{n}.png'},
       {'type': 'audio', 'path': f'{n}.wav'},
-    ][n % 3]
-    rows.append({'id': f'row {n}', 'content': [part]})
-  (tmp_path / 'in' / 'cut.png').write_bytes(png_bytes(rng.random((8, 8, 1)))[:40])
+    ]
+    rows.append({'id': f'row {n}', 'content': [parts[n % 3]]})
+  (folder / 'cut.png').write_bytes(png_bytes(rng.random((8, 8, 1)))[:40])
   rows[5:5] = [
     {'id': 'row 4', 'content': 'in the same piece'},
     {'id': 'cut', 'content': [{'type': 'image', 'path': 'cut.png'}]},
@@ -65,7 +69,7 @@ def lines(tmp_path):
     {'content': 'x' * 300},
     {'id': 'odd', 'contents': []},
   ]
-  path = tmp_path / 'in' / 'data.jsonl'
+  path = folder / 'data.jsonl'
   path.write_text('\n'.join([*map(json.dumps, rows), '{"id": ']))
   return path
 
@@ -74,11 +78,11 @@ def files_in(folder) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
-def by_beam(reader, output, options=HERE, shards=3):
+def convert_by_beam(reader, output, options=LOCAL_RUNNER, shards=3):
   return beam.convert(reader, str(output), shards=shards, said='it', options=options)
 
 
-def here(reader, output, shards=3):
+def convert_locally(reader, output, shards=3):
   return convert(
     reader,
     output,
@@ -93,44 +97,46 @@ def here(reader, output, shards=3):
 @with_beam
 @pytest.mark.parametrize('shards', [1, 3, 40], ids='{} shards'.format)
 def test_the_bytes_are_those_of_one_machine(lines, tmp_path, shards):
-  manifest = here(JsonLinesReader(str(lines)), tmp_path / 'local', shards)
-  assert by_beam(Small(str(lines)), tmp_path / 'beam', shards=shards) == manifest
+  reader = JsonLinesReader(str(lines))
+  local = convert_locally(reader, tmp_path / 'local', shards)
+  manifest = convert_by_beam(Small(str(lines)), tmp_path / 'beam', shards=shards)
+  assert manifest == local
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'beam')
-  assert manifest['records'] == 16 and sum(manifest['refused'].values()) == 6
+  assert manifest['records'] == 16
+  assert sum(manifest['refused'].values()) == 6
   assert manifest['refused']['its id occurs before'] == 2
   assert sorted(path.name for path in tmp_path.iterdir()) == ['beam', 'in', 'local']
 
 
 @with_beam
-def test_workers_in_processes_of_their_own(lines, tmp_path):
-  here(JsonLinesReader(str(lines)), tmp_path / 'local')
-  command.main(
-    [
-      f'--input={lines}',
-      f'--output={tmp_path / "beam"}',
-      '--shards=3',
-      f'--beam={HERE} --direct_num_workers=2 --direct_running_mode=multi_processing',
-    ]
-  )
-  local, made = files_in(tmp_path / 'local'), files_in(tmp_path / 'beam')
-  assert (
-    json.loads(made.pop('manifest.json'))['shards']
-    == json.loads(local.pop('manifest.json'))['shards']
-  )
-  assert made == local
+def test_workers_in_separate_processes(lines, tmp_path):
+  convert_locally(JsonLinesReader(str(lines)), tmp_path / 'local')
+  processes = '--direct_num_workers=2 --direct_running_mode=multi_processing'
+  output = tmp_path / 'beam'
+  words = [f'--input={lines}', f'--output={output}', '--shards=3']
+  command.main([*words, f'--beam={LOCAL_RUNNER} {processes}'])
+  expected = files_in(tmp_path / 'local')
+  written = files_in(tmp_path / 'beam')
+  # The manifests name different inputs.
+  expected_manifest = json.loads(expected.pop('manifest.json'))
+  manifest = json.loads(written.pop('manifest.json'))
+  assert manifest['shards'] == expected_manifest['shards']
+  assert written == expected
 
 
 @with_beam
 def test_the_command_checks_against_a_run(lines, tmp_path, capsys):
   words = [f'--input={lines}', f'--config={CONFIG}', '--config.data.budget.length=128']
   command.main([*words, f'--output={tmp_path / "local"}', '--workers=1'])
-  command.main([*words, f'--output={tmp_path / "beam"}', f'--beam={HERE}'])
+  command.main([*words, f'--output={tmp_path / "beam"}', f'--beam={LOCAL_RUNNER}'])
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'beam')
   assert json.loads((tmp_path / 'beam' / 'manifest.json').read_text())['tokenizer']
   assert f'convert: wrote {tmp_path}/beam: 15 records in ' in capsys.readouterr().out
 
 
 class Fails(Small):
+  """Fails at its third piece."""
+
   def read(self, items):
     if items.start == 8:
       raise RuntimeError('no more tape')
@@ -138,30 +144,31 @@ class Fails(Small):
 
 
 @with_beam
-def test_a_pipeline_that_fails_leaves_no_output_and_is_begun_anew(lines, tmp_path):
+def test_a_failed_pipeline_leaves_no_output_and_starts_over(lines, tmp_path):
   with pytest.raises(UserError, match='the pipeline failed: .*no more tape'):
-    by_beam(Fails(str(lines)), tmp_path / 'out')
+    convert_by_beam(Fails(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
-  (tmp_path / 'out.partial-beam').mkdir(exist_ok=True)
-  (tmp_path / 'out.partial-beam' / 'data-00000-of-00009.array_record').write_bytes(
-    b'of an earlier one'
-  )
-  by_beam(Small(str(lines)), tmp_path / 'out')
-  here(Small(str(lines)), tmp_path / 'local')
+  partial = tmp_path / 'out.partial-beam'
+  partial.mkdir(exist_ok=True)
+  old_shard = partial / 'data-00000-of-00009.array_record'
+  old_shard.write_bytes(b'of an earlier one')
+  convert_by_beam(Small(str(lines)), tmp_path / 'out')
+  convert_locally(Small(str(lines)), tmp_path / 'local')
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'out')
 
 
 class Empty:
-  """Nothing that could be used."""
+  """Has two examples that cannot be used."""
 
-  chunk, files = 1, ()
+  chunk = 1
+  files = ()
 
   def __len__(self):
     return 2
 
   def read(self, items):
     for k in items:
-      yield Found(f'{k}', lambda: {'content': []})
+      yield InputExample(f'{k}', lambda: {'content': []})
 
 
 @with_beam
@@ -169,45 +176,49 @@ def test_nothing_usable_and_an_output_that_exists(tmp_path):
   with pytest.raises(
     UserError, match='it: no example can be used: 2 x content is neither'
   ):
-    by_beam(Empty(), tmp_path / 'out')
+    convert_by_beam(Empty(), tmp_path / 'out')
   assert not list(tmp_path.iterdir())
-  with pytest.raises(UserError, match='exists already'):
-    by_beam(Empty(), tmp_path)
+  with pytest.raises(UserError, match='already exists'):
+    convert_by_beam(Empty(), tmp_path)
 
 
 @with_beam
 @pytest.mark.parametrize(
-  'options, said',
+  'options, message',
   [
     ('--runner="Direct', 'No closing quotation'),
-    ('', 'among them the runner'),
-    ('runner=X', 'among them the runner'),
-    ('--runners=X', 'among them the runner'),
+    ('', 'including the runner'),
+    ('runner=X', 'including the runner'),
+    ('--runners=X', 'including the runner'),
     ('--runner=NoSuch', 'Unexpected pipeline runner: NoSuch'),
     ('--runner=DirectRunner --direct_num_workers=two', "invalid int value: 'two'"),
   ],
 )
-def test_options_that_are_none(lines, tmp_path, options, said):
-  with pytest.raises(UserError, match=said):
-    by_beam(Small(str(lines)), tmp_path / 'out', options)
+def test_invalid_options_are_refused(lines, tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    convert_by_beam(Small(str(lines)), tmp_path / 'out', options)
   assert not (tmp_path / 'out').exists()
 
 
 @with_beam
-def test_a_folder_that_only_the_workers_see(lines, tmp_path, monkeypatch):
+def test_a_folder_that_only_the_workers_see_is_an_error(lines, tmp_path, monkeypatch):
   monkeypatch.setattr(beam, 'write_lists', lambda stats, **_: None)
   with pytest.raises(
     UserError,
     match='out.partial-beam: cannot be read .* this machine and all workers see',
   ):
-    by_beam(Small(str(lines)), tmp_path / 'out')
+    convert_by_beam(Small(str(lines)), tmp_path / 'out')
 
 
 def bucket():
-  """A file system of Beam without folders, in which an object appears when its writer is closed; and its objects."""
+  """Returns a Beam file system without folders, its objects, and the renamed paths.
+
+  An object appears when its writer is closed.
+  """
   from apache_beam.io.filesystem import FileMetadata, FileSystem
 
-  objects, renamed = {}, []
+  objects: dict[str, bytes] = {}
+  renamed: list[str] = []
 
   class Object(io.BytesIO):
     def __init__(self, path):
@@ -232,11 +243,8 @@ def bucket():
     last_updated = checksum = copy = metadata = None
 
     def _list(self, prefix):
-      return [
-        FileMetadata(path, len(objects[path]))
-        for path in sorted(objects)
-        if path.startswith(prefix)
-      ]
+      paths = [path for path in sorted(objects) if path.startswith(prefix)]
+      return [FileMetadata(path, len(objects[path])) for path in paths]
 
     def rename(self, sources, targets):
       for source, target in zip(sources, targets, strict=True):
@@ -252,28 +260,27 @@ def bucket():
 
 @with_beam
 def test_a_bucket_gets_the_manifest_first(lines, tmp_path):
-  kept, objects, renamed = bucket()
-  objects |= {
-    'bucket://b/out.partial-beam/data-00000-of-00003.array_record': b'old',
-    'bucket://b/output': b'another',
-  }
-  manifest = by_beam(Small(str(lines)), 'bucket://b/out/')
-  here(Small(str(lines)), tmp_path / 'local')
+  # Beam finds the class among the subclasses of FileSystem while it is referenced.
+  file_system, objects, renamed = bucket()
+  objects['bucket://b/out.partial-beam/data-00000-of-00003.array_record'] = b'old'
+  objects['bucket://b/output'] = b'another'
+  manifest = convert_by_beam(Small(str(lines)), 'bucket://b/out/')
+  convert_locally(Small(str(lines)), tmp_path / 'local')
   assert objects.pop('bucket://b/output') == b'another'
-  assert {
-    path.removeprefix('bucket://b/out/'): data for path, data in objects.items()
-  } == files_in(tmp_path / 'local')
+  written = {}
+  for path, data in objects.items():
+    written[path.removeprefix('bucket://b/out/')] = data
+  assert written == files_in(tmp_path / 'local')
   final = [path for path in renamed if 'partial' not in path]
-  assert final[0] == 'bucket://b/out/manifest.json' and len(final) == 2 + len(
-    manifest['shards']
-  )
-  with pytest.raises(UserError, match='exists already'):
-    by_beam(Small(str(lines)), 'bucket://b/out')
-  assert kept.scheme() == 'bucket'
+  assert final[0] == 'bucket://b/out/manifest.json'
+  assert len(final) == 2 + len(manifest['shards'])
+  with pytest.raises(UserError, match='already exists'):
+    convert_by_beam(Small(str(lines)), 'bucket://b/out')
+  assert file_system.scheme() == 'bucket'
 
 
-def test_without_beam_the_package_is_named(lines, tmp_path, monkeypatch):
-  """Also where it is installed: the import is made to fail."""
+def test_without_beam_the_message_names_the_package(lines, tmp_path, monkeypatch):
+  """The import is made to fail, so that the test also works where Beam is installed."""
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   with pytest.raises(
     UserError, match=r"needs the package 'apache_beam'.* pip install 'omni_jax\[beam\]'"
@@ -288,17 +295,17 @@ def test_without_beam_the_package_is_named(lines, tmp_path, monkeypatch):
   assert not list(tmp_path.glob('out*'))
 
 
-def test_a_bucket_is_for_beam(lines):
+def test_only_beam_writes_to_a_bucket(lines):
   with pytest.raises(UserError, match='only --beam writes to a bucket'):
     command.main([f'--input={lines}', '--output=gs://bucket/out'])
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
   class Cut(io.BytesIO):
     def read(self, *_):
-      raise OSError('the line is cut')
+      raise OSError('connection lost')
 
   pytest.importorskip('apache_beam', reason='its file systems write')
-  with pytest.raises(OSError, match='the line is cut'):
+  with pytest.raises(OSError, match='connection lost'):
     beam_files.write(str(tmp_path), 'a', Cut(b'data'))
   assert not (tmp_path / 'a').exists()

@@ -1,6 +1,11 @@
-"""Conversion: every input comes out as the same records, in the same bytes however it is run, and nothing half-made."""
+"""Tests of conversion: which records each input gives, and that a run can be resumed.
+
+The bytes of the output do not depend on how the conversion runs, and an output never
+appears half finished.
+"""
 
 import collections
+import functools
 import gzip
 import io
 import json
@@ -20,7 +25,7 @@ from omni_jax.convert.conversion import index_of, shard_of, write_spill
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
 from omni_jax.convert.formats.parquet import ParquetReader
-from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.formats.reader import InputExample
 from omni_jax.convert.formats.tar import TarReader
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import ArrayRecordExamples
@@ -41,66 +46,60 @@ SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
 
 def image(seed=0):
-  return png_bytes(np.random.default_rng(seed).random((4, 4, 1)))
+  rng = np.random.default_rng(seed)
+  return png_bytes(rng.random((4, 4, 1)))
 
 
 def sound(seed=0, samples=500):
-  return wav_bytes(np.random.default_rng(seed).uniform(-1, 1, samples), 8000)
+  rng = np.random.default_rng(seed)
+  return wav_bytes(rng.uniform(-1, 1, samples), 8000)
 
 
 @pytest.fixture
 def lines(tmp_path):
-  """Twelve examples, one of them without an id, two damaged, one whose id occurs before."""
-  (tmp_path / 'in').mkdir()
+  """A file of 13 lines: one example has no id, one repeats an id, two are damaged."""
+  folder = tmp_path / 'in'
+  folder.mkdir()
   examples = []
   for n in range(9):
-    (tmp_path / 'in' / f'{n}.png').write_bytes(image(n))
-    (tmp_path / 'in' / f'{n}.wav').write_bytes(sound(n))
-    examples.append(
-      {
-        'id': f'chat {n}',
-        'messages': [
-          {
-            'role': 'user',
-            'content': [{'type': 'image', 'path': f'{n}.png', 'label': 'x'}],
-          },
-          {
-            'role': 'assistant',
-            'task': 'speak',
-            'content': [{'type': 'audio', 'path': f'{n}.wav', 'voice': 'ann'}],
-          },
-        ],
-      }
-    )
+    (folder / f'{n}.png').write_bytes(image(n))
+    (folder / f'{n}.wav').write_bytes(sound(n))
+    shown = {'type': 'image', 'path': f'{n}.png', 'label': 'x'}
+    spoken = {'type': 'audio', 'path': f'{n}.wav', 'voice': 'ann'}
+    messages = [
+      {'role': 'user', 'content': [shown]},
+      {'role': 'assistant', 'task': 'speak', 'content': [spoken]},
+    ]
+    examples.append({'id': f'chat {n}', 'messages': messages})
   examples.append({'content': [{'type': 'text', 'text': 'plain'}]})
   examples.append({'id': 'chat 3', 'content': 'again'})
-  (tmp_path / 'in' / 'cut.png').write_bytes(image()[:40])
+  (folder / 'cut.png').write_bytes(image()[:40])
   examples.append({'id': 'cut', 'content': [{'type': 'image', 'path': 'cut.png'}]})
-  path = tmp_path / 'in' / 'data.jsonl'
-  path.write_text(
-    '\n'.join([*map(json.dumps, examples), '{"id": "broken", "content": '])
-  )
+  rows = [json.dumps(example) for example in examples]
+  rows.append('{"id": "broken", "content": ')
+  path = folder / 'data.jsonl'
+  path.write_text('\n'.join(rows))
   return path
 
 
-def converted(reader, output, **options):
-  return command.convert(
-    reader,
-    output,
-    **dict(shards=3, workers=1, said='it', timeout=60, log=lambda line: None) | options,
-  )
+def convert(reader, output, **options):
+  defaults = dict(shards=3, workers=1, said='it', timeout=60, log=lambda line: None)
+  return command.convert(reader, output, **(defaults | options))
 
 
 def examples_in(folder) -> dict:
-  found = ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
-  return {example['id']: example for example in found}
+  """Returns the converted examples of a folder, by id."""
+  records = ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
+  return {example['id']: example for example in records}
 
 
 def refused_in(folder) -> dict[str, str]:
-  return {
-    line['id']: line['reason']
-    for line in map(json.loads, (folder / 'refused.jsonl').read_text().splitlines())
-  }
+  """Returns the reasons for refusing examples, by id."""
+  reasons = {}
+  for line in (folder / 'refused.jsonl').read_text().splitlines():
+    refused = json.loads(line)
+    reasons[refused['id']] = refused['reason']
+  return reasons
 
 
 def files_in(folder) -> dict[str, bytes]:
@@ -108,82 +107,74 @@ def files_in(folder) -> dict[str, bytes]:
 
 
 class Killed(Exception):
-  """The process ends here."""
+  """Stands for the end of the process."""
 
 
 class Small(JsonLinesReader):
-  """Many pieces of a small file."""
+  """Reads a small file in many pieces."""
 
   chunk = 2
 
 
-def test_records_are_the_lines_and_what_is_bad_is_listed(lines, tmp_path):
-  manifest = converted(JsonLinesReader(str(lines)), tmp_path / 'out')
-  found = examples_in(tmp_path / 'out')
+def test_records_are_the_lines_and_bad_ones_are_listed(lines, tmp_path):
+  manifest = convert(JsonLinesReader(str(lines)), tmp_path / 'out')
+  examples = examples_in(tmp_path / 'out')
   good = tmp_path / 'in' / 'good.jsonl'
   good.write_text('\n'.join(lines.read_text().splitlines()[:10]))
-  expected = {
-    example['id'].replace('good', 'data'): example for example in JsonLines(good, HOSTS)
-  }
-  assert (
-    found.keys()
-    == expected.keys()
-    == {*(f'chat {n}' for n in range(9)), 'data.jsonl:10'}
-  )
+  expected = {}
+  for example in JsonLines(good, HOSTS):
+    expected[example['id'].replace('good', 'data')] = example
+  ids = {f'chat {n}' for n in range(9)} | {'data.jsonl:10'}
+  assert examples.keys() == expected.keys() == ids
+  user, assistant = examples['chat 3']['messages']
+  expected_user = expected['chat 3']['messages'][0]
   np.testing.assert_array_equal(
-    found['chat 3']['messages'][0]['content'][0]['pixels'],
-    expected['chat 3']['messages'][0]['content'][0]['pixels'],
+    user['content'][0]['pixels'], expected_user['content'][0]['pixels']
   )
-  assert found['chat 3']['messages'][1]['content'][0]['voice'] == 'ann'
-  assert manifest['records'] == 10 and manifest['media'] == {
-    'images': 9,
-    'sounds': 9,
-    'seconds': 9 * 500 / 8000,
-  }
+  assert assistant['content'][0]['voice'] == 'ann'
+  assert manifest['records'] == 10
+  media = {'images': 9, 'sounds': 9, 'seconds': 9 * 500 / 8000}
+  assert manifest['media'] == media
   refused = refused_in(tmp_path / 'out')
-  assert (
-    refused.keys() == {'chat 3', 'cut', 'data.jsonl:13'}
-    and sum(manifest['refused'].values()) == 3
-  )
-  assert (
-    refused['chat 3'] == 'its id occurs before' and 'cut.png' not in refused['chat 3']
-  )
-  assert 'damaged' in refused['cut'] and 'not JSON' in refused['data.jsonl:13']
+  assert refused.keys() == {'chat 3', 'cut', 'data.jsonl:13'}
+  assert sum(manifest['refused'].values()) == 3
+  assert refused['chat 3'] == 'its id occurs before'
+  assert 'cut.png' not in refused['chat 3']
+  assert 'damaged' in refused['cut']
+  assert 'not JSON' in refused['data.jsonl:13']
 
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_the_number_of_workers_and_pieces_changes_nothing(lines, tmp_path, workers):
-  converted(JsonLinesReader(str(lines)), tmp_path / 'one')
-  converted(Small(str(lines)), tmp_path / 'other', workers=workers)
+  convert(JsonLinesReader(str(lines)), tmp_path / 'one')
+  convert(Small(str(lines)), tmp_path / 'other', workers=workers)
   assert files_in(tmp_path / 'one') == files_in(tmp_path / 'other')
 
 
-def test_a_shard_holds_what_its_hash_says_in_order(lines, tmp_path):
-  manifest = converted(JsonLinesReader(str(lines)), tmp_path / 'out')
+def test_a_shard_holds_the_ids_of_its_hash_in_order(lines, tmp_path):
+  manifest = convert(JsonLinesReader(str(lines)), tmp_path / 'out')
   for shard in manifest['shards']:
-    ids = [
-      example['id']
-      for example in ArrayRecordExamples(tmp_path / 'out' / shard['file'], HOSTS)
-    ]
-    assert ids == sorted(ids) and {shard_of(id, 3) for id in ids} == {
-      int(shard['file'].split('-')[1])
-    }
+    records = ArrayRecordExamples(tmp_path / 'out' / shard['file'], HOSTS)
+    ids = [example['id'] for example in records]
+    number = int(shard['file'].split('-')[1])
+    assert ids == sorted(ids)
+    assert {shard_of(id, 3) for id in ids} == {number}
 
 
-def test_an_interrupted_conversion_goes_on(lines, tmp_path):
+def test_an_interrupted_conversion_is_resumed(lines, tmp_path):
   class Dies(Small):
     def read(self, items):
       if items.start == 6:
         raise Killed
       return super().read(items)
 
-  converted(Small(str(lines)), tmp_path / 'whole')
+  convert(Small(str(lines)), tmp_path / 'whole')
   with pytest.raises(Killed):
-    converted(Dies(str(lines)), tmp_path / 'out')
+    convert(Dies(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
-  said = []
-  converted(Small(str(lines)), tmp_path / 'out', log=said.append)
-  assert said[0] == 'convert: goes on, 3 of 7 pieces are there'
+  log = []
+  convert(Small(str(lines)), tmp_path / 'out', log=log.append)
+  assert log[0] == 'convert: resumes, 3 of 7 pieces are converted already'
   assert files_in(tmp_path / 'whole') == files_in(tmp_path / 'out')
   assert not (tmp_path / 'out.partial').exists()
 
@@ -194,11 +185,11 @@ def _convert_slowly(path, out):
       time.sleep(0.3)
       return super().read(items)
 
-  converted(Slow(path), out)
+  convert(Slow(path), out)
 
 
-def test_a_killed_conversion_goes_on(lines, tmp_path):
-  converted(Small(str(lines)), tmp_path / 'whole')
+def test_a_killed_conversion_is_resumed(lines, tmp_path):
+  convert(Small(str(lines)), tmp_path / 'whole')
   process = multiprocessing.get_context('spawn').Process(
     target=_convert_slowly, args=(str(lines), tmp_path / 'out')
   )
@@ -208,7 +199,7 @@ def test_a_killed_conversion_goes_on(lines, tmp_path):
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGKILL)
   process.join()
-  converted(Small(str(lines)), tmp_path / 'out')
+  convert(Small(str(lines)), tmp_path / 'out')
   assert files_in(tmp_path / 'whole') == files_in(tmp_path / 'out')
 
 
@@ -218,55 +209,61 @@ def test_a_changed_input_is_not_mixed_with_the_old_one(lines, tmp_path):
       raise Killed
 
   with pytest.raises(Killed):
-    converted(Dies(str(lines)), tmp_path / 'out')
+    convert(Dies(str(lines)), tmp_path / 'out')
   with pytest.raises(
-    UserError, match='out.partial was begun with another shards: remove it'
+    UserError, match='out.partial was begun with different shards: remove it'
   ):
-    converted(Small(str(lines)), tmp_path / 'out', shards=4)
+    convert(Small(str(lines)), tmp_path / 'out', shards=4)
   lines.write_text(lines.read_text() + '\n{"content": "more"}')
-  with pytest.raises(UserError, match='was begun with another items and files'):
-    converted(Small(str(lines)), tmp_path / 'out')
+  with pytest.raises(UserError, match='was begun with different items and files'):
+    convert(Small(str(lines)), tmp_path / 'out')
 
 
 class Hangs(Small):
+  """Hangs at every piece."""
+
   def read(self, items):
     time.sleep(60)
     return iter(())
 
 
 class Ends(Small):
+  """Ends the process of the worker."""
+
   def read(self, items):
     os._exit(1)
 
 
 @pytest.mark.parametrize(
-  'reader, said',
+  'reader, message',
   [(Hangs, 'no worker has finished anything for 6 s'), (Ends, 'a worker has died')],
 )
-def test_workers_that_hang_or_die_are_an_error(lines, tmp_path, reader, said):
-  began = time.monotonic()
-  with pytest.raises(UserError, match=said):
-    converted(reader(str(lines)), tmp_path / 'out', workers=2, timeout=6)
-  assert time.monotonic() - began < 40 and not (tmp_path / 'out').exists()
+def test_workers_that_hang_or_die_are_an_error(lines, tmp_path, reader, message):
+  start = time.monotonic()
+  with pytest.raises(UserError, match=message):
+    convert(reader(str(lines)), tmp_path / 'out', workers=2, timeout=6)
+  assert time.monotonic() - start < 40
+  assert not (tmp_path / 'out').exists()
 
 
 def test_nothing_usable_and_an_output_that_exists(tmp_path):
-  (tmp_path / 'in').mkdir()
-  (tmp_path / 'in' / 'a.png').write_bytes(b'')
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  (folder / 'a.png').write_bytes(b'')
   with pytest.raises(UserError, match='no example can be used: 1 x file is empty'):
-    converted(FolderReader(str(tmp_path / 'in')), tmp_path / 'out')
+    convert(FolderReader(str(folder)), tmp_path / 'out')
   assert not list(tmp_path.glob('out*'))
-  with pytest.raises(UserError, match='exists already'):
-    converted(FolderReader(str(tmp_path / 'in')), tmp_path / 'in')
+  with pytest.raises(UserError, match='already exists'):
+    convert(FolderReader(str(folder)), folder)
 
 
-def test_a_full_disk_is_said_in_one_line(lines, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(lines, tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(local, 'write_spill', full)
   with pytest.raises(UserError, match='out.partial: cannot be written .*No space left'):
-    converted(Small(str(lines)), tmp_path / 'out')
+    convert(Small(str(lines)), tmp_path / 'out')
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -277,16 +274,17 @@ def test_a_folder_of_pictures(tmp_path):
   (root / 'told.txt').write_text('a grey square\n')
   (root / 'notes.md').write_text('not a medium')
   (root / 'link.png').symlink_to('/etc/passwd')
-  converted(FolderReader(str(root), language='en'), tmp_path / 'out')
-  found = examples_in(tmp_path / 'out')
-  assert found.keys() == {'cat/1.png', 'cat/2.PNG', 'lone.png', 'told.png'}
-  user, assistant = found['cat/2.PNG']['messages']
-  assert user['content'][0]['label'] == 'cat' and assistant['content'] == [
-    {'type': 'text', 'text': 'cat'}
-  ]
-  assert (assistant['task'], assistant['language']) == ('write', 'en')
-  assert found['told.png']['messages'][1]['content'][0]['text'] == 'a grey square'
-  assert found['lone.png']['content'][0]['type'] == 'image'
+  convert(FolderReader(str(root), language='en'), tmp_path / 'out')
+  examples = examples_in(tmp_path / 'out')
+  assert examples.keys() == {'cat/1.png', 'cat/2.PNG', 'lone.png', 'told.png'}
+  user, assistant = examples['cat/2.PNG']['messages']
+  assert user['content'][0]['label'] == 'cat'
+  assert assistant['content'] == [{'type': 'text', 'text': 'cat'}]
+  assert assistant['task'] == 'write'
+  assert assistant['language'] == 'en'
+  caption = examples['told.png']['messages'][1]['content'][0]
+  assert caption['text'] == 'a grey square'
+  assert examples['lone.png']['content'][0]['type'] == 'image'
 
 
 def tar_of(path, members: dict[str, bytes], mode='w') -> str:
@@ -316,21 +314,18 @@ def test_tar_files_of_samples(tmp_path):
     '6.json': b'{"content": [{"type": "image", "path": "no.png"}]}',
   }
   path = tar_of(tmp_path / 'set.tar.gz', members, 'w:gz')
-  converted(TarReader([path]), tmp_path / 'out')
-  found = examples_in(tmp_path / 'out')
-  assert found.keys() == {'set/a/1', 'set/a/2', 'set/a/3', 'set/4'}
-  assert found['set/a/1']['messages'][1]['content'][0]['text'] == 'one'
-  assert (
-    found['set/a/2']['content'][0]['type'] == 'audio'
-    and found['set/4']['content'][0]['text'] == 'words'
-  )
-  assert found['set/a/3']['messages'][1]['content'][0]['type'] == 'image'
-  assert refused_in(tmp_path / 'out') == {
-    'set/6': 'no.png: not in the sample, which has 6.json'
-  }
+  convert(TarReader([path]), tmp_path / 'out')
+  examples = examples_in(tmp_path / 'out')
+  assert examples.keys() == {'set/a/1', 'set/a/2', 'set/a/3', 'set/4'}
+  assert examples['set/a/1']['messages'][1]['content'][0]['text'] == 'one'
+  assert examples['set/a/2']['content'][0]['type'] == 'audio'
+  assert examples['set/4']['content'][0]['text'] == 'words'
+  assert examples['set/a/3']['messages'][1]['content'][0]['type'] == 'image'
+  reason = 'no.png: not in the sample, which has 6.json'
+  assert refused_in(tmp_path / 'out') == {'set/6': reason}
 
 
-def test_a_tar_file_cannot_leave_its_place(tmp_path):
+def test_a_tar_file_reads_nothing_outside_of_it(tmp_path):
   path = tmp_path / 'evil.tar'
   with tarfile.open(path, 'w') as archive:
     for name, kind in (
@@ -342,16 +337,16 @@ def test_a_tar_file_cannot_leave_its_place(tmp_path):
       ('ok.png', tarfile.REGTYPE),
     ):
       info = tarfile.TarInfo(name)
-      info.type, info.linkname = kind, '/etc/passwd'
+      info.type = kind
+      info.linkname = '/etc/passwd'
       data = image() if kind == tarfile.REGTYPE else b''
       info.size = len(data)
       archive.addfile(info, io.BytesIO(data))
-  converted(TarReader([str(path)]), tmp_path / 'out')
+  convert(TarReader([str(path)]), tmp_path / 'out')
   assert examples_in(tmp_path / 'out').keys() == {'evil/ok'}
   reasons = refused_in(tmp_path / 'out').values()
-  assert (
-    len(reasons) == 5 and sum('leaves the archive' in reason for reason in reasons) == 2
-  )
+  assert len(reasons) == 5
+  assert sum('leaves the archive' in reason for reason in reasons) == 2
 
 
 def test_a_bomb_and_a_cut_archive(tmp_path):
@@ -359,56 +354,44 @@ def test_a_bomb_and_a_cut_archive(tmp_path):
   with gzip.open(bomb, 'wb') as file:
     info = tarfile.TarInfo('a.png')
     info.size = 200 << 20
-    file.write(info.tobuf() + bytes(1 << 20))  # says 200 MiB, and ends after one
-  whole = pathlib.Path(
-    tar_of(tmp_path / 'cut.tar', {'1.png': image(1), '2.png': image(2) * 50})
-  )
-  whole.write_bytes(whole.read_bytes()[:3000])
-  manifest = converted(TarReader([str(bomb), str(whole)]), tmp_path / 'out')
+    file.write(info.tobuf() + bytes(1 << 20))  # claims 200 MiB, ends after one
+  cut = tmp_path / 'cut.tar'
+  tar_of(cut, {'1.png': image(1), '2.png': image(2) * 50})
+  cut.write_bytes(cut.read_bytes()[:3000])
+  manifest = convert(TarReader([str(bomb), str(cut)]), tmp_path / 'out')
   assert manifest['records'] == 1
   assert any('has 209,715,200 bytes' in reason for reason in manifest['refused'])
   assert any('cannot be read further' in reason for reason in manifest['refused'])
 
 
 def test_parquet_as_the_hub_writes_it(tmp_path):
-  pyarrow, parquet = (
-    pytest.importorskip('pyarrow'),
-    pytest.importorskip('pyarrow.parquet'),
-  )
-  notes = {
-    'info': {
-      'features': {
-        'image': {'_type': 'Image'},
-        'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']},
-      }
-    }
+  pyarrow = pytest.importorskip('pyarrow')
+  parquet = pytest.importorskip('pyarrow.parquet')
+  features = {
+    'image': {'_type': 'Image'},
+    'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']},
   }
-  table = pyarrow.table(
-    {
-      'image': [{'bytes': image(n), 'path': None} for n in range(3)]
-      + [{'bytes': None, 'path': 'x'}],
-      'label': [0, 1, 1, 0],
-    }
-  )
+  notes = {'info': {'features': features}}
+  images = [{'bytes': image(n), 'path': None} for n in range(3)]
+  images.append({'bytes': None, 'path': 'x'})
+  table = pyarrow.table({'image': images, 'label': [0, 1, 1, 0]})
   table = table.replace_schema_metadata({'huggingface': json.dumps(notes)})
-  parquet.write_table(table, tmp_path / 'part-0.parquet', row_group_size=2)
-  converted(ParquetReader([str(tmp_path / 'part-0.parquet')]), tmp_path / 'out')
-  found = examples_in(tmp_path / 'out')
-  assert [
-    found[f'part-0/{group}/{row}']['messages'][1]['content'][0]['text']
-    for group, row in ((0, 0), (0, 1), (1, 0))
-  ] == ['cat', 'dog', 'dog']
+  path = tmp_path / 'part-0.parquet'
+  parquet.write_table(table, path, row_group_size=2)
+  convert(ParquetReader([str(path)]), tmp_path / 'out')
+  examples = examples_in(tmp_path / 'out')
+  for name, label in (('0/0', 'cat'), ('0/1', 'dog'), ('1/0', 'dog')):
+    answer = examples[f'part-0/{name}']['messages'][1]
+    assert answer['content'][0]['text'] == label
   assert 'holds no bytes' in (tmp_path / 'out' / 'refused.jsonl').read_text()
   with pytest.raises(
     UserError,
     match=r"has image \(image\), label \(text\): name the prompt .*\(now 'image', 'x'\)",
   ):
-    ParquetReader([str(tmp_path / 'part-0.parquet')], write='x')
-  converted(
-    ParquetReader([str(tmp_path / 'part-0.parquet')], read='label', write='image'),
-    tmp_path / 'turned',
-  )
-  assert examples_in(tmp_path / 'turned')['part-0/0/0']['messages'][1]['task'] == 'draw'
+    ParquetReader([str(path)], write='x')
+  convert(ParquetReader([str(path)], read='label', write='image'), tmp_path / 'turned')
+  turned = examples_in(tmp_path / 'turned')
+  assert turned['part-0/0/0']['messages'][1]['task'] == 'draw'
 
 
 @pytest.mark.parametrize(
@@ -421,7 +404,7 @@ def test_kinds_by_name(tmp_path, name, kind):
 
 
 @pytest.mark.parametrize(
-  'arguments, said',
+  'arguments, message',
   [
     (['--input=nowhere.jsonl'], 'no such file'),
     (['--input=.', '--shards=0'], '--shards=0'),
@@ -430,12 +413,12 @@ def test_kinds_by_name(tmp_path, name, kind):
     ([], ''),
   ],
 )
-def test_mistakes_at_the_command_line(tmp_path, arguments, said):
+def test_mistakes_at_the_command_line(tmp_path, arguments, message):
   if not arguments:
     with pytest.raises(SystemExit):
       command.main([])
     return
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     command.main([*arguments, f'--output={tmp_path / "out"}'])
   assert not list(tmp_path.iterdir())
 
@@ -444,14 +427,16 @@ def test_the_command(lines, tmp_path, capsys):
   command.main(
     [f'--input={lines}', f'--output={tmp_path / "out"}', '--workers=1', '--shards=2']
   )
-  assert capsys.readouterr().out.splitlines()[-1] == (
-    f'convert: wrote {tmp_path}/out: 10 records in 2 shards, 9 images, 9 sounds, 0.5625 seconds; 3 refused, see '
-    f'{tmp_path}/out/refused.jsonl'
+  summary = capsys.readouterr().out.splitlines()[-1]
+  assert summary == (
+    f'convert: wrote {tmp_path}/out: 10 records in 2 shards, '
+    '9 images, 9 sounds, 0.5625 seconds; '
+    f'3 refused, see {tmp_path}/out/refused.jsonl'
   )
 
 
 def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
-  """A record whose medium still decodes, but is another one."""
+  """The medium of the record can still be decoded, but it is not the same."""
   reader = JsonLinesReader(str(lines))
   write_spill(reader, range(0, 1), tmp_path / '0.spill', 1)
   from omni_jax.data.sources.records import decode_example
@@ -463,43 +448,43 @@ def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
     decode_example(bytes(record), HOSTS)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
-def test_the_malformed_files(tmp_path):
-  """Each is refused with a reason or read as it should be."""
-  manifest = converted(FolderReader(str(SHARED / 'malformed')), tmp_path / 'out')
+@pytest.mark.skipif(not SHARED.is_dir(), reason='there are no shared data')
+def test_malformed_files_are_refused_or_read_correctly(tmp_path):
+  manifest = convert(FolderReader(str(SHARED / 'malformed')), tmp_path / 'out')
   assert examples_in(tmp_path / 'out').keys() == {
     'silence.wav',
     'loud_float.wav',
     'really_a_jpg.png',
     'really_a_wav.flac',
   }
-  expected = [
-    entry['file']
-    for entry in json.loads((SHARED / 'malformed' / 'malformed.json').read_text())
-  ]
-  media = [name for name in expected if not name.endswith('.txt')]
-  assert sum(manifest['refused'].values()) == len(media) - 4 == 30
-  assert (
-    manifest['refused']["content[0]: type 'video' is none of text, image, audio"] == 6
-  )
-  assert collections.Counter(manifest['refused'])['file is empty'] == 2
+  entries = json.loads((SHARED / 'malformed' / 'malformed.json').read_text())
+  names = [entry['file'] for entry in entries]
+  media = [name for name in names if not name.endswith('.txt')]
+  refused = collections.Counter(manifest['refused'])
+  assert sum(refused.values()) == len(media) - 4 == 30
+  assert refused["content[0]: type 'video' is none of text, image, audio"] == 6
+  assert refused['file is empty'] == 2
 
 
-def test_ids_are_found_once(tmp_path):
-  """Of two records with one id the first of the input is kept, whichever worker was faster."""
+def plain_text(text: str) -> dict:
+  return {'content': [{'type': 'text', 'text': text}]}
+
+
+def test_the_first_of_two_records_with_the_same_id_is_kept(tmp_path):
+  """The order in the input decides, not the speed of the workers."""
 
   class Twice:
-    chunk, files = 1, ()
+    chunk = 1
+    files = ()
 
     def __len__(self):
       return 2
 
     def read(self, items):
       for k in items:
-        yield Found('same', lambda k=k: {'content': [{'type': 'text', 'text': str(k)}]})
+        yield InputExample('same', functools.partial(plain_text, str(k)))
 
-  manifest = converted(Twice(), tmp_path / 'out')
-  assert (
-    manifest['records'] == 1
-    and examples_in(tmp_path / 'out')['same']['content'][0]['text'] == '0'
-  )
+  manifest = convert(Twice(), tmp_path / 'out')
+  assert manifest['records'] == 1
+  example = examples_in(tmp_path / 'out')['same']
+  assert example['content'][0]['text'] == '0'

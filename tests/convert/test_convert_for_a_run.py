@@ -1,4 +1,7 @@
-"""`omni_jax.convert --config=…`: what the run cannot take is refused, and the manifest says for which tokenizer it is."""
+"""Tests of `omni_jax.convert --config=…`: a conversion for one run.
+
+Examples that the run cannot take are refused, and the manifest records its tokenizer.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ CONFIG = f'--config={FILE}'
 
 
 class Killed(Exception):
-  """The process ends here."""
+  """Stands for the end of the process."""
 
 
 def own_data() -> RunCheck:
@@ -28,54 +31,52 @@ def own_data() -> RunCheck:
 
 @pytest.fixture
 def lines(tmp_path):
-  """One example that fits, one that is too long, one in a language without a token."""
+  """An example that fits, one that is too long, one in a language without a token."""
+  german = {'role': 'assistant', 'language': 'de', 'content': 'ja'}
   rows = [
     {'id': 'fits', 'content': 'short'},
     {'id': 'long', 'content': 'a' * 200},
-    {
-      'id': 'german',
-      'messages': [{'role': 'assistant', 'language': 'de', 'content': 'ja'}],
-    },
+    {'id': 'german', 'messages': [german]},
   ]
-  (tmp_path / 'in.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-  return tmp_path / 'in.jsonl'
+  path = tmp_path / 'in.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  return path
 
 
-def test_a_run_refuses_what_it_could_not_take(lines, tmp_path):
-  def made(name, *words):
-    command.main(
-      [f'--input={lines}', f'--output={tmp_path / name}', '--shards=2', *words]
-    )
-    refused = (tmp_path / name / 'refused.jsonl').read_text().splitlines()
-    return (
-      json.loads((tmp_path / name / 'manifest.json').read_text()),
-      {line['id']: line['reason'] for line in map(json.loads, refused)},
-    )
+def test_a_run_refuses_examples_that_it_could_not_take(lines, tmp_path):
+  def convert(name: str, *words: str) -> tuple[dict, dict[str, str]]:
+    """Returns the manifest, and the reasons for refusing examples by id."""
+    output = tmp_path / name
+    command.main([f'--input={lines}', f'--output={output}', '--shards=2', *words])
+    manifest = json.loads((output / 'manifest.json').read_text())
+    reasons = {}
+    for line in (output / 'refused.jsonl').read_text().splitlines():
+      refused = json.loads(line)
+      reasons[refused['id']] = refused['reason']
+    return manifest, reasons
 
-  manifest, refused = made('own', CONFIG, '--workers=2')
-  assert (
-    manifest['records'] == 1
-    and manifest['tokenizer'] == own_data().hosts.tokenizer.fingerprint()
-  )
+  manifest, refused = convert('own', CONFIG, '--workers=2')
+  assert manifest['records'] == 1
+  assert manifest['tokenizer'] == own_data().hosts.tokenizer.fingerprint()
   assert refused['german'] == "no token <lang:de> in this run; lang is one of ['en']"
   assert refused['long'].endswith('room for: length 202 of 96')
-  larger, refused = made(
+  larger, refused = convert(
     'larger',
     CONFIG,
     '--workers=1',
     '--config.data.budget.length=256',
     "--config.model.tokenizer.languages=('en', 'de')",
   )
-  assert (
-    larger['records'] == 3
-    and not refused
-    and larger['tokenizer'] not in (None, manifest['tokenizer'])
-  )
-  anyone, refused = made('anyone', '--workers=1')
-  assert anyone['records'] == 3 and not refused and anyone['tokenizer'] is None
+  assert larger['records'] == 3
+  assert not refused
+  assert larger['tokenizer'] not in (None, manifest['tokenizer'])
+  for_any_run, refused = convert('any', '--workers=1')
+  assert for_any_run['records'] == 3
+  assert not refused
+  assert for_any_run['tokenizer'] is None
 
 
-def test_the_run_must_be_the_same_to_go_on(lines, tmp_path):
+def test_a_conversion_is_resumed_only_for_the_same_run(lines, tmp_path):
   class Dies(JsonLinesReader):
     def read(self, items):
       raise Killed
@@ -83,14 +84,13 @@ def test_the_run_must_be_the_same_to_go_on(lines, tmp_path):
   options = dict(shards=2, workers=1, said='it', timeout=60, log=lambda line: None)
   with pytest.raises(Killed):
     command.convert(Dies(str(lines)), tmp_path / 'out', **options)
-  with pytest.raises(UserError, match='was begun with another config'):
-    command.convert(
-      JsonLinesReader(str(lines)), tmp_path / 'out', check=own_data(), **options
-    )
+  reader = JsonLinesReader(str(lines))
+  with pytest.raises(UserError, match='was begun with different config'):
+    command.convert(reader, tmp_path / 'out', check=own_data(), **options)
 
 
 @pytest.mark.parametrize(
-  'words, said',
+  'words, message',
   [
     (['--config=nowhere.py'], 'nowhere.py'),
     ([CONFIG, '--config.data.budget.lenth=2'], 'lenth'),
@@ -99,8 +99,8 @@ def test_the_run_must_be_the_same_to_go_on(lines, tmp_path):
     ([CONFIG, '--config.data.budget.length=long'], 'long'),
   ],
 )
-def test_mistakes_in_the_config(lines, tmp_path, words, said):
-  with pytest.raises(UserError, match=said):
+def test_mistakes_in_the_config(lines, tmp_path, words, message):
+  with pytest.raises(UserError, match=message):
     command.main([f'--input={lines}', f'--output={tmp_path / "out"}', *words])
   assert not (tmp_path / 'out').exists()
 
@@ -117,14 +117,16 @@ def test_unknown_arguments_are_refused(lines, tmp_path, words, capsys):
 def test_a_conversion_for_a_run_loads_no_jax(lines, tmp_path):
   words = [f'--input={lines}', f'--output={tmp_path / "out"}', '--workers=1', CONFIG]
   code = (
-    f'import sys; from omni_jax.convert.__main__ import main; main({words!r})\n'
+    'import sys\n'
+    'from omni_jax.convert.__main__ import main\n'
+    f'main({words!r})\n'
     'assert not {"jax", "flax", "grain", "orbax", "apache_beam"} & sys.modules.keys()'
   )
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
     text=True,
     check=False,
     env=os.environ | {'PYTHONPATH': str(ROOT)},
   )
-  assert not done.returncode, done.stderr
+  assert not process.returncode, process.stderr

@@ -1,4 +1,4 @@
-"""What a run cannot take is refused at the conversion, with the reason that the run would have given."""
+"""A conversion refuses what a run could not take, for the reason the run would give."""
 
 import pickle
 
@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from omni_jax.convert.conversion import converted
-from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.conversion import convert_example
+from omni_jax.convert.formats.reader import InputExample
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.loader import Loader
 from omni_jax.data.making import Making
@@ -17,35 +17,26 @@ from omni_jax.modalities.image.files import png_bytes
 
 
 def config() -> ConfigDict:
-  return ConfigDict(
-    dict(
-      model=dict(
-        tokenizer=dict(languages=('en',), voices=('ann',), max_grid=4),
-        image=dict(height=8, width=8, channels=1, patch=2),
-        audio=dict(seconds=0.48),
-      ),
-      data=dict(
-        budget=dict(
-          rows=2,
-          length=40,
-          streams=dict(
-            image=dict(seen=(16, 1), drawn=(16, 1)),
-            audio=dict(heard=(6, 2), spoken=(4, 2)),
-          ),
-        )
-      ),
-    )
+  model = dict(
+    tokenizer=dict(languages=('en',), voices=('ann',), max_grid=4),
+    image=dict(height=8, width=8, channels=1, patch=2),
+    audio=dict(seconds=0.48),
   )
+  streams = dict(
+    image=dict(seen=(16, 1), drawn=(16, 1)), audio=dict(heard=(6, 2), spoken=(4, 2))
+  )
+  budget = dict(rows=2, length=40, streams=streams)
+  return ConfigDict(dict(model=model, data=dict(budget=budget)))
 
 
-def chat(*asked, answer='ok', **controls) -> dict:
-  text = lambda part: {'type': 'text', 'text': part} if isinstance(part, str) else part
-  return {
-    'messages': [
-      {'role': 'user', 'content': list(map(text, asked))},
-      {'role': 'assistant', **controls, 'content': [text(answer)]},
-    ]
-  }
+def as_part(part: str | dict) -> dict:
+  return {'type': 'text', 'text': part} if isinstance(part, str) else part
+
+
+def chat(*prompt: str | dict, answer: str | dict = 'ok', **controls: str) -> dict:
+  user = {'role': 'user', 'content': [as_part(part) for part in prompt]}
+  assistant = {'role': 'assistant', **controls, 'content': [as_part(answer)]}
+  return {'messages': [user, assistant]}
 
 
 def picture() -> dict:
@@ -56,8 +47,9 @@ def sound(seconds: float) -> dict:
   return {'type': 'audio', 'data': wav_bytes(np.zeros(round(8000 * seconds)), 8000)}
 
 
-def refused(example: dict, check: RunCheck | None) -> str:
-  return converted(Found('x', lambda: example), check).refused
+def refusal(example: dict, check: RunCheck | None) -> str:
+  """Returns why an example is refused, or ''."""
+  return convert_example(InputExample('x', lambda: example), check).refusal
 
 
 @pytest.mark.parametrize(
@@ -69,10 +61,11 @@ def refused(example: dict, check: RunCheck | None) -> str:
   ],
   ids=['text', 'image', 'audio'],
 )
-def test_what_a_run_can_take_is_no_other_record(example):
+def test_a_check_does_not_change_the_record(example):
   check = pickle.loads(pickle.dumps(RunCheck.of(config())))
-  found = Found('x', lambda: example)
-  assert converted(found, check) == converted(found) and not refused(example, check)
+  source = InputExample('x', lambda: example)
+  assert convert_example(source, check) == convert_example(source)
+  assert not refusal(example, check)
 
 
 @pytest.mark.parametrize(
@@ -97,49 +90,49 @@ def test_what_a_run_can_take_is_no_other_record(example):
   ],
   ids=['language', 'voice', 'task', 'length', 'images', 'frames', 'seconds'],
 )
-def test_what_a_run_cannot_take(example, reason):
-  assert reason in refused(example, RunCheck.of(config())) and not refused(
-    example, None
-  )
+def test_examples_that_a_run_cannot_take_are_refused(example, reason):
+  assert reason in refusal(example, RunCheck.of(config()))
+  assert not refusal(example, None)
 
 
-def test_an_image_of_more_patches_than_there_are_sizes():
+def test_an_image_of_more_patches_than_size_tokens_is_refused():
   wide = config()
   wide.model.image.width = 16
-  assert 'no token <size:8> in this run' in refused(chat(picture()), RunCheck.of(wide))
+  reason = refusal(chat(picture()), RunCheck.of(wide))
+  assert 'no token <size:8> in this run' in reason
 
 
-def test_the_loader_refuses_the_same():
-  """The check is worth something: what it lets through is packed, what it refuses would stop the run."""
-  check, long = RunCheck.of(config()), {'id': 'x', **chat('a' * 40)}
-  with pytest.raises(BadRecord) as found:
-    check(long)
-  loader = Loader(Making([long], check.hosts, seed=0), check.budget, prefetch=0)
+def test_the_loader_stops_at_the_same_example():
+  check = RunCheck.of(config())
+  too_long = {'id': 'x', **chat('a' * 40)}
+  with pytest.raises(BadRecord) as refused:
+    check(too_long)
+  loader = Loader(Making([too_long], check.hosts, seed=0), check.budget, prefetch=0)
   with pytest.raises(UserError) as stopped:
     next(loader)
-  assert str(stopped.value).startswith(found.value.reason)
+  assert str(stopped.value).startswith(refused.value.reason)
 
 
 @pytest.mark.parametrize(
-  'name, value, said',
+  'name, value, message',
   [
     ('model.image', {'hight': 8}, 'config.model.image: .*hight'),
     ('data.budget', {'rows': 2}, 'config.data.budget: .*length'),
     ('model.tokenizer', None, 'not that of a run: .*to_dict'),
   ],
 )
-def test_configs_that_are_none(name, value, said):
+def test_invalid_configs_are_refused(name, value, message):
   broken = config()
   part, _, key = name.partition('.')
   with broken.unlocked():
     broken[part][key] = ConfigDict(value) if value is not None else value
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     RunCheck.of(broken)
 
 
-def test_its_text_changes_with_what_it_checks():
+def test_the_text_of_a_check_changes_with_its_run():
   other = config()
   other.data.budget.length = 41
-  assert (
-    str(RunCheck.of(config())) == str(RunCheck.of(config())) != str(RunCheck.of(other))
-  )
+  text = str(RunCheck.of(config()))
+  assert text == str(RunCheck.of(config()))
+  assert text != str(RunCheck.of(other))

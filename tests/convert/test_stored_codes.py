@@ -1,4 +1,7 @@
-"""`omni_jax.convert --codes=RUN` and config.data.codes='stored': codes of the records are those of the step."""
+"""Tests of `omni_jax.convert --codes=RUN` and of training with data.codes='stored'.
+
+The codes in the records are those that the training step would compute.
+"""
 
 import json
 import pathlib
@@ -26,9 +29,10 @@ from omni_jax.data.sources.records import (
 from omni_jax.errors import UserError
 from omni_jax.modalities.contract import Codes
 from omni_jax.model import ModelConfig
+from omni_jax.sequence.example import parts_of
 from omni_jax.train import stages
 from omni_jax.train.state import init_autoencoder_state
-from omni_jax.types import RowBudget
+from omni_jax.types import Batch, RowBudget
 
 FRAMES = (1, 4, 2, 6, 3, 5)
 
@@ -36,7 +40,8 @@ FRAMES = (1, 4, 2, 6, 3, 5)
 def tiny(**data) -> ConfigDict:
   config = samples.tiny_run()
   config.model.audio.seconds = 0.48
-  config.stages, config.mesh.data = ('omni',), 1
+  config.stages = ('omni',)
+  config.mesh.data = 1
   config.data.update(data)
   return config
 
@@ -44,15 +49,18 @@ def tiny(**data) -> ConfigDict:
 def run_folder(
   folder: pathlib.Path, seed: int, steps: int | None = None
 ) -> pathlib.Path:
-  """A run whose codec stage is done: its weights are fresh, its codebooks noise."""
+  """Writes a run whose codec stage is finished, with random weights and codebooks.
+
+  Args:
+    steps: steps that the stage has done; None for all.
+  """
   config = tiny()
   model_config = ModelConfig.from_config(config.model)
   values = samples.codec_values(model_config, seed)
   state = init_autoencoder_state(model_config, 'codec', optax.adam(1e-3), seed=0)
+  done = config.codec.steps if steps is None else steps
   state = state._replace(
-    params=values['params'],
-    buffers=values['buffers'],
-    step=jnp.int32(config.codec.steps if steps is None else steps),
+    params=values['params'], buffers=values['buffers'], step=jnp.int32(done)
   )
   folder.mkdir(exist_ok=True)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
@@ -62,30 +70,27 @@ def run_folder(
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory) -> pathlib.Path:
-  """A run, another run, JSON lines, and the lines converted with the codes of the first."""
+def root(tmp_path_factory) -> pathlib.Path:
+  """A folder with two runs, JSON lines, and the lines converted for the first run.
+
+  The folders are `run`, `other`, `in` and `data`.
+  """
   root = tmp_path_factory.mktemp('codes')
-  for name, seed in (('run', 0), ('other', 1)):
-    run_folder(root / name, seed)
-  (root / 'in').mkdir()
+  run_folder(root / 'run', seed=0)
+  run_folder(root / 'other', seed=1)
+  folder = root / 'in'
+  folder.mkdir()
   lines = []
   for n, frames in enumerate(FRAMES):
-    soundfile.write(
-      root / 'in' / f'{n}.wav',
-      samples.sound(np.random.default_rng(n), frames)['wave'],
-      8000,
-    )
+    sound = samples.sound(np.random.default_rng(n), frames)
+    soundfile.write(folder / f'{n}.wav', sound['wave'], 8000)
     part = {'type': 'audio', 'path': f'{n}.wav'}
-    lines.append(
-      {
-        'id': f'{n}',
-        'messages': [
-          {'role': 'user', 'content': [part] if n % 2 else 'a?'},
-          {'role': 'assistant', 'content': [part, {'type': 'text', 'text': 'b'}]},
-        ],
-      }
-    )
-  (root / 'in' / 'data.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    messages = [
+      {'role': 'user', 'content': [part] if n % 2 else 'a?'},
+      {'role': 'assistant', 'content': [part, {'type': 'text', 'text': 'b'}]},
+    ]
+    lines.append({'id': f'{n}', 'messages': messages})
+  (folder / 'data.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   convert(root, 'data')
   return root
 
@@ -109,6 +114,7 @@ def convert(root: pathlib.Path, output: str, *words: str, codes: str = 'run') ->
 
 
 def stored(root: pathlib.Path, **values) -> ConfigDict:
+  """Returns the config of a run that trains on the converted data."""
   config = tiny(
     source='array_record', root=str(root), train_file='data', codes='stored'
   )
@@ -117,173 +123,182 @@ def stored(root: pathlib.Path, **values) -> ConfigDict:
   return config
 
 
-def test_codes_are_those_of_the_codec(made):
+def test_codes_are_those_of_the_codec(root):
   codec = ModelConfig.from_config(tiny().model).autoencoders['codec']
-  coder = coder_of(made / 'run')
-  manifest = json.loads((made / 'data' / 'manifest.json').read_text())
+  coder = coder_of(root / 'run')
+  manifest = json.loads((root / 'data' / 'manifest.json').read_text())
   assert manifest['codecs'] == {'codec': coder.fingerprint}
-  hosts = stages.Run(stored(made), str(made / 'new')).hosts
+  hosts = stages.Run(stored(root), str(root / 'new')).hosts
   spoken = hosts['audio'].codes_in('spoken')
   assert spoken == Codes((codec.codebooks,), codec.entries)
   assert hosts['audio'].codes_in('heard') is None
-  found = ArrayRecordExamples(sorted((made / 'data').glob('*.array_record')), hosts)
-  for example in found:
-    for part in [
-      part
-      for message in example['messages']
-      for part in message['content']
-      if part['type'] == 'audio'
-    ]:
-      assert part['code'].shape == (FRAMES[int(example['id'])], codec.codebooks)
-      np.testing.assert_array_equal(part['code'], coder(part['wave']))
+  examples = ArrayRecordExamples(sorted((root / 'data').glob('*.array_record')), hosts)
+  for example in examples:
+    frames = FRAMES[int(example['id'])]
+    for part in parts_of(example):
+      if part['type'] == 'audio':
+        assert part['code'].shape == (frames, codec.codebooks)
+        np.testing.assert_array_equal(part['code'], coder(part['wave']))
 
 
 class Small(JsonLinesReader):
+  """Reads a small file in many pieces."""
+
   chunk = 2
 
 
-def test_the_number_of_workers_changes_nothing(made):
-  """Other processes, other company of a sound."""
-  check = RunCheck.of(tiny())._replace(coders={'audio': coder_of(made / 'run')})
-  lines = str(made / 'in' / 'data.jsonl')
+def test_the_number_of_workers_changes_nothing(root):
+  """Sounds are encoded in other processes, together with other sounds."""
+  check = RunCheck.of(tiny())._replace(coders={'audio': coder_of(root / 'run')})
+  lines = str(root / 'in' / 'data.jsonl')
   command.convert(
     Small(lines),
-    made / 'again',
+    root / 'again',
     shards=2,
     workers=2,
     said=lines,
     timeout=300,
     check=check,
   )
-  for path in (made / 'data').iterdir():
-    assert (made / 'again' / path.name).read_bytes() == path.read_bytes(), path.name
+  for path in (root / 'data').iterdir():
+    assert (root / 'again' / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def batch_of(run: stages.Run):
+def batch_of(run: stages.Run) -> Batch:
+  """Returns all examples of a run as one batch."""
   making = stages.making_of(run)
   items = [prepare(example, making.hosts) for example in making.examples]
   streams = {'audio.heard': (24, 8), 'audio.spoken': (24, 8)}
   return samples.packed(items, making.hosts, RowBudget(2, 96, streams))
 
 
+def bytes_of(batch: Batch) -> int:
+  return sum(array.nbytes for array in jax.tree.leaves(batch))
+
+
+def batch_and_losses(root: pathlib.Path, hearing: str, codes: str):
+  """Returns the batch of a run, and the metrics of a step on it."""
+  config = stored(root, codes=codes)
+  config.model.audio.embed.hearing = hearing
+  if hearing == 'codes':
+    del config.data.augment['audio']
+  run = stages.Run(config, str(root / 'new'))
+  batch = batch_of(run)
+  optimizer = samples.omni_optimizer(run.model_config, 10)
+  kit = samples.make_kit(run.model_config, optimizer)
+  frozen = jax.device_get(stages.restore_frozen(run))
+  state = kit.state._replace(buffers=kit.state.buffers | {'frozen': frozen})
+  _, metrics = kit.step(state, batch)
+  return batch, jax.device_get(metrics)
+
+
 @pytest.mark.parametrize('hearing', ['mel', 'codes'])
-def test_losses_are_exactly_those_of_codes_computed_in_the_step(made, hearing):
-  losses, batches = [], []
-  for codes in ('stored', 'computed'):
-    config = stored(made, codes=codes)
-    config.model.audio.embed.hearing = hearing
-    if hearing == 'codes':
-      del config.data.augment['audio']
-    run = stages.Run(config, str(made / 'new'))
-    batches.append(batch_of(run))
-    tx = samples.omni_optimizer(run.model_config, 10)
-    kit = samples.make_kit(run.model_config, tx)
-    values = jax.device_get(stages.restore_frozen(run))
-    state = kit.state._replace(buffers=kit.state.buffers | {'frozen': values})
-    losses.append(jax.device_get(kit.step(state, batches[-1])[1]))
-  from_records, computed = batches
-  codes, samples_of = (batch.streams['audio.spoken'] for batch in batches)
-  assert codes.value_BM.dtype == np.uint16 and codes.value_BM.any()
-  assert samples_of.value_BM.dtype == np.int16 and samples_of.value_BM.any()
-  heard = from_records.streams['audio.heard'].value_BM
+def test_losses_are_exactly_those_of_codes_computed_in_the_step(root, hearing):
+  stored_batch, stored_losses = batch_and_losses(root, hearing, 'stored')
+  computed_batch, computed_losses = batch_and_losses(root, hearing, 'computed')
+  codes = stored_batch.streams['audio.spoken'].value_BM
+  assert codes.dtype == np.uint16
+  assert codes.any()
+  waves = computed_batch.streams['audio.spoken'].value_BM
+  assert waves.dtype == np.int16
+  assert waves.any()
+  heard = stored_batch.streams['audio.heard'].value_BM
   assert (heard.dtype == np.uint16) == (hearing == 'codes')
-  bytes_of = lambda batch: sum(x.nbytes for x in jax.tree.leaves(batch))
-  assert bytes_of(from_records) < bytes_of(computed)
-  assert losses[0].keys() == losses[1].keys() and losses[0]['weight/audio'] == sum(
-    FRAMES
-  )
-  for name in losses[0]:
-    np.testing.assert_array_equal(losses[0][name], losses[1][name], name)
+  assert bytes_of(stored_batch) < bytes_of(computed_batch)
+  assert stored_losses.keys() == computed_losses.keys()
+  assert stored_losses['weight/audio'] == sum(FRAMES)
+  for name, loss in stored_losses.items():
+    np.testing.assert_array_equal(loss, computed_losses[name], name)
 
 
-def test_the_codec_of_another_run_is_refused_with_both_fingerprints(made):
-  config = stored(made)
-  config.codec.init_from = str(made / 'other')
-  run = stages.Run(config, str(made / 'new'))
-  theirs, ours = (coder_of(made / name).fingerprint for name in ('run', 'other'))
-  with (
-    jax.set_mesh(run.mesh),
-    pytest.raises(
-      UserError,
-      match=f'codes of the codec {theirs}, this run has {ours}: convert again',
-    ),
-  ):
+def test_the_codec_of_another_run_is_refused_with_both_fingerprints(root):
+  config = stored(root)
+  config.codec.init_from = str(root / 'other')
+  run = stages.Run(config, str(root / 'new'))
+  theirs = coder_of(root / 'run').fingerprint
+  ours = coder_of(root / 'other').fingerprint
+  message = f'codes of the codec {theirs}, this run has {ours}: convert again'
+  with jax.set_mesh(run.mesh), pytest.raises(UserError, match=message):
     stages.omni_stage(run, stages.restore_frozen(run))
 
 
-def test_what_cannot_be_stored_is_refused_before_a_stage(made):
-  config = stored(made)
+def test_configs_that_do_not_fit_stored_codes_are_refused_before_a_stage(root):
+  config = stored(root)
   config.codec.init_from = ''
   with pytest.raises(UserError, match='has not got the codec'):
-    stages.Run(config, str(made / 'new'))
-  config = stored(made)
+    stages.Run(config, str(root / 'new'))
+  config = stored(root)
   config.model.audio.embed.hearing = 'codes'
   with pytest.raises(UserError, match='take config.data.augment.audio out'):
-    stages.Run(config, str(made / 'new'))
+    stages.Run(config, str(root / 'new'))
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
-    stages.Run(stored(made, codes='sorted'), str(made / 'new'))
-  examples = stages.making_of(
-    stages.Run(
-      stored(made, source='jsonl', train_file='in/data.jsonl'), str(made / 'new')
-    )
-  )
+    stages.Run(stored(root, codes='sorted'), str(root / 'new'))
+  config = stored(root, source='jsonl', train_file='in/data.jsonl')
+  making = stages.making_of(stages.Run(config, str(root / 'new')))
   with pytest.raises(UserError, match="part of type 'audio' has no codes"):
-    prepare(examples.examples[0], examples.hosts)
+    prepare(making.examples[0], making.hosts)
 
 
 @pytest.mark.parametrize('role', ['user', 'assistant'])
 @pytest.mark.parametrize('code', [31, 32, 65535])
 def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_record_and_value(
-  made, tmp_path, role, code
+  root, tmp_path, role, code
 ):
-  """A gather in JAX would clamp it: the loss would be that of another code, and nobody would know. Of 32 entries, 31 is the last."""
-  config = stored(made)
+  """Codebooks have 32 entries, so 31 is the last valid code.
+
+  A gather in JAX would clamp a larger one: the loss would silently be that of another
+  code.
+  """
+  config = stored(root)
   config.model.audio.embed.hearing = 'codes'
   del config.data.augment['audio']
-  paths = sorted((made / 'data').glob('*.array_record'))
+  paths = sorted((root / 'data').glob('*.array_record'))
   source = ArrayRecordExamples(paths, samples.tiny_model().hosts())
   records = []
-  for example in map(source.encoded, range(len(source))):
-    if example['id'] == '3':  # both hear and speak
-      (message,) = (
-        message for message in example['messages'] if message['role'] == role
-      )
-      codes = np.frombuffer(message['content'][0]['codes'], '<u2').copy()
+  for k in range(len(source)):
+    example = source.encoded(k)
+    if example['id'] == '3':  # user and assistant both have a sound
+      (message,) = [each for each in example['messages'] if each['role'] == role]
+      sound = message['content'][0]
+      codes = np.frombuffer(sound['codes'], '<u2').copy()
       codes[-1] = code
-      message['content'][0]['codes'] = codes.tobytes()
+      sound['codes'] = codes.tobytes()
     records.append(pack_example(example))
   write_array_record(tmp_path / 'data.array_record', records)
-  config.data.root, config.data.train_file = str(tmp_path), 'data.array_record'
-  batches = stages.omni_batches(stages.Run(config, str(made / 'new')))
+  config.data.root = str(tmp_path)
+  config.data.train_file = 'data.array_record'
+  batches = stages.omni_batches(stages.Run(config, str(root / 'new')))
   try:
     if code < 32:
       next(batches)
       return
-    with pytest.raises(
-      UserError,
-      match=f'3 has the code {code}, a codebook has the entries 0 to 31 .audio.* 32 entries by config.model',
-    ):
+    message = (
+      f'3 has the code {code}, a codebook has the entries 0 to 31 '
+      '.audio.* 32 entries by config.model'
+    )
+    with pytest.raises(UserError, match=message):
       next(batches)
   finally:
     batches.close()
 
 
 @pytest.mark.parametrize(
-  'codes, said',
+  'codes, message',
   [
     ('nowhere', 'holds no run'),
     ('half', 'stands at step 3 of'),
     ('run', r'pieces as AudioConfig\(rate=8000, .*AudioConfig\(rate=16000, '),
   ],
 )
-def test_mistakes_in_codes_are_one_line(made, codes, said):
+def test_mistakes_in_codes_are_one_line(root, codes, message):
+  words = []
   if codes == 'half':
-    run_folder(made / 'half', 0, steps=3)
-  words = (
-    [f'--config={samples.ROOT}/configs/own_data.py', '--config.model.audio.rate=16000']
-    if codes == 'run'
-    else []
-  )
-  with pytest.raises(UserError, match=said):
-    convert(made, 'refused', *words, codes=codes)
-  assert not (made / 'refused').exists()
+    run_folder(root / 'half', 0, steps=3)
+  if codes == 'run':
+    words = [
+      f'--config={samples.ROOT}/configs/own_data.py',
+      '--config.model.audio.rate=16000',
+    ]
+  with pytest.raises(UserError, match=message):
+    convert(root, 'refused', *words, codes=codes)
+  assert not (root / 'refused').exists()

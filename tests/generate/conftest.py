@@ -1,4 +1,7 @@
-"""A run that was never trained: enough to test everything but the quality of its replies."""
+"""Fixtures with runs that were never trained.
+
+They are enough to test everything but the quality of replies.
+"""
 
 import json
 import pathlib
@@ -15,11 +18,19 @@ from omni_jax.model import ModelConfig
 from omni_jax.train.state import init_model_state
 
 
+def noisy(x: jax.Array) -> jax.Array:
+  """Returns a parameter with a little noise added.
+
+  A fresh DiT returns zeros for every condition; noise makes the condition matter.
+  """
+  return x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
+
+
 def untrained(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
-  """The folder, with a run of the tiny config in it.
+  """Writes a run of the tiny config into a folder and returns the folder.
 
   Args:
-    changes: of the config's model, flat: `image__fit='keep'`.
+    changes: changes of `config.model`, flattened: `image__fit='keep'`.
   """
   config = samples.tiny_run()
   config.model.audio.seconds = 0.48
@@ -27,11 +38,11 @@ def untrained(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
   config.model.update_from_flattened_dict(flat)
   model = ModelConfig.from_config(config.model)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
-  tx, frozen = samples.omni_optimizer(model), samples.frozen_values(model)
-  state = init_model_state(model, tx, frozen, seed=0)
-  # At the start the DiT returns zeros whatever it is told: a little noise lets its condition through.
-  noisy = lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
-  state = state._replace(params=jax.tree.map(noisy, state.params), step=jnp.int32(1))
+  optimizer = samples.omni_optimizer(model)
+  frozen = samples.frozen_values(model)
+  state = init_model_state(model, optimizer, frozen, seed=0)
+  params = jax.tree.map(noisy, state.params)
+  state = state._replace(params=params, step=jnp.int32(1))
   with Checkpoints(str(folder), 'omni') as checkpoints:
     checkpoints.save(state, b'{}')
   return folder
@@ -49,7 +60,10 @@ def trained(workdir) -> TrainedModel:
 
 @pytest.fixture(scope='session')
 def many_sizes(tmp_path_factory) -> TrainedModel:
-  """Images keep their shapes and lie several in a block, an encoder sees them first, and sounds are heard as codes."""
+  """A model for images of many shapes, several of them in a block.
+
+  An encoder reads images first, and sounds are heard as codes.
+  """
   folder = tmp_path_factory.mktemp('many_sizes')
   changes = dict(
     image__fit='keep', image__embed__layers=1, audio__embed__hearing='codes'

@@ -1,4 +1,4 @@
-"""The generate command: files in order, and one clear line for every mistake."""
+"""Tests of the generate command: its files, and one clear line for every mistake."""
 
 import json
 import shutil
@@ -45,13 +45,14 @@ def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
       (part,) = reply['content']
       assert part['type'] == want
       if suffix == 'png':
+        # A side is a whole number of patches.
         with Image.open(out / part['path']) as picture:
-          assert all(
-            side in (2, 4, 6, 8) for side in picture.size
-          )  # whole patches, any number of them
+          assert all(side in (2, 4, 6, 8) for side in picture.size)
       elif suffix == 'wav':
         wave, rate = soundfile.read(out / part['path'])
-        assert rate == 8000 and len(wave) % 640 == 0 and len(wave)
+        assert rate == 8000
+        assert len(wave) > 0
+        assert len(wave) % 640 == 0
 
 
 def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
@@ -68,83 +69,64 @@ def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
     '--want=text',
     f'--out={tmp_path}/o',
   )
-  assert (
-    json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies'][0]['content'][
-      0
-    ]['type']
-    == 'text'
-  )
+  replies = json.loads((tmp_path / 'o' / 'replies.json').read_text())['replies']
+  assert replies[0]['content'][0]['type'] == 'text'
 
 
-def other_shape(workdir, tmp_path):
-  other = tmp_path / 'other'
-  shutil.copytree(workdir, other)
-  config = json.loads((other / 'config.json').read_text())
+@pytest.fixture(scope='module')
+def other_shape(workdir, tmp_path_factory):
+  """A run whose config does not fit its checkpoint."""
+  folder = tmp_path_factory.mktemp('runs') / 'other'
+  shutil.copytree(workdir, folder)
+  config = json.loads((folder / 'config.json').read_text())
   config['model']['decoder']['width'] = 64
-  (other / 'config.json').write_text(json.dumps(config))
-  return [f'--workdir={other}', '--prompt=a']
+  (folder / 'config.json').write_text(json.dumps(config))
+  return folder
 
 
-def broken(tmp_path, name):
-  (tmp_path / name).write_bytes(b'not what its name says')
-  return tmp_path / name
-
-
+# Mistake -> arguments, and part of the message; files in {tmp} have invalid contents.
 MISTAKES = {
-  'no run there': (lambda w, t: [f'--workdir={t}', '--prompt=a'], 'config.json'),
-  'no such step': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--step=77'], '77'),
-  'checkpoint of another shape': (other_shape, 'width|another model'),
-  'unknown want': (
-    lambda w, t: [f'--workdir={w}', '--prompt=a', '--want=smell'],
-    'smell',
+  'no run there': ('--workdir={tmp} --prompt=a', 'config.json'),
+  'no such step': ('--workdir={run} --prompt=a --step=77', '77'),
+  'checkpoint of another shape': (
+    '--workdir={other} --prompt=a',
+    'width|another model',
   ),
-  'nothing asked': (lambda w, t: [f'--workdir={w}'], 'empty'),
-  'no such image': (lambda w, t: [f'--workdir={w}', f'--image={t}/no.png'], 'no.png'),
-  'unreadable image': (
-    lambda w, t: [f'--workdir={w}', f'--image={broken(t, "a.png")}'],
-    'a.png',
-  ),
-  'unreadable sound': (
-    lambda w, t: [f'--workdir={w}', f'--audio={broken(t, "a.wav")}'],
-    'a.wav',
-  ),
-  'no such prompt file': (
-    lambda w, t: [f'--workdir={w}', f'--prompt={t}/no.json'],
-    'no.json',
-  ),
-  'prompt file that is no JSON': (
-    lambda w, t: [f'--workdir={w}', f'--prompt={broken(t, "p.json")}'],
-    'p.json',
-  ),
+  'unknown want': ('--workdir={run} --prompt=a --want=smell', 'smell'),
+  'empty prompt': ('--workdir={run}', 'empty'),
+  'no such image': ('--workdir={run} --image={tmp}/no.png', 'no.png'),
+  'unreadable image': ('--workdir={run} --image={tmp}/a.png', 'a.png'),
+  'unreadable sound': ('--workdir={run} --audio={tmp}/a.wav', 'a.wav'),
+  'no such prompt file': ('--workdir={run} --prompt={tmp}/no.json', 'no.json'),
+  'prompt file that is no JSON': ('--workdir={run} --prompt={tmp}/p.json', 'p.json'),
   'prompt longer than the context': (
-    lambda w, t: [f'--workdir={w}', f'--prompt={"x" * 300}'],
+    '--workdir={run} --prompt=' + 'x' * 300,
     'context',
   ),
-  'video': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--video=v.mp4'], 'video'),
-  'unknown language': (
-    lambda w, t: [f'--workdir={w}', '--prompt=a', '--language=tlh'],
-    'tlh',
-  ),
-  'unknown flag': (
-    lambda w, t: [f'--workdir={w}', '--prompt=a', '--colour=red'],
-    'colour',
-  ),
-  'wrong type': (lambda w, t: [f'--workdir={w}', '--prompt=a', '--seed=one'], 'seed'),
+  'video': ('--workdir={run} --prompt=a --video=v.mp4', 'video'),
+  'unknown language': ('--workdir={run} --prompt=a --language=tlh', 'tlh'),
+  'unknown flag': ('--workdir={run} --prompt=a --colour=red', 'colour'),
+  'wrong type': ('--workdir={run} --prompt=a --seed=one', 'seed'),
 }
 
 
 @pytest.mark.parametrize('name', MISTAKES)
 def test_mistake_is_one_clear_line_and_leaves_nothing(
-  monkeypatch, workdir, tmp_path, name
+  monkeypatch, workdir, other_shape, tmp_path, name
 ):
-  make, named = MISTAKES[name]
-  with pytest.raises(UserError, match=named):
-    call(monkeypatch, *make(workdir, tmp_path), f'--out={tmp_path}/out')
+  for file in ('a.png', 'a.wav', 'p.json'):
+    (tmp_path / file).write_bytes(b'not what its name says')
+  words, message = MISTAKES[name]
+  arguments = []
+  for word in words.split():
+    arguments.append(word.format(run=workdir, other=other_shape, tmp=tmp_path))
+  with pytest.raises(UserError, match=message):
+    call(monkeypatch, *arguments, f'--out={tmp_path}/out')
   assert not (tmp_path / 'out').exists()
 
 
 def test_exit_code_and_line(tmp_path):
-  done = subprocess.run(
+  process = subprocess.run(
     [
       sys.executable,
       '-m',
@@ -156,7 +138,6 @@ def test_exit_code_and_line(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 2
-  assert done.stderr.startswith('error:') and len(done.stderr.splitlines()) == 1, (
-    done.stderr
-  )
+  assert process.returncode == 2
+  assert process.stderr.startswith('error:'), process.stderr
+  assert len(process.stderr.splitlines()) == 1, process.stderr

@@ -1,4 +1,4 @@
-"""The automaton of replies, and sampling under it."""
+"""Tests of the grammar of replies, of reading replies, and of sampling under a mask."""
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,19 @@ from omni_jax.modalities.text.head import sample_token
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 
 TOKENIZER = Tokenizer(TokenizerConfig(languages=('en',), voices=('a',), max_grid=2))
-SIZES = {'image': ImageConfig(patch=4), 'audio': AudioConfig()}  # a grid of 2 by 2
+SIZES = {'image': ImageConfig(patch=4), 'audio': AudioConfig()}  # a grid of 2 x 2
 HOSTS = Hosts(SIZES, TOKENIZER)
 WANTS = wants_of(HOSTS)
 
 
 def parts(tokens, codes, blocks):
-  """The parts of a reply whose codes stay as they are."""
+  """Returns the parts of a reply; codes serve as pieces without being decoded."""
   items = items_of(tokens, {'audio': codes}, blocks, HOSTS)
   return as_parts([items], {'audio': lambda codes: codes}, HOSTS)[0]
 
 
 def drawn(rows: int, columns: int, level: int = 0) -> Written:
+  """Returns an image of one grey level, as the model writes it."""
   pieces = np.full((rows * columns, SIZES['image'].values), level, np.uint8)
   return Written('image', pieces, (1, rows, columns))
 
@@ -42,7 +43,7 @@ def test_wants_are_the_media_that_can_be_written():
 
 
 @pytest.mark.parametrize('want', WANTS)
-def test_every_walk_can_go_on_and_end(want):
+def test_every_reachable_mode_continues_and_can_end(want):
   rules = grammar(HOSTS, want)
   reached = _reached(rules, START)
   for mode in reached:
@@ -57,23 +58,29 @@ def test_every_walk_can_go_on_and_end(want):
 
 
 def _reached(rules, start: int) -> set[int]:
-  """The modes that a reply can come to."""
+  """Returns the modes that a reply can reach from a mode."""
   reached: set[int] = set()
   todo = [start]
   while todo:
     mode = todo.pop()
-    if mode not in reached:
-      reached.add(mode)
-      todo += np.unique(rules.next_MV[mode][rules.allowed_MV[mode]]).tolist()
-      todo += [int(rules.after)] if rules.block_M[mode] else []
+    if mode in reached:
+      continue
+    reached.add(mode)
+    allowed = rules.allowed_MV[mode]
+    todo += np.unique(rules.next_MV[mode][allowed]).tolist()
+    if rules.block_M[mode]:
+      todo.append(int(rules.after))
   return reached
 
 
 @pytest.mark.parametrize('want', WANTS)
 def test_random_walks_parse_into_what_was_wanted(want):
-  rng, rules = np.random.default_rng(0), grammar(HOSTS, want)
+  rng = np.random.default_rng(0)
+  rules = grammar(HOSTS, want)
   for _ in range(50):
-    mode, tokens, pictures = START, [], []
+    mode = START
+    tokens = []
+    pictures = []
     while mode != DONE and len(tokens) < 60:
       if rules.block_M[mode]:
         sizes = [token - TOKENIZER.special('size:1') + 1 for token in tokens[-2:]]
@@ -83,18 +90,22 @@ def test_random_walks_parse_into_what_was_wanted(want):
       token = int(rng.choice(np.flatnonzero(rules.allowed_MV[mode])))
       tokens.append(token)
       mode = int(rules.next_MV[mode, token])
-    found = parts(tokens, np.zeros((len(tokens), 2), np.int32), pictures)
-    kinds = {part.type for part in found}
-    assert found and (
-      kinds == {want} if want != 'any' else kinds <= {'text', 'image', 'audio'}
-    )
+    reply = parts(tokens, np.zeros((len(tokens), 2), np.int32), pictures)
+    kinds = {part.type for part in reply}
+    assert reply
+    if want == 'any':
+      assert kinds <= {'text', 'image', 'audio'}
+    else:
+      assert kinds == {want}
     if want in ('image', 'audio'):
-      assert len(found) == 1
-    images = [part for part in found if part.type == 'image']
+      assert len(reply) == 1
+    images = [part for part in reply if part.type == 'image']
     assert len(images) == len(pictures)
     for part, picture in zip(images, pictures, strict=True):
-      assert part.pixels.shape[0] in (4, 8) and part.pixels.shape[1] in (4, 8)
-      assert part.pixels.shape[:2] == (4 * picture.form[1], 4 * picture.form[2])
+      height, width = part.pixels.shape[:2]
+      assert height in (4, 8)
+      assert width in (4, 8)
+      assert (height, width) == (4 * picture.form[1], 4 * picture.form[2])
 
 
 def test_parts_keep_the_order_in_which_they_were_written():
@@ -113,38 +124,44 @@ def test_parts_keep_the_order_in_which_they_were_written():
   ]
   codes = np.arange(len(tokens) * 2).reshape(-1, 2)
   after_the_end = np.concatenate([codes, codes[:2]])
-  found = parts([*tokens, 0, 0], after_the_end, [drawn(2, 1, 255)])
-  assert [part.type for part in found] == ['text', 'image', 'audio', 'text']
-  assert found[0].text == 'hé' and found[3].text == 'z'
-  assert found[1].pixels.shape == (8, 4, 1) and (found[1].pixels == 1).all()
+  reply = parts([*tokens, 0, 0], after_the_end, [drawn(2, 1, 255)])
+  assert [part.type for part in reply] == ['text', 'image', 'audio', 'text']
+  assert reply[0].text == 'hé'
+  assert reply[3].text == 'z'
+  pixels = reply[1].pixels
+  assert pixels.shape == (8, 4, 1)
+  assert (pixels == 1).all()
   first = tokens.index(special('frame'))
-  np.testing.assert_array_equal(found[2].wave, codes[first : first + 2].reshape(-1))
+  np.testing.assert_array_equal(reply[2].wave, codes[first : first + 2].reshape(-1))
 
 
 def test_sampling_obeys_the_mask_and_the_nucleus():
   logits = jnp.array([[3.0, 2.0, 1.0, 5.0]])
   allowed = jnp.array([[True, True, True, False]])
-  draw = lambda key, t, p: int(
-    sample_token(
-      logits, allowed, key, temperature=jnp.float32(t), top_p=jnp.float32(p)
-    )[0]
-  )
-  keys = jax.random.split(jax.random.key(0), 100)
-  assert {draw(key, 1.0, 1.0) for key in keys} == {0, 1, 2}
-  assert {draw(key, 1.0, 0.5) for key in keys} == {0}
-  assert {draw(key, 0.0, 1.0) for key in keys} == {0}
+
+  def sampled(temperature: float, top_p: float) -> set[int]:
+    """Returns the ids that 100 keys give."""
+    settings = dict(temperature=jnp.float32(temperature), top_p=jnp.float32(top_p))
+    ids = set()
+    for key in jax.random.split(jax.random.key(0), 100):
+      ids.add(int(sample_token(logits, allowed, key, **settings)[0]))
+    return ids
+
+  assert sampled(temperature=1.0, top_p=1.0) == {0, 1, 2}
+  assert sampled(temperature=1.0, top_p=0.5) == {0}
+  assert sampled(temperature=0.0, top_p=1.0) == {0}
 
 
-def test_prompt_forms_end_with_an_empty_assistant():
-  want = {'role': 'assistant', 'task': 'draw', 'content': [], 'language': 'en'}
-  assert chat('hi', 'image', language='en', voice='')['messages'][-1] == want
-  given = {
+def test_prompts_end_with_an_empty_message_of_the_assistant():
+  answer = {'role': 'assistant', 'task': 'draw', 'content': [], 'language': 'en'}
+  assert chat('hi', 'image', language='en', voice='')['messages'][-1] == answer
+  example = {
     'messages': [
       {'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]},
       {'role': 'assistant', 'task': 'speak', 'voice': 'a', 'content': []},
     ]
   }
-  assert chat(given, 'image', language='en')['messages'][-1] == {
+  assert chat(example, 'image', language='en')['messages'][-1] == {
     'role': 'assistant',
     'task': 'speak',
     'voice': 'a',

@@ -1,4 +1,4 @@
-"""Replies on every mesh are those of one device: the same ids and codes, and the same pictures."""
+"""Replies on every mesh equal those of one device: ids, codes and pictures."""
 
 import numpy as np
 import pytest
@@ -19,20 +19,22 @@ MESHES = [
 ]
 
 
-def written(model):
-  """What is said to one prompt alone, in which rows do not divide by anything, and to three together; sound as codes."""
+def replies_of(model):
+  """Returns replies to one prompt alone and to three together, with sound as codes.
+
+  The row of a single prompt cannot be split over any axis of a mesh.
+  """
   rng = np.random.default_rng(0)
-  prompts = [
-    samples.chat('a', [samples.picture(rng), samples.text('q')], [], task='reply')[
-      'messages'
-    ],
-    samples.chat('b', [samples.sound(rng)], [], task='reply')['messages'],
-    samples.chat('c', [samples.text('a longer question')], [], task='reply')[
-      'messages'
-    ],
+  contents = [
+    [samples.picture(rng), samples.text('q')],
+    [samples.sound(rng)],
+    [samples.text('a longer question')],
   ]
-  prompts = [{'messages': messages} for messages in prompts]
-  # Codes are compared, and the codec is tested elsewhere.
+  prompts = []
+  for content in contents:
+    example = samples.chat('x', content, [], task='reply')
+    prompts.append({'messages': example['messages']})
+  # Codes are compared; the codec has its own tests.
   model.decode_items = lambda name, codes: codes
   return [
     model.generate_batch([prompts[0]], 'any', **GREEDY),
@@ -44,19 +46,19 @@ def written(model):
 
 @pytest.fixture(scope='module')
 def on_one_device(workdir):
-  return written(load(str(workdir)))
+  return replies_of(load(str(workdir)))
 
 
 @pytest.mark.parametrize('sizes', samples.mostly_long(MESHES, 5, 6), ids=str)
 def test_greedy_replies_are_the_same_on_every_mesh(workdir, on_one_device, sizes):
-  """Ids and codes are equal, not close: they are the best of logits whose sums differ in the last places only.
+  """Ids and codes are equal, although the logits differ in their last digits.
 
   Pixels are bytes, denoised in eight steps: some are rounded to the next level.
   """
   kinds = set()
-  ours = written(load(str(workdir), mesh=sizes))
-  for mine, other in zip(ours, on_one_device, strict=True):
-    for my_parts, other_parts in zip(mine, other, strict=True):
-      assert same_parts(my_parts, other_parts)
-      kinds |= {part.type for part in my_parts}
+  on_mesh = replies_of(load(str(workdir), mesh=sizes))
+  for replies, expected_replies in zip(on_mesh, on_one_device, strict=True):
+    for parts, expected in zip(replies, expected_replies, strict=True):
+      assert same_parts(parts, expected)
+      kinds |= {part.type for part in parts}
   assert kinds >= {'text', 'audio', 'image'}

@@ -1,4 +1,7 @@
-"""Replies: cached = one pass, batch = alone, seeds, and what each want may hold."""
+"""Tests of replies: the cache equals one pass, and a batch equals prompts alone.
+
+Also the effect of seeds and guidance, and what each want may hold.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +19,8 @@ from omni_jax.modalities.audio.quantizer import dequantize
 from omni_jax.model import abstract, abstract_autoencoder, encode_streams, merge
 from omni_jax.nn.layers import gather_rows
 from omni_jax.sequence.interleave import interleave, prompt_spans
-from omni_jax.sequence.pack import lay_out, pack_rows
-from omni_jax.types import NONE, RowBudget, Span
+from omni_jax.sequence.pack import Laid, lay_out, pack_rows
+from omni_jax.types import Batch, NONE, RowBudget, Span
 
 GREEDY = dict(temperature=0.0, speech_temperature=0.0)
 
@@ -27,11 +30,11 @@ def prompt(content, task='reply', **control):
   return {'messages': [{'role': 'user', 'content': content}, answer]}
 
 
-def a_picture(seed=0):
+def picture(seed=0):
   return samples.picture(np.random.default_rng(seed))
 
 
-def a_sound(seed=0):
+def sound(seed=0):
   return samples.sound(np.random.default_rng(seed))
 
 
@@ -40,14 +43,12 @@ def on_device(batch):
 
 
 def test_piece_by_piece_equals_one_pass(trained):
-  """A row that holds everything, read whole and read through the cache in pieces of every size."""
-  model, hosts = merge(abstract(trained.model_config), trained.params), trained.hosts
-  example = samples.chat(
-    'x',
-    [a_picture(), a_sound()],
-    [samples.text('ab'), a_picture(1), a_sound(1)],
-    task='reply',
-  )
+  """A row with all media is read whole, and piece by piece through the cache."""
+  hosts = trained.hosts
+  model = merge(abstract(trained.model_config), trained.params)
+  shown = [picture(), sound()]
+  answer = [samples.text('ab'), picture(1), sound(1)]
+  example = samples.chat('x', shown, answer, task='reply')
   laid = lay_out(interleave(example, hosts), hosts)
   room = {'image.seen': (16, 1), 'image.drawn': (16, 1)}
   room |= {'audio.heard': (8, 1), 'audio.spoken': (8, 1)}
@@ -55,11 +56,13 @@ def test_piece_by_piece_equals_one_pass(trained):
   batch = encode_streams(trained.model_config, trained.frozen, on_device(batch))
   bias = trained._buffers['router_bias']
   with jax.set_mesh(trained._mesh):
-    whole = model(batch, bias, trained._mesh).hidden_BLD
+    one_pass = model(batch, bias, trained._mesh).hidden_BLD
     x_BLD = model.embed(batch)
     cache = model.decoder.init_cache(1, laid.length + 3)
-    rows = Rows(cache, jnp.zeros(1, jnp.int32), *[None] * (len(Rows._fields) - 2))
-    pieces, start = [], 0
+    unused = [None] * (len(Rows._fields) - 2)
+    rows = Rows(cache, jnp.zeros(1, jnp.int32), *unused)
+    pieces = []
+    start = 0
     for size in [20, 1, 1, 7, 1] + [1] * 8 + [laid.length]:
       cut = slice(start, min(start + size, laid.length))
       hidden, rows = append(
@@ -74,19 +77,67 @@ def test_piece_by_piece_equals_one_pass(trained):
       pieces.append(hidden)
       start = cut.stop
   np.testing.assert_allclose(
-    jnp.concatenate(pieces, axis=1), whole, rtol=2e-4, atol=2e-5
+    jnp.concatenate(pieces, axis=1), one_pass, rtol=2e-4, atol=2e-5
   )
 
 
 def span_of(item: str | Written, model: TrainedModel) -> Span:
-  """What was written, as a part of an example; sound is silence of its length."""
+  """Returns an item of a reply as a span of an example; sound becomes silence."""
   if isinstance(item, str):
     return Span('text', True, tokens=model.tokenizer.encode(item))
   host = model.hosts[item.medium]
   if item.medium == 'image':
     return Span('image', True, payload=host.joined(item.pieces, item.form))
-  samples = len(item.pieces) * host.config.frame
-  return Span('audio', True, payload=np.zeros(samples, np.float32))
+  length = len(item.pieces) * host.config.frame
+  return Span('audio', True, payload=np.zeros(length, np.float32))
+
+
+def ascii_rules(trained: TrainedModel, want: str):
+  """Returns the grammar of a want, restricted to ASCII.
+
+  An untrained model writes broken UTF-8, which cannot be turned back into its ids.
+  """
+  rules = jax.tree.map(jnp.asarray, grammar(trained.hosts, want))
+  first = trained.tokenizer.first_byte + 128
+  return rules._replace(allowed_MV=rules.allowed_MV.at[:, first:].set(False))
+
+
+def prompt_with_everything(hosts) -> list[Span]:
+  """Returns a prompt with all media, and with an image that an earlier turn drew."""
+  chat = prompt([picture(), sound(), samples.text('q')])
+  user = chat['messages'][0]
+  earlier = {'role': 'assistant', 'task': 'draw', 'content': [picture(1)]}
+  return prompt_spans({'messages': [user, earlier, *chat['messages']]}, hosts)
+
+
+def with_codes(batch: Batch, code_BMJ: np.ndarray) -> Batch:
+  """Returns the batch with these codes as what was spoken."""
+  spoken = batch.streams['audio.spoken']._replace(value_BM=jnp.asarray(code_BMJ))
+  return batch._replace(streams=batch.streams | {'audio.spoken': spoken})
+
+
+def check_ids(logits_LV: np.ndarray, laid: Laid, begin: int, rules, tokenizer) -> None:
+  """Checks that each id of the reply is the best one that the grammar allows.
+
+  Args:
+    logits_LV: logits of one pass over the prompt and the reply.
+    begin: first position of the reply.
+  """
+  mode = START
+  tables = jax.tree.map(np.asarray, rules)
+  for at in range(begin, laid.length):
+    label = laid.layout.label_n[at]
+    if not label:
+      mode = int(tables.after) if tables.block_M[mode] else mode
+      continue
+    allowed = tables.allowed_MV[mode]
+    assert allowed[label]
+    # An item that has reached its longest size is closed, whatever the logits say.
+    may_be_forced = label == tokenizer.special('eoa')
+    if not (may_be_forced and allowed[tokenizer.special('frame')]):
+      logits_V = logits_LV[at - 1]
+      assert logits_V[label] >= logits_V[allowed].max() - 1e-4
+    mode = int(tables.next_MV[mode, label])
 
 
 @pytest.mark.parametrize(
@@ -101,111 +152,91 @@ def span_of(item: str | Written, model: TrainedModel) -> Span:
   ],
 )
 def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
-  """The reply is put behind its prompt and read in one pass: every id and code must be the best one there."""
+  """In one pass over prompt and reply, every id and code of the reply is the best."""
   trained = request.getfixturevalue(kind)
-  hosts, tokenizer = trained.hosts, trained.tokenizer
-  rules = jax.tree.map(jnp.asarray, grammar(hosts, want))
-  settings = trained.config.generate.to_dict() | GREEDY | dict(max_new=12)
-  # An untrained model writes broken UTF-8, which has no way back to its bytes: keep it to ASCII.
-  rules = rules._replace(
-    allowed_MV=rules.allowed_MV.at[:, tokenizer.first_byte + 128 :].set(False)
-  )
-  drawn = {
-    'role': 'assistant',
-    'task': 'draw',
-    'content': [a_picture(1)],
-  }  # an earlier turn
-  chat = prompt([a_picture(), a_sound(), samples.text('q')])
-  spans = prompt_spans(
-    {'messages': [chat['messages'][0], drawn, *chat['messages']]}, hosts
-  )
+  hosts = trained.hosts
+  rules = ascii_rules(trained, want)
+  settings = trained.config.generate.to_dict()
+  settings.update(GREEDY, max_new=12)
+  spans = prompt_with_everything(hosts)
   laid = lay_out(spans, hosts)
   begin = laid.length
+  keys = jax.random.split(jax.random.key(0), 1)
   with jax.set_mesh(trained._mesh):
-    (items,) = trained._write(
-      [laid], rules, settings, jax.random.split(jax.random.key(0), 1)
-    )
+    (items,) = trained._write([laid], rules, settings, keys)
   assert items
-  codes = [
-    item.pieces
-    for item in items
-    if isinstance(item, Written) and item.medium == 'audio'
-  ]
+  codes = []
+  for item in items:
+    if isinstance(item, Written) and item.medium == 'audio':
+      codes.append(item.pieces)
+  frames = sum(len(item_codes) for item_codes in codes)
   laid = lay_out(spans + [span_of(item, trained) for item in items], hosts)
   room = {'image.seen': (2 * 32, 2), 'image.drawn': (5 * 32, 5)}
   room |= {'audio.heard': (8, 2), 'audio.spoken': (64, 64)}
   batch = on_device(pack_rows([laid], RowBudget(1, laid.length, room), hosts))
   books = trained.model_config.autoencoders['codec'].codebooks
   code_BMJ = np.zeros((1, 64, books), np.int32)
-  code_BMJ[0, : sum(map(len, codes))] = np.concatenate(codes) if codes else 0
-  spoken = batch.streams['audio.spoken']._replace(value_BM=jnp.asarray(code_BMJ))
-  batch = batch._replace(streams=batch.streams | {'audio.spoken': spoken})
+  if codes:
+    code_BMJ[0, :frames] = np.concatenate(codes)
+  batch = with_codes(batch, code_BMJ)
+  write_at_BM = batch.streams['audio.spoken'].write_at_BM
   batch = encode_streams(trained.model_config, trained.frozen, batch)
   model = merge(abstract(trained.model_config), trained.params)
   bias = trained._buffers['router_bias']
   with jax.set_mesh(trained._mesh):
     hidden = model(batch, bias, trained._mesh).hidden_BLD
-    logits = np.asarray(model.heads['text'].logits(hidden))[0]
-  mode, tables = START, jax.tree.map(np.asarray, rules)
-  for at in range(begin, laid.length):
-    label = laid.layout.label_n[at]
-    if not label:
-      mode = int(tables.after) if tables.block_M[mode] else mode
-      continue
-    allowed = tables.allowed_MV[mode]
-    assert allowed[label]
-    if not (label == tokenizer.special('eoa') and allowed[tokenizer.special('frame')]):
-      assert logits[at - 1][label] >= logits[at - 1][allowed].max() - 1e-4
-    mode = int(tables.next_MV[mode, label])
+    logits_LV = np.asarray(model.heads['text'].logits(hidden))[0]
+  check_ids(logits_LV, laid, begin, rules, trained.tokenizer)
   if codes:
-    state, truth = gather_rows(hidden, spoken.write_at_BM)[0], code_BMJ[0]
-    best = np.asarray(model.heads['audio'].logits(state, jnp.asarray(truth))).argmax(
-      axis=-1
-    )
-    valid = np.asarray(spoken.write_at_BM[0]) != NONE
-    assert valid.sum() == sum(map(len, codes))
-    np.testing.assert_array_equal(best[valid], truth[valid])
+    written = code_BMJ[0]
+    state = gather_rows(hidden, write_at_BM)[0]
+    logits = model.heads['audio'].logits(state, jnp.asarray(written))
+    best = np.asarray(logits).argmax(axis=-1)
+    valid = np.asarray(write_at_BM[0]) != NONE
+    assert valid.sum() == frames
+    np.testing.assert_array_equal(best[valid], written[valid])
 
 
 def test_reply_does_not_depend_on_its_neighbours(trained):
-  first = prompt([a_picture()], language='en')
-  others = [
-    prompt([samples.text('a much longer question, to move things about')]),
-    prompt([a_sound()]),
-  ]
+  first = prompt([picture()], language='en')
+  longer = prompt([samples.text('a much longer question, to move things about')])
+  others = [longer, prompt([sound()])]
   for want in ('text', 'image', 'audio'):
     (alone,) = trained.generate_batch([first], want, seed=3, max_new=8)
     together = trained.generate_batch([first, *others], want, seed=3, max_new=8)[0]
     assert samples.same_parts(alone, together)
 
 
-def test_seed_decides(trained):
-  ask = lambda seed: (
-    trained.generate('hello', want='text', seed=seed, temperature=1.0, max_new=12)[
-      0
-    ].text
-  )
-  assert ask(1) == ask(1)
-  assert len({ask(seed) for seed in range(4)}) > 1
+def test_the_seed_determines_the_reply(trained):
+  def text_of(seed: int) -> str:
+    options = dict(temperature=1.0, max_new=12)
+    reply = trained.generate('hello', want='text', seed=seed, **options)
+    return reply[0].text
+
+  assert text_of(1) == text_of(1)
+  assert len({text_of(seed) for seed in range(4)}) > 1
 
 
 def test_guidance_changes_the_picture(trained):
-  draw = lambda g: trained.generate('four', want='image', seed=0, guidance=g)[0].pixels
-  assert not np.allclose(draw(1.0), draw(4.0), atol=1e-4)
+  def pixels_of(guidance: float) -> np.ndarray:
+    reply = trained.generate('four', want='image', seed=0, guidance=guidance)
+    return reply[0].pixels
+
+  assert not np.allclose(pixels_of(1.0), pixels_of(4.0), atol=1e-4)
 
 
 @pytest.mark.parametrize(
   'want, kind', [('text', 'text'), ('image', 'image'), ('audio', 'audio')]
 )
-def test_want_is_what_comes(trained, want, kind):
-  reply = trained.generate(
-    [a_sound(), samples.text('?')], want=want, seed=0, temperature=1.0, max_new=16
-  )
+def test_a_reply_holds_what_is_wanted(trained, want, kind):
+  content = [sound(), samples.text('?')]
+  options = dict(temperature=1.0, max_new=16)
+  reply = trained.generate(content, want=want, seed=0, **options)
   assert [part.type for part in reply] == [kind]
 
 
 def test_codec_round_trip_has_whole_frames(trained):
-  waves = [a_sound(0)['wave'], a_sound(1)['wave'][:700]]
+  waves = [sound(0)['wave'], sound(1)['wave'][:700]]
   codes = trained.encode_payloads('codec', waves)
   assert [len(code) for code in codes] == [3, 2]
   decoded = trained.decode_payloads('codec', codes)
@@ -222,11 +253,15 @@ def test_codec_round_trip_has_whole_frames(trained):
 
 
 def test_loss_is_the_mean_over_examples(trained):
-  few = samples.examples()[:2]
-  both, one, two = trained.loss(few), trained.loss(few[:1]), trained.loss(few[1:])
-  assert set(one) == {'text'} and set(two) == {'text', 'image'}
-  assert min(one['text'], two['text']) < both['text'] < max(one['text'], two['text'])
-  assert both['image'] == pytest.approx(two['image'], rel=1e-4)
+  examples = samples.examples()[:2]
+  both = trained.loss(examples)
+  first = trained.loss(examples[:1])
+  second = trained.loss(examples[1:])
+  assert set(first) == {'text'}
+  assert set(second) == {'text', 'image'}
+  lower, upper = sorted([first['text'], second['text']])
+  assert lower < both['text'] < upper
+  assert both['image'] == pytest.approx(second['image'], rel=1e-4)
 
 
 def test_mistakes_are_refused(trained):

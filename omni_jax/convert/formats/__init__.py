@@ -1,1 +1,1 @@
-"""What a conversion can read; each reader is one file."""
+"""The readers of a conversion, one file per input format."""

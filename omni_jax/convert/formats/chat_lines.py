@@ -1,19 +1,20 @@
-"""JSON lines with media beside them, as an input of a conversion."""
+"""Reads JSON lines whose media are files beside them."""
 
 from collections.abc import Iterator, Sequence
+import functools
 import os
 
 from etils import epath
 
-from omni_jax.convert.formats.reader import Example, Found, refused
+from omni_jax.convert.formats.reader import InputExample, raising, RESUME
 from omni_jax.data.sources.jsonl import index_lines, parse_line, read_beside
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.retry import patiently
-from omni_jax.sequence.example import map_media
+from omni_jax.sequence.example import Example, map_media, Part
 
 
 class JsonLinesReader:
-  """One item a line. A line that is no example is found and refused, not a reason to stop."""
+  """Reads one item per line; a line without a valid example is refused, not fatal."""
 
   chunk = 500
 
@@ -25,43 +26,44 @@ class JsonLinesReader:
   def __len__(self) -> int:
     return len(self._lines_n3)
 
-  def read(self, items: range) -> Iterator[Found]:
+  def read(self, items: range) -> Iterator[InputExample]:
     lines_n3 = self._lines_n3[items.start : items.stop].tolist()
-    for (_, _, number), line in zip(lines_n3, self._texts(lines_n3), strict=True):
+    texts = self._texts(lines_n3)
+    for (_, _, number), text in zip(lines_n3, texts, strict=True):
       name = f'{os.path.basename(self._path)}:{number}'
       try:
-        example = parse_line(line)
+        example = parse_line(text)
       except BadRecord as error:
-        yield Found(name, refused(error))
+        yield InputExample(name, raising(error))
         continue
-      yield Found(
-        example['id'] or name, lambda example=example: self._with_media(example)
-      )
+      make = functools.partial(self._with_media, example)
+      yield InputExample(example['id'] or name, make)
 
   def _texts(self, lines_n3: Sequence[Sequence[int]]) -> list[bytes]:
-    """The lines of one piece, all of them at once: they hold paths, not media."""
+    """Returns all given lines at once: they hold paths of media, not the media."""
 
     def read() -> list[bytes]:
+      texts = []
       with self._path.open('rb') as file:
-        return [
-          file.read(length) for start, length, _ in lines_n3 if file.seek(start) >= 0
-        ]
+        for start, length, _ in lines_n3:
+          file.seek(start)
+          texts.append(file.read(length))
+      return texts
 
     try:
       return patiently(read, self._path)
     except OSError as error:
-      raise UserError(
-        f'{self._path}: cannot be read ({error}): the same command goes on where it stopped'
-      ) from error
+      raise UserError(f'{self._path}: cannot be read ({error}): {RESUME}') from error
 
   def _with_media(self, example: Example) -> Example:
-    def medium(part: Example) -> Example:
+    """Returns the example with the contents of its media files instead of paths."""
+    folder = os.fspath(self._path.parent)
+
+    def medium(part: Part) -> Part:
+      path = part['path']
       try:
-        return {
-          'type': part['type'],
-          'data': read_beside(os.fspath(self._path.parent), part['path']),
-        }
+        return {'type': part['type'], 'data': read_beside(folder, path)}
       except BadRecord as error:
-        raise error.at(part['path']) from error
+        raise error.at(path) from error
 
     return map_media(example, medium)

@@ -1,26 +1,39 @@
-"""Parquet files as the Hugging Face hub writes them, as an input of a conversion."""
+"""Reads Parquet files as the Hugging Face hub writes them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
 import json
 import os
 from typing import Any, NamedTuple
 
-from omni_jax.convert.formats.reader import Example, Found, refused
+from omni_jax.convert.formats.reader import InputExample, raising
 from omni_jax.data.sources.pairs import only_medium_and_text, pair
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.retry import may_pass, patiently
+from omni_jax.sequence.example import Example, Part
+
+DAMAGE = (OSError, ValueError)  # base classes of pyarrow's own errors
 
 
 class Column(NamedTuple):
+  """A column that can be used.
+
+  Attributes:
+    kind: 'text', 'image' or 'audio'.
+    class_names: names of the classes where the column holds class numbers, else empty.
+  """
+
   name: str
-  kind: str  # 'text', 'image', 'audio'
-  names: tuple[str, ...] = ()  # of classes, where the column holds their numbers
+  kind: str
+  class_names: tuple[str, ...] = ()
 
 
 class ParquetReader:
-  """One item a row group of a file. The user shows column `read`, the assistant answers with column `write`.
+  """Reads one item per row group of a file.
 
-  Media are structs with `bytes`, as the `datasets` library stores images and sounds, or binary columns.
+  The user shows the column `read`, the assistant answers with the column `write`. Media
+  are structs with a field `bytes`, as the `datasets` library stores images and sounds,
+  or binary columns.
   """
 
   chunk = 1
@@ -28,68 +41,75 @@ class ParquetReader:
   def __init__(
     self, paths: Sequence[str], *, read: str = '', write: str = '', language: str = ''
   ):
-    self.files, self._language = tuple(paths), language
+    self.files = tuple(paths)
+    self._language = language
+    self._groups: list[tuple[str, int]] = []
     parquet = _library()
-    try:
-      files = [
-        patiently(lambda path=path: parquet.ParquetFile(path), path, passes=_may_pass)
-        for path in paths
-      ]
-    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-      raise UserError(
-        f'{paths[0]}: cannot be read as Parquet ({" ".join(str(error).split())})'
-      ) from error
-    self._groups = [
-      (path, group)
-      for path, file in zip(paths, files, strict=True)
-      for group in range(file.num_row_groups)
-    ]
-    self._read, self._write = _chosen(
-      _columns(files[0].schema_arrow), read, write, paths[0]
-    )
+    schemas = []
+    for path in paths:
+      file = _opened(parquet, path)
+      schemas.append(file.schema_arrow)
+      for group in range(file.num_row_groups):
+        self._groups.append((path, group))
+    columns = _columns(schemas[0])
+    self._read, self._write = _chosen(columns, read, write, paths[0])
 
   def __len__(self) -> int:
     return len(self._groups)
 
-  def read(self, items: range) -> Iterator[Found]:
+  def read(self, items: range) -> Iterator[InputExample]:
     parquet = _library()
     for path, group in self._groups[items.start : items.stop]:
       base = os.path.basename(path).removesuffix('.parquet')
+      read_rows = functools.partial(self._rows, parquet, path, group)
       try:
-        rows = patiently(
-          lambda path=path, group=group: self._rows(parquet, path, group),
-          path,
-          passes=_may_pass,
-        )
-      except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        yield Found(
-          f'{base}/{group}',
-          refused(
-            BadRecord(f'row group cannot be read ({" ".join(str(error).split())})')
-          ),
-        )
+        rows = patiently(read_rows, path, passes=_may_pass)
+      except DAMAGE as error:
+        bad = BadRecord(f'row group cannot be read ({_one_line(error)})')
+        yield InputExample(f'{base}/{group}', raising(bad))
         continue
       for number, row in enumerate(rows):
-        yield Found(f'{base}/{group}/{number}', lambda row=row: self._example(row))
+        make = functools.partial(self._example, row)
+        yield InputExample(f'{base}/{group}/{number}', make)
 
   def _rows(self, parquet: Any, path: str, group: int) -> list[dict[str, Any]]:
+    names = [self._read.name, self._write.name]
     with parquet.ParquetFile(path) as file:
-      return file.read_row_group(
-        group, columns=[self._read.name, self._write.name]
-      ).to_pylist()
+      return file.read_row_group(group, columns=names).to_pylist()
 
   def _example(self, row: Mapping[str, Any]) -> Example:
-    return pair([_part(self._read, row)], _part(self._write, row), self._language)
+    shown = _part(self._read, row)
+    answer = _part(self._write, row)
+    return pair([shown], answer, self._language)
+
+
+def _opened(parquet: Any, path: str) -> Any:
+  """Returns the `pyarrow.parquet.ParquetFile` of a path."""
+  try:
+    return patiently(
+      functools.partial(parquet.ParquetFile, path), path, passes=_may_pass
+    )
+  except DAMAGE as error:
+    raise UserError(
+      f'{path}: cannot be read as Parquet ({_one_line(error)})'
+    ) from error
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())
 
 
 def _may_pass(error: Exception) -> bool:
-  """pyarrow calls damage an OSError, too, but one without a number."""
+  """Whether another attempt may succeed; pyarrow reports damage as an OSError, too.
+
+  Errors about damage have no `errno`.
+  """
   return may_pass(error) and error.errno is not None
 
 
 def _library() -> Any:
   try:
-    import pyarrow.parquet  # only for those who read it: extra [parquet]
+    import pyarrow.parquet  # an optional dependency: extra [parquet]
   except ImportError as error:
     raise UserError(
       "Parquet files need the package 'pyarrow': pip install 'omni_jax[parquet]'"
@@ -98,59 +118,78 @@ def _library() -> Any:
 
 
 def _columns(schema: Any) -> dict[str, Column]:
-  """What can be used: by the column's type, and for numbers of classes by the note that `datasets` leaves."""
-  import pyarrow
+  """Returns the columns of a `pyarrow.Schema` that can be used, by name.
 
-  notes = (
-    json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-    .get('info', {})
-    .get('features', {})
-  )
-  found = {}
+  `datasets` notes in the metadata which columns hold class numbers, images or sounds.
+  """
+  metadata = schema.metadata or {}
+  notes = json.loads(metadata.get(b'huggingface', b'{}'))
+  features = notes.get('info', {}).get('features', {})
+  columns = {}
   for field in schema:
-    note = notes.get(field.name) or {}
-    kind = str(note.get('_type', '')) if isinstance(note, dict) else ''
-    if pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type):
-      found[field.name] = Column(field.name, 'text')
-    elif pyarrow.types.is_integer(field.type) and kind == 'ClassLabel':
-      found[field.name] = Column(field.name, 'text', tuple(note['names']))
-    elif pyarrow.types.is_binary(field.type) or (
-      pyarrow.types.is_struct(field.type) and field.type.get_field_index('bytes') >= 0
-    ):
-      known = (
-        'audio' if kind == 'Audio' or (not kind and 'audio' in field.name) else 'image'
-      )
-      found[field.name] = Column(field.name, known)
-  return found
+    feature = features.get(field.name)
+    if not isinstance(feature, dict):
+      feature = {}
+    column = _column(field, feature)
+    if column is not None:
+      columns[field.name] = column
+  return columns
+
+
+def _column(field: Any, feature: Mapping[str, Any]) -> Column | None:
+  """Returns the column of a `pyarrow.Field`, or None if it cannot be used.
+
+  Args:
+    feature: the note of `datasets` about the column; empty where there is none.
+  """
+  from pyarrow import types
+
+  noted = str(feature.get('_type', ''))
+  if types.is_string(field.type) or types.is_large_string(field.type):
+    return Column(field.name, 'text')
+  if types.is_integer(field.type) and noted == 'ClassLabel':
+    return Column(field.name, 'text', tuple(feature['names']))
+  has_bytes = types.is_struct(field.type) and field.type.get_field_index('bytes') >= 0
+  if not has_bytes and not types.is_binary(field.type):
+    return None
+  named_audio = not noted and 'audio' in field.name
+  is_audio = noted == 'Audio' or named_audio
+  return Column(field.name, 'audio' if is_audio else 'image')
 
 
 def _chosen(
   columns: Mapping[str, Column], read: str, write: str, path: str
 ) -> tuple[Column, Column]:
-  medium, text = only_medium_and_text(
-    {name: column.kind for name, column in columns.items()}
-  )
-  read, write = read or medium, write or text
+  """Returns the columns of the prompt and of the answer."""
+  kinds = {name: column.kind for name, column in columns.items()}
+  medium, text = only_medium_and_text(kinds)
+  read = read or medium
+  write = write or text
   if read not in columns or write not in columns:
-    known = (
-      ', '.join(f'{column.name} ({column.kind})' for column in columns.values())
-      or 'nothing that can be used'
-    )
+    known = ', '.join(f'{name} ({kind})' for name, kind in kinds.items())
     raise UserError(
-      f'{path} has {known}: name the prompt by --read, the answer by --write (now {read!r}, {write!r})'
+      f'{path} has {known or "no column that can be used"}: name the prompt by --read, '
+      f'the answer by --write (now {read!r}, {write!r})'
     )
   return columns[read], columns[write]
 
 
-def _part(column: Column, row: Mapping[str, Any]) -> Example:
+def _part(column: Column, row: Mapping[str, Any]) -> Part:
+  """Returns the value of a column as a part of an example."""
   value = row[column.name]
   if column.kind == 'text':
-    if column.names and isinstance(value, int) and 0 <= value < len(column.names):
-      value = column.names[value]
-    if not isinstance(value, str):
-      raise BadRecord(f'column {column.name!r} holds {value!r}, not a text')
-    return {'type': 'text', 'text': value}
+    return {'type': 'text', 'text': _text(column, value)}
   data = value.get('bytes') if isinstance(value, dict) else value
   if not isinstance(data, bytes):
     raise BadRecord(f'column {column.name!r} holds no bytes of a medium')
   return {'type': column.kind, 'data': data}
+
+
+def _text(column: Column, value: Any) -> str:
+  """Returns a text, or the name of a class for its number."""
+  names = column.class_names
+  if names and isinstance(value, int) and 0 <= value < len(names):
+    value = names[value]
+  if not isinstance(value, str):
+    raise BadRecord(f'column {column.name!r} holds {value!r}, not a text')
+  return value

@@ -1,54 +1,65 @@
-"""What all readers of a conversion have in common: pieces of input that workers read side by side."""
+"""The interface of all input readers, and which medium a file name stands for."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from omni_jax.data.sources.pairs import pair
 from omni_jax.errors import BadRecord
+from omni_jax.sequence.example import Example, MEDIA, Part
 
-Example = dict[str, Any]
-IMAGES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')
-SOUNDS = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
-VIDEOS = (
-  '.mp4',
-  '.webm',
-  '.mkv',
-  '.mov',
-  '.avi',
-)  # there is no reading of them yet: refused by name, not passed over
-# By the end of a name.
-KIND = {
-  **dict.fromkeys(IMAGES, 'image'),
-  **dict.fromkeys(SOUNDS, 'audio'),
-  **dict.fromkeys(VIDEOS, 'video'),
-}
+# Videos cannot be read yet: they are refused by name instead of being ignored silently.
+VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv', '.mov', '.avi')
+
+# The end of an error message about a conversion that can be resumed.
+RESUME = 'run the same command again to resume'
 
 
-class Found(NamedTuple):
-  """One example of the input, not yet read."""
+def _media_by_suffix() -> dict[str, str]:
+  """Returns suffix of a file name -> type of the part that holds the file."""
+  media: dict[str, str] = {}
+  for name, host in MEDIA.items():
+    media.update(dict.fromkeys(host.suffixes, name))
+  media.update(dict.fromkeys(VIDEO_SUFFIXES, 'video'))
+  return media
+
+
+MEDIUM_OF_SUFFIX = _media_by_suffix()
+
+
+class InputExample(NamedTuple):
+  """One example of the input that has not been read yet.
+
+  Attributes:
+    id: id of the example in the output.
+    make: returns the example, its media as bytes under 'data'; raises BadRecord.
+  """
 
   id: str
-  make: Callable[
-    [], Example
-  ]  # the example, its media as bytes under 'data'; raises BadRecord
+  make: Callable[[], Example]
 
 
 @runtime_checkable
 class Reader(Protocol):
-  """An input as `len` items in fixed order. May be pickled; `read` of the same items finds the same examples."""
+  """An input of `len(reader)` items in a fixed order.
 
-  chunk: int  # items that one worker takes at a time
-  files: Sequence[
-    str
-  ]  # that are read: when one changes, a conversion cannot go on where it stopped
+  A reader may be pickled, and reading the same items again yields the same examples.
+
+  Attributes:
+    chunk: number of items that a worker reads at a time.
+    files: paths of the input files; a conversion cannot be resumed once one of them
+      has changed.
+  """
+
+  chunk: int
+  files: Sequence[str]
 
   def __len__(self) -> int: ...
 
-  def read(self, items: range) -> Iterator[Found]: ...
+  def read(self, items: range) -> Iterator[InputExample]: ...
 
 
-def refused(error: BadRecord) -> Callable[[], Example]:
-  """What `Found.make` is where already finding the example has failed."""
+def raising(error: BadRecord) -> Callable[[], Example]:
+  """Returns the `InputExample.make` of an example that could not even be located."""
 
   def make() -> Example:
     raise error
@@ -56,8 +67,11 @@ def refused(error: BadRecord) -> Callable[[], Example]:
   return make
 
 
-def captioned(media: Sequence[Example], text: str, language: str = '') -> Example:
-  """Media that a user shows and text that the assistant answers; without text a plain example, for pre-training."""
+def captioned(media: Sequence[Part], text: str, language: str = '') -> Example:
+  """Returns a chat in which the user shows media and the assistant answers with text.
+
+  Without text it is a plain example, for pre-training.
+  """
   if not text:
     return {'content': list(media)}
   return pair(media, {'type': 'text', 'text': text}, language)

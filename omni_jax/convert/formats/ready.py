@@ -1,8 +1,9 @@
-"""A ready set by its name, as an input of a conversion."""
+"""Reads a ready set by its name."""
 
 from collections.abc import Iterator
+import functools
 
-from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.formats.reader import InputExample
 from omni_jax.data.sources.ready.ready_set import Asked
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.errors import UserError
@@ -10,7 +11,13 @@ from omni_jax.modalities.hosts import Hosts
 
 
 class ReadyReader:
-  """One item an example of a split; read, write and language as in a run's config."""
+  """Reads one item per example of a split.
+
+  Args:
+    root: folder that holds the folder of the set.
+    read, write: `config.data.read` and `config.data.write` of a run.
+    language: languages of the set, separated by commas; all where it is empty.
+  """
 
   chunk = 500
 
@@ -24,23 +31,26 @@ class ReadyReader:
     write: str = '',
     language: str = '',
   ):
-    said = f'--input={name}:{split}'
+    input_flag = f'--input={name}:{split}'
+    ready_set = READY[name]
     if not root:
       raise UserError(
-        f'{said}: give the folder that holds {READY[name].FOLDER}/, --root=DIR'
+        f'{input_flag}: give the folder that holds {ready_set.FOLDER}/, --root=DIR'
       )
     try:
-      languages = tuple(filter(None, language.split(',')))
-      self._examples = READY[name](
-        root, Asked(split, write, read, languages), Hosts.lenient()
-      )
-    except UserError as error:  # what is a key of a run's config is a flag here
-      raise UserError(f'{said}: {error}'.replace('config.data.', '--')) from error
+      languages = tuple(code for code in language.split(',') if code)
+      choice = Asked(split, write, read, languages)
+      self._examples = ready_set(root, choice, Hosts.lenient())
+    except UserError as error:
+      # The keys of a run's config are flags of this command.
+      message = f'{input_flag}: {error}'.replace('config.data.', '--')
+      raise UserError(message) from error
     self.files = tuple(self._examples.files)
 
   def __len__(self) -> int:
     return len(self._examples)
 
-  def read(self, items: range) -> Iterator[Found]:
+  def read(self, items: range) -> Iterator[InputExample]:
     for k in items:
-      yield Found(self._examples.encoded(k)['id'], lambda k=k: self._examples.stored(k))
+      example_id = self._examples.encoded(k)['id']
+      yield InputExample(example_id, functools.partial(self._examples.stored, k))

@@ -1,6 +1,7 @@
-"""Tar files of samples (the form of WebDataset), as an input of a conversion. Nothing is unpacked, nothing is run."""
+"""Reads tar files of samples (the WebDataset format) without unpacking them to disk."""
 
 from collections.abc import Iterator, Sequence
+import functools
 import itertools
 import json
 import os
@@ -8,31 +9,53 @@ import pathlib
 import tarfile
 from typing import NamedTuple
 
-from omni_jax.convert.formats.reader import captioned, Example, Found, KIND, refused
+from omni_jax.convert.formats.reader import (
+  captioned,
+  InputExample,
+  MEDIUM_OF_SUFFIX,
+  raising,
+)
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.files import MAX_BYTES
 from omni_jax.retry import PatientFile
-from omni_jax.sequence.example import check_example, map_media
+from omni_jax.sequence.example import check_example, Example, map_media, Part
 
-TEXTS = ('.txt', '.cls')
+CHAT_SUFFIX = '.json'
+TEXT_SUFFIXES = ('.txt', '.cls')
+USED_SUFFIXES = {*MEDIUM_OF_SUFFIX, *TEXT_SUFFIXES, CHAT_SUFFIX}
 DAMAGE = (tarfile.TarError, OSError, EOFError)  # also what gzip, bz2 and lzma raise
 
 
 class Member(NamedTuple):
+  """A file inside an archive.
+
+  Attributes:
+    data: its contents; empty if it cannot be used.
+    problem: why it cannot be used, or ''.
+  """
+
   name: str
   data: bytes
-  problem: str = ''  # why it cannot be used
+  problem: str = ''
+
+  @property
+  def suffix(self) -> str:
+    return pathlib.PurePosixPath(self.name).suffix.lower()
 
 
 class TarReader:
-  """One item a tar file (also .tar.gz, .bz2, .xz). Files of one sample follow each other and are called alike up to the
-  first dot: `000.png 000.txt`, or `000.json` with an example in the chat form whose paths are names of the others.
+  """Reads one item per tar file (also .tar.gz, .tar.bz2, .tar.xz).
+
+  The files of a sample follow each other, and their names agree up to the first dot:
+  `000.png 000.txt`, or `000.json` with an example in the chat form whose paths are
+  names of the other files.
   """
 
   chunk = 1
 
   def __init__(self, paths: Sequence[str], *, language: str = ''):
-    self.files, self._language = tuple(paths), language
+    self.files = tuple(paths)
+    self._language = language
     for path in paths:
       try:
         with PatientFile(path) as file, tarfile.open(fileobj=file, mode='r|*'):
@@ -43,69 +66,79 @@ class TarReader:
   def __len__(self) -> int:
     return len(self.files)
 
-  def read(self, items: range) -> Iterator[Found]:
+  def read(self, items: range) -> Iterator[InputExample]:
     for path in self.files[items.start : items.stop]:
       base = os.path.basename(path).split('.')[0]
-      for key, members in itertools.groupby(_members(path), key=_key):
+      for key, members in itertools.groupby(_members(path), key=_sample_name):
         sample = list(members)
-        problem = next((member.problem for member in sample if member.problem), '')
-        if problem:
-          yield Found(f'{base}/{key}', refused(BadRecord(problem)))
-        elif any(_end(member) in (*KIND, *TEXTS, '.json') for member in sample):
-          yield Found(f'{base}/{key}', lambda sample=sample: self._example(sample))
+        example_id = f'{base}/{key}'
+        problems = [member.problem for member in sample if member.problem]
+        if problems:
+          yield InputExample(example_id, raising(BadRecord(problems[0])))
+        elif any(member.suffix in USED_SUFFIXES for member in sample):
+          yield InputExample(example_id, functools.partial(self._example, sample))
 
   def _example(self, sample: list[Member]) -> Example:
-    files = {os.path.basename(member.name): member.data for member in sample}
-    chat = next((member for member in sample if _end(member) == '.json'), None)
-    if chat is not None:
-      return _chat(chat, files)
-    media = [
-      {'type': KIND[_end(member)], 'data': member.data}
-      for member in sample
-      if _end(member) in KIND
-    ]
-    texts = [_text(member) for member in sample if _end(member) in TEXTS]
+    chats = [member for member in sample if member.suffix == CHAT_SUFFIX]
+    if chats:
+      files = {os.path.basename(member.name): member.data for member in sample}
+      return _chat(chats[0], files)
+    media = []
+    texts = []
+    for member in sample:
+      if member.suffix in MEDIUM_OF_SUFFIX:
+        kind = MEDIUM_OF_SUFFIX[member.suffix]
+        media.append({'type': kind, 'data': member.data})
+      elif member.suffix in TEXT_SUFFIXES:
+        texts.append(_text(member))
     if not media:
       return {'content': [{'type': 'text', 'text': text} for text in texts]}
     return captioned(media, '\n'.join(texts), self._language)
 
 
 def _chat(chat: Member, files: dict[str, bytes]) -> Example:
+  """Returns the example of a .json file.
+
+  Args:
+    files: contents of the files of the sample, by name.
+  """
   try:
     example = check_example(json.loads(_text(chat)), 'path')
+  except BadRecord:
+    raise
   except ValueError as error:
-    if isinstance(error, BadRecord):
-      raise
     raise BadRecord(f'{chat.name}: not usable JSON ({error})') from error
 
-  def medium(part: Example) -> Example:
-    if part['path'] not in files:
-      raise BadRecord(
-        f'{part["path"]}: not in the sample, which has {", ".join(sorted(files))}'
-      )
-    return {'type': part['type'], 'data': files[part['path']]}
+  def medium(part: Part) -> Part:
+    path = part['path']
+    if path not in files:
+      names = ', '.join(sorted(files))
+      raise BadRecord(f'{path}: not in the sample, which has {names}')
+    return {'type': part['type'], 'data': files[path]}
 
   return map_media(example, medium)
 
 
 def _members(path: str) -> Iterator[Member]:
-  """Regular files, read from front to back; what is too large is not read, a damaged archive ends with a problem."""
+  """Yields the files of an archive from front to back.
+
+  Files that are too large are not read. A damaged archive ends with a problem.
+  """
   try:
-    with (
-      PatientFile(path) as opened,
-      tarfile.open(fileobj=opened, mode='r|*') as archive,
-    ):
+    with PatientFile(path) as file, tarfile.open(fileobj=file, mode='r|*') as archive:
       for info in archive:
         if info.isdir():
           continue
         problem = _problem(info)
-        file = None if problem else archive.extractfile(info)
-        yield Member(info.name, file.read() if file else b'', problem)
+        content = None if problem else archive.extractfile(info)
+        data = content.read() if content else b''
+        yield Member(info.name, data, problem)
   except DAMAGE as error:
     yield Member('(damaged)', b'', f'the archive cannot be read further ({error})')
 
 
 def _problem(info: tarfile.TarInfo) -> str:
+  """Returns why a file of an archive cannot be used, or ''."""
   parts = pathlib.PurePosixPath(info.name).parts
   if info.name.startswith('/') or '..' in parts:
     return f'{info.name}: a path that leaves the archive'
@@ -116,13 +149,10 @@ def _problem(info: tarfile.TarInfo) -> str:
   return ''
 
 
-def _key(member: Member) -> str:
+def _sample_name(member: Member) -> str:
+  """Returns the name of the sample: the path up to the first dot of the file name."""
   path = pathlib.PurePosixPath(member.name)
   return str(path.with_name(path.name.split('.')[0] or path.name))
-
-
-def _end(member: Member) -> str:
-  return pathlib.PurePosixPath(member.name).suffix.lower()
 
 
 def _text(member: Member) -> str:

@@ -1,17 +1,23 @@
-"""A set of TensorFlow Datasets by name, as an input of a conversion."""
+"""Reads a set of TensorFlow Datasets by its name."""
 
 from collections.abc import Iterator
+import functools
 from types import SimpleNamespace
 from typing import Any
 
-from omni_jax.convert.formats.reader import Found
+from omni_jax.convert.formats.reader import InputExample
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts
 
 
 class TfdsReader:
-  """One item a record of `NAME/SPLIT`; which feature is shown and which answered as in `configs/tfds.py`."""
+  """Reads one item per record of a split.
+
+  Args:
+    name: NAME or NAME/SPLIT; the split is `train` by default.
+    root, rate, read, write, language: as under `config.data` in `configs/tfds.py`.
+  """
 
   chunk = 500
 
@@ -39,19 +45,18 @@ class TfdsReader:
     self._open()
 
   def _open(self) -> None:
+    config = SimpleNamespace(**self._config)
     try:
-      self._examples = open_tfds(
-        SimpleNamespace(**self._config), Hosts.lenient(), self._split or 'train'
-      )
-    except UserError as error:  # what is a key of a run's config is a flag here
-      raise UserError(
-        f'--input=tfds:{self._name}/{self._split}: {error}'.replace('config.data.', '')
-      ) from error
+      self._examples = open_tfds(config, Hosts.lenient(), self._split or 'train')
+    except UserError as error:
+      # The keys of a run's config are flags of this command.
+      text = str(error).replace('config.data.', '')
+      raise UserError(f'--input=tfds:{self._name}/{self._split}: {text}') from error
 
   def __getstate__(self) -> dict[str, Any]:
-    return {
-      key: value for key, value in self.__dict__.items() if key != '_examples'
-    }  # open files do not pickle
+    state = dict(self.__dict__)
+    state.pop('_examples', None)  # open files cannot be pickled
+    return state
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -60,6 +65,7 @@ class TfdsReader:
   def __len__(self) -> int:
     return len(self._examples)
 
-  def read(self, items: range) -> Iterator[Found]:
+  def read(self, items: range) -> Iterator[InputExample]:
     for k in items:
-      yield Found(f'{self._examples.path}:{k}', lambda k=k: self._examples.stored(k))
+      make = functools.partial(self._examples.stored, k)
+      yield InputExample(f'{self._examples.path}:{k}', make)

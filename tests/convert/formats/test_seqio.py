@@ -1,4 +1,7 @@
-"""SeqIO tasks as an input, against a stand-in with SeqIO's interface; the real package brings TensorFlow (2 GB)."""
+"""Tests the reader of SeqIO tasks against a stand-in with SeqIO's interface.
+
+The real package would bring TensorFlow (2 GB).
+"""
 
 import sys
 from types import SimpleNamespace
@@ -11,21 +14,25 @@ from omni_jax.errors import BadRecord, UserError
 
 
 class Vocabulary:
+  """Takes ids for the code points of characters."""
+
   def decode(self, ids):
     return ''.join(map(chr, ids))
 
 
 class Task:
-  """As much of `seqio.Task` as is used, with its signatures."""
+  """The part of `seqio.Task` that the reader uses, with the same signatures."""
 
   def __init__(self, rows):
-    self._rows, self.splits = rows, {'train', 'test'}
-    self.output_features = {
-      name: SimpleNamespace(vocabulary=Vocabulary()) for name in ('inputs', 'targets')
-    }
+    self._rows = rows
+    self.splits = {'train', 'test'}
+    feature = SimpleNamespace(vocabulary=Vocabulary())
+    self.output_features = {'inputs': feature, 'targets': feature}
 
   def get_dataset(self, sequence_length=None, split='train', shuffle=True):
-    assert not shuffle and sequence_length is None and split in self.splits
+    assert not shuffle
+    assert sequence_length is None
+    assert split in self.splits
     return SimpleNamespace(as_numpy_iterator=lambda: iter(self._rows))
 
 
@@ -49,28 +56,25 @@ def seqio(monkeypatch):
       raise ValueError(f'No Task or Mixture found with name: {name}')
     return Task(ROWS)
 
-  monkeypatch.setitem(
-    sys.modules, 'seqio', SimpleNamespace(get_mixture_or_task=get_mixture_or_task)
-  )
+  module = SimpleNamespace(get_mixture_or_task=get_mixture_or_task)
+  monkeypatch.setitem(sys.modules, 'seqio', module)
 
 
-def test_inputs_are_shown_and_targets_answered(seqio):
+def test_the_user_shows_inputs_and_the_assistant_answers_targets(seqio):
   reader = SeqioReader('mine/test', language='en')
-  found = list(reader.read(range(len(reader))))
-  assert [one.id for one in found] == [f'mine/test:{n}' for n in range(4)]
-  user, assistant = found[0].make()['messages']
-  assert (
-    user['content'][0]['text'] == 'hi'
-    and assistant['content'][0]['text'] == 'a'
-    and assistant['language'] == 'en'
-  )
-  assert found[1].make()['messages'][0]['content'][0]['text'] == 'what?'
-  assert found[2].make() == {'content': [{'type': 'text', 'text': 'bc'}]}
+  examples = list(reader.read(range(len(reader))))
+  assert [example.id for example in examples] == [f'mine/test:{n}' for n in range(4)]
+  user, assistant = examples[0].make()['messages']
+  assert user['content'][0]['text'] == 'hi'
+  assert assistant['content'][0]['text'] == 'a'
+  assert assistant['language'] == 'en'
+  assert examples[1].make()['messages'][0]['content'][0]['text'] == 'what?'
+  assert examples[2].make() == {'content': [{'type': 'text', 'text': 'bc'}]}
   with pytest.raises(BadRecord, match='has no targets, but other'):
-    found[3].make()
+    examples[3].make()
 
 
-def test_mistakes_are_named(seqio, monkeypatch):
+def test_mistakes_are_reported(seqio, monkeypatch):
   with pytest.raises(UserError, match="knows no task or mixture 'his'"):
     SeqioReader('his/test')
   with pytest.raises(UserError, match="no split 'dev'; there are test, train"):
