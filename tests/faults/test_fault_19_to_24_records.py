@@ -77,7 +77,7 @@ def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
   batches = loader(JsonLines(lines(tmp_path, media), HOSTS))
   with pytest.raises(
     UserError,
-    match=r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; mend the data',
+    match=r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; fix the data',
   ):
     for _ in range(30):
       next(batches)
@@ -102,7 +102,7 @@ def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_na
       next(batches)
   said, *groups = (
     str(raised.value)
-    .removesuffix('; mend the data')
+    .removesuffix('; fix the data')
     .replace(' are bad: ', '; ')
     .split('; ')
   )
@@ -239,7 +239,7 @@ class Hangs(list):
   'kind, said, timeout',
   [
     (Dies, 'a data worker has died', 120.0),
-    (Hangs, 'has made nothing for 3 s: it hangs', 3.0),
+    (Hangs, 'has returned nothing for 3 s: it hangs', 3.0),
   ],
   ids=['dies', 'hangs'],
 )
