@@ -147,8 +147,8 @@ class DigitExamples(Sequence):
     self._seed = seed
     self._length = length
     self._names = tuple(recipes)
-    self._p = np.array([recipes[name] for name in self._names], np.float64)
-    self._p /= self._p.sum()
+    weights = np.array(list(recipes.values()), np.float64)
+    self._p = weights / weights.sum()
     self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
     self._takes = _takes_by_voice(digits.train_clips)
     self._voices = tuple(self._takes)
@@ -245,12 +245,14 @@ def _write(scene: _Scene, source: str) -> dict[str, Any]:
   # Speech is mostly transcribed in its own language; text is always translated.
   if source == 'speech' and scene.rng.random() < OWN_LANGUAGE:
     scene.other = scene.language
-  return {'task': 'write', 'language': scene.other, 'content': [_text(scene.word)]}
+  content = [_text(scene.word)]
+  return {'task': 'write', 'language': scene.other, 'content': content}
 
 
 def _draw(scene: _Scene, source: str) -> dict[str, Any]:
   del source
-  return {'task': 'draw', 'language': scene.other, 'content': [scene.draw()]}
+  content = [scene.draw()]
+  return {'task': 'draw', 'language': scene.other, 'content': content}
 
 
 def _speak(scene: _Scene, source: str) -> dict[str, Any]:

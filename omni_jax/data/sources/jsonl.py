@@ -203,7 +203,8 @@ def read_beside(folder: str, path: str) -> bytes:
   file = os.path.join(folder, path)
   if _has_link(folder, path):
     root = os.path.realpath(folder)
-    if os.path.commonpath([root, os.path.realpath(file)]) != root:
+    target = os.path.realpath(file)
+    if os.path.commonpath([root, target]) != root:
       raise BadRecord('is a link that leaves the folder of the JSON lines file')
   return read_media(file)
 

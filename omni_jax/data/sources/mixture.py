@@ -262,9 +262,10 @@ def mixture_of(
   """
   sources: dict[str, Sequence[Example]] = {}
   drawings: dict[str, Drawing] = {}
+  fields = [field.name for field in dataclasses.fields(Drawing)]
   for name in sorted(config.sources):
     part = part_of(config, name)
-    drawing = {field.name: part[field.name] for field in dataclasses.fields(Drawing)}
+    drawing = {field: part[field] for field in fields}
     try:
       drawings[name] = Drawing(**drawing)
       sources[name] = open_source(part)

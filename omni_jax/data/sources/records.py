@@ -128,7 +128,8 @@ def _decoded(part: Part, hosts: Hosts) -> Part:
   host = hosts[kind]
   if 'codes' in part and host.stored:
     _, codes = host.stored[0]
-    (pieces_M,) = host.pieces(Span(kind, payload=decoded[host.key]))
+    span = Span(kind, payload=decoded[host.key])
+    (pieces_M,) = host.pieces(span)
     decoded['code'] = _code_of(part['codes'], len(pieces_M), codes.shape)
   return decoded
 

@@ -231,8 +231,9 @@ def _source_numbers(
       count = min(count, sources)
     if not writes_text:
       count = min(count, MOST_HELD_OUT)
-  rounds = [rng.permutation(sources) for _ in range(math.ceil(count / sources))]
-  return np.concatenate(rounds)[:count]
+  rounds = math.ceil(count / sources)
+  permutations = [rng.permutation(sources) for _ in range(rounds)]
+  return np.concatenate(permutations)[:count]
 
 
 def _examples(

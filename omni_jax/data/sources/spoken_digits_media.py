@@ -97,7 +97,8 @@ def write_speech(
           unreadable += 1
           continue
         (output / 'speech' / file).write_bytes(data)
-        clip = Item((int(row['digit']),), f'speech/{file}', row['speaker'])
+        digit = int(row['digit'])
+        clip = Item((digit,), f'speech/{file}', row['speaker'])
         clips[_split_of(row)].append(clip)
   except DAMAGE as error:
     raise _unusable(error, f'{source}/recordings.zip and index.csv') from error

@@ -94,7 +94,9 @@ class TfdsExamples(Stored):
     Nothing is read.
     """
     id = f'{self.path}:{operator.index(index)}'
-    return self._example(id, {'type': self._read.kind}, {'type': self._write.kind})
+    shown = {'type': self._read.kind}
+    answer = {'type': self._write.kind}
+    return self._example(id, shown, answer)
 
   def _example(self, id: str, shown: dict[str, Any], answer: dict[str, Any]) -> Example:
     return {'id': id, **pair([shown], answer, self._language)}
@@ -218,7 +220,8 @@ def _field(tfds: Any, name: str, feature: Any, config: Any) -> Field | None:
   kinds = tfds.features
   if isinstance(feature, kinds.Image):
     return Field(name, 'image', _image_part)
-  is_wave = type(feature) is kinds.Tensor and tuple(feature.shape) == (None,)
+  is_tensor = type(feature) is kinds.Tensor
+  is_wave = is_tensor and tuple(feature.shape) == (None,)
   if is_wave or isinstance(feature, kinds.Audio):
     rate = _rate(feature, config)
     return Field(name, 'audio', functools.partial(_audio_part, rate=rate))

@@ -49,5 +49,6 @@ class WithoutVoice(Sequence):
 
 def _voices(example: Example) -> set[str]:
   heard = {part.get('voice', '') for part in parts_of(example)}
-  speaking = {message.get('voice', '') for message in example.get('messages', [])}
+  messages = example.get('messages', [])
+  speaking = {message.get('voice', '') for message in messages}
   return heard | speaking

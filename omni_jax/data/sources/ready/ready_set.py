@@ -100,7 +100,8 @@ class ReadySet(Stored):
     self.asked = asked._replace(write=write, languages=languages)
     self._check('split', self.SPLITS, [asked.split])
     self._check('write', self.WRITES, [write])
-    self._check('read', self.READS, [asked.read] if asked.read else [])
+    if asked.read:
+      self._check('read', self.READS, [asked.read])
     self._check('language', self.LANGUAGES, languages)
     self.path = f'{self.NAME}/{asked.split}'
     self._archives: dict[str, Archive] = {}

@@ -78,7 +78,8 @@ class Text20(ReadySet):
         f'{len(lines)} lines beside {len(sources)} of {source_file}',
       )
     rows: list[_Row] = []
-    for number, (text, source) in enumerate(zip(lines, sources, strict=True), start=1):
+    pairs = zip(lines, sources, strict=True)
+    for number, (text, source) in enumerate(pairs, start=1):
       missing = not text or (self.asked.read and not source)
       if not missing and not self._too_long(text, source):
         rows.append(_Row(language, number, text, source))
