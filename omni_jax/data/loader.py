@@ -1,7 +1,8 @@
-"""Examples -> packed batches through Grain, with an iterator state of bytes that resumes exactly.
+"""Loads examples in packed batches through Grain, and resumes exactly.
 
-The rows of a batch are cut into lanes, each with a packer and an even share of the order of its own. A process makes
-some of the lanes: whatever the number of processes and of workers, the global batches are the same.
+The rows of a batch are cut into lanes. Each lane has a packer of its own and takes
+every N-th example of the order, where N is the number of lanes. A process fills some of
+the lanes, so the global batches are the same for any number of processes and workers.
 """
 
 import collections
@@ -23,75 +24,91 @@ from omni_jax.sequence.example import Example
 from omni_jax.sequence.pack import check_budget, concatenated, Laid, Packer
 from omni_jax.types import Batch, RowBudget
 
-WAITING = (
-  24  # examples that may wait for a later batch before the present one is called full
-)
+# Number of examples that may wait for a later batch before the current one is full.
+WAITING = 24
 DEFAULT = LoaderConfig()
-BAD_SHARE = 0.01  # more bad records than this stop the run
+BAD_SHARE = 0.01  # a larger share of bad records stops the run
 
 
 def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
-  """How many lanes the rows of a batch are cut into, where `count` processes make them.
+  """Returns the number of lanes that the rows of a batch are cut into.
+
+  Args:
+    rows: number of rows of the global batch.
+    config: its `lanes` is the number of lanes; 0 means one lane per process.
+    count: number of processes that share the lanes.
 
   Raises:
-    UserError: if rows do not divide by lanes, or lanes by processes.
+    UserError: if the lanes do not divide the rows, or the processes the lanes.
   """
   lanes = config.lanes or count
   if rows % lanes or lanes % count:
+    nearest = math.gcd(rows, lanes) // count * count or count
     raise UserError(
-      f'config.loader.lanes={lanes}: {rows} rows are cut into as many lanes, and the lanes '
-      f'shared by {count} processes; nearest: {math.gcd(rows, lanes) // count * count or count}'
+      f'config.loader.lanes={lanes} must divide the {rows} rows of a batch and be a '
+      f'multiple of the number of processes, {count}; nearest: {nearest}'
     )
   return lanes
 
 
 class Shuffled:
-  """A range of numbers endlessly, in every pass in a new order; Grain's shuffle, without its layers around it."""
+  """An endless sequence over a range of numbers, shuffled anew in every epoch.
+
+  It gives the order of Grain's shuffle without the layers that Grain puts around it.
+  """
 
   def __init__(self, start: int, count: int, seed: int):
-    self._start, self._count = start, count
-    self._seed = int(
-      np.random.SeedSequence([seed, 1]).generate_state(1)[0]
-    )  # as Grain derives it
+    self._start = start
+    self._count = count
+    # Grain derives the seed of its shuffle in the same way.
+    sequence = np.random.SeedSequence([seed, 1])
+    self._seed = int(sequence.generate_state(1)[0])
 
   def __getitem__(self, number: int) -> int:
-    turn, at = divmod(number, self._count)
-    return self._start + index_shuffle(
-      at, max_index=self._count - 1, seed=(self._seed + turn) % 2**32, rounds=4
-    )
+    epoch, index = divmod(number, self._count)
+    seed = (self._seed + epoch) % 2**32
+    shuffled = index_shuffle(index, max_index=self._count - 1, seed=seed, rounds=4)
+    return self._start + shuffled
 
 
 class Order:
-  """The endless order of a mixture's examples: its shares, and in every pass over a source a new order of it.
+  """The endless order of a mixture's examples.
 
-  It depends on the seed and on the sizes and weights of the sources only.
+  Sources are drawn by their shares, and each epoch of a source has a new order. It
+  depends only on the seed and on the sizes and weights of the sources.
   """
 
   def __init__(self, mixture: Mixture, seed: int):
     self._schedule = Schedule(mixture.shares(), mixture.uses())
-    self._plain = mixture.uses() == [ENDLESS]
-    self._sources = [
-      Shuffled(start, len(source), seed + k)
-      for k, (start, source) in enumerate(
-        zip(mixture.starts, mixture.sources, strict=True)
-      )
-    ]
+    self._single = mixture.uses() == [ENDLESS]
+    self._sources: list[Shuffled] = []
+    for start, source in zip(mixture.starts, mixture.sources, strict=True):
+      source_seed = seed + len(self._sources)
+      self._sources.append(Shuffled(start, len(source), source_seed))
 
   def __getitem__(self, position: int) -> Place:
-    drawn = Draw(0, position) if self._plain else self._schedule[position]
-    return Place(position, self._sources[drawn.source][drawn.number])
+    draw = Draw(0, position) if self._single else self._schedule[position]
+    return Place(position, self._sources[draw.source][draw.number])
 
 
 class _Lane:
-  """Batches of some rows, filled in the order of the examples; its whole state is where it stands and who waits."""
+  """An iterator over batches of some rows, filled in the order of the examples.
+
+  Args:
+    place_of: returns the place of the lane's k-th example; IndexError after the last.
+    maker: prepares examples, in this process or in workers.
+    new_packer: returns an empty packer of the lane's rows.
+  """
 
   def __init__(
     self,
-    places: Callable[[int], Place],
+    place_of: Callable[[int], Place],
     maker: Here | Workers,
     new_packer: Callable[[], Packer],
   ):
-    self._places, self._maker, self._new_packer = places, maker, new_packer
+    self._place_of = place_of
+    self._maker = maker
+    self._new_packer = new_packer
     self.restore({'next': 0, 'waiting': [], 'bad': {}, 'such_as': {}})
 
   def state(self) -> dict[str, Any]:
@@ -99,23 +116,23 @@ class _Lane:
       'next': self._next,
       'waiting': list(self._waiting),
       'bad': dict(self._bad),
-      'such_as': dict(self._such_as),
+      'such_as': dict(self._first_bad),
     }
 
   def restore(self, state: dict[str, Any]) -> None:
-    self._next, self._waiting = state['next'], list(state['waiting'])
+    self._next: int = state['next']
+    self._waiting: list[int] = list(state['waiting'])
     self._bad = collections.Counter(state['bad'])  # by kind of reason
-    self._such_as: dict[str, str] = dict(
-      state.get('such_as', {})
-    )  # one of each; states of older code have none
-    self._asked: dict[int, Any] = {}  # by the first index of a block
-    self._made: dict[int, Laid | BadRecord] = {}
-    self._laid: dict[
-      int, Laid | None
-    ] = {}  # of those that have been looked at and not packed
+    # The first message of each kind; states of older versions have none.
+    self._first_bad: dict[str, str] = dict(state.get('such_as', {}))
+    self._requests: dict[int, Any] = {}  # by the first index of a block
+    self._results: dict[int, Laid | BadRecord] = {}
+    # Examples that were looked at and are not packed yet; None for bad records.
+    self._laid: dict[int, Laid | None] = {}
 
   def __next__(self) -> Batch:
-    packer, waiting = self._new_packer(), []
+    packer = self._new_packer()
+    waiting: list[int] = []
     queue = collections.deque(self._waiting)
     while len(waiting) < WAITING:
       index = queue.popleft() if queue else self._next
@@ -130,66 +147,84 @@ class _Lane:
     return packer.batch()
 
   def _get(self, index: int) -> Laid | None:
-    if index not in self._laid:
-      if index not in self._made:
-        self._make(index)
-      made = self._made.pop(index)
-      if isinstance(made, BadRecord):
-        self._count(made)
-        made = None
-      self._laid[index] = made
-    return self._laid[index]
+    """Returns an example, or None for a bad record, which is counted."""
+    if index in self._laid:
+      return self._laid[index]
+    if index not in self._results:
+      self._fetch(index)
+    result = self._results.pop(index)
+    if isinstance(result, BadRecord):
+      self._count(result)
+      result = None
+    self._laid[index] = result
+    return result
 
-  def _make(self, index: int) -> None:
-    """The block of this index, and those after the next example are asked for: blocks, since asking costs time, too."""
-    size, ahead = self._maker.block, self._maker.ahead
+  def _fetch(self, index: int) -> None:
+    """Gets the results of an index's block, and requests the blocks that come next.
+
+    Examples are requested in blocks, since each request takes time.
+
+    Raises:
+      IndexError: if the order ends before the index.
+    """
+    size = self._maker.block
     first = index - index % size
-    for start in (
-      first,
-      *range(self._next - self._next % size + size, self._next + size * ahead, size),
-    ):
-      if (
-        start not in self._asked
-        and start not in self._made
-        and (places := self._block(start, size))
-      ):
-        self._asked[start] = self._maker.ask(places)
-    if first not in self._asked:
+    next_block = self._next - self._next % size + size
+    self._request(first)
+    for start in range(next_block, self._next + size * self._maker.ahead, size):
+      self._request(start)
+    if first not in self._requests:
       raise IndexError(f'after {index} examples')
-    made = self._maker.get(self._asked.pop(first))
-    if index - first >= len(made):
-      raise IndexError(f'after {first + len(made)} examples')
-    self._made |= {
-      k: one for k, one in enumerate(made, start=first) if k >= index
-    }  # earlier ones are packed by now
+    results = self._maker.get(self._requests.pop(first))
+    if index - first >= len(results):
+      raise IndexError(f'after {first + len(results)} examples')
+    # Those before the index are packed already.
+    for k in range(index, first + len(results)):
+      self._results[k] = results[k - first]
 
-  def _block(self, start: int, size: int) -> list[Place]:
-    """The order may end within a block, or before it."""
+  def _request(self, start: int) -> None:
+    """Requests the block that begins at an index, unless it is requested or empty."""
+    if start in self._requests or start in self._results:
+      return
+    places = self._places(start, self._maker.block)
+    if places:
+      self._requests[start] = self._maker.ask(places)
+
+  def _places(self, start: int, size: int) -> list[Place]:
+    """Returns the places of a block; fewer, or none, where the order ends."""
     places = []
     for k in range(start, start + size):
       try:
-        places.append(self._places(k))
+        places.append(self._place_of(k))
       except IndexError:
         break
     return places
 
   def _count(self, bad: BadRecord) -> None:
+    """Counts a bad record.
+
+    Raises:
+      UserError: if there are too many of them.
+    """
     self._bad[bad.kind] += 1
-    self._such_as.setdefault(bad.kind, str(bad))
+    self._first_bad.setdefault(bad.kind, str(bad))
     total = sum(self._bad.values())
-    if total > max(10, BAD_SHARE * self._next):
-      kinds = '; '.join(
-        f'{n} x {kind}'
-        + (f', such as {self._such_as[kind]}' if kind in self._such_as else '')
-        for kind, n in self._bad.most_common()
-      )
-      raise UserError(
-        f'{total} of {self._next + 1} records are bad: {kinds}; mend the data'
-      )
+    if total <= max(10, BAD_SHARE * self._next):
+      return
+    kinds = []
+    for kind, count in self._bad.most_common():
+      text = f'{count} x {kind}'
+      if kind in self._first_bad:
+        text += f', such as {self._first_bad[kind]}'
+      kinds.append(text)
+    reasons = '; '.join(kinds)
+    raise UserError(
+      f'{total} of {self._next + 1} records are bad: {reasons}; fix the data'
+    )
 
 
 class _Lanes(grain.DatasetIterator):
-  """The lanes of this process side by side."""
+  """An iterator over the batches of this process: those of its lanes, concatenated."""
 
   def __init__(self, lanes: dict[int, _Lane]):
     super().__init__()
@@ -200,15 +235,15 @@ class _Lanes(grain.DatasetIterator):
     return concatenated(batches) if len(batches) > 1 else batches[0]
 
   def get_state(self) -> dict[str, Any]:
-    return {str(k): lane.state() for k, lane in self._lanes.items()}
+    return {str(number): lane.state() for number, lane in self._lanes.items()}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    for k, lane in self._lanes.items():
-      lane.restore(state[str(k)])
+    for number, lane in self._lanes.items():
+      lane.restore(state[str(number)])
 
 
 class _LanesDataset(grain.IterDataset):
-  """What Grain's prefetching wants around an iterator."""
+  """The data set that Grain's prefetching needs around the iterator."""
 
   def __init__(self, new_lanes: Callable[[], _Lanes]):
     super().__init__()
@@ -219,13 +254,18 @@ class _LanesDataset(grain.IterDataset):
 
 
 class Loader:
-  """Endless batches of this process's rows. Same seed, same batches, wherever they are resumed.
+  """An endless iterator over batches of this process's rows.
+
+  The same seed gives the same batches, wherever the loader is resumed.
 
   Args:
-    making: what is made, and the seed of the order, too: each pass over the examples has an order of its own. Its
-      examples have random access, as `DigitExamples`, `JsonLines`, `ArrayRecordExamples` or a `Mixture` of such.
-    budget: of the global batch.
+    making: the examples and how they are prepared; its seed also decides the order,
+      which differs between epochs. The examples have random access, as `JsonLines`,
+      `ArrayRecordExamples` or a `Mixture` of such sources do.
+    budget: budget of the global batch.
+    config: numbers of lanes and workers.
     shard: (index, count) of this process.
+    prefetch: number of batches to prepare ahead, in a thread; 0 for none.
 
   Raises:
     UserError: if there is no example, or one that no row can hold.
@@ -246,45 +286,31 @@ class Loader:
     lanes = lanes_of(budget.rows, config, count)
     mixture = Mixture.of(making.examples)
     making = making._replace(examples=mixture)
-    self._maker = Workers(making, config.workers) if config.workers else Here(making)
-    self._order, self._lane_count, self._examples = (
-      (order := Order(mixture, making.seed)),
-      lanes,
-      mixture,
-    )
-    part = dataclasses.replace(budget, rows=budget.rows // lanes)
-    own = range(index * lanes // count, (index + 1) * lanes // count)
+    order = Order(mixture, making.seed)
+    maker = Workers(making, config.workers) if config.workers else Here(making)
+    lane_budget = dataclasses.replace(budget, rows=budget.rows // lanes)
+    own_lanes = range(index * lanes // count, (index + 1) * lanes // count)
+
+    def new_packer() -> Packer:
+      return Packer(lane_budget, making.hosts)
 
     def new_lane(lane: int) -> _Lane:
-      return _Lane(
-        lambda k: order[lane + k * lanes],
-        self._maker,
-        lambda: Packer(part, making.hosts),
-      )
+      return _Lane(lambda k: order[lane + k * lanes], maker, new_packer)
 
-    check_budget(part, making.hosts)
-    dataset = _LanesDataset(lambda: _Lanes({lane: new_lane(lane) for lane in own}))
-    self._iterator = iter(
-      ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
-      if prefetch
-      else dataset
-    )
+    def new_lanes() -> _Lanes:
+      return _Lanes({lane: new_lane(lane) for lane in own_lanes})
+
+    check_budget(lane_budget, making.hosts)
+    dataset = _LanesDataset(new_lanes)
+    if prefetch:
+      dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
+    self._iterator = iter(dataset)
+    self._maker = maker
+    self._order = order
+    self._lane_count = lanes
+    self._examples = mixture
     self._strict = config.strict
-    augment = making.augment or {}
-    made_of = {
-      'examples': {
-        name: [len(source), identity_of(source)]
-        for name, source in zip(mixture.names, mixture.sources, strict=True)
-      },
-      'shares': [round(share, 6) for share in mixture.shares()],
-      'uses': mixture.uses(),
-      'seed': making.seed,
-      'lanes': lanes,
-      'budget': dataclasses.asdict(budget),
-      'tokenizer': making.hosts.tokenizer.fingerprint(),
-      'augment': {name: dataclasses.asdict(change) for name, change in augment.items()},
-    }
-    self._made_of = json.loads(json.dumps(made_of))  # as it comes back from a state
+    self._facts = _facts(making, mixture, budget, lanes)
 
   def __iter__(self) -> 'Loader':
     return self
@@ -294,75 +320,108 @@ class Loader:
       return next(self._iterator)
     except IndexError as error:
       raise UserError(
-        f'all sources of the mixture are used up ({error}): give one of config.data.sources no epochs, '
-        'or take fewer steps'
+        f'all sources of the mixture are used up ({error}): set epochs=0 (no limit) for '
+        'one of config.data.sources, or train for fewer steps'
       ) from error
     except ValueError as error:
       if isinstance(error, UserError):
         raise
       raise UserError(
-        f'{error}; raise config.data.budget.length or what stands beside it'
+        f'{error}; raise config.data.budget.length or config.data.budget.streams'
       ) from error
 
   def state(self) -> bytes:
-    return json.dumps(
-      {'lanes': self._iterator.get_state(), 'of': self._made_of}
-    ).encode()
+    """Returns the iterator state of this process; `merged` joins several."""
+    state = {'lanes': self._iterator.get_state(), 'of': self._facts}
+    return json.dumps(state).encode()
 
   def restore(self, state: bytes) -> None:
-    """Goes on where `state` was taken.
+    """Continues where `state` was taken.
 
     Raises:
-      UserError: if the data are others, with what differs.
+      UserError: if the data are not those of the state; it names the differences.
     """
     saved = json.loads(state)
-    differ = [
-      f'{name} was {saved["of"].get(name)}, is {value}'
-      for name, value in self._made_of.items()
-      if saved['of'].get(name) != value
-    ]
-    if differ and self._strict:
+    differences = []
+    for name, value in self._facts.items():
+      before = saved['of'].get(name)
+      if before != value:
+        differences.append(f'{name} was {before}, is {value}')
+    if differences and self._strict:
       raise UserError(
-        f'the data are not those of the checkpoint: {"; ".join(differ)}; take a new --workdir, or '
-        '--config.loader.strict=False to go on all the same'
+        f'the data are not those of the checkpoint: {"; ".join(differences)}; start in a '
+        'new --workdir, or continue anyway with --config.loader.strict=False'
       )
     missing = self._iterator.get_state().keys() - saved['lanes'].keys()
     if missing:
       raise UserError(
-        f'the checkpoint has lanes {sorted(saved["lanes"])} of the data, not {sorted(missing)}: '
-        'config.loader.lanes was another'
+        f'the checkpoint has the lanes {sorted(saved["lanes"])} of the data, not '
+        f'{sorted(missing)}: set config.loader.lanes to its earlier value'
       )
     self._iterator.set_state(saved['lanes'])
 
   def ids(self, before: bytes, after: bytes) -> list[str]:
-    """Names of this process's examples that were packed between two states; of one that has none, its number."""
-    old, new, names = json.loads(before)['lanes'], json.loads(after)['lanes'], []
-    for lane in old:
-      taken = {*old[lane]['waiting'], *range(old[lane]['next'], new[lane]['next'])} - {
-        *new[lane]['waiting']
-      }
-      for k in sorted(taken):
+    """Returns the ids of this process's examples that were packed between two states.
+
+    An example without an id is named by its index, a bad record by its message.
+    """
+    old_lanes = json.loads(before)['lanes']
+    new_lanes = json.loads(after)['lanes']
+    names = []
+    for lane, old in old_lanes.items():
+      new = new_lanes[lane]
+      packed = set(old['waiting'])
+      packed.update(range(old['next'], new['next']))
+      packed -= set(new['waiting'])
+      for k in sorted(packed):
         example = self._order[int(lane) + k * self._lane_count].example
         try:
           names.append(str(self._examples[example].get('id') or example))
-        except BadRecord as bad:  # it was left out
-          names.append(str(bad))
+        except BadRecord as error:  # it was left out
+          names.append(str(error))
     return names
 
   @staticmethod
   def merged(states: Sequence[bytes]) -> bytes:
-    """The state of all processes from those of each: `restore` takes it in any number of processes."""
-    parts = [json.loads(state) for state in states]
-    return json.dumps(
-      parts[0]
-      | {'lanes': {k: lane for part in parts for k, lane in part['lanes'].items()}}
-    ).encode()
+    """Returns the state of all processes from the states of each.
+
+    `restore` takes it in any number of processes.
+    """
+    merged = json.loads(states[0])
+    for state in states[1:]:
+      merged['lanes'].update(json.loads(state)['lanes'])
+    return json.dumps(merged).encode()
 
   def close(self) -> None:
+    """Ends the prefetching thread and the workers."""
     self._iterator.close()
     self._maker.close()
 
 
+def _facts(
+  making: Making, mixture: Mixture, budget: RowBudget, lanes: int
+) -> dict[str, Any]:
+  """Returns everything that the batches depend on, as it comes back from a state."""
+  sources = {}
+  for name, source in zip(mixture.names, mixture.sources, strict=True):
+    sources[name] = [len(source), identity_of(source)]
+  augment = making.augment or {}
+  facts = {
+    'examples': sources,
+    'shares': [round(share, 6) for share in mixture.shares()],
+    'uses': mixture.uses(),
+    'seed': making.seed,
+    'lanes': lanes,
+    'budget': dataclasses.asdict(budget),
+    'tokenizer': making.hosts.tokenizer.fingerprint(),
+    'augment': {name: dataclasses.asdict(value) for name, value in augment.items()},
+  }
+  return json.loads(json.dumps(facts))
+
+
 def identity_of(source: Sequence[Example]) -> str:
-  """A digest that changes when a source's records do, as far as it can tell: sources may have an `identity`."""
+  """Returns a digest that changes when a source's records change; '' if it has none.
+
+  A source may have a method `identity` that returns it.
+  """
   return source.identity() if hasattr(source, 'identity') else ''

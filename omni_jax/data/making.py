@@ -1,4 +1,4 @@
-"""From an example's number to its positions: what workers do, side by side, in processes that never load jax."""
+"""Prepares examples for packing, in this process or in workers that never load jax."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,26 +15,32 @@ from omni_jax.sequence.pack import Laid, lay_out
 
 TIMEOUT = 300.0  # seconds for one example
 DIED = (
-  'a data worker has died (out of memory?); the same command goes on from the last checkpoint, '
-  'config.loader.workers=0 shows what it died of'
+  'a data worker has died (out of memory?): run the same command again to continue from '
+  'the last checkpoint, or set config.loader.workers=0 to see the cause'
 )
 
 
 class Place(NamedTuple):
-  """Where an example stands in the endless order, and which one it is."""
+  """A position in the endless order, and the example that it holds.
+
+  Attributes:
+    position: position in the order, from 0.
+    example: index of the example.
+  """
 
   position: int
   example: int
 
 
 class Making(NamedTuple):
-  """Everything that an example's positions depend on, beside its place.
+  """Everything that a prepared example depends on, besides its place in the order.
 
   Attributes:
-    examples: in random order of access.
-    hosts: of the run's media.
-    seed: of the order and of the augmentation.
-    augment: by medium, how much what is only read changes; None for not at all.
+    examples: the examples, with random access.
+    hosts: hosts of the run's media.
+    seed: seed of the order and of the augmentation.
+    augment: for each medium, how strongly media that are only read are changed; None
+      for no augmentation.
   """
 
   examples: Sequence[Example]
@@ -43,48 +49,56 @@ class Making(NamedTuple):
   augment: Mapping[str, Any] | None = None
 
   def __call__(self, place: Place) -> Laid | BadRecord:
-    """Augmentation depends on seed and position: another one in every pass, the same after a restart."""
+    """Returns the example at a place, laid out, or why it cannot be used.
+
+    Augmentation depends on the seed and the position: it differs between epochs and is
+    the same after a restart.
+    """
     try:
       example = self.examples[place.example]
       if self.augment:
         rng = np.random.default_rng((self.seed, place.position))
         example = augmented(example, self.augment, self.hosts, rng)
       return prepare(example, self.hosts)
-    except BadRecord as bad:  # raised, it would end the stream
-      return bad
+    except BadRecord as error:
+      return error  # raising it would end the stream
 
   def block(self, places: Sequence[Place]) -> list[Laid | BadRecord]:
-    return list(map(self, places))
+    """Returns the examples at several places."""
+    return [self(place) for place in places]
 
 
 def prepare(example: Example, hosts: Hosts) -> Laid:
   """Returns the positions of an example with decoded media."""
-  return lay_out(interleave(example, hosts), hosts, str(example.get('id', '')))
+  spans = interleave(example, hosts)
+  return lay_out(spans, hosts, str(example.get('id', '')))
 
 
 class Here:
-  """Makes examples when they are asked for."""
+  """Prepares examples in this process, at the moment they are needed."""
 
-  block = 1  # examples asked for at once
-  ahead = 0  # blocks to ask for before they are needed
+  block = 1  # examples per request
+  ahead = 0  # blocks to request before they are needed
 
   def __init__(self, making: Making):
     self._making = making
 
   def ask(self, places: list[Place]) -> list[Place]:
+    """Returns the request for a block of examples, which `get` takes."""
     return places
 
-  def get(self, asked: list[Place]) -> list[Laid | BadRecord]:
-    return self._making.block(asked)
+  def get(self, request: list[Place]) -> list[Laid | BadRecord]:
+    """Returns the requested examples."""
+    return self._making.block(request)
 
   def close(self) -> None:
-    pass
+    """Does nothing: there are no processes to end."""
 
 
 class Workers(Pool):
-  """Makes examples in processes of their own."""
+  """Prepares examples in worker processes."""
 
-  block = 16
+  block = 16  # examples per request
 
   def __init__(self, making: Making, count: int):
     super().__init__(
@@ -92,7 +106,7 @@ class Workers(Pool):
       count,
       timeout=TIMEOUT,
       died=DIED,
-      hangs=f'a data worker has made nothing for '
-      f'{TIMEOUT:.0f} s: it hangs; config.loader.workers=0 shows where',
+      hangs=f'a data worker has returned nothing for {TIMEOUT:.0f} s: it hangs; set '
+      'config.loader.workers=0 to see where',
     )
-    self.ahead = 3 * count
+    self.ahead = 3 * count  # blocks to request before they are needed

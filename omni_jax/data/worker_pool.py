@@ -1,4 +1,4 @@
-"""Processes that hold one function and call it: what data workers and conversions share."""
+"""A pool of processes that call one function, for data workers and conversions."""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -10,12 +10,16 @@ from omni_jax.errors import UserError
 
 
 class Pool:
-  """Calls a function in processes of their own; results are asked for early and taken in any order.
+  """Calls a function in other processes.
+
+  Results can be requested early and taken in any order.
 
   Args:
-    function: sent to every process once, so it must pickle.
+    function: is sent to every process once, so it must pickle.
+    count: number of processes.
     timeout: seconds to wait for one result.
-    died, hangs: what to tell the user when a process ends, or makes nothing for so long.
+    died: message for the user when a process ends.
+    hangs: message for the user when no result arrives within `timeout`.
   """
 
   def __init__(
@@ -27,34 +31,39 @@ class Pool:
     died: str,
     hangs: str,
   ):
-    self._timeout, self._died, self._hangs = timeout, died, hangs
-    context = multiprocessing.get_context(
-      'spawn'
-    )  # a fork would copy the locks of jax's threads
+    self._timeout = timeout
+    self._died = died
+    self._hangs = hangs
+    # Not a fork, which would copy the locks of jax's threads.
+    context = multiprocessing.get_context('spawn')
     self._pool = concurrent.futures.ProcessPoolExecutor(
       count, context, _Process.start, (function,)
     )
 
   def ask(self, argument: Any) -> concurrent.futures.Future:
+    """Requests a call of the function; `get` returns its result.
+
+    Raises:
+      UserError: if a process has died.
+    """
     try:
       return self._pool.submit(_Process.call, argument)
     except BrokenProcessPool as error:
       raise UserError(self._died) from error
 
-  def get(self, asked: concurrent.futures.Future) -> Any:
-    """The result; an error of the function is raised here.
+  def get(self, request: concurrent.futures.Future) -> Any:
+    """Returns the result of a requested call; an error of the function is raised here.
 
     Raises:
-      UserError: if a process has died or hangs; it is not waited for.
+      UserError: if a process has died or hangs; a hanging process is killed.
     """
     try:
-      return asked.result(self._timeout)
+      return request.result(self._timeout)
     except BrokenProcessPool as error:
       raise UserError(self._died) from error
     except TimeoutError as error:
-      for process in list(
-        self._pool._processes.values()
-      ):  # a hanging one would be waited for at exit
+      # A process that hangs would be waited for at exit.
+      for process in list(self._pool._processes.values()):
         process.kill()
       raise UserError(self._hangs) from error
 
@@ -63,7 +72,7 @@ class Pool:
 
 
 class _Process:
-  """What one of the processes knows."""
+  """Keeps the function of a worker process."""
 
   function: Callable[[Any], Any] | None = None
 

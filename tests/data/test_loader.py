@@ -1,4 +1,8 @@
-"""The loader: the same seed gives the same batches wherever it is resumed, each process has its own, bad records count."""
+"""Tests the loader.
+
+The same seed gives the same batches wherever it is resumed, each process has its own,
+and bad records are counted.
+"""
 
 import collections
 import collections.abc
@@ -29,7 +33,9 @@ STREAMS = {
   'audio.heard': (6, 6),
   'audio.spoken': (4, 4),
 }
+FIRST_LETTER = 0x4E00
 SCARCE = RowBudget(rows=2, length=96, streams=STREAMS)
+FOUR = RowBudget(rows=4, length=96, streams=STREAMS)
 AUGMENT = {
   'image': ImageAugment(turn=0.2, scale=0.12, shear=0.15, shift=0.075),
   'audio': AudioAugment(speed=0.11, gain=3.0, noise=0.01, delay=0.05),
@@ -37,10 +43,11 @@ AUGMENT = {
 
 
 class Broken(collections.abc.Sequence):
-  """A data set of which the named records cannot be read."""
+  """A data set in which some records, named by index, cannot be read."""
 
   def __init__(self, items, bad):
-    self._items, self._bad = items, set(bad)
+    self._items = items
+    self._bad = set(bad)
 
   def __len__(self):
     return len(self._items)
@@ -64,49 +71,58 @@ def loader(
 
 
 def mixed(n=40):
-  """Long and short ones, so that many must wait for a later batch."""
-  return [dict(examples(seed)[seed % 5], id=str(seed)) for seed in range(n)]
+  """Returns long and short examples, so that many must wait for a later batch."""
+  items = []
+  for seed in range(n):
+    example = examples(seed)[seed % 5]
+    items.append({**example, 'id': str(seed)})
+  return items
 
 
 def words(n):
-  """Examples that can be told apart in a batch by their one letter."""
-  return [chat(str(i), [text(chr(0x4E00 + i))], [text('.')]) for i in range(n)]
+  """Returns examples that can be told apart in a batch by their one letter."""
+  items = []
+  for i in range(n):
+    letter = chr(FIRST_LETTER + i)
+    items.append(chat(str(i), [text(letter)], [text('.')]))
+  return items
 
 
 def letters(batch):
-  """Which of `words` a batch holds, in order."""
-  found = []
+  """Returns the numbers of the `words` that a batch holds, in order."""
+  numbers = []
   for tokens, segments in zip(batch.token_BL, batch.segment_BL, strict=True):
     for segment in range(1, segments.max() + 1):
-      found.append(
-        ord(TOKENIZER.decode(tuple(tokens[segments == segment].tolist()))[0]) - 0x4E00
-      )
-  return found
+      ids = tokens[segments == segment].tolist()
+      letter = TOKENIZER.decode(tuple(ids))[0]
+      numbers.append(ord(letter) - FIRST_LETTER)
+  return numbers
 
 
 def assert_equal(ours, theirs):
-  for name, a, b in zip(ours._fields[:-1], ours[:-1], theirs[:-1], strict=True):
-    np.testing.assert_array_equal(a, b, err_msg=name)
+  for name in ours._fields[:-1]:
+    array = getattr(ours, name)
+    np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
   assert ours.streams.keys() == theirs.streams.keys()
   for name, stream in ours.streams.items():
-    for field, a, b in zip(stream._fields, stream, theirs.streams[name], strict=True):
+    other = theirs.streams[name]
+    for field, a, b in zip(stream._fields, stream, other, strict=True):
       np.testing.assert_array_equal(a, b, err_msg=f'{name} {field}')
 
 
 @pytest.mark.parametrize('prefetch', [0, 2])
-def test_a_restored_loader_goes_on_bit_for_bit(prefetch):
+def test_a_restored_loader_resumes_bit_exactly(prefetch):
   first = loader(mixed(), prefetch=prefetch)
   for _ in range(3):
     next(first)
   state = first.state()
-  assert json.loads(state)['lanes']['0']['waiting'], (
-    'nothing waits: this test would show too little'
-  )
-  wanted = [next(first) for _ in range(4)]
+  waiting = json.loads(state)['lanes']['0']['waiting']
+  assert waiting, 'nothing waits: this test would show too little'
+  expected = [next(first) for _ in range(4)]
   second = loader(mixed(), prefetch=prefetch)
   next(second)
   second.restore(state)
-  for batch in wanted:
+  for batch in expected:
     assert_equal(next(second), batch)
   assert second.state() == first.state()
   first.close()
@@ -114,47 +130,49 @@ def test_a_restored_loader_goes_on_bit_for_bit(prefetch):
 
 
 def test_seed_decides_the_order():
-  a, b, other = (next(loader(mixed(), seed=seed, prefetch=0)) for seed in (0, 0, 1))
-  assert_equal(a, b)
-  assert (a.token_BL != other.token_BL).any()
+  first = next(loader(mixed(), seed=0, prefetch=0))
+  again = next(loader(mixed(), seed=0, prefetch=0))
+  other = next(loader(mixed(), seed=1, prefetch=0))
+  assert_equal(first, again)
+  assert (first.token_BL != other.token_BL).any()
 
 
-def epochs(items, wanted, **kwargs):
-  """Letters in the order of batches, until `wanted` of them are there."""
-  batches, seen = loader(items, prefetch=0, **kwargs), []
-  while len(seen) < wanted:
-    seen += letters(next(batches))
-  return seen
+def epochs(items, count, **kwargs):
+  """Returns at least `count` letters in the order of the batches."""
+  batches = loader(items, prefetch=0, **kwargs)
+  numbers = []
+  while len(numbers) < count:
+    numbers += letters(next(batches))
+  return numbers
 
 
 @pytest.mark.parametrize(
   'start, count, seed', [(0, 1, 0), (7, 2, 3), (100, 1000, 2**31)]
 )
 def test_the_order_is_that_of_grain(start, count, seed):
-  ours, theirs = (
-    Shuffled(start, count, seed),
-    grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat(),
-  )
+  ours = Shuffled(start, count, seed)
+  theirs = grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat()
   for number in (*range(3 * count), 10**6, 10**12):
     assert ours[number] == theirs[number]
 
 
-def test_every_pass_holds_every_example_in_an_order_of_its_own():
-  seen = epochs(words(30), 200)
-  counts = collections.Counter(seen)
-  assert (
-    len(counts) == 30 and max(counts.values()) - min(counts.values()) <= 2
-  )  # those who wait come a batch later
-  assert seen[:30] != seen[30:60]
+def test_every_epoch_has_every_example_in_a_new_order():
+  numbers = epochs(words(30), 200)
+  counts = collections.Counter(numbers)
+  assert len(counts) == 30
+  # Examples that wait come a batch later.
+  assert max(counts.values()) - min(counts.values()) <= 2
+  assert numbers[:30] != numbers[30:60]
 
 
-def test_shards_share_no_example_of_a_pass():
-  shards = [epochs(words(40), 20, budget=FOUR, shard=(i, 2))[:20] for i in (0, 1)]
-  assert not set(shards[0]) & set(shards[1])
-  assert set(shards[0]) | set(shards[1]) == set(range(40))
+def test_shards_share_no_example_of_an_epoch():
+  first = set(epochs(words(40), 20, budget=FOUR, shard=(0, 2))[:20])
+  second = set(epochs(words(40), 20, budget=FOUR, shard=(1, 2))[:20])
+  assert not first & second
+  assert first | second == set(range(40))
 
 
-def test_a_budget_that_does_not_suit_the_streams_is_refused_at_the_door():
+def test_a_budget_that_does_not_suit_the_streams_is_refused_at_the_start():
   parts = dataclasses.replace(SCARCE, streams=STREAMS | {'image.seen': (24, 2)})
   with pytest.raises(UserError, match=r'image\.seen=\(24, 2\): .* nearest: 16 or 32'):
     loader(mixed(), budget=parts)
@@ -170,15 +188,16 @@ def test_an_example_waits_rather_than_being_split_or_lost():
 
 def test_rows_are_filled():
   batches = loader(mixed(), budget=BUDGET, prefetch=0)
-  assert np.mean([(next(batches).segment_BL > 0).mean() for _ in range(6)]) > 0.7
+  filled = [(next(batches).segment_BL > 0).mean() for _ in range(6)]
+  assert np.mean(filled) > 0.7
 
 
 def test_bad_records_are_skipped_and_counted():
   batches = loader(Broken(words(60), [7, 30]), prefetch=0)
-  seen = []
+  numbers = []
   for _ in range(4):
-    seen += letters(next(batches))
-  assert not {7, 30} & set(seen)
+    numbers += letters(next(batches))
+  assert not {7, 30} & set(numbers)
   assert json.loads(batches.state())['lanes']['0']['bad']['torn'] >= 2
   again = loader(Broken(words(60), [7, 30]), prefetch=0)
   again.restore(batches.state())
@@ -190,13 +209,13 @@ def test_too_many_bad_records_stop_the_run(prefetch):
   batches = loader(Broken(words(60), range(0, 60, 3)), prefetch=prefetch)
   with pytest.raises(
     UserError,
-    match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; mend the data',
+    match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; fix the data',
   ):
     for _ in range(20):
       next(batches)
 
 
-def test_nothing_but_bad_records_does_not_hang():
+def test_data_of_bad_records_only_do_not_hang():
   with pytest.raises(UserError, match='are bad'):
     next(loader(Broken(words(5), range(5)), prefetch=0))
 
@@ -206,63 +225,60 @@ def test_empty_data_is_refused():
     loader([])
 
 
-def test_an_example_that_no_row_holds_is_named_with_both_sizes():
+def test_an_example_that_no_row_holds_is_refused_with_both_sizes():
+  long = chat('', [text('x' * 200)], [text('y')])
   with pytest.raises(UserError, match=r'length \d+ of 96; .*config\.data\.budget'):
-    next(loader([chat('', [text('x' * 200)], [text('y')])], prefetch=0))
+    next(loader([long], prefetch=0))
+
+
+LARGE = picture(np.random.default_rng(0), 8, 10)
 
 
 @pytest.mark.parametrize(
-  'wrong, message',
+  'example, message',
   [
-    (
-      chat('', [picture(np.random.default_rng(0), 8, 10)], [text('a')]),
-      '8x10x1 does not fit',
-    ),
+    (chat('', [LARGE], [text('a')]), '8x10x1 does not fit'),
     (chat('', [text('a')], [text('b')], language='xx'), 'no token <lang:xx>'),
   ],
   ids=['image', 'language'],
 )
-def test_an_example_that_the_run_cannot_hold_is_a_user_error(wrong, message):
+def test_an_example_that_the_run_cannot_hold_is_a_user_error(example, message):
   with pytest.raises(UserError, match=message):
-    next(loader([wrong], prefetch=2))
-
-
-FOUR = RowBudget(rows=4, length=96, streams=STREAMS)
+    next(loader([example], prefetch=2))
 
 
 def global_batch(loaders):
-  """What the processes make together."""
-  return concatenated([next(one) for one in loaders])
+  """Returns the batch of all processes together."""
+  return concatenated([next(batches) for batches in loaders])
 
 
-def processes(items, count, **kwargs):
-  return [
-    loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count), **kwargs)
-    for k in range(count)
-  ]
+def processes(items, count):
+  loaders = []
+  for k in range(count):
+    loaders.append(loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count)))
+  return loaders
 
 
 def test_the_number_of_processes_changes_nothing():
-  alone, two, four = (processes(mixed(), count) for count in (1, 2, 4))
+  alone = processes(mixed(), 1)
+  two = processes(mixed(), 2)
+  four = processes(mixed(), 4)
   for _ in range(4):
     batch = global_batch(alone)
     assert_equal(global_batch(two), batch)
     assert_equal(global_batch(four), batch)
-  state = Loader.merged(
-    [one.state() for one in two]
-  )  # of two processes, taken up by one and by four
+  state = Loader.merged([batches.state() for batches in two])
   batch = global_batch(two)
   for count in (1, 4):
     resumed = processes(mixed(), count)
-    for one in resumed:
-      one.restore(state)
+    for batches in resumed:
+      batches.restore(state)
     assert_equal(global_batch(resumed), batch)
 
 
 def test_lanes_that_do_not_fit_are_refused():
-  with pytest.raises(
-    UserError, match=r'config.loader.lanes=3: 4 rows are cut .* nearest: 1'
-  ):
+  message = 'config.loader.lanes=3 must divide the 4 rows .* nearest: 1'
+  with pytest.raises(UserError, match=message):
     loader(mixed(), budget=FOUR, lanes=3)
   with pytest.raises(UserError, match='nearest: 2'):
     loader(mixed(), budget=FOUR, lanes=1, shard=(0, 2))
@@ -270,19 +286,18 @@ def test_lanes_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize('prefetch', [0, 2])
 def test_workers_change_nothing(prefetch):
-  augment = AUGMENT
-  plain = loader(mixed(), prefetch=0, augment=augment)
-  helped = loader(mixed(), prefetch=prefetch, workers=2, augment=augment)
+  plain = loader(mixed(), prefetch=0, augment=AUGMENT)
+  parallel = loader(mixed(), prefetch=prefetch, workers=2, augment=AUGMENT)
   try:
     for _ in range(3):
-      assert_equal(next(helped), next(plain))
-    state = helped.state()
+      assert_equal(next(parallel), next(plain))
+    state = parallel.state()
     assert state == plain.state()
-    again = loader(mixed(), prefetch=0, augment=augment)
+    again = loader(mixed(), prefetch=0, augment=AUGMENT)
     again.restore(state)
-    assert_equal(next(again), next(helped))
+    assert_equal(next(again), next(parallel))
   finally:
-    helped.close()
+    parallel.close()
 
 
 class Hangs(list):
@@ -296,24 +311,24 @@ class Dies(list):
 
 
 @pytest.mark.parametrize(
-  'kind, said', [(Hangs, 'has made nothing for 4 s'), (Dies, 'a data worker has died')]
+  'kind, message',
+  [(Hangs, 'has returned nothing for 4 s'), (Dies, 'a data worker has died')],
 )
-def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
+def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, message):
   monkeypatch.setattr(making, 'TIMEOUT', 4.0)
   batches = loader(kind(mixed()), prefetch=0, workers=1)
-  began = time.monotonic()
+  start = time.monotonic()
   try:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
       next(batches)
-    assert (
-      time.monotonic() - began < 100
-    )  # a process takes its time to start where others run
+    # On a busy machine a process takes a while to start.
+    assert time.monotonic() - start < 100
   finally:
     batches.close()
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'change, message',
   [
     (dict(items=mixed(39)), r'examples was .*40.*, is .*39'),
     (dict(seed=1), 'seed was 0, is 1'),
@@ -322,22 +337,20 @@ def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, said):
   ],
   ids=['items', 'seed', 'augment', 'budget'],
 )
-def test_other_data_than_those_of_the_state_are_refused(change, said):
+def test_other_data_than_those_of_the_state_are_refused(change, message):
   first = loader(mixed(), prefetch=0)
   next(first)
-  change = dict(items=mixed()) | change
-  with pytest.raises(UserError, match=said):
-    loader(**change, prefetch=0).restore(first.state())
-  loader(**change, prefetch=0, strict=False).restore(first.state())
+  arguments = dict(items=mixed(), prefetch=0) | change
+  with pytest.raises(UserError, match=message):
+    loader(**arguments).restore(first.state())
+  loader(**arguments, strict=False).restore(first.state())
 
 
 def test_a_mixture_that_ends(tmp_path):
-  both = Mixture(
-    {'a': words(6), 'b': words(8)}, {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)}
-  )
-  batches = loader(both, prefetch=0)
-  with pytest.raises(
-    UserError, match='used up .*give one of config.data.sources no epochs'
-  ):
+  sources = {'a': words(6), 'b': words(8)}
+  drawings = {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)}
+  batches = loader(Mixture(sources, drawings), prefetch=0)
+  message = r'used up .*set epochs=0 \(no limit\) for one of config.data.sources'
+  with pytest.raises(UserError, match=message):
     for _ in range(20):
       next(batches)

@@ -95,7 +95,7 @@ def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
   batches = loader(JsonLines(lines(tmp_path, media), HOSTS))
   message = (
     r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; '
-    'mend the data'
+    'fix the data'
   )
   with pytest.raises(UserError, match=message):
     for _ in range(30):
@@ -112,7 +112,7 @@ class Group(NamedTuple):
 
 def groups_in(summary):
   """Returns the groups that the message of an error lists."""
-  listed = summary.removesuffix('; mend the data').partition(' are bad: ')[2]
+  listed = summary.removesuffix('; fix the data').partition(' are bad: ')[2]
   groups = []
   for group in listed.split('; '):
     count, _, rest = group.partition(' x ')
@@ -273,7 +273,7 @@ class Hangs(list):
   'kind, message, timeout',
   [
     (Dies, 'a data worker has died', 120.0),
-    (Hangs, 'has made nothing for 3 s: it hangs', 3.0),
+    (Hangs, 'has returned nothing for 3 s: it hangs', 3.0),
   ],
   ids=['dies', 'hangs'],
 )

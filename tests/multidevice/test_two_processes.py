@@ -308,7 +308,7 @@ def test_an_error_in_one_process_ends_both(alone, folder):
   [
     (
       ['--config.loader.lanes=1'],
-      'config.loader.lanes=1: 4 rows are cut into as many lanes, and the lanes shared by 2 processes',
+      'config.loader.lanes=1 must divide the 4 rows of a batch and be a multiple of the number of processes, 2',
     ),
     (['--config.mesh.data=1'], 'has 1 of 2 devices'),
   ],

@@ -1,6 +1,7 @@
-"""The embedded default data: handwritten digits (scikit-learn's, real hands) and digit words spoken in four languages.
+"""The embedded default data: handwritten digits, and digit words in four languages.
 
-Every example is drawn by its index, from one of the recipes below; nothing is downloaded or stored.
+The images are scikit-learn's, the speech is synthesised. Every example is built from
+its index by one of the recipes below; nothing is downloaded or stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,50 +23,75 @@ from omni_jax.data.sources.espeak import (
 from omni_jax.errors import UserError
 
 LANGUAGES = tuple(DIGIT_WORDS)
-HELDOUT_TAKES = ((150, 45),)  # words per minute, pitch: never trained on
+HELDOUT_TAKES = ((150, 45),)  # words per minute and pitch that training never has
 TEST_SHARE = 0.25  # of the images
+OWN_LANGUAGE = 0.7  # share of the speech that is transcribed in its own language
+READ_ALOUD = 0.3  # share of the text that is spoken in its own language
+
+Take = dict[tuple[str, int], Clip]  # the clips of one take, by language and digit
 
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-  """Images float32 in [0, 1], shape (n, 8, 8, 1), with labels; spoken digit words as clips."""
+  """Handwritten digits and spoken digit words.
+
+  Attributes:
+    train_images, test_images: float32 in [0, 1], shape (n, 8, 8, 1).
+    train_labels, test_labels: digits of the images, shape (n,).
+    train_clips: clips of training.
+    take_clips: clips by voices of training, with a rate and pitch that training never
+      has.
+    test_clips: clips by voices that training never has.
+  """
 
   train_images: np.ndarray
   train_labels: np.ndarray
   test_images: np.ndarray
   test_labels: np.ndarray
   train_clips: list[Clip]
-  take_clips: list[Clip]  # voices of training, a rate and pitch that training never had
-  test_clips: list[Clip]  # voices that training never had
+  take_clips: list[Clip]
+  test_clips: list[Clip]
 
 
 @functools.lru_cache(maxsize=2)
 def _load(voices: int, takes: int, rate: int, seconds: float) -> Digits:
   try:
-    from sklearn.datasets import load_digits as bundled
+    from sklearn.datasets import load_digits as load_bundled
   except ImportError as error:
     raise UserError(
       "the digits data needs scikit-learn: pip install 'omni_jax[demo]'"
     ) from error
-  data = bundled()
-  images = (data.images / 16).astype(np.float32)[..., None]
+  bundled = load_bundled()
+  images = (bundled.images / 16).astype(np.float32)[..., None]
+  labels = bundled.target
   order = np.random.default_rng(0).permutation(len(images))
   cut = round(len(images) * (1 - TEST_SHARE))
-  train, test = order[:cut], order[cut:]
+  train = order[:cut]
+  test = order[cut:]
   speak = functools.partial(corpus, sample_rate=rate, seconds=seconds)
-  known = TRAIN_VARIANTS[:voices]
-  clips = (
-    speak(known, TAKES[:takes]),
-    speak(known, HELDOUT_TAKES),
-    speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]),
-  )
+  train_voices = TRAIN_VARIANTS[:voices]
   return Digits(
-    images[train], data.target[train], images[test], data.target[test], *clips
+    train_images=images[train],
+    train_labels=labels[train],
+    test_images=images[test],
+    test_labels=labels[test],
+    train_clips=speak(train_voices, TAKES[:takes]),
+    take_clips=speak(train_voices, HELDOUT_TAKES),
+    test_clips=speak(HELDOUT_VARIANTS, TAKES[:1] + TAKES[2:4]),
   )
 
 
 def load_digits(config: Any) -> Digits:
-  """The data of a run: `config.voices` speakers, `config.takes` ways of speaking, audio at `config.rate`."""
+  """Returns the images and clips of a run, which are loaded once per process.
+
+  Args:
+    config: `config.data`: `voices` is the number of speakers, `takes` the number of
+      ways in which each speaks, `rate` the samples per second, `seconds` the longest
+      clip.
+
+  Raises:
+    UserError: if scikit-learn or the speech synthesis is not installed.
+  """
   return _load(config.voices, config.takes, config.rate, config.seconds)
 
 
@@ -82,10 +108,23 @@ def _audio(clip: Clip) -> dict[str, Any]:
 
 
 class DigitExamples(Sequence):
-  """Examples by index, endless in effect: recipe, digit, language, voice and handwriting are drawn from the index.
+  """Examples by index, practically endless.
 
-  Recipes are named `input_to_output` with image, speech and text; `reply` answers with text, image and speech in one.
-  A voice is heard in all its takes and speaks in the first `spoken_takes` of them: what is to be said stays learnable.
+  Recipe, digit, languages, voice and handwriting are drawn at random by the index.
+  Recipes are named `input_to_output`, with image, speech and text; `reply` answers with
+  text, image and speech in one message. A voice is heard in all its takes but speaks
+  only in the first `spoken_takes` of them, so that the speech to be written stays
+  learnable.
+
+  Args:
+    digits: images and clips.
+    recipes: relative weights of the recipes, by name.
+    seed: seed of the draws.
+    spoken_takes: number of takes in which a voice answers.
+    length: number of examples.
+
+  Raises:
+    UserError: if there is no recipe, or an unknown one.
   """
 
   def __init__(
@@ -97,129 +136,155 @@ class DigitExamples(Sequence):
     spoken_takes: int = 1,
     length: int = 10**7,
   ):
-    unknown = (
-      set(recipes) - {f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS} - {'reply'}
-    )
+    known = {f'{source}_to_{target}' for source in INPUTS for target in OUTPUTS}
+    unknown = set(recipes) - known - {'reply'}
     if unknown or not recipes:
       raise UserError(
-        f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output of image, '
-        f"speech and text, or 'reply'"
+        f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output '
+        "with image, speech and text, or 'reply'"
       )
-    self._digits, self._seed, self._length = digits, seed, length
+    self._digits = digits
+    self._seed = seed
+    self._length = length
     self._names = tuple(recipes)
-    self._p = np.array([recipes[name] for name in self._names], np.float64)
-    self._p /= self._p.sum()
+    weights = np.array(list(recipes.values()), np.float64)
+    self._p = weights / weights.sum()
     self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
-    self._takes: dict[
-      str, list[dict[tuple[str, int], Clip]]
-    ] = {}  # by voice, in the order of TAKES
-    for i, clip in enumerate(digits.train_clips):
-      # corpus() walks voices, takes, languages, digits.
-      takes = self._takes.setdefault(clip.voice, [])
-      if i % (10 * len(LANGUAGES)) == 0:
-        takes.append({})
-      takes[-1][clip.language, clip.digit] = clip
-    self._voices, self._spoken_takes = tuple(self._takes), spoken_takes
+    self._takes = _takes_by_voice(digits.train_clips)
+    self._voices = tuple(self._takes)
+    self._spoken_takes = spoken_takes
 
   def __len__(self) -> int:
     return self._length
 
   def identity(self) -> str:
-    """Digest of what examples are made of, and how."""
-    asked, digits = (
-      (self._names, self._p.tolist(), self._seed, self._spoken_takes),
-      self._digits,
-    )
-    digest = hashlib.blake2b(repr(asked).encode(), digest_size=8)
-    for array in (
-      digits.train_images,
-      digits.train_labels,
-      *(clip.wave for clip in digits.train_clips),
-    ):
+    """Returns a digest of the images, the clips and the settings."""
+    settings = (self._names, self._p.tolist(), self._seed, self._spoken_takes)
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+    arrays = [self._digits.train_images, self._digits.train_labels]
+    arrays += [clip.wave for clip in self._digits.train_clips]
+    for array in arrays:
       digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
   def payloads(self, medium: str) -> list[np.ndarray]:
-    """Returns all clips or images that the examples are made of."""
+    """Returns all clips or images that the examples are built from."""
     if medium == 'audio':
       return [clip.wave for clip in self._digits.train_clips]
     return list(self._digits.train_images) if medium == 'image' else []
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     rng = np.random.default_rng((self._seed, index))
-    name = self._names[rng.choice(len(self._names), p=self._p)]
+    recipe = rng.choice(len(self._names), p=self._p)
+    name = self._names[recipe]
     scene = _Scene(self, rng)
     if name == 'reply':
-      source = INPUTS[('image', 'speech', 'text')[rng.integers(3)]](scene)
-      content = [
-        _text(scene.word),
-        scene.draw(),
-        _audio(scene.spoken[scene.other, scene.digit]),
-      ]
-      reply = {
-        'task': 'reply',
-        'language': scene.other,
-        'voice': scene.voice,
-        'content': content,
-      }
+      source = ('image', 'speech', 'text')[rng.integers(3)]
+      shown = INPUTS[source](scene)
+      answer = _reply(scene)
     else:
-      given, _, wanted = name.partition('_to_')
-      source, reply = INPUTS[given](scene), OUTPUTS[wanted](scene, given)
-    messages = [{'role': 'user', 'content': [source]}, {'role': 'assistant', **reply}]
+      source, _, target = name.partition('_to_')
+      shown = INPUTS[source](scene)
+      answer = OUTPUTS[target](scene, source)
+    question = {'role': 'user', 'content': [shown]}
+    messages = [question, {'role': 'assistant', **answer}]
     return {'id': f'digits/{index}', 'messages': messages}
 
 
+def _takes_by_voice(clips: Sequence[Clip]) -> dict[str, list[Take]]:
+  """Returns the takes of each voice in the order of TAKES.
+
+  `corpus` returns the clips ordered by voice, take, language and digit.
+  """
+  takes_by_voice: dict[str, list[Take]] = {}
+  clips_per_take = 10 * len(LANGUAGES)
+  for number, clip in enumerate(clips):
+    takes = takes_by_voice.setdefault(clip.voice, [])
+    if number % clips_per_take == 0:
+      takes.append({})
+    takes[-1][clip.language, clip.digit] = clip
+  return takes_by_voice
+
+
 class _Scene:
-  """What one example is about: a digit, a speaker in one take, a language to read and one to answer in."""
+  """The random choices of one example: a digit, a speaker and two languages.
+
+  Attributes:
+    heard, spoken: the speaker's take in a prompt and in an answer.
+    language, other: languages of the prompt and of the answer.
+  """
 
   def __init__(self, examples: DigitExamples, rng: np.random.Generator):
-    self.rng, self.digit = rng, int(rng.integers(10))
+    self.rng = rng
+    self.digit = int(rng.integers(10))
     self.voice = examples._voices[rng.integers(len(examples._voices))]
     takes = examples._takes[self.voice]
-    self.heard, self.spoken = (
-      takes[rng.integers(n)] for n in (len(takes), examples._spoken_takes)
-    )
-    self.language, self.other = (
-      LANGUAGES[i] for i in rng.choice(len(LANGUAGES), 2, replace=False)
-    )
-    self._digits, self._images = examples._digits, examples._images[self.digit]
+    self.heard = takes[rng.integers(len(takes))]
+    self.spoken = takes[rng.integers(examples._spoken_takes)]
+    language, other = rng.choice(len(LANGUAGES), 2, replace=False)
+    self.language = LANGUAGES[language]
+    self.other = LANGUAGES[other]
+    self._digits = examples._digits
+    self._images = examples._images[self.digit]
 
   @property
   def word(self) -> str:
     return DIGIT_WORDS[self.other][self.digit]
 
-  def pixels(self) -> np.ndarray:
-    return self._digits.train_images[self.rng.choice(self._images)]
-
   def draw(self) -> dict[str, Any]:
-    return _image(self.pixels())
+    """Returns a random image of the digit."""
+    number = self.rng.choice(self._images)
+    return _image(self._digits.train_images[number])
+
+  def speak(self) -> dict[str, Any]:
+    """Returns the answer's clip."""
+    return _audio(self.spoken[self.other, self.digit])
 
 
-def _write(scene: _Scene, given: str) -> dict[str, Any]:
-  # Speech is mostly transcribed in its own language; text is always put into another one.
-  if given == 'speech' and scene.rng.random() < 0.7:
+def _write(scene: _Scene, source: str) -> dict[str, Any]:
+  # Speech is mostly transcribed in its own language; text is always translated.
+  if source == 'speech' and scene.rng.random() < OWN_LANGUAGE:
     scene.other = scene.language
-  return {'task': 'write', 'language': scene.other, 'content': [_text(scene.word)]}
+  content = [_text(scene.word)]
+  return {'task': 'write', 'language': scene.other, 'content': content}
 
 
-def _draw(scene: _Scene, given: str) -> dict[str, Any]:
-  del given
-  return {'task': 'draw', 'language': scene.other, 'content': [scene.draw()]}
+def _draw(scene: _Scene, source: str) -> dict[str, Any]:
+  del source
+  content = [scene.draw()]
+  return {'task': 'draw', 'language': scene.other, 'content': content}
 
 
-def _speak(scene: _Scene, given: str) -> dict[str, Any]:
-  if given == 'text' and scene.rng.random() < 0.3:  # reading aloud
+def _speak(scene: _Scene, source: str) -> dict[str, Any]:
+  if source == 'text' and scene.rng.random() < READ_ALOUD:
     scene.other = scene.language
-  content = [_audio(scene.spoken[scene.other, scene.digit])]
-  voice = (
-    {} if given == 'speech' else {'voice': scene.voice}
-  )  # the answer to speech has the voice that was heard
-  return {'task': 'speak', 'language': scene.other, **voice, 'content': content}
+  answer: dict[str, Any] = {'task': 'speak', 'language': scene.other}
+  if source != 'speech':  # the answer to speech has the voice that was heard
+    answer['voice'] = scene.voice
+  answer['content'] = [scene.speak()]
+  return answer
 
 
-INPUTS = {
-  'image': lambda scene: scene.draw(),
-  'speech': lambda scene: _audio(scene.heard[scene.language, scene.digit]),
-  'text': lambda scene: _text(DIGIT_WORDS[scene.language][scene.digit]),
-}
+def _reply(scene: _Scene) -> dict[str, Any]:
+  return {
+    'task': 'reply',
+    'language': scene.other,
+    'voice': scene.voice,
+    'content': [_text(scene.word), scene.draw(), scene.speak()],
+  }
+
+
+def _image_input(scene: _Scene) -> dict[str, Any]:
+  return scene.draw()
+
+
+def _speech_input(scene: _Scene) -> dict[str, Any]:
+  return _audio(scene.heard[scene.language, scene.digit])
+
+
+def _text_input(scene: _Scene) -> dict[str, Any]:
+  return _text(DIGIT_WORDS[scene.language][scene.digit])
+
+
+INPUTS = {'image': _image_input, 'speech': _speech_input, 'text': _text_input}
 OUTPUTS = {'text': _write, 'image': _draw, 'speech': _speak}

@@ -1,6 +1,8 @@
-"""Spoken digits in four languages and many voices, synthesised by eSpeak NG: the demonstration's speech data.
+"""Synthesises spoken digits in four languages and many voices by eSpeak NG.
 
-The library (GPL-3.0) is reached through the optional wheel `espeakng-loader`, by ctypes: no program, no network.
+They are the speech of the embedded default data. The library (GPL-3.0) comes with the
+optional wheel `espeakng-loader` and is called by ctypes: no program is started and no
+network is used.
 """
 
 import _ctypes
@@ -12,12 +14,14 @@ import itertools
 import os
 import pathlib
 import threading
+from types import ModuleType
 
 import numpy as np
 import soxr
 
 from omni_jax.errors import UserError
 
+# By language, in the order of the digits.
 DIGIT_WORDS = {
   'en': (
     'zero',
@@ -68,7 +72,8 @@ DIGIT_WORDS = {
     'nueve',
   ),
 }
-# Voices of eSpeak's `!v` folder. No robots, whispers or croaks; both lists mix low and high voices.
+# Variants in eSpeak's folder `!v`: no robots, whispers or croaks, and low and high
+# voices in both lists.
 TRAIN_VARIANTS = (
   'f1',
   'f2',
@@ -86,19 +91,16 @@ TRAIN_VARIANTS = (
   'Denis',
 )
 HELDOUT_VARIANTS = ('f3', 'm4', 'Annie', 'Michael')
-TAKES = (
-  (125, 50),
-  (140, 40),
-  (165, 60),
-  (135, 65),
-  (155, 35),
-)  # (words per minute, pitch 0…99)
+# (words per minute, pitch from 0 to 99).
+TAKES = ((125, 50), (140, 40), (165, 60), (135, 65), (155, 35))
 
-# Values of speak_lib.h.
-_SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: no sound device, no thread; the callback has it all when Synth returns
-_RATE, _PITCH = 1, 3
-_FASTEST = 450  # words per minute
+# Values of speak_lib.h. The first is AUDIO_OUTPUT_SYNCHRONOUS: no sound device and no
+# thread; when Synth returns, the callback has received everything.
+_SYNCHRONOUS = 2
+_RATE = 1
+_PITCH = 3
 _UTF8 = 1
+_FASTEST = 450  # words per minute
 _CALLBACK = ctypes.CFUNCTYPE(
   ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
@@ -106,8 +108,8 @@ _CALLBACK = ctypes.CFUNCTYPE(
 _LOCK = threading.Lock()  # the library's state is global
 
 _LOUDNESS = 0.1  # root mean square of a clip
-_PEAK = 0.95  # never exceeded; louder clips are scaled down
-_QUIET = 10 ** (-45 / 20)  # of the peak: what lies below at both ends is silence
+_PEAK = 0.95  # largest amplitude; louder clips are scaled down
+_QUIET = 10 ** (-45 / 20)  # share of the peak below which both ends are silence
 _MARGIN = 0.01  # seconds kept around the speech
 
 
@@ -117,10 +119,11 @@ class Clip:
 
   Attributes:
     wave: float32 in [-1, 1], shape (samples,).
-    digit: 0…9.
+    digit: digit that is spoken, 0…9.
     language: key of `DIGIT_WORDS`.
     voice: eSpeak variant.
-    rate_wpm, pitch: as asked of eSpeak (words per minute; 0…99).
+    rate_wpm: words per minute that eSpeak was told.
+    pitch: pitch that eSpeak was told, 0…99.
   """
 
   wave: np.ndarray
@@ -131,22 +134,30 @@ class Clip:
   pitch: int
 
 
-@contextlib.contextmanager
-def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
-  """The library just loaded, and its sample rate; unloaded afterwards.
-
-  What eSpeak says depends on everything it said before (its oscillators' phases survive even espeak_Terminate).
-  Loading the library anew costs 2 ms; with the seeds of its breath noise, which it takes from the clock (voices f2, f3
-  and f5) and from C's rand (Reed, caleb), it makes a clip a function of its arguments.
-  """
+def _loader() -> ModuleType:
+  """Returns the optional package that contains the library. Raises UserError."""
   try:
     import espeakng_loader
   except ImportError as error:
     raise UserError(
       "speech synthesis needs the wheel espeakng-loader: pip install 'omni_jax[demo]'"
     ) from error
-  data = espeakng_loader.get_data_path()
-  lib = ctypes.CDLL(espeakng_loader.get_library_path())
+  return espeakng_loader
+
+
+@contextlib.contextmanager
+def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
+  """Yields the library, newly loaded, and its sample rate; unloads it afterwards.
+
+  eSpeak's output depends on everything that it spoke before (the phases of its
+  oscillators survive even espeak_Terminate). Loading the library anew costs 2 ms. Its
+  breath noise is seeded here, since it takes the seed from the clock (voices f2, f3 and
+  f5) or from C's rand (Reed, caleb). Both together make a clip a function of its
+  arguments.
+  """
+  loader = _loader()
+  data = loader.get_data_path()
+  lib = ctypes.CDLL(loader.get_library_path())
   try:
     rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
     if rate <= 0:
@@ -157,39 +168,29 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     yield lib, rate
     lib.espeak_Terminate()
   finally:
-    getattr(_ctypes, 'dlclose', getattr(_ctypes, 'FreeLibrary', None))(lib._handle)
+    unload = getattr(_ctypes, 'dlclose', getattr(_ctypes, 'FreeLibrary', None))
+    unload(lib._handle)
 
 
 def variants() -> tuple[str, ...]:
-  """Names of all voice variants of the installed eSpeak NG. (The library takes an unknown one for the default.)"""
-  try:
-    import espeakng_loader
-  except ImportError as error:
-    raise UserError(
-      "speech synthesis needs the wheel espeakng-loader: pip install 'omni_jax[demo]'"
-    ) from error
-  return tuple(
-    sorted(
-      p.name
-      for p in (
-        pathlib.Path(espeakng_loader.get_data_path()) / 'voices' / '!v'
-      ).iterdir()
-    )
-  )
+  """Returns the names of all voice variants of the installed eSpeak NG.
+
+  eSpeak itself replaces an unknown variant by its default in silence.
+  """
+  folder = pathlib.Path(_loader().get_data_path()) / 'voices' / '!v'
+  return tuple(sorted(path.name for path in folder.iterdir()))
 
 
 def _speak(text: str, voice: str, rate_wpm: int, pitch: int) -> tuple[np.ndarray, int]:
-  """Float samples as eSpeak gives them, its own silences included, and their rate."""
-  pieces = []
+  """Returns eSpeak's float32 samples, its silences included, and their rate."""
+  pieces: list[np.ndarray] = []
 
   def receive(samples, count, _):
     if samples and count > 0:
       pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-    return 0  # go on
+    return 0  # continue
 
-  callback = _CALLBACK(
-    receive
-  )  # a name of its own: the library holds a bare pointer to it
+  callback = _CALLBACK(receive)  # kept in a name: the library holds only a bare pointer
   with _LOCK, _fresh_library() as (lib, rate):
     lib.espeak_SetSynthCallback(callback)
     if lib.espeak_SetVoiceByName(voice.encode()):
@@ -197,20 +198,23 @@ def _speak(text: str, voice: str, rate_wpm: int, pitch: int) -> tuple[np.ndarray
     lib.espeak_SetParameter(_RATE, rate_wpm, 0)
     lib.espeak_SetParameter(_PITCH, pitch, 0)
     raw = text.encode()
-    code = lib.espeak_Synth(
-      raw, ctypes.c_size_t(len(raw) + 1), 0, 0, 0, _UTF8, None, None
-    )
+    size = ctypes.c_size_t(len(raw) + 1)
+    code = lib.espeak_Synth(raw, size, 0, 0, 0, _UTF8, None, None)
   if code or not pieces:
     raise UserError(
-      f'eSpeak NG said nothing for {text!r} with voice {voice!r}: code {code}'
+      f'eSpeak NG produced no sound for {text!r} with voice {voice!r}: code {code}'
     )
   return np.concatenate(pieces) / np.float32(2**15), rate
 
 
 def _trimmed(wave_S: np.ndarray, rate: int) -> np.ndarray:
-  loud = np.flatnonzero(np.abs(wave_S) > _QUIET * np.abs(wave_S).max())
+  """Returns the wave without the silence at both ends, except for a margin."""
+  loudness_S = np.abs(wave_S)
+  loud = np.flatnonzero(loudness_S > _QUIET * loudness_S.max())
   margin = round(_MARGIN * rate)
-  return wave_S[max(0, loud[0] - margin) : loud[-1] + 1 + margin]
+  start = max(0, loud[0] - margin)
+  end = loud[-1] + 1 + margin
+  return wave_S[start:end]
 
 
 def synthesize(
@@ -222,21 +226,30 @@ def synthesize(
   pitch: int,
   sample_rate: int = 8000,
 ) -> np.ndarray:
-  """Says the text: float32 in [-1, 1], shape (samples,), trimmed, of one loudness; the same for the same arguments.
+  """Returns the spoken text: float32 in [-1, 1], shape (samples,).
+
+  It is trimmed, has the same loudness for all texts, and depends only on the arguments.
 
   Args:
+    text: text to speak.
     language: eSpeak's code, e.g. 'en'.
     variant: one of `variants()`.
     rate_wpm: words per minute, 80…450.
     pitch: 0…99.
     sample_rate: samples per second of the result.
+
+  Raises:
+    UserError: if the synthesis is not installed, or has no such voice.
   """
-  if variant not in (known := variants()):
+  known = variants()
+  if variant not in known:
     raise UserError(f'eSpeak NG has no voice variant {variant!r}; there are {known}')
-  wave_S, rate = _speak(text, f'{language}+{variant}', rate_wpm, pitch)
-  wave_S = _trimmed(soxr.resample(wave_S, rate, sample_rate), sample_rate)
-  wave_S = wave_S * (_LOUDNESS / np.sqrt(np.mean(np.square(wave_S))))
-  return (wave_S * min(1.0, _PEAK / np.abs(wave_S).max())).astype(np.float32)
+  raw_S, rate = _speak(text, f'{language}+{variant}', rate_wpm, pitch)
+  wave_S = _trimmed(soxr.resample(raw_S, rate, sample_rate), sample_rate)
+  loudness = np.sqrt(np.mean(np.square(wave_S)))
+  wave_S = wave_S * (_LOUDNESS / loudness)
+  scale = min(1.0, _PEAK / np.abs(wave_S).max())
+  return (wave_S * scale).astype(np.float32)
 
 
 def corpus(
@@ -247,35 +260,50 @@ def corpus(
   sample_rate: int = 8000,
   seconds: float = 0.96,
 ) -> list[Clip]:
-  """Every digit of every language by every voice in every take (words per minute, pitch): 4 ms a clip.
+  """Returns every digit in every language by every voice in every take: 4 ms per clip.
 
-  A clip longer than `seconds` is said again, faster by the ratio and 5 %.
+  They are ordered by voice, take, language and digit. A clip longer than `seconds` is
+  spoken again, faster by the ratio and 5 %.
+
+  Raises:
+    UserError: if a word does not fit into `seconds` even at the highest rate.
   """
   clips = []
-  for voice, (rate_wpm, pitch), language in itertools.product(voices, takes, languages):
-    for digit, word in enumerate(DIGIT_WORDS[language]):
-      rate = rate_wpm
-      wave = synthesize(
-        word,
-        language=language,
-        variant=voice,
-        rate_wpm=rate,
-        pitch=pitch,
-        sample_rate=sample_rate,
-      )
-      while len(wave) > seconds * sample_rate:
-        rate = round(1.05 * rate * len(wave) / (seconds * sample_rate))
-        if rate > _FASTEST:
-          raise UserError(
-            f'{word!r} by {voice!r} does not fit into {seconds} s at {_FASTEST} words per minute'
-          )
-        wave = synthesize(
-          word,
-          language=language,
-          variant=voice,
-          rate_wpm=rate,
-          pitch=pitch,
-          sample_rate=sample_rate,
-        )
-      clips.append(Clip(wave, digit, language, voice, rate, pitch))
+  for voice, take, language in itertools.product(voices, takes, languages):
+    for digit in range(10):
+      clips.append(_clip(digit, language, voice, take, sample_rate, seconds))
   return clips
+
+
+def _clip(
+  digit: int,
+  language: str,
+  voice: str,
+  take: tuple[int, int],
+  sample_rate: int,
+  seconds: float,
+) -> Clip:
+  """Returns a spoken digit that is no longer than `seconds`."""
+  word = DIGIT_WORDS[language][digit]
+  rate_wpm, pitch = take
+
+  def speak() -> np.ndarray:
+    return synthesize(
+      word,
+      language=language,
+      variant=voice,
+      rate_wpm=rate_wpm,
+      pitch=pitch,
+      sample_rate=sample_rate,
+    )
+
+  wave_S = speak()
+  while len(wave_S) > seconds * sample_rate:
+    rate_wpm = round(1.05 * rate_wpm * len(wave_S) / (seconds * sample_rate))
+    if rate_wpm > _FASTEST:
+      raise UserError(
+        f'{word!r} by {voice!r} does not fit into {seconds} s at {_FASTEST} words per '
+        'minute'
+      )
+    wave_S = speak()
+  return Clip(wave_S, digit, language, voice, rate_wpm, pitch)

@@ -1,7 +1,8 @@
-"""JSON lines with media files, in the chat form `{"messages": […]}` or the plain form `{"content": […]}`.
+"""Reads JSON lines with media files beside them.
 
-The structure of every line is checked when the file is opened (a `UserError` names file and line); media are decoded
-when an example is asked for (a `BadRecord` names the example).
+A line has the chat form `{"messages": […]}` or the plain form `{"content": […]}`. The
+structure of every line is checked when the file is opened (a `UserError` names file and
+line); media are decoded when an example is read (a `BadRecord` names the example).
 """
 
 import collections
@@ -33,13 +34,16 @@ from omni_jax.sequence.example import (
 from omni_jax.sequence.media import is_remote, read_media
 
 MAX_LINE = 16 << 20  # bytes
-CACHE_BYTES = (
-  256 << 20
-)  # of decoded media: later epochs of a small set cost no decoding
+# Size of the cache of decoded media: later epochs of a small set need no decoding.
+CACHE_BYTES = 256 << 20
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'  # some editors put it before the text
 
 
 class MediaCache:
-  """Decoded parts by name, least recently used out first, bounded by the bytes of their arrays. Thread-safe."""
+  """Keeps decoded parts by name, up to a number of bytes of their arrays. Thread-safe.
+
+  The least recently used parts are dropped first.
+  """
 
   def __init__(self, max_bytes: int):
     self._max_bytes = max_bytes
@@ -50,21 +54,25 @@ class MediaCache:
     self._lock = threading.Lock()
 
   def get(self, name: tuple[str, str], make: Callable[[], Part]) -> Part:
+    """Returns a copy of the part of a name, which `make` returns if it is not cached.
+
+    Its arrays are shared and read-only.
+    """
     with self._lock:
       if name in self._parts:
         self._parts.move_to_end(name)
         return dict(self._parts[name])
-    part = (
-      make()
-    )  # outside the lock: threads decode side by side, at worst one medium twice
+    # Outside the lock, so that threads decode in parallel; at worst one medium twice.
+    part = make()
     for array in _arrays(part):
-      array.flags.writeable = False  # it is shared by every epoch
+      array.flags.writeable = False
     with self._lock:
       if name not in self._parts:
         self._parts[name] = part
         self._bytes += _size(part)
       while self._bytes > self._max_bytes:
-        self._bytes -= _size(self._parts.popitem(last=False)[1])
+        _, dropped = self._parts.popitem(last=False)
+        self._bytes -= _size(dropped)
     return dict(part)
 
 
@@ -77,46 +85,52 @@ def _size(part: Part) -> int:
 
 
 class JsonLines(Stored):
-  """The examples of one file, in random order of access: texts as they are, media as arrays of the run's size.
+  """The examples of one JSON lines file, with random access.
 
-  Holds the offsets of the lines, not the lines; may be read by many threads, and pickled into worker processes.
+  Texts stay as they are, media become arrays of the run's size. It holds the offsets of
+  the lines, not the lines; many threads may read it, and worker processes get it by
+  pickling.
+
+  Raises:
+    UserError: if the file cannot be read or a line has a mistake; file and line are
+      named.
   """
 
   def __init__(
     self, path: epath.PathLike, hosts: Hosts, *, cache_bytes: int = CACHE_BYTES
   ):
     self.path = epath.Path(path)
-    self._name, self._folder = (
-      self.path.name,
-      os.fspath(self.path.parent),
-    )  # epath takes as long as reading a line
+    # Strings: to ask epath takes as long as to read a line.
+    self._name = self.path.name
+    self._folder = os.fspath(self.path.parent)
     self.hosts = hosts
     self._cache_bytes = cache_bytes
     self._cache = MediaCache(cache_bytes)
     self._file: int | None = None
-    self._lines_n3 = index_lines(
-      self.path, parse_line
-    )  # start and length in bytes, line number; mistakes found now
+    # Start and length in bytes, line number.
+    self._lines_n3 = index_lines(self.path, parse_line)
 
   def __getstate__(self) -> dict[str, Any]:
-    return {
-      key: value
-      for key, value in self.__dict__.items()
-      if key not in ('_cache', '_file')
-    }  # neither pickles
+    state = dict(self.__dict__)
+    # Neither can be pickled.
+    del state['_cache']
+    del state['_file']
+    return state
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state, _cache=MediaCache(state['_cache_bytes']), _file=None)
+    self.__dict__.update(state)
+    self._cache = MediaCache(self._cache_bytes)
+    self._file = None
 
   def __len__(self) -> int:
     return len(self._lines_n3)
 
   def identity(self) -> str:
-    """Digest of the file; media beside it are not looked at."""
+    """Returns a digest of the file; the media beside it are not read."""
 
     def read() -> str:
+      digest = hashlib.blake2b(digest_size=8)
       with self.path.open('rb') as file:
-        digest = hashlib.blake2b(digest_size=8)
         while piece := file.read(1 << 20):
           digest.update(piece)
       return digest.hexdigest()
@@ -124,7 +138,7 @@ class JsonLines(Stored):
     return patiently(read, self.path)
 
   def encoded(self, index: SupportsIndex) -> Example:
-    """The example with the paths of its media, nothing decoded."""
+    """Returns an example with the paths of its media, nothing decoded."""
     start, length, number = self._lines_n3[self.place(index)].tolist()
     name = f'{self._name}:{number}'
     try:
@@ -139,96 +153,123 @@ class JsonLines(Stored):
     return example
 
   def _read(self, start: int, length: int) -> bytes:
+    """Returns bytes of the file.
+
+    A local file is opened only once, since that takes longer than to parse a line.
+    """
     file = self._file
     if file is None and is_remote(self.path):
       with self.path.open('rb') as remote:
         remote.seek(start)
         return remote.read(length)
-    if file is None:  # opened once: that costs more than parsing a line
-      self._file = file = os.open(self.path, os.O_RDONLY)
+    if file is None:
+      file = os.open(self.path, os.O_RDONLY)
+      self._file = file
       weakref.finalize(self, os.close, file)
     try:
       return os.pread(file, length, start)  # threads share no position
     except OSError:
-      self._file = None  # opened anew by the next attempt; other threads may still read by this one
+      # The next attempt opens it anew; other threads may still be reading this one.
+      self._file = None
       raise
 
   def read_file(self, path: str) -> bytes:
-    """The bytes of a medium by its path in the file."""
+    """Returns the bytes of a medium at its path in the file."""
     return read_beside(self._folder, path)
 
   def decode(self, part: Part) -> Part:
-    """From its path; kept for the next time."""
-    kind, path = part['type'], part['path']
+    """Returns a part whose medium is decoded, from its path or from the cache."""
+    kind = part['type']
+    path = part['path']
+
+    def decode_file() -> Part:
+      return decoded_part(kind, self.read_file(path), self.hosts)
+
     try:
-      return self._cache.get(
-        (kind, path), lambda: decoded_part(kind, self.read_file(path), self.hosts)
-      )
+      return self._cache.get((kind, path), decode_file)
     except BadRecord as error:
       raise error.at(path) from error
 
 
 def read_beside(folder: str, path: str) -> bytes:
-  """The bytes of a medium; a link may not lead out of the folder."""
+  """Returns the bytes of a medium in the folder of a JSON lines file.
+
+  Raises:
+    BadRecord: if it cannot be read, or is a link that leaves the folder.
+  """
   check_path(path)
   if is_remote(folder):
     return read_media(epath.Path(folder) / path)
   file = os.path.join(folder, path)
   if _has_link(folder, path):
     root = os.path.realpath(folder)
-    if os.path.commonpath([root, os.path.realpath(file)]) != root:
+    target = os.path.realpath(file)
+    if os.path.commonpath([root, target]) != root:
       raise BadRecord('is a link that leaves the folder of the JSON lines file')
   return read_media(file)
 
 
 def _has_link(folder: str, path: str) -> bool:
-  """Whether a part of the path below the folder is a link."""
+  """Returns whether a part of the path below the folder is a link."""
   for part in path.split('/'):
     folder = os.path.join(folder, part)
     try:
-      if stat.S_ISLNK(os.lstat(folder).st_mode):
-        return True
-    except OSError:  # it is not there: reading says so
+      mode = os.lstat(folder).st_mode
+    except OSError:  # it does not exist; reading it reports that
       return False
+    if stat.S_ISLNK(mode):
+      return True
   return False
 
 
 def read_prompt(path: epath.PathLike, hosts: Hosts) -> Example:
-  """One example of a .json file, decoded; a last message of the assistant may be empty: that is what is to be written.
+  """Returns the example of a .json file, decoded.
+
+  Its last message may be one of the assistant without content, which is to be written.
 
   Raises:
-    UserError: for a file that is missing or is no such example, naming what is wrong with it.
+    UserError: if the file is missing or holds no such example; it names the mistake.
   """
   file = epath.Path(path)
+  folder = os.fspath(file.parent)
+
+  def decode(part: Part) -> Part:
+    return decoded_part(part['type'], read_beside(folder, part['path']), hosts)
+
   try:
     raw = _load_json(patiently(file.read_bytes, file))
-    messages = raw.get('messages') if isinstance(raw, dict) else None
-    answer = []
-    last = messages[-1] if isinstance(messages, list) and len(messages) > 1 else None
-    if isinstance(last, dict) and not last.get('content'):
-      answer = [
-        check_message(last | {'content': ' '}, ('the last message',), 'path')
-        | {'content': []}
-      ]
-      raw = raw | {'messages': messages[:-1]}
-    example = map_media(
-      check_example(raw, 'path'),
-      lambda part: decoded_part(
-        part['type'], read_beside(os.fspath(file.parent), part['path']), hosts
-      ),
-    )
+    answer = _empty_answer(raw)
+    if answer is not None:
+      filled = {**answer, 'content': ' '}
+      answer = check_message(filled, ('the last message',), 'path')
+      raw = {**raw, 'messages': raw['messages'][:-1]}
+    example = map_media(check_example(raw, 'path'), decode)
   except (OSError, BadRecord) as error:
     raise UserError(f'prompt {file}: {error}') from error
-  return example | {'messages': example['messages'] + answer} if answer else example
+  if answer is not None:
+    answer['content'] = []
+    example['messages'] = [*example['messages'], answer]
+  return example
+
+
+def _empty_answer(raw: Any) -> dict[str, Any] | None:
+  """Returns the last message if it follows others and has no content, else None."""
+  messages = raw.get('messages') if isinstance(raw, dict) else None
+  if not isinstance(messages, list) or len(messages) < 2:
+    return None
+  last = messages[-1]
+  if not isinstance(last, dict) or last.get('content'):
+    return None
+  return last
 
 
 def read(path: epath.PathLike, hosts: Hosts) -> list[Example]:
-  """All examples of a file, decoded."""
+  """Returns all examples of a file, decoded."""
   return list(JsonLines(path, hosts))
 
 
 def parse_line(line: bytes) -> Example:
-  """The example of a line, its structure checked."""
+  """Returns the example of a line with its structure checked. Raises BadRecord."""
   return check_example(_load_json(line), 'path')
 
 
@@ -241,19 +282,28 @@ def _load_json(line: bytes) -> Any:
     ) from error
   except json.JSONDecodeError as error:
     raise BadRecord(
-      f'not JSON at character {error.pos + 1} ({error.msg}): one whole object a line'
+      f'not JSON at character {error.pos + 1} ({error.msg}): write one complete object '
+      'per line'
     ) from error
-  except (
-    ValueError,
-    RecursionError,
-  ) as error:  # a number of thousands of digits; brackets nested thousands deep
+  except (ValueError, RecursionError) as error:
+    # A number of thousands of digits, or brackets nested thousands deep.
     raise BadRecord(f'not usable JSON ({error})') from error
 
 
 def index_lines(
-  path: epath.Path, check: Callable[[bytes], Any] = lambda line: None
+  path: epath.Path, check: Callable[[bytes], Any] | None = None
 ) -> np.ndarray:
-  """Start, length and number of every line that is not blank, (lines, 3); `check` may refuse a line by BadRecord."""
+  """Returns where the lines of a file are, int64 (lines, 3); blank lines are left out.
+
+  The columns are start and length in bytes, and the line number from 1.
+
+  Args:
+    path: the file.
+    check: is called with each line, and may refuse it by a BadRecord.
+
+  Raises:
+    UserError: if the file cannot be read, is empty, or a line is refused or too long.
+  """
   try:
     lines = patiently(lambda: _lines_of(path, check), path)
   except OSError as error:
@@ -261,29 +311,31 @@ def index_lines(
       f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines'
     ) from error
   if not lines:
-    raise UserError(f'{path}: holds no examples: write one JSON object a line')
+    raise UserError(f'{path}: holds no examples: write one JSON object per line')
   return np.array(lines, np.int64)
 
 
 def _lines_of(
-  path: epath.Path, check: Callable[[bytes], Any]
+  path: epath.Path, check: Callable[[bytes], Any] | None
 ) -> list[tuple[int, int, int]]:
-  lines = []
+  lines: list[tuple[int, int, int]] = []
+  start = 0
+  number = 0
   with path.open('rb') as file:
-    start, number = 0, 0
     while line := file.readline(MAX_LINE + 1):
       number += 1
-      bom = (
-        3 if number == 1 and line.startswith(b'\xef\xbb\xbf') else 0
-      )  # some editors put a mark before the text
+      text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
       try:
         if len(line) > MAX_LINE:
           raise BadRecord(
-            f'longer than {MAX_LINE:,} bytes: one object a line, media in files beside it'
+            f'longer than {MAX_LINE:,} bytes: write one object per line, and put media '
+            'into files'
           )
-        if line[bom:].strip():
-          check(line[bom:])
-          lines.append((start + bom, len(line) - bom, number))
+        if text.strip():
+          if check is not None:
+            check(text)
+          text_start = start + len(line) - len(text)
+          lines.append((text_start, len(text), number))
       except BadRecord as error:
         raise UserError(f'{path} line {number}: {error.reason}') from error
       start += len(line)

@@ -1,13 +1,10 @@
-"""Tables of two columns as examples: one column is shown by the user, the other is the assistant's answer."""
+"""Builds examples of two columns: one is the prompt, the other the answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TASKS = {
-  'text': 'write',
-  'image': 'draw',
-  'audio': 'speak',
-}  # by the kind of the answer
+# Task of the answer, by its type.
+TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak'}
 
 
 def pair(
@@ -16,25 +13,38 @@ def pair(
   language: str = '',
   voice: str = '',
 ) -> dict[str, Any]:
-  """An example in the chat form, without an id."""
-  controls = {
-    key: value for key, value in (('language', language), ('voice', voice)) if value
-  }
-  return {
-    'messages': [
-      {'role': 'user', 'content': list(shown)},
-      {
-        'role': 'assistant',
-        'task': TASKS[answer['type']],
-        **controls,
-        'content': [answer],
-      },
-    ]
-  }
+  """Returns an example in the chat form, without an id.
+
+  Args:
+    shown: parts of the user's message.
+    answer: the one part of the assistant's message.
+    language: language of the answer; '' to leave it open.
+    voice: voice of the answer; '' to leave it open.
+  """
+  task = TASKS[answer['type']]
+  message: dict[str, Any] = {'role': 'assistant', 'task': task}
+  if language:
+    message['language'] = language
+  if voice:
+    message['voice'] = voice
+  message['content'] = [answer]
+  question = {'role': 'user', 'content': list(shown)}
+  return {'messages': [question, message]}
 
 
 def only_medium_and_text(kinds: Mapping[str, str]) -> tuple[str, str]:
-  """Names of the one column that is a medium and of the one that is text; '' where there is none or a choice."""
-  media = [name for name, kind in kinds.items() if kind != 'text']
-  texts = [name for name, kind in kinds.items() if kind == 'text']
-  return media[0] if len(media) == 1 else '', texts[0] if len(texts) == 1 else ''
+  """Returns the names of the only medium column and of the only text column.
+
+  A name is '' if there is no such column, or more than one.
+
+  Args:
+    kinds: type of each column, 'text' or a medium, by column name.
+  """
+  media: list[str] = []
+  texts: list[str] = []
+  for name, kind in kinds.items():
+    names = texts if kind == 'text' else media
+    names.append(name)
+  medium = media[0] if len(media) == 1 else ''
+  text = texts[0] if len(texts) == 1 else ''
+  return medium, text

@@ -1,19 +1,26 @@
-"""The media of training examples that an autoencoder is trained on, each once."""
+"""Collects the media that an autoencoder is trained on, each once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.mixture import Mixture
+from omni_jax.data.sources.ready.ready_set import ReadySet
+from omni_jax.data.sources.without_voice import WithoutVoice
 from omni_jax.errors import BadRecord
 from omni_jax.sequence.example import Example, MEDIA, Part, parts_of
 
+Named = JsonLines | ReadySet | WithoutVoice  # sources whose media have paths
+
 
 class Payloads(NamedTuple):
-  """The arrays that were found, and why others cannot be used.
+  """Decoded media of one kind.
 
-  The loader of the omni stage counts what cannot be used.
+  Attributes:
+    arrays: the payloads.
+    refused: why other media cannot be used; the loader of the omni stage counts these.
   """
 
   arrays: list[np.ndarray]
@@ -25,12 +32,13 @@ def payload_of(part: Part) -> Any:
   return part[MEDIA[part['type']].key]
 
 
-def named_payloads(examples: Any, medium: str, limit: int) -> Payloads:
-  """Returns every payload that the model is to write, else all that it reads.
+def named_payloads(examples: Named, medium: str, limit: int) -> Payloads:
+  """Returns every payload that the model writes, or reads if it writes none.
 
   Args:
-    examples: JSON lines or a ready set, whose media have paths to tell them apart.
-    limit: not needed here: a path is looked at without decoding its medium.
+    examples: source whose media are told apart by their paths.
+    medium: name of the medium.
+    limit: is ignored: the paths are found without decoding the media.
   """
   del limit
   written: dict[str, Part] = {}
@@ -54,9 +62,10 @@ def named_payloads(examples: Any, medium: str, limit: int) -> Payloads:
 
 
 def sampled_payloads(examples: Sequence[Example], medium: str, limit: int) -> Payloads:
-  """Returns every payload of `limit` examples, evenly spread; of a mixture, of each.
+  """Returns every payload of about `limit` examples, evenly spread over the data.
 
-  Media of records have no names: two are the same where their content is.
+  Of a mixture they come from as many examples of each source. Media of records have no
+  names, so payloads of equal content count as the same.
   """
   by_content: dict[int, np.ndarray] = {}
   refused: list[BadRecord] = []
@@ -75,7 +84,7 @@ def sampled_payloads(examples: Sequence[Example], medium: str, limit: int) -> Pa
 
 
 def _parts_of_medium(source: Sequence[Example], index: int, medium: str) -> list[Part]:
-  """Returns the decoded parts; where it can be told before, nothing else is decoded."""
+  """Returns the decoded parts of a medium; an example without any is not decoded."""
   if hasattr(source, 'encoded') and not _of_medium(source.encoded(index), medium):
     return []
   return _of_medium(source[index], medium)

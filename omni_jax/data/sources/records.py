@@ -1,9 +1,10 @@
-"""Examples as msgpack records with their media inside, and ArrayRecord files of them: the form for large data sets.
+"""Reads and writes large data sets as msgpack records in ArrayRecord files.
 
-A record is the example of a JSON line with the encoded bytes of each medium under 'data' in place of its 'path'. It is
-data, never code: only msgpack's plain types are read, and every type is checked. Beside the bytes of a medium stands
-their digest (BLAKE2b): it finds flipped bits that decoders accept. Beside it may stand its codes, uint16 piece by
-piece.
+A record is the example of a JSON line that holds the encoded bytes of each medium under
+'data' instead of its 'path'. It is data, never code: only msgpack's plain types are
+read, and every type is checked. Each medium is stored with the BLAKE2b digest of its
+bytes, which finds flipped bits that decoders accept, and possibly with its codes,
+uint16, piece by piece.
 """
 
 import bisect
@@ -28,57 +29,67 @@ from omni_jax.sequence.example import (
   decoded_part,
   Example,
   map_media,
+  Part,
   Stored,
 )
 from omni_jax.types import Span
 
 MAX_RECORD = 256 << 20  # bytes
 DIGEST_BYTES = 16
-READER_OPTIONS = (
-  'readahead_buffer_size:0,max_parallelism:0'  # for access in random order
-)
-WRITER_OPTIONS = (
-  'group_size:1'  # one record a group: random access reads nothing in vain
-)
-SYSTEM_CALL = re.compile(
-  r'\b(?:open|p?read|l?seek|fstat|mmap)\w*\(\) failed: ([^;]+)'
-)  # as the reader says it
+# For random access.
+READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
+# One record per group, so that random access reads nothing else.
+WRITER_OPTIONS = 'group_size:1'
+# A failed system call in a message of the ArrayRecord reader.
+SYSTEM_CALL = re.compile(r'\b(?:open|p?read|l?seek|fstat|mmap)\w*\(\) failed: ([^;]+)')
 
 
 def encode_example(example: Example, read_file: Callable[[str], bytes]) -> bytes:
-  """The record of a chat or plain example whose media parts have paths; `read_file` turns a path into bytes.
+  """Returns the record of a chat or plain example whose media parts have paths.
 
   With JSON lines: `encode_example(lines.encoded(i), lines.read_file)`.
+
+  Args:
+    example: example as a JSON line holds it.
+    read_file: returns the bytes of the file at a path.
+
+  Raises:
+    BadRecord: if the example has mistakes, or `read_file` raises it.
   """
-  return pack_example(
-    map_media(
-      check_example(example, 'path'),
-      lambda part: {'type': part['type'], 'data': read_file(part['path'])},
-    )
-  )
+
+  def with_data(part: Part) -> Part:
+    return {'type': part['type'], 'data': read_file(part['path'])}
+
+  return pack_example(map_media(check_example(example, 'path'), with_data))
 
 
 def pack_example(example: Example) -> bytes:
-  """The record of a checked example whose media parts hold their bytes; each medium gets its digest."""
-  return msgpack.packb(
-    map_media(
-      example,
-      lambda part: {
-        'type': part['type'],
-        'data': part['data'],
-        'digest': digest_of(part['data']),
-        **({'codes': part['codes']} if 'codes' in part else {}),
-      },
-    )
-  )
+  """Returns the record of a checked example whose media parts hold their bytes.
+
+  Each medium gets its digest.
+  """
+
+  def with_digest(part: Part) -> Part:
+    data = part['data']
+    packed = {'type': part['type'], 'data': data, 'digest': digest_of(data)}
+    if 'codes' in part:
+      packed['codes'] = part['codes']
+    return packed
+
+  return msgpack.packb(map_media(example, with_digest))
 
 
 def digest_of(data: bytes) -> bytes:
+  """Returns the digest of an encoded medium, DIGEST_BYTES long."""
   return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def unpack_example(record: bytes) -> Example:
-  """The example of a record, its structure checked, its media as bytes."""
+  """Returns the example of a record with its structure checked and its media as bytes.
+
+  Raises:
+    BadRecord: if the record is too large, or not an example.
+  """
   if len(record) > MAX_RECORD:
     raise BadRecord(
       f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
@@ -93,7 +104,11 @@ def unpack_example(record: bytes) -> Example:
 
 
 def decode_example(record: bytes, hosts: Hosts) -> Example:
-  """The example of a record, its media as arrays of the run's size."""
+  """Returns the example of a record with its media as arrays of the run's size.
+
+  Raises:
+    BadRecord: if the record or one of its media cannot be used.
+  """
   example = unpack_example(record)
   try:
     return map_media(example, lambda part: _decoded(part, hosts))
@@ -101,24 +116,27 @@ def decode_example(record: bytes, hosts: Hosts) -> Example:
     raise error.of(example['id']) from error
 
 
-def _decoded(part: Example, hosts: Hosts) -> Example:
+def _decoded(part: Part, hosts: Hosts) -> Part:
+  """Returns a part with its medium decoded, and its codes where the run uses them."""
   kind = part['type']
-  if 'digest' in part and part['digest'] != digest_of(part['data']):
+  data = part['data']
+  if 'digest' in part and part['digest'] != digest_of(data):
     raise BadRecord(
-      f'{kind} of {len(part["data"]):,} bytes has changed since the conversion: digests differ'
+      f'{kind} of {len(data):,} bytes has changed since the conversion: digests differ'
     )
-  decoded = decoded_part(kind, part['data'], hosts)
+  decoded = decoded_part(kind, data, hosts)
   host = hosts[kind]
   if 'codes' in part and host.stored:
     _, codes = host.stored[0]
-    (pieces_M,) = host.pieces(Span(kind, payload=decoded[host.key]))
+    span = Span(kind, payload=decoded[host.key])
+    (pieces_M,) = host.pieces(span)
     decoded['code'] = _code_of(part['codes'], len(pieces_M), codes.shape)
   return decoded
 
 
 def _code_of(data: bytes, pieces: int, shape: tuple[int, ...]) -> np.ndarray:
-  size = 2 * pieces * math.prod(shape)
-  if len(data) != size:
+  """Returns the codes of a medium, uint16 (pieces, *shape)."""
+  if len(data) != 2 * pieces * math.prod(shape):
     raise BadRecord(
       f'codes of {len(data)} bytes are not those of {pieces} pieces of {shape} codes'
     )
@@ -126,10 +144,15 @@ def _code_of(data: bytes, pieces: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
-  """Writes encoded examples to one ArrayRecord file, which appears only when it is whole; returns how many."""
-  from array_record.python import (
-    array_record_module,
-  )  # loads a large C++ library: only when it is needed
+  """Writes records to an ArrayRecord file, which appears only when it is complete.
+
+  Returns the number of records.
+
+  Raises:
+    UserError: if the file cannot be written.
+  """
+  # This loads a large C++ library, so only where it is needed.
+  from array_record.python import array_record_module
 
   partial = f'{os.fspath(path)}.partial-{os.getpid()}'
   count = 0
@@ -151,9 +174,13 @@ def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
 
 
 class ArrayRecordExamples(Stored):
-  """The examples of one or more ArrayRecord files, one after another, in random order of access.
+  """The examples of one or more ArrayRecord files, with random access.
 
-  May be read by many threads, and pickled into worker processes; files are opened when first read.
+  Many threads may read them, and worker processes get them by pickling; files are
+  opened at the first read.
+
+  Raises:
+    UserError: if there is no file, or one cannot be read or holds no examples.
   """
 
   def __init__(self, paths: epath.PathLike | Sequence[epath.PathLike], hosts: Hosts):
@@ -170,11 +197,10 @@ class ArrayRecordExamples(Stored):
     self._lock = threading.Lock()
 
   def __getstate__(self) -> dict[str, Any]:
-    return {
-      key: value
-      for key, value in self.__dict__.items()
-      if key not in ('_readers', '_lock')
-    }
+    state = dict(self.__dict__)
+    del state['_readers']
+    del state['_lock']
+    return state
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
@@ -184,37 +210,44 @@ class ArrayRecordExamples(Stored):
     return self._ends[-1]
 
   def identity(self) -> str:
-    """Digest of the names and sizes of the files."""
+    """Returns a digest of the names and sizes of the files."""
     sizes = [f'{os.path.basename(path)} {os.path.getsize(path)}' for path in self.paths]
-    return hashlib.blake2b('\n'.join(sizes).encode(), digest_size=8).hexdigest()
+    text = '\n'.join(sizes)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
   @property
   def path(self) -> str:
-    """What stands for all files in messages."""
-    return self.paths[0] if len(self.paths) == 1 else os.path.dirname(self.paths[0])
+    """Name of the data in messages: the file, or the folder of the first of several."""
+    first = self.paths[0]
+    return first if len(self.paths) == 1 else os.path.dirname(first)
 
   def encoded(self, index: SupportsIndex) -> Example:
-    """The example with the bytes of its media, nothing decoded."""
+    """Returns an example with the bytes of its media, nothing decoded."""
     index = self.place(index)
     file = bisect.bisect_right(self._ends, index)
-    position = index - (self._ends[file - 1] if file else 0)
+    start = self._ends[file - 1] if file else 0
+    position = index - start
     name = f'{os.path.basename(self.paths[file])}:{position}'
     try:
       example = unpack_example(self._read(file, position))
     except BadRecord as error:
       raise error.of(name) from error
-    return example | {'id': example['id'] or name}
+    example['id'] = example['id'] or name
+    return example
 
-  def decode(self, part: Example) -> Example:
+  def decode(self, part: Part) -> Part:
+    """Returns a part with its medium as an array of the run's size."""
     return _decoded(part, self.hosts)
 
   def _read(self, file: int, position: int) -> bytes:
+    """Returns a record; errors that may pass are retried."""
     try:
       return patiently(
         lambda: self._read_once(file, position), self.paths[file], passes=may_pass
       )
-    except RuntimeError as error:  # the reader's only exception
-      raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
+    except RuntimeError as error:  # the reader raises nothing else
+      reason = ' '.join(str(error).split())
+      raise BadRecord(f'cannot be read ({reason})') from error
 
   def _read_once(self, file: int, position: int) -> bytes:
     with self._lock:
@@ -226,22 +259,26 @@ class ArrayRecordExamples(Stored):
     except RuntimeError:
       with self._lock:
         if self._readers.get(file) is reader:
-          del self._readers[file]  # once it has failed it may fail for ever
+          del self._readers[file]  # after an error it may fail forever
       raise
 
 
 def may_pass(error: Exception) -> bool:
-  """Of what an ArrayRecord reader raises, the errors of system calls; it calls damage "Corrupted"."""
-  said = SYSTEM_CALL.search(str(error)) if isinstance(error, RuntimeError) else None
-  return said is not None and not any(
-    said[1].startswith(os.strerror(lasting)) for lasting in LASTING
-  )
+  """Returns whether an error of an ArrayRecord reader may be gone at the next attempt.
+
+  These are errors of system calls, which its messages name; damage is "Corrupted".
+  """
+  if not isinstance(error, RuntimeError):
+    return False
+  match = SYSTEM_CALL.search(str(error))
+  if match is None:
+    return False
+  return not any(match[1].startswith(os.strerror(number)) for number in LASTING)
 
 
 def _reader(path: str) -> Any:
-  from array_record.python import (
-    array_record_module,
-  )  # loads a large C++ library: only when it is needed
+  # This loads a large C++ library, so only where it is needed.
+  from array_record.python import array_record_module
 
   return array_record_module.ArrayRecordReader(
     path, READER_OPTIONS, file_reader_buffer_size=32 << 10
@@ -249,15 +286,15 @@ def _reader(path: str) -> Any:
 
 
 def _count(path: str) -> int:
+  """Returns the number of records of a file; raises UserError if there are none."""
   if not os.path.isfile(path):
     raise UserError(f'{path}: no such file: name an ArrayRecord file')
 
   def count_once() -> int:
     reader = _reader(path)
     try:
-      return (
-        reader.num_records()
-      )  # 0 also where the file is something else: not every reader complains
+      # It may also be 0 where the file is something else: not every reader complains.
+      return reader.num_records()
     finally:
       reader.close()
 
@@ -265,7 +302,7 @@ def _count(path: str) -> int:
     count = patiently(count_once, path, passes=may_pass)
   except RuntimeError as error:
     raise UserError(
-      f'{path}: is not an ArrayRecord file, or a damaged one ({error})'
+      f'{path}: is not an ArrayRecord file, or is damaged ({error})'
     ) from error
   if not count:
     raise UserError(f'{path}: holds no examples, or is not an ArrayRecord file')

@@ -1,4 +1,4 @@
-"""The manifest of a converted folder: what is in it, and for which tokenizer; checked when a run opens the folder."""
+"""Writes the manifest of a converted folder, and checks folders against it."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,53 +12,71 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.retry import patiently
 
-SCHEMA = 1  # of a record
-MANIFEST, REFUSED = 'manifest.json', 'refused.jsonl'
+SCHEMA = 1  # version of the form of a record
+MANIFEST = 'manifest.json'
+REFUSED = 'refused.jsonl'
+LISTED = 3  # names or reasons that a message lists
 
 
 class ShardStats(NamedTuple):
+  """Facts about one shard of a conversion.
+
+  Attributes:
+    file: file name.
+    records: number of records.
+    bytes: size of the file.
+    sha256: digest of the file, in hexadecimal.
+    counted: amounts of media, by name.
+    refused: (id, reason) of each example that was left out.
+  """
+
   file: str
   records: int
   bytes: int
   sha256: str
-  counted: dict[str, float]  # of the media, by what is counted
-  refused: list[tuple[str, str]]  # id and reason
+  counted: dict[str, float]
+  refused: list[tuple[str, str]]
 
 
 def manifest_of(
   stats: Sequence[ShardStats],
-  said: str,
+  source: str,
   tokenizer: str | None,
   codecs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-  """What is written as manifest.json.
+  """Returns the content of manifest.json.
 
   Args:
-    stats: of all shards, in any order; a shard without records has no file and is not listed.
-    said: what the input is.
-    tokenizer: fingerprint of the tokenizer that every record was checked against, or None.
-    codecs: fingerprints of the autoencoders whose codes stand beside the media, by name.
+    stats: facts about all shards, in any order; a shard without records has no file and
+      is not listed.
+    source: name of the input.
+    tokenizer: fingerprint of the tokenizer that every record was checked against, or
+      None.
+    codecs: fingerprints of the autoencoders whose codes are stored beside the media, by
+      name.
   """
   stats = sorted(stats, key=lambda shard: shard.file)
-  reasons = collections.Counter(why for shard in stats for _, why in shard.refused)
-  return {
-    'schema': SCHEMA,
-    'input': said,
-    'tokenizer': tokenizer,
-    'codecs': dict(codecs or {}),
-    'records': sum(shard.records for shard in stats),
-    'media': added(shard.counted for shard in stats),
-    'refused': dict(reasons.most_common()),
-    'shards': [
-      {
+  reasons: collections.Counter[str] = collections.Counter()
+  shards = []
+  for shard in stats:
+    reasons.update(reason for _, reason in shard.refused)
+    if shard.records:
+      entry = {
         'file': shard.file,
         'records': shard.records,
         'bytes': shard.bytes,
         'sha256': shard.sha256,
       }
-      for shard in stats
-      if shard.records
-    ],
+      shards.append(entry)
+  return {
+    'schema': SCHEMA,
+    'input': source,
+    'tokenizer': tokenizer,
+    'codecs': dict(codecs or {}),
+    'records': sum(shard.records for shard in stats),
+    'media': added(shard.counted for shard in stats),
+    'refused': dict(reasons.most_common()),
+    'shards': shards,
   }
 
 
@@ -72,96 +90,114 @@ def added(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def lists_of(manifest: dict[str, Any], stats: Sequence[ShardStats]) -> dict[str, str]:
-  """The text of the two files that lie beside the shards, by name."""
-  refused = sorted(pair for shard in stats for pair in shard.refused)
-  return {
-    REFUSED: ''.join(
-      json.dumps({'id': id, 'reason': why}) + '\n' for id, why in refused
-    ),
-    MANIFEST: json.dumps(manifest, indent=1) + '\n',
-  }
+  """Returns the text of the two files that lie beside the shards, by file name."""
+  refused: list[tuple[str, str]] = []
+  for shard in stats:
+    refused += shard.refused
+  lines = []
+  for id, reason in sorted(refused):
+    lines.append(json.dumps({'id': id, 'reason': reason}) + '\n')
+  text = json.dumps(manifest, indent=1) + '\n'
+  return {REFUSED: ''.join(lines), MANIFEST: text}
 
 
 def check_useful(manifest: dict[str, Any]) -> None:
-  """Raises UserError where no record was good."""
-  if not manifest['records']:
-    reasons = '; '.join(
-      f'{n} x {reason}' for reason, n in list(manifest['refused'].items())[:3]
-    )
-    raise UserError(
-      f'{manifest["input"]}: no example can be used: {reasons or "there is none"}'
-    )
+  """Raises UserError if no record could be used."""
+  if manifest['records']:
+    return
+  most_common = list(manifest['refused'].items())[:LISTED]
+  reasons = '; '.join(f'{count} x {reason}' for reason, count in most_common)
+  raise UserError(
+    f'{manifest["input"]}: no example can be used: {reasons or "there is none"}'
+  )
 
 
 def shards_in(folder: str) -> list[str]:
-  """Paths of the shards of a folder, in order; none where it is no such folder.
+  """Returns the paths of the shards of a folder, in order; [] if there are none.
 
-  Sizes are compared with the manifest, digests are not: that would read everything. A folder without a manifest was
-  put together by hand, and is taken as it is.
+  Sizes are compared with the manifest; digests are not, since that would read
+  everything. A folder without a manifest was put together by hand, and is taken as it
+  is.
 
   Raises:
-    UserError: if the manifest is of another version, or if shards are missing, extra or of another size.
+    UserError: if the manifest has another version, or if shards are missing, extra or
+      of another size.
   """
-  sizes = {
-    os.path.basename(path): os.path.getsize(path)
-    for path in glob.glob(f'{glob.escape(folder)}/*.array_record')
-  }
+  sizes: dict[str, int] = {}
+  for path in glob.glob(f'{glob.escape(folder)}/*.array_record'):
+    sizes[os.path.basename(path)] = os.path.getsize(path)
   manifest = _read(folder)
   if manifest is not None:
-    told = {shard['file']: shard['bytes'] for shard in manifest['shards']}
-    missing, extra = (
-      sorted(told.keys() - sizes.keys()),
-      sorted(sizes.keys() - told.keys()),
-    )
-    other = [
-      f'{name} has {sizes[name]:,} bytes, not {told[name]:,}'
-      for name in sorted(told.keys() & sizes.keys())
-      if sizes[name] != told[name]
-    ]
-    if problems := [
-      f'{what}: {_some(names)}'
-      for what, names in (
-        ('missing', missing),
-        ('not in the manifest', extra),
-        ('of another size', other),
-      )
-      if names
-    ]:
-      raise UserError(
-        f'{folder}: the shards are not those of {MANIFEST} ({"; ".join(problems)}): copy the folder '
-        'again, or convert again'
-      )
+    _check_sizes(folder, sizes, manifest)
   return [os.path.join(folder, name) for name in sorted(sizes)]
 
 
+def _check_sizes(
+  folder: str, sizes: Mapping[str, int], manifest: Mapping[str, Any]
+) -> None:
+  """Raises UserError if the shards and their sizes are not those of the manifest."""
+  expected = _sizes_of(manifest)
+  changed = []
+  for name in sorted(expected.keys() & sizes.keys()):
+    if sizes[name] != expected[name]:
+      changed.append(f'{name} has {sizes[name]:,} bytes, not {expected[name]:,}')
+  differences = {
+    'missing': sorted(expected.keys() - sizes.keys()),
+    'not in the manifest': sorted(sizes.keys() - expected.keys()),
+    'of another size': changed,
+  }
+  problems = [f'{kind}: {_some(names)}' for kind, names in differences.items() if names]
+  if problems:
+    raise UserError(
+      f'{folder}: the shards are not those of {MANIFEST} ({"; ".join(problems)}): copy '
+      'the folder again, or convert again'
+    )
+
+
 def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
-  """Raises UserError where the folder was converted for another tokenizer; says nothing where for no one's."""
-  theirs, ours = (_read(folder) or {}).get('tokenizer'), tokenizer.fingerprint()
+  """Raises UserError if the folder was converted for another tokenizer.
+
+  A folder that was converted for no particular tokenizer fits every run.
+  """
+  manifest = _read(folder) or {}
+  theirs = manifest.get('tokenizer')
+  ours = tokenizer.fingerprint()
   if theirs not in (None, ours):
     raise UserError(
-      f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert again with the '
-      '--config of this run, or train with the config.model.tokenizer of the conversion'
+      f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert '
+      'again with the --config of this run, or train with the config.model.tokenizer of '
+      'the conversion'
     )
 
 
 def check_codecs(folder: str, ours: Mapping[str, str]) -> None:
-  """Refuses a folder whose codes are not those of this run's autoencoders.
+  """Refuses a folder whose codes were made by other autoencoders than this run's.
 
   Args:
-    ours: fingerprints by name of the autoencoder.
+    folder: folder that was converted with codes.
+    ours: fingerprints of this run's autoencoders, by name.
+
+  Raises:
+    UserError: if a fingerprint differs from the manifest's.
   """
-  theirs = (_read(folder) or {}).get('codecs') or {}
+  manifest = _read(folder) or {}
+  theirs = manifest.get('codecs') or {}
   for name, fingerprint in ours.items():
     if theirs.get(name) != fingerprint:
       raise UserError(
-        f'{folder} holds codes of the {name} {theirs.get(name)}, this run has {fingerprint}: convert again with '
-        f"--codes=RUN of this run's {name}, set config.{name}.init_from to the run that made the codes, or take "
+        f'{folder} holds codes of the {name} {theirs.get(name)}, this run has '
+        f"{fingerprint}: convert again with --codes=RUN of this run's {name}, set "
+        f'config.{name}.init_from to the run that made the codes, or use '
         "config.data.codes='computed'"
       )
 
 
 def _read(folder: str) -> dict[str, Any] | None:
-  """The manifest, as far as it is used here; None where there is none."""
+  """Returns the manifest, or None if there is none.
+
+  Raises:
+    UserError: if it cannot be used or has another schema.
+  """
   path = os.path.join(folder, MANIFEST)
   if not os.path.isfile(path):
     return None
@@ -169,10 +205,11 @@ def _read(folder: str) -> dict[str, Any] | None:
     manifest = json.loads(patiently(pathlib.Path(path).read_bytes, path))
     schema = manifest['schema']
     if schema == SCHEMA:
-      dict((shard['file'], shard['bytes']) for shard in manifest['shards'])
+      _sizes_of(manifest)  # raises if a shard has no file or size
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path}: is not the manifest of a conversion ({type(error).__name__}: {error}): convert again'
+      f'{path}: is not the manifest of a conversion ({type(error).__name__}: {error}): '
+      'convert again'
     ) from error
   if schema != SCHEMA:
     raise UserError(
@@ -181,7 +218,13 @@ def _read(folder: str) -> dict[str, Any] | None:
   return manifest
 
 
+def _sizes_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the sizes in bytes that the manifest tells, by file name."""
+  return {shard['file']: shard['bytes'] for shard in manifest['shards']}
+
+
 def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:3]) + (
-    f' and {len(names) - 3} more' if len(names) > 3 else ''
-  )
+  """Returns the first names, and how many more there are."""
+  text = ', '.join(names[:LISTED])
+  more = len(names) - LISTED
+  return f'{text} and {more} more' if more > 0 else text

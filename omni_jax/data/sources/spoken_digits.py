@@ -1,21 +1,23 @@
-"""Turns FSDD (spoken digits) and MNIST (handwritten digits) into JSON lines that pair them in every direction.
+"""Pairs FSDD (spoken digits) and MNIST (handwritten digits) as JSON lines.
 
   python -m omni_jax.data.sources.spoken_digits --source=../shared/data --output=DIR
 
-writes DIR/{train,valid,test}.jsonl, DIR/images/*.png, DIR/speech/*.wav. Recordings follow FSDD's official split (test
-is the takes 0-4 of every speaker and digit; valid the takes 5-7 of its training part), images MNIST's. Every medium is
-labelled with what it shows or says and with its voice. speaker_NAME.jsonl holds all recordings of one speaker and
-speakers.jsonl those of all, for runs that leave one out. The same seed gives the same files.
+pairs them in every direction. It writes DIR/{train,valid,test}.jsonl, DIR/images/*.png,
+DIR/speech/*.wav and DIR/strings/*.wav. Recordings follow FSDD's official split (test
+has the takes 0-4 of every speaker and digit; valid has the takes 5-7 of the training
+part), images MNIST's. Every medium is labelled with what it shows or says and with its
+voice. speaker_NAME.jsonl holds all recordings of one speaker and speakers.jsonl those
+of all, for runs that leave one out. The same seed gives the same files.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import json
 import math
 import os
 from pathlib import Path
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,16 +34,26 @@ from omni_jax.errors import run_command, UserError
 from omni_jax.types import FRAMES_PER_SECOND
 
 LANGUAGE = 'en'
-MOST_HELD_OUT = 1000  # rows of a kind that draws or speaks, in valid and test
+# Most rows of a kind that draws or speaks, in each of valid and test.
+MOST_HELD_OUT = 1000
 NOTICE = """# Spoken and handwritten digits, paired
-Made by `python -m omni_jax.data.sources.spoken_digits`. Which image goes with which recording is chance, by digit.
-- speech/: Free Spoken Digit Dataset, Zohar Jackson and the speakers, CC BY-SA 4.0 (unchanged files)
+Made by `python -m omni_jax.data.sources.spoken_digits`.
+Images and recordings of the same digit are paired at random.
+- speech/: Free Spoken Digit Dataset, Zohar Jackson and the speakers, CC BY-SA 4.0
+  (unchanged files)
 - images/: MNIST, Y. LeCun, C. Cortes, C. Burges (stored as PNG)
 """
 
 
 class Kind(NamedTuple):
-  """One direction: what is given, what is asked for, what is replied, and how many rows for each training image."""
+  """One kind of rows: a direction such as image to text.
+
+  Attributes:
+    given: what the user shows: a medium, 'text', 'numeral' or 'string'.
+    task: task of the answer.
+    reply: types of the answer's parts.
+    share: number of rows per image.
+  """
 
   given: str
   task: str
@@ -49,7 +61,8 @@ class Kind(NamedTuple):
   share: float
 
 
-# Handwriting differs most and is read by many rows; what is spoken comes from few recordings and takes long rows.
+# Handwriting varies most, so many rows read it; speech comes from few recordings and
+# makes long rows.
 KINDS = {
   'image_to_text': Kind('image', 'write', ('text',), 1.5),
   'speech_to_text': Kind('audio', 'write', ('text',), 0.3),
@@ -66,28 +79,29 @@ KINDS = {
 
 
 class Pool(NamedTuple):
-  """What a split has to pair."""
+  """The media of a split that are paired."""
 
   images: list[Item]
   clips: list[Item]
   strings: list[Item]
 
   def sources(self, given: str) -> list[Item]:
-    digits = [Item((digit,)) for digit in range(10)]
-    return {
-      'image': self.images,
-      'audio': self.clips,
-      'string': self.strings,
-      'text': digits,
-      'numeral': digits,
-    }[given]
+    """Returns the items that the user shows in rows of a kind."""
+    if given in ('text', 'numeral'):
+      return [Item((digit,)) for digit in range(10)]
+    media = {'image': self.images, 'audio': self.clips, 'string': self.strings}
+    return media[given]
 
   def by_digit(self) -> dict[str, list[list[Item]]]:
-    media = {'image': self.images, 'audio': self.clips}
-    return {
-      medium: [[item for item in items if item.digits == (d,)] for d in range(10)]
-      for medium, items in media.items()
-    }
+    """Returns the images and the clips of each digit, by type of the part."""
+    return {'image': _by_digit(self.images), 'audio': _by_digit(self.clips)}
+
+
+def _by_digit(items: list[Item]) -> list[list[Item]]:
+  groups: list[list[Item]] = [[] for _ in range(10)]
+  for item in items:
+    groups[item.digits[0]].append(item)
+  return groups
 
 
 def build(
@@ -100,132 +114,162 @@ def build(
   string_seconds: float,
   seed: int,
 ) -> str:
-  """Writes the folder, which appears only when it is whole; returns a summary for the person who asked."""
+  """Writes the folder, which appears only when it is complete; returns a summary.
+
+  Args:
+    source: folder that holds fsdd/ and mnist/.
+    output: folder to write; it must not exist.
+    images: number of training images.
+    strings: number of strings of digits for training.
+    seconds: longest clip.
+    string_seconds: longest string.
+    seed: seed of all random choices.
+
+  Raises:
+    UserError: if the output exists, a value is out of range, or the source is unusable.
+  """
   if output.exists():
     raise UserError(
       f'--output={output} exists already: remove it or name another folder'
     )
   if not 0 < seconds <= string_seconds < 3600 or seed < 0 or strings < 10:
     raise UserError(
-      f'--seconds={seconds} --string_seconds={string_seconds} --strings={strings} --seed={seed}: seconds '
-      'lie between 0 and 3600, strings of digits are no shorter and at least 10, a seed is not negative'
+      f'--seconds={seconds} --string_seconds={string_seconds} --strings={strings} '
+      f'--seed={seed}: needed are 0 < seconds <= string_seconds < 3600, at least 10 '
+      'strings, and a seed that is not negative'
     )
   rng = np.random.default_rng(seed)
   partial = output.with_name(f'{output.name}.partial-{os.getpid()}')
+  lines: list[str] = []
   try:
     (partial / 'speech').mkdir(parents=True)
     (partial / 'images').mkdir()
     clips, skipped = write_speech(source / 'fsdd', partial, seconds)
     pictures = write_images(source / 'mnist', partial, images, rng)
-    counts = {
-      'train': strings,
-      'valid': max(1, strings // 10),
-      'test': max(1, strings // 10),
-    }
-    joined = {
-      split: write_strings(
-        partial, clips[split], counts[split], string_seconds, rng, split
+    joined: dict[str, list[Item]] = {}
+    for split in SPLITS:
+      count = strings if split == 'train' else max(1, strings // 10)
+      joined[split] = write_strings(
+        partial, clips[split], count, string_seconds, rng, split
       )
-      for split in SPLITS
-    }
-    lines = [
-      _write_split(
-        partial, split, Pool(pictures[split], clips[split], joined[split]), rng
-      )
-      for split in SPLITS
-    ]
-    lines += _write_speakers(
-      partial, [clip for split in SPLITS for clip in clips[split]]
-    )
+    everything: list[Item] = []
+    for split in SPLITS:
+      pool = Pool(pictures[split], clips[split], joined[split])
+      lines.append(_write_split(partial, split, pool, rng))
+      everything += clips[split]
+    lines.append(_write_speakers(partial, everything))
     (partial / 'README.md').write_text(NOTICE)
     os.rename(partial, output)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+  lines += skipped
   fits = math.ceil(string_seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
-  return '\n'.join(
-    [
-      *lines,
-      *skipped,
-      f'wrote {output}: a run needs audio rate {RATE} and seconds of at least {fits}',
-    ]
+  lines.append(
+    f'wrote {output}: a run needs audio rate {RATE} and seconds of at least {fits}'
   )
+  return '\n'.join(lines)
 
 
-def _write_speakers(output: Path, clips: list[Item]) -> list[str]:
-  """speaker_NAME.jsonl: every recording of one speaker, to be transcribed; speakers.jsonl: those of all."""
+def _write_speakers(output: Path, clips: list[Item]) -> str:
+  """Writes speaker_NAME.jsonl and speakers.jsonl; returns a line of the summary.
+
+  The first hold all recordings of one speaker, to be transcribed, the second those of
+  all.
+  """
   names = sorted({clip.voice for clip in clips})
-  lines = {
-    name: [
-      json.dumps(
-        _row(f'speaker_{name}/{n}', KINDS['speech_to_text'], clip, {'text': clip})
-      )
-      + '\n'
-      for n, clip in enumerate(clip for clip in clips if clip.voice == name)
-    ]
-    for name in names
-  }
-  for name, own in lines.items():
-    (output / f'speaker_{name}.jsonl').write_text(''.join(own))
-  (output / 'speakers.jsonl').write_text(
-    ''.join(line for own in lines.values() for line in own)
-  )
-  return [f'speaker_NAME.jsonl of {", ".join(names)}, speakers.jsonl of all']
+  all_lines: list[str] = []
+  for name in names:
+    lines: list[str] = []
+    for clip in clips:
+      if clip.voice == name:
+        id = f'speaker_{name}/{len(lines)}'
+        row = _row(id, KINDS['speech_to_text'], clip, {'text': clip})
+        lines.append(json.dumps(row) + '\n')
+    (output / f'speaker_{name}.jsonl').write_text(''.join(lines))
+    all_lines += lines
+  (output / 'speakers.jsonl').write_text(''.join(all_lines))
+  return f'speaker_NAME.jsonl of {", ".join(names)}, speakers.jsonl of all'
 
 
 def _write_split(output: Path, split: str, pool: Pool, rng: np.random.Generator) -> str:
-  """Writes the split's lines in shuffled order; returns its line of the summary."""
+  """Writes the split's rows in shuffled order; returns its line of the summary."""
   for name, items in (('images', pool.images), ('clips', pool.clips)):
-    if missing := set(range(10)) - {item.digits[0] for item in items}:
+    missing = set(range(10)) - {item.digits[0] for item in items}
+    if missing:
+      words = ', '.join(WORDS[digit] for digit in sorted(missing))
       raise UserError(
-        f'no {name} of {", ".join(WORDS[d] for d in sorted(missing))} in split {split}: raise --images '
-        'or --seconds'
+        f'no {name} of {words} in split {split}: raise --images or --seconds'
       )
-  rows, counts = [], {}
+  rows: list[dict[str, Any]] = []
+  counts: list[str] = []
   for name, kind in KINDS.items():
-    examples = list(
-      _examples(f'{split}/{name}', kind, pool, rng, repeat=split == 'train')
-    )
-    counts[name] = len(examples)
-    rows += examples
+    numbers = _source_numbers(kind, pool, rng, repeat=split == 'train')
+    rows += _examples(f'{split}/{name}', kind, pool, numbers, rng)
+    counts.append(f'{name} {len(numbers)}')
   with open(output / f'{split}.jsonl', 'w') as file:
     for number in rng.permutation(len(rows)):
       file.write(json.dumps(rows[number]) + '\n')
-  detail = ', '.join(f'{name} {count}' for name, count in counts.items())
-  return f'{split}: {len(rows)} rows of {len(pool.images)} images and {len(pool.clips)} clips ({detail})'
+  return (
+    f'{split}: {len(rows)} rows of {len(pool.images)} images and {len(pool.clips)} clips '
+    f'({", ".join(counts)})'
+  )
+
+
+def _source_numbers(
+  kind: Kind, pool: Pool, rng: np.random.Generator, *, repeat: bool
+) -> np.ndarray:
+  """Returns the number of the source of each row of a kind, shape (rows,).
+
+  Sources are used about equally often, and at most once unless `repeat`; where the
+  target differs each time, a source may be used again.
+  """
+  sources = len(pool.sources(kind.given))
+  count = max(1, round(kind.share * len(pool.images)))
+  if not repeat:
+    writes_text = kind.reply == ('text',)
+    if writes_text or kind.given in ('image', 'audio', 'string'):
+      count = min(count, sources)
+    if not writes_text:
+      count = min(count, MOST_HELD_OUT)
+  rounds = math.ceil(count / sources)
+  permutations = [rng.permutation(sources) for _ in range(rounds)]
+  return np.concatenate(permutations)[:count]
 
 
 def _examples(
-  name: str, kind: Kind, pool: Pool, rng: np.random.Generator, *, repeat: bool
-) -> Iterator[dict]:
-  """Rows of one kind; every source is used about equally often, and once at most unless `repeat`."""
-  sources, targets = pool.sources(kind.given), pool.by_digit()
-  count = max(1, round(kind.share * len(pool.images)))
-  if not repeat and (
-    kind.given in ('image', 'audio', 'string') or kind.reply == ('text',)
-  ):
-    count = min(count, len(sources))  # elsewhere the target differs each time
-  if not repeat and kind.reply != ('text',):
-    count = min(count, MOST_HELD_OUT)
-  rounds = [
-    rng.permutation(len(sources)) for _ in range(math.ceil(count / len(sources)))
-  ]
-  for n, number in enumerate(np.concatenate(rounds)[:count]):
+  name: str, kind: Kind, pool: Pool, numbers: np.ndarray, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+  """Yields a row of a kind for each number of a source."""
+  sources = pool.sources(kind.given)
+  targets = pool.by_digit()
+  for n, number in enumerate(numbers):
     source = sources[number]
-    shown = {'text': source}
+    answers = {'text': source}
     if len(source.digits) == 1:
-      shown |= {
-        medium: _other(items[source.digits[0]], source, rng)
-        for medium, items in targets.items()
-      }
-    yield _row(f'{name}/{n}', kind, source, shown)
+      for medium, items in targets.items():
+        answers[medium] = _other(items[source.digits[0]], source, rng)
+    yield _row(f'{name}/{n}', kind, source, answers)
 
 
-def _row(name: str, kind: Kind, source: Item, shown: dict[str, Item]) -> dict:
-  """One line; evaluation groups it by the folder of its name."""
-  assistant = {'role': 'assistant', 'language': LANGUAGE, 'task': kind.task}
+def _row(
+  name: str, kind: Kind, source: Item, answers: Mapping[str, Item]
+) -> dict[str, Any]:
+  """Returns the example of one line; evaluation groups it by the folder of its name.
+
+  Args:
+    name: id of the example.
+    kind: kind of the row.
+    source: item that the user shows.
+    answers: item of the answer for each type of part.
+  """
+  assistant: dict[str, Any] = {
+    'role': 'assistant',
+    'language': LANGUAGE,
+    'task': kind.task,
+  }
   if 'audio' in kind.reply:
-    assistant['voice'] = shown['audio'].voice
-  assistant['content'] = [_part(medium, shown[medium]) for medium in kind.reply]
+    assistant['voice'] = answers['audio'].voice
+  assistant['content'] = [_part(medium, answers[medium]) for medium in kind.reply]
   user = {'role': 'user', 'content': [_part(kind.given, source)]}
   return {
     'id': name,
@@ -235,17 +279,18 @@ def _row(name: str, kind: Kind, source: Item, shown: dict[str, Item]) -> dict:
 
 
 def _other(items: list[Item], source: Item, rng: np.random.Generator) -> Item:
-  """A random item, but not the source itself where there is another."""
+  """Returns a random item, not the source itself unless it is the only one."""
   number = rng.integers(len(items))
-  return items[number] if items[number] != source else items[(number + 1) % len(items)]
+  if items[number] == source:
+    number = (number + 1) % len(items)
+  return items[number]
 
 
 def _part(medium: str, item: Item) -> dict[str, str]:
-  if medium in ('text', 'numeral') or not item.path:
-    return {
-      'type': 'text',
-      'text': str(item.digits[0]) if medium == 'numeral' else item.words,
-    }
+  if medium == 'numeral':
+    return {'type': 'text', 'text': str(item.digits[0])}
+  if medium == 'text' or not item.path:
+    return {'type': 'text', 'text': item.words}
   if medium == 'image':
     return {'type': 'image', 'path': item.path, 'label': item.words}
   return {'type': 'audio', 'path': item.path, 'label': item.words, 'voice': item.voice}
@@ -256,41 +301,26 @@ def main() -> None:
     prog='python -m omni_jax.data.sources.spoken_digits',
     description=__doc__.split('\n')[0],
   )
-  parser.add_argument(
-    '--source', type=Path, required=True, help='folder that holds fsdd/ and mnist/'
-  )
-  parser.add_argument('--output', type=Path, required=True, help='folder to make')
-  parser.add_argument(
+  add = parser.add_argument
+  add('--source', type=Path, required=True, help='folder that holds fsdd/ and mnist/')
+  add('--output', type=Path, required=True, help='folder to write; it must not exist')
+  add(
     '--images',
     type=int,
     default=50_000,
     help='training images; a tenth as many for valid',
   )
-  parser.add_argument(
+  add(
     '--strings',
     type=int,
     default=5_000,
-    help='joined recordings; a tenth for valid and test each',
+    help='joined recordings for training; a tenth as many for valid and for test',
   )
-  parser.add_argument(
-    '--seconds', type=float, default=1.0, help='longer recordings are left out'
-  )
-  parser.add_argument(
-    '--string_seconds', type=float, default=3.2, help='of joined recordings, at most'
-  )
-  parser.add_argument('--seed', type=int, default=0)
-  args = parser.parse_args()
-  print(
-    build(
-      args.source,
-      args.output,
-      images=args.images,
-      strings=args.strings,
-      seconds=args.seconds,
-      string_seconds=args.string_seconds,
-      seed=args.seed,
-    )
-  )
+  add('--seconds', type=float, default=1.0, help='longest recording that is used')
+  add('--string_seconds', type=float, default=3.2, help='longest joined recording')
+  add('--seed', type=int, default=0, help='seed of all random choices')
+  args = vars(parser.parse_args())
+  print(build(args.pop('source'), args.pop('output'), **args))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
-"""The recordings of FSDD and the images of MNIST as media files, for spoken_digits.py."""
+"""Writes the recordings of FSDD and the images of MNIST as media files."""
 
+from collections.abc import Mapping
 import csv
 import math
 from pathlib import Path
@@ -10,17 +11,18 @@ import zlib
 
 import numpy as np
 
+from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import decode_audio, wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.types import FRAMES_PER_SECOND
 
-WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+WORDS = DIGIT_WORDS['en']
 SPLITS = ('train', 'valid', 'test')
-VALID_TAKES = range(5, 8)
-RATE = 8000  # of FSDD
-# What zip, npz and csv files raise when they are missing, damaged or something else.
+VALID_TAKES = range(5, 8)  # of the training part
+RATE = 8000  # samples per second of FSDD
+# Errors of reading zip, npz and csv files that are missing, damaged or something else.
 DAMAGE = (
   OSError,
   KeyError,
@@ -30,14 +32,21 @@ DAMAGE = (
   zipfile.BadZipFile,
   zlib.error,
 )
-MOST_IN_STRING = 5  # recordings that are joined into one of a digit string; 2 at least
-RECORDING = re.compile(
-  r'\d_[a-z]+_\d+\.wav'
-)  # also keeps names of the index from leaving the output folder
+# Numbers of recordings that are joined into one of a digit string.
+FEWEST_IN_STRING = 2
+MOST_IN_STRING = 5
+# The pattern also prevents names in the index from leaving the output folder.
+RECORDING = re.compile(r'\d_[a-z]+_\d+\.wav')
 
 
 class Item(NamedTuple):
-  """Something that shows one digit or a string of them: a file, or the digits themselves where there is none."""
+  """A file, or text, that shows one digit or a string of digits.
+
+  Attributes:
+    digits: the digits.
+    path: path of the file in the output folder; '' for text.
+    voice: voice of a recording.
+  """
 
   digits: tuple[int, ...]
   path: str = ''
@@ -51,78 +60,92 @@ class Item(NamedTuple):
 def write_speech(
   source: Path, output: Path, seconds: float
 ) -> tuple[dict[str, list[Item]], list[str]]:
-  """The clips of each split, and a line on each kind of clip that was left out."""
+  """Writes the clips to `output`/speech.
+
+  Returns the clips of each split, and a line on each kind of clip that was left out.
+
+  Args:
+    source: folder of FSDD.
+    output: output folder.
+    seconds: longest clip.
+
+  Raises:
+    UserError: if the files of FSDD cannot be used.
+  """
   clips: dict[str, list[Item]] = {split: [] for split in SPLITS}
-  # The longest clip of a run is a whole number of frames; the exact limit is checked below.
-  config = AudioConfig(
-    rate=RATE, seconds=math.ceil(seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
-  )
-  skipped = {'unreadable': 0, f'longer than {seconds} s': 0}
-  unreadable, long = skipped
+  config = _limit(seconds)
+  unreadable = 0
+  too_long = 0
   try:
     with (
       zipfile.ZipFile(source / 'recordings.zip') as archive,
       open(source / 'index.csv', newline='') as index,
     ):
       for row in csv.DictReader(index):
-        if not RECORDING.fullmatch(row['file']):
+        file = row['file']
+        if not RECORDING.fullmatch(file):
           raise UserError(
-            f'{source}/index.csv: file {row["file"]!r} is not named DIGIT_SPEAKER_TAKE.wav'
+            f'{source}/index.csv: file {file!r} is not named DIGIT_SPEAKER_TAKE.wav'
           )
         if int(row['samples']) > seconds * int(row['sample_rate']):
-          skipped[long] += 1
+          too_long += 1
           continue
-        data = archive.read(f'recordings/{row["file"]}')
+        data = archive.read(f'recordings/{file}')
         try:
           decode_audio(data, config)
         except BadRecord:
-          skipped[unreadable] += 1
+          unreadable += 1
           continue
-        (output / 'speech' / row['file']).write_bytes(data)
-        split = (
-          'valid'
-          if row['split'] == 'train' and int(row['index']) in VALID_TAKES
-          else row['split']
-        )
-        clips[split].append(
-          Item((int(row['digit']),), f'speech/{row["file"]}', row['speaker'])
-        )
+        (output / 'speech' / file).write_bytes(data)
+        digit = int(row['digit'])
+        clip = Item((digit,), f'speech/{file}', row['speaker'])
+        clips[_split_of(row)].append(clip)
   except DAMAGE as error:
     raise _unusable(error, f'{source}/recordings.zip and index.csv') from error
-  return clips, [
-    f'left out {count} clips {why}' for why, count in skipped.items() if count
-  ]
+  lines = []
+  if unreadable:
+    lines.append(f'left out {unreadable} unreadable clips')
+  if too_long:
+    lines.append(f'left out {too_long} clips longer than {seconds} s')
+  return clips, lines
+
+
+def _limit(seconds: float) -> AudioConfig:
+  """Returns sizes whose longest clip, a whole number of frames, holds `seconds`."""
+  frames = math.ceil(seconds * FRAMES_PER_SECOND)
+  return AudioConfig(rate=RATE, seconds=frames / FRAMES_PER_SECOND)
+
+
+def _split_of(row: Mapping[str, str]) -> str:
+  """Returns the split of a row of the index."""
+  if row['split'] == 'train' and int(row['index']) in VALID_TAKES:
+    return 'valid'
+  return row['split']
 
 
 def write_images(
   source: Path, output: Path, count: int, rng: np.random.Generator
 ) -> dict[str, list[Item]]:
-  """`count` training images, a tenth as many for valid (from the rest of the training set), all test images."""
-  try:
-    with (
-      open(source / 'mnist.npz', 'rb') as file,
-      np.load(file) as mnist,
-    ):  # never unpickles, by default
-      arrays = {
-        name: mnist[name]
-        for name in ('train_images', 'train_labels', 'test_images', 'test_labels')
-      }
-    for part in ('train', 'test'):
-      images, labels = arrays[f'{part}_images'], arrays[f'{part}_labels']
-      if (
-        images.ndim != 3 or labels.shape != images.shape[:1] or images.dtype != np.uint8
-      ):
-        raise ValueError(
-          f'{part}_images {images.dtype}{images.shape}, {part}_labels {labels.shape}'
-        )
-  except DAMAGE as error:
-    raise _unusable(error, f'{source}/mnist.npz') from error
+  """Writes images to `output`/images; returns those of each split.
+
+  Args:
+    source: folder of MNIST.
+    output: output folder.
+    count: number of training images. A tenth as many are for valid, from the rest of
+      the training set; all test images are for test.
+    rng: decides which images are used, and their order.
+
+  Raises:
+    UserError: if the file of MNIST cannot be used, or has too few images.
+  """
+  arrays = _mnist_arrays(source / 'mnist.npz')
   tenth = max(1, count // 10)
-  train, test = len(arrays['train_labels']), len(arrays['test_labels'])
+  train = len(arrays['train_labels'])
+  test = len(arrays['test_labels'])
   if not 0 < count <= train - tenth:
     raise UserError(
-      f'--images={count}: {source}/mnist.npz has {train} training images, of which {count + tenth} would '
-      'be used'
+      f'--images={count}: {source}/mnist.npz has {train} training images, of which '
+      f'{count + tenth} would be used'
     )
   order = rng.permutation(train)
   chosen = {
@@ -133,13 +156,36 @@ def write_images(
   items: dict[str, list[Item]] = {split: [] for split in SPLITS}
   for split, numbers in chosen.items():
     part = 'test' if split == 'test' else 'train'
+    images = arrays[f'{part}_images']
+    labels = arrays[f'{part}_labels']
     for number in numbers:
-      digit = int(arrays[f'{part}_labels'][number])
+      digit = int(labels[number])
       path = f'images/{digit}_{part}_{number:05d}.png'
-      pixels_hwc = arrays[f'{part}_images'][number][..., None].astype(np.float32) / 255
+      pixels_hwc = images[number][..., None].astype(np.float32) / 255
       (output / path).write_bytes(png_bytes(pixels_hwc))
       items[split].append(Item((digit,), path))
   return items
+
+
+def _mnist_arrays(path: Path) -> dict[str, np.ndarray]:
+  """Returns the images and labels of both parts. Raises UserError."""
+  arrays: dict[str, np.ndarray] = {}
+  try:
+    # np.load never unpickles by default.
+    with open(path, 'rb') as file, np.load(file) as mnist:
+      for name in ('train_images', 'train_labels', 'test_images', 'test_labels'):
+        arrays[name] = mnist[name]
+    for part in ('train', 'test'):
+      images = arrays[f'{part}_images']
+      labels = arrays[f'{part}_labels']
+      is_image = images.ndim == 3 and images.dtype == np.uint8
+      if not is_image or labels.shape != images.shape[:1]:
+        raise ValueError(
+          f'{part}_images {images.dtype}{images.shape}, {part}_labels {labels.shape}'
+        )
+  except DAMAGE as error:
+    raise _unusable(error, str(path)) from error
+  return arrays
 
 
 def write_strings(
@@ -150,44 +196,50 @@ def write_strings(
   rng: np.random.Generator,
   split: str,
 ) -> list[Item]:
-  """Joins two to five recordings of one speaker to each of `count` strings; what would be too long is cut short."""
+  """Joins two to five recordings of one speaker to each of `count` strings.
+
+  Returns the strings. Recordings that would make a string too long are dropped from its
+  end.
+
+  Args:
+    output: output folder, which holds the clips; strings are written to
+      `output`/strings.
+    clips: clips of one split.
+    count: number of strings.
+    seconds: longest string.
+    rng: decides which clips are joined.
+    split: name of the split, for the names of the files.
+  """
   folder = output / 'strings'
   folder.mkdir(exist_ok=True)
-  config = AudioConfig(
-    rate=RATE, seconds=math.ceil(seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
-  )
-  waves = {
-    clip.path: decode_audio((output / clip.path).read_bytes(), config) for clip in clips
-  }
+  config = _limit(seconds)
+  waves: dict[str, np.ndarray] = {}
+  for clip in clips:
+    data = (output / clip.path).read_bytes()
+    waves[clip.path] = decode_audio(data, config)
   voices = sorted({clip.voice for clip in clips})
-  items = []
+  strings: list[Item] = []
   for number in range(count if clips else 0):
-    own = [clip for clip in clips if clip.voice == voices[number % len(voices)]]
-    drawn = [
-      own[k]
-      for k in rng.choice(
-        len(own), min(len(own), rng.integers(2, MOST_IN_STRING + 1)), replace=False
-      )
-    ]
-    while sum(len(waves[clip.path]) for clip in drawn) > seconds * RATE:
-      drawn.pop()
-    item = Item(
-      tuple(clip.digits[0] for clip in drawn),
-      f'strings/{split}_{number:05d}.wav',
-      drawn[0].voice,
-    )
-    (output / item.path).write_bytes(
-      wav_bytes(np.concatenate([waves[clip.path] for clip in drawn]), RATE)
-    )
-    items.append(item)
-  return items
+    voice = voices[number % len(voices)]
+    own = [clip for clip in clips if clip.voice == voice]
+    size = min(len(own), rng.integers(FEWEST_IN_STRING, MOST_IN_STRING + 1))
+    numbers = rng.choice(len(own), size, replace=False)
+    joined = [own[k] for k in numbers]
+    while sum(len(waves[clip.path]) for clip in joined) > seconds * RATE:
+      joined.pop()
+    digits = tuple(clip.digits[0] for clip in joined)
+    string = Item(digits, f'strings/{split}_{number:05d}.wav', voice)
+    wave_S = np.concatenate([waves[clip.path] for clip in joined])
+    (output / string.path).write_bytes(wav_bytes(wave_S, RATE))
+    strings.append(string)
+  return strings
 
 
 def _unusable(error: Exception, files: str) -> UserError:
-  """The mistake of our own that was found, or one about files that are missing or not what they should be."""
+  """Returns a UserError as it is; any other error becomes one about unusable files."""
   if isinstance(error, UserError):
     return error
   return UserError(
-    f'{files}: cannot be used ({type(error).__name__}: {error}): --source names the folder that holds '
-    'fsdd/ and mnist/'
+    f'{files}: cannot be used ({type(error).__name__}: {error}): --source names the folder '
+    'that holds fsdd/ and mnist/'
   )

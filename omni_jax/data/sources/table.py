@@ -1,9 +1,10 @@
-"""The table of data sources: what `config.data.source` can name, and all that a run needs of one."""
+"""The table of data sources that `config.data.source` can name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
+from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.data.sources.digits import DigitExamples, load_digits
@@ -22,47 +23,52 @@ from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sequence.example import Example
 
-# Names of tasks of evaluation; omni_jax.evaluate has the table of what they do.
-DIRECTIONS, LOSS, EXAMPLES = 'directions', 'loss', 'examples'
+# Names of the evaluation tasks; omni_jax.evaluate has the table of what they do.
+DIRECTIONS = 'directions'
+LOSS = 'loss'
+EXAMPLES = 'examples'
 
 
-def _no_folders(config: Any, key: str) -> list[str]:
+def _no_folders(config: ConfigDict, key: str) -> list[str]:
   return []
 
 
 class Source(NamedTuple):
-  """One value of `config.data.source`. `config` is `config.data`, or a part of a mixture.
+  """One value of `config.data.source`.
+
+  Its functions take `config.data`, or the config of a part of a mixture.
 
   Attributes:
     train: opens the training examples.
     held_out: opens the held-out part; None where there is none. It may return None.
     held_out_key: the key of config.data without which nothing is held out.
-    payloads: finds what an autoencoder of a medium is trained on, in the training
-      examples; sees about as many examples as its last argument says.
+    payloads: collects the media of the training examples that an autoencoder is trained
+      on; its last argument limits the number of examples that are decoded. Its first
+      argument is what `train` returns.
     evaluation: the task by which a run on this source is evaluated.
     labelled: opens the training examples whose labels judges are fitted to, if any.
     folders: lists the converted folders that a key of config.data names.
   """
 
-  train: Callable[[Any, Hosts], Sequence[Example]]
-  held_out: Callable[[Any, Hosts], Sequence[Example] | None] | None = None
+  train: Callable[[ConfigDict, Hosts], Sequence[Example]]
+  held_out: Callable[[ConfigDict, Hosts], Sequence[Example] | None] | None = None
   held_out_key: str = ''
   payloads: Callable[[Any, str, int], Payloads] = sampled_payloads
   evaluation: str = EXAMPLES
-  labelled: Callable[[Any, Hosts], JsonLines | None] | None = None
-  folders: Callable[[Any, str], list[str]] = _no_folders
+  labelled: Callable[[ConfigDict, Hosts], JsonLines | None] | None = None
+  folders: Callable[[ConfigDict, str], list[str]] = _no_folders
 
 
-def _files(config: Any, key: str) -> list[str]:
+def _files(config: ConfigDict, key: str) -> list[str]:
   if not config.root:
     raise UserError(
-      f'config.data.source={config.source!r} reads files: give their folder, '
+      f'config.data.source={config.source!r} reads files: name their folder with '
       '--config.data.root=DIR'
     )
   return [f'{config.root}/{part}' for part in config[key].split(',')]
 
 
-def _digits(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _digits(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return DigitExamples(
     load_digits(config),
     dict(config.recipes),
@@ -77,79 +83,81 @@ def _digit_payloads(examples: DigitExamples, medium: str, limit: int) -> Payload
   return Payloads(examples.payloads(medium), [])
 
 
-def _jsonl(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _jsonl(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   (file,) = _files(config, 'train_file')
   return _without_voice(config, JsonLines(file, hosts))
 
 
-def _jsonl_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _jsonl_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return JsonLines(epath.Path(config.root) / config.eval_file, hosts)
 
 
-def _jsonl_labelled(config: Any, hosts: Hosts) -> JsonLines | None:
-  """Returns the file that the run was trained on, where it is still there."""
+def _jsonl_labelled(config: ConfigDict, hosts: Hosts) -> JsonLines | None:
+  """Opens the file that the run was trained on, if it still exists."""
   if not config.train_file:
     return None
   path = epath.Path(config.root) / config.train_file
   return JsonLines(path, hosts) if path.is_file() else None
 
 
-def _without_voice(config: Any, lines: JsonLines | ReadySet) -> Sequence[Example]:
+def _without_voice(
+  config: ConfigDict, lines: JsonLines | ReadySet
+) -> Sequence[Example]:
   return WithoutVoice(lines, config.leave_out) if config.leave_out else lines
 
 
-def _array_records(config: Any, hosts: Hosts, key: str) -> ArrayRecordExamples:
-  """Opens what a key names: folders that `omni_jax.convert` wrote, or single files."""
+def _array_records(config: ConfigDict, hosts: Hosts, key: str) -> ArrayRecordExamples:
+  """Opens the converted folders, or the single files, that a key names."""
   shards: list[str] = []
   for path in _files(config, key):
     shards += shards_in(path) or [path]
   return ArrayRecordExamples(shards, hosts)
 
 
-def _array_record(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _array_record(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return _array_records(config, hosts, 'train_file')
 
 
-def _array_record_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _array_record_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return _array_records(config, hosts, 'eval_file')
 
 
-def _array_record_folders(config: Any, key: str) -> list[str]:
+def _array_record_folders(config: ConfigDict, key: str) -> list[str]:
   return _files(config, key) if config[key] else []
 
 
-def _text(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _text(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   (file,) = _files(config, 'train_file')
   return TextFile(file, length=config.piece, train=True)
 
 
-def _text_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _text_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   path = epath.Path(config.root) / config.train_file
   return TextFile(path, length=config.piece, train=False)
 
 
-def _tfds(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _tfds(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return open_tfds(config, hosts, config.train_split)
 
 
-def _tfds_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _tfds_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return open_tfds(config, hosts, config.eval_split)
 
 
-def _ready(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _ready(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return _without_voice(config, open_ready(config, hosts, config.train_split))
 
 
-def _ready_held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _ready_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return open_ready(config, hosts, config.eval_split)
 
 
-def _mixture(config: Any, hosts: Hosts) -> Sequence[Example]:
+def _mixture(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return mixture_of(config, lambda part: training_examples(part, hosts))
 
 
-def _mixture_held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
-  """Opens the file that the mixture names, else what its sources hold out."""
+def _mixture_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example] | None:
+  """Opens the file that the mixture names, or else what its sources hold out."""
   if config.eval_file:
     return _jsonl_held_out(config, hosts)
   parts: dict[str, Sequence[Example]] = {}
@@ -160,7 +168,7 @@ def _mixture_held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
   return Mixture(parts, dict.fromkeys(parts, Drawing())) if parts else None
 
 
-def _mixture_folders(config: Any, key: str) -> list[str]:
+def _mixture_folders(config: ConfigDict, key: str) -> list[str]:
   folders: list[str] = []
   for name in config.sources:
     folders += converted_folders(part_of(config, name), key)
@@ -183,7 +191,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def source_of(config: Any) -> Source:
+def source_of(config: ConfigDict) -> Source:
   """Returns the row of the table that `config.data` names.
 
   Raises:
@@ -196,16 +204,16 @@ def source_of(config: Any) -> Source:
   return SOURCES[config.source]
 
 
-def training_examples(config: Any, hosts: Hosts) -> Sequence[Example]:
-  """Opens the training examples that `config.data` names, in random order of access."""
+def training_examples(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
+  """Opens the training examples that `config.data` names, with random access."""
   return source_of(config).train(config, hosts)
 
 
-def held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
+def held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   """Opens the examples that a run on `config.data` is evaluated on.
 
-  Of a mixture it is the file that it names, else what its sources hold out, of those
-  that hold out something.
+  For a mixture these are the examples of the file that it names, or else a mixture of
+  the held-out parts of its sources.
 
   Raises:
     UserError: if nothing is held out.
@@ -213,64 +221,67 @@ def held_out(config: Any, hosts: Hosts) -> Sequence[Example]:
   examples = _held_out(config, hosts)
   if examples is None:
     raise UserError(
-      f'config.data.source={config.source!r} holds out nothing to evaluate on: give '
-      'config.data.eval_split or eval_file (a mixture: one of its sources), or '
-      'evaluate with --data=FILE.jsonl'
+      f'config.data.source={config.source!r} holds out nothing to evaluate on: set '
+      'config.data.eval_split or eval_file (for a mixture, that of one of its sources), '
+      'or evaluate with --data=FILE.jsonl'
     )
   return examples
 
 
-def _held_out(config: Any, hosts: Hosts) -> Sequence[Example] | None:
+def _held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example] | None:
   source = source_of(config)
   if source.held_out is None or not config[source.held_out_key]:
     return None
   return source.held_out(config, hosts)
 
 
-def labelled_examples(config: Any, hosts: Hosts) -> JsonLines | None:
-  """Opens the training examples whose labels judges of an evaluation are fitted to."""
+def labelled_examples(config: ConfigDict, hosts: Hosts) -> JsonLines | None:
+  """Opens the training examples whose labels the judges of an evaluation are fitted to.
+
+  Returns None if the source has none.
+  """
   source = source_of(config)
   return source.labelled(config, hosts) if source.labelled else None
 
 
 def training_payloads(
-  config: Any, hosts: Hosts, medium: str, limit: int = 20_000
+  config: ConfigDict, hosts: Hosts, medium: str, limit: int = 20_000
 ) -> list[np.ndarray]:
-  """Returns what an autoencoder of a medium is trained on, each payload once.
+  """Returns the payloads that an autoencoder of a medium is trained on, each once.
 
-  The digits' own clips or images; of JSON lines and ready sets every payload that the
-  model is to write (all that it reads, where it writes none); of records, whose media
-  have no names, every payload of `limit` examples, evenly spread; of a mixture as many
-  of each source.
+  These are the digits' own clips or images; for JSON lines and ready sets, every
+  payload that the model writes (all that it reads, if it writes none); for records,
+  whose media have no names, every payload of about `limit` examples, evenly spread; for
+  a mixture, those of as many examples of each source.
 
   Raises:
-    UserError: if there is none.
+    UserError: if there are none.
   """
   source = source_of(config)
   payloads = source.payloads(source.train(config, hosts), medium, limit)
   if payloads.arrays:
     return payloads.arrays
-  why = 'there is none'
-  if refused := payloads.refused:
-    why = f'{len(refused)} are refused, the first: {refused[0]}'
+  reason = 'there is none'
+  if payloads.refused:
+    reason = f'{len(payloads.refused)} are refused, the first: {payloads.refused[0]}'
   raise UserError(
-    f'no {medium} in {config.name or config.root} can be used ({why}): '
-    'the stage that trains its autoencoder needs some, or leave that stage out of '
-    'config.stages'
+    f'no {medium} in {config.name or config.root} can be used ({reason}): the stage that '
+    'trains its autoencoder needs some; or leave that stage out of config.stages'
   )
 
 
-def converted_folders(config: Any, key: str = 'train_file') -> list[str]:
-  """Returns what of the data was converted, also within a mixture; opens no shard.
+def converted_folders(config: ConfigDict, key: str = 'train_file') -> list[str]:
+  """Returns the converted folders of the data, also within a mixture; opens no shard.
 
-  Apart from the opening, so that a run can refuse a folder before its first stage.
+  It is separate from opening them, so that a run can refuse a folder before its first
+  stage.
   """
   return source_of(config).folders(config, key)
 
 
 def check_tokenizers(
-  config: Any, tokenizer: Tokenizer, key: str = 'train_file'
+  config: ConfigDict, tokenizer: Tokenizer, key: str = 'train_file'
 ) -> None:
-  """Refuses folders that were converted for another tokenizer."""
+  """Raises UserError if a folder was converted for another tokenizer."""
   for path in converted_folders(config, key):
     check_tokenizer(path, tokenizer)

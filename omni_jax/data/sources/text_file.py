@@ -1,4 +1,4 @@
-"""One long text file as plain examples: pieces of equal length, cut anywhere."""
+"""Reads one long text file as plain examples: pieces of equal length, cut anywhere."""
 
 from collections.abc import Sequence
 import operator
@@ -9,37 +9,49 @@ from etils import epath
 from omni_jax.errors import UserError
 from omni_jax.retry import patiently
 
-TRAIN_SHARE = (
-  0.9  # of the file, from its beginning; the rest is for evaluation, as in nanoGPT
-)
+# The first part of the file is for training, the rest for evaluation, as in nanoGPT.
+TRAIN_SHARE = 0.9
 
 
 class TextFile(Sequence):
-  """Pieces of `length` bytes: of the training part one that starts at every byte, of the rest one after another."""
+  """Pieces of `length` bytes of the training part or of the evaluation part of a file.
+
+  A piece of the training part starts at every byte; pieces of the evaluation part do
+  not overlap.
+
+  Attributes:
+    path: name of the data in messages.
+
+  Raises:
+    UserError: if the file is not UTF-8 text, or its part is shorter than a piece.
+  """
 
   def __init__(self, path: epath.PathLike, *, length: int, train: bool):
-    self.path = path  # as messages call the data
+    self.path = path
     try:
       data = patiently(epath.Path(path).read_bytes, path)
       data.decode()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(
-        f'{path}: not a text file in UTF-8 ({error}): see config.data.root and train_file'
+        f'{path}: not a text file in UTF-8 ({error}): check config.data.root and '
+        'train_file'
       ) from error
     cut = int(TRAIN_SHARE * len(data))
-    self._data, self._length = data[:cut] if train else data[cut:], length
+    self._data = data[:cut] if train else data[cut:]
+    self._length = length
     self._stride = 1 if train else length
     if not 0 < length <= len(self._data):
+      part = 'training' if train else 'evaluation'
       raise UserError(
-        f'{path}: its {"first" if train else "last"} part has {len(self._data)} bytes, '
-        f'config.data.piece={length}'
+        f'{path}: config.data.piece={length} must lie between 1 and the '
+        f'{len(self._data)} bytes of the {part} part'
       )
 
   def __len__(self) -> int:
     return (len(self._data) - self._length) // self._stride + 1
 
   def encoded(self, index: SupportsIndex) -> dict[str, Any]:
-    """As the examples of other sources whose media are not read: there are none."""
+    """Returns a piece: there are no media that could stay encoded."""
     return self[index]
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Data sets of TensorFlow Datasets by name, read from ArrayRecord files in random order of access.
+"""Reads data sets of TensorFlow Datasets by name, from their ArrayRecord files.
 
-TensorFlow itself is needed to make the files (once, with a network), and to open a set with a feature of type Audio.
+TensorFlow itself is needed only to prepare the files (once, with a network), and to
+open a set that has a feature of type Audio.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
 import operator
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -19,17 +21,30 @@ from omni_jax.sequence.example import Example, Stored
 
 
 class Field(NamedTuple):
-  """A feature of the set as a part of an example."""
+  """A feature of a set that becomes a part of an example.
+
+  Attributes:
+    name: name of the feature.
+    kind: type of the part: 'text', 'image' or 'audio'.
+    part: returns the part of a stored value, media as bytes; may raise BadRecord.
+  """
 
   name: str
-  kind: str  # 'text', 'image', 'audio'
-  part: Callable[
-    [Any], dict[str, Any]
-  ]  # from the value that is stored, media as bytes; may raise BadRecord
+  kind: str
+  part: Callable[[Any], dict[str, Any]]
 
 
 class TfdsExamples(Stored):
-  """One split: what `read` holds is shown by the user, what `write` holds is the assistant's answer."""
+  """The examples of one split.
+
+  Args:
+    name: name of the set and split, in ids and messages.
+    source: the split's records.
+    read: feature that the user shows.
+    write: feature that is the assistant's answer.
+    hosts: hosts that decode the media.
+    language: language of the answer; '' to leave it open.
+  """
 
   def __init__(
     self,
@@ -40,61 +55,67 @@ class TfdsExamples(Stored):
     hosts: Hosts,
     language: str = '',
   ):
-    self.path = name  # as the files of other sources are called
+    self.path = name
     self.hosts = hosts
-    self._source, self._read, self._write, self._language = (
-      source,
-      read,
-      write,
-      language,
-    )
+    self._source = source
+    self._read = read
+    self._write = write
+    self._language = language
 
   def __len__(self) -> int:
     return len(self._source)
 
   def undecoded(self, index: SupportsIndex) -> Example:
+    """Returns what `decode` takes: the example with its media as bytes."""
     return self.stored(index)
 
   def stored(self, index: SupportsIndex) -> Example:
-    """The example with its media as the bytes of files under 'data'."""
+    """Returns an example with the encoded bytes of its media under 'data'.
+
+    Raises:
+      BadRecord: if the record cannot be read or used.
+    """
     index = self.place(index)
     id = f'{self.path}:{index}'
     try:
       record = patiently(lambda: self._source[index], id, passes=may_pass)
-      return self._example(
-        id, *(field.part(record[field.name]) for field in (self._read, self._write))
-      )
+      shown = self._read.part(record[self._read.name])
+      answer = self._write.part(record[self._write.name])
     except BadRecord as error:
       raise error.of(id) from error
-    except (
-      OSError,
-      RuntimeError,
-      ValueError,
-    ) as error:  # what the readers of the file and of the record raise
+    except (OSError, RuntimeError, ValueError) as error:
+      # The readers of the file and of the record raise these.
       raise BadRecord(f'cannot be read ({_line(error)})', id) from error
+    return self._example(id, shown, answer)
 
   def encoded(self, index: SupportsIndex) -> Example:
-    """The kinds of the example's parts, nothing read: they are the same everywhere."""
-    return self._example(
-      f'{self.path}:{operator.index(index)}',
-      {'type': self._read.kind},
-      {'type': self._write.kind},
-    )
+    """Returns an example whose parts have only their types, which are always the same.
 
-  def _example(self, id: str, read: dict[str, Any], write: dict[str, Any]) -> Example:
-    return {'id': id, **pair([read], write, self._language)}
+    Nothing is read.
+    """
+    id = f'{self.path}:{operator.index(index)}'
+    shown = {'type': self._read.kind}
+    answer = {'type': self._write.kind}
+    return self._example(id, shown, answer)
+
+  def _example(self, id: str, shown: dict[str, Any], answer: dict[str, Any]) -> Example:
+    return {'id': id, **pair([shown], answer, self._language)}
 
 
 def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
-  """A split of the set that `config.name` names; it is downloaded and made if it is not in `config.root` yet.
+  """Opens a split of a set; the set is downloaded and prepared if it is not there yet.
 
   Args:
-    config: `config.data`: name; root, or '' for ~/tensorflow_datasets; read and write, the features of prompt and
-      answer, or '' where there is no choice; language of the answer; rate, for sounds whose feature has none.
-    split: as TensorFlow Datasets writes it: 'test', 'train[90%:]'.
+    config: `config.data`: `name` is the set; `root` its folder, or '' for
+      ~/tensorflow_datasets; `read` and `write` are the features of prompt and answer,
+      or '' if there is no choice; `language` is that of the answer; `rate` the samples
+      per second of sounds whose feature does not tell it.
+    hosts: hosts that decode the media.
+    split: split as TensorFlow Datasets writes it: 'test', 'train[90%:]'.
 
   Raises:
-    UserError: if the set, the split or a feature is unknown, or something is missing that is needed to get it.
+    UserError: if the set, the split or a feature is unknown, or something is missing
+      that is needed to get the set.
   """
   if not config.name:
     raise UserError(
@@ -103,43 +124,53 @@ def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
   tfds = _library()
   builder = _prepared(tfds, config)
   features = builder.info.features
-  fields = {
-    name: field
-    for name in sorted(features)
-    if (field := _field(tfds, name, features[name], config))
-  }
+  fields: dict[str, Field] = {}
+  for name in sorted(features):
+    field = _field(tfds, name, features[name], config)
+    if field is not None:
+      fields[name] = field
   read, write = _chosen(config, fields, builder.info.supervised_keys)
   for field in (read, write):
     if field.kind == 'audio' and not _rate(features[field.name], config):
       raise UserError(
-        f'{config.name}: feature {field.name!r} does not say its sample rate: --config.data.rate=16000'
+        f'{config.name}: feature {field.name!r} does not state its sample rate: set it, '
+        'for example --config.data.rate=16000'
       )
-  # Media stay as they are stored: their hosts decode them, with its limits and to the run's size.
-  raw = {
-    name: tfds.decode.SkipDecoding()
-    for name, field in fields.items()
-    if field.kind != 'text'
-  }
-  try:
-    source = builder.as_data_source(split=split, decoders=raw)
-  except NotImplementedError as error:
-    raise UserError(
-      f'{builder.data_dir}: holds no ArrayRecord files: make the set in another '
-      '--config.data.root'
-    ) from error
-  except (KeyError, ValueError) as error:
-    raise UserError(
-      f'{config.name}: no split {split!r}; there are {", ".join(sorted(builder.info.splits))}, and parts '
-      "of them such as 'train[90%:]'"
-    ) from error
+  source = _opened(tfds, builder, fields.values(), config, split)
   return TfdsExamples(
     f'{config.name}/{split}', source, read, write, hosts, config.language
   )
 
 
+def _opened(
+  tfds: Any, builder: Any, fields: Iterable[Field], config: Any, split: str
+) -> Sequence[Mapping[str, Any]]:
+  """Returns the records of a split, with media as they are stored.
+
+  The media's hosts decode them, with their limits and to the run's size.
+  """
+  undecoded = {}
+  for field in fields:
+    if field.kind != 'text':
+      undecoded[field.name] = tfds.decode.SkipDecoding()
+  try:
+    return builder.as_data_source(split=split, decoders=undecoded)
+  except NotImplementedError as error:
+    raise UserError(
+      f'{builder.data_dir}: holds no ArrayRecord files: prepare the set in another '
+      '--config.data.root'
+    ) from error
+  except (KeyError, ValueError) as error:
+    splits = ', '.join(sorted(builder.info.splits))
+    raise UserError(
+      f'{config.name}: no split {split!r}; there are {splits}, and parts of them such as '
+      "'train[90%:]'"
+    ) from error
+
+
 def _library() -> Any:
   try:
-    import tensorflow_datasets  # takes seconds, and is only there with an extra
+    import tensorflow_datasets  # takes seconds, and is an optional package
   except ImportError as error:
     raise UserError(
       f"config.data.source='tfds' needs the package {error.name!r}: "
@@ -149,107 +180,139 @@ def _library() -> Any:
 
 
 def _prepared(tfds: Any, config: Any) -> Any:
-  """The builder of a set whose files are there."""
-  where = config.root or '~/tensorflow_datasets'
+  """Returns the builder of a set whose files are there.
+
+  Raises:
+    UserError: if there is no such set, or it cannot be prepared.
+  """
+  root = config.root or '~/tensorflow_datasets'
   try:
     builder = tfds.builder(
       config.name, data_dir=config.root or None, file_format='array_record'
     )
     if not builder.is_prepared():
-      import tensorflow  # noqa: F401  every set's code needs it: better missed now than after the download
+      # Every set's code needs it: better to miss it now than after the download.
+      import tensorflow  # noqa: F401
 
       builder.download_and_prepare()
   except tfds.core.DatasetNotFoundError as error:
     raise UserError(
-      f'config.data.name={config.name!r}: neither TensorFlow Datasets nor {where} has a set of this '
-      'name; see https://www.tensorflow.org/datasets/catalog'
+      f'config.data.name={config.name!r}: neither TensorFlow Datasets nor {root} has a set '
+      'of this name; see https://www.tensorflow.org/datasets/catalog'
     ) from error
   except ImportError as error:
     raise UserError(
-      f'{config.name}: cannot be made or opened without TensorFlow: '
+      f'{config.name}: cannot be prepared or opened without TensorFlow: '
       "pip install 'omni_jax[tf]'"
     ) from error
-  except Exception as error:  # whatever the code of the set stumbles over: network, disk, an archive that has changed
+  except Exception as error:
+    # The code of a set may fail for any reason: network, disk, an archive that changed.
     raise UserError(
-      f'{config.name}: cannot be made in {where} ({_line(error)}): this needs a network; or make it '
-      'where there is one, copy its folder and name it by --config.data.root'
+      f'{config.name}: cannot be prepared in {root} ({_line(error)}): this needs a '
+      'network; or prepare it where there is one, copy its folder and name the copy with '
+      '--config.data.root'
     ) from error
   return builder
 
 
 def _field(tfds: Any, name: str, feature: Any, config: Any) -> Field | None:
-  """How a feature becomes a part; None for what is neither text nor a medium."""
+  """Returns how a feature becomes a part; None if it is neither text nor a medium."""
   kinds = tfds.features
   if isinstance(feature, kinds.Image):
-    return Field(name, 'image', lambda data: {'type': 'image', 'data': data})
-  if isinstance(feature, kinds.Audio) or (
-    type(feature) is kinds.Tensor and tuple(feature.shape) == (None,)
-  ):
+    return Field(name, 'image', _image_part)
+  is_tensor = type(feature) is kinds.Tensor
+  is_wave = is_tensor and tuple(feature.shape) == (None,)
+  if is_wave or isinstance(feature, kinds.Audio):
     rate = _rate(feature, config)
-    return Field(
-      name, 'audio', lambda data: {'type': 'audio', 'data': _sound(data, rate)}
-    )
+    return Field(name, 'audio', functools.partial(_audio_part, rate=rate))
   if isinstance(feature, kinds.ClassLabel):
-    return Field(
-      name,
-      'text',
-      lambda number: {'type': 'text', 'text': feature.int2str(int(number))},
-    )
+    return Field(name, 'text', functools.partial(_label_part, feature=feature))
   if isinstance(feature, kinds.Text):
-    return Field(name, 'text', lambda text: {'type': 'text', 'text': _text(text)})
+    return Field(name, 'text', _text_part)
   return None
+
+
+def _image_part(data: Any) -> dict[str, Any]:
+  return {'type': 'image', 'data': data}
+
+
+def _audio_part(data: Any, *, rate: int) -> dict[str, Any]:
+  return {'type': 'audio', 'data': _sound(data, rate)}
+
+
+def _label_part(number: Any, *, feature: Any) -> dict[str, Any]:
+  return {'type': 'text', 'text': feature.int2str(int(number))}
+
+
+def _text_part(text: Any) -> dict[str, Any]:
+  return {'type': 'text', 'text': _text(text)}
 
 
 def _chosen(
   config: Any, fields: Mapping[str, Field], supervised: Any
 ) -> tuple[Field, Field]:
-  """Prompt and answer: what the config names, else what the set says, else its only medium and its only text."""
-  guess = only_medium_and_text({name: field.kind for name, field in fields.items()})
-  if (
-    isinstance(supervised, tuple)
-    and len(supervised) == 2
-    and set(supervised) <= fields.keys()
-  ):
-    guess = supervised
-  names = config.read or guess[0], config.write or guess[1]
-  if not set(names) <= fields.keys():
-    known = (
-      ', '.join(f'{name} ({field.kind})' for name, field in fields.items())
-      or 'nothing that can be used'
-    )
+  """Returns the fields of prompt and answer.
+
+  They are those that the config names, or else the supervised keys of the set, or else
+  its only medium and its only text.
+  """
+  kinds = {name: field.kind for name, field in fields.items()}
+  read, write = only_medium_and_text(kinds)
+  is_pair = isinstance(supervised, tuple) and len(supervised) == 2
+  if is_pair and set(supervised) <= fields.keys():
+    read, write = supervised
+  read = config.read or read
+  write = config.write or write
+  if not {read, write} <= fields.keys():
+    known = ', '.join(f'{name} ({kind})' for name, kind in kinds.items())
     raise UserError(
-      f'{config.name} has {known}: name the prompt by --config.data.read, the answer by '
-      f'--config.data.write (now {names[0]!r} and {names[1]!r})'
+      f'{config.name} has {known or "nothing that can be used"}: name the prompt by '
+      f'--config.data.read, the answer by --config.data.write (now {read!r} and {write!r})'
     )
-  return fields[names[0]], fields[names[1]]
+  return fields[read], fields[write]
 
 
 def _rate(feature: Any, config: Any) -> int:
-  """Samples per second; 0 where nobody says."""
+  """Returns the samples per second that the feature or the config tells, else 0."""
   return getattr(feature, 'sample_rate', None) or config.rate
 
 
 def _sound(data: Any, rate: int) -> bytes:
-  """A file of samples of 16 bits or in [-1, 1], (samples,) or (samples, channels); a file stays as it is."""
+  """Returns a WAV file of samples; bytes of a file stay as they are.
+
+  Args:
+    data: 16-bit integers or floats in [-1, 1], shape (samples,) or (samples, channels).
+    rate: samples per second.
+
+  Raises:
+    BadRecord: if the samples are out of range.
+  """
   if isinstance(data, bytes):
     return data
-  wave = np.asarray(data)
-  if wave.ndim == 2:
+  samples = np.asarray(data)
+  wave = samples
+  if samples.ndim == 2:
     wave = wave.mean(axis=1, dtype=np.float64)
-  if np.issubdtype(np.asarray(data).dtype, np.integer):
+  if np.issubdtype(samples.dtype, np.integer):
     wave = wave / 32768
-  if not np.isfinite(wave).all() or np.abs(wave).max(initial=0) > 1:
+  finite = np.isfinite(wave).all()
+  peak = np.abs(wave).max(initial=0)
+  if not finite or peak > 1:
     raise BadRecord('sound of samples that are neither of 16 bits nor between -1 and 1')
   return wav_bytes(wave, rate)
 
 
 def _text(text: str | bytes) -> str:
+  if not isinstance(text, bytes):
+    return str(text)
   try:
-    return text.decode() if isinstance(text, bytes) else str(text)
+    return text.decode()
   except UnicodeDecodeError as error:
     raise BadRecord(f'text is not UTF-8 at byte {error.start}') from error
 
 
 def _line(error: BaseException) -> str:
-  """Its kind and the first of its lines."""
-  return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:200]}'
+  """Returns the type of an error and the first line of its message."""
+  lines = str(error).strip().splitlines()
+  first = lines[0][:200] if lines else ''
+  return f'{type(error).__name__}: {first}'

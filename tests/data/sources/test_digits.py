@@ -1,4 +1,8 @@
-"""The embedded data: real splits, examples drawn by their index, recipes that say what they are called."""
+"""Tests the embedded data.
+
+Splits are real, examples are built from their index, and recipes do what their names
+say.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -25,6 +29,7 @@ from omni_jax.sequence.pack import Packer
 CONFIG = SimpleNamespace(voices=2, takes=2, rate=8000, seconds=0.96)
 SAMPLES = 7680
 KINDS = {'image': 'image', 'speech': 'audio', 'text': 'text'}
+TASKS = {'text': 'write', 'image': 'draw', 'speech': 'speak'}
 RECIPES = [f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS]
 
 
@@ -38,18 +43,16 @@ def drawn(digits, recipe, n=20, seed=0):
   return [examples[i] for i in range(n)]
 
 
-def test_images_of_training_and_test_are_different_and_whole(digits):
-  train, test = (
-    {image.tobytes() for image in images}
-    for images in (digits.train_images, digits.test_images)
-  )
+def test_images_of_training_and_test_are_different_and_complete(digits):
+  images = digits.train_images
+  train = {image.tobytes() for image in images}
+  test = {image.tobytes() for image in digits.test_images}
   assert not train & test
-  assert len(digits.train_images) + len(digits.test_images) == 1797
-  assert (
-    digits.train_images.shape[1:] == (8, 8, 1)
-    and digits.train_images.dtype == np.float32
-  )
-  assert digits.train_images.min() == 0 and digits.train_images.max() == 1
+  assert len(images) + len(digits.test_images) == 1797
+  assert images.shape[1:] == (8, 8, 1)
+  assert images.dtype == np.float32
+  assert images.min() == 0
+  assert images.max() == 1
   assert set(digits.train_labels) == set(digits.test_labels) == set(range(10))
 
 
@@ -64,49 +67,47 @@ def test_voices_of_training_and_test_are_different(digits):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_gives_what_its_name_says(digits, recipe):
-  given, _, wanted = recipe.partition('_to_')
+  source, _, target = recipe.partition('_to_')
   for example in drawn(digits, recipe):
     user, assistant = example['messages']
-    assert [part['type'] for part in user['content']] == [KINDS[given]]
-    assert [part['type'] for part in assistant['content']] == [KINDS[wanted]]
-    assert (
-      assistant['task'] == {'text': 'write', 'image': 'draw', 'speech': 'speak'}[wanted]
-    )
-    assert assistant['language'] in LANGUAGES and ('voice' in assistant) == (
-      wanted == 'speech' and given != 'speech'
-    )
+    assert [part['type'] for part in user['content']] == [KINDS[source]]
+    assert [part['type'] for part in assistant['content']] == [KINDS[target]]
+    assert assistant['task'] == TASKS[target]
+    assert assistant['language'] in LANGUAGES
+    has_voice = target == 'speech' and source != 'speech'
+    assert ('voice' in assistant) == has_voice
 
 
-def digit_of(word):
-  return {
-    digit
-    for words in DIGIT_WORDS.values()
-    for digit, known in enumerate(words)
-    if known == word
-  }
+def digits_of(word):
+  """Returns the digits that a word names in any of the languages."""
+  digits = set()
+  for words in DIGIT_WORDS.values():
+    if word in words:
+      digits.add(words.index(word))
+  return digits
 
 
-def test_the_answer_is_the_same_digit_in_the_language_asked_for(digits):
-  pixels = {
-    image.tobytes(): label
-    for image, label in zip(digits.train_images, digits.train_labels, strict=True)
-  }
+def test_the_answer_is_the_same_digit_in_the_requested_language(digits):
+  labels = {}
+  for image, label in zip(digits.train_images, digits.train_labels, strict=True):
+    labels[image.tobytes()] = label
   clips = {clip.wave.tobytes(): clip for clip in digits.train_clips}
   for example in drawn(digits, 'text_to_image'):
-    asked, answered = (message['content'][0] for message in example['messages'])
-    assert pixels[answered['pixels'].tobytes()] in digit_of(asked['text'])
+    user, assistant = example['messages']
+    label = labels[assistant['content'][0]['pixels'].tobytes()]
+    assert label in digits_of(user['content'][0]['text'])
   for example in drawn(digits, 'text_to_speech'):
-    asked, answered = (message['content'][0] for message in example['messages'])
-    clip = clips[answered['wave'].tobytes()]
-    assert clip.digit in digit_of(asked['text'])
-    assert (clip.language, clip.voice) == (
-      example['messages'][1]['language'],
-      example['messages'][1]['voice'],
-    )
+    user, assistant = example['messages']
+    clip = clips[assistant['content'][0]['wave'].tobytes()]
+    assert clip.digit in digits_of(user['content'][0]['text'])
+    assert clip.language == assistant['language']
+    assert clip.voice == assistant['voice']
   for example in drawn(digits, 'text_to_text'):
-    asked, answered = (message['content'][0]['text'] for message in example['messages'])
-    language = example['messages'][1]['language']
-    assert answered in DIGIT_WORDS[language] and digit_of(asked) & digit_of(answered)
+    user, assistant = example['messages']
+    question = user['content'][0]['text']
+    answer = assistant['content'][0]['text']
+    assert answer in DIGIT_WORDS[assistant['language']]
+    assert digits_of(question) & digits_of(answer)
 
 
 def test_a_reply_is_text_then_image_then_speech(digits):
@@ -119,40 +120,38 @@ def test_a_reply_is_text_then_image_then_speech(digits):
 
 
 def test_examples_depend_on_index_and_seed_only(digits):
-  several = DigitExamples(digits, dict.fromkeys(RECIPES, 1.0), seed=0)
-  ids = lambda n, seed: str(
-    DigitExamples(digits, dict.fromkeys(RECIPES, 1.0), seed=seed)[n]
-  )
-  assert ids(5, 0) == str(several[5]) != str(several[6]) and ids(5, 1) != ids(5, 0)
-  assert several[5]['id'] == 'digits/5' and len(several) > 10**6
+  recipes = dict.fromkeys(RECIPES, 1.0)
+  examples = DigitExamples(digits, recipes, seed=0)
+  again = DigitExamples(digits, recipes, seed=0)
+  other = DigitExamples(digits, recipes, seed=1)
+  assert str(again[5]) == str(examples[5])
+  assert str(examples[6]) != str(examples[5])
+  assert str(other[5]) != str(examples[5])
+  assert examples[5]['id'] == 'digits/5'
+  assert len(examples) > 10**6
 
 
-def test_the_identity_changes_with_all_that_examples_are_made_of(digits):
-  same = [
-    DigitExamples(digits, {'image_to_text': 1.0}, seed=0).identity() for _ in range(2)
-  ]
-  louder = dataclasses.replace(
-    digits,
-    train_clips=[
-      dataclasses.replace(digits.train_clips[0], wave=2 * digits.train_clips[0].wave),
-      *digits.train_clips[1:],
-    ],
-  )
-  others = [
+def test_the_identity_changes_with_everything_that_examples_depend_on(digits):
+  clip = digits.train_clips[0]
+  louder_clip = dataclasses.replace(clip, wave=2 * clip.wave)
+  clips = [louder_clip, *digits.train_clips[1:]]
+  louder = dataclasses.replace(digits, train_clips=clips)
+  variants = [
+    DigitExamples(digits, {'image_to_text': 1.0}, seed=0),
     DigitExamples(digits, {'image_to_text': 1.0}, seed=1),
     DigitExamples(digits, {'image_to_image': 1.0}, seed=0),
     DigitExamples(digits, {'image_to_text': 1.0}, seed=0, spoken_takes=2),
     DigitExamples(louder, {'image_to_text': 1.0}, seed=0),
   ]
-  assert (
-    same[0] == same[1] and len({same[0], *(other.identity() for other in others)}) == 5
-  )
+  again = DigitExamples(digits, {'image_to_text': 1.0}, seed=0)
+  assert again.identity() == variants[0].identity()
+  assert len({variant.identity() for variant in variants}) == 5
 
 
 def test_recipes_are_drawn_in_proportion(digits):
   examples = DigitExamples(digits, {'image_to_text': 3.0, 'text_to_image': 1.0}, seed=0)
-  share = np.mean([examples[i]['messages'][1]['task'] == 'write' for i in range(300)])
-  assert 0.67 < share < 0.83
+  tasks = [examples[i]['messages'][1]['task'] for i in range(300)]
+  assert 0.67 < tasks.count('write') / 300 < 0.83
 
 
 @pytest.mark.parametrize(
@@ -174,16 +173,16 @@ def test_every_recipe_of_the_tiny_run_fits_its_rows():
 
 def test_the_codec_learns_from_training_voices_only():
   clips = training_payloads(tiny_run().data, hosts_of(), 'audio')
-  assert len(clips) == 2 * 2 * 40 and all(0 < len(wave) <= SAMPLES for wave in clips)
+  assert len(clips) == 2 * 2 * 40
+  assert all(0 < len(wave) <= SAMPLES for wave in clips)
 
 
 def test_an_unknown_source_names_the_known_ones():
   config = tiny_run().data
   config.source = 'nothing'
-  with pytest.raises(
-    UserError,
-    match=r"source='nothing' is unknown; it is one of \['array_record', 'barista', 'digits', 'emoji', 'fsdd', 'jsonl'",
-  ):
+  known = r"\['array_record', 'barista', 'digits', 'emoji', 'fsdd', 'jsonl'"
+  message = f"source='nothing' is unknown; it is one of {known}"
+  with pytest.raises(UserError, match=message):
     training_examples(config, hosts_of())
   config.source = 'jsonl'
   with pytest.raises(UserError, match=r'--config\.data\.root=DIR'):

@@ -1,4 +1,7 @@
-"""Synthesised speech: deterministic, in range, short enough, and loud about what it cannot say."""
+"""Tests synthesised speech.
+
+It is deterministic, in range and short enough, and what it cannot speak is an error.
+"""
 
 import itertools
 import time
@@ -15,36 +18,35 @@ pytest.importorskip(
 
 
 def say(text='seven', **changes):
-  return espeak.synthesize(
-    text, **(dict(language='en', variant='f1', rate_wpm=160, pitch=50) | changes)
-  )
+  arguments = dict(language='en', variant='f1', rate_wpm=160, pitch=50) | changes
+  return espeak.synthesize(text, **arguments)
 
 
 def test_wave_is_speech_in_range():
   wave = say()
-  assert wave.dtype == np.float32 and wave.ndim == 1
-  assert np.abs(wave).max() <= 1 and 0.05 < np.sqrt(np.mean(wave**2)) <= 0.1001
+  assert wave.dtype == np.float32
+  assert wave.ndim == 1
+  assert np.abs(wave).max() <= 1
+  assert 0.05 < np.sqrt(np.mean(wave**2)) <= 0.1001
   assert 0.2 < len(wave) / 8000 < 0.9
   assert abs(len(say(sample_rate=16000)) / 2 - len(wave)) < 400
 
 
-def test_a_clip_does_not_depend_on_what_was_said_before():
+def test_a_clip_does_not_depend_on_earlier_clips():
   first = say()
   say('acht', language='de', variant='m3', pitch=20)
   np.testing.assert_array_equal(say(), first)
 
 
 def test_breath_noise_does_not_depend_on_the_clock():
-  for variant in (
-    'f2',
-    'Reed',
-  ):  # its seed was the time in seconds; Reed's noise is C's rand
+  """eSpeak takes the seed from the time in seconds, for Reed from C's rand."""
+  for variant in ('f2', 'Reed'):
     first = say('zero', variant=variant)
     time.sleep(1.1)
     np.testing.assert_array_equal(say('zero', variant=variant), first)
 
 
-def test_arguments_are_heard():
+def test_arguments_change_the_speech():
   assert len(say(rate_wpm=240)) < 0.8 * len(say(rate_wpm=140))
   for changes in (dict(pitch=80), dict(variant='m3'), dict(language='fr')):
     other = say(**changes)
@@ -61,18 +63,20 @@ def test_unknown_voice_is_refused(changes):
 
 
 def test_curated_voices_exist_and_do_not_overlap():
-  assert set(espeak.TRAIN_VARIANTS + espeak.HELDOUT_VARIANTS) <= set(espeak.variants())
-  assert not set(espeak.TRAIN_VARIANTS) & set(espeak.HELDOUT_VARIANTS)
+  train = set(espeak.TRAIN_VARIANTS)
+  held_out = set(espeak.HELDOUT_VARIANTS)
+  assert train | held_out <= set(espeak.variants())
+  assert not train & held_out
 
 
 def test_corpus_covers_the_grid_and_fits():
-  clips = espeak.corpus(
-    ('m1', 'Annie'), ((90, 50), (185, 40)), ('en', 'es'), seconds=0.6
-  )
-  grid = itertools.product(('m1', 'Annie'), (50, 40), ('en', 'es'), range(10))
+  voices = ('m1', 'Annie')
+  languages = ('en', 'es')
+  clips = espeak.corpus(voices, ((90, 50), (185, 40)), languages, seconds=0.6)
+  grid = itertools.product(voices, (50, 40), languages, range(10))
   assert [(c.voice, c.pitch, c.language, c.digit) for c in clips] == list(grid)
   assert max(len(clip.wave) for clip in clips) <= 0.6 * 8000
-  assert max(clip.rate_wpm for clip in clips[:10]) > 90  # said again, faster
+  assert max(clip.rate_wpm for clip in clips[:10]) > 90  # spoken again, faster
 
 
 def test_missing_wheel_names_the_extra(monkeypatch):

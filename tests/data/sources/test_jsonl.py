@@ -1,4 +1,8 @@
-"""JSON lines: chat and plain form, mistakes named by line, media decoded on access and kept inside the folder."""
+"""Tests JSON lines.
+
+They have the chat or the plain form, mistakes are named by line, media are decoded on
+access and must lie inside the folder.
+"""
 
 import json
 import os
@@ -54,13 +58,13 @@ def folder(tmp_path):
 
 
 def write(folder, *lines):
+  """Writes lines, given as text or as objects, and returns the path of the file."""
   path = folder / 'data.jsonl'
-  path.write_text(
-    ''.join(
-      (line if isinstance(line, str) else json.dumps(line)) + '\n' for line in lines
-    ),
-    'utf-8',
-  )
+  text = ''
+  for line in lines:
+    text += line if isinstance(line, str) else json.dumps(line)
+    text += '\n'
+  path.write_text(text, 'utf-8')
   return path
 
 
@@ -72,29 +76,19 @@ def test_chat_form(folder):
   [example] = read(write(folder, CHAT), HOSTS)
   assert example['id'] == 'data.jsonl:1'
   question, answer = example['messages']
-  assert (answer['role'], answer['language'], answer['task'], answer['voice']) == (
-    'assistant',
-    'de',
-    'write',
-    'george',
-  )
-  assert set(question) == {'role', 'content'} and question['content'][1] == {
-    'type': 'text',
-    'text': 'what is it?',
-  }
+  assert answer['role'] == 'assistant'
+  assert answer['language'] == 'de'
+  assert answer['task'] == 'write'
+  assert answer['voice'] == 'george'
+  assert set(question) == {'role', 'content'}
+  assert question['content'][1] == {'type': 'text', 'text': 'what is it?'}
   np.testing.assert_array_equal(question['content'][0]['pixels'], PIXELS)
   np.testing.assert_array_equal(answer['content'][1]['wave'], WAVE)
 
 
 def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
-  path = write(
-    folder,
-    '\ufeff' + json.dumps(PLAIN, ensure_ascii=False),
-    '',
-    '  ',
-    user('hello'),
-    PLAIN | {'id': 7},
-  )
+  first = '\ufeff' + json.dumps(PLAIN, ensure_ascii=False)
+  path = write(folder, first, '', '  ', user('hello'), PLAIN | {'id': 7})
   lines = JsonLines(path, HOSTS)
   assert len(lines) == 3
   assert [example['id'] for example in lines] == ['mine', 'data.jsonl:4', '7']
@@ -103,7 +97,8 @@ def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
 
 
 def test_random_access_is_a_sequence(folder):
-  lines = JsonLines(write(folder, *[{'content': str(n)} for n in range(5)]), HOSTS)
+  contents = [{'content': str(n)} for n in range(5)]
+  lines = JsonLines(write(folder, *contents), HOSTS)
   texts = [lines[n]['content'][0]['text'] for n in (3, 0, -1, np.int64(2))]
   assert texts == ['3', '0', '4', '2']
   for outside in (5, -6):
@@ -160,11 +155,9 @@ def test_mistakes_are_named_by_file_and_line(folder, line, message):
     JsonLines(path, HOSTS)
 
 
-def test_fields_of_ones_own_go_under_meta(folder):
-  assert (
-    read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), HOSTS)[0]['id']
-    == 'data.jsonl:1'
-  )
+def test_custom_fields_go_under_meta(folder):
+  [example] = read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), HOSTS)
+  assert example['id'] == 'data.jsonl:1'
 
 
 def test_unusable_files_are_user_errors(folder, monkeypatch):
@@ -183,15 +176,9 @@ def test_unusable_files_are_user_errors(folder, monkeypatch):
 
 def test_bad_media_are_bad_records_on_access_only(folder):
   (folder / 'broken.png').write_bytes(b'not a picture')
-  lines = JsonLines(
-    write(
-      folder,
-      user([{'type': 'image', 'path': 'broken.png'}]),
-      user([{'type': 'audio', 'path': 'none.wav'}]),
-      CHAT,
-    ),
-    HOSTS,
-  )
+  broken = user([{'type': 'image', 'path': 'broken.png'}])
+  missing = user([{'type': 'audio', 'path': 'none.wav'}])
+  lines = JsonLines(write(folder, broken, missing, CHAT), HOSTS)
   for index, reason in ((0, 'broken.png: not an image'), (1, 'none.wav: no such file')):
     with pytest.raises(BadRecord, match=reason) as caught:
       lines[index]
@@ -205,16 +192,9 @@ def test_links_may_not_leave_the_folder(folder, tmp_path_factory):
   os.symlink(outside / 'secret.png', folder / 'link.png')
   os.symlink(outside, folder / 'linked')
   os.symlink('a.png', folder / 'inside.png')
-  lines = JsonLines(
-    write(
-      folder,
-      *[
-        user([{'type': 'image', 'path': path}])
-        for path in ('link.png', 'linked/secret.png', 'inside.png')
-      ],
-    ),
-    HOSTS,
-  )
+  paths = ('link.png', 'linked/secret.png', 'inside.png')
+  examples = [user([{'type': 'image', 'path': path}]) for path in paths]
+  lines = JsonLines(write(folder, *examples), HOSTS)
   for index in (0, 1):
     with pytest.raises(BadRecord, match='link that leaves the folder'):
       lines[index]
@@ -246,18 +226,19 @@ def test_decoded_media_are_kept_and_cannot_be_written_to(folder, monkeypatch):
 
 
 def test_cache_drops_the_least_recently_used():
-  cache, made = MediaCache(max_bytes=1000), []
+  cache = MediaCache(max_bytes=1000)
+  decoded = []
 
   def get(name):
-    def make():
-      made.append(name)
+    def decode():
+      decoded.append(name)
       return {'type': 'audio', 'wave': np.zeros(100, np.float32)}
 
-    cache.get(('audio', name), make)
+    cache.get(('audio', name), decode)
 
   for name in 'abacab':  # 400 bytes each: two fit
     get(name)
-  assert made == ['a', 'b', 'c', 'b']
+  assert decoded == ['a', 'b', 'c', 'b']
 
 
 def test_pickles_into_worker_processes(folder):

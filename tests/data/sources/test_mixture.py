@@ -1,4 +1,8 @@
-"""Mixtures: shares are kept at every point, sources end when they are used up, every place is found by itself."""
+"""Tests mixtures.
+
+Shares are kept at every point, sources end when they are used up, and every place of
+the schedule is found without the earlier ones.
+"""
 
 import collections
 
@@ -21,14 +25,17 @@ from omni_jax.errors import UserError
 
 
 def in_order(shares, uses, n):
-  """The slow reference: one draw after another, always that whose time comes first."""
+  """Returns n draws by the slow reference, which always takes the earliest one next."""
   weights = [max(1, round(share * 1_000_000)) for share in shares]
-  drawn, order = [0] * len(shares), []
+  drawn = [0] * len(shares)
+  order = []
   for _ in range(n):
-    k = min(
-      (k for k in range(len(shares)) if drawn[k] < uses[k]),
-      key=lambda k: ((2 * drawn[k] + 1) / weights[k], k),
-    )
+    candidates = []
+    for k in range(len(shares)):
+      if drawn[k] < uses[k]:
+        time = (2 * drawn[k] + 1) / weights[k]
+        candidates.append((time, k))
+    _, k = min(candidates)
     order.append((k, drawn[k]))
     drawn[k] += 1
   return order
@@ -43,9 +50,8 @@ def in_order(shares, uses, n):
 )
 @settings(max_examples=60, deadline=None)
 def test_every_place_is_that_of_drawing_one_after_another(sources):
-  shares = np.array([weight for weight, _ in sources]) / sum(
-    weight for weight, _ in sources
-  )
+  weights = np.array([weight for weight, _ in sources])
+  shares = weights / sum(weights)
   uses = [use for _, use in sources]
   n = min(150, sum(uses))
   schedule = Schedule(shares.tolist(), uses)
@@ -71,10 +77,11 @@ def test_far_places_are_found_at_once():
 
 
 def examples(name, n):
-  return [
-    {'id': str(k), 'content': [{'type': 'text', 'text': f'{name}{k}'}]}
-    for k in range(n)
-  ]
+  items = []
+  for k in range(n):
+    content = [{'type': 'text', 'text': f'{name}{k}'}]
+    items.append({'id': str(k), 'content': content})
+  return items
 
 
 def mixture(temperature=1.0, **drawings):
@@ -104,12 +111,10 @@ def test_shares(drawings, temperature, shares):
 
 def test_examples_keep_their_source_in_their_name():
   both = mixture()
-  assert (
-    len(both) == 1000
-    and both[99]['id'] == 'a/99'
-    and both[100]['id'] == 'b/0'
-    and both[999]['id'] == 'b/899'
-  )
+  assert len(both) == 1000
+  assert both[99]['id'] == 'a/99'
+  assert both[100]['id'] == 'b/0'
+  assert both[999]['id'] == 'b/899'
   with pytest.raises(IndexError):
     both[1000]
   assert mixture(a=dict(epochs=2.5)).uses() == [250, ENDLESS]
@@ -117,21 +122,26 @@ def test_examples_keep_their_source_in_their_name():
 
 def test_from_a_config():
   config = data_config(sources=dict(x=dict(n=3, weight=2.0), y=dict(n=5, epochs=2.0)))
-  made = mixture_of(config, lambda part: examples('', part.n))
-  assert made.names == ('x', 'y') and made.uses() == [ENDLESS, 10]
+
+  def open_source(part):
+    return examples('', part.n)
+
+  both = mixture_of(config, open_source)
+  assert both.names == ('x', 'y')
+  assert both.uses() == [ENDLESS, 10]
   config.sources.y.weight = -1.0
-  with pytest.raises(
-    UserError, match=r'config.data.sources.y: weight=-1.0 .* none is below 0'
-  ):
-    mixture_of(config, lambda part: examples('', part.n))
-  config.sources.y.weight, config.sources.x.n = 1.0, 0
+  message = r'config.data.sources.y: weight=-1.0 .* none may be negative'
+  with pytest.raises(UserError, match=message):
+    mixture_of(config, open_source)
+  config.sources.y.weight = 1.0
+  config.sources.x.n = 0
   with pytest.raises(UserError, match=r'config.data.sources.x: holds no examples'):
-    mixture_of(config, lambda part: examples('', part.n))
+    mixture_of(config, open_source)
   with pytest.raises(UserError, match='0 sources'):
     mixture_of(data_config(), list)
 
 
-def test_a_part_has_every_key_and_what_it_lacks_is_the_mixtures():
+def test_a_part_has_every_key_and_inherits_those_that_it_lacks():
   part = dict(source='jsonl', train_file='mine.jsonl', weight=2.0)
   config = data_config(
     source='mixture',
@@ -147,8 +157,8 @@ def test_a_part_has_every_key_and_what_it_lacks_is_the_mixtures():
   assert set(a) == set(config) - {'budget', 'augment'} | {'weight', 'cap', 'epochs'}
 
 
-def test_what_is_said_of_a_mixture_is_not_said_of_its_parts():
-  """Also where the mixture is itself a part, with a weight, a cap and epochs."""
+def test_a_part_does_not_inherit_what_concerns_the_mixture_itself():
+  """This also holds for a mixture that is itself a part with weight, cap and epochs."""
   inner = dict(
     source='mixture', weight=3.0, cap=7, epochs=2.0, root='here', sources=dict(a={})
   )
@@ -175,8 +185,8 @@ def test_a_part_takes_the_values_of_keys_that_follow_others():
   assert config.model.audio.rate == 16000
 
 
-def test_ties_are_no_matter():
-  """Sources of the same share take turns."""
+def test_sources_of_the_same_share_take_turns():
   schedule = Schedule([0.25] * 4, [ENDLESS] * 4)
   order = [schedule[place].source for place in range(40)]
-  assert all(sorted(order[k : k + 4]) == [0, 1, 2, 3] for k in range(0, 40, 4))
+  for k in range(0, 40, 4):
+    assert sorted(order[k : k + 4]) == [0, 1, 2, 3]

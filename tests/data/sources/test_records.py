@@ -1,4 +1,7 @@
-"""Records hold what JSON lines hold; records that are damaged or of another shape are refused, never run."""
+"""Tests that records hold the examples of JSON lines.
+
+Records that are damaged or of another shape are refused, never run.
+"""
 
 import json
 import pickle
@@ -23,17 +26,19 @@ from omni_jax.modalities.image.sizes import ImageConfig
 HOSTS = hosts_of(image=ImageConfig(height=4, width=4, channels=1))
 
 
-def same(one, two) -> bool:
-  """Whether two examples agree, arrays included."""
-  if isinstance(one, dict):
-    return (
-      isinstance(two, dict)
-      and one.keys() == two.keys()
-      and all(same(one[key], two[key]) for key in one)
-    )
-  if isinstance(one, list):
-    return isinstance(two, list) and len(one) == len(two) and all(map(same, one, two))
-  return np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
+def same(left, right) -> bool:
+  """Returns whether two examples agree, arrays included."""
+  if isinstance(left, dict):
+    if not isinstance(right, dict) or left.keys() != right.keys():
+      return False
+    return all(same(left[key], right[key]) for key in left)
+  if isinstance(left, list):
+    if not isinstance(right, list) or len(left) != len(right):
+      return False
+    return all(same(a, b) for a, b in zip(left, right, strict=True))
+  if isinstance(left, np.ndarray):
+    return np.array_equal(left, right)
+  return left == right
 
 
 @pytest.fixture
@@ -41,31 +46,22 @@ def lines(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / 'a.png').write_bytes(png_bytes(rng.random((4, 4, 1))))
   (tmp_path / 'a.wav').write_bytes(wav_bytes(rng.uniform(-1, 1, 500), 8000))
-  examples = [
-    {
-      'id': f'chat {n}',
-      'messages': [
-        {
-          'role': 'user',
-          'content': [
-            {'type': 'image', 'path': 'a.png'},
-            {'type': 'text', 'text': f'čo? {n}'},
-          ],
-        },
-        {
-          'role': 'assistant',
-          'language': 'sk',
-          'voice': 'george',
-          'content': [{'type': 'audio', 'path': 'a.wav'}],
-        },
-      ],
-    }
-    for n in range(5)
-  ]
-  examples.append(
-    {'content': [{'type': 'text', 'text': 'plain'}, {'type': 'audio', 'path': 'a.wav'}]}
-  )
-  (tmp_path / 'data.jsonl').write_text('\n'.join(map(json.dumps, examples)))
+  image = {'type': 'image', 'path': 'a.png'}
+  sound = {'type': 'audio', 'path': 'a.wav'}
+  answer = {
+    'role': 'assistant',
+    'language': 'sk',
+    'voice': 'george',
+    'content': [sound],
+  }
+  examples = []
+  for n in range(5):
+    question = {'type': 'text', 'text': f'čo? {n}'}
+    user = {'role': 'user', 'content': [image, question]}
+    examples.append({'id': f'chat {n}', 'messages': [user, answer]})
+  examples.append({'content': [{'type': 'text', 'text': 'plain'}, sound]})
+  data = '\n'.join(json.dumps(example) for example in examples)
+  (tmp_path / 'data.jsonl').write_text(data)
   return JsonLines(tmp_path / 'data.jsonl', HOSTS)
 
 
@@ -81,10 +77,9 @@ def test_record_round_trip(lines):
 def test_array_record_round_trip_over_several_files(lines, tmp_path):
   records = records_of(lines)
   paths = [tmp_path / f'{n}.array_record' for n in range(3)]
-  assert [
-    write_array_record(path, part)
-    for path, part in zip(paths, (records[:1], records[1:4], records[4:]), strict=True)
-  ] == [1, 3, 2]
+  assert write_array_record(paths[0], records[:1]) == 1
+  assert write_array_record(paths[1], records[1:4]) == 3
+  assert write_array_record(paths[2], records[4:]) == 2
   examples = ArrayRecordExamples(paths, HOSTS)
   assert len(examples) == 6
   for n in (5, 0, 3, 1, 4, 2, -1):
@@ -97,13 +92,11 @@ def test_array_record_round_trip_over_several_files(lines, tmp_path):
 
 def test_one_path_and_default_ids(tmp_path):
   path = tmp_path / 'a.array_record'
-  write_array_record(
-    path, [encode_example({'content': text}, lambda _: b'') for text in 'ab']
-  )
-  assert [example['id'] for example in ArrayRecordExamples(str(path), HOSTS)] == [
-    'a.array_record:0',
-    'a.array_record:1',
-  ]
+  records = [encode_example({'content': text}, lambda _: b'') for text in 'ab']
+  write_array_record(path, records)
+  first, second = ArrayRecordExamples(str(path), HOSTS)
+  assert first['id'] == 'a.array_record:0'
+  assert second['id'] == 'a.array_record:1'
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

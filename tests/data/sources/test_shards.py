@@ -1,4 +1,8 @@
-"""A converted folder that is not what its manifest says, or not for this run, is refused when it is opened."""
+"""Tests the checks of converted folders.
+
+A folder that differs from its manifest, or is not for this run, is refused when it is
+opened.
+"""
 
 import json
 
@@ -33,10 +37,9 @@ def own_data(root='') -> ConfigDict:
 
 @pytest.fixture
 def folder(tmp_path):
-  """Converted for configs/own_data.py: two shards."""
-  (tmp_path / 'in.jsonl').write_text(
-    '\n'.join(json.dumps({'content': f'text {n}'}) for n in range(8))
-  )
+  """Returns a folder of two shards that is converted for configs/own_data.py."""
+  lines = [json.dumps({'content': f'text {n}'}) for n in range(8)]
+  (tmp_path / 'in.jsonl').write_text('\n'.join(lines))
   convert(
     JsonLinesReader(str(tmp_path / 'in.jsonl')),
     tmp_path / 'train',
@@ -56,7 +59,9 @@ def opened(folder):
 
 def changed(folder, **values) -> None:
   path = folder / 'manifest.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+  manifest = json.loads(path.read_text())
+  manifest.update(values)
+  path.write_text(json.dumps(manifest))
 
 
 def test_a_folder_as_it_was_written(folder):
@@ -64,7 +69,7 @@ def test_a_folder_as_it_was_written(folder):
   Run(own_data(folder.parent), '')
 
 
-def test_a_folder_without_a_manifest_is_taken_as_it_is(folder):
+def test_a_folder_without_a_manifest_is_accepted_as_it_is(folder):
   (folder / 'manifest.json').unlink()
   next(folder.glob('*-00000-*')).unlink()
   assert 0 < len(opened(folder)) < 8
@@ -81,17 +86,13 @@ def test_shards_that_are_missing_extra_or_of_another_size(folder):
   first, second = sorted(folder.glob('*.array_record'))
   data = second.read_bytes()
   second.write_bytes(data[:-1])
-  with pytest.raises(
-    UserError,
-    match=rf'of another size: {second.name} has {len(data) - 1:,} bytes, not {len(data):,}\): '
-    'copy the folder again',
-  ):
+  sizes = f'{second.name} has {len(data) - 1:,} bytes, not {len(data):,}'
+  message = rf'of another size: {sizes}\): copy the folder again'
+  with pytest.raises(UserError, match=message):
     opened(folder)
   second.rename(folder / 'other.array_record')
-  with pytest.raises(
-    UserError,
-    match=rf'\(missing: {second.name}; not in the manifest: other.array_record\)',
-  ):
+  message = rf'\(missing: {second.name}; not in the manifest: other.array_record\)'
+  with pytest.raises(UserError, match=message):
     opened(folder)
   first.unlink()
   with pytest.raises(UserError, match=rf'missing: {first.name}, {second.name};'):
@@ -100,20 +101,17 @@ def test_shards_that_are_missing_extra_or_of_another_size(folder):
 
 def test_many_missing_shards_are_one_line(tmp_path):
   stats = [ShardStats(f'{n}.array_record', 1, 9, '', {}, []) for n in range(99)]
-  (tmp_path / 'manifest.json').write_text(json.dumps(manifest_of(stats, 'it', None)))
-  with pytest.raises(
-    UserError,
-    match='missing: 0.array_record, 1.array_record, 10.array_record and 96 more',
-  ):
+  manifest = manifest_of(stats, 'it', None)
+  (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+  message = 'missing: 0.array_record, 1.array_record, 10.array_record and 96 more'
+  with pytest.raises(UserError, match=message):
     shards_in(str(tmp_path))
 
 
 def test_another_schema(folder):
   changed(folder, schema=SCHEMA + 1)
-  with pytest.raises(
-    UserError,
-    match=f'manifest.json: has schema {SCHEMA + 1}, this version reads {SCHEMA}',
-  ):
+  message = f'manifest.json: has schema {SCHEMA + 1}, this version reads {SCHEMA}'
+  with pytest.raises(UserError, match=message):
     opened(folder)
 
 
@@ -121,7 +119,7 @@ def test_another_schema(folder):
   'text',
   ['{', '[]', '{"schema": 1}', '{"schema": 1, "shards": [1]}', '"\\ud800"', 'null'],
 )
-def test_something_else_under_its_name(folder, text):
+def test_another_file_of_that_name(folder, text):
   (folder / 'manifest.json').write_text(text)
   with pytest.raises(UserError, match='is not the manifest of a conversion'):
     opened(folder)
@@ -130,22 +128,23 @@ def test_something_else_under_its_name(folder, text):
 def test_another_tokenizer_is_refused_before_the_first_stage(folder):
   config = own_data(folder.parent)
   config.model.tokenizer.languages = ('en', 'de')
-  theirs, ours = (
-    RunCheck.of(c).hosts.tokenizer.fingerprint() for c in (own_data(), config)
-  )
-  said = rf'train was converted for the tokenizer {theirs}, this run has {ours}: convert again'
-  with pytest.raises(UserError, match=said):
+  theirs = RunCheck.of(own_data()).hosts.tokenizer.fingerprint()
+  tokenizer = RunCheck.of(config).hosts.tokenizer
+  ours = tokenizer.fingerprint()
+  tokenizers = f'for the tokenizer {theirs}, this run has {ours}'
+  message = f'train was converted {tokenizers}: convert again'
+  with pytest.raises(UserError, match=message):
     Run(config, '')
   sources = dict(a=dict(source='text'), b=config.data.to_dict())
   mixed = data_config(source='mixture', sources=sources)
-  with pytest.raises(UserError, match=said):
-    check_tokenizers(mixed, RunCheck.of(config).hosts.tokenizer)
-  for kept in (None, ours):
-    changed(folder, tokenizer=kept)
+  with pytest.raises(UserError, match=message):
+    check_tokenizers(mixed, tokenizer)
+  for fingerprint in (None, ours):
+    changed(folder, tokenizer=fingerprint)
     Run(config, '')
 
 
-def test_a_manifest_of_the_time_before_fingerprints(folder):
+def test_an_old_manifest_without_fingerprints(folder):
   manifest = json.loads((folder / 'manifest.json').read_text())
   del manifest['tokenizer']
   (folder / 'manifest.json').write_text(json.dumps(manifest))

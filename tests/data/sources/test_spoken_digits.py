@@ -1,4 +1,7 @@
-"""FSDD + MNIST -> JSON lines, on small stand-ins: splits kept apart, digits agree, nothing half-written."""
+"""Tests the pairing of FSDD and MNIST as JSON lines, on small stand-ins.
+
+Splits are kept apart, digits agree, and nothing is left half-written.
+"""
 
 import csv
 import subprocess
@@ -19,14 +22,26 @@ from omni_jax.modalities.image.sizes import ImageConfig
 HOSTS = hosts_of(image=ImageConfig(height=28, width=28), audio=AudioConfig(seconds=3.2))
 SETTINGS = dict(images=600, strings=50, seconds=1.0, string_seconds=3.2, seed=0)
 SPEAKERS = ('george', 'theo')
+# (digit, speaker, take).
+TOO_LONG = (3, 1, 8)
+UNREADABLE = (4, 0, 8)
 
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-  """Both data sets in small: pixels and samples tell the digit; one clip is too long, one unreadable."""
+  """Returns a folder with both data sets in small.
+
+  Pixels and samples tell the digit; one clip is too long, one unreadable.
+  """
   folder = tmp_path_factory.mktemp('source')
   (folder / 'fsdd').mkdir()
   (folder / 'mnist').mkdir()
+  write_recordings(folder)
+  write_images(folder)
+  return folder
+
+
+def write_recordings(folder):
   with (
     zipfile.ZipFile(folder / 'fsdd' / 'recordings.zip', 'w') as archive,
     open(folder / 'fsdd' / 'index.csv', 'w', newline='') as index,
@@ -37,38 +52,29 @@ def source(tmp_path_factory):
     )
     for digit, speaker, take in np.ndindex(10, 2, 10):
       name = f'{digit}_{SPEAKERS[speaker]}_{take}.wav'
-      samples = 9000 if (digit, speaker, take) == (3, 1, 8) else 100
+      samples = 9000 if (digit, speaker, take) == TOO_LONG else 100
       data = wav_bytes(np.full(samples, digit / 16, np.float32), 8000)
-      archive.writestr(
-        f'recordings/{name}', data[:60] if (digit, speaker, take) == (4, 0, 8) else data
-      )
-      rows.writerow(
-        (
-          name,
-          digit,
-          SPEAKERS[speaker],
-          take,
-          'test' if take < 5 else 'train',
-          8000,
-          samples,
-          '',
-        )
-      )
+      if (digit, speaker, take) == UNREADABLE:
+        data = data[:60]
+      archive.writestr(f'recordings/{name}', data)
+      split = 'test' if take < 5 else 'train'
+      row = (name, digit, SPEAKERS[speaker], take, split, 8000, samples, '')
+      rows.writerow(row)
+
+
+def write_images(folder):
   arrays = {}
   for part, count in (('train', 700), ('test', 100)):
     labels = np.arange(count) % 10
-    arrays |= {
-      f'{part}_labels': labels.astype(np.uint8),
-      f'{part}_images': np.broadcast_to(
-        labels[:, None, None] * 10, (count, 28, 28)
-      ).astype(np.uint8),
-    }
+    images = np.broadcast_to(labels[:, None, None] * 10, (count, 28, 28))
+    arrays[f'{part}_labels'] = labels.astype(np.uint8)
+    arrays[f'{part}_images'] = images.astype(np.uint8)
   np.savez(folder / 'mnist' / 'mnist.npz', **arrays)
-  return folder
 
 
 @pytest.fixture(scope='module')
 def built(source, tmp_path_factory):
+  """Returns the folder and the summary of it."""
   output = tmp_path_factory.mktemp('output') / 'digits'
   return output, build(source, output, **SETTINGS)
 
@@ -77,22 +83,28 @@ def parts(example) -> list[dict]:
   return [part for message in example['messages'] for part in message['content']]
 
 
+def encoded(built, name) -> list[dict]:
+  """Returns the examples of a file of the built folder, nothing decoded."""
+  lines = JsonLines(built[0] / f'{name}.jsonl', HOSTS)
+  return [lines.encoded(n) for n in range(len(lines))]
+
+
+def first_parts(built, name) -> list[dict]:
+  return [parts(example)[0] for example in encoded(built, name)]
+
+
 def digits_of(part) -> list[int]:
-  """The digits that a text or the label of a medium names, checked against what the medium shows."""
+  """Returns the digits that a text or a label names, checked against the medium."""
   if part['type'] == 'text' and part['text'].isdigit():
     return [int(part['text'])]
-  named = [
-    WORDS.index(word)
-    for word in (part['text'] if part['type'] == 'text' else part['label']).split()
-  ]
+  words = part['text'] if part['type'] == 'text' else part['label']
+  digits = [WORDS.index(word) for word in words.split()]
   if part['type'] == 'image':
-    assert round(part['pixels'].max() * 25.5) == named[0]
+    assert round(part['pixels'].max() * 25.5) == digits[0]
   if part['type'] == 'audio':  # every recording of the stand-ins has 100 samples
-    assert (
-      np.round(part['wave'].reshape(-1, 100).mean(axis=1) * 16).astype(int).tolist()
-      == named
-    )
-  return named
+    levels = part['wave'].reshape(-1, 100).mean(axis=1)
+    assert np.round(levels * 16).astype(int).tolist() == digits
+  return digits
 
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
@@ -103,118 +115,89 @@ def test_every_row_can_be_read_and_agrees_in_its_digit(built, split):
 
 
 def test_strings_join_two_to_five_recordings_of_one_speaker(built):
-  strings = [
-    parts(example)[0]
-    for example in JsonLines(built[0] / 'train.jsonl', HOSTS)
-    if example['meta']['group'] == 'string_to_text'
-  ]
+  strings = []
+  for example in JsonLines(built[0] / 'train.jsonl', HOSTS):
+    if example['meta']['group'] == 'string_to_text':
+      strings.append(parts(example)[0])
   assert {len(digits_of(part)) for part in strings} == {2, 3, 4, 5}
   assert {part['voice'] for part in strings} == set(SPEAKERS)
-  assert {'train', 'valid', 'test'} == {
-    path.name.split('_')[0] for path in (built[0] / 'strings').iterdir()
-  }
+  splits = {path.name.split('_')[0] for path in (built[0] / 'strings').iterdir()}
+  assert splits == {'train', 'valid', 'test'}
 
 
 def test_a_speaker_file_holds_all_recordings_of_one_speaker(built):
-  heard = [
-    parts(example)[0] for example in JsonLines(built[0] / 'speaker_theo.jsonl', HOSTS)
-  ]
-  assert {part['voice'] for part in heard} == {'theo'}
-  assert (
-    len({part['path'] for part in built_lines(built, 'speaker_theo')})
-    == len(heard)
-    == 99
-  )  # one is too long
-  everybody = [
-    part['path']
-    for name in ('george', 'theo')
-    for part in built_lines(built, f'speaker_{name}')
-  ]
-  assert [part['path'] for part in built_lines(built, 'speakers')] == everybody
+  lines = JsonLines(built[0] / 'speaker_theo.jsonl', HOSTS)
+  clips = [parts(example)[0] for example in lines]
+  assert {clip['voice'] for clip in clips} == {'theo'}
+  paths = paths_of(built, 'speaker_theo')
+  assert len(set(paths)) == len(clips) == 99  # one is too long
+  assert paths_of(built, 'speakers') == paths_of(built, 'speaker_george') + paths
 
 
-def built_lines(built, name):
-  lines = JsonLines(built[0] / f'{name}.jsonl', HOSTS)
-  return [parts(lines.encoded(n))[0] for n in range(len(lines))]
+def paths_of(built, name) -> list[str]:
+  return [part['path'] for part in first_parts(built, name)]
 
 
 def test_every_direction_is_there_with_its_controls(built):
-  lines = JsonLines(built[0] / 'train.jsonl', HOSTS)
   counts = dict.fromkeys(KINDS, 0)
-  for n in range(len(lines)):
-    example = lines.encoded(n)
-    kind = KINDS[example['id'].split('/')[1]]
-    counts[example['id'].split('/')[1]] += 1
+  for example in encoded(built, 'train'):
+    name = example['id'].split('/')[1]
+    kind = KINDS[name]
+    counts[name] += 1
     question, answer = example['messages']
     assert (answer['language'], answer['task']) == ('en', kind.task)
     assert [part['type'] for part in answer['content']] == list(kind.reply)
-    assert question['content'][0]['type'] == {'numeral': 'text', 'string': 'audio'}.get(
-      kind.given, kind.given
-    )
-    spoken = [
-      part['path'].split('_')[1]
-      for part in answer['content']
-      if part['type'] == 'audio'
-    ]
-    assert ([answer['voice']] if 'voice' in answer else []) == spoken
-    assert (
-      question['content'][0] not in answer['content']
-    )  # another handwriting, another recording
+    shown = question['content'][0]
+    types = {'numeral': 'text', 'string': 'audio'}
+    assert shown['type'] == types.get(kind.given, kind.given)
+    voices = []
+    for part in answer['content']:
+      if part['type'] == 'audio':
+        voices.append(part['path'].split('_')[1])
+    assert voices == ([answer['voice']] if 'voice' in answer else [])
+    # Another handwriting, another recording.
+    assert shown not in answer['content']
   assert counts == {name: round(600 * kind.share) for name, kind in KINDS.items()}
 
 
 def test_splits_share_no_medium_and_takes_follow_the_official_split(built):
+  takes = {'train': {8, 9}, 'valid': {5, 6, 7}, 'test': {0, 1, 2, 3, 4}}
   paths = {}
-  for split in ('train', 'valid', 'test'):
-    lines = JsonLines(built[0] / f'{split}.jsonl', HOSTS)
-    paths[split] = {
-      part['path']
-      for n in range(len(lines))
-      for part in parts(lines.encoded(n))
-      if 'path' in part
-    }
-    takes = {
-      int(path.split('_')[2][:-4])
-      for path in paths[split]
-      if path.startswith('speech/')
-    }
-    assert (
-      takes <= {'train': {8, 9}, 'valid': {5, 6, 7}, 'test': {0, 1, 2, 3, 4}}[split]
-    )
-  assert not (
-    paths['train'] & paths['valid']
-    | paths['valid'] & paths['test']
-    | paths['train'] & paths['test']
-  )
+  for split in takes:
+    paths[split] = set()
+    for example in encoded(built, split):
+      paths[split] |= {part['path'] for part in parts(example) if 'path' in part}
+    for path in paths[split]:
+      if path.startswith('speech/'):
+        take = path.removesuffix('.wav').split('_')[2]
+        assert int(take) in takes[split]
+  assert not paths['train'] & paths['valid']
+  assert not paths['valid'] & paths['test']
+  assert not paths['train'] & paths['test']
 
 
 def test_held_out_sources_are_read_once(built):
-  lines = JsonLines(built[0] / 'test.jsonl', HOSTS)
-  heard = [
-    parts(lines.encoded(n))[0]['path']
-    for n in range(len(lines))
-    if '/speech_to_text/' in lines.encoded(n)['id']
-  ]
-  assert len(heard) == len(set(heard)) == 30
+  paths = []
+  for example in encoded(built, 'test'):
+    if '/speech_to_text/' in example['id']:
+      paths.append(parts(example)[0]['path'])
+  assert len(paths) == len(set(paths)) == 30
 
 
 def test_what_was_left_out_is_counted(built):
-  assert (
-    'left out 1 clips longer than 1.0 s' in built[1]
-    and 'left out 1 clips unreadable' in built[1]
-  )
-  assert 'seconds of at least 3.2' in built[1]
-  assert not (built[0] / 'speech' / '3_theo_8.wav').exists()
+  folder, summary = built
+  assert 'left out 1 clips longer than 1.0 s' in summary
+  assert 'left out 1 unreadable clips' in summary
+  assert 'seconds of at least 3.2' in summary
+  assert not (folder / 'speech' / '3_theo_8.wav').exists()
 
 
 def test_the_seed_decides(source, built, tmp_path):
   build(source, tmp_path / 'same', **SETTINGS)
   build(source, tmp_path / 'other', **SETTINGS | dict(seed=1))
-  first, same, other = (
-    (folder / 'train.jsonl').read_bytes()
-    for folder in (built[0], tmp_path / 'same', tmp_path / 'other')
-  )
-  assert first == same != other
+  first = (built[0] / 'train.jsonl').read_bytes()
+  assert (tmp_path / 'same' / 'train.jsonl').read_bytes() == first
+  assert (tmp_path / 'other' / 'train.jsonl').read_bytes() != first
 
 
 @pytest.mark.parametrize(
@@ -249,12 +232,14 @@ def test_sources_that_are_missing_or_broken_are_user_errors(source, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_the_command_says_one_line_and_fails(built, tmp_path):
+def test_the_command_prints_one_line_and_fails(built, tmp_path):
   command = [sys.executable, '-m', 'omni_jax.data.sources.spoken_digits']
   for flags, message in (
     ([f'--source={tmp_path}', f'--output={tmp_path}/out'], 'recordings.zip'),
     ([f'--source={tmp_path}', f'--output={built[0]}'], 'exists already'),
   ):
     done = subprocess.run(command + flags, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith('error: ')
+    assert done.stderr.count('\n') == 1

@@ -1,4 +1,4 @@
-"""What the sources give for training: voices left out, clips for the codec, pieces of a text file."""
+"""Tests the sources: voices left out, clips for the codec, pieces of a text file."""
 
 import json
 from types import SimpleNamespace
@@ -46,24 +46,28 @@ def config(root, source='jsonl', **changes) -> ml_collections.ConfigDict:
 
 @pytest.fixture
 def root(tmp_path):
-  """Row 0 hears theo, row 1 hears ann and answers as theo, row 2 hears ann and writes."""
+  """Row 0 hears theo, row 1 hears ann and speaks as theo, row 2 only hears ann."""
   for number, name in enumerate(('one', 'two', 'three')):
-    (tmp_path / f'{name}.wav').write_bytes(
-      wav_bytes(np.full(100, (number + 1) / 8, np.float32), 8000)
-    )
+    wave = np.full(100, (number + 1) / 8, np.float32)
+    (tmp_path / f'{name}.wav').write_bytes(wav_bytes(wave, 8000))
   text = {'type': 'text', 'text': 'x'}
   rows = [
     chat(sound('one', 'theo'), text),
     chat(sound('two', 'ann'), sound('three', 'theo'), voice='theo'),
     chat(sound('two', 'ann'), text),
   ]
-  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  write_lines(tmp_path / 'train.jsonl', rows)
   return tmp_path
+
+
+def write_lines(path, rows: list[dict]) -> None:
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def test_labels_and_voices_survive_decoding(root):
   part = JsonLines(root / 'train.jsonl', HOSTS)[0]['messages'][0]['content'][0]
-  assert (part['label'], part['voice']) == ('one', 'theo') and 'path' not in part
+  assert (part['label'], part['voice']) == ('one', 'theo')
+  assert 'path' not in part
 
 
 @pytest.mark.parametrize('voice, rows', [('theo', [2]), ('ann', [0])])
@@ -82,7 +86,7 @@ def test_a_voice_that_nobody_has_is_refused(root):
     training_examples(settings, HOSTS)
 
 
-def test_the_codec_learns_what_is_to_be_spoken(root):
+def test_the_codec_learns_the_speech_to_be_written(root):
   (wave,) = training_payloads(config(root), HOSTS, 'audio')
   np.testing.assert_allclose(wave, 3 / 8, atol=1e-4)
 
@@ -103,18 +107,16 @@ def test_sounds_that_cannot_be_used_are_named(root):
 def test_pieces_of_a_text_file(tmp_path):
   text = 'abcdefghij' * 10
   (tmp_path / 'input.txt').write_text(text)
-  train, rest = (
-    TextFile(tmp_path / 'input.txt', length=4, train=train) for train in (True, False)
-  )
-  said = lambda piece: piece['content'][0]['text']
-  assert len(train) == 87 and [said(train[k]) for k in (0, 1, 86)] == [
-    'abcd',
-    'bcde',
-    'ghij',
-  ]
-  assert [said(piece) for piece in rest] == ['abcd', 'efgh'] and all(
-    piece['open'] for piece in rest
-  )
+  train = TextFile(tmp_path / 'input.txt', length=4, train=True)
+  rest = TextFile(tmp_path / 'input.txt', length=4, train=False)
+
+  def text_of(piece):
+    return piece['content'][0]['text']
+
+  assert len(train) == 87
+  assert [text_of(train[k]) for k in (0, 1, 86)] == ['abcd', 'bcde', 'ghij']
+  assert [text_of(piece) for piece in rest] == ['abcd', 'efgh']
+  assert all(piece['open'] for piece in rest)
   assert len({piece['id'] for piece in train}) == 87
 
 
@@ -141,13 +143,12 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
     log=lambda line: None,
   )
   settings = config(root, 'array_record', train_file='train')
-  found = training_examples(settings, HOSTS)
-  assert len(found) == 3 and {found[k]['id'] for k in range(3)} == {
-    'train.jsonl:1',
-    'train.jsonl:2',
-    'train.jsonl:3',
-  }
-  assert found.encoded(0)['messages'][0]['content'][0]['data'].startswith(b'RIFF')
+  examples = training_examples(settings, HOSTS)
+  assert len(examples) == 3
+  ids = {examples[k]['id'] for k in range(3)}
+  assert ids == {'train.jsonl:1', 'train.jsonl:2', 'train.jsonl:3'}
+  sound = examples.encoded(0)['messages'][0]['content'][0]
+  assert sound['data'].startswith(b'RIFF')
   assert len(training_payloads(settings, HOSTS, 'audio')) == 3
   settings.train_file = 'nothing'
   with pytest.raises(UserError, match='nothing: no such file'):
@@ -158,17 +159,16 @@ def test_a_mixture_of_sources(root):
   part = dict(source='jsonl')
   sources = dict(a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0))
   settings = config(root, 'mixture', sources=sources)
-  found = training_examples(settings, HOSTS)
-  assert (
-    len(found) == 4 and found.names == ('a', 'b') and found.shares() == [0.25, 0.75]
-  )
-  assert found[3]['id'].startswith('b/')
-  assert (
-    len(training_payloads(settings, HOSTS, 'audio', limit=2)) == 2
-  )  # of every second example: both sources are heard
+  examples = training_examples(settings, HOSTS)
+  assert len(examples) == 4
+  assert examples.names == ('a', 'b')
+  assert examples.shares() == [0.25, 0.75]
+  assert examples[3]['id'].startswith('b/')
+  # From every second example: both sources are used.
+  assert len(training_payloads(settings, HOSTS, 'audio', limit=2)) == 2
 
 
-def test_clips_come_from_all_over_the_records(root):
+def test_clips_are_spread_over_the_records(root):
   part = dict(source='jsonl')
   sources = dict(a=part, b=part | dict(extra=0, leave_out='ann'))
   settings = config(root, 'mixture', sources=sources)
@@ -176,8 +176,8 @@ def test_clips_come_from_all_over_the_records(root):
   assert len(waves) == 3
 
 
-def test_a_small_source_beside_a_large_one_is_heard_whole(root):
-  """Of each source as many examples are looked at; those of the text file hold no sound."""
+def test_a_small_source_beside_a_large_one_is_used_completely(root):
+  """As many examples of each source are read; those of the text file have no sound."""
   (root / 'long.txt').write_text('abcdefghij' * 1000)
   text = dict(source='text', train_file='long.txt', piece=4)
   settings = config(root, 'mixture', sources=dict(a=text, b=dict(source='jsonl')))
@@ -185,17 +185,20 @@ def test_a_small_source_beside_a_large_one_is_heard_whole(root):
 
 
 def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
-  """Two drawings, one of them twice, beside a picture that is only looked at."""
+  """There are two drawings, one of them twice, and a picture that is only read."""
   for level, name in enumerate(('seen', 'drawn', 'other'), 1):
     pixels = np.full((4, 4, 1), level / 4, np.float32)
     (tmp_path / f'{name}.png').write_bytes(png_bytes(pixels))
-  image = lambda name: {'type': 'image', 'path': f'{name}.png'}
+
+  def image(name):
+    return {'type': 'image', 'path': f'{name}.png'}
+
   rows = [
     chat(image('seen'), image('drawn')),
     chat(image('other'), image('drawn')),
     chat(image('drawn'), image('other')),
   ]
-  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  write_lines(tmp_path / 'train.jsonl', rows)
   drawn = training_payloads(config(tmp_path), HOSTS, 'image')
   assert sorted(round(4 * float(pixels.mean())) for pixels in drawn) == [2, 3]
   with pytest.raises(UserError, match='no audio in .* can be used'):
@@ -204,7 +207,8 @@ def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
 
 def test_the_digits_give_all_their_images():
   images = training_payloads(tiny_run().data, HOSTS, 'image')
-  assert len(images) > 1000 and images[0].shape == (8, 8, 1)
+  assert len(images) > 1000
+  assert images[0].shape == (8, 8, 1)
 
 
 def test_a_part_of_another_medium_has_a_payload_of_its_own(monkeypatch):
@@ -218,13 +222,14 @@ def test_a_mixture_holds_out_only_the_files_that_its_parts_name(root):
   (root / 'test.jsonl').write_text((root / 'train.jsonl').read_text())
   parts = dict(a=dict(source='jsonl', eval_file='test.jsonl'), b=dict(source='jsonl'))
   settings = config(root, 'mixture', eval_file='', sources=parts)
-  found = held_out(settings, HOSTS)
-  assert found.names == ('a',) and len(found) == 3
+  examples = held_out(settings, HOSTS)
+  assert examples.names == ('a',)
+  assert len(examples) == 3
   settings.eval_file = 'train.jsonl'
   assert held_out(settings, HOSTS).path == root / 'train.jsonl'
 
 
-def test_folders_within_a_mixture_are_named_whole(root):
+def test_folders_within_a_mixture_have_full_paths(root):
   inner = dict(b=dict(source='array_record', train_file='two,three', eval_file='four'))
   sources = dict(
     a=dict(source='array_record', train_file='one'),

@@ -1,4 +1,8 @@
-"""Sets of TensorFlow Datasets, made here: images, sounds and labels become examples; what is missing is one clear line."""
+"""Tests sets of TensorFlow Datasets, which are prepared here.
+
+Images, sounds and labels become examples; what is missing is reported in one clear
+line.
+"""
 
 import json
 import pickle
@@ -26,13 +30,12 @@ HOSTS = hosts_of(
   audio=AudioConfig(rate=8000, seconds=0.96),
 )
 NAMES = ('zero', 'one', 'two')
-PIXELS = (
-  np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)).astype(np.float32) / 255
-)
-WAVES = [
-  np.random.default_rng(k).integers(-32768, 32768, 200 + k).astype(np.int16)
-  for k in range(3)
-]
+LEVELS = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1))
+PIXELS = LEVELS.astype(np.float32) / 255
+WAVES = []
+for k in range(3):
+  samples = np.random.default_rng(k).integers(-32768, 32768, 200 + k)
+  WAVES.append(samples.astype(np.int16))
 
 
 @pytest.fixture(scope='session')
@@ -44,7 +47,10 @@ def tfds():
 
 
 def make(tfds, root, name, features, rows, supervised=None):
-  """Writes a set of two equal splits to `root`; its code is unknown afterwards, as with files from another machine."""
+  """Writes a set of two equal splits to `root`.
+
+  Its code is unknown afterwards, as with files from another machine.
+  """
 
   def info(self):
     return tfds.core.DatasetInfo(
@@ -74,44 +80,25 @@ def make(tfds, root, name, features, rows, supervised=None):
 
 @pytest.fixture(scope='session')
 def root(tfds, tmp_path_factory):
-  root, f = tmp_path_factory.mktemp('tfds'), tfds.features
+  root = tmp_path_factory.mktemp('tfds')
+  f = tfds.features
   label = f.ClassLabel(names=NAMES)
-  make(
-    tfds,
-    root,
-    'pictures',
-    {'image': f.Image(shape=(4, 4, 1)), 'label': label, 'box': f.BBoxFeature()},
-    [
-      {'image': png_bytes(PIXELS[k]), 'label': k, 'box': f.BBox(0.0, 0.0, 1.0, 1.0)}
-      for k in range(3)
-    ],
-    ('image', 'label'),
-  )
-  make(
-    tfds,
-    root,
-    'sounds',
-    {
-      'audio': f.Tensor(shape=(None,), dtype=np.int16),
-      'label': label,
-      'speaker': f.Text(),
-    },
-    [{'audio': WAVES[k], 'label': k, 'speaker': 'jürgen'} for k in range(3)],
-  )
-  make(
-    tfds,
-    root,
-    'broken',
-    {'image': f.Image(), 'label': label},
-    [{'image': b'no image', 'label': 0}],
-  )
-  make(
-    tfds,
-    root,
-    'numbers',
-    {'x': f.Tensor(shape=(2,), dtype=np.float32)},
-    [{'x': np.zeros(2, np.float32)}],
-  )
+  box = f.BBox(0.0, 0.0, 1.0, 1.0)
+  pictures = []
+  sounds = []
+  for k in range(3):
+    pictures.append({'image': png_bytes(PIXELS[k]), 'label': k, 'box': box})
+    sounds.append({'audio': WAVES[k], 'label': k, 'speaker': 'jürgen'})
+
+  features = {'image': f.Image(shape=(4, 4, 1)), 'label': label, 'box': f.BBoxFeature()}
+  make(tfds, root, 'pictures', features, pictures, ('image', 'label'))
+  wave = f.Tensor(shape=(None,), dtype=np.int16)
+  features = {'audio': wave, 'label': label, 'speaker': f.Text()}
+  make(tfds, root, 'sounds', features, sounds)
+  features = {'image': f.Image(), 'label': label}
+  make(tfds, root, 'broken', features, [{'image': b'no image', 'label': 0}])
+  features = {'x': f.Tensor(shape=(2,), dtype=np.float32)}
+  make(tfds, root, 'numbers', features, [{'x': np.zeros(2, np.float32)}])
   return root
 
 
@@ -121,107 +108,82 @@ def config(root, name, **values):
 
 
 def parts(example):
+  """Returns the parts of prompt and answer, and the task."""
   user, assistant = example['messages']
-  assert (user['role'], assistant['role'], assistant['language']) == (
-    'user',
-    'assistant',
-    'en',
-  )
+  assert (user['role'], assistant['role']) == ('user', 'assistant')
+  assert assistant['language'] == 'en'
   return user['content'][0], assistant['content'][0], assistant['task']
 
 
 def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
   reader = TfdsReader('pictures/train', root=str(root), language='en')
-  convert(
-    pickle.loads(pickle.dumps(reader)),
-    tmp_path / 'out',
-    shards=2,
-    workers=1,
-    said='it',
-    timeout=60,
-    log=lambda line: None,
-  )
-  found = {
-    example['id']: example
-    for example in ArrayRecordExamples(
-      sorted((tmp_path / 'out').glob('*.array_record')), HOSTS
-    )
-  }
+  records = converted(pickle.loads(pickle.dumps(reader)), tmp_path / 'out', shards=2)
+  by_id = {record['id']: record for record in records}
   for example in sources.training_examples(config(root, 'pictures'), HOSTS):
-    (picture, answer, task), (theirs, said, _) = (
-      parts(found[example['id']]),
-      parts(example),
-    )
-    np.testing.assert_array_equal(picture['pixels'], theirs['pixels'])
-    assert (answer, task) == (said, 'write')
+    picture, answer, task = parts(by_id[example['id']])
+    original, original_answer, _ = parts(example)
+    np.testing.assert_array_equal(picture['pixels'], original['pixels'])
+    assert answer == original_answer
+    assert task == 'write'
+  reader = TfdsReader(
+    'sounds/train', root=str(root), rate=8000, read='audio', write='label'
+  )
+  lengths = []
+  for record in converted(reader, tmp_path / 'heard', shards=1):
+    lengths.append(len(record['messages'][0]['content'][0]['wave']))
+  assert sorted(lengths) == [200, 201, 202]
+  remedy = 'name the prompt by --read, the answer by --write'
+  message = f'--input=tfds:sounds/train: .*{remedy}'
+  with pytest.raises(UserError, match=message):
+    TfdsReader('sounds/train', root=str(root))
+
+
+def converted(reader, folder, shards) -> ArrayRecordExamples:
+  """Converts an input and returns the examples of the shards."""
   convert(
-    TfdsReader('sounds/train', root=str(root), rate=8000, read='audio', write='label'),
-    tmp_path / 'heard',
-    shards=1,
+    reader,
+    folder,
+    shards=shards,
     workers=1,
     said='it',
     timeout=60,
     log=lambda line: None,
   )
-  waves = [
-    len(e['messages'][0]['content'][0]['wave'])
-    for e in ArrayRecordExamples(
-      sorted((tmp_path / 'heard').glob('*.array_record')), HOSTS
-    )
-  ]
-  assert sorted(waves) == [200, 201, 202]
-  with pytest.raises(
-    UserError,
-    match=r'--input=tfds:sounds/train: .*name the prompt by --read, the answer by --write',
-  ):
-    TfdsReader('sounds/train', root=str(root))
+  return ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
 
 
 def test_images_with_their_labels(root):
   examples = sources.training_examples(config(root, 'pictures'), HOSTS)
   assert len(examples) == 3
-  seen = [parts(example) for example in examples]
-  assert sorted(answer['text'] for _, answer, _ in seen) == sorted(NAMES) and {
-    task for *_, task in seen
-  } == {'write'}
-  for picture, answer, _ in seen:
+  names = []
+  for example in examples:
+    picture, answer, task = parts(example)
+    names.append(answer['text'])
+    assert task == 'write'
     assert picture['pixels'].dtype == np.float32
-    np.testing.assert_array_equal(
-      picture['pixels'], PIXELS[NAMES.index(answer['text'])]
-    )
+    pixels = PIXELS[NAMES.index(answer['text'])]
+    np.testing.assert_array_equal(picture['pixels'], pixels)
+  assert sorted(names) == sorted(NAMES)
   assert examples[-1]['id'] == 'pictures/train:2'
 
 
 def test_sounds_with_the_text_that_is_named(root):
-  for sound, answer, _ in map(
-    parts,
-    open_tfds(config(root, 'sounds', read='audio', write='label'), HOSTS, 'test[:2]'),
-  ):
-    np.testing.assert_array_equal(
-      sound['wave'], WAVES[NAMES.index(answer['text'])] / np.float32(32768)
-    )
-  sound, answer, task = parts(
-    open_tfds(
-      config(root, 'sounds', read='speaker', write='audio', rate=4000), HOSTS, 'test'
-    )[0]
-  )
-  assert (
-    sound == {'type': 'text', 'text': 'jürgen'}
-    and task == 'speak'
-    and 400 <= len(answer['wave']) <= 404
-  )
-  assert (
-    len(
-      sources.training_payloads(
-        config(root, 'sounds', read='label', write='audio'), HOSTS, 'audio'
-      )
-    )
-    == 3
-  )
+  settings = config(root, 'sounds', read='audio', write='label')
+  for example in open_tfds(settings, HOSTS, 'test[:2]'):
+    sound, answer, _ = parts(example)
+    wave = WAVES[NAMES.index(answer['text'])] / np.float32(32768)
+    np.testing.assert_array_equal(sound['wave'], wave)
+  settings = config(root, 'sounds', read='speaker', write='audio', rate=4000)
+  name, sound, task = parts(open_tfds(settings, HOSTS, 'test')[0])
+  assert name == {'type': 'text', 'text': 'jürgen'}
+  assert task == 'speak'
+  assert 400 <= len(sound['wave']) <= 404
+  settings = config(root, 'sounds', read='label', write='audio')
+  assert len(sources.training_payloads(settings, HOSTS, 'audio')) == 3
 
 
 def test_the_config_of_sets_does_not_guess_their_rate():
-  """A rate on the command line is that of the set, not that of the model."""
+  """A rate on the command line is the rate of the set, not of the model."""
   c = run_config('tfds')
   assert (c.data.rate, c.model.audio.rate) == (0, 8000)
   c.data.rate = 16000
@@ -230,9 +192,8 @@ def test_the_config_of_sets_does_not_guess_their_rate():
 
 def test_kinds_are_known_before_anything_is_read(root):
   examples = open_tfds(config(root, 'pictures'), HOSTS, 'test')
-  assert (
-    case_of(examples.encoded(0)).group == case_of(examples[0]).group == 'image_to_text'
-  )
+  assert case_of(examples.encoded(0)).group == 'image_to_text'
+  assert case_of(examples[0]).group == 'image_to_text'
 
 
 def test_damaged_media_are_bad_records(root):
@@ -262,7 +223,7 @@ def test_damaged_media_are_bad_records(root):
     ),
     (
       {'name': 'sounds', 'read': 'audio', 'write': 'label', 'rate': 0},
-      r"'audio' does not say its sample rate: --config\.data\.rate",
+      r"'audio' does not state its sample rate: set it, .*--config\.data\.rate",
     ),
     ({'name': 'numbers'}, 'has nothing that can be used'),
   ],
@@ -279,13 +240,13 @@ def test_mistakes_are_one_line(root, values, message):
   [
     (
       types.ModuleType('tensorflow'),
-      r'mine: cannot be made in .* \(ConnectionError: no route\): this needs a network',
+      r'mine: cannot be prepared in .* \(ConnectionError: no route\): this needs a network',
     ),
-    (None, r'mine: cannot be made or opened without TensorFlow: .*omni_jax\[tf\]'),
+    (None, r'mine: cannot be prepared or opened without TensorFlow: .*omni_jax\[tf\]'),
   ],
   ids=['network', 'TensorFlow'],
 )
-def test_what_is_missing_to_make_a_set_is_one_line(
+def test_what_is_missing_to_prepare_a_set_is_one_line(
   tfds, tmp_path, monkeypatch, tensorflow, message
 ):
   class Builder:
@@ -316,19 +277,12 @@ def test_the_type_audio_brings_its_rate(tfds, tmp_path):
     'tensorflow', reason='features.Audio needs TensorFlow: extra [tf]'
   )
   f = tfds.features
-  make(
-    tfds,
-    tmp_path,
-    'heard',
-    {
-      'audio': f.Audio(file_format='wav', sample_rate=8000),
-      'label': f.ClassLabel(num_classes=10),
-    },
-    [{'audio': WAVES[0].astype(np.int64), 'label': 7}],
-    ('audio', 'label'),
-  )
-  sound, answer, _ = parts(
-    open_tfds(config(tmp_path, 'heard', rate=0), HOSTS, 'train')[0]
-  )
+  audio = f.Audio(file_format='wav', sample_rate=8000)
+  features = {'audio': audio, 'label': f.ClassLabel(num_classes=10)}
+  rows = [{'audio': WAVES[0].astype(np.int64), 'label': 7}]
+  make(tfds, tmp_path, 'heard', features, rows, ('audio', 'label'))
+  examples = open_tfds(config(tmp_path, 'heard', rate=0), HOSTS, 'train')
+  sound, answer, _ = parts(examples[0])
   np.testing.assert_array_equal(sound['wave'], WAVES[0] / np.float32(32768))
-  assert answer['text'] == '7' and json.dumps(answer)
+  assert answer['text'] == '7'
+  assert json.dumps(answer)

@@ -1,1 +1,1 @@
-"""Public data sets that are read as they lie in ../shared/data; each is one file."""
+"""Public data sets that are read as they lie in ../shared/data, one file per set."""

@@ -1,4 +1,7 @@
-"""Spoken coffee orders (Picovoice, Apache-2.0) and what they ask for: intent and slots, written as one line."""
+"""The ready set of spoken coffee orders, whose intent and slots are written as a line.
+
+It is by Picovoice, Apache-2.0.
+"""
 
 from collections.abc import Mapping
 import os
@@ -11,6 +14,8 @@ from omni_jax.sequence.example import Example
 
 
 class Order(NamedTuple):
+  """The meaning of a spoken order."""
+
   intent: str
   slots: dict[str, str]
 
@@ -21,12 +26,16 @@ class _Row(NamedTuple):
 
 
 def order_text(intent: str, slots: Mapping[str, str]) -> str:
-  """'orderDrink; coffeeDrink: latte; size: small': slots in the order of their names.
+  """Returns the line of an order, its slots sorted by name.
+
+  An example is 'orderDrink; coffeeDrink: latte; size: small'.
 
   Raises:
-    ValueError: if `parse_order` would not give the same again.
+    ValueError: if `parse_order` would not return the same order.
   """
-  text = '; '.join([intent, *(f'{name}: {slots[name]}' for name in sorted(slots))])
+  pieces = [intent]
+  pieces += [f'{name}: {slots[name]}' for name in sorted(slots)]
+  text = '; '.join(pieces)
   if parse_order(text) != (intent, dict(slots)):
     raise ValueError(
       f'intent {intent!r} and slots {dict(slots)} cannot be told apart in one line'
@@ -35,20 +44,27 @@ def order_text(intent: str, slots: Mapping[str, str]) -> str:
 
 
 def parse_order(text: str) -> Order:
-  """The inverse of `order_text`, for any text: what is no slot is left out, of two slots of a name the first counts."""
-  intent, *pieces = (piece.strip() for piece in text.split(';'))
+  """Returns the order of a line: the inverse of `order_text`, for any text.
+
+  Pieces that are no slots are ignored; of several slots with the same name the first
+  counts.
+  """
+  intent, *pieces = text.split(';')
   slots: dict[str, str] = {}
   for piece in pieces:
-    name, colon, value = (part.strip() for part in piece.partition(':'))
-    if colon and name and value:
+    name, _, value = piece.partition(':')
+    name = name.strip()
+    value = value.strip()
+    if name and value:
       slots.setdefault(name, value)
-  return Order(intent, slots)
+  return Order(intent.strip(), slots)
 
 
 class Barista(ReadySet):
-  """An order that is heard, and its line; `meta.form` asks the evaluation for scores of slots.
+  """Spoken orders and their lines; `meta.form` makes the evaluation score the slots.
 
-  The orders last 5 to 15 s: `config.model.audio.seconds` must allow that, longer ones are bad records.
+  The orders last 5 to 15 s. `config.model.audio.seconds` must allow that, or longer ones
+  are bad records.
   """
 
   NAME = 'barista'
@@ -56,26 +72,25 @@ class Barista(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    return os.path.join(self.folder, 'labels.jsonl'), os.path.join(
-      self.folder, 'audio.zip'
-    )
+    labels = os.path.join(self.folder, 'labels.jsonl')
+    return labels, os.path.join(self.folder, 'audio.zip')
 
   def _open(self) -> list[_Row]:
-    rows = json_rows(
-      self.files[0], {'file': str, 'intent': str, 'slots': dict, 'split': str}
-    )
-    try:
-      return [
-        _Row(row['file'], order_text(row['intent'], row['slots']))
-        for row in rows
-        if row['split'] == self.asked.split
-      ]
-    except ValueError as error:
-      raise unusable(self.files[0], error) from error
+    labels = self.files[0]
+    fields = {'file': str, 'intent': str, 'slots': dict, 'split': str}
+    rows: list[_Row] = []
+    for row in json_rows(labels, fields):
+      if row['split'] != self.asked.split:
+        continue
+      try:
+        text = order_text(row['intent'], row['slots'])
+      except ValueError as error:
+        raise unusable(labels, error) from error
+      rows.append(_Row(row['file'], text))
+    return rows
 
   def _example(self, row: _Row) -> Example:
-    heard, text = (
-      {'type': 'audio', 'path': f'audio.zip/{row.file}'},
-      {'type': 'text', 'text': row.text},
-    )
-    return {'id': row.file, 'meta': {'form': 'slots'}, **pair([heard], text, 'en')}
+    clip = {'type': 'audio', 'path': f'audio.zip/{row.file}'}
+    text = {'type': 'text', 'text': row.text}
+    meta = {'form': 'slots'}
+    return {'id': row.file, 'meta': meta, **pair([clip], text, 'en')}

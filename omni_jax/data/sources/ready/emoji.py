@@ -1,17 +1,18 @@
-"""Noto emoji and flags (Apache-2.0, public domain) with their Unicode names in 20 languages, to be named or drawn."""
+"""The ready set of emoji and flags with names in 20 languages, to name or to draw.
+
+The pictures are Noto's (Apache-2.0, public domain), the names are those of Unicode.
+"""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omni_jax.data.sources.pairs import pair
 from omni_jax.data.sources.ready.files import json_rows
 from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet
 from omni_jax.sequence.example import Example
 
-PARTS = {
-  'emoji.jsonl': 'emoji64.zip',
-  'flags.jsonl': 'flags64.zip',
-}  # index -> pictures
+# The archive of pictures of each index.
+PARTS = {'emoji.jsonl': 'emoji64.zip', 'flags.jsonl': 'flags64.zip'}
 
 
 class _Row(NamedTuple):
@@ -22,9 +23,11 @@ class _Row(NamedTuple):
 
 
 class Emoji(ReadySet):
-  """A picture and its name in each language in turn; `write='image'`: the name and the picture.
+  """Pictures and their names, an example for each language that has a name.
 
-  Pictures are transparent; `decode_image` puts them on white.
+  With `write='text'` the picture is shown and named, with `write='image'` the name is
+  shown and the picture drawn. Pictures are transparent; `decode_image` puts them on
+  white.
   """
 
   NAME = FOLDER = 'emoji'
@@ -33,29 +36,34 @@ class Emoji(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    return tuple(
-      os.path.join(self.folder, name) for part in PARTS.items() for name in part
-    )
+    paths: list[str] = []
+    for index, archive in PARTS.items():
+      paths.append(os.path.join(self.folder, index))
+      paths.append(os.path.join(self.folder, archive))
+    return tuple(paths)
 
   def _open(self) -> list[_Row]:
-    return [
-      _Row(archive, row['file'], language, name)
-      for index, archive in PARTS.items()
-      for row in json_rows(
-        os.path.join(self.folder, index), {'file': str, 'names': dict, 'split': str}
-      )
-      for language in self.asked.languages
-      if row['split'] == self.asked.split
-      and isinstance(name := row['names'].get(language), str)
-      and name
-    ]
+    rows: list[_Row] = []
+    fields = {'file': str, 'names': dict, 'split': str}
+    for index, archive in PARTS.items():
+      for row in json_rows(os.path.join(self.folder, index), fields):
+        if row['split'] == self.asked.split:
+          rows += self._rows_of(row, archive)
+    return rows
+
+  def _rows_of(self, row: dict[str, Any], archive: str) -> list[_Row]:
+    """Returns the rows of a picture in the selected languages."""
+    rows: list[_Row] = []
+    for language in self.asked.languages:
+      name = row['names'].get(language)
+      if name and isinstance(name, str):
+        rows.append(_Row(archive, row['file'], language, name))
+    return rows
 
   def _example(self, row: _Row) -> Example:
     name = {'type': 'text', 'text': row.name}
     picture = {'type': 'image', 'path': f'{row.archive}/{row.file}'}
-    made = (
-      pair([picture], name, row.language)
-      if self.asked.write == 'text'
-      else pair([name], picture)
-    )
-    return {'id': f'{row.file}/{row.language}', **made}
+    id = f'{row.file}/{row.language}'
+    if self.asked.write == 'text':
+      return {'id': id, **pair([picture], name, row.language)}
+    return {'id': id, **pair([name], picture)}

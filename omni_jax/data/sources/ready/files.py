@@ -1,4 +1,8 @@
-"""The files of a ready set: what is missing or damaged as a whole is a UserError, one damaged member a BadRecord."""
+"""Reads the files of ready sets.
+
+A file that is missing or damaged as a whole is a UserError, a damaged member of an
+archive a BadRecord.
+"""
 
 from collections.abc import Mapping
 import json
@@ -13,7 +17,8 @@ from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.files import MAX_BYTES
 from omni_jax.retry import patiently
 
-# What reading a member of a zip file raises where the file is damaged, or packed as Python cannot unpack it.
+# Errors of reading a member of a zip file that is damaged, or that Python cannot
+# unpack.
 DAMAGE = (
   OSError,
   EOFError,
@@ -26,16 +31,20 @@ DAMAGE = (
 
 
 def unusable(path: str, why: object) -> UserError:
-  """That a file of a set cannot be used, and what to do."""
+  """Returns an error about a file of a set that cannot be used, with what to do."""
   folder = os.path.basename(os.path.dirname(path))
   return UserError(
-    f'{path}: cannot be used ({why}): config.data.root names the folder that holds {folder}/; its '
-    'README.md and SHA256SUMS say what belongs there'
+    f'{path}: cannot be used ({why}): config.data.root names the folder that holds '
+    f'{folder}/, whose README.md and SHA256SUMS list the files'
   )
 
 
 def read_text(path: str) -> str:
-  """A whole text file."""
+  """Returns the text of a UTF-8 file.
+
+  Raises:
+    UserError: if the file cannot be read or is not UTF-8.
+  """
   try:
     return patiently(pathlib.Path(path).read_bytes, path).decode()
   except OSError as error:
@@ -45,7 +54,15 @@ def read_text(path: str) -> str:
 
 
 def json_rows(path: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-  """The objects of a file of JSON lines; each has the fields, of these types."""
+  """Returns the objects of a JSON lines file.
+
+  Args:
+    path: the file.
+    fields: type of each field that every object must have.
+
+  Raises:
+    UserError: if the file cannot be read, or a line is not such an object.
+  """
   rows = []
   for number, line in enumerate(read_text(path).split('\n'), start=1):
     if not line.strip():
@@ -54,10 +71,9 @@ def json_rows(path: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise unusable(path, f'line {number} is not JSON: {error}') from error
+    values = row if isinstance(row, dict) else {}
     wrong = [
-      name
-      for name, kind in fields.items()
-      if not isinstance(row, dict) or not isinstance(row.get(name), kind)
+      name for name, kind in fields.items() if not isinstance(values.get(name), kind)
     ]
     if wrong:
       raise unusable(path, f'line {number} has no usable {", ".join(wrong)}')
@@ -66,7 +82,13 @@ def json_rows(path: str, fields: Mapping[str, type]) -> list[dict[str, Any]]:
 
 
 class Archive:
-  """The members of a zip file. May be read by many threads, and pickled: the file is opened when first read."""
+  """The members of a zip file.
+
+  Many threads may read it, and it can be pickled: the file is opened at the first read.
+
+  Raises:
+    UserError: if the file is missing or damaged.
+  """
 
   def __init__(self, path: str):
     self.path = path
@@ -93,7 +115,13 @@ class Archive:
     return self._zip
 
   def read(self, name: str) -> bytes:
-    """The bytes of a member, its checksum compared; errors that may pass are waited for."""
+    """Returns the bytes of a member, whose checksum is verified.
+
+    Errors that may pass are retried.
+
+    Raises:
+      BadRecord: if there is no such member, or it cannot be read.
+    """
     try:
       return patiently(lambda: self._read(name), self.path)
     except BadRecord:
@@ -101,7 +129,8 @@ class Archive:
     except KeyError as error:
       raise BadRecord(f'is not in {os.path.basename(self.path)}') from error
     except DAMAGE as error:
-      raise BadRecord(f'cannot be read ({" ".join(str(error).split())})') from error
+      reason = ' '.join(str(error).split())
+      raise BadRecord(f'cannot be read ({reason})') from error
 
   def _read(self, name: str) -> bytes:
     with self._lock:
@@ -112,5 +141,5 @@ class Archive:
           raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
         return archive.read(name)
       except OSError:
-        self._zip = None  # opened anew by the next attempt
+        self._zip = None  # the next attempt opens it anew
         raise

@@ -1,4 +1,7 @@
-"""Free Spoken Digit Dataset (Zohar Jackson, CC BY-SA 4.0): digit words of five speakers, to be written or said."""
+"""The ready set FSDD, the Free Spoken Digit Dataset: digit words, to write or to speak.
+
+It is by Zohar Jackson, CC BY-SA 4.0, and has five speakers.
+"""
 
 import csv
 import io
@@ -12,6 +15,7 @@ from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.sequence.example import Example
 
 WORDS = DIGIT_WORDS['en']
+DIGITS = '0123456789'
 
 
 class _Row(NamedTuple):
@@ -21,26 +25,31 @@ class _Row(NamedTuple):
 
 
 class Fsdd(ReadySet):
-  """A recording and its word; `write='audio'`: the word and its recording, in the speaker's voice."""
+  """Recordings of digits by several speakers, and their English words.
+
+  With `write='text'` the recording is heard and written, with `write='audio'` the word
+  is shown and spoken in the speaker's voice.
+  """
 
   NAME = FOLDER = 'fsdd'
   WRITES = ('text', 'audio')
 
   @property
   def files(self) -> tuple[str, ...]:
-    return os.path.join(self.folder, 'index.csv'), os.path.join(
-      self.folder, 'recordings.zip'
-    )
+    index = os.path.join(self.folder, 'index.csv')
+    return index, os.path.join(self.folder, 'recordings.zip')
 
   def _open(self) -> list[_Row]:
+    index = self.files[0]
+    rows: list[_Row] = []
     try:
-      return [
-        _Row(row['file'], '0123456789'.index(row['digit']), row['speaker'])
-        for row in csv.DictReader(io.StringIO(read_text(self.files[0])))
-        if row['split'] == self.asked.split
-      ]
+      for row in csv.DictReader(io.StringIO(read_text(index))):
+        if row['split'] == self.asked.split:
+          digit = DIGITS.index(row['digit'])
+          rows.append(_Row(row['file'], digit, row['speaker']))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-      raise unusable(self.files[0], f'{type(error).__name__}: {error}') from error
+      raise unusable(index, f'{type(error).__name__}: {error}') from error
+    return rows
 
   def _example(self, row: _Row) -> Example:
     word = {'type': 'text', 'text': WORDS[row.digit]}
@@ -50,9 +59,6 @@ class Fsdd(ReadySet):
       'label': WORDS[row.digit],
       'voice': row.speaker,
     }
-    made = (
-      pair([clip], word, 'en')
-      if self.asked.write == 'text'
-      else pair([word], clip, 'en', row.speaker)
-    )
-    return {'id': row.file, **made}
+    if self.asked.write == 'text':
+      return {'id': row.file, **pair([clip], word, 'en')}
+    return {'id': row.file, **pair([word], clip, 'en', row.speaker)}

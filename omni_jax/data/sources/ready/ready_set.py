@@ -1,15 +1,18 @@
-"""What all ready sets have in common: how they are asked, their examples with media in zip files, their identity."""
+"""The base of all ready sets: selection of examples, media in zip files, identity."""
 
 from collections.abc import Sequence
 import hashlib
 import os
 from typing import Any, NamedTuple, SupportsIndex
 
+from ml_collections import ConfigDict
+
 from omni_jax.data.sources.ready.files import Archive, unusable
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.sequence.example import decoded_part, Example, map_media, Part, Stored
 
+# The languages of the sets in twenty languages.
 LANGUAGES = (
   'ar',
   'de',
@@ -31,23 +34,23 @@ LANGUAGES = (
   'ur',
   'vi',
   'zh',
-)  # of the sets in twenty languages
-KIND = {
-  'text': 'text',
-  'image': 'image',
-  'audio': 'speech',
-}  # as groups of an evaluation are called
+)
+# Names of the kinds in the groups of an evaluation.
+KIND = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
 
 class Asked(NamedTuple):
-  """Which examples of a set, and in which form.
+  """The selection of a set's examples, and their form.
+
+  Its repr is a part of the identity of the data.
 
   Attributes:
-    split: an official one.
+    split: one of the official splits.
     write: kind of the answer, 'text', 'image' or 'audio'; '' for text.
-    read: text20: the language that is translated from; '' for text that is only continued.
-    languages: of what is named or written; () for all that the set has.
-    longest: text20: bytes of a line; longer ones are left out. 0 for no end.
+    read: for text20, the language to translate from; '' for text that is continued.
+    languages: languages of the names or of the text; () for all that the set has.
+    longest: for text20, the largest number of bytes of a line; longer ones are left
+      out; 0 for no limit.
   """
 
   split: str
@@ -57,23 +60,29 @@ class Asked(NamedTuple):
   longest: int = 0
 
 
-def asked_of(config: Any, split: str) -> Asked:
-  """Returns what `config.data` asks for; several languages have commas between them."""
-  languages = tuple(name.strip() for name in config.language.split(',') if name.strip())
+def asked_of(config: ConfigDict, split: str) -> Asked:
+  """Returns the selection of `config.data`; commas separate several languages."""
+  names = [name.strip() for name in config.language.split(',')]
+  languages = tuple(name for name in names if name)
   return Asked(split, config.write, config.read, languages, config.longest)
 
 
 class ReadySet(Stored):
-  """One split. May be read by many threads, and pickled into worker processes.
+  """The examples of one split of a ready set.
 
-  A subclass names what it has, lists its rows (`_open`) and makes an example of a row (`_example`): in the chat or the
-  plain form, with an id of its own, its media by 'path', ARCHIVE/MEMBER.
+  Many threads may read it, and worker processes get it by pickling. A subclass defines
+  the constants and `files`, lists its rows (`_open`) and builds an example of a row
+  (`_example`): in the chat or the plain form, with an id, and with media whose 'path'
+  is ARCHIVE/MEMBER.
 
   Args:
     root: the folder that holds the set's folder.
+    asked: selection of the examples.
+    hosts: hosts that decode the media.
 
   Raises:
-    UserError: if files are missing or damaged, or the set does not have what is asked.
+    UserError: if files are missing or damaged, or the set does not have what is
+      requested.
   """
 
   NAME = ''
@@ -84,86 +93,100 @@ class ReadySet(Stored):
   LANGUAGES: Sequence[str] = ('en',)
 
   def __init__(self, root: str, asked: Asked, hosts: Hosts):
-    self.folder, self.hosts = os.path.join(root, self.FOLDER), hosts
-    self.asked = asked._replace(
-      write=asked.write or 'text', languages=asked.languages or tuple(self.LANGUAGES)
-    )
-    self._check('split', self.SPLITS, [self.asked.split])
-    self._check('write', self.WRITES, [self.asked.write])
-    self._check('read', self.READS, filter(None, [self.asked.read]))
-    self._check('language', self.LANGUAGES, self.asked.languages)
-    self.path = f'{self.NAME}/{self.asked.split}'
-    self._archives = {
-      os.path.basename(path): Archive(path)
-      for path in self.files
-      if path.endswith('.zip')
-    }
+    self.folder = os.path.join(root, self.FOLDER)
+    self.hosts = hosts
+    write = asked.write or 'text'
+    languages = asked.languages or tuple(self.LANGUAGES)
+    self.asked = asked._replace(write=write, languages=languages)
+    self._check('split', self.SPLITS, [asked.split])
+    self._check('write', self.WRITES, [write])
+    if asked.read:
+      self._check('read', self.READS, [asked.read])
+    self._check('language', self.LANGUAGES, languages)
+    self.path = f'{self.NAME}/{asked.split}'
+    self._archives: dict[str, Archive] = {}
+    for path in self.files:
+      if path.endswith('.zip'):
+        self._archives[os.path.basename(path)] = Archive(path)
     self._rows = self._open()
     if not self._rows:
       raise UserError(
-        f'{self.folder}: holds no examples of split {self.asked.split!r}, languages '
-        f'{", ".join(self.asked.languages)}'
+        f'{self.folder}: holds no examples of split {asked.split!r}, languages '
+        f'{", ".join(languages)}'
       )
 
-  def _check(self, what: str, known: Sequence[str], asked: Any) -> None:
-    if unknown := [name for name in asked if name not in known]:
-      raise UserError(
-        f'{self.NAME}: no {what} {unknown[0]!r}; there are {", ".join(known) or "none"}'
-      )
+  def _check(self, key: str, known: Sequence[str], names: Sequence[str]) -> None:
+    """Raises UserError if one of the names is unknown."""
+    for name in names:
+      if name not in known:
+        options = ', '.join(known) or 'none'
+        raise UserError(f'{self.NAME}: no {key} {name!r}; there are {options}')
 
   @property
   def files(self) -> Sequence[str]:
-    """All that is read."""
+    """Paths of all files that are read."""
     raise NotImplementedError
 
   def _open(self) -> list[Any]:
+    """Returns the rows that are selected."""
     raise NotImplementedError
 
   def _example(self, row: Any) -> Example:
+    """Returns the example of a row."""
     raise NotImplementedError
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def identity(self) -> str:
-    """Digest of the files and of what is asked of them."""
+    """Returns a digest of the files and of the selection."""
     digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=8)
     for path in self.files:
       try:
         with open(path, 'rb') as file:
-          digest.update(hashlib.file_digest(file, 'blake2b').digest())
+          file_digest = hashlib.file_digest(file, 'blake2b')
       except OSError as error:
         raise unusable(path, error.strerror or error) from error
+      digest.update(file_digest.digest())
     return digest.hexdigest()
 
   def encoded(self, index: SupportsIndex) -> Example:
-    """The example with the paths of its media, nothing read."""
+    """Returns an example with the paths of its media, nothing read.
+
+    Its 'meta' has the group of an evaluation.
+    """
     example = self._example(self._rows[self.place(index)])
+    meta = {'group': self._group(example)}
+    meta.update(example.get('meta', {}))
+    example['id'] = f'{self.path}/{example["id"]}'
+    example['meta'] = meta
+    return example
+
+  def _group(self, example: Example) -> str:
     if 'content' in example:
-      group = self.NAME
-    else:
-      shown, answer = (
-        KIND[message['content'][0]['type']] for message in example['messages']
-      )
-      group = f'{self.NAME}_{shown}_to_{answer}'
-    return example | {
-      'id': f'{self.path}/{example["id"]}',
-      'meta': {'group': group} | example.get('meta', {}),
-    }
+      return self.NAME
+    shown, answer = example['messages']
+    source = KIND[shown['content'][0]['type']]
+    target = KIND[answer['content'][0]['type']]
+    return f'{self.NAME}_{source}_to_{target}'
 
   def stored(self, index: SupportsIndex) -> Example:
-    """The example with its media as the bytes of files under 'data'."""
+    """Returns an example with the encoded bytes of its media under 'data'.
+
+    Raises:
+      BadRecord: if a medium cannot be read.
+    """
     example = self.encoded(index)
     try:
-      return map_media(
-        example,
-        lambda part: {'type': part['type'], 'data': self.read_file(part['path'])},
-      )
+      return map_media(example, self._with_data)
     except BadRecord as error:
       raise error.of(example['id']) from error
 
+  def _with_data(self, part: Part) -> Part:
+    return {'type': part['type'], 'data': self.read_file(part['path'])}
+
   def read_file(self, path: str) -> bytes:
-    """The bytes of a medium by its path in an example."""
+    """Returns the bytes of a medium at its path in an example. Raises BadRecord."""
     archive, _, member = path.partition('/')
     try:
       return self._archives[archive].read(member)
@@ -171,5 +194,5 @@ class ReadySet(Stored):
       raise error.at(member) from error
 
   def decode(self, part: Part) -> Part:
-    """From its path."""
+    """Returns a part whose medium is decoded, from its path."""
     return decoded_part(part['type'], self.read_file(part['path']), self.hosts)

@@ -1,6 +1,6 @@
 """The table of ready sets, and how one is opened by its name."""
 
-from typing import Any
+from ml_collections import ConfigDict
 
 from omni_jax.data.sources.ready.barista import Barista
 from omni_jax.data.sources.ready.emoji import Emoji
@@ -16,11 +16,21 @@ READY: dict[str, type[ReadySet]] = {
 }
 
 
-def open_ready(config: Any, hosts: Hosts, split: str) -> ReadySet:
-  """A split of the set that `config.source` names; see `Asked` for what else `config`, a `config.data`, may say."""
+def open_ready(config: ConfigDict, hosts: Hosts, split: str) -> ReadySet:
+  """Opens a split of the set that `config.source` names.
+
+  Args:
+    config: `config.data`; see `Asked` for the keys that select examples.
+    hosts: hosts that decode the media.
+    split: name of the split.
+
+  Raises:
+    UserError: if no folder is named, or the set does not have what is requested.
+  """
+  kind = READY[config.source]
   if not config.root:
     raise UserError(
-      f'config.data.source={config.source!r} reads files: give the folder that holds '
-      f'{READY[config.source].FOLDER}/, --config.data.root=DIR'
+      f'config.data.source={config.source!r} reads files: name the folder that holds '
+      f'{kind.FOLDER}/ with --config.data.root=DIR'
     )
-  return READY[config.source](config.root, asked_of(config, split), hosts)
+  return kind(config.root, asked_of(config, split), hosts)

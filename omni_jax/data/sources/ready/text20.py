@@ -1,6 +1,8 @@
-"""Text in 20 languages (several licences, CC BY-SA 4.0 the strictest): lines to continue, sentences to translate."""
+"""The ready set of text in 20 languages: lines to continue, or sentences to translate.
 
-import itertools
+It has several licences, of which CC BY-SA 4.0 is the strictest.
+"""
+
 import os
 from typing import NamedTuple
 
@@ -11,17 +13,28 @@ from omni_jax.sequence.example import Example
 
 
 class _Row(NamedTuple):
+  """A line of a file.
+
+  Attributes:
+    language: language of the text.
+    line: line number, from 1.
+    text: text to write.
+    source: sentence to translate; '' if nothing is translated.
+  """
+
   language: str
-  line: int  # from 1
+  line: int
   text: str
-  source: str  # '' where nothing is translated
+  source: str
 
 
 class Text20(ReadySet):
-  """Plain examples of a line each; `read='en'`: a sentence in English and the same in each of the other languages.
+  """Plain examples of one line each; or, with `read='en'`, translations from English.
 
-  Lines to be continued are train/LANG.txt in split 'train' and the parallel sentences of the test in 'test';
-  translation reads the parallel sentences in both.
+  A translation is a sentence in the language `read` and the same sentence in one of the
+  other languages. Lines to continue are train/LANG.txt in the split 'train' and the
+  parallel sentences of the test in 'test'; translation uses the parallel sentences in
+  both.
   """
 
   NAME = FOLDER = 'text20'
@@ -30,63 +43,56 @@ class Text20(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    return tuple(
-      map(
-        self._file,
-        dict.fromkeys((*filter(None, [self.asked.read]), *self.asked.languages)),
-      )
-    )
+    languages = list(self.asked.languages)
+    if self.asked.read:
+      languages.insert(0, self.asked.read)
+    return tuple(self._file(language) for language in dict.fromkeys(languages))
 
   def _file(self, language: str) -> str:
     if self.asked.split == 'train' and not self.asked.read:
       return os.path.join(self.folder, 'train', f'{language}.txt')
-    return os.path.join(
-      self.folder, 'parallel_ntrex', f'{language}.{self.asked.split}.txt'
-    )
+    name = f'{language}.{self.asked.split}.txt'
+    return os.path.join(self.folder, 'parallel_ntrex', name)
 
   def _lines(self, language: str) -> list[str]:
-    return [
-      line.strip() for line in read_text(self._file(language)).rstrip('\n').split('\n')
-    ]
+    text = read_text(self._file(language)).rstrip('\n')
+    return [line.strip() for line in text.split('\n')]
 
   def _open(self) -> list[_Row]:
-    return list(
-      itertools.chain.from_iterable(
-        self._of(language)
-        for language in self.asked.languages
-        if language != self.asked.read
-      )
-    )
+    rows: list[_Row] = []
+    for language in self.asked.languages:
+      if language != self.asked.read:
+        rows += self._rows_of(language)
+    return rows
 
-  def _of(self, language: str) -> list[_Row]:
+  def _rows_of(self, language: str) -> list[_Row]:
+    """Returns the rows of a language, without empty and too long lines."""
     lines = self._lines(language)
-    sources = self._lines(self.asked.read) if self.asked.read else [''] * len(lines)
+    sources = [''] * len(lines)
+    if self.asked.read:
+      sources = self._lines(self.asked.read)
     if len(sources) != len(lines):
+      source_file = os.path.basename(self._file(self.asked.read))
       raise unusable(
         self._file(language),
-        f'{len(lines)} lines beside {len(sources)} of '
-        f'{os.path.basename(self._file(self.asked.read))}',
+        f'{len(lines)} lines beside {len(sources)} of {source_file}',
       )
-    found = [
-      _Row(language, number, text, source)
-      for number, (text, source) in enumerate(zip(lines, sources, strict=True), start=1)
-    ]
-    return [
-      row
-      for row in found
-      if row.text and (row.source or not self.asked.read) and not self._long(row)
-    ]
+    rows: list[_Row] = []
+    pairs = zip(lines, sources, strict=True)
+    for number, (text, source) in enumerate(pairs, start=1):
+      missing = not text or (self.asked.read and not source)
+      if not missing and not self._too_long(text, source):
+        rows.append(_Row(language, number, text, source))
+    return rows
 
-  def _long(self, row: _Row) -> bool:
-    return (
-      0 < self.asked.longest < max(len(row.text.encode()), len(row.source.encode()))
-    )
+  def _too_long(self, text: str, source: str) -> bool:
+    size = max(len(text.encode()), len(source.encode()))
+    return 0 < self.asked.longest < size
 
   def _example(self, row: _Row) -> Example:
     text = {'type': 'text', 'text': row.text}
     if not self.asked.read:
       return {'id': f'{row.language}/{row.line}', 'content': [text]}
-    return {
-      'id': f'{self.asked.read}-{row.language}/{row.line}',
-      **pair([{'type': 'text', 'text': row.source}], text, row.language),
-    }
+    source = {'type': 'text', 'text': row.source}
+    id = f'{self.asked.read}-{row.language}/{row.line}'
+    return {'id': id, **pair([source], text, row.language)}
