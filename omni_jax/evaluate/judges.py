@@ -18,7 +18,7 @@ COMPONENTS = 120
 IMAGE_COMPONENTS = 64  # principal components of pixels, where there are more pixels
 COLUMNS = 24  # columns of a word's time-normalised log-mel
 LEVEL = 0.1  # root mean square that every clip is scaled to
-# Added to mel magnitudes: what lies 30 dB below speech of that level tells nothing.
+# Added to mel magnitudes: sounds 30 dB below speech of that level carry no information.
 NOISE_FLOOR = 0.003
 MOST_CLIPS = 4000  # clips that are fitted to: the cost grows with the square
 
