@@ -1,4 +1,8 @@
-"""python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw] [--data=F.jsonl] [--out=DIR] [--follow]"""
+"""Scores a checkpoint of a run and writes its report.
+
+python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw]
+  [--data=FILE.jsonl] [--out=DIR] [--seed=N] [--sampling KEY=NUMBER] [--follow]
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -13,34 +17,37 @@ from omni_jax.errors import run_command, UserError
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+  """Returns the flags of the command."""
   parser = argparse.ArgumentParser(
     prog='python -m omni_jax.evaluate',
-    description='Scores a checkpoint and draws a '
-    'report: metrics.json, report.html and media/.',
+    description='Scores a checkpoint and writes metrics.json, report.html and media/.',
     allow_abbrev=False,
   )
   parser.add_argument('--workdir', required=True, help='folder of the run')
   parser.add_argument(
-    '--step', type=int, help='checkpoint to evaluate; default: the last'
+    '--step', type=int, help='checkpoint to evaluate; default: the last one'
   )
   parser.add_argument(
     '--weights',
     choices=('average', 'raw'),
     default='average',
-    help='the moving average of the weights where the run keeps one, or the weights as trained',
+    help='average: the moving average of the weights, if the run keeps one; raw: the '
+    'weights as trained',
   )
   parser.add_argument(
     '--data', help='JSON lines to evaluate on instead of the run’s own test data'
   )
   parser.add_argument('--out', help='folder to write; default: WORKDIR/eval/STEP')
-  parser.add_argument('--seed', type=int, default=0, help='of prompts and sampling')
+  parser.add_argument(
+    '--seed', type=int, default=0, help='seed of prompts and sampling'
+  )
   parser.add_argument(
     '--sampling',
     action='append',
     default=[],
-    metavar='KEY=VALUE',
-    help='in the place of a value of '
-    "the run's config.generate, such as guidance=2; may be repeated",
+    metavar='KEY=NUMBER',
+    help="overrides a value of the run's config.generate, such as guidance=2; may be "
+    'repeated',
   )
   parser.add_argument(
     '--follow',
@@ -51,22 +58,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def sampling_of(pairs: Sequence[str]) -> dict[str, float]:
-  """'guidance=2' -> {'guidance': 2.0}."""
-  found = {}
+  """Returns the values of pairs KEY=NUMBER: ['guidance=2'] -> {'guidance': 2}.
+
+  Raises:
+    UserError: if a value is not a number.
+  """
+  sampling: dict[str, float] = {}
   for pair in pairs:
-    key, _, value = pair.partition('=')
+    key, _, number = pair.partition('=')
     try:
-      found[key] = float(value) if '.' in value else int(value)
+      sampling[key] = float(number) if '.' in number else int(number)
     except ValueError as error:
       raise UserError(
         f'--sampling {pair}: give KEY=NUMBER, such as guidance=2'
       ) from error
-  return found
+  return sampling
 
 
-def main(arguments: Sequence[str]) -> None:
-  flags = parse(arguments)
-  sampling = sampling_of(flags.sampling)
+def _check(flags: argparse.Namespace) -> None:
+  """Raises UserError where the flags name no folder or file, or contradict."""
   if not epath.Path(flags.workdir).is_dir():
     raise UserError(
       f'--workdir={flags.workdir}: no such folder; give the one that training wrote'
@@ -77,10 +87,20 @@ def main(arguments: Sequence[str]) -> None:
     )
   if flags.follow and (flags.step is not None or flags.out):
     raise UserError(
-      '--follow evaluates every new step into WORKDIR/eval/STEP: give neither --step nor --out'
+      '--follow evaluates every new step into WORKDIR/eval/STEP: give neither --step '
+      'nor --out'
     )
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command."""
+  flags = parse(arguments)
+  sampling = sampling_of(flags.sampling)
+  _check(flags)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
-  # Only now: a mistake above is answered at once, without waiting for jax.
+  # Imported only now: mistakes above are reported at once, without waiting for jax.
+  from omni_jax.checkpoint.restore import last_step, steps_of
+  from omni_jax.evaluate.follow import follow
   from omni_jax.evaluate.limits import limits_of
   from omni_jax.evaluate.run import restore, run
 
@@ -103,15 +123,9 @@ def main(arguments: Sequence[str]) -> None:
   if not flags.follow:
     evaluate(flags.step)
     return
-  from omni_jax.checkpoint.restore import last_step, steps_of
-  from omni_jax.evaluate.follow import follow
-
-  follow(
-    evaluate,
-    functools.partial(steps_of, flags.workdir),
-    functools.partial(last_step, flags.workdir),
-    log=log,
-  )
+  steps = functools.partial(steps_of, flags.workdir)
+  last = functools.partial(last_step, flags.workdir)
+  follow(evaluate, steps, last, log=log)
 
 
 if __name__ == '__main__':

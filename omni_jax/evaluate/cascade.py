@@ -1,12 +1,15 @@
-"""python -m omni_jax.evaluate.cascade --workdir=DIR [--step=N] [--n=400]
+"""Measures what is lost when speech answers speech through text alone.
 
-What is lost when speech answers speech through text alone. The same model and the same prompts (known voices, new
-takes, another language asked for) twice: directly, and as a cascade that first writes what it heard and then reads
-that text aloud. Text holds neither who spoke nor how, so the cascade's voice is drawn by lot.
+python -m omni_jax.evaluate.cascade --workdir=DIR [--step=N] [--n=400] [--seed=N]
+
+The same model answers the same spoken prompts (new takes of known voices, another
+language requested) twice: directly, and as a cascade that first writes down what it
+heard and then reads that text aloud. Text carries neither who spoke nor how, so the
+cascade's voice is drawn at random.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import json
 import sys
 from typing import Any
@@ -15,152 +18,149 @@ from absl import logging
 import numpy as np
 
 from omni_jax.data.sources.digits import load_digits
-from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.table import DIRECTIONS, source_of
 from omni_jax.errors import run_command, UserError
-from omni_jax.evaluate import judges
+from omni_jax.evaluate.judges import fit_judges, Judges
 from omni_jax.evaluate.metrics import speech_metrics
 from omni_jax.evaluate.metrics.scores import share
-from omni_jax.evaluate.tasks import prompts, scoring
-from omni_jax.evaluate.tasks.prompts import Direction, Prompt
+from omni_jax.evaluate.tasks import prompts as prompts_lib
+from omni_jax.evaluate.tasks import scoring
+from omni_jax.evaluate.tasks.prompts import Direction, MAIN, Prompt
+from omni_jax.evaluate.tasks.scoring import RealData
+from omni_jax.modalities.contract import Part
 
 SPEECH = Direction('speech', 'speech')
 
+Scores = dict[str, float | None]
 
-def compare(
-  trained: Any, *, n: int, seed: int = 0
-) -> dict[str, dict[str, float | None]]:
-  """Accuracy of digit, language and voice, and the correlation of log pitch with what was heard; both ways."""
+
+def compare(trained: Any, *, n: int, seed: int = 0) -> dict[str, Scores]:
+  """Returns the scores of direct answers, of the cascade, of the judges and the codec.
+
+  Scores are the accuracies of digit, language and voice, and the correlation of the log
+  pitch of replies with that of the prompts.
+
+  Args:
+    trained: a restored run (`TrainedModel`) on the digits data.
+    n: number of prompts.
+    seed: seed of prompts and sampling.
+  """
   digits = load_digits(trained.config.data)
   rate = trained.model_config.media['audio'].rate
-  fitted = judges.fit(digits, rate=rate, seed=seed)
-  real = scoring.Real(
-    DIGIT_WORDS, digits.train_images, digits.test_images, digits.test_labels, rate
-  )
-  material = prompts.Material(
-    DIGIT_WORDS,
-    digits.test_images,
-    digits.test_labels,
-    digits.test_clips,
-    digits.take_clips,
-  )
-  asked = [
-    prompt
-    for prompt in prompts.build(SPEECH, material, n=n, seed=seed)
-    if prompt.group == 'main'
-  ]
-  found = {
-    'direct': trained.generate_batch(
-      [prompt.example for prompt in asked], want='audio', seed=seed
-    ),
-    'cascade': through_text(trained, asked, material.voices, seed=seed),
-  }
-  heard = [prompt.source['wave'] for prompt in asked]
-  coded = trained.decode_payloads('codec', trained.encode_payloads('codec', heard))
+  judges = fit_judges(digits, rate=rate, seed=seed)
+  real = scoring.real_data(digits, rate)
+  material = prompts_lib.material_of(digits)
+  prompts = prompts_lib.build(SPEECH, material, n=n, seed=seed)
+  prompts = [prompt for prompt in prompts if prompt.group == MAIN]
+  examples = [prompt.example for prompt in prompts]
+  direct = trained.generate_batch(examples, want='audio', seed=seed)
+  cascade = through_text(trained, prompts, material.voices, seed=seed)
+  waves = [prompt.source['wave'] for prompt in prompts]
+  decoded = trained.decode_payloads('codec', trained.encode_payloads('codec', waves))
+  codec_correlation = _pitch_correlation(waves, decoded, rate)
   return {
-    name: _reply_scores(asked, replies, fitted, real) for name, replies in found.items()
-  } | {
+    'direct': _reply_scores(prompts, direct, judges, real),
+    'cascade': _reply_scores(prompts, cascade, judges, real),
     'judges on real test data': {
-      key: fitted.real[key] for key in ('digit', 'language', 'voice')
+      name: judges.real[name] for name in ('digit', 'language', 'voice')
     },
-    # What the codec loses no answer can keep.
-    'codec alone': {
-      'pitch correlation': _pitch_correlation(zip(heard, coded, strict=True), rate)
-    },
+    # No answer can keep what the codec loses.
+    'codec alone': {'pitch correlation': codec_correlation},
   }
 
 
 def through_text(
-  trained: Any, asked: Sequence[Prompt], voices: Sequence[str], *, seed: int
-) -> list[list[Any]]:
-  """Speech -> text in the language asked for -> speech, two questions to the model."""
+  trained: Any, prompts: Sequence[Prompt], voices: Sequence[str], *, seed: int
+) -> list[list[Part]]:
+  """Returns spoken replies that the model gives in two steps: speech -> text -> speech.
+
+  Args:
+    trained: a restored run (`TrainedModel`).
+    prompts: spoken prompts; the text is in the language that each requests.
+    voices: voices of which each reply is given one at random.
+    seed: seed of voices and sampling.
+  """
   rng = np.random.default_rng(seed)
-  writing = [
-    _asking(prompt.source, language=prompt.language, task='write') for prompt in asked
-  ]
-  written = trained.generate_batch(writing, want='text', seed=seed)
-  words = [
-    ' '.join(part.text for part in reply if part.type == 'text') for reply in written
-  ]
-  speaking = [
-    _asking(
-      {'type': 'text', 'text': text or ' '},
-      language=prompt.language,
-      task='speak',
-      voice=voices[rng.integers(len(voices))],
-    )
-    for prompt, text in zip(asked, words, strict=True)
-  ]
+  writing: list[dict[str, Any]] = []
+  for prompt in prompts:
+    writing.append(prompts_lib.chat(prompt.source, prompt.language, 'write'))
+  transcripts = trained.generate_batch(writing, want='text', seed=seed)
+  speaking: list[dict[str, Any]] = []
+  for prompt, transcript in zip(prompts, transcripts, strict=True):
+    source = {'type': 'text', 'text': scoring.text_of(transcript) or ' '}
+    voice = voices[rng.integers(len(voices))]
+    speaking.append(prompts_lib.chat(source, prompt.language, 'speak', voice))
   return trained.generate_batch(speaking, want='audio', seed=seed)
 
 
-def _asking(part: dict[str, Any], **controls: str) -> dict[str, Any]:
-  return {
-    'messages': [
-      {'role': 'user', 'content': [part]},
-      {'role': 'assistant', **controls, 'content': []},
-    ]
-  }
-
-
 def _reply_scores(
-  asked: Sequence[Prompt],
-  replies: Sequence[Sequence[Any]],
-  fitted: judges.Judges,
-  real: scoring.Real,
-) -> dict[str, float | None]:
-  verdicts = scoring.judge(SPEECH, asked, replies, fitted, real)
-  pairs = [
-    (prompt.source['wave'], scoring.wave_of(part, real.rate))
-    for prompt, reply in zip(asked, replies, strict=True)
-    if (part := scoring.part_of(reply, 'audio'))
-  ]
+  prompts: Sequence[Prompt],
+  replies: Sequence[Sequence[Part]],
+  judges: Judges,
+  real: RealData,
+) -> Scores:
+  verdicts = scoring.judge(SPEECH, prompts, replies, judges, real)
+  heard: list[np.ndarray] = []
+  spoken: list[np.ndarray] = []
+  for prompt, reply in zip(prompts, replies, strict=True):
+    part = scoring.part_of(reply, 'audio')
+    if part:
+      heard.append(prompt.source['wave'])
+      spoken.append(scoring.wave_of(part, real.rate))
   return {
-    'digit': share([v.digit == p.digit for v, p in zip(verdicts, asked, strict=True)]),
-    'language': share([bool(v.language_right) for v in verdicts]),
-    'voice': share([bool(v.voice_right) for v in verdicts]),
-    'pitch correlation': _pitch_correlation(pairs, real.rate),
+    'digit': share([verdict.digit_right for verdict in verdicts]),
+    'language': share([bool(verdict.language_right) for verdict in verdicts]),
+    'voice': share([bool(verdict.voice_right) for verdict in verdicts]),
+    'pitch correlation': _pitch_correlation(heard, spoken, real.rate),
   }
 
 
 def _pitch_correlation(
-  pairs: Iterable[tuple[np.ndarray, np.ndarray]], rate: int
+  left: Sequence[np.ndarray], right: Sequence[np.ndarray], rate: int
 ) -> float | None:
-  """Of the log pitch of two waves each, over those pairs that have one."""
-  pitches = [
-    tuple(speech_metrics.pitch(wave, rate=rate) for wave in pair) for pair in pairs
-  ]
-  known = np.log([pair for pair in pitches if None not in pair])
-  return float(np.corrcoef(known.T)[0, 1]) if len(known) > 2 else None
+  """Returns the correlation of the log pitch of two waves, over pairs of waves.
+
+  Pairs in which a wave has no pitch are left out; None where too few remain.
+  """
+  known: list[list[float]] = []
+  for pair in zip(left, right, strict=True):
+    pitches = [speech_metrics.pitch(wave, rate=rate) for wave in pair]
+    if None not in pitches:
+      known.append(pitches)
+  if len(known) <= 2:
+    return None
+  return float(np.corrcoef(np.log(known).T)[0, 1])
 
 
 def main(arguments: Sequence[str]) -> None:
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     prog='python -m omni_jax.evaluate.cascade',
-    description=__doc__.split('\n')[2],
+    description='Measures what is lost when speech answers speech through text alone.',
     allow_abbrev=False,
   )
   parser.add_argument(
     '--workdir', required=True, help='folder of a run on the digits data'
   )
-  parser.add_argument('--step', type=int, help='checkpoint; default: the last')
-  parser.add_argument('--n', type=int, default=400, help='prompts')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--step', type=int, help='checkpoint; default: the last one')
+  parser.add_argument('--n', type=int, default=400, help='number of prompts')
+  parser.add_argument(
+    '--seed', type=int, default=0, help='seed of prompts and sampling'
+  )
   flags = parser.parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
-  from omni_jax.evaluate.run import (
-    restore,
-  )  # only now: a mistake above is answered at once
+  # Imported only now: mistakes above are reported at once, without waiting for jax.
+  from omni_jax.evaluate.run import restore
 
   trained = restore(flags.workdir, step=flags.step)
-  if source_of(trained.config.data).evaluation != DIRECTIONS:
+  data = trained.config.data
+  if source_of(data).evaluation != DIRECTIONS:
     raise UserError(
-      f'--workdir={flags.workdir}: its data.source is {trained.config.data.source!r}, the cascade '
-      "is compared on 'digits'"
+      f'--workdir={flags.workdir}: its data.source is {data.source!r}, but the cascade '
+      "is measured on 'digits' only"
     )
-  print(
-    json.dumps({'n': flags.n, **compare(trained, n=flags.n, seed=flags.seed)}, indent=1)
-  )
+  scores = compare(trained, n=flags.n, seed=flags.seed)
+  print(json.dumps({'n': flags.n, **scores}, indent=1))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
-"""python -m omni_jax.evaluate.compare RUN [RUN ...] --out=page.html: runs on one page, and their table as text."""
+"""Compares runs on one page and as a table of text: configs, final metrics, losses.
+
+python -m omni_jax.evaluate.compare RUN [RUN ...] --out=page.html
+"""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import html
 import sys
 from typing import Any
@@ -12,140 +15,177 @@ from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.page.charts import COLORS, Line, lines_chart
 from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.runs import (
-  differing,
+  differing_keys,
   Group,
-  groups_of,
+  group_seeds,
   mean_and_spread,
   read_run,
   Run,
 )
 
 Table = list[list[str]]  # the first row holds the names of the columns
-NOTE = 'Mean ± standard deviation over runs that differ only in config.seed (n of them), in the curves as well.'
+MISSING = '–'
+PERCENT = ('accuracy', 'exact_match', 'wer')  # ends of the names of shares
+NOTE = (
+  'Mean ± standard deviation over runs that differ only in config.seed (n runs), in '
+  'tables and curves.'
+)
 
 
-def tables(runs: Sequence[Run]) -> tuple[Table, Table]:
-  """Every run, and every group of seeds: config values that differ, then the final figures."""
-  groups = groups_of(runs)
-  figures = list(dict.fromkeys(name for run in runs for name in run.figures))
-  keys = differing([run.config for run in runs])
-  every = [['run', *keys, *map(_title, figures)]]
-  every += [
-    [
-      run.name,
-      *(_cell(run.config.get(key)) for key in keys),
-      *(_figure(name, [run]) for name in figures),
-    ]
-    for run in runs
-  ]
-  keys = [key for key in keys if key != 'seed']
-  seeds = [['config', 'n', *keys, *map(_title, figures)]]
-  seeds += [
-    [
-      group.name,
-      str(len(group.runs)),
-      *(_cell(group.config.get(key)) for key in keys),
-      *(_figure(name, group.runs) for name in figures),
-    ]
-    for group in groups
-  ]
-  return every, seeds
+def run_table(runs: Sequence[Run]) -> Table:
+  """Returns a row for every run: config values that differ, then final metrics."""
+  keys = _keys(runs)
+  names = _metric_names(runs)
+  table = [['run', *keys, *map(_title, names)]]
+  for run in runs:
+    table.append([run.name, *_cells(run.config, keys), *_metrics([run], names)])
+  return table
 
 
-def _title(figure: str) -> str:
-  return figure.replace('_to_', ' → ').replace('_', ' ')
+def seed_table(runs: Sequence[Run]) -> Table:
+  """Returns a row for every group of runs that differ only in the seed."""
+  keys = _keys(runs)
+  if 'seed' in keys:
+    keys.remove('seed')
+  names = _metric_names(runs)
+  table = [['config', 'n', *keys, *map(_title, names)]]
+  for group in group_seeds(runs):
+    n = str(len(group.runs))
+    metrics = _metrics(group.runs, names)
+    table.append([group.name, n, *_cells(group.config, keys), *metrics])
+  return table
 
 
-def _cell(value: Any) -> str:
-  return '–' if value is None else str(value)
+def _keys(runs: Sequence[Run]) -> list[str]:
+  return differing_keys([run.config for run in runs])
 
 
-def _figure(name: str, runs: Sequence[Run]) -> str:
-  values = [run.figures[name] for run in runs if name in run.figures]
+def _metric_names(runs: Sequence[Run]) -> list[str]:
+  """Returns the metrics that any run has, in the order of their first appearance."""
+  names: dict[str, float] = {}
+  for run in runs:
+    names |= run.metrics
+  return list(names)
+
+
+def _title(metric: str) -> str:
+  return metric.replace('_to_', ' → ').replace('_', ' ')
+
+
+def _cells(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+  """Returns values of a config as text."""
+  cells: list[str] = []
+  for key in keys:
+    value = config.get(key)
+    cells.append(MISSING if value is None else str(value))
+  return cells
+
+
+def _metrics(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+  return [_metric(name, runs) for name in names]
+
+
+def _metric(name: str, runs: Sequence[Run]) -> str:
+  """Returns the mean of a metric as text, with its spread if several runs have it."""
+  values = [run.metrics[name] for run in runs if name in run.metrics]
   if not values:
-    return '–'
+    return MISSING
   mean, spread = mean_and_spread(values)
-  percent = ('_to_' in name and ' ' not in name) or name.endswith(
-    ('accuracy', 'exact_match', 'wer')
-  )
-  shown, around = (
-    (f'{100 * mean:.1f}', f'{100 * spread:.1f}')
-    if percent
-    else (f'{mean:.3g}', f'{spread:.2g}')
-  )
-  return f'{shown}\u00a0±\u00a0{around}' if len(values) > 1 else shown
+  direction_accuracy = '_to_' in name and ' ' not in name
+  if direction_accuracy or name.endswith(PERCENT):
+    mean_text = f'{100 * mean:.1f}'
+    spread_text = f'{100 * spread:.1f}'
+  else:
+    mean_text = f'{mean:.3g}'
+    spread_text = f'{spread:.2g}'
+  if len(values) == 1:
+    return mean_text
+  return f'{mean_text}\u00a0±\u00a0{spread_text}'
 
 
 def as_text(table: Table) -> str:
-  """Turned over, since runs are few and figures many: a line for every column of the table."""
-  turned = list(zip(*table, strict=True))
-  widths = [max(len(line[k]) for line in turned) for k in range(len(table))]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-    ).rstrip()
-    for line in turned
-  )
+  """Returns the table as text, transposed since runs are few and metrics are many."""
+  widths = [max(map(len, row)) for row in table]
+  lines: list[str] = []
+  for column in zip(*table, strict=True):
+    cells = [cell.ljust(width) for cell, width in zip(column, widths, strict=True)]
+    lines.append('  '.join(cells).rstrip())
+  return '\n'.join(lines)
 
 
 def _as_html(table: Table) -> str:
-  def row(cells, tag):
-    return (
-      '<tr>'
-      + ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
-      + '</tr>'
-    )
-
-  rows = row(table[0], 'th') + ''.join(row(cells, 'td') for cells in table[1:])
+  rows = _html_row(table[0], 'th')
+  for cells in table[1:]:
+    rows += _html_row(cells, 'td')
   return f'<div class="wide"><table class="heat">{rows}</table></div>'
 
 
-def _mean_line(group: Group, loss: str) -> Line | None:
-  """Mean and spread over the group's seeds, at the steps that all that logged this loss have."""
+def _html_row(cells: Sequence[str], tag: str) -> str:
+  columns = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
+  return f'<tr>{columns}</tr>'
+
+
+def _mean_line(group: Group, loss: str) -> Line:
+  """Returns the mean and spread of a loss over the group's seeds.
+
+  The line covers the steps that all runs which logged this loss have in common; it is
+  empty where there are none.
+  """
   curves = [run.curves[loss] for run in group.runs if loss in run.curves]
   steps = sorted(set.intersection(*map(set, curves))) if curves else []
-  if not steps:
-    return None
-  means, spreads = zip(
-    *(mean_and_spread([curve[step] for curve in curves]) for step in steps), strict=True
-  )
+  means: list[float] = []
+  spreads: list[float] = []
+  for step in steps:
+    mean, spread = mean_and_spread([curve[step] for curve in curves])
+    means.append(mean)
+    spreads.append(spread)
   return Line(steps, means, spreads)
 
 
 def _loss_curves(groups: Sequence[Group]) -> str:
-  charts = []
-  for loss in dict.fromkeys(
-    name for group in groups for run in group.runs for name in run.curves
-  ):
-    lines = [_mean_line(group, loss) or Line([], [], []) for group in groups]
+  losses: dict[str, dict[int, float]] = {}
+  for group in groups:
+    for run in group.runs:
+      losses |= run.curves
+  charts = ''
+  for loss in losses:
+    lines = [_mean_line(group, loss) for group in groups]
     if any(len(line.x) > 1 for line in lines):
-      charts.append(lines_chart(loss, lines, unit='step'))
-  names = ''.join(
-    f'<span style="color:{COLORS[k % len(COLORS)]}">■ {html.escape(group.name)}</span> '
-    for k, group in enumerate(groups)
-  )
-  return (
-    f'<p class="note">{names}</p><div class="charts">{"".join(charts)}</div>'
-    if charts
-    else ''
-  )
+      charts += lines_chart(loss, lines, unit='step')
+  if not charts:
+    return ''
+  names = ''
+  for k, group in enumerate(groups):
+    color = COLORS[k % len(COLORS)]
+    names += f'<span style="color:{color}">■ {html.escape(group.name)}</span> '
+  return f'<p class="note">{names}</p><div class="charts">{charts}</div>'
 
 
 def render(runs: Sequence[Run]) -> str:
-  """The page."""
-  every, seeds = tables(runs)
-  groups = groups_of(runs)
-  sections = [('Runs', _as_html(every)), ('Losses', _loss_curves(groups))]
+  """Returns the page as HTML."""
+  groups = group_seeds(runs)
+  sections = [('Runs', _as_html(run_table(runs)))]
   if len(groups) < len(runs):
-    sections.insert(1, ('Over seeds', f'<p class="note">{NOTE}</p>{_as_html(seeds)}'))
-  head = f'<h1>omni_jax: {len(runs)} runs compared</h1><p class="facts">Accuracies in percent.</p>'
-  return page(
-    'omni_jax: runs compared', head, [(name, body) for name, body in sections if body]
+    over_seeds = f'<p class="note">{NOTE}</p>{_as_html(seed_table(runs))}'
+    sections.append(('Over seeds', over_seeds))
+  curves = _loss_curves(groups)
+  if curves:
+    sections.append(('Losses', curves))
+  head = (
+    f'<h1>omni_jax: {len(runs)} runs compared</h1>'
+    '<p class="facts">Accuracies, exact match and word error rate are in percent.</p>'
   )
+  return page('omni_jax: runs compared', head, sections)
 
 
-def compare(folders: Sequence[Any], out: Any) -> str:
-  """Writes the page and returns the table as text: over seeds, where some runs differ in nothing else.
+def compare(folders: Sequence[epath.PathLike], out: epath.PathLike) -> str:
+  """Writes the page, and returns the table as text.
+
+  The table is over seeds where some runs differ only in their seed.
+
+  Args:
+    folders: folders that training wrote.
+    out: the page to write.
 
   Raises:
     UserError: if a folder holds no run or no metrics; nothing is written then.
@@ -155,24 +195,26 @@ def compare(folders: Sequence[Any], out: Any) -> str:
   out = epath.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(text)
-  every, seeds = tables(runs)
-  return as_text(seeds if len(seeds) < len(every) else every)
+  over_seeds = seed_table(runs)
+  every_run = run_table(runs)
+  return as_text(over_seeds if len(over_seeds) < len(every_run) else every_run)
 
 
-def _named_apart(runs: list[Run], folders: Sequence[Any]) -> list[Run]:
-  """Folders of the same name are shown with their whole path."""
+def _named_apart(runs: Sequence[Run], folders: Sequence[epath.PathLike]) -> list[Run]:
+  """Returns the runs; those whose folders have the same name get the whole path."""
   names = [run.name for run in runs]
-  return [
-    run._replace(name=str(folder)) if names.count(run.name) > 1 else run
-    for run, folder in zip(runs, folders, strict=True)
-  ]
+  apart: list[Run] = []
+  for run, folder in zip(runs, folders, strict=True):
+    unique = names.count(run.name) == 1
+    apart.append(run if unique else run._replace(name=str(folder)))
+  return apart
 
 
 def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m omni_jax.evaluate.compare',
     allow_abbrev=False,
-    description='Compares runs: configs, final figures, losses.',
+    description='Compares runs: configs, final metrics, losses.',
   )
   parser.add_argument(
     'runs', nargs='+', metavar='RUN', help='folders that training wrote'
@@ -183,7 +225,8 @@ def main(arguments: Sequence[str]) -> None:
   flags = parser.parse_args(arguments)
   if epath.Path(flags.out).is_dir():
     raise UserError(
-      f'--out={flags.out} is a folder; give the name of a page, such as {flags.out}/compare.html'
+      f'--out={flags.out} is a folder; give the name of a page, such as '
+      f'{flags.out}/compare.html'
     )
   print(compare(flags.runs, flags.out))
   print(f'compare: wrote {flags.out}')

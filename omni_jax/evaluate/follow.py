@@ -1,4 +1,4 @@
-"""Beside a running trainer: every new step is evaluated, from the last one there is, until the run is done."""
+"""Evaluates every new step of a run that is still being trained, until it is done."""
 
 from collections.abc import Callable
 import time
@@ -8,22 +8,33 @@ from omni_jax.errors import UserError
 POLL = 10.0  # seconds between two looks at the folder
 
 
+def _pause() -> None:
+  """Waits until it is time to look at the folder again."""
+  time.sleep(POLL)
+
+
 def follow(
   evaluate: Callable[[int], None],
   steps: Callable[[], list[int]],
   last: Callable[[], int],
   *,
   log: Callable[[str], None],
-  wait: Callable[[], None] = lambda: time.sleep(POLL),
+  wait: Callable[[], None] = _pause,
 ) -> None:
-  """Evaluates the newest step as often as there is a newer one; steps between are passed over.
+  """Evaluates the newest step whenever there is a newer one; others are skipped.
 
-  The trainer removes old steps as it likes: when the one in hand is gone, the newest is taken instead.
+  The trainer may remove old steps at any time: if the step that is being read
+  disappears, the newest one is evaluated instead.
 
   Args:
-    evaluate: a step.
-    steps: lists those that there are now.
-    last: the step at which the run is done, by its config as it is now.
+    evaluate: evaluates a step.
+    steps: lists the steps that are saved now.
+    last: returns the step at which the run is done, by its present config.
+    log: reports a step that disappeared.
+    wait: waits between two looks at the folder.
+
+  Raises:
+    UserError, OSError: those of `evaluate`, if the step is still there.
   """
   done = -1
   while True:
@@ -36,7 +47,8 @@ def follow(
         if newest in steps():
           raise
         log(
-          f'evaluate: step {newest} was removed while it was read ({error}); taking the newest instead'
+          f'evaluate: step {newest} was removed while it was read ({error}); '
+          'evaluating the newest step instead'
         )
         continue
     if done >= last() >= 0:

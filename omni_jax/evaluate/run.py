@@ -1,4 +1,4 @@
-"""One evaluation, from a restored run to metrics.json and report.html."""
+"""Runs one evaluation, from a restored run to metrics.json and report.html."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -13,9 +13,10 @@ from omni_jax.evaluate.limits import Limits, limits_of, Log
 from omni_jax.evaluate.page import report, training_log
 from omni_jax.evaluate.page.gallery import Gallery
 from omni_jax.evaluate.page.shown import Media
+from omni_jax.evaluate.page.training_log import Record
 from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS
-from omni_jax.generate.api import load
+from omni_jax.generate.api import load, TrainedModel
 from omni_jax.modalities.devices import TABLES, Tables
 
 VERSION = 1
@@ -23,38 +24,53 @@ TITLE = 'omni_jax: evaluation'
 
 
 def restore(
-  workdir: Any,
+  workdir: epath.PathLike,
   step: int | None = None,
   weights: str = 'average',
   tables: Tables = TABLES,
-) -> Any:
-  """Restores a run as `omni_jax.load` does, onto one device of this process."""
+) -> TrainedModel:
+  """Restores a run as `omni_jax.load` does, onto one device of this process.
+
+  Args:
+    workdir: folder of the run.
+    step: checkpoint to restore; by default the last one.
+    weights: 'average' (the moving average, where the run keeps one) or 'raw'.
+    tables: media of the run.
+
+  Raises:
+    UserError: if there is no such run or step.
+  """
   return load(str(workdir), step=step, weights=weights, tables=tables)
 
 
 def run(
-  trained: Any,
-  workdir: Any,
-  out: Any = None,
+  trained: TrainedModel,
+  workdir: epath.PathLike,
+  out: epath.PathLike | None = None,
   *,
   seed: int = 0,
   limits: Limits | None = None,
-  data: Any = None,
+  data: epath.PathLike | None = None,
   log: Log = print,
 ) -> dict[str, Any]:
   """Evaluates and writes `out`/{metrics.json, report.html, media/}.
 
-  metrics.json comes last and whole.
+  metrics.json is written last, and never appears half-written.
 
   Args:
-    trained: what `restore` returns.
-    workdir: the run's folder, for its log of losses.
+    trained: the restored run.
+    workdir: the run's folder, which holds its training log.
     out: folder to write; by default workdir/eval/STEP.
-    limits: how much is asked; by default what the run's config says.
+    seed: seed of prompts and sampling.
+    limits: size of the evaluation; by default that of the run's config.
     data: a JSON-lines file to evaluate on, instead of the run's own test data.
+    log: reports progress.
 
   Returns:
-    What metrics.json holds.
+    The contents of metrics.json.
+
+  Raises:
+    UserError: if the data cannot be used.
   """
   began = time.monotonic()
   out = epath.Path(out) if out else epath.Path(workdir) / 'eval' / str(trained.step)
@@ -73,7 +89,8 @@ def run(
     **measured.metrics,
     'routing': training_log.routing(records, trained.hosts.numbers),
   }
-  metrics = plain(metrics | {'seconds': round(time.monotonic() - began, 2)})
+  metrics['seconds'] = round(time.monotonic() - began, 2)
+  metrics = plain(metrics)
   _write(out, metrics, measured.gallery, records)
   log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
   return metrics
@@ -94,7 +111,7 @@ def plain(value: Any) -> Any:
   return number if np.isfinite(number) else None
 
 
-def _minutes(records: Sequence[Mapping]) -> float | None:
+def _minutes(records: Sequence[Record]) -> float | None:
   """Returns the time from the start of the run to its last logged step."""
   times: list[float] = []
   for record in records:
@@ -107,9 +124,9 @@ def _write(
   out: epath.Path,
   metrics: Mapping[str, Any],
   gallery: Gallery,
-  records: Sequence[Mapping],
+  records: Sequence[Record],
 ) -> None:
-  """Writes media first; page and numbers have other names until they are whole."""
+  """Writes media first; page and numbers get their names when they are complete."""
   (out / 'media').mkdir(parents=True, exist_ok=True)
   page = report.render(metrics, gallery, records, Media(out / 'media'), title=TITLE)
   texts = {

@@ -1,6 +1,4 @@
-"""A stand-in for a trained model that answers from real data: right, wrong, or not at all."""
-
-from types import SimpleNamespace
+"""A stand-in for a trained model; it answers from real data, rightly or not."""
 
 import ml_collections
 import numpy as np
@@ -10,104 +8,106 @@ from samples import data_config
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.evaluate.metrics.text_metrics import name_of
+from omni_jax.generate.api import TrainedModel
+from omni_jax.modalities.audio.host import AudioPart
+from omni_jax.modalities.image.host import ImagePart
+from omni_jax.modalities.text.host import TextPart
 from omni_jax.model import ModelConfig
 
 RATE = 8000
 ENTRIES = 16
+FRAME = 640  # samples of a code of the stand-in's codec
+DATA = dict(voices=2, takes=2, rate=RATE, seconds=0.96)
 
 
 def config(source='digits', **data):
-  return ml_collections.ConfigDict(
-    {
-      'data': data_config(
-        **(dict(source=source, voices=2, takes=2, rate=RATE, seconds=0.96) | data)
-      ),
-      'model': {
-        'dtype': 'float32',
-        'image': {},
-        'audio': {},
-        'codec': {'entries': ENTRIES},
-      },
-    }
-  )
+  model = {'dtype': 'float32', 'image': {}, 'audio': {}, 'codec': {'entries': ENTRIES}}
+  data = data_config(source=source, **{**DATA, **data})
+  return ml_collections.ConfigDict({'data': data, 'model': model})
 
 
-class FakeModel:
-  """Answers every prompt with real training data of digit + `shift`; `silent` replies hold nothing."""
-
-  step = 7
+class FakeModel(TrainedModel):
+  """Answers every prompt with real data of digit + `shift`, or if silent not at all."""
 
   def __init__(self, digits, *, shift=0, silent=False, source='digits', **data):
+    self.step = 7
     self.config = config(source, **data)
-    self.restored()
-    self._digits, self._shift, self._silent = digits, shift, silent
-    self._known = {}  # the fake looks up the digit of what it is shown
-    for images, labels in (
-      (digits.train_images, digits.train_labels),
-      (digits.test_images, digits.test_labels),
-    ):
-      self._known |= {
-        image.tobytes(): (int(label), '')
-        for image, label in zip(images, labels, strict=True)
-      }
+    self.set_media()
+    self._digits = digits
+    self._shift = shift
+    self._silent = silent
+    self._rng = np.random.default_rng(0)
+    # The digit and voice of everything that a prompt may show.
+    self._known = {}
+    self._learn(digits.train_images, digits.train_labels)
+    self._learn(digits.test_images, digits.test_labels)
     for clip in [*digits.train_clips, *digits.take_clips, *digits.test_clips]:
       self._known[clip.wave.tobytes()] = (clip.digit, clip.voice)
-    self._rng = np.random.default_rng(0)
 
-  def restored(self):
-    """Takes its media from its config."""
+  def _learn(self, images, labels):
+    for image, label in zip(images, labels, strict=True):
+      self._known[image.tobytes()] = (int(label), '')
+
+  def set_media(self):
+    """Takes the media from the config."""
     self.model_config = ModelConfig.from_config(self.config.model)
     self.hosts = self.model_config.hosts()
     self.tokenizer = self.hosts.tokenizer
 
   def generate_batch(self, prompts, *, want, seed=0, **sampling):
-    return [[] if self._silent else self._reply(prompt, want) for prompt in prompts]
+    if self._silent:
+      return [[] for _ in prompts]
+    return [self._reply(prompt, want) for prompt in prompts]
 
   def _reply(self, prompt, want):
-    shown, asked = prompt['messages'][0]['content'][0], prompt['messages'][-1]
-    if shown['type'] == 'text':
-      digit, voice = name_of(shown['text'], DIGIT_WORDS).digit, ''
-    else:
-      digit, voice = self._known[
-        (shown['pixels'] if shown['type'] == 'image' else shown['wave']).tobytes()
-      ]
+    shown = prompt['messages'][0]['content'][0]
+    requested = prompt['messages'][-1]
+    digit, voice = self._recognised(shown)
     digit = (digit + self._shift) % 10
-    make = {'text': self._write, 'image': self._draw, 'audio': self._speak}
-    kinds = make if want == 'any' else [want]
-    return [
-      make[kind](digit, asked['language'], asked.get('voice') or voice)
-      for kind in kinds
-    ]
+    voice = requested.get('voice') or voice
+    answers = {'text': self._write, 'image': self._draw, 'audio': self._speak}
+    kinds = answers if want == 'any' else [want]
+    return [answers[kind](digit, requested['language'], voice) for kind in kinds]
+
+  def _recognised(self, shown):
+    if shown['type'] == 'text':
+      return name_of(shown['text'], DIGIT_WORDS).digit, ''
+    payload = shown['pixels'] if shown['type'] == 'image' else shown['wave']
+    return self._known[payload.tobytes()]
 
   def _write(self, digit, language, voice):
-    return SimpleNamespace(
-      type='text', text=DIGIT_WORDS[language][digit], pixels=None, wave=None, rate=None
-    )
+    return TextPart(DIGIT_WORDS[language][digit])
 
   def _draw(self, digit, language, voice):
     images = self._digits.test_images[self._digits.test_labels == digit]
-    chosen = images[self._rng.integers(len(images))]
-    return SimpleNamespace(type='image', text=None, pixels=chosen, wave=None, rate=None)
+    return ImagePart(images[self._rng.integers(len(images))])
 
   def _speak(self, digit, language, voice):
-    clips = [
-      c for c in self._digits.train_clips if (c.digit, c.language) == (digit, language)
-    ]
-    clips = [c for c in clips if c.voice == voice] or clips
-    return SimpleNamespace(
-      type='audio', text=None, pixels=None, wave=clips[0].wave, rate=RATE
-    )
+    clips = []
+    for clip in self._digits.train_clips:
+      if clip.digit == digit and clip.language == language:
+        clips.append(clip)
+    in_voice = [clip for clip in clips if clip.voice == voice]
+    clips = in_voice or clips
+    return AudioPart(clips[0].wave, RATE)
 
   def encode_payloads(self, name, waves):
     assert name == 'codec'
-    return [self._rng.integers(0, ENTRIES, (len(wave) // 640 + 1, 2)) for wave in waves]
+    codes = []
+    for wave in waves:
+      frames = len(wave) // FRAME + 1
+      codes.append(self._rng.integers(0, ENTRIES, (frames, 2)))
+    return codes
 
   def decode_payloads(self, name, codes):
+    """Returns noise."""
     assert name == 'codec'
-    return [
-      np.zeros(len(c) * 640, np.float32) + self._rng.normal(0, 0.01, len(c) * 640)
-      for c in codes
-    ]
+    waves = []
+    for code in codes:
+      samples = len(code) * FRAME
+      noise = self._rng.normal(0, 0.01, samples)
+      waves.append(np.zeros(samples, np.float32) + noise)
+    return waves
 
   def loss(self, examples):
     return {'text': 0.5, 'total': 1.25}
@@ -120,4 +120,5 @@ def digits():
 
 @pytest.fixture(scope='session')
 def fake(digits):
-  return lambda **kwargs: FakeModel(digits, **kwargs)
+  """Returns a function that builds a stand-in."""
+  return lambda **options: FakeModel(digits, **options)

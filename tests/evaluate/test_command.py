@@ -1,4 +1,4 @@
-"""Mistakes at the command line: one line, exit code 2, nothing written."""
+"""Mistakes at the command line give one line and exit code 2, and write nothing."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
     (['--workdir=missing'], 'missing: no such folder'),
     (['--workdir=.', '--data=no.jsonl'], 'no.jsonl: no such file'),
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     ([], '--workdir'),
   ],
 )
-def test_mistakes_are_one_line(tmp_path, flags, said):
+def test_mistakes_are_one_line(tmp_path, flags, message):
   done = subprocess.run(
     [sys.executable, '-m', 'omni_jax.evaluate', *flags],
     capture_output=True,
@@ -38,25 +38,28 @@ def test_mistakes_are_one_line(tmp_path, flags, said):
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
     check=False,
   )
-  assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
   assert list(tmp_path.iterdir()) == []
 
 
-def test_sampling_of_the_command_goes_before_that_of_the_config(monkeypatch):
-  asked = {}
-  config = ConfigDict(
-    dict(evaluate=dict(n=3, sampling=dict(guidance=1.5, temperature=0.5)))
-  )
-  monkeypatch.setattr(
-    run_lib, 'restore', lambda *_, **__: SimpleNamespace(config=config)
-  )
-  monkeypatch.setattr(
-    run_lib, 'run', lambda *_, limits, **__: asked.update(n=limits.n, **limits.sampling)
-  )
-  command.main(
-    ['--workdir=.', '--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8']
-  )
-  assert asked == {'n': 3, 'guidance': 2.5, 'temperature': 0.5, 'dit_steps': 8}
+def test_sampling_of_the_command_overrides_that_of_the_config(monkeypatch):
+  settings = {}
+  sampling = dict(guidance=1.5, temperature=0.5)
+  config = ConfigDict(dict(evaluate=dict(n=3, sampling=sampling)))
+
+  def restore(*args, **options):
+    return SimpleNamespace(config=config)
+
+  def run(*args, limits, **options):
+    settings.update(n=limits.n, **limits.sampling)
+
+  monkeypatch.setattr(run_lib, 'restore', restore)
+  monkeypatch.setattr(run_lib, 'run', run)
+  flags = ['--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8']
+  command.main(['--workdir=.', *flags])
+  assert settings == {'n': 3, 'guidance': 2.5, 'temperature': 0.5, 'dit_steps': 8}
 
 
 def test_ticks_are_round_and_inside():
@@ -67,8 +70,9 @@ def test_ticks_are_round_and_inside():
 @pytest.mark.parametrize('values', [[1.0, 1.0], [100.0, 0.01], [-1.0, 5.0]])
 def test_every_curve_stays_inside_its_frame(values):
   chart = charts.line_chart('loss', Curve([0.0, 2.0], values))
-  points = chart.split('points="')[1].split('"')[0].split()
-  for x, y in (map(float, point.split(',')) for point in points):
+  points = chart.split('points="')[1].split('"')[0]
+  for point in points.split():
+    x, y = map(float, point.split(','))
     assert charts.LEFT <= x <= charts.WIDTH - charts.RIGHT
     assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
 

@@ -1,12 +1,13 @@
-"""Whole evaluations with a stand-in for the model: right, wrong and silent ones, digits and JSON lines."""
+"""Whole evaluations of a stand-in for the model, on digits and on JSON lines.
+
+The stand-in answers right, wrong, or not at all.
+"""
 
 import json
 import re
-from types import SimpleNamespace
 import wave
 import zipfile
 
-import ml_collections
 import numpy as np
 import pytest
 
@@ -22,7 +23,10 @@ from omni_jax.evaluate.metrics.targets import checks, TARGETS
 from omni_jax.evaluate.tasks.prompts import DIRECTIONS
 from omni_jax.evaluate.tasks.table import TASKS
 from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.audio.host import AudioPart
 from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.host import ImagePart
+from omni_jax.modalities.text.host import TextPart
 
 LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
 LOG = [
@@ -37,40 +41,56 @@ LOG = [
     'routing/expert_by_modality': [[0, 0], [3, 1], [2, 2], [0, 5]],
   },
 ]
+TORN = '{"stage": "om'  # a last line that was cut off
+QUIET = dict(limits=LIMITS, log=lambda line: None)
+
+
+def json_lines(rows):
+  return '\n'.join(json.dumps(row) for row in rows)
+
+
+def chat(user, assistant, **requested):
+  """Returns an example of one question and one answer."""
+  answer = {'role': 'assistant', **requested, 'content': assistant}
+  return {'messages': [{'role': 'user', 'content': user}, answer]}
+
+
+def report_of(folder):
+  return (folder / 'eval/7/report.html').read_text()
 
 
 @pytest.fixture(scope='module')
 def perfect(fake, tmp_path_factory):
   folder = tmp_path_factory.mktemp('perfect')
-  (folder / 'metrics.jsonl').write_text(
-    '\n'.join(map(json.dumps, LOG)) + '\n{"stage": "om'
-  )
-  return folder, run_lib.run(fake(), folder, limits=LIMITS, log=lambda line: None)
+  (folder / 'metrics.jsonl').write_text(f'{json_lines(LOG)}\n{TORN}')
+  return folder, run_lib.run(fake(), folder, **QUIET)
 
 
 def test_a_perfect_model_scores_one_in_all_nine_directions(perfect):
-  directions = perfect[1]['directions']
-  assert list(directions) == [direction.name for direction in DIRECTIONS] and set(
-    directions
-  ) == set(TARGETS)
+  _, metrics = perfect
+  directions = metrics['directions']
+  assert list(directions) == [direction.name for direction in DIRECTIONS]
+  assert set(directions) == set(TARGETS)
   for name, entry in directions.items():
     assert entry['accuracy'] >= 0.95, name
     assert entry['n'] == (60 if name == 'text_to_image' else 40)
-    assert entry['interval'][0] < entry['accuracy'] <= entry['interval'][1] + 1e-9
+    low, high = entry['interval']
+    assert low < entry['accuracy'] <= high + 1e-9
     if not name.endswith('image'):
       assert entry['language_accuracy'] >= 0.95
   assert directions['speech_to_speech']['voice_accuracy'] >= 0.95
-  assert (
-    directions['text_to_image']['copying_ratio'] > 0.8
-    and directions['text_to_image']['diversity'] > 0.7
-  )
-  assert perfect[1]['any']['accuracy'] >= 0.75 and perfect[1]['any']['complete'] == 1
+  assert directions['text_to_image']['copying_ratio'] > 0.8
+  assert directions['text_to_image']['diversity'] > 0.7
+  assert metrics['any']['accuracy'] >= 0.75
+  assert metrics['any']['complete'] == 1
 
 
 def test_metrics_file_is_the_returned_metrics(perfect):
   folder, metrics = perfect
   assert json.loads((folder / 'eval/7/metrics.json').read_text()) == metrics
-  assert metrics['version'] == 1 and metrics['step'] == 7 and metrics['seconds'] > 0
+  assert metrics['version'] == 1
+  assert metrics['step'] == 7
+  assert metrics['seconds'] > 0
   assert metrics['routing']['expert_by_modality'] == {
     'text': [0.75, 0.25],
     'image': [0.5, 0.5],
@@ -78,24 +98,25 @@ def test_metrics_file_is_the_returned_metrics(perfect):
   }
   assert metrics['routing']['entropy'] == 1.5
   assert 0.9 < metrics['codec']['perplexity_ratio'] <= 1
-  assert (
-    metrics['codec']['judge_accuracy_reconstructed'] < 0.5
-  )  # the fake codec returns noise
+  # The codec of the stand-in returns noise.
+  assert metrics['codec']['judge_accuracy_reconstructed'] < 0.5
   assert not list((folder / 'eval/7').glob('*.part'))
 
 
 def test_report_needs_nothing_outside_itself(perfect):
-  page = (perfect[0] / 'eval/7/report.html').read_text()
-  assert 'http' not in page and '<script' not in page and '<link' not in page
-  assert all(
-    source.startswith('data:') for source in re.findall(r'src="([^"]*)"', page)
-  )
+  folder, _ = perfect
+  page = report_of(folder)
+  assert 'http' not in page
+  assert '<script' not in page
+  assert '<link' not in page
+  for source in re.findall(r'src="([^"]*)"', page):
+    assert source.startswith('data:')
   for text in (
     'Directions',
     'Drawings',
     'Spoken words',
     'omni: loss/text',
-    'taken for what',
+    'Confusion tables',
     'image → speech',
   ):
     assert text in page
@@ -103,89 +124,73 @@ def test_report_needs_nothing_outside_itself(perfect):
 
 def test_media_files_are_whole(perfect):
   folder = perfect[0] / 'eval/7/media'
-  assert {
-    'drawn_00.png',
-    'real_00.png',
-    'spoken_00.wav',
-    'speech_to_text_prompt_00.wav',
-  } <= {path.name for path in folder.iterdir()}
+  names = {path.name for path in folder.iterdir()}
+  assert {'drawn_00.png', 'real_00.png'} <= names
+  assert {'spoken_00.wav', 'speech_to_text_prompt_00.wav'} <= names
   with wave.open(str(folder / 'spoken_00.wav')) as file:
-    assert file.getframerate() == 8000 and file.getnframes() > 1000
+    assert file.getframerate() == 8000
+    assert file.getnframes() > 1000
 
 
 @pytest.mark.parametrize(
-  'kwargs', [{'shift': 1}, {'silent': True}], ids=['wrong', 'silent']
+  'options', [{'shift': 1}, {'silent': True}], ids=['wrong', 'silent']
 )
-def test_a_wrong_model_scores_zero(fake, tmp_path, kwargs):
-  metrics = run_lib.run(
-    fake(**kwargs), tmp_path, tmp_path / 'out', limits=LIMITS, log=lambda line: None
-  )
-  for name, entry in metrics['directions'].items():
+def test_a_wrong_model_scores_zero(fake, tmp_path, options):
+  metrics = run_lib.run(fake(**options), tmp_path, tmp_path / 'out', **QUIET)
+  directions = metrics['directions']
+  for name, entry in directions.items():
     assert entry['accuracy'] <= 0.05, name
   assert metrics['any']['accuracy'] <= 0.25
-  if kwargs.get('silent'):
-    assert metrics['directions']['text_to_image']['diversity'] is None
-    assert metrics['directions']['text_to_speech']['language_accuracy'] == 0
-    assert metrics['directions']['speech_to_speech']['voice_accuracy'] == 0
+  if options.get('silent'):
+    assert directions['text_to_image']['diversity'] is None
+    assert directions['text_to_speech']['language_accuracy'] == 0
+    assert directions['speech_to_speech']['voice_accuracy'] == 0
 
 
 def write_data(folder):
+  """Writes three chats and a plain example, and returns their path."""
   image = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
+  tone = np.sin(np.arange(4000) / 5).astype(np.float32)
   (folder / 'a.png').write_bytes(png_bytes(image))
-  (folder / 'a.wav').write_bytes(
-    wav_bytes(np.sin(np.arange(4000) / 5).astype(np.float32), 8000)
-  )
-  picture, sound = (
-    {'type': 'image', 'path': 'a.png'},
-    {'type': 'audio', 'path': 'a.wav'},
-  )
+  (folder / 'a.wav').write_bytes(wav_bytes(tone, 8000))
+  picture = {'type': 'image', 'path': 'a.png'}
+  sound = {'type': 'audio', 'path': 'a.wav'}
   text = {'type': 'text', 'text': 'seven'}
-  chats = [([picture], [text]), ([picture], [text]), ([text], [picture, sound])]
   lines = [
-    {
-      'messages': [
-        {'role': 'user', 'content': user},
-        {'role': 'assistant', 'content': assistant},
-      ]
-    }
-    for user, assistant in chats
-  ] + [{'content': [text, sound]}]
-  (folder / 'data.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-  return folder / 'data.jsonl'
+    chat([picture], [text]),
+    chat([picture], [text]),
+    chat([text], [picture, sound]),
+    {'content': [text, sound]},
+  ]
+  path = folder / 'data.jsonl'
+  path.write_text(json_lines(lines))
+  return path
 
 
 @pytest.mark.parametrize('source', ['jsonl', 'array_record'])
 def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source):
   path = write_data(tmp_path)
+  eval_file = path.name
   if source == 'array_record':
+    eval_file = 'test'
     convert(
       JsonLinesReader(str(path)),
-      tmp_path / 'test',
+      tmp_path / eval_file,
       shards=2,
       workers=1,
       said='it',
       timeout=60,
       log=lambda line: None,
     )
-  trained = fake(
-    source=source,
-    root=str(tmp_path),
-    eval_file={'jsonl': path.name, 'array_record': 'test'}[source],
-  )
-  replies = {
-    'text': [SimpleNamespace(type='text', text='seven')],
-    'any': [
-      SimpleNamespace(type='image', pixels=np.zeros((8, 8, 1))),
-      SimpleNamespace(type='audio', wave=np.sin(np.arange(8000) / 5), rate=8000),
-    ],
-  }
+  trained = fake(source=source, root=str(tmp_path), eval_file=eval_file)
+  black = ImagePart(np.zeros((8, 8, 1)))
+  tone = AudioPart(np.sin(np.arange(8000) / 5), rate=8000)
+  replies = {'text': [TextPart('seven')], 'any': [black, tone]}
   trained.generate_batch = lambda prompts, *, want, seed: [replies[want]] * len(prompts)
-  metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
+  metrics = run_lib.run(trained, tmp_path, **QUIET)
   groups = metrics['data']['groups']
-  assert (
-    set(groups) == {'image_to_text', 'text_to_image+speech', 'plain'}
-    and metrics['directions'] == {}
-  )
+  assert set(groups) == {'image_to_text', 'text_to_image+speech', 'plain'}
+  assert metrics['directions'] == {}
   assert groups['image_to_text'] | {'exact_match_interval': None} == {
     'n': 2,
     'loss': {'text': 0.5, 'total': 1.25},
@@ -196,66 +201,50 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
   }
   both = groups['text_to_image+speech']
   assert both['speech_present'] == both['image_present'] == 1
-  assert both['length_ratio'] == 2 and both['mel_distance'] < 0.1
-  assert both['image_rmse'] == pytest.approx(
-    np.sqrt(np.mean(np.linspace(0, 1, 64) ** 2)), abs=0.01
-  )
-  page = (tmp_path / 'eval/7/report.html').read_text()
-  assert 'image → text' in page and 'http' not in page
+  assert both['length_ratio'] == 2
+  assert both['mel_distance'] < 0.1
+  error = np.sqrt(np.mean(np.linspace(0, 1, 64) ** 2))
+  assert both['image_rmse'] == pytest.approx(error, abs=0.01)
+  page = report_of(tmp_path)
+  assert 'image → text' in page
+  assert 'http' not in page
 
 
 def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
-  """The model writes the first order twice: all of one is right, of the other intent and size."""
-  (tmp_path / 'barista_speech').mkdir()
-  rows = [
-    {
-      'file': f'{k}.wav',
-      'intent': 'order',
-      'slots': {'drink': drink, 'size': 'small'},
-      'split': split,
-    }
-    for k, (drink, split) in enumerate(
-      [('tea', 'train'), ('latte', 'test'), ('mocha', 'test')]
-    )
-  ]
-  (tmp_path / 'barista_speech/labels.jsonl').write_text(
-    '\n'.join(map(json.dumps, rows))
-  )
-  with zipfile.ZipFile(tmp_path / 'barista_speech/audio.zip', 'w') as archive:
-    for row in rows:
+  """The model writes the first order twice: the other one has its intent and size."""
+  folder = tmp_path / 'barista_speech'
+  folder.mkdir()
+  orders = [('tea', 'train'), ('latte', 'test'), ('mocha', 'test')]
+  rows = []
+  with zipfile.ZipFile(folder / 'audio.zip', 'w') as archive:
+    for k, (drink, split) in enumerate(orders):
+      slots = {'drink': drink, 'size': 'small'}
+      row = {'file': f'{k}.wav', 'intent': 'order', 'slots': slots, 'split': split}
+      rows.append(row)
       archive.writestr(row['file'], wav_bytes(np.sin(np.arange(4000) / 5), 8000))
+  (folder / 'labels.jsonl').write_text(json_lines(rows))
   trained = fake(
     source='barista', root=str(tmp_path), train_split='train', eval_split='test'
   )
-  trained.generate_batch = lambda prompts, *, want, seed: (
-    [[SimpleNamespace(type='text', text='Order;  size: small; drink: latte')]]
-    * len(prompts)
-  )
-  metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
+  reply = [TextPart('Order;  size: small; drink: latte')]
+  trained.generate_batch = lambda prompts, *, want, seed: [reply] * len(prompts)
+  metrics = run_lib.run(trained, tmp_path, **QUIET)
   assert metrics['data']['file'] == 'barista/test'
   scores = metrics['data']['groups']['barista_speech_to_text']
-  assert (
-    scores['n'],
-    scores['exact_match'],
-    scores['intent_accuracy'],
-    scores['order_accuracy'],
-    scores['slot_f1'],
-  ) == (2, 0, 1, 0.5, 0.75)
-  assert 'slot_f1' in (tmp_path / 'eval/7/report.html').read_text().replace(' ', '_')
+  assert scores['n'] == 2
+  assert scores['exact_match'] == 0
+  assert scores['intent_accuracy'] == 1
+  assert scores['order_accuracy'] == 0.5
+  assert scores['slot_f1'] == 0.75
+  assert 'slot_f1' in report_of(tmp_path).replace(' ', '_')
 
 
 def test_data_that_cannot_be_read_is_refused_and_nothing_written(fake, tmp_path):
-  (tmp_path / 'data.jsonl').write_text(
-    json.dumps({'content': [{'type': 'image', 'path': 'missing.png'}]})
-  )
+  path = tmp_path / 'data.jsonl'
+  example = {'content': [{'type': 'image', 'path': 'missing.png'}]}
+  path.write_text(json.dumps(example))
   with pytest.raises(UserError, match=r'missing\.png'):
-    run_lib.run(
-      fake(),
-      tmp_path,
-      data=tmp_path / 'data.jsonl',
-      limits=LIMITS,
-      log=lambda line: None,
-    )
+    run_lib.run(fake(), tmp_path, data=path, **QUIET)
   assert not (tmp_path / 'eval').exists()
 
 
@@ -290,23 +279,16 @@ def test_a_text_is_evaluated_by_the_loss_on_its_end(fake, tmp_path):
 @pytest.mark.parametrize('missing', ['image', 'audio'])
 def test_a_run_without_a_medium(fake, tmp_path, missing):
   """Text is scored where a medium is not in the model; the digits need them all."""
-  chat = {
-    'messages': [
-      {'role': 'user', 'content': 'seven'},
-      {'role': 'assistant', 'content': 'sieben'},
-    ]
-  }
-  (tmp_path / 'data.jsonl').write_text(json.dumps(chat))
+  path = tmp_path / 'data.jsonl'
+  path.write_text(json.dumps(chat('seven', 'sieben')))
   trained = fake()
   del trained.config.model[missing]
-  trained.restored()
-  trained.generate_batch = lambda prompts, *, want, seed: (
-    [[SimpleNamespace(type='text', text='sieben')]] * len(prompts)
-  )
-  options = dict(limits=LIMITS, log=lambda line: None)
+  trained.set_media()
+  reply = [TextPart('sieben')]
+  trained.generate_batch = lambda prompts, *, want, seed: [reply] * len(prompts)
   with pytest.raises(UserError, match=f'no {missing}: evaluate with --data'):
-    run_lib.run(trained, tmp_path, **options)
-  metrics = run_lib.run(trained, tmp_path, data=tmp_path / 'data.jsonl', **options)
+    run_lib.run(trained, tmp_path, **QUIET)
+  metrics = run_lib.run(trained, tmp_path, data=path, **QUIET)
   assert metrics['data']['groups']['text_to_text']['exact_match'] == 1
 
 
@@ -329,113 +311,86 @@ def test_image_judge_is_right_on_real_test_digits(digits):
 def test_speech_judge_hears_words_and_voices_of_another_take(digits):
   judge = judges.SpeechJudge(digits.train_clips, rate=8000)
   heard = judge([clip.wave for clip in digits.take_clips])
-  for name, found in heard._asdict().items():
-    assert (
-      np.mean(
-        [
-          value == getattr(clip, name)
-          for value, clip in zip(found, digits.take_clips, strict=True)
-        ]
-      )
-      > 0.95
-    )
-  assert (
-    len(judge([np.zeros(0), np.full(50, np.nan)]).digit) == 2
-  )  # silence and rubbish are judged, not fatal
+  for name, values in heard._asdict().items():
+    true = [getattr(clip, name) for clip in digits.take_clips]
+    assert np.mean([a == b for a, b in zip(values, true, strict=True)]) > 0.95
+  # Silence and rubbish are judged like anything else.
+  assert len(judge([np.zeros(0), np.full(50, np.nan)]).digit) == 2
 
 
 def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
-  """The fake answers speech in the voice that it hears, and text in the voice that is named."""
+  """The stand-in answers speech in the voice it hears, and text in the one named."""
   trained = fake()
   # A codec that loses nothing.
-  trained.encode_payloads = trained.decode_payloads = lambda name, items: list(items)
+  trained.encode_payloads = lambda name, items: list(items)
+  trained.decode_payloads = lambda name, items: list(items)
   scores = cascade.compare(trained, n=40)
   assert scores['codec alone']['pitch correlation'] == pytest.approx(1)
   assert scores['direct']['digit'] == scores['cascade']['digit'] == 1
   assert scores['direct']['voice'] == 1 > scores['cascade']['voice']
 
 
-def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(
-  digits, fake, tmp_path
-):
-  """A fake that answers right is judged right; one that is off by one is judged wrong; voices are told apart."""
+def write_labelled(folder, split, images, labels, clips):
+  """Writes SPLIT.jsonl: a request to draw each image, and one to speak each clip."""
+  rows = []
+  for k, (image, label, clip) in enumerate(zip(images, labels, clips, strict=True)):
+    picture = {'type': 'image', 'path': f'media/{split}{k}.png', 'label': str(label)}
+    sound = {
+      'type': 'audio',
+      'path': f'media/{split}{k}.wav',
+      'label': str(clip.digit),
+      'voice': clip.voice,
+    }
+    (folder / picture['path']).write_bytes(png_bytes(image))
+    (folder / sound['path']).write_bytes(wav_bytes(clip.wave, 8000))
+    for task, part in (('draw', picture), ('speak', sound)):
+      word = DIGIT_WORDS[clip.language][int(part['label'])]
+      text = {'type': 'text', 'text': word}
+      requested = dict(language=clip.language, task=task, voice=clip.voice)
+      row = {'meta': {'group': task}, **chat([text], [part], **requested)}
+      rows.append(row)
+  (folder / f'{split}.jsonl').write_text(json_lines(rows))
+
+
+@pytest.fixture
+def labelled(digits, tmp_path):
+  """Returns a folder with train.jsonl and test.jsonl of labelled English digits."""
   (tmp_path / 'media').mkdir()
-
-  def save(name, data):
-    (tmp_path / 'media' / name).write_bytes(data)
-    return f'media/{name}'
-
-  def rows(images, labels, clips, split):
-    for k, (image, label, clip) in enumerate(zip(images, labels, clips, strict=True)):
-      picture = {
-        'type': 'image',
-        'path': save(f'{split}{k}.png', png_bytes(image)),
-        'label': str(label),
-      }
-      sound = {
-        'type': 'audio',
-        'path': save(f'{split}{k}.wav', wav_bytes(clip.wave, 8000)),
-        'label': str(clip.digit),
-        'voice': clip.voice,
-      }
-      for task, part in (('draw', picture), ('speak', sound)):
-        answer = {
-          'role': 'assistant',
-          'language': clip.language,
-          'task': task,
-          'voice': clip.voice,
-          'content': [part],
-        }
-        text = {'type': 'text', 'text': DIGIT_WORDS[clip.language][int(part['label'])]}
-        yield {
-          'meta': {'group': task},
-          'messages': [{'role': 'user', 'content': [text]}, answer],
-        }
-
-  english = [clip for clip in digits.train_clips if clip.language == 'en']
+  train = [clip for clip in digits.train_clips if clip.language == 'en']
   test = [clip for clip in digits.take_clips if clip.language == 'en']
-  for name, parts in (
-    (
-      'train',
-      (
-        digits.train_images[: len(english)],
-        digits.train_labels[: len(english)],
-        english,
-      ),
-    ),
-    ('test', (digits.test_images[: len(test)], digits.test_labels[: len(test)], test)),
-  ):
-    (tmp_path / f'{name}.jsonl').write_text(
-      '\n'.join(map(json.dumps, rows(*parts, name)))
-    )
-  found = {}
+  train_images = digits.train_images[: len(train)]
+  train_labels = digits.train_labels[: len(train)]
+  write_labelled(tmp_path, 'train', train_images, train_labels, train)
+  test_images = digits.test_images[: len(test)]
+  test_labels = digits.test_labels[: len(test)]
+  write_labelled(tmp_path, 'test', test_images, test_labels, test)
+  return tmp_path
+
+
+def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(
+  fake, labelled
+):
+  """Right answers are judged right, those off by one wrong; voices are told apart."""
+  groups = {}
   for shift in (0, 1):
     trained = fake(
       shift=shift,
       source='jsonl',
-      root=str(tmp_path),
+      root=str(labelled),
       train_file='train.jsonl',
       eval_file='test.jsonl',
     )
-    trained.config.evaluate = ml_collections.ConfigDict(
-      dict(targets=dict(draw=dict(image_accuracy=0.5)))
-    )
-    metrics = run_lib.run(trained, tmp_path, limits=LIMITS, log=lambda line: None)
-    found[shift] = metrics['data']['groups']
+    trained.config.evaluate = {'targets': {'draw': {'image_accuracy': 0.5}}}
+    metrics = run_lib.run(trained, labelled, **QUIET)
+    groups[shift] = metrics['data']['groups']
     (check,) = (check for check in checks(metrics) if check.direction == 'draw')
     assert check.passed == (shift == 0)
-    assert (
-      '≥ 0.5' in (tmp_path / 'eval' / '7' / 'report.html').read_text()
-    )  # the target stands beside its value
-  assert (
-    found[0]['draw']['image_accuracy'] > 0.5 > 0.3 > found[1]['draw']['image_accuracy']
-  )
-  assert (
-    found[0]['speak']['speech_accuracy']
-    > 0.8
-    > 0.3
-    > found[1]['speak']['speech_accuracy']
-  )
-  assert (
-    found[0]['speak']['voice_accuracy'] > 0.8 and found[0]['draw']['diversity'] > 0.5
-  )
+    assert '≥ 0.5' in report_of(labelled)  # the target is shown beside its value
+  right = groups[0]
+  wrong = groups[1]
+  assert right['draw']['image_accuracy'] > 0.5
+  assert wrong['draw']['image_accuracy'] < 0.3
+  assert right['speak']['speech_accuracy'] > 0.8
+  assert wrong['speak']['speech_accuracy'] < 0.3
+  assert right['speak']['voice_accuracy'] > 0.8
+  assert right['draw']['diversity'] > 0.5

@@ -1,4 +1,4 @@
-"""Features and distances of waves against cases worked out by hand."""
+"""Checks features and distances of waves against cases worked out by hand."""
 
 import numpy as np
 import pytest
@@ -10,24 +10,24 @@ RATE = 8000
 
 
 def tone(hertz, seconds=0.5, level=0.5):
-  return (
-    level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)
-  ).astype(np.float32)
+  time = np.arange(round(seconds * RATE)) / RATE
+  wave = level * np.sin(2 * np.pi * hertz * time)
+  return wave.astype(np.float32)
+
+
+def mel_of(wave):
+  """Returns the log-mel in the middle of a wave."""
+  return features.log_mel(wave, rate=RATE)[20]
 
 
 def test_mel_of_a_tone_peaks_at_its_band_and_higher_tones_in_higher_bands():
-  peaks = [
-    features.log_mel(tone(hertz), rate=RATE)[20].argmax()
-    for hertz in (300, 1000, 2000, 3500)
-  ]
+  peaks = [mel_of(tone(hertz)).argmax() for hertz in (300, 1000, 2000, 3500)]
   assert peaks == sorted(set(peaks))
 
 
 def test_half_the_level_is_one_log_two_away_where_there_is_sound():
-  loud, soft = (
-    features.log_mel(tone(1000, level=level), rate=RATE)[20].max()
-    for level in (0.8, 0.4)
-  )
+  loud = mel_of(tone(1000, level=0.8)).max()
+  soft = mel_of(tone(1000, level=0.4)).max()
   assert loud - soft == pytest.approx(np.log(2), abs=0.03)
 
 
@@ -40,9 +40,8 @@ def test_trim_cuts_silence_and_keeps_silent_clips():
 
 
 def test_stretch_keeps_ends_and_interpolates():
-  assert features.stretch(np.array([[0.0], [1.0]]), 5)[:, 0] == pytest.approx(
-    [0, 0.25, 0.5, 0.75, 1]
-  )
+  stretched = features.stretch(np.array([[0.0], [1.0]]), 5)
+  assert stretched[:, 0] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 def test_mel_distance_is_zero_only_for_the_same_wave():
@@ -59,9 +58,8 @@ def test_warped_mel_distance_forgives_pauses():
 def test_si_snr_of_known_noise():
   rng = np.random.default_rng(0)
   reference, noise = rng.normal(size=(2, 100_000))
-  assert speech_metrics.si_snr(
-    reference, 3 * (reference + 0.1 * noise)
-  ) == pytest.approx(20, abs=0.2)
+  wave = 3 * (reference + 0.1 * noise)
+  assert speech_metrics.si_snr(reference, wave) == pytest.approx(20, abs=0.2)
 
 
 def test_stoi_falls_with_noise_and_is_unknown_for_silence():
@@ -80,20 +78,21 @@ def test_perplexity_of_uniform_codes_is_their_number_and_of_one_code_one():
 
 @pytest.mark.parametrize('hertz', [90, 130, 220, 380])
 def test_pitch_of_a_voice_with_overtones(hertz):
-  """A pulse train through a decay, as a larynx makes it, in some noise: the fundamental, not an overtone or octave."""
+  """The fundamental is found, neither an overtone nor an octave.
+
+  The voice is a pulse train through a decay, as a larynx produces it, with some noise.
+  """
   pulses = np.zeros(RATE // 2)
   pulses[np.arange(0, len(pulses), RATE / hertz).astype(int)] = 1
-  voice = np.convolve(pulses, np.exp(-np.arange(60) / 8) * np.cos(np.arange(60) * 0.5))[
-    : len(pulses)
-  ]
+  time = np.arange(60)
+  decay = np.exp(-time / 8) * np.cos(time * 0.5)
+  voice = np.convolve(pulses, decay)[: len(pulses)]
   voice += 0.02 * np.random.default_rng(0).standard_normal(len(voice))
   assert speech_metrics.pitch(voice, rate=RATE) == pytest.approx(hertz, rel=0.04)
 
 
 def test_noise_and_silence_have_no_pitch():
-  assert (
-    speech_metrics.pitch(np.random.default_rng(0).standard_normal(4000), rate=RATE)
-    is None
-  )
+  noise = np.random.default_rng(0).standard_normal(4000)
+  assert speech_metrics.pitch(noise, rate=RATE) is None
   assert speech_metrics.pitch(np.zeros(4000), rate=RATE) is None
   assert speech_metrics.pitch(np.zeros(10), rate=RATE) is None

@@ -1,13 +1,18 @@
 """Turns a missing optional package into one line that says what to install."""
 
+from collections.abc import Iterator
 import contextlib
 
 from omni_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def needs_extra():
-  """Wraps the imports of sklearn, jiwer and pystoi: they come with the extra [eval], not with the core."""
+def needs_extra() -> Iterator[None]:
+  """Wraps imports of sklearn, jiwer and pystoi, which the extra [eval] installs.
+
+  Raises:
+    UserError: if the package is missing.
+  """
   try:
     yield
   except ImportError as error:

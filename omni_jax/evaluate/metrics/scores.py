@@ -1,14 +1,18 @@
-"""Shares with their uncertainty, and confusion tables."""
+"""Shares with their confidence intervals, and confusion tables."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-  """The 95 % interval of a share (Wilson 1927): honest also near 0 and 1, where our shares lie."""
+  """Returns the 95 % interval of a share (Wilson 1927).
+
+  Unlike the normal approximation it also holds near 0 and 1, where our shares lie.
+  """
   if not n:
     return 0.0, 1.0
   share = hits / n
@@ -17,26 +21,26 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
   return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
-def share(right: Sequence | np.ndarray) -> float | None:
-  """Mean of a list of truths; None of an empty one, which JSON can say and NaN cannot."""
-  return float(np.mean(right)) if len(right) else None
+def share(correct: Sequence[bool] | np.ndarray) -> float | None:
+  """Returns the share of true values, or None (JSON has no NaN) if there are none."""
+  return float(np.mean(correct)) if len(correct) else None
 
 
-def accuracy(right: Sequence | np.ndarray) -> dict:
-  """The keys that every accuracy of metrics.json has: accuracy, its 95 % interval, n."""
-  right = list(map(bool, right))
-  return {
-    'accuracy': share(right),
-    'interval': list(wilson(sum(right), len(right))),
-    'n': len(right),
-  }
+def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
+  """Returns an accuracy as in metrics.json: accuracy, its 95 % interval, and n."""
+  hits = sum(bool(value) for value in correct)
+  n = len(correct)
+  return {'accuracy': share(correct), 'interval': list(wilson(hits, n)), 'n': n}
 
 
 def confusion(
-  asked: Sequence[int], judged: Sequence[int], classes: int
+  requested: Sequence[int], judged: Sequence[int], classes: int
 ) -> list[list[int]]:
-  """Counts [asked][judged]; the last column holds replies that are no class at all (judged -1)."""
+  """Returns counts [requested][judged], (classes, classes + 1).
+
+  The last column counts replies that show no class at all (judged -1).
+  """
   table = np.zeros((classes, classes + 1), int)
-  for row, column in zip(asked, judged, strict=True):
+  for row, column in zip(requested, judged, strict=True):
     table[row, column if column >= 0 else classes] += 1
   return table.tolist()

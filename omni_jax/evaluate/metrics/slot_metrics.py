@@ -1,4 +1,7 @@
-"""Spoken orders understood: which intent, and which slots with which values, as lines of `data.ready.barista`."""
+"""Scores how well spoken orders are understood: their intent, and slots with values.
+
+The texts are lines as `data.sources.ready.barista` writes them.
+"""
 
 from collections.abc import Sequence
 
@@ -10,18 +13,24 @@ from omni_jax.evaluate.metrics.text_metrics import tidy
 def slot_scores(
   references: Sequence[str], texts: Sequence[str]
 ) -> dict[str, float | None]:
-  """Shares of right intents and of orders right as a whole; F1 of (slot, value) pairs over all orders together.
+  """Returns the shares of right intents and of fully right orders, and the slot F1.
 
-  Case, spaces and the order of slots are no matter. F1 is None where no text has a slot.
+  F1 is of (slot, value) pairs over all orders together; it is None where no text has a
+  slot. Case, spaces and the order of slots do not matter.
   """
-  pairs = [
-    (parse_order(tidy(a)), parse_order(tidy(b)))
-    for a, b in zip(references, texts, strict=True)
-  ]
-  hits = sum(len(a.slots.items() & b.slots.items()) for a, b in pairs)
-  slots = sum(len(a.slots) + len(b.slots) for a, b in pairs)
+  same_intent: list[bool] = []
+  same_order: list[bool] = []
+  hits = 0
+  slots = 0
+  for reference, text in zip(references, texts, strict=True):
+    expected = parse_order(tidy(reference))
+    order = parse_order(tidy(text))
+    same_intent.append(expected.intent == order.intent)
+    same_order.append(expected == order)
+    hits += len(expected.slots.items() & order.slots.items())
+    slots += len(expected.slots) + len(order.slots)
   return {
-    'intent_accuracy': share([a.intent == b.intent for a, b in pairs]),
-    'order_accuracy': share([a == b for a, b in pairs]),
+    'intent_accuracy': share(same_intent),
+    'order_accuracy': share(same_order),
     'slot_f1': 2 * hits / slots if slots else None,
   }

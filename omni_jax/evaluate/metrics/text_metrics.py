@@ -1,4 +1,4 @@
-"""Is the text right: exact match, character error rate, and which digit in which languages a word names."""
+"""Scores texts: exact match, character and word error rate, and named digits."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,21 +8,28 @@ from omni_jax.evaluate.metrics.extras import needs_extra
 
 
 def tidy(text: str) -> str:
-  """Canonical form for comparing: NFC, lower case, single spaces."""
+  """Returns the canonical form for comparing: NFC, lower case, single spaces."""
   return ' '.join(unicodedata.normalize('NFC', text).lower().split())
 
 
 def exact_match(references: Sequence[str], texts: Sequence[str]) -> list[bool]:
+  """Returns, for each text, whether it equals its reference in canonical form."""
   return [tidy(a) == tidy(b) for a, b in zip(references, texts, strict=True)]
 
 
 def cer(references: Sequence[str], texts: Sequence[str]) -> float | None:
-  """Character error rate: edits over characters of the references, all texts together; may exceed 1."""
+  """Returns the character error rate of all texts together; it may exceed 1.
+
+  It counts edits per character of the references, and is None if those are empty.
+  """
   return _error_rate('cer', references, texts)
 
 
 def wer(references: Sequence[str], texts: Sequence[str]) -> float | None:
-  """Word error rate: edits over words of the references, all texts together; may exceed 1."""
+  """Returns the word error rate of all texts together; it may exceed 1.
+
+  It counts edits per word of the references, and is None if those are empty.
+  """
   return _error_rate('wer', references, texts)
 
 
@@ -31,29 +38,44 @@ def _error_rate(
 ) -> float | None:
   with needs_extra():
     import jiwer
-  pairs = [(tidy(a), tidy(b)) for a, b in zip(references, texts, strict=True)]
-  pairs = [(a, b) for a, b in pairs if a]  # jiwer refuses empty references
-  return (
-    float(getattr(jiwer, name)([a for a, _ in pairs], [b for _, b in pairs]))
-    if pairs
-    else None
-  )
+  rate = {'cer': jiwer.cer, 'wer': jiwer.wer}[name]
+  expected: list[str] = []
+  written: list[str] = []
+  for reference, text in zip(references, texts, strict=True):
+    if tidy(reference):  # jiwer refuses empty references
+      expected.append(tidy(reference))
+      written.append(tidy(text))
+  return float(rate(expected, written)) if expected else None
 
 
 class Named(NamedTuple):
-  digit: int  # -1 where the text is no digit word
-  languages: frozenset[str]  # every language that spells this digit so
+  """The digit that a text names.
+
+  Attributes:
+    digit: 0…9, or -1 where the text is no digit word.
+    languages: every language that spells this digit so.
+  """
+
+  digit: int
+  languages: frozenset[str]
 
 
 def name_of(text: str, words: Mapping[str, Sequence[str]]) -> Named:
-  """The digit that a text names and the languages it may be in: 'six' is both English and French."""
-  found = {
-    (digit, language)
-    for language in words
-    for digit, word in enumerate(words[language])
-    if tidy(word) == tidy(text)
-  }
-  digits = {digit for digit, _ in found}
+  """Returns the digit that a text names, and the languages that the word belongs to.
+
+  'six' is both English and French. A word of two different digits names none.
+
+  Args:
+    text: a reply.
+    words: language -> the ten digit words.
+  """
+  digits: set[int] = set()
+  languages: set[str] = set()
+  for language, names in words.items():
+    for digit, word in enumerate(names):
+      if tidy(word) == tidy(text):
+        digits.add(digit)
+        languages.add(language)
   if len(digits) != 1:
     return Named(-1, frozenset())
-  return Named(digits.pop(), frozenset(language for _, language in found))
+  return Named(digits.pop(), frozenset(languages))

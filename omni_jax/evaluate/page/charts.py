@@ -1,4 +1,4 @@
-"""Curves, bars and heat tables as SVG and HTML text."""
+"""Draws curves, bars and heat tables as SVG and HTML text."""
 
 from collections.abc import Sequence
 import html
@@ -10,8 +10,15 @@ import numpy as np
 
 from omni_jax.evaluate.page.training_log import Curve
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 46, 26, 10, 10
+# Sizes in units of the view box; the four margins surround the plot.
+WIDTH = 340
+HEIGHT = 190
+LEFT = 46
+BOTTOM = 26
+TOP = 10
+RIGHT = 10
 MOST_POINTS = 300
+# The colours of lines in their order; they repeat after the last one.
 COLORS = (
   '#1f5ea8',
   '#b8382e',
@@ -21,29 +28,57 @@ COLORS = (
   '#0f8a96',
   '#c2478f',
   '#68758a',
-)  # then again
+)
+DARK = 0.5  # share of a row above which the text of a cell is white
 
 
 class Line(NamedTuple):
-  """Points with how far they spread to both sides; a spread of zeros draws no band."""
+  """Points and how far they spread to both sides; a spread of zeros draws no band."""
 
   x: Sequence[float]
   y: Sequence[float]
   spread: Sequence[float]
 
 
+class _Plot(NamedTuple):
+  """The ranges of both axes, logarithms (base 10) where an axis is logarithmic."""
+
+  left: float
+  right: float
+  low: float
+  high: float
+
+  def x(self, values: np.ndarray | float) -> np.ndarray | float:
+    width = WIDTH - LEFT - RIGHT
+    return LEFT + width * (values - self.left) / (self.right - self.left)
+
+  def y(self, values: np.ndarray | float) -> np.ndarray | float:
+    height = HEIGHT - TOP - BOTTOM
+    return TOP + height * (self.high - values) / (self.high - self.low)
+
+  def points(self, xs: np.ndarray, ys: np.ndarray) -> str:
+    pairs = zip(self.x(xs), self.y(ys), strict=True)
+    return ' '.join(f'{x:.1f},{y:.1f}' for x, y in pairs)
+
+
 def line_chart(title: str, curve: Curve) -> str:
-  """One curve over minutes; the y axis is logarithmic where the values span more than a factor of ten."""
-  x, y = (np.asarray(values, float) for values in curve)
+  """Returns one curve over minutes, with its last value beside the title.
+
+  Long curves are averaged down to MOST_POINTS points.
+  """
+  x = np.asarray(curve.minutes, float)
+  y = np.asarray(curve.values, float)
   if len(x) > MOST_POINTS:
     edges = np.linspace(0, len(x), MOST_POINTS + 1).astype(int)
-    x, y = (
-      np.array([part[a:b].mean() for a, b in itertools.pairwise(edges)])
-      for part in (x, y)
-    )
-  return lines_chart(
-    title, [Line(x, y, np.zeros(len(y)))], unit='min', shown=f'{y[-1]:.4g}'
-  )
+    x = _means(x, edges)
+    y = _means(y, edges)
+  line = Line(x, y, np.zeros(len(y)))
+  return lines_chart(title, [line], unit='min', label=f'{y[-1]:.4g}')
+
+
+def _means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+  """Returns the mean of the values between each edge and the next."""
+  return np.array([values[a:b].mean() for a, b in itertools.pairwise(edges)])
 
 
 def lines_chart(
@@ -51,107 +86,134 @@ def lines_chart(
   lines: Sequence[Line],
   *,
   unit: str,
-  shown: str = '',
+  label: str = '',
   decades: bool = False,
 ) -> str:
-  """Several lines in one frame, each in its own colour of COLORS; an empty one only takes up its colour.
+  """Returns several lines in one plot, each in its own colour of COLORS.
+
+  An empty line only takes up its colour. The y axis is logarithmic where all values are
+  positive and span more than a factor of ten.
 
   Args:
-    unit: of the x axis, which starts at 0, or, with `decades`, is logarithmic from the first point on.
-    shown: beside the title.
+    title: text above the plot.
+    lines: the lines; at least one has points.
+    unit: unit of the x axis.
+    label: text beside the title.
+    decades: whether the x axis is logarithmic, from the first point on; else it starts
+      at 0.
   """
   y = np.concatenate([line.y for line in lines])
-  logarithmic = y.min() > 0 and y.max() > 10 * y.min()
-  scale = (
-    (lambda values: np.log10(np.maximum(values, y.min())))
-    if logarithmic
-    else (lambda values: values)
-  )
-  bands = [
-    (scale(np.subtract(line.y, line.spread)), scale(np.add(line.y, line.spread)))
-    for line in lines
-  ]
-  low, high = _range(np.concatenate([edge for band in bands for edge in band]))
+  logarithmic = bool(y.min() > 0 and y.max() > 10 * y.min())
+  floor = float(y.min()) if logarithmic else None
+  unders = [_scaled(np.subtract(line.y, line.spread), floor) for line in lines]
+  overs = [_scaled(np.add(line.y, line.spread), floor) for line in lines]
+  low, high = _range(np.concatenate([*unders, *overs]))
   xs = [np.log10(line.x) if decades else np.asarray(line.x, float) for line in lines]
-  left = float(np.concatenate(xs).min()) if decades else 0.0
-  right = max(left + 1e-3, float(np.concatenate(xs).max()))
-
-  def at_x(value):
-    return LEFT + (WIDTH - LEFT - RIGHT) * (value - left) / (right - left)
-
-  def at_y(value):
-    return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-  def points(x, y):
-    return ' '.join(f'{at_x(a):.1f},{at_y(b):.1f}' for a, b in zip(x, y, strict=True))
-
-  parts = []
-  for tick in _log_ticks(low, high) if logarithmic else ticks(low, high):
-    label = 10**tick if logarithmic else tick
-    parts.append(
-      f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}" class="grid"/>'
-      f'<text x="{LEFT - 6}" y="{at_y(tick) + 4:.1f}" text-anchor="end">{label:.4g}</text>'
-    )
-  parts += [
-    f'<text x="{at_x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{10**tick if decades else tick:g}</text>'
-    for tick in (_log_ticks(left, right) if decades else ticks(left, right))
-    if tick < left + 0.87 * (right - left)
-  ]
-  parts.append(
-    f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{html.escape(unit)}</text>'
-  )
-  for k, (line, x, (under, over)) in enumerate(zip(lines, xs, bands, strict=True)):
-    if not len(x):
+  all_x = np.concatenate(xs)
+  left = float(all_x.min()) if decades else 0.0
+  right = max(left + 1e-3, float(all_x.max()))
+  plot = _Plot(left, right, low, high)
+  parts = [_y_axis(plot, logarithmic), _x_axis(plot, unit, decades)]
+  for k, line in enumerate(lines):
+    if not len(line.x):
       continue
     color = COLORS[k % len(COLORS)]
     if np.any(line.spread):
-      edge = points(np.concatenate([x, x[::-1]]), np.concatenate([over, under[::-1]]))
-      parts.append(f'<polygon points="{edge}" fill="{color}" opacity="0.18"/>')
-    parts.append(
-      f'<polyline points="{points(x, scale(np.asarray(line.y)))}" class="line" style="stroke:{color}"/>'
-    )
+      parts.append(_band(plot, xs[k], unders[k], overs[k], color))
+    points = plot.points(xs[k], _scaled(np.asarray(line.y), floor))
+    parts.append(f'<polyline points="{points}" class="line" style="stroke:{color}"/>')
+  name = html.escape(title)
   return (
-    f'<figure class="chart"><figcaption>{html.escape(title)} <b>{shown}</b></figcaption>'
-    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}'
-    '</svg></figure>'
+    f'<figure class="chart"><figcaption>{name} <b>{label}</b></figcaption>'
+    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">'
+    f'{"".join(parts)}</svg></figure>'
   )
+
+
+def _scaled(values: np.ndarray, floor: float | None) -> np.ndarray:
+  """Returns base-10 logarithms of values of at least `floor`; None: the values."""
+  if floor is None:
+    return values
+  return np.log10(np.maximum(values, floor))
+
+
+def _y_axis(plot: _Plot, logarithmic: bool) -> str:
+  parts = ''
+  for tick in _ticks(plot.low, plot.high, logarithmic):
+    value = 10**tick if logarithmic else tick
+    y = plot.y(tick)
+    parts += (
+      f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+      f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+    )
+  return parts
+
+
+def _x_axis(plot: _Plot, unit: str, decades: bool) -> str:
+  """Returns the numbers of the x axis and, at its right end, its unit."""
+  parts = ''
+  for tick in _ticks(plot.left, plot.right, decades):
+    if tick < plot.left + 0.87 * (plot.right - plot.left):  # leaves room for the unit
+      value = 10**tick if decades else tick
+      parts += (
+        f'<text x="{plot.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f'{value:g}</text>'
+      )
+  return (
+    f'{parts}<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">'
+    f'{html.escape(unit)}</text>'
+  )
+
+
+def _band(
+  plot: _Plot, x: np.ndarray, under: np.ndarray, over: np.ndarray, color: str
+) -> str:
+  outline_x = np.concatenate([x, x[::-1]])
+  outline_y = np.concatenate([over, under[::-1]])
+  points = plot.points(outline_x, outline_y)
+  return f'<polygon points="{points}" fill="{color}" opacity="0.18"/>'
+
+
+def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
+  return _log_ticks(low, high) if logarithmic else ticks(low, high)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-  """At most about `count` round numbers from low to high."""
+  """Returns round numbers from low to high, at most about `count`."""
   rough = (high - low) / count
   unit = 10 ** math.floor(math.log10(rough))
-  step = next(
-    unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999
-  )
+  steps = (unit * factor for factor in (1, 2, 5, 10))
+  step = next(step for step in steps if step >= rough * 0.999)
   first = math.ceil(low / step - 1e-9)
-  return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+  last = math.floor(high / step + 1e-9)
+  return [round(k * step, 12) for k in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-  decades = range(math.floor(low), math.ceil(high) + 1)
+  """Returns logarithms of powers of ten, and in a small range of thrice those."""
   factors = (1,) if high - low > 2.5 else (1, 3)
-  found = (decade + math.log10(factor) for decade in decades for factor in factors)
-  return [tick for tick in found if low <= tick <= high]
+  found: list[float] = []
+  for decade in range(math.floor(low), math.ceil(high) + 1):
+    for factor in factors:
+      tick = decade + math.log10(factor)
+      if low <= tick <= high:
+        found.append(tick)
+  return found
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-  low, high = float(values.min()), float(values.max())
+  """Returns the lowest and the highest value, with a margin of 5 %."""
+  low = float(values.min())
+  high = float(values.max())
   margin = 0.05 * (high - low) or 0.5
   return low - margin, high + margin
 
 
-def bar(value: float | None, target: float | None) -> str:
-  """A share as a bar from 0 to 1 with a mark at the target."""
+def bar(value: float | None, target: float, passed: bool) -> str:
+  """Returns a share as a bar from 0 to 1 with a mark at the target."""
   filled = 0 if value is None else 100 * min(max(value, 0), 1)
-  kind = (
-    ''
-    if target is None
-    else 'ok'
-    if value is not None and value >= target - 1e-9
-    else 'bad'
-  )
-  mark = '' if target is None else f'<i style="left:{100 * min(target, 1):.1f}%"></i>'
+  kind = 'ok' if passed else 'bad'
+  mark = f'<i style="left:{100 * min(target, 1):.1f}%"></i>'
   return (
     f'<div class="bar {kind}"><span style="width:{filled:.1f}%"></span>{mark}</div>'
   )
@@ -165,17 +227,31 @@ def heat_table(
   corner: str = '',
   percent: bool = False,
 ) -> str:
-  """Numbers on a background as dark as their share of the row; zeros stay blank."""
+  """Returns a table of numbers on a background as dark as their share of the row.
+
+  Args:
+    table: the numbers, row by row; zeros stay blank.
+    rows: names of the rows.
+    columns: names of the columns.
+    corner: text above the names of the rows.
+    percent: whether the numbers are shares, shown in percent; they are then shaded
+      relative to the largest of their row instead of its sum.
+  """
   head = ''.join(f'<th>{html.escape(name)}</th>' for name in columns)
-  body = []
+  body = ''
   for name, row in zip(rows, table, strict=True):
-    most = max(max(row), 1e-9) if percent else max(sum(row), 1e-9)
-    cells = ''.join(_cell(value, value / most, percent) for value in row)
-    body.append(f'<tr><th>{html.escape(name)}</th>{cells}</tr>')
-  return f'<table class="heat"><tr><th>{html.escape(corner)}</th>{head}</tr>{"".join(body)}</table>'
+    full = max(row) if percent else sum(row)
+    cells = ''.join(_cell(value, value / max(full, 1e-9), percent) for value in row)
+    body += f'<tr><th>{html.escape(name)}</th>{cells}</tr>'
+  return (
+    f'<table class="heat"><tr><th>{html.escape(corner)}</th>{head}</tr>{body}</table>'
+  )
 
 
 def _cell(value: float, depth: float, percent: bool) -> str:
-  text = '' if not value else f'{100 * value:.0f}' if percent else f'{value:g}'
-  color = '#fff' if depth > 0.5 else 'inherit'
-  return f'<td style="background:rgba(31,94,168,{depth:.2f});color:{color}">{text}</td>'
+  text = ''
+  if value:
+    text = f'{100 * value:.0f}' if percent else f'{value:g}'
+  color = '#fff' if depth > DARK else 'inherit'
+  background = f'rgba(31,94,168,{depth:.2f})'
+  return f'<td style="background:{background};color:{color}">{text}</td>'

@@ -1,156 +1,181 @@
-"""Chooses what the report shows: the first replies of every kind, right or wrong, never the best."""
+"""Chooses what the report shows: the first replies of every kind, right or wrong."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from omni_jax.evaluate.page.shown import Shown, shown
-from omni_jax.evaluate.tasks.answers import Answered
+from omni_jax.evaluate.tasks.answers import Answered, expected_text
 from omni_jax.evaluate.tasks.outcomes import FreeReply, Outcome
-from omni_jax.evaluate.tasks.prompts import DIGITS, Material
+from omni_jax.evaluate.tasks.prompts import DIGITS, Material, Prompt
 from omni_jax.evaluate.tasks.scoring import part_of
+from omni_jax.modalities.contract import Part
 
-ROWS = 6  # of drawings
-WORDS = 8  # spoken
-EXAMPLES = 2  # of a direction
-STRIDE = 13  # between the prompts shown, so that digits and languages vary
-BLANK = 0.35  # gray where the model drew nothing
+ROWS = 6  # rows of drawings
+WORDS = 8  # spoken words
+EXAMPLES = 2  # examples of each direction
+DATA_EXAMPLES = 4  # examples of each group of a JSON-lines file
+# Prompts are shown in steps of this size, so that digits and languages vary.
+STRIDE = 13
+BLANK = 0.35  # gray level of a drawing that is missing
+
+Rows = Sequence[Sequence[np.ndarray]]
 
 
 class Example(NamedTuple):
+  """A prompt and its reply.
+
+  Attributes:
+    title: name of the direction or group.
+    note: what is expected of the reply.
+    prompt: the parts of the prompt.
+    reply: the parts of the reply.
+    right: whether the reply is right; None where that is not known.
+  """
+
   title: str
-  asked: str
+  note: str
   prompt: list[Shown]
   reply: list[Shown]
   right: bool | None
 
 
 class Spoken(NamedTuple):
+  """A word as the model says it (None: it said nothing), and as a real clip."""
+
   title: str
   generated: Shown | None
   real: Shown
 
 
 class Gallery(NamedTuple):
+  """All that the report shows.
+
+  Attributes:
+    examples: replies of the directions or groups.
+    free: replies whose modalities the model chose.
+    drawn: rows of ten drawings, one of each digit.
+    real: rows of ten real images.
+    spoken: spoken words.
+  """
+
   examples: Sequence[Example] = ()
   free: Sequence[Example] = ()
-  drawn: Sequence[Sequence[np.ndarray]] = ()  # rows of ten, one a digit
-  real: Sequence[Sequence[np.ndarray]] = ()
+  drawn: Rows = ()
+  real: Rows = ()
   spoken: Sequence[Spoken] = ()
 
 
-def of_digits(
+def digits_gallery(
   outcomes: Sequence[Outcome], free: Sequence[FreeReply], material: Material, rate: int
 ) -> Gallery:
-  """The gallery of the nine directions."""
+  """Returns the gallery of the nine directions; `rate` is that of prompts, in Hz."""
+  examples: list[Example] = []
+  for outcome in outcomes:
+    for _ in range(EXAMPLES):
+      index = (STRIDE * len(examples) + 3) % len(outcome.prompts)
+      examples.append(_example(outcome, index, rate))
+  complete_first = sorted(free, key=lambda item: not item.complete)
+  free_examples = [_free_example(item, rate) for item in complete_first]
   by_name = {outcome.direction.name: outcome for outcome in outcomes}
-  examples = [
-    _example(outcome, (STRIDE * (i * EXAMPLES + j) + 3) % len(outcome.prompts), rate)
-    for i, outcome in enumerate(outcomes)
-    for j in range(EXAMPLES)
-  ]
-  free_examples = [
-    Example(
-      'any',
-      f'reply in {item.prompt.language}',
-      [shown(item.prompt.source, rate)],
-      [shown(part, rate) for part in item.reply],
-      item.agreed,
-    )
-    for item in sorted(free, key=lambda item: not item.complete)
-  ]
-  drawn, real = _drawings(by_name.get('text_to_image'), material)
-  return Gallery(
-    examples,
-    free_examples,
-    drawn,
-    real,
-    _spoken(by_name.get('text_to_speech'), material, rate),
-  )
+  to_image = by_name.get('text_to_image')
+  drawn: Rows = []
+  real: Rows = []
+  if to_image is not None:
+    drawn, real = _drawings(to_image, material)
+  to_speech = by_name.get('text_to_speech')
+  spoken = _spoken(to_speech, material, rate) if to_speech is not None else []
+  return Gallery(examples, free_examples, drawn, real, spoken)
 
 
-def of_data(answered: dict[str, list[Answered]], rate: int) -> Gallery:
-  """Prompts and replies of a JSON-lines file; the expected answer stands in the title's place where it is text."""
-  examples = []
+def data_gallery(answered: Mapping[str, Sequence[Answered]], rate: int) -> Gallery:
+  """Returns prompts and replies of a JSON-lines file, with the text expected."""
+  examples: list[Example] = []
   for group, items in answered.items():
-    for item in [item for item in items if item.case.prompt][: 2 * EXAMPLES]:
-      expected = ' '.join(
-        part['text'] for part in item.case.answer if part['type'] == 'text'
-      )
-      prompt = [
-        shown(part, rate)
-        for message in item.case.prompt['messages']
-        for part in message['content']
-      ]
-      examples.append(
-        Example(
-          group,
-          f'expected: {expected}' if expected else '',
-          prompt,
-          [shown(part, rate) for part in item.reply],
-          None,
-        )
-      )
+    prompted = [item for item in items if item.case.prompt]
+    for item in prompted[:DATA_EXAMPLES]:
+      examples.append(_data_example(group, item, rate))
   return Gallery(examples)
 
 
-def _example(outcome: Outcome, k: int, rate: int) -> Example:
-  prompt = outcome.prompts[k]
-  asked = ', '.join(
-    filter(None, (f'digit {prompt.digit}', prompt.language, prompt.voice))
-  )
-  return Example(
-    outcome.direction.name,
-    asked,
-    [shown(prompt.source, rate)],
-    [shown(part, rate) for part in outcome.replies[k]],
-    outcome.verdicts[k].digit == prompt.digit,
-  )
+def _data_example(group: str, item: Answered, rate: int) -> Example:
+  expected = expected_text(item.case)
+  note = f'expected: {expected}' if expected else ''
+  prompt: list[Shown] = []
+  for message in item.case.prompt['messages']:
+    prompt += _shown_parts(message['content'], rate)
+  reply = _shown_parts(item.reply, rate)
+  return Example(group, note, prompt, reply, None)
 
 
-def _drawings(outcome: Outcome | None, material: Material) -> tuple[list, list]:
-  """The first drawings of every digit, and as many real test images."""
-  if outcome is None:
-    return [], []
+def _shown_parts(parts: Sequence[Mapping[str, Any] | Part], rate: int) -> list[Shown]:
+  return [shown(part, rate) for part in parts]
+
+
+def _free_example(item: FreeReply, rate: int) -> Example:
+  note = f'reply in {item.prompt.language}'
+  prompt = [shown(item.prompt.source, rate)]
+  reply = _shown_parts(item.reply, rate)
+  return Example('any', note, prompt, reply, item.agreed)
+
+
+def _example(outcome: Outcome, index: int, rate: int) -> Example:
+  prompt = outcome.prompts[index]
+  requested = [f'digit {prompt.digit}', prompt.language, prompt.voice]
+  note = ', '.join(value for value in requested if value)
+  reply = _shown_parts(outcome.replies[index], rate)
+  right = outcome.verdicts[index].digit_right
+  source = [shown(prompt.source, rate)]
+  return Example(outcome.direction.name, note, source, reply, right)
+
+
+def _drawings(outcome: Outcome, material: Material) -> tuple[Rows, Rows]:
+  """Returns the first drawings of every digit, and as many real test images."""
   shape = material.images.shape[1:]
-  drawn = [[] for _ in range(DIGITS)]
+  drawn: list[list[np.ndarray]] = [[] for _ in range(DIGITS)]
   for prompt, reply in zip(outcome.prompts, outcome.replies, strict=True):
     part = part_of(reply, 'image')
-    fits = part is not None and np.shape(part.pixels) == shape
-    drawn[prompt.digit].append(
-      np.nan_to_num(part.pixels) if fits else np.full(shape, BLANK)
-    )
+    drawing = np.full(shape, BLANK)
+    if part is not None and np.shape(part.pixels) == shape:
+      drawing = np.nan_to_num(part.pixels)
+    drawn[prompt.digit].append(drawing)
   real = [list(material.images[material.labels == digit]) for digit in range(DIGITS)]
-  rows = min([ROWS, *map(len, drawn), *map(len, real)])
-  return (
-    [[column[k] for column in drawn] for k in range(rows)],
-    [[column[k] for column in real] for k in range(rows)],
-  )
+  # Columns of digits become rows, as many as the shortest column has.
+  drawn_rows = list(zip(*drawn, strict=False))
+  real_rows = list(zip(*real, strict=False))
+  rows = min(ROWS, len(drawn_rows), len(real_rows))
+  return drawn_rows[:rows], real_rows[:rows]
 
 
-def _spoken(outcome: Outcome | None, material: Material, rate: int) -> list[Spoken]:
-  """Spoken words beside a real clip of the same word, in the voice that was asked for where there is one."""
-  found, seen = [], set()
-  for prompt, reply in zip(*outcome[1:3], strict=True) if outcome else ():
+def _spoken(outcome: Outcome, material: Material, rate: int) -> list[Spoken]:
+  """Returns the first replies of different words, each beside a real clip."""
+  spoken: dict[str, Spoken] = {}
+  for prompt, reply in zip(outcome.prompts, outcome.replies, strict=True):
+    if len(spoken) == WORDS:
+      break
     word = material.words[prompt.language][prompt.digit]
-    if word in seen or len(found) == WORDS:
+    if word in spoken:
       continue
-    same = [
-      clip
-      for clip in [*material.known_voices, *material.unseen_voices]
-      if (clip.digit, clip.language) == (prompt.digit, prompt.language)
-    ]
-    same.sort(key=lambda clip: clip.voice != prompt.voice)
-    if not same:
+    real = _real_wave(prompt, material)
+    if real is None:
       continue
-    seen.add(word)
+    title = f'{word} ({prompt.language}, voice {prompt.voice or "any"})'
     part = part_of(reply, 'audio')
-    found.append(
-      Spoken(
-        f'{word} ({prompt.language}, voice {prompt.voice or "any"})',
-        shown(part, rate) if part else None,
-        shown({'type': 'audio', 'wave': same[0].wave}, rate),
-      )
-    )
-  return found
+    generated = shown(part, rate) if part else None
+    clip = shown({'type': 'audio', 'wave': real}, rate)
+    spoken[word] = Spoken(title, generated, clip)
+  return list(spoken.values())
+
+
+def _real_wave(prompt: Prompt, material: Material) -> np.ndarray | None:
+  """Returns a real clip of the requested word, if possible in the requested voice."""
+  wave: np.ndarray | None = None
+  for clip in [*material.known_voices, *material.unseen_voices]:
+    if clip.digit != prompt.digit or clip.language != prompt.language:
+      continue
+    if clip.voice == prompt.voice:
+      return clip.wave
+    if wave is None:
+      wave = clip.wave
+  return wave

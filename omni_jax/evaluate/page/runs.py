@@ -1,7 +1,8 @@
-"""Runs side by side: what their configs differ in, their final figures, and runs that differ only in their seed."""
+"""Reads runs for a comparison: their configs, final metrics and loss curves."""
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -10,96 +11,100 @@ import numpy as np
 from omni_jax.errors import UserError
 from omni_jax.evaluate.page import training_log
 
-BESIDE = ('diversity', 'voice_accuracy')  # of a direction
+# Metrics of a direction that are compared beside its accuracy.
+DIRECTION_SCORES = ('diversity', 'voice_accuracy')
 ROUTING = ('entropy', 'mutual_information')
-SCORES = (
+# Metrics of a group of a JSON-lines file that are compared beside its losses.
+GROUP_SCORES = (
   'exact_match',
   'wer',
   'image_accuracy',
   'speech_accuracy',
   'voice_accuracy',
   'slot_f1',
-)  # of a group
-LOSSES = ('loss/', 'codec/loss')
+)
+LOSSES = ('loss/', 'codec/loss')  # beginnings of the names that are losses
+
+Curves = dict[str, dict[int, float]]
 
 
 class Run(NamedTuple):
-  """What a run's folder says of it.
+  """What a run's folder holds.
 
   Attributes:
-    config: flat, 'omni.optim.lr' -> value.
-    figures: final ones by name: accuracies and scores of the last evaluation, last losses, minutes of training.
+    name: name of the folder.
+    config: flattened config, such as 'omni.optim.lr' -> value.
+    metrics: final values by name: accuracies and scores of the last evaluation, last
+      losses, minutes of training.
     curves: loss -> {step: value}.
   """
 
   name: str
   config: dict[str, Any]
-  figures: dict[str, float]
-  curves: dict[str, dict[int, float]]
+  metrics: dict[str, float]
+  curves: Curves
 
 
 class Group(NamedTuple):
-  """Runs of the same config but for its seed."""
+  """Runs whose configs are the same except for the seed."""
 
   config: dict[str, Any]  # without the seed
   runs: list[Run]
 
   @property
   def name(self) -> str:
-    return (
-      self.runs[0].name
-      if len(self.runs) == 1
-      else f'{self.runs[0].name} and other seeds'
-    )
+    first = self.runs[0].name
+    return first if len(self.runs) == 1 else f'{first} and other seeds'
 
 
-def read_run(folder: Any) -> Run:
-  """Reads config.json, metrics.jsonl and the last evaluation.
+def read_run(folder: epath.PathLike) -> Run:
+  """Returns a run from its config.json, metrics.jsonl and last evaluation.
 
   Raises:
-    UserError: if the folder holds no config, or nothing was measured in it yet.
+    UserError: if the folder holds no config or no metrics yet.
   """
   folder = epath.Path(folder)
   if not (folder / 'config.json').exists():
     raise UserError(f'{folder} holds no run: config.json is missing')
   records = training_log.read(folder)
-  metrics = _last_evaluation(folder)
-  if not records and not metrics:
+  evaluation = _last_evaluation(folder)
+  if not records and not evaluation:
     raise UserError(
-      f'{folder}: no metrics yet, neither metrics.jsonl nor eval/STEP/metrics.json; train it first'
+      f'{folder}: no metrics yet, neither metrics.jsonl nor eval/STEP/metrics.json: '
+      'train the run first'
     )
-  curves: dict[str, dict[int, float]] = {}
+  curves = _loss_curves(records)
+  metrics = _scores(evaluation)
+  for name, curve in curves.items():
+    metrics[f'last {name}'] = curve[max(curve)]
+  if records:
+    metrics['minutes'] = max(record['seconds'] for record in records) / 60
+  config = _flat(_json(folder / 'config.json'))
+  return Run(folder.name or str(folder), config, metrics, curves)
+
+
+def _loss_curves(records: Sequence[training_log.Record]) -> Curves:
+  """Returns every logged loss as 'STAGE: NAME' -> {step: value}."""
+  curves: Curves = {}
   for record in records:
     for name, value in record.items():
-      if (
-        name.startswith(LOSSES)
-        and isinstance(value, int | float)
-        and np.isfinite(value)
-      ):
-        curves.setdefault(f'{record.get("stage", "")}: {name}', {})[
-          int(record['step'])
-        ] = float(value)
-  last = {f'last {name}': curve[max(curve)] for name, curve in curves.items()}
-  minutes = (
-    {'minutes': max(record['seconds'] for record in records) / 60} if records else {}
-  )
-  figures = _scores(metrics) | last | minutes
-  return Run(
-    folder.name or str(folder), _flat(_json(folder / 'config.json')), figures, curves
-  )
+      if not name.startswith(LOSSES) or not isinstance(value, int | float):
+        continue
+      if math.isfinite(value):
+        curve = curves.setdefault(f'{record.get("stage", "")}: {name}', {})
+        curve[int(record['step'])] = float(value)
+  return curves
 
 
 def _last_evaluation(folder: epath.Path) -> Mapping[str, Any]:
-  found = (
-    sorted(
-      (int(path.name), path / 'metrics.json')
-      for path in (folder / 'eval').iterdir()
-      if path.name.isdecimal() and (path / 'metrics.json').exists()
-    )
-    if (folder / 'eval').exists()
-    else []
-  )
-  return _json(found[-1][1]) if found else {}
+  """Returns the contents of the last metrics.json; empty if there is none."""
+  if not (folder / 'eval').exists():
+    return {}
+  files: dict[int, epath.Path] = {}
+  for path in (folder / 'eval').iterdir():
+    if path.name.isdecimal() and (path / 'metrics.json').exists():
+      files[int(path.name)] = path / 'metrics.json'
+  return _json(files[max(files)]) if files else {}
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
@@ -109,61 +114,66 @@ def _json(path: epath.Path) -> dict[str, Any]:
     raise UserError(f'{path} is not JSON: {error}') from error
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Accuracies of the directions and what stands beside them; scores and losses of the groups of a JSON-lines file."""
-  directions, routing = metrics.get('directions', {}), metrics.get('routing') or {}
-  found = {name: entry.get('accuracy') for name, entry in directions.items()}
-  found |= {
-    f'{name} {score}': entry[score]
-    for name, entry in directions.items()
-    for score in BESIDE
-    if score in entry
-  }
-  for group, entry in metrics.get('data', {}).get('groups', {}).items():
-    found |= {f'{group} {name}': entry[name] for name in SCORES if name in entry}
-    found |= {
-      f'{group} loss {name}': value for name, value in entry.get('loss', {}).items()
-    }
-  found |= {f'routing {name}': routing.get(name) for name in ROUTING}
-  return {name: value for name, value in found.items() if value is not None}
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, float]:
+  """Returns metrics of directions, of groups of a JSON-lines file, and of routing."""
+  directions = evaluation.get('directions', {})
+  scores = {name: entry.get('accuracy') for name, entry in directions.items()}
+  for name, entry in directions.items():
+    for score in DIRECTION_SCORES:
+      scores[f'{name} {score}'] = entry.get(score)
+  groups = evaluation.get('data', {}).get('groups', {})
+  for group, entry in groups.items():
+    for score in GROUP_SCORES:
+      scores[f'{group} {score}'] = entry.get(score)
+    for name, loss in entry.get('loss', {}).items():
+      scores[f'{group} loss {name}'] = loss
+  routing = evaluation.get('routing') or {}
+  for name in ROUTING:
+    scores[f'routing {name}'] = routing.get(name)
+  return {name: value for name, value in scores.items() if value is not None}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  found: dict[str, Any] = {}
+  """Returns a nested config with dotted keys."""
+  flat: dict[str, Any] = {}
   for key, value in config.items():
-    found |= (
-      _flat(value, f'{prefix}{key}.')
-      if isinstance(value, Mapping)
-      else {f'{prefix}{key}': value}
-    )
-  return found
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
 
 
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Keys whose values are not the same everywhere; a key that is absent somewhere differs."""
-  keys = dict.fromkeys(key for config in configs for key in config)
-  return [
-    key
-    for key in keys
-    if any(config.get(key) != configs[0].get(key) for config in configs[1:])
-  ]
+def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns the keys whose values are not the same in all configs.
+
+  A key that is absent somewhere counts as None there.
+  """
+  keys: dict[str, Any] = {}
+  for config in configs:
+    keys |= config
+  differing: list[str] = []
+  for key in keys:
+    if any(config.get(key) != configs[0].get(key) for config in configs):
+      differing.append(key)
+  return differing
 
 
-def groups_of(runs: Sequence[Run]) -> list[Group]:
-  """The runs, those together that differ in config.seed and in nothing else, in the order given."""
-  found: list[Group] = []
+def group_seeds(runs: Sequence[Run]) -> list[Group]:
+  """Returns the runs in their order, grouped where only config.seed differs."""
+  groups: list[Group] = []
   for run in runs:
     config = {key: value for key, value in run.config.items() if key != 'seed'}
-    group = next((group for group in found if group.config == config), None)
+    group = next((group for group in groups if group.config == config), None)
     if group:
       group.runs.append(run)
     else:
-      found.append(Group(config, [run]))
-  return found
+      groups.append(Group(config, [run]))
+  return groups
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and standard deviation of a sample (n - 1); 0 for a single value."""
-  return float(np.mean(values)), float(np.std(values, ddof=1)) if len(
-    values
-  ) > 1 else 0.0
+  """Returns mean and standard deviation of a sample (n - 1); 0 for a single value."""
+  if len(values) < 2:
+    return float(np.mean(values)), 0.0
+  return float(np.mean(values)), float(np.std(values, ddof=1))

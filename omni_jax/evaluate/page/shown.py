@@ -1,4 +1,4 @@
-"""Pieces of the report that are seen or heard: each a file in media/ and a part of the page itself."""
+"""Turns texts, pictures and sounds into HTML, and writes them as files into media/."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from omni_jax.modalities import contract
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.image.files import png_bytes
 
+# Colours of a spectrogram from quiet to loud.
 SHADES = (
   np.array(
     [[250, 250, 252], [190, 215, 235], [90, 150, 205], [35, 80, 150], [12, 25, 60]],
@@ -22,6 +23,9 @@ SHADES = (
   )
   / 255
 )
+DEPTH = 6.9  # nepers (60 dB) below the loudest that a spectrogram shows
+LINE = 0.35  # gray level of the lines between images
+NOTHING = '<span class="word">∅</span>'
 
 
 class Shown(NamedTuple):
@@ -34,52 +38,71 @@ class Shown(NamedTuple):
   rate: int | None = None
 
 
-def shown(part: Any, rate: int) -> Shown:
-  """From a part of an example (a dict; audio at the run's rate) or of a reply (an object)."""
-  get = (
-    part.get if isinstance(part, Mapping) else lambda name: getattr(part, name, None)
-  )
-  kind = get('type')
+def shown(part: Mapping[str, Any] | contract.Part, rate: int) -> Shown:
+  """Returns a part of an example (a mapping) or of a reply in the form of the report.
+
+  Args:
+    part: the part.
+    rate: samples per second of a sound that does not say its own.
+  """
+  kind = _field(part, 'type')
   if kind == 'image':
-    return Shown(kind, pixels=np.nan_to_num(np.asarray(get('pixels'), np.float32)))
+    pixels = np.asarray(_field(part, 'pixels'), np.float32)
+    return Shown(kind, pixels=np.nan_to_num(pixels))
   if kind == 'audio':
-    wave = np.clip(np.nan_to_num(np.asarray(get('wave'), np.float32)), -1, 1)
-    return Shown(kind, wave=wave, rate=get('rate') or rate)
-  return Shown('text', text=str(get('text')))
+    wave = np.nan_to_num(np.asarray(_field(part, 'wave'), np.float32))
+    wave = np.clip(wave, -1, 1)
+    return Shown(kind, wave=wave, rate=_field(part, 'rate') or rate)
+  return Shown('text', text=str(_field(part, 'text')))
+
+
+def _field(part: Mapping[str, Any] | contract.Part, name: str) -> Any:
+  """Returns a field of a part, or None if it has no such field."""
+  if isinstance(part, Mapping):
+    return part.get(name)
+  return getattr(part, name, None)
 
 
 def spectrogram(wave: np.ndarray, rate: int) -> np.ndarray:
-  """Pixels (mels, columns, 3) of the log-mel, low tones at the bottom, the loudest 60 dB of the clip."""
+  """Returns pixels (mels, columns, 3) of the log-mel: the loudest 60 dB of the clip.
+
+  Low tones are at the bottom.
+  """
   mel = log_mel(wave, rate=rate, mels=40)
-  level = np.clip((mel - mel.max()) / 6.9 + 1, 0, 1).T[::-1]  # 6.9 nepers = 60 dB
-  return np.stack(
-    [np.interp(level, np.linspace(0, 1, len(SHADES)), SHADES[:, c]) for c in range(3)],
-    axis=-1,
-  )
+  level = np.clip((mel - mel.max()) / DEPTH + 1, 0, 1).T[::-1]
+  levels = np.linspace(0, 1, len(SHADES))
+  channels = [np.interp(level, levels, shades) for shades in SHADES.T]
+  return np.stack(channels, axis=-1)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Images of one size in rows, with a line of gray one pixel wide between them."""
+  """Returns images of one size in rows, with gray lines of one pixel between them."""
+  strips = [_joined(row, 1) for row in rows]
+  return _joined(strips, 0)
 
-  def joined(images, axis):
-    shape = list(images[0].shape)
-    shape[axis] = 1
-    line = np.full(shape, 0.35, np.float32)
-    pieces = [piece for image in images for piece in (image, line)][:-1]
-    return np.concatenate(pieces, axis=axis)
 
-  return joined([joined(row, 1) for row in rows], 0)
+def _joined(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
+  shape = list(images[0].shape)
+  shape[axis] = 1
+  line = np.full(shape, LINE, np.float32)
+  pieces = [images[0]]
+  for image in images[1:]:
+    pieces += [line, image]
+  return np.concatenate(pieces, axis=axis)
 
 
 class Media:
-  """Writes media files into a folder (None: nowhere) and returns the HTML that shows them without the folder."""
+  """Writes media files into a folder, and returns the HTML that shows them without it.
+
+  Where the folder is None, nothing is written.
+  """
 
   def __init__(self, folder: epath.Path | None):
     self._folder = folder
     self._counts: dict[str, int] = {}
 
   def html(self, item: Shown, name: str) -> str:
-    """HTML of one piece; picture and sound are saved under `name` and a number."""
+    """Returns the HTML of an item; pictures and sounds are saved as `name` + number."""
     if item.kind == 'text':
       return f'<span class="word">{html.escape(item.text) or "∅"}</span>'
     if item.kind == 'image':
@@ -87,7 +110,10 @@ class Media:
     return self.player(item.wave, item.rate, name)
 
   def embedded(self, file: contract.Shown, name: str) -> str:
-    """Returns HTML of a file that a medium's host made: a picture, or a sound to see and to hear."""
+    """Returns the HTML of a file that a medium's host wrote.
+
+    It is a picture, or the player of a sound with its spectrogram.
+    """
     if file.suffix == 'wav':
       wave, rate = soundfile.read(io.BytesIO(file.data), dtype='float32')
       return self.player(wave, rate, name)
@@ -96,30 +122,44 @@ class Media:
     return f'<img class="digit" alt="{html.escape(name)}" src="{url}">'
 
   def picture(self, pixels: np.ndarray, name: str, *, css: str) -> str:
-    raw = png_bytes(pixels)
-    self._save(raw, name, 'png')
-    return f'<img class="{css}" alt="{html.escape(name)}" src="{_data_url(raw, "image/png")}">'
+    """Returns the HTML of an image.
+
+    Args:
+      pixels: the image in [0, 1], (height, width, channels).
+      name: name of the file, without its number.
+      css: class of the HTML element.
+    """
+    png = png_bytes(pixels)
+    self._save(png, name, 'png')
+    url = _data_url(png, 'image/png')
+    return f'<img class="{css}" alt="{html.escape(name)}" src="{url}">'
 
   def player(self, wave: np.ndarray, rate: int, name: str) -> str:
+    """Returns the HTML of a sound: its spectrogram and a player.
+
+    On paper the name of its file takes the place of the player.
+    """
     if not len(wave):
-      return '<span class="word">∅</span>'
-    raw = wav_bytes(wave, rate)
-    file = self._save(raw, name, 'wav')
+      return NOTHING
+    wav = wav_bytes(wave, rate)
+    file = self._save(wav, name, 'wav')
     picture = _data_url(png_bytes(spectrogram(wave, rate)), 'image/png')
+    sound = _data_url(wav, 'audio/wav')
     return (
       f'<span class="sound"><img class="spectrogram" alt="spectrogram" src="{picture}">'
-      f'<audio controls preload="metadata" src="{_data_url(raw, "audio/wav")}"></audio>'
+      f'<audio controls preload="metadata" src="{sound}"></audio>'
       f'<small class="file">{html.escape(file)}</small></span>'
-    )  # on paper, in the player's place
+    )
 
-  def _save(self, raw: bytes, name: str, suffix: str) -> str:
-    """The file's name, which is new each time."""
-    count = self._counts[name] = self._counts.get(name, -1) + 1
+  def _save(self, data: bytes, name: str, suffix: str) -> str:
+    """Saves a file under a new name, and returns the name."""
+    count = self._counts.get(name, -1) + 1
+    self._counts[name] = count
     file = f'{name}_{count:02d}.{suffix}'
     if self._folder is not None:
-      (self._folder / file).write_bytes(raw)
+      (self._folder / file).write_bytes(data)
     return file
 
 
-def _data_url(raw: bytes, mime: str) -> str:
-  return f'data:{mime};base64,{base64.b64encode(raw).decode()}'
+def _data_url(data: bytes, mime: str) -> str:
+  return f'data:{mime};base64,{base64.b64encode(data).decode()}'

@@ -1,4 +1,4 @@
-"""Reads a run's metrics.jsonl: the curves of the report and the last table of experts by modality."""
+"""Reads a run's metrics.jsonl: curves of the report, and what the routers did last."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json
@@ -10,17 +10,26 @@ import numpy as np
 
 TABLE = 'routing/expert_by_modality'
 
+Record = Mapping[str, Any]  # a line of metrics.jsonl
+
 
 class Curve(NamedTuple):
+  """A logged number over the minutes since the start of the run."""
+
   minutes: list[float]
   values: list[float]
 
 
-def read(workdir: Any) -> list[dict]:
-  """The log's records; none where the file is missing. A last line that was cut off by a crash is passed over."""
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """Returns the records of the log, or none where the file is missing.
+
+  A last line that a crash cut off is skipped.
+  """
   path = epath.Path(workdir) / 'metrics.jsonl'
-  records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  if not path.exists():
+    return []
+  records: list[dict[str, Any]] = []
+  for line in path.read_text().splitlines():
     try:
       record = json.loads(line)
     except json.JSONDecodeError:
@@ -30,8 +39,8 @@ def read(workdir: Any) -> list[dict]:
   return records
 
 
-def curves(records: Sequence[Mapping], *, prefix: str) -> dict[str, Curve]:
-  """Every number whose name starts with `prefix`, against minutes since the start of the run."""
+def curves(records: Sequence[Record], *, prefix: str) -> dict[str, Curve]:
+  """Returns the curve of every number whose name starts with `prefix`."""
   found: dict[str, Curve] = {}
   for record in records:
     for name, value in record.items():
@@ -42,28 +51,32 @@ def curves(records: Sequence[Mapping], *, prefix: str) -> dict[str, Curve]:
   return found
 
 
-def routing(records: Sequence[Mapping], media: Iterable[str]) -> dict[str, Any]:
-  """Reads what the routers did last.
+def routing(records: Sequence[Record], media: Iterable[str]) -> dict[str, Any]:
+  """Returns what the routers did last.
 
   Args:
-    media: in the order of their numbers; the table's first row is of padding.
+    records: the log.
+    media: names of the media in the order of their numbers; the table's first row is
+      padding.
 
   Returns:
-    The last numbers named routing/…, and as expert_by_modality the last logged table: each modality's row as shares
-    that sum to 1, without rows that no token had.
+    The last numbers named routing/…, and as expert_by_modality the last logged table:
+    each modality's row as shares that sum to 1, without rows that no token had.
   """
-  found: dict[str, Any] = {}
+  latest: dict[str, Any] = {}
   for record in records:
     for name, value in record.items():
       if name == TABLE:
-        found['expert_by_modality'] = _shares(value, ('padding', *media))
+        latest['expert_by_modality'] = _shares(value, ('padding', *media))
       elif name.startswith('routing/') and _is_number(value):
-        found[name.removeprefix('routing/')] = value
-  return found
+        latest[name.removeprefix('routing/')] = value
+  return latest
 
 
-def _shares(table: Any, names: Sequence[str]) -> dict[str, list[float]]:
-  """Returns name of a row -> its shares."""
+def _shares(
+  table: Sequence[Sequence[float | None]], names: Sequence[str]
+) -> dict[str, list[float]]:
+  """Returns the shares of each row by the name of the row."""
   counts_ME = np.nan_to_num(np.asarray(table, float))
   shares_ME = counts_ME / np.maximum(counts_ME.sum(axis=1, keepdims=True), 1e-9)
   rows = zip(names, shares_ME.round(4).tolist(), strict=True)

@@ -1,11 +1,12 @@
-"""Scores a model on a JSON-lines file of unknown kind, grouped by what goes in and what comes out."""
+"""Scores a model on examples of any kind, grouped by the modalities in and out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from omni_jax.errors import UserError
+from omni_jax.evaluate.limits import Log
 from omni_jax.evaluate.metrics import (
   image_metrics,
   slot_metrics,
@@ -14,156 +15,217 @@ from omni_jax.evaluate.metrics import (
 )
 from omni_jax.evaluate.metrics.scores import accuracy, share
 from omni_jax.evaluate.tasks.labelled import Classes
-from omni_jax.evaluate.tasks.scoring import wave_of
+from omni_jax.evaluate.tasks.scoring import text_of, wave_of
+from omni_jax.generate.api import TrainedModel
+from omni_jax.modalities.contract import Part
 
-MOST_LOSSES = 512  # examples of a group whose loss is computed: it is a mean, and takes as long as the answers
-FORMS = {
-  'slots': slot_metrics.slot_scores
-}  # what `meta.form` says of the texts -> scores of their own
+# Examples of a group whose loss is computed: it is a mean, and as slow as the answers.
+MOST_LOSSES = 512
+# Scores of texts in a certain form, by the name of the form in `meta.form`.
+FORMS = {'slots': slot_metrics.slot_scores}
 NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
+
+Scores = dict[str, Any]
 
 
 class Case(NamedTuple):
-  """One example, taken apart."""
+  """One example, taken apart.
+
+  Attributes:
+    example: the example.
+    prompt: the example without its last answer; None where nothing is asked.
+    answer: the parts of that answer.
+    group: the group in the example's meta, or its modalities as in
+      'image+text_to_speech', or 'plain' for an example without messages.
+  """
 
   example: Mapping[str, Any]
-  prompt: (
-    dict[str, Any] | None
-  )  # the example without its last answer; None where nothing is asked
-  answer: list[Mapping[str, Any]]  # the parts of that answer
-  group: str  # what the example's meta says, or 'image+text_to_speech', 'plain' for examples without messages
+  prompt: dict[str, Any] | None
+  answer: list[Mapping[str, Any]]
+  group: str
 
 
 class Answered(NamedTuple):
+  """A case and the model's reply, which is empty where nothing is asked."""
+
   case: Case
-  reply: list[Any]
+  reply: list[Part]
+
+
+class Aligned(NamedTuple):
+  """A part of an answer, and what the model generated in its place.
+
+  Attributes:
+    expected: the part of the answer.
+    generated: the generated part, or None where the reply has too few of this type.
+    voice: the requested voice, if any.
+  """
+
+  expected: Mapping[str, Any]
+  generated: Part | None
+  voice: str | None
 
 
 def case_of(example: Mapping[str, Any]) -> Case:
-  """The last assistant message is the answer; all before it is the prompt."""
-  messages, group = example.get('messages'), (example.get('meta') or {}).get('group')
+  """Returns an example as a prompt and its answer, the last assistant message."""
+  messages = example.get('messages')
+  group = _meta(example).get('group')
   if not messages:
     return Case(example, None, [], str(group or 'plain'))
-  last = max(
-    (k for k, message in enumerate(messages) if message['role'] == 'assistant'),
-    default=None,
-  )
+  last = None
+  for index, message in enumerate(messages):
+    if message['role'] == 'assistant':
+      last = index
   if last is None or not messages[last]['content']:
     return Case(example, None, [], 'unanswered')
+  before = messages[:last]
   answer = list(messages[last]['content'])
-  prompt = {
-    **example,
-    'messages': [*messages[:last], {**messages[last], 'content': []}],
-  }
-  shown = [part for message in messages[:last] for part in message['content']]
-  return Case(
-    example, prompt, answer, str(group or f'{_kinds(shown)}_to_{_kinds(answer)}')
-  )
+  opened = {**messages[last], 'content': []}
+  prompt = {**example, 'messages': [*before, opened]}
+  if not group:
+    shown: list[Mapping[str, Any]] = []
+    for message in before:
+      shown += message['content']
+    group = f'{_kinds(shown)}_to_{_kinds(answer)}'
+  return Case(example, prompt, answer, str(group))
+
+
+def _meta(example: Mapping[str, Any]) -> Mapping[str, Any]:
+  return example.get('meta') or {}
 
 
 def _kinds(parts: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the modalities of parts, such as 'image+text'."""
   present = {part['type'] for part in parts}
   return '+'.join(NAME[kind] for kind in NAME if kind in present) or 'nothing'
 
 
+def expected_text(case: Case) -> str:
+  """Returns the texts of the answer, joined by spaces."""
+  return ' '.join(part['text'] for part in case.answer if part['type'] == 'text')
+
+
 def answer_all(
-  trained: Any,
+  trained: TrainedModel,
   examples: Sequence[Mapping[str, Any]],
   *,
   seed: int,
-  sampling: Mapping[str, Any],
-  log: Callable[[str], None] = print,
+  sampling: Mapping[str, float],
+  log: Log = print,
 ) -> dict[str, list[Answered]]:
-  """Replies of every group; an empty reply where nothing is asked."""
+  """Returns the replies to all examples by group.
+
+  Raises:
+    UserError: if there are no examples.
+  """
   groups: dict[str, list[Case]] = {}
   for example in examples:
     case = case_of(example)
     groups.setdefault(case.group, []).append(case)
-  answered = {}
+  answered: dict[str, list[Answered]] = {}
   for group, cases in sorted(groups.items()):
-    asked = [case for case in cases if case.prompt is not None]
-    kinds = {part['type'] for case in asked for part in case.answer}
-    want = kinds.pop() if len(kinds) == 1 else 'any'
-    replies = (
-      trained.generate_batch(
-        [case.prompt for case in asked], want=want, seed=seed, **sampling
-      )
-      if asked
-      else [[] for _ in cases]
-    )
-    answered[group] = [
-      Answered(case, list(reply))
-      for case, reply in zip(asked or cases, replies, strict=True)
-    ]
+    answered[group] = _answer_group(trained, cases, seed, sampling)
     log(f'evaluate: {group}, {len(cases)} examples')
   if not answered:
     raise UserError('the file to evaluate on holds no examples')
   return answered
 
 
+def _answer_group(
+  trained: TrainedModel, cases: Sequence[Case], seed: int, sampling: Mapping[str, float]
+) -> list[Answered]:
+  """Returns the replies of a group: to its prompts, or empty ones if it has none."""
+  prompted = [case for case in cases if case.prompt is not None]
+  if not prompted:
+    return [Answered(case, []) for case in cases]
+  kinds = _answer_kinds(prompted)
+  want = kinds.pop() if len(kinds) == 1 else 'any'
+  prompts = [case.prompt for case in prompted]
+  replies = trained.generate_batch(prompts, want=want, seed=seed, **sampling)
+  pairs = zip(prompted, replies, strict=True)
+  return [Answered(case, list(reply)) for case, reply in pairs]
+
+
+def _answer_kinds(cases: Sequence[Case]) -> set[str]:
+  """Returns the types of the parts in the answers."""
+  kinds: set[str] = set()
+  for case in cases:
+    kinds.update(part['type'] for part in case.answer)
+  return kinds
+
+
 def answer_metrics(
-  trained: Any,
+  trained: TrainedModel,
   answered: Sequence[Answered],
   *,
   rate: int,
   classes: Classes | None = None,
-) -> dict:
-  """Loss, then the scores of each medium that the answers hold; with `classes` also what judges took them for."""
-  scores: dict[str, Any] = {
-    'n': len(answered),
-    'loss': trained.loss([item.case.example for item in answered[:MOST_LOSSES]]),
-  }
-  if any(part['type'] == 'text' for item in answered for part in item.case.answer):
+) -> Scores:
+  """Returns the loss of a group, then the scores of each medium of its answers.
+
+  Args:
+    trained: the restored run.
+    answered: cases and replies of the group.
+    rate: samples per second of sounds.
+    classes: labelled classes, whose judges score the replies as well.
+  """
+  examples = [item.case.example for item in answered[:MOST_LOSSES]]
+  scores: Scores = {'n': len(answered), 'loss': trained.loss(examples)}
+  kinds = _answer_kinds([item.case for item in answered])
+  if 'text' in kinds:
     scores |= _text_scores(answered)
-  if any(part['type'] == 'audio' for item in answered for part in item.case.answer):
+  if 'audio' in kinds:
     scores |= _speech_scores(answered, rate)
-  if any(part['type'] == 'image' for item in answered for part in item.case.answer):
+  if 'image' in kinds:
     scores |= _image_scores(answered)
   if classes is not None:
-    scores |= _judged_images(answered, classes) | _judged_speech(
-      answered, classes, rate
-    )
+    scores |= _judged_images(answered, classes)
+    scores |= _judged_speech(answered, classes, rate)
   return scores
+
+
+def _aligned(answered: Sequence[Answered], kind: str) -> list[Aligned]:
+  """Returns the parts of a type in all answers, beside the generated ones."""
+  aligned: list[Aligned] = []
+  for item in answered:
+    generated = iter([part for part in item.reply if part.type == kind])
+    for part in item.case.answer:
+      if part['type'] == kind:
+        voice = item.case.prompt['messages'][-1].get('voice')
+        aligned.append(Aligned(part, next(generated, None), voice))
+  return aligned
 
 
 def _labelled(
   answered: Sequence[Answered], kind: str, classes: Classes
-) -> list[tuple[int, Any, Any]]:
-  """(class asked, the generated part or None, voice asked or None) of every labelled part of a kind."""
-  found = []
-  for item in answered:
-    made = iter([part for part in item.reply if part.type == kind])
-    for part in item.case.answer:
-      if part['type'] == kind:
-        generated = next(made, None)
-        if part.get('label') in classes.names:
-          found.append(
-            (
-              classes.names.index(part['label']),
-              generated,
-              item.case.prompt['messages'][-1].get('voice'),
-            )
-          )
-  return found
+) -> tuple[list[Aligned], list[int]]:
+  """Returns the parts of a type that show a class, and the numbers of their classes."""
+  labelled: list[Aligned] = []
+  numbers: list[int] = []
+  for pair in _aligned(answered, kind):
+    label = pair.expected.get('label')
+    if label in classes.names:
+      labelled.append(pair)
+      numbers.append(classes.names.index(label))
+  return labelled, numbers
 
 
-def _judged_images(answered: Sequence[Answered], classes: Classes) -> dict:
-  asked = _labelled(answered, 'image', classes)
-  if not asked:
+def _judged_images(answered: Sequence[Answered], classes: Classes) -> Scores:
+  labelled, numbers = _labelled(answered, 'image', classes)
+  if not labelled:
     return {}
-  empty = np.zeros((0, 0, 0))  # of no shape that the judge knows: taken for nothing
-  drawn = [
-    empty if part is None else np.nan_to_num(part.pixels) for _, part, _ in asked
-  ]
-  labels = np.array([label for label, _, _ in asked])
+  # A missing image has a shape that the judge does not know: it is recognised as none.
+  missing = np.zeros((0, 0, 0))
+  drawn: list[np.ndarray] = []
+  for pair in labelled:
+    image = missing if pair.generated is None else np.nan_to_num(pair.generated.pixels)
+    drawn.append(image)
+  labels = np.array(numbers)
   right = np.equal(classes.judges.image(drawn), labels)
-  scores = accuracy(right.tolist())
+  right_images = [drawn[k] for k in np.flatnonzero(right)]
+  images = np.stack(right_images) if right_images else missing[None][:0]
   media = classes.media
-  images = (
-    np.stack([image for image, ok in zip(drawn, right, strict=True) if ok])
-    if right.any()
-    else empty[None][:0]
-  )
+  scores = accuracy(right.tolist())
   return {
     'image_accuracy': scores['accuracy'],
     'image_interval': scores['interval'],
@@ -177,101 +239,90 @@ def _judged_images(answered: Sequence[Answered], classes: Classes) -> dict:
   }
 
 
-def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) -> dict:
-  asked = _labelled(answered, 'audio', classes)
-  if not asked:
+def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) -> Scores:
+  labelled, numbers = _labelled(answered, 'audio', classes)
+  if not labelled:
     return {}
-  waves = [
-    np.zeros(rate // 10, np.float32) if part is None else wave_of(part, rate)
-    for _, part, _ in asked
-  ]
+  silence = np.zeros(rate // 10, np.float32)
+  waves: list[np.ndarray] = []
+  for pair in labelled:
+    part = pair.generated
+    waves.append(silence if part is None else wave_of(part, rate))
   heard = classes.judges.speech(waves)
-  right = [
-    part is not None and judged == label
-    for judged, (label, part, _) in zip(heard.digit, asked, strict=True)
-  ]
+  right: list[bool] = []
+  voices: list[bool] = []
+  for k, pair in enumerate(labelled):
+    present = pair.generated is not None
+    right.append(present and heard.digit[k] == numbers[k])
+    if pair.voice:
+      voices.append(present and heard.voice[k] == pair.voice)
   scores = accuracy(right)
-  found = {
+  judged: Scores = {
     'speech_accuracy': scores['accuracy'],
     'speech_interval': scores['interval'],
     'speech_judge_accuracy_real': classes.judges.real['digit'],
   }
-  voices = [
-    part is not None and judged == voice
-    for judged, (_, part, voice) in zip(heard.voice, asked, strict=True)
-    if voice
-  ]
   if voices:
-    found |= {
-      'voice_accuracy': share(voices),
-      'voice_judge_accuracy_real': classes.judges.real['voice'],
-    }
-  return found
+    judged['voice_accuracy'] = share(voices)
+    judged['voice_judge_accuracy_real'] = classes.judges.real['voice']
+  return judged
 
 
-def _text_scores(answered: Sequence[Answered]) -> dict:
-  """Texts of a reply are joined by spaces; a reply without text counts as an empty one."""
-  expected = [
-    ' '.join(part['text'] for part in item.case.answer if part['type'] == 'text')
-    for item in answered
-  ]
-  written = [
-    ' '.join(part.text for part in item.reply if part.type == 'text')
-    for item in answered
-  ]
+def _text_scores(answered: Sequence[Answered]) -> Scores:
+  """Returns the scores of texts; a reply without text counts as an empty one."""
+  expected = [expected_text(item.case) for item in answered]
+  written = [text_of(item.reply) for item in answered]
   right = accuracy(text_metrics.exact_match(expected, written))
-  forms = {(item.case.example.get('meta') or {}).get('form') for item in answered}
-  own = FORMS.get(forms.pop(), _no_scores) if len(forms) == 1 else _no_scores
-  return {
+  scores: Scores = {
     'exact_match': right['accuracy'],
     'exact_match_interval': right['interval'],
     'cer': text_metrics.cer(expected, written),
     'wer': text_metrics.wer(expected, written),
-    **own(expected, written),
   }
+  forms = {_meta(item.case.example).get('form') for item in answered}
+  form = forms.pop()
+  if not forms and form in FORMS:  # all texts have this form
+    scores |= FORMS[form](expected, written)
+  return scores
 
 
-def _no_scores(expected: Sequence[str], written: Sequence[str]) -> dict:
-  return {}
-
-
-def _pairs(
-  answered: Sequence[Answered], kind: str
-) -> tuple[list[tuple[Any, Any]], int]:
-  """Expected and generated parts of a type side by side, and how many were expected."""
-  pairs, expected = [], 0
-  for item in answered:
-    wanted = [part for part in item.case.answer if part['type'] == kind]
-    expected += len(wanted)
-    pairs += zip(
-      wanted, [part for part in item.reply if part.type == kind], strict=False
-    )
-  return pairs, expected
-
-
-def _speech_scores(answered: Sequence[Answered], rate: int) -> dict:
-  pairs, expected = _pairs(answered, 'audio')
-  pairs = [
-    (a['wave'], np.nan_to_num(wave_of(b, rate))) for a, b in pairs if len(b.wave)
-  ]
+def _speech_scores(answered: Sequence[Answered], rate: int) -> Scores:
+  aligned = _aligned(answered, 'audio')
+  present = 0
+  distances: list[float] = []
+  length_ratios: list[float] = []
+  for pair in aligned:
+    part = pair.generated
+    if part is None or not len(part.wave):
+      continue
+    present += 1
+    reference = pair.expected['wave']
+    wave = np.nan_to_num(wave_of(part, rate))
+    distance = speech_metrics.warped_mel_distance(reference, wave, rate=rate)
+    distances.append(distance)
+    if len(reference):
+      length_ratios.append(len(wave) / len(reference))
   return {
-    'speech_present': len(pairs) / expected,
-    'mel_distance': _mean(
-      [speech_metrics.warped_mel_distance(a, b, rate=rate) for a, b in pairs]
-    ),
-    'length_ratio': _mean([len(b) / len(a) for a, b in pairs if len(a)]),
+    'speech_present': present / len(aligned),
+    'mel_distance': _mean(distances),
+    'length_ratio': _mean(length_ratios),
   }
 
 
-def _image_scores(answered: Sequence[Answered]) -> dict:
-  pairs, expected = _pairs(answered, 'image')
-  same = [
-    (a['pixels'], b.pixels) for a, b in pairs if a['pixels'].shape == b.pixels.shape
-  ]
-  return {
-    'image_present': len(pairs) / expected,
-    'image_rmse': _mean([float(np.sqrt(np.mean(np.square(a - b)))) for a, b in same]),
-  }
+def _image_scores(answered: Sequence[Answered]) -> Scores:
+  aligned = _aligned(answered, 'image')
+  present = 0
+  errors: list[float] = []
+  for pair in aligned:
+    part = pair.generated
+    if part is None:
+      continue
+    present += 1
+    reference = pair.expected['pixels']
+    if reference.shape == part.pixels.shape:
+      squared = np.square(reference - part.pixels)
+      errors.append(float(np.sqrt(np.mean(squared))))
+  return {'image_present': present / len(aligned), 'image_rmse': _mean(errors)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

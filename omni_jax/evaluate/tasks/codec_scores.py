@@ -1,4 +1,8 @@
-"""What the audio codec keeps: signal scores, use of its codebooks, and whether the judge still hears the word."""
+"""Measures what the audio codec keeps.
+
+It scores the signal, the use of the codebooks, and whether the judge still hears the
+word.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,48 +12,52 @@ import numpy as np
 from omni_jax.evaluate.judges import SpeechJudge
 from omni_jax.evaluate.metrics import speech_metrics
 from omni_jax.evaluate.metrics.scores import share
+from omni_jax.generate.api import TrainedModel
 
 
 def perplexity(codes_RJ: np.ndarray) -> list[float]:
-  """Effective number of codes in use, per codebook: exp of the entropy of the counts over all frames."""
-  found = []
+  """Returns the effective number of codes in use, per codebook.
+
+  It is exp of the entropy of their counts over all frames (R, codebooks J).
+  """
+  result: list[float] = []
   for codes_R in np.asarray(codes_RJ).T:
     counts = np.unique(codes_R, return_counts=True)[1]
     p = counts / counts.sum()
-    found.append(float(np.exp(-(p * np.log(p)).sum())))
-  return found
+    result.append(float(np.exp(-(p * np.log(p)).sum())))
+  return result
 
 
 def codec_scores(
-  trained: Any,
+  trained: TrainedModel,
   clips: Sequence[Any],
   *,
   rate: int,
   entries: int | None,
   judge: SpeechJudge | None,
-) -> dict:
-  """Scores of clips (with `wave`, `digit`) against their reconstruction.
+) -> dict[str, Any]:
+  """Returns scores of clips against their reconstructions.
 
   Args:
-    entries: codes in a codebook, for the ratio; None: unknown.
-    judge: hears the digits; None where the clips are no digits.
+    trained: the restored run.
+    clips: objects with `wave` and, for the judge, `digit`.
+    rate: samples per second of the clips.
+    entries: codes in a codebook, for the perplexity ratio; None if unknown.
+    judge: recognises the digits; None where the clips are no digits.
   """
   waves = [clip.wave for clip in clips]
   codes = trained.encode_payloads('codec', waves)
-  decoded = [
-    np.nan_to_num(np.asarray(wave, np.float32))[: len(original)]
-    for original, wave in zip(
-      waves, trained.decode_payloads('codec', codes), strict=True
-    )
-  ]
-  pairs = list(zip(waves, decoded, strict=True))
-  used = perplexity(np.concatenate([np.asarray(c) for c in codes]))
+  decoded = _decoded(trained, codes, waves)
+  mel_distances: list[float] = []
+  ratios: list[float] = []
+  for original, wave in zip(waves, decoded, strict=True):
+    mel_distances.append(speech_metrics.mel_distance(original, wave, rate=rate))
+    ratios.append(speech_metrics.si_snr(original, wave))
+  used = perplexity(np.concatenate([np.asarray(code) for code in codes]))
   scores = {
     'n': len(waves),
-    'mel_distance': float(
-      np.mean([speech_metrics.mel_distance(a, b, rate=rate) for a, b in pairs])
-    ),
-    'si_snr': float(np.mean([speech_metrics.si_snr(a, b) for a, b in pairs])),
+    'mel_distance': float(np.mean(mel_distances)),
+    'si_snr': float(np.mean(ratios)),
     'stoi': speech_metrics.stoi(waves, decoded, rate=rate),
     'perplexity': used,
     'codebook_size': entries,
@@ -57,8 +65,20 @@ def codec_scores(
   }
   if judge is not None:
     digits = [clip.digit for clip in clips]
-    scores['judge_accuracy_original'] = share(np.equal(judge(waves).digit, digits))
-    scores['judge_accuracy_reconstructed'] = share(
-      np.equal(judge(decoded).digit, digits)
-    )
+    original = np.equal(judge(waves).digit, digits)
+    reconstructed = np.equal(judge(decoded).digit, digits)
+    scores['judge_accuracy_original'] = share(original)
+    scores['judge_accuracy_reconstructed'] = share(reconstructed)
   return scores
+
+
+def _decoded(
+  trained: TrainedModel, codes: Sequence[np.ndarray], waves: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Returns the reconstructions of waves, cut to their lengths."""
+  decoded: list[np.ndarray] = []
+  payloads = trained.decode_payloads('codec', codes)
+  for original, payload in zip(waves, payloads, strict=True):
+    wave = np.nan_to_num(np.asarray(payload, np.float32))
+    decoded.append(wave[: len(original)])
+  return decoded

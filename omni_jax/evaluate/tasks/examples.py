@@ -1,8 +1,11 @@
 """The task 'examples': prompts of held-out examples, answered and scored by kind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
 
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.table import check_tokenizers, held_out, labelled_examples
@@ -13,11 +16,12 @@ from omni_jax.evaluate.tasks import answers
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.labelled import Classes, classes_of
 from omni_jax.evaluate.tasks.measured import Measured
+from omni_jax.generate.api import TrainedModel
 from omni_jax.sequence.example import Example, parts_of
 
 
-def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
-  """Measures on what the run's own data hold out."""
+def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
+  """Returns the scores on what the run's own data hold out."""
   data = trained.config.data
   check_tokenizers(data, trained.tokenizer, 'eval_file')
   examples = held_out(data, trained.hosts)
@@ -25,44 +29,56 @@ def measure(trained: Any, limits: Limits, *, seed: int, log: Log) -> Measured:
 
 
 def measure_on_file(
-  trained: Any, path: Any, limits: Limits, *, seed: int, log: Log
+  trained: TrainedModel, path: epath.PathLike, limits: Limits, *, seed: int, log: Log
 ) -> Measured:
-  """Measures on a file of JSON lines."""
-  hosts = trained.hosts
-  return measure_on(trained, JsonLines(path, hosts), limits, seed=seed, log=log)
+  """Returns the scores on a file of JSON lines."""
+  lines = JsonLines(path, trained.hosts)
+  return measure_on(trained, lines, limits, seed=seed, log=log)
 
 
 def measure_on(
-  trained: Any, source: Any, limits: Limits, *, seed: int, log: Log
+  trained: TrainedModel,
+  source: Sequence[Example],
+  limits: Limits,
+  *,
+  seed: int,
+  log: Log,
 ) -> Measured:
-  """Measures on some examples of each group of a source, which has `path`, `encoded`.
+  """Returns the scores on some examples of each group of a source.
 
-  Judges of what is labelled are fitted to the run's training examples.
+  Judges of labelled media are fitted to the run's training examples.
+
+  Args:
+    trained: the restored run.
+    source: the examples; also has `path` and `encoded` (see `sequence.example.Stored`).
+    limits: how many examples are taken.
+    seed: seed of the choice of examples, of judges and sampling.
+    log: reports progress.
+
+  Raises:
+    UserError: if no example can be read.
   """
-  model_config = trained.model_config
-  audio = model_config.media.get('audio')
-  rate = audio.rate if audio else 0  # without sounds nothing asks for it
-  examples, refused = _readable(
-    source, _some_of_each_group(source, limits.n_data, seed)
-  )
+  audio = trained.model_config.media.get('audio')
+  rate = audio.rate if audio else 0  # not used where there is no audio
+  chosen = _some_of_each_group(source, limits.n_data, seed)
+  examples, refused = _readable(source, chosen)
   if not examples:
     raise UserError(
-      f'{source.path}: none of {len(refused)} examples can be read; the first: '
+      f'{source.path}: none of the {len(refused)} examples can be read; the first: '
       f'{refused[0]}'
     )
   unread = f'; {len(refused)} cannot be read: {refused[0]}' if refused else ''
   log(f'evaluate: {len(examples)} examples of {source.path}{unread}')
   classes = _classes(trained, source, rate=rate, seed=seed)
   if classes:
-    log(f'evaluate: judges on real data {classes.judges.summary()}')
+    log(f'evaluate: judge accuracy on real test data: {classes.judges.summary()}')
   answered = answers.answer_all(
     trained, examples, seed=seed, sampling=limits.sampling, log=log
   )
-  groups = {
-    group: answers.answer_metrics(trained, items, rate=rate, classes=classes)
-    for group, items in answered.items()
-  }
-  metrics = {
+  groups: dict[str, Any] = {}
+  for group, items in answered.items():
+    groups[group] = answers.answer_metrics(trained, items, rate=rate, classes=classes)
+  metrics: dict[str, Any] = {
     'directions': {},
     'data': {
       'file': str(source.path),
@@ -81,14 +97,14 @@ def measure_on(
       trained,
       subset(clips, limits.n_codec, seed),
       rate=rate,
-      entries=model_config.autoencoders['codec'].entries,
+      entries=trained.model_config.autoencoders['codec'].entries,
       judge=classes.judges.speech if classes else None,
     )
-  return Measured(metrics, gallery.of_data(answered, rate))
+  return Measured(metrics, gallery.data_gallery(answered, rate))
 
 
-def _some_of_each_group(source: Any, n: int, seed: int) -> list[int]:
-  """Returns the indices of n examples of each group, or of all of it."""
+def _some_of_each_group(source: Sequence[Example], n: int, seed: int) -> list[int]:
+  """Returns the indices of n examples of each group, or of the whole group."""
   members: dict[str, list[int]] = {}
   for index in range(len(source)):
     group = answers.case_of(source.encoded(index)).group
@@ -113,22 +129,24 @@ def _readable(
   return examples, refused
 
 
-def _classes(trained: Any, source: Any, *, rate: int, seed: int) -> Classes | None:
+def _classes(
+  trained: TrainedModel, source: Sequence[Example], *, rate: int, seed: int
+) -> Classes | None:
   """Returns the judged classes; None where the training data have no labels."""
-  hosts = trained.hosts
-  training = labelled_examples(trained.config.data, hosts)
+  training = labelled_examples(trained.config.data, trained.hosts)
   if training is None:
     return None
   return classes_of(training, source, rate=rate, seed=seed)
 
 
-def _targets(config: Any) -> Mapping[str, Any]:
+def _targets(config: ConfigDict) -> dict[str, Any]:
   targets = config.get('evaluate', {}).get('targets')
   return targets.to_dict() if targets else {}
 
 
-def _clips_in(examples: Sequence[Example]) -> list[Any]:
-  clips: list[Any] = []
+def _clips_in(examples: Sequence[Example]) -> list[SimpleNamespace]:
+  """Returns the sounds in the examples, as clips without a digit."""
+  clips: list[SimpleNamespace] = []
   for example in examples:
     for part in parts_of(example):
       if part['type'] == 'audio':

@@ -1,4 +1,7 @@
-"""Judges for JSON lines with labelled media: fitted to the real training media, measured on the real test media."""
+"""Judges for JSON lines with labelled media.
+
+They are fitted to the real training media and measured on the real test media.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,108 +12,144 @@ from omni_jax.data.sources.digits import Digits
 from omni_jax.data.sources.espeak import Clip
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import BadRecord
-from omni_jax.evaluate import judges
-from omni_jax.evaluate.judges import Judges
+from omni_jax.evaluate.judges import fit_judges, Judges
 
-MOST_IMAGES = 20_000  # that the judge is fitted to: its cost grows with the square
+MOST_IMAGES = 20_000  # images that are fitted to: the cost grows with the square
 NO_LANGUAGE = '-'
 
 
 class Classes(NamedTuple):
-  """What the model can be asked to draw or say, and the judges that tell it apart."""
+  """What the model can be asked to draw or say, and judges that tell it apart.
 
-  names: tuple[str, ...]  # the labels, by the judges' numbers
+  Attributes:
+    names: the labels, in the order of the judges' numbers.
+    judges: the judges.
+    media: the media that the judges were fitted to and measured on.
+  """
+
+  names: tuple[str, ...]
   judges: Judges
-  media: Digits  # what the judges were fitted to and measured on
+  media: Digits
+
+
+class Labelled(NamedTuple):
+  """A labelled medium, and whether an assistant ever writes it."""
+
+  part: Mapping[str, str]
+  written: bool
+
+
+class _Labelling(NamedTuple):
+  """The labelled media of a file by their paths, and the labels that are classes."""
+
+  lines: JsonLines
+  media: Mapping[str, Labelled]
+  names: Sequence[str]
 
 
 def classes_of(
   train: JsonLines, test: JsonLines, *, rate: int, seed: int = 0
 ) -> Classes | None:
-  """Judges of the classes that assistants draw or say in `train`; None where nothing there is labelled."""
-  train_media, test_media = labelled_media(train), labelled_media(test)
-  names = tuple(
-    sorted({part['label'] for part, written in train_media.values() if written})
-  )
-  images = [
-    _labelled_images(train, train_media, names, seed),
-    _labelled_images(test, test_media, names, seed),
-  ]
-  clips = [
-    _labelled_clips(train, train_media, names),
-    _labelled_clips(test, test_media, names),
-  ]
-  if not names or not all(len(images) for images, _ in images) or not all(clips):
+  """Returns the classes that assistants draw or say in `train`, with their judges.
+
+  They are None where nothing there is labelled, or where images or clips of them are
+  missing from either file.
+
+  Args:
+    train: the file that judges are fitted to.
+    test: the file that judges are measured on.
+    rate: samples per second of sounds.
+    seed: seed of the choice among many images, and of the fit.
+  """
+  train_media = labelled_media(train)
+  test_media = labelled_media(test)
+  labels = {medium.part['label'] for medium in train_media.values() if medium.written}
+  names = tuple(sorted(labels))
+  if not names:
     return None
-  media = Digits(*images[0], *images[1], clips[0], clips[1], clips[1])
-  fitted = judges.fit(media, rate=rate, seed=seed)
-  return Classes(
-    names,
-    fitted._replace(
-      real={key: value for key, value in fitted.real.items() if key != 'language'}
-    ),
-    media,
+  train_file = _Labelling(train, train_media, names)
+  test_file = _Labelling(test, test_media, names)
+  train_images, train_labels = _labelled_images(train_file, seed)
+  test_images, test_labels = _labelled_images(test_file, seed)
+  train_clips = _labelled_clips(train_file)
+  test_clips = _labelled_clips(test_file)
+  parts = (train_images, test_images, train_clips, test_clips)
+  if not all(len(part) for part in parts):
+    return None
+  media = Digits(
+    train_images=train_images,
+    train_labels=train_labels,
+    test_images=test_images,
+    test_labels=test_labels,
+    train_clips=train_clips,
+    take_clips=test_clips,
+    test_clips=test_clips,
   )
+  judges = fit_judges(media, rate=rate, seed=seed)
+  real = dict(judges.real)
+  del real['language']  # the labels do not tell it
+  return Classes(names, judges._replace(real=real), media)
 
 
-def labelled_media(lines: JsonLines) -> dict[str, tuple[Mapping[str, str], bool]]:
-  """Every labelled medium of a file by its path, and whether an assistant ever writes it."""
-  found: dict[str, tuple[Mapping[str, str], bool]] = {}
-  for k in range(len(lines)):
-    for message in lines.encoded(k).get('messages', []):
+def labelled_media(lines: JsonLines) -> dict[str, Labelled]:
+  """Returns every labelled medium of a file by its path."""
+  media: dict[str, Labelled] = {}
+  for index in range(len(lines)):
+    for message in lines.encoded(index).get('messages', []):
       for part in message['content']:
-        if part.get('label'):
-          written = (
-            message['role'] == 'assistant' or found.get(part['path'], (part, False))[1]
-          )
-          found[part['path']] = part, written
-  return found
+        if not part.get('label'):
+          continue
+        before = media.get(part['path'])
+        written = message['role'] == 'assistant' or bool(before and before.written)
+        media[part['path']] = Labelled(part, written)
+  return media
 
 
-def _decoded_media(
-  lines: JsonLines,
-  media: Mapping,
-  kind: str,
-  names: Sequence[str],
-  paths: Sequence[str],
-) -> list[tuple[Mapping[str, str], dict[str, Any]]]:
-  """The media of a kind that show a class, decoded; what cannot be decoded is left out."""
-  found = []
+class _Decoded(NamedTuple):
+  """A medium of one of the classes: its number, its part as written, and decoded."""
+
+  number: int
+  part: Mapping[str, str]
+  decoded: Mapping[str, Any]
+
+
+def _decoded(file: _Labelling, kind: str, paths: Sequence[str]) -> list[_Decoded]:
+  """Returns the media of a type that show a class and can be decoded."""
+  decoded: list[_Decoded] = []
   for path in paths:
-    part = media[path][0]
-    if part['type'] == kind and part['label'] in names:
-      try:
-        found.append((part, lines.decode(part)))
-      except BadRecord:
-        continue  # the loader of training counts them
-  return found
+    part = file.media[path].part
+    if part['type'] != kind or part['label'] not in file.names:
+      continue
+    try:
+      number = file.names.index(part['label'])
+      decoded.append(_Decoded(number, part, file.lines.decode(part)))
+    except BadRecord:
+      continue  # the training loader counts them
+  return decoded
 
 
-def _labelled_images(
-  lines: JsonLines, media: Mapping, names: Sequence[str], seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  paths = [path for path, (part, _) in media.items() if part['type'] == 'image']
-  paths = [
-    paths[k] for k in np.random.default_rng(seed).permutation(len(paths))[:MOST_IMAGES]
-  ]
-  found = _decoded_media(lines, media, 'image', names, paths)
-  return (
-    np.array([decoded['pixels'] for _, decoded in found], np.float32),
-    np.array([names.index(part['label']) for part, _ in found], np.int64),
-  )
+def _labelled_images(file: _Labelling, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns images and their labels, of at most MOST_IMAGES files drawn at random."""
+  media = file.media.items()
+  paths = [path for path, medium in media if medium.part['type'] == 'image']
+  order = np.random.default_rng(seed).permutation(len(paths))
+  chosen = [paths[k] for k in order[:MOST_IMAGES]]
+  images = _decoded(file, 'image', chosen)
+  pixels = [image.decoded['pixels'] for image in images]
+  labels = [image.number for image in images]
+  return np.array(pixels, np.float32), np.array(labels, np.int64)
 
 
-def _labelled_clips(
-  lines: JsonLines, media: Mapping, names: Sequence[str]
-) -> list[Clip]:
-  return [
-    Clip(
-      decoded['wave'],
-      names.index(part['label']),
-      NO_LANGUAGE,
-      part.get('voice', ''),
-      0,
-      0,
+def _labelled_clips(file: _Labelling) -> list[Clip]:
+  clips: list[Clip] = []
+  for sound in _decoded(file, 'audio', list(file.media)):
+    clip = Clip(
+      wave=sound.decoded['wave'],
+      digit=sound.number,
+      language=NO_LANGUAGE,
+      voice=sound.part.get('voice', ''),
+      rate_wpm=0,
+      pitch=0,
     )
-    for part, decoded in _decoded_media(lines, media, 'audio', names, list(media))
-  ]
+    clips.append(clip)
+  return clips

@@ -1,4 +1,4 @@
-"""What a task of evaluation returns."""
+"""The result of an evaluation task."""
 
 from typing import Any, NamedTuple
 

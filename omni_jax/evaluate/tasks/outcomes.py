@@ -1,11 +1,11 @@
-"""Asks the model in all nine directions and scores what comes back."""
+"""Prompts the model in all nine directions and scores its replies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import time
 from typing import Any, NamedTuple
 
 from omni_jax.evaluate.judges import Judges
-from omni_jax.evaluate.limits import Limits
+from omni_jax.evaluate.limits import Limits, Log
 from omni_jax.evaluate.metrics.scores import accuracy, share
 from omni_jax.evaluate.metrics.text_metrics import name_of
 from omni_jax.evaluate.tasks import prompts as prompts_lib
@@ -13,140 +13,155 @@ from omni_jax.evaluate.tasks import scoring
 from omni_jax.evaluate.tasks.prompts import (
   Direction,
   DIRECTIONS,
+  MAIN,
   Material,
   Prompt,
   WANT,
 )
+from omni_jax.evaluate.tasks.scoring import RealData, Verdict
+from omni_jax.generate.api import TrainedModel
+from omni_jax.modalities.contract import Part
 
 
 class Outcome(NamedTuple):
-  """Everything about one direction that metrics and report need."""
+  """All that metrics and report need of one direction.
+
+  Attributes:
+    direction: the direction.
+    prompts: its prompts.
+    replies: the reply to each prompt.
+    verdicts: the verdict on each reply.
+    seconds: time that generating and judging took.
+  """
 
   direction: Direction
   prompts: list[Prompt]
-  replies: list[list[Any]]
-  verdicts: list[scoring.Verdict]
+  replies: list[list[Part]]
+  verdicts: list[Verdict]
   seconds: float
 
 
 def ask(
-  trained: Any,
+  trained: TrainedModel,
   direction: Direction,
   material: Material,
   limits: Limits,
   *,
   seed: int,
   judges: Judges,
-  real: scoring.Real,
+  real: RealData,
 ) -> Outcome:
   """Generates and judges the replies of one direction."""
   began = time.monotonic()
   n = limits.n_images if direction.name == 'text_to_image' else limits.n
   prompts = prompts_lib.build(direction, material, n=n, seed=seed)
-  replies = trained.generate_batch(
-    [prompt.example for prompt in prompts],
-    want=WANT[direction.target],
-    seed=seed,
-    **limits.sampling,
-  )
+  examples = [prompt.example for prompt in prompts]
+  want = WANT[direction.target]
+  replies = trained.generate_batch(examples, want=want, seed=seed, **limits.sampling)
   verdicts = scoring.judge(direction, prompts, replies, judges, real)
   return Outcome(direction, prompts, replies, verdicts, time.monotonic() - began)
 
 
 def ask_all(
-  trained: Any,
+  trained: TrainedModel,
   material: Material,
   limits: Limits,
   *,
   seed: int,
   judges: Judges,
-  real: scoring.Real,
-  log: Callable[[str], None] = print,
+  real: RealData,
+  log: Log = print,
 ) -> list[Outcome]:
-  """All nine; one line each as it is done."""
-  outcomes = []
+  """Returns the outcomes of all nine directions; logs a line as each is done."""
+  outcomes: list[Outcome] = []
   for direction in DIRECTIONS:
-    outcomes.append(
-      ask(trained, direction, material, limits, seed=seed, judges=judges, real=real)
+    outcome = ask(
+      trained, direction, material, limits, seed=seed, judges=judges, real=real
     )
-    right = [
-      v.digit == p.digit
-      for v, p in zip(outcomes[-1].verdicts, outcomes[-1].prompts, strict=True)
-    ]
+    outcomes.append(outcome)
+    right = [verdict.digit_right for verdict in outcome.verdicts]
     log(
-      f'evaluate: {direction.name} {share(right):.1%} of {len(right)} in {outcomes[-1].seconds:.1f} s'
+      f'evaluate: {direction.name}: {share(right):.1%} of {len(right)} replies right, '
+      f'{outcome.seconds:.1f} s'
     )
   return outcomes
 
 
-def direction_metrics(outcome: Outcome, judges: Judges, real: scoring.Real) -> dict:
-  """The direction's entry in metrics.json; a set of voices that is reported beside the main one is nested."""
-  direction, prompts, replies, verdicts, seconds = outcome
-  groups = dict.fromkeys(prompt.group for prompt in prompts)
-  members = {
-    group: [k for k, prompt in enumerate(prompts) if prompt.group == group]
-    for group in groups
-  }
-  scores = {
-    group: scoring.score(
-      direction, [prompts[k] for k in ks], [verdicts[k] for k in ks], judges
+def direction_metrics(
+  outcome: Outcome, judges: Judges, real: RealData
+) -> dict[str, Any]:
+  """Returns the direction's entry in metrics.json.
+
+  The scores of a second group of prompts are nested under the name of the group.
+  """
+  groups: dict[str, list[Verdict]] = {}
+  for prompt, verdict in zip(outcome.prompts, outcome.verdicts, strict=True):
+    groups.setdefault(prompt.group, []).append(verdict)
+  main = groups.pop(MAIN)
+  entry = scoring.score(outcome.direction, main, judges)
+  if outcome.direction.target == 'image':
+    entry |= scoring.score_novelty(
+      outcome.prompts, outcome.replies, outcome.verdicts, real
     )
-    for group, ks in members.items()
-  }
-  entry = scores.pop('main')
-  if direction.target == 'image':
-    entry |= scoring.score_novelty(prompts, replies, verdicts, real)
-  main = members['main']
-  entry['confusion'] = scoring.table(
-    [prompts[k] for k in main], [verdicts[k] for k in main]
-  )
-  return entry | scores | {'seconds': round(seconds, 2)}
+  entry['confusion'] = scoring.digit_confusion(main)
+  for group, verdicts in groups.items():
+    entry[group] = scoring.score(outcome.direction, verdicts, judges)
+  entry['seconds'] = round(outcome.seconds, 2)
+  return entry
 
 
 class FreeReply(NamedTuple):
+  """A reply whose modalities the model chose.
+
+  Attributes:
+    prompt: the prompt.
+    reply: the parts of the reply.
+    complete: whether it holds text, image and audio.
+    agreed: whether it holds something, and all of that shows the digit of the prompt.
+  """
+
   prompt: Prompt
-  reply: list[Any]
-  complete: bool  # holds text, image and audio
-  agreed: bool  # all that it holds names the digit of the prompt
+  reply: list[Part]
+  complete: bool
+  agreed: bool
 
 
 def ask_any(
-  trained: Any,
+  trained: TrainedModel,
   material: Material,
   limits: Limits,
   *,
   seed: int,
   judges: Judges,
-  real: scoring.Real,
+  real: RealData,
 ) -> list[FreeReply]:
-  """Replies whose modalities the model chooses itself."""
+  """Generates and judges replies whose modalities the model chooses itself."""
   prompts = prompts_lib.replies(material, n=limits.n_any, seed=seed)
-  replies = trained.generate_batch(
-    [prompt.example for prompt in prompts], want='any', seed=seed, **limits.sampling
-  )
-  return [
-    FreeReply(
-      prompt,
-      list(reply),
-      {part.type for part in reply} >= set(WANT.values()),
-      bool(reply) and _digits_named(reply, judges, real) == {prompt.digit},
-    )
-    for prompt, reply in zip(prompts, replies, strict=True)
-  ]
+  examples = [prompt.example for prompt in prompts]
+  replies = trained.generate_batch(examples, want='any', seed=seed, **limits.sampling)
+  free: list[FreeReply] = []
+  for prompt, reply in zip(prompts, replies, strict=True):
+    kinds = {part.type for part in reply}
+    complete = kinds >= set(WANT.values())
+    digits = {_digit_of(part, judges, real) for part in reply}
+    free.append(FreeReply(prompt, list(reply), complete, digits == {prompt.digit}))
+  return free
 
 
-def free_metrics(replies: Sequence[FreeReply]) -> dict:
-  """Share of free replies that are right in all their parts, and of those that use all three modalities."""
-  return accuracy([reply.agreed for reply in replies]) | {
-    'complete': share([reply.complete for reply in replies])
-  }
+def free_metrics(replies: Sequence[FreeReply]) -> dict[str, Any]:
+  """Returns the share of free replies whose parts are all right, as an accuracy.
+
+  `complete` is the share of those that use all three modalities.
+  """
+  metrics = accuracy([reply.agreed for reply in replies])
+  metrics['complete'] = share([reply.complete for reply in replies])
+  return metrics
 
 
-def _digits_named(reply: Sequence[Any], judges: Judges, real: scoring.Real) -> set[int]:
-  """Every digit that the parts of a reply name, draw or say."""
-  name = {
-    'text': lambda part: name_of(part.text, real.words).digit,
-    'image': lambda part: judges.image([part.pixels])[0],
-    'audio': lambda part: judges.speech([scoring.wave_of(part, real.rate)]).digit[0],
-  }
-  return {name[part.type](part) for part in reply}
+def _digit_of(part: Part, judges: Judges, real: RealData) -> int:
+  """Returns the digit that a part of a reply names, draws or says."""
+  if part.type == 'text':
+    return name_of(part.text, real.words).digit
+  if part.type == 'image':
+    return judges.image([part.pixels])[0]
+  return judges.speech([scoring.wave_of(part, real.rate)]).digit[0]

@@ -1,4 +1,7 @@
-"""Balanced prompts of the nine directions on the digits data: what is shown, what is asked, what would be right."""
+"""Builds balanced prompts of the nine directions on the digits data.
+
+A prompt holds what is shown, what is requested, and what would be right.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -7,8 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omni_jax.data.sources.digits import Digits
+from omni_jax.data.sources.espeak import Clip, DIGIT_WORDS
+
 MODALITIES = ('text', 'image', 'speech')
 DIGITS = 10
+MAIN = 'main'  # the group of prompts that gives a direction its scores
+KNOWN_VOICES = 'known_voices'
+UNSEEN_VOICES = 'unseen_voices'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +25,12 @@ class Prompt:
   """One question to the model.
 
   Attributes:
-    example: the chat example, the assistant's content empty.
-    source: the part that the user shows: {'type': …, 'text' or 'pixels' or 'wave': …}.
-    digit: the digit that the reply must name, draw or say.
-    language: the language asked for; '' for drawings.
-    voice: the voice the reply should have; '' where none is known.
-    group: 'main', or the name of a set that is reported beside it.
+    example: chat example in which the assistant's content is empty.
+    source: part that the user shows: {'type': …, 'text' or 'pixels' or 'wave': …}.
+    digit: digit that the reply must name, draw or say.
+    language: language requested of the reply; '' for drawings.
+    voice: voice that the reply should have; '' where none is known.
+    group: MAIN, or the name of a set that is reported beside it.
   """
 
   example: dict[str, Any]
@@ -29,11 +38,13 @@ class Prompt:
   digit: int
   language: str = ''
   voice: str = ''
-  group: str = 'main'
+  group: str = MAIN
 
 
 class Direction(NamedTuple):
-  source: str  # of MODALITIES
+  """A modality that is read and one that is written, both of MODALITIES."""
+
+  source: str
   target: str
 
   @property
@@ -42,8 +53,7 @@ class Direction(NamedTuple):
 
 
 DIRECTIONS = tuple(
-  Direction(source, target)
-  for source, target in itertools.product(MODALITIES, MODALITIES)
+  itertools.starmap(Direction, itertools.product(MODALITIES, repeat=2))
 )
 TASK = {'text': 'write', 'image': 'draw', 'speech': 'speak'}
 WANT = {'text': 'text', 'image': 'image', 'speech': 'audio'}
@@ -51,19 +61,21 @@ WANT = {'text': 'text', 'image': 'image', 'speech': 'audio'}
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-  """What prompts are made of: real test images, clips of held-out voices, held-out takes of known voices.
+  """The real test data that prompts are built from.
 
   Attributes:
     words: language -> the ten digit words.
-    images: (n, height, width, channels) float32 in [0, 1]; `labels`: their digits.
-    unseen_voices, known_voices: clips (see `omni_jax.data.sources.espeak.Clip`).
+    images: float32 in [0, 1], (n, height, width, channels).
+    labels: digits of the images, (n,).
+    unseen_voices: clips of voices that training never had.
+    known_voices: clips of known voices, in takes that training never had.
   """
 
   words: Mapping[str, Sequence[str]]
   images: np.ndarray
   labels: np.ndarray
-  unseen_voices: Sequence[Any]
-  known_voices: Sequence[Any]
+  unseen_voices: Sequence[Clip]
+  known_voices: Sequence[Clip]
 
   @property
   def languages(self) -> tuple[str, ...]:
@@ -74,8 +86,19 @@ class Material:
     return tuple(sorted({clip.voice for clip in self.known_voices}))
 
 
+def material_of(digits: Digits) -> Material:
+  """Returns the test parts of the digits data as material of prompts."""
+  return Material(
+    words=DIGIT_WORDS,
+    images=digits.test_images,
+    labels=digits.test_labels,
+    unseen_voices=digits.test_clips,
+    known_voices=digits.take_clips,
+  )
+
+
 class Question(NamedTuple):
-  """What a prompt shows, and what is known of it."""
+  """The part that a prompt shows, its digit, and its language and voice if any."""
 
   source: dict[str, Any]
   digit: int
@@ -86,129 +109,166 @@ class Question(NamedTuple):
 def build(
   direction: Direction, material: Material, *, n: int, seed: int
 ) -> list[Prompt]:
-  """The prompts of a direction; those from speech come twice, for voices never heard and for known ones.
+  """Returns n prompts of a direction; from speech, a second group of n // 2 follows.
 
-  The main group is the harder one (voices never heard), except speech to speech: only a known voice can be recognised
-  in the reply, so there the known ones are the main group.
+  One of the two groups has voices that training never had, the other known ones. The
+  main group is the harder one (unseen voices), except for speech to speech: only a
+  known voice can be recognised in the reply.
   """
-  if direction.source != 'speech':
-    shown = _shown_texts if direction.source == 'text' else _shown_images
-    return [
-      _ask(direction, material, k, item)
-      for k, item in enumerate(shown(material, n, seed))
-    ]
-  groups = [
-    ('unseen_voices', material.unseen_voices),
-    ('known_voices', material.known_voices),
-  ]
+  if direction.source == 'text':
+    return _prompts(direction, material, _shown_texts(material, n, seed))
+  if direction.source == 'image':
+    return _prompts(direction, material, _shown_images(material, n, seed))
+  main_clips = material.unseen_voices
+  other_clips = material.known_voices
+  other_group = KNOWN_VOICES
   if direction.target == 'speech':
-    groups.reverse()
-  (_, main), (name, other) = groups
-  prompts = [
-    _ask(direction, material, k, item)
-    for k, item in enumerate(_shown_clips(main, n, seed))
-  ]
-  others = [
-    _ask(direction, material, k, item)
-    for k, item in enumerate(_shown_clips(other, n // 2, seed))
-  ]
-  return prompts + [dataclasses.replace(prompt, group=name) for prompt in others]
-
-
-def replies(material: Material, *, n: int, seed: int) -> list[Prompt]:
-  """Prompts that let the model choose what to reply with: task `reply`, to pictures and words in turn."""
-  shown = itertools.chain.from_iterable(
-    zip(_shown_images(material, n, seed), _shown_texts(material, n, seed), strict=True)
-  )
-  prompts = []
-  for k, item in enumerate(itertools.islice(shown, n)):
-    asked = _other_language(item.language, material.languages, k // 2)
-    voice = material.voices[k % len(material.voices)]
-    prompts.append(
-      Prompt(
-        _chat(item.source, asked, 'reply', voice), item.source, item.digit, asked, voice
-      )
-    )
+    main_clips = material.known_voices
+    other_clips = material.unseen_voices
+    other_group = UNSEEN_VOICES
+  prompts = _prompts(direction, material, _shown_clips(main_clips, n, seed))
+  others = _prompts(direction, material, _shown_clips(other_clips, n // 2, seed))
+  for prompt in others:
+    prompts.append(dataclasses.replace(prompt, group=other_group))
   return prompts
 
 
-def _shown_texts(material: Material, n: int, seed: int) -> list[Question]:
-  """Every word of every language in turn."""
-  words = [
-    (language, digit) for language in material.languages for digit in range(DIGITS)
-  ]
-  return [
-    Question({'type': 'text', 'text': material.words[language][digit]}, digit, language)
-    for language, digit in (words[k] for k in _balanced(range(len(words)), n, seed))
-  ]
+def replies(material: Material, *, n: int, seed: int) -> list[Prompt]:
+  """Returns n prompts of the task `reply`, which lets the model choose its modalities.
+
+  They show images and words in turn.
+  """
+  images = _shown_images(material, n, seed)
+  texts = _shown_texts(material, n, seed)
+  prompts: list[Prompt] = []
+  for k in range(n):
+    shown = texts if k % 2 else images
+    question = shown[k // 2]
+    language = _other_language(question.language, material.languages, k // 2)
+    voice = material.voices[k % len(material.voices)]
+    example = chat(question.source, language, 'reply', voice)
+    prompts.append(Prompt(example, question.source, question.digit, language, voice))
+  return prompts
 
 
-def _shown_images(material: Material, n: int, seed: int) -> list[Question]:
-  return [
-    Question({'type': 'image', 'pixels': material.images[k]}, int(material.labels[k]))
-    for k in _balanced([int(label) for label in material.labels], n, seed)
-  ]
+def chat(
+  source: dict[str, Any], language: str, task: str, voice: str = ''
+) -> dict[str, Any]:
+  """Returns a chat example in which the user shows a part, and the answer is open.
 
-
-def _shown_clips(clips: Sequence[Any], n: int, seed: int) -> list[Question]:
-  chosen = [
-    clips[k]
-    for k in _balanced([(clip.language, clip.digit) for clip in clips], n, seed)
-  ]
-  return [
-    Question(
-      {'type': 'audio', 'wave': clip.wave}, int(clip.digit), clip.language, clip.voice
-    )
-    for clip in chosen
-  ]
-
-
-def _ask(direction: Direction, material: Material, k: int, item: Question) -> Prompt:
-  """Question k of a direction. The reply to speech has the voice heard; any other speech the voice that is named."""
-  asked = _asked_language(direction, material.languages, k, item.language)
-  named = expected = ''
-  if direction.target == 'speech':
-    named = '' if item.voice else material.voices[k % len(material.voices)]
-    expected = named or (item.voice if item.voice in material.voices else '')
-  example = _chat(item.source, asked, TASK[direction.target], named)
-  return Prompt(
-    example,
-    item.source,
-    item.digit,
-    '' if direction.target == 'image' else asked,
-    expected,
-  )
-
-
-def _asked_language(
-  direction: Direction, languages: Sequence[str], k: int, shown: str
-) -> str:
-  turn = (
-    k // DIGITS + k
-  )  # every digit meets every language: k alone walks through digits and languages in step
-  # Text is translated, speech too unless it is transcribed; only reading aloud may keep the language.
-  if direction.name == 'speech_to_text' and turn // len(languages) % 2:
-    return shown  # half of the prompts ask for a transcript, half for any language
-  if direction.name in ('text_to_speech', 'speech_to_text'):
-    return languages[turn % len(languages)]
-  return _other_language(shown, languages, turn)
-
-
-def _other_language(shown: str, languages: Sequence[str], turn: int) -> str:
-  """A language that is not the one shown ('': none is)."""
-  others = [language for language in languages if language != shown] or list(languages)
-  return others[turn % len(others)]
-
-
-def _chat(source: dict, language: str, task: str, voice: str = '') -> dict[str, Any]:
+  Args:
+    source: the part.
+    language: language requested of the answer.
+    task: 'write', 'draw', 'speak' or 'reply'.
+    voice: voice requested of the answer; '' for none.
+  """
   assistant = {'role': 'assistant', 'language': language, 'task': task, 'content': []}
   if voice:
     assistant['voice'] = voice
   return {'messages': [{'role': 'user', 'content': [source]}, assistant]}
 
 
+def _shown_texts(material: Material, n: int, seed: int) -> list[Question]:
+  """Returns every word of every language in turn."""
+  words = list(itertools.product(material.languages, range(DIGITS)))
+  questions: list[Question] = []
+  for index in _balanced(range(len(words)), n, seed):
+    language, digit = words[index]
+    source = {'type': 'text', 'text': material.words[language][digit]}
+    questions.append(Question(source, digit, language))
+  return questions
+
+
+def _shown_images(material: Material, n: int, seed: int) -> list[Question]:
+  labels = [int(label) for label in material.labels]
+  questions: list[Question] = []
+  for index in _balanced(labels, n, seed):
+    source = {'type': 'image', 'pixels': material.images[index]}
+    questions.append(Question(source, labels[index]))
+  return questions
+
+
+def _shown_clips(clips: Sequence[Clip], n: int, seed: int) -> list[Question]:
+  words = [(clip.language, clip.digit) for clip in clips]
+  questions: list[Question] = []
+  for index in _balanced(words, n, seed):
+    clip = clips[index]
+    source = {'type': 'audio', 'wave': clip.wave}
+    questions.append(Question(source, int(clip.digit), clip.language, clip.voice))
+  return questions
+
+
+def _prompts(
+  direction: Direction, material: Material, questions: Sequence[Question]
+) -> list[Prompt]:
+  return [
+    _prompt(direction, material, k, question) for k, question in enumerate(questions)
+  ]
+
+
+def _prompt(
+  direction: Direction, material: Material, k: int, question: Question
+) -> Prompt:
+  """Returns prompt k of a direction.
+
+  A spoken reply to speech keeps the voice that is heard; to anything else it has the
+  voice that the prompt names.
+  """
+  language = _requested_language(direction, material.languages, k, question.language)
+  named = ''
+  expected = ''
+  if direction.target == 'speech' and not question.voice:
+    named = material.voices[k % len(material.voices)]
+    expected = named
+  elif direction.target == 'speech' and question.voice in material.voices:
+    expected = question.voice
+  example = chat(question.source, language, TASK[direction.target], named)
+  if direction.target == 'image':
+    language = ''
+  return Prompt(example, question.source, question.digit, language, expected)
+
+
+def _requested_language(
+  direction: Direction, languages: Sequence[str], k: int, shown: str
+) -> str:
+  """Returns the language that prompt k requests.
+
+  Text is translated, and so is speech unless it is transcribed; only reading aloud may
+  keep the language.
+
+  Args:
+    direction: the direction.
+    languages: all languages.
+    k: number of the prompt.
+    shown: language of what the prompt shows; '' for an image.
+  """
+  # Every digit meets every language: k alone would step through both in parallel.
+  turn = k // DIGITS + k
+  # Half of the prompts request a transcript, half any language.
+  if direction.name == 'speech_to_text' and turn // len(languages) % 2:
+    return shown
+  if direction.name in ('text_to_speech', 'speech_to_text'):
+    return languages[turn % len(languages)]
+  return _other_language(shown, languages, turn)
+
+
+def _other_language(shown: str, languages: Sequence[str], turn: int) -> str:
+  """Returns a language other than the one shown, each in its turn."""
+  others = [language for language in languages if language != shown]
+  others = others or list(languages)
+  return others[turn % len(others)]
+
+
 def _balanced(classes: Sequence[Any], n: int, seed: int) -> list[int]:
-  """Indices of n items, each class in turn; items of a class are shuffled, and come again when all had their turn."""
+  """Returns indices of n items, each class in turn.
+
+  The items of a class are shuffled, and repeat when all have had their turn.
+
+  Args:
+    classes: the class of each item.
+    n: number of indices.
+    seed: seed of the shuffle.
+  """
   rng = np.random.default_rng(seed)
   members: dict[Any, list[int]] = {}
   for k in rng.permutation(len(classes)):

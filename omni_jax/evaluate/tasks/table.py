@@ -1,4 +1,4 @@
-"""The table of evaluation tasks; the table of data sources names one of them."""
+"""The table of evaluation tasks; each data source names the one that applies to it."""
 
 from collections.abc import Callable
 
