@@ -57,6 +57,8 @@ def decode_audio(data: bytes, config: AudioConfig) -> Float32[np.ndarray, ' samp
 
 
 class _Sound(NamedTuple):
+  """Decoded samples of all channels, at `rate` samples per second."""
+
   wave_sc: Float32[np.ndarray, 'samples channels']
   rate: int
 

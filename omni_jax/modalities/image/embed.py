@@ -95,6 +95,12 @@ class ImageEmbed(nnx.Module):
 
   With an encoder, the patches of a seen image attend to each other before the decoder
   reads them.
+
+  Args:
+    c: config of the encoder.
+    image: sizes of images.
+    block: number of patches in a block of a pool; attention stays within a block.
+    width: width of the decoder.
   """
 
   def __init__(

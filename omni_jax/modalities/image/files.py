@@ -24,7 +24,7 @@ IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 def decode_image(
   data: bytes, config: ImageConfig
 ) -> Float32[np.ndarray, 'height width channels']:
-  """Returns pixels in [0, 1], in a size of the run (see `fitted`).
+  """Returns pixels in [0, 1], at the run's size for this image (see `fitted`).
 
   EXIF rotation is applied, transparent pixels are laid over white, and only the first
   frame of an animation is used. The image becomes gray if the run has one channel.
@@ -52,7 +52,7 @@ def decode_image(
 
 
 def fitted(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
-  """Returns the (width, height) that an image of this size gets in the run."""
+  """Returns the (width, height) to which an image of this size is resized."""
   if config.fit == Fit.STRETCH:
     return config.width, config.height
   scale = min(config.width / width, config.height / height) / config.patch
@@ -74,7 +74,7 @@ def _decode(
   side = 4 * max(config.height, config.width)
   image.draft(None, (side, side))
   image.load()
-  if image.info:  # where every format keeps its EXIF rotation
+  if image.info:  # holds the EXIF rotation, whatever the format
     ImageOps.exif_transpose(image, in_place=True)
   return _pixels(image, config)
 
@@ -82,7 +82,7 @@ def _decode(
 def _pixels(
   image: Image.Image, config: ImageConfig
 ) -> Float32[np.ndarray, 'height width channels']:
-  """Returns the pixels of a decoded image, in a size of the run."""
+  """Returns the pixels of a decoded image, resized for the run."""
   size = fitted(*image.size, config)
   if image.mode == 'F':
     raise BadRecord(

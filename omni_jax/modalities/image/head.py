@@ -88,7 +88,7 @@ class DiTHead(nnx.Module):
   Args:
     c: config of the head.
     image: sizes of images.
-    block: patches that attend to each other in one block of a pool.
+    block: number of patches in a block of a pool; attention stays within a block.
     width: width of the decoder.
   """
 

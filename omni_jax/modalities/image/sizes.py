@@ -5,7 +5,7 @@ import enum
 
 
 class Fit(enum.StrEnum):
-  """How an image file is brought to a size of the run.
+  """How an image file is resized for the run.
 
   STRETCH resizes it to the largest image. KEEP preserves its aspect ratio: as large as
   fits, in whole patches, so that wide and tall images take fewer positions.
@@ -26,7 +26,7 @@ class ImageConfig:
     patch: side of a patch, in pixels.
     mean: mean of the training pixels, which are in [0, 1].
     std: their standard deviation; the model sees and draws (pixel - mean) / std.
-    fit: how an image file is brought to a size of the run (see Fit).
+    fit: how an image file is resized (see Fit).
   """
 
   height: int = 8
