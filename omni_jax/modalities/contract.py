@@ -1,6 +1,7 @@
-"""What a medium provides on the host: the contract that packer, loader, grammar and pages are written against.
+"""The host contract of a medium: all that packer, loader, grammar and pages rely on.
 
-A medium is one package (`modalities/NAME/`) and a row in each of two tables: `hosts.py` (numpy) and `devices.py` (jax).
+A medium is one package (`modalities/NAME/`) and one row in each of two tables:
+`hosts.py` (numpy) and `devices.py` (jax).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,28 +13,37 @@ import numpy as np
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Layout, Span, StreamSpec
 
+# By suffix; every other suffix is that of a picture, 'image/SUFFIX'.
+MIME_TYPES = {'wav': 'audio/wav', 'svg': 'image/svg+xml'}
+
 
 class Shown(NamedTuple):
-  """A payload as a file that browsers show: a picture or a sound."""
+  """A payload as a file that browsers can show: a picture or a sound.
 
-  suffix: str  # 'png', 'wav'
+  Attributes:
+    suffix: file suffix without the dot, such as 'png' or 'wav'.
+    data: content of the file.
+  """
+
+  suffix: str
   data: bytes
 
   @property
   def mime(self) -> str:
-    return {'wav': 'audio/wav', 'svg': 'image/svg+xml'}.get(
-      self.suffix, f'image/{self.suffix}'
-    )
+    """Returns the MIME type of the file."""
+    return MIME_TYPES.get(self.suffix, f'image/{self.suffix}')
 
 
 class Writing(NamedTuple):
   """How a reply writes a medium, as edges of the grammar.
 
   Attributes:
-    opening: the ids allowed one after another; each after the first is a size, 1 for its first id.
-    closing: the id behind it.
-    piece: the id before each piece where pieces are written one at a time, or None: as a block, from queries.
-    longest: most pieces of an item.
+    opening: ids allowed at each opening position, in order. Every position after the
+      first gives a size: its first id stands for size 1, its second for 2, and so on.
+    closing: id that follows the pieces.
+    piece: id that precedes each piece where pieces are written one at a time; None
+      where they are written as a block, from queries.
+    longest: largest number of pieces in an item.
   """
 
   opening: tuple[tuple[int, ...], ...]
@@ -43,14 +53,19 @@ class Writing(NamedTuple):
 
 
 class Codes(NamedTuple):
-  """What is stored in a stream in the place of its payloads: whole numbers of shape `shape`, below `entries`."""
+  """Codes that a stream stores instead of payloads.
+
+  Attributes:
+    shape: shape of the codes of one piece.
+    entries: number of values that a code can take: 0 … entries - 1.
+  """
 
   shape: tuple[int, ...]
   entries: int
 
 
 class Part:
-  """A piece of a reply; in a notebook it shows itself as text, picture or player.
+  """One part of a reply; a notebook displays it as text, a picture or a player.
 
   Attributes:
     type: name of the medium, which also names the fields of a subclass.
@@ -64,14 +79,24 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """The numpy side of a medium in one run. It may be pickled and hashed.
+  """The numpy side of a medium in one run. It can be pickled and hashed.
 
   Attributes:
-    config: the medium's sizes (`config.model.NAME`).
-    tokenizer: of the run.
-    number: of the medium: its place in the table, from 1.
-    text: number of text, for the tokens that open and close.
-    stored: by kind of stream, codes that the batch carries in the place of payloads.
+    config: sizes of the medium (`config.model.NAME`).
+    tokenizer: tokenizer of the run.
+    number: number of the medium, which is its place in the table, from 1.
+    text: number of text, for the tokens that open and close an item.
+    stored: (kind of stream, codes) for the streams that carry codes, not payloads.
+
+  Attributes of the class:
+    name: name of the medium: the `type` of a part of an example.
+    key: key of the payload in a part of an example.
+    labels: optional keys of a part, read by judges.
+    record_keys: optional keys of bytes that a record holds beside the medium.
+    suffixes: suffixes of the medium's files.
+    Augment: dataclass that says how strongly payloads are augmented, or None if they
+      never are.
+    lenient: sizes into which any file can be decoded, to check it for damage.
   """
 
   config: Any
@@ -80,16 +105,12 @@ class Host:
   text: int
   stored: tuple[tuple[str, Codes], ...] = ()
 
-  # Of the class:
-  name: ClassVar[str] = ''  # of the medium: the `type` of a part of an example
-  key: ClassVar[str] = ''  # of a part of an example that holds the payload
-  labels: ClassVar[tuple[str, ...]] = ()  # optional keys of a part, for judges
-  # Optional bytes beside the medium in a record.
+  name: ClassVar[str] = ''
+  key: ClassVar[str] = ''
+  labels: ClassVar[tuple[str, ...]] = ()
   record_keys: ClassVar[tuple[str, ...]] = ()
-  suffixes: ClassVar[tuple[str, ...]] = ()  # of files
-  # How much payloads change, or None: not at all.
+  suffixes: ClassVar[tuple[str, ...]] = ()
   Augment: ClassVar[type | None] = None
-  # Sizes to which any file is decoded that is merely checked.
   lenient: ClassVar[Any] = None
 
   def streams(self) -> tuple[StreamSpec, ...]:
@@ -97,15 +118,27 @@ class Host:
     return ()
 
   def decode(self, data: bytes) -> Any:
-    """Returns the payload of an encoded file, in the sizes of the run. Raises BadRecord."""
+    """Returns the payload of an encoded file, in the sizes of the run.
+
+    Raises:
+      BadRecord: if the file is damaged or not allowed.
+    """
     raise NotImplementedError
 
   def augmented(self, payload: Any, changes: Any, rng: np.random.Generator) -> Any:
-    """Returns a payload that is changed a little at random."""
+    """Returns a slightly and randomly changed copy of a payload.
+
+    Args:
+      changes: an `Augment`.
+    """
     raise NotImplementedError
 
   def form(self, span: Span) -> Any:
-    """Returns all of a span that decides on its positions, as a hashable value. Raises ValueError if it cannot fit."""
+    """Returns everything that determines a span's positions, as a hashable value.
+
+    Raises:
+      ValueError: if the payload does not fit the sizes of the run.
+    """
     raise NotImplementedError
 
   def layout(self, form: Any, written: bool) -> Layout:
@@ -113,17 +146,28 @@ class Host:
     raise NotImplementedError
 
   def pieces(self, span: Span) -> tuple[np.ndarray, ...]:
-    """Returns the pieces of each item of the span's layout: arrays (M, …) of the streams' types."""
+    """Returns the pieces of each item of the span's layout.
+
+    Each array is of shape (M, …) and of the type of its stream.
+    """
     raise NotImplementedError
 
   def joined(self, pieces: np.ndarray, form: Sequence[int]) -> Any:
-    """Returns the payload that pieces (M, …) of an item of this form make up: the inverse of `pieces`."""
+    """Returns the payload of an item of this form, the inverse of `pieces`.
+
+    Args:
+      pieces: pieces of the item, (M, …).
+    """
     raise NotImplementedError
 
   def crop(
     self, payload: Any, pieces: int, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (value (pieces, …), mask (pieces,)) of a random part of a payload, to train an autoencoder on."""
+    """Returns a random crop of a payload, to train an autoencoder on.
+
+    Returns:
+      value (pieces, …) and mask (pieces,), which is 0 where the payload has ended.
+    """
     raise NotImplementedError
 
   def writing(self) -> Writing | None:
@@ -131,30 +175,33 @@ class Host:
     return None
 
   def form_of(self, sizes: Sequence[int], pieces: int) -> tuple[int, int, int]:
-    """Returns the form of a written item.
+    """Returns the (time, height, width) of a written item, in pieces.
 
     Args:
-      sizes: what the opening said.
-      pieces: how many were written.
+      sizes: sizes that the opening positions gave.
+      pieces: number of pieces written.
     """
-    return (1, 1, pieces) if not sizes else (1,) * (3 - len(sizes)) + tuple(sizes)
+    if not sizes:
+      return (1, 1, pieces)
+    leading = (1,) * (3 - len(sizes))
+    return leading + tuple(sizes)
 
   def part(self, payload: Any) -> Part:
     """Returns a payload as a part of a reply."""
     raise NotImplementedError
 
   def show(self, payload: Any) -> Shown:
-    """Returns a payload as a file that browsers show."""
+    """Returns a payload as a file that browsers can show."""
     raise NotImplementedError
 
   def same_pieces(self, sizes: Any) -> bool:
-    """Whether pieces of other sizes mean the same to an autoencoder."""
+    """Returns whether pieces under other sizes mean the same to an autoencoder."""
     return sizes == self.config
 
   def counted(self, payload: Any) -> Mapping[str, float]:
-    """Returns what is counted of a payload in the manifest of a converted folder, by name."""
+    """Returns what a payload adds to each count in a converted folder's manifest."""
     return {}
 
   def codes_in(self, kind: str) -> Codes | None:
-    """Returns what a stream carries in the place of payloads, or None."""
+    """Returns the codes that a stream carries, or None if it carries payloads."""
     return dict(self.stored).get(kind)

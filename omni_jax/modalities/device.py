@@ -1,4 +1,4 @@
-"""What a medium provides on the devices: its embedding, its head, maybe an autoencoder, as rows of a table."""
+"""The device contract of a medium: its embedding, its head and its autoencoder."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,19 +8,20 @@ from jax import Array
 
 from omni_jax.types import RowBudget, StreamSpec
 
-# (key of the config, size, logical axis): a main dimension that a mesh has to divide.
+# (config key, size, logical axis): a main dimension, which the mesh must divide.
 Size = tuple[str, int, str]
 
 
 class Parts(NamedTuple):
-  """The configs of one medium of a model, and what they are connected to.
+  """The configs of one medium of a model, and the sizes of what surrounds it.
 
   Attributes:
-    sizes: of the medium (`config.model.NAME`).
-    embed, head: of its networks (`config.model.NAME.embed`, `.head`), or None.
-    autoencoder: of its autoencoder (`config.model.AUTOENCODER`), or None.
-    streams: by kind.
-    width: of the decoder.
+    sizes: config of the medium's sizes (`config.model.NAME`).
+    embed: config of its embedding (`config.model.NAME.embed`), or None.
+    head: config of its head (`config.model.NAME.head`), or None.
+    autoencoder: config of its autoencoder (`config.model.AUTOENCODER`), or None.
+    streams: the medium's streams, by kind.
+    width: width of the decoder.
   """
 
   sizes: Any
@@ -32,35 +33,51 @@ class Parts(NamedTuple):
 
 
 class Flops(NamedTuple):
-  """FLOPs of a forward pass over a full batch, 2 per weight and piece that it acts on."""
+  """FLOPs of a forward pass over a full batch: 2 per weight and piece.
+
+  Attributes:
+    embed: FLOPs of the embedding.
+    head: FLOPs of the head.
+    autoencoder: FLOPs of the autoencoder, which is frozen and has no backward pass.
+  """
 
   embed: float = 0.0
   head: float = 0.0
-  autoencoder: float = 0.0  # it is frozen: no gradient
+  autoencoder: float = 0.0
 
 
 class Trained(NamedTuple):
-  """What one pass of an autoencoder's training gives: figures, and statistics for its buffers."""
+  """What one training step of an autoencoder returns beside its loss.
+
+  Attributes:
+    metrics: figures to log, by name.
+    stats: statistics of the batch, from which its buffers are updated.
+  """
 
   metrics: dict[str, Array]
   stats: Any
 
 
 class Autoencoder(NamedTuple):
-  """A network that turns pieces into codes or latents and back. It is trained by a stage of its name, then frozen.
+  """A network that turns pieces into codes or latents and back.
+
+  A training stage of the same name trains it; afterwards it is frozen.
 
   Attributes:
-    name: of the stage, of its part of `config.model`, and of its values in buffers['frozen'].
+    name: name of the stage, of its section of `config.model`, and of its values in
+      buffers['frozen'].
     config: dataclass of its sizes.
     make: (sizes of the medium, config, rngs) -> module.
-    init_buffers: config -> what no optimizer touches, a dict.
+    init_buffers: config -> dict of the values that no optimizer touches.
     loss: (module, buffers, crops, key) -> (loss, Trained).
     update_buffers: (config, buffers, stats, key) -> buffers.
-    encode: (module, buffers, value_BM, item_BM) -> codes or latents of pieces that lie in pools.
+    encode: (module, buffers, value_BM, item_BM) -> codes or latents of pieces in pools.
     decode: (module, buffers, codes of single items (N, M, …)) -> pieces (N, M, …).
-    identity: (sizes, config) -> text of all settings that codes depend on, beside the weights.
-    read_buffers: names of the buffers that encoding reads.
-    codes: (sizes, config) -> shape of a piece's codes, and their number of values; 0 for latents.
+    identity: (sizes, config) -> text of all settings, beside the weights, that the
+      codes depend on.
+    read_buffers: buffers -> those that encoding reads.
+    codes: (sizes, config) -> (shape of a piece's codes, number of values of a code);
+      the number is 0 for latents.
   """
 
   name: str
@@ -76,7 +93,7 @@ class Autoencoder(NamedTuple):
   codes: Callable[[Any, Any], tuple[tuple[int, ...], int]]
 
 
-# Named functions: a table of them can be pickled.
+# The defaults of a row are named functions, so that the table can be pickled.
 def _no_streams(parts: Parts) -> tuple[str, ...]:
   return ()
 
@@ -90,16 +107,19 @@ def _no_flops(parts: Parts, budget: RowBudget) -> Flops:
 
 
 class Device(NamedTuple):
-  """One medium's row of the table.
+  """One medium's row of the device table.
 
-  A module of `embed` has `read(stream, dtype)`, and where the medium is written `written(value, place, dtype)`; where
-  it is written as a block also `queries(place, dtype)`. A module of `head` has `losses(hidden_BLD, stream, key)` and
-  `sample(…)` side by side.
+  The module that `embed` returns has `read(stream, dtype)`. If the medium can be
+  written, it also has `written(value, place, dtype)`, and if it is written as a block,
+  `queries(place, dtype)` too. The module that `head` returns has
+  `losses(hidden_BLD, stream, key)` and `sample(…)` side by side.
 
   Attributes:
-    embed, head: (Parts, rngs) -> module; head may be None: the medium is only read.
-    embed_config, head_config: dataclasses of their sizes.
-    autoencoder: or None.
+    embed: (Parts, rngs) -> module.
+    head: (Parts, rngs) -> module; None if the medium is only read.
+    embed_config: dataclass of the embedding's sizes, or None.
+    head_config: dataclass of the head's sizes, or None.
+    autoencoder: autoencoder of the medium, or None.
     coded: Parts -> kinds of streams that the model takes as the autoencoder's codes.
     sizes: Parts -> main dimensions.
     flops: (Parts, budget) -> Flops.
@@ -116,5 +136,5 @@ class Device(NamedTuple):
 
 
 def swiglu_weights(width: int, hidden: int) -> int:
-  """Returns the weights of a SwiGLU."""
+  """Returns the number of weights of a SwiGLU."""
   return 3 * width * hidden

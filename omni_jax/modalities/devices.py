@@ -1,4 +1,4 @@
-"""The device table of media: embedding, head and autoencoder of each, and both tables as one argument."""
+"""The device table: the embedding, head and autoencoder of every medium."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,18 +13,23 @@ DEVICES: Mapping[str, Device] = {'image': IMAGE, 'audio': AUDIO}
 
 
 class Tables(NamedTuple):
-  """The media that a model can have: what they provide on the host and on the devices, by name."""
+  """Both tables of the media that a model can have, by name of the medium.
+
+  Attributes:
+    hosts: the numpy side: (dataclass of sizes, host).
+    devices: the jax side.
+  """
 
   hosts: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
   devices: Mapping[str, Device] = DEVICES
 
   def autoencoders(self) -> dict[str, tuple[str, Autoencoder]]:
-    """Returns name of an autoencoder -> (its medium, itself)."""
-    found = {}
+    """Returns (medium, autoencoder) by name of the autoencoder."""
+    autoencoders = {}
     for medium, device in self.devices.items():
       if device.autoencoder:
-        found[device.autoencoder.name] = (medium, device.autoencoder)
-    return found
+        autoencoders[device.autoencoder.name] = (medium, device.autoencoder)
+    return autoencoders
 
 
 TABLES = Tables()

@@ -1,4 +1,4 @@
-"""What every head returns as its loss, and how it is summed: over a batch, or over each segment of a row."""
+"""The loss that every head returns, and its sums over a batch or over each segment."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,14 @@ from jaxtyping import Float, Int
 
 
 class HeadLoss(NamedTuple):
-  """A loss as sum and weight, so that it can be added up over devices and micro-batches before the division.
+  """A loss as a sum and a weight, to be added up before the division.
 
-  Scalars over a batch, or of shape (B, S) over the segments of its rows.
+  Devices and micro-batches add both. Scalars over a batch, or of shape (B, S) over the
+  segments of its rows.
+
+  Attributes:
+    total: weighted sum of the losses.
+    weight: sum of the weights.
   """
 
   total: Array
@@ -19,16 +24,17 @@ class HeadLoss(NamedTuple):
 
   @property
   def mean(self) -> Array:
+    """Returns the weighted mean, 0 where nothing has weight."""
     return self.total / jnp.maximum(self.weight, 1e-6)
 
 
 class UnitLoss(NamedTuple):
-  """The losses of the units that a head predicts in each row: positions, pieces.
+  """The losses of the units (positions or pieces) that a head predicts in each row.
 
   Attributes:
-    loss_BU: already multiplied by the weight.
-    weight_BU: what the unit counts.
-    at_BU: int32 position whose state predicts the unit, or below 0.
+    loss_BU: loss of each unit, already multiplied by its weight.
+    weight_BU: weight of each unit.
+    at_BU: int32 position whose state predicts the unit; negative where there is none.
   """
 
   loss_BU: Array
@@ -40,19 +46,20 @@ class UnitLoss(NamedTuple):
     return HeadLoss(self.loss_BU.sum(), self.weight_BU.sum())
 
   def by_segment(self, segment_BL: Int[Array, 'B L'], segments: int) -> HeadLoss:
-    """Returns the loss of each segment 1…S of each row, as (B, S).
+    """Returns the loss of each segment 1…S of each row, of shape (B, S).
 
     Args:
-      segments: S, a static bound: units of later segments are left out.
+      segment_BL: segment of each position; 0 is padding.
+      segments: S, a static bound; units of later segments are left out.
     """
     rows, length = segment_BL.shape
-    pools = len(self.loss_BU)  # of as many rows together
+    pools = len(self.loss_BU)  # a pool holds the units of rows // pools rows
     segment_PL = segment_BL.reshape(pools, -1)
     at_PU = jnp.maximum(self.at_BU, 0)
     segment_PU = jnp.take_along_axis(segment_PL, at_PU, axis=1)
-    there_PU = (self.at_BU >= 0) & (segment_PU > 0) & (segment_PU <= segments)
+    counts_PU = (self.at_BU >= 0) & (segment_PU > 0) & (segment_PU <= segments)
     number_PU = at_PU // length * segments + segment_PU - 1
-    number_PU = jnp.where(there_PU, number_PU, -1)
+    number_PU = jnp.where(counts_PU, number_PU, -1)
     member_PUS = jax.nn.one_hot(number_PU, rows // pools * segments)
 
     def sums(value_PU: Float[Array, 'P U']) -> Float[Array, 'B S']:

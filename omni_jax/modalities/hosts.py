@@ -1,4 +1,4 @@
-"""The host table of media: the numpy side of each, in one order that also numbers them."""
+"""The host table: the numpy side of every medium, in the order that numbers them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import StreamSpec
 
 TEXT = 'text'
-# Name of the medium -> (its sizes, its host). A medium's number is its place here, from 1.
+# Name of the medium -> (its sizes, its host). Its number is its place here, from 1.
 HOSTS: Mapping[str, tuple[type | None, type[Host]]] = {
   TEXT: (None, TextHost),
   'image': (ImageConfig, ImageHost),
@@ -23,12 +23,18 @@ HOSTS: Mapping[str, tuple[type | None, type[Host]]] = {
 
 
 class Hosts(Mapping[str, Host]):
-  """The hosts of the media that a run has, by name. May be pickled.
+  """The hosts of a run's media, by name. They can be pickled.
+
+  Attributes:
+    tokenizer: tokenizer of the run.
+    numbers: number of every medium of the table, by name.
+    streams: specs of all streams, in the order of the table.
 
   Args:
-    sizes: by medium; a medium that is not named is not there.
-    table: as HOSTS.
-    stored: by stream, codes that batches carry in the place of payloads.
+    sizes: sizes of each medium, by name; a medium that is not named is left out.
+    tokenizer: tokenizer of the run.
+    table: host table, such as HOSTS.
+    stored: codes that batches carry instead of payloads, by name of the stream.
   """
 
   def __init__(
@@ -41,21 +47,22 @@ class Hosts(Mapping[str, Host]):
     self.tokenizer = tokenizer
     self.numbers = {name: k for k, name in enumerate(table, start=1)}
     self._hosts: dict[str, Host] = {}
+    specs: list[StreamSpec] = []
+    text = self.numbers[TEXT]
     for name, (_, make) in table.items():
       if name != TEXT and name not in sizes:
         continue
-      codes = _of_medium(stored or {}, name)
-      number, text = self.numbers[name], self.numbers[TEXT]
-      self._hosts[name] = make(sizes.get(name), tokenizer, number, text, codes)
-    self.streams: tuple[StreamSpec, ...] = tuple(
-      spec for host in self._hosts.values() for spec in host.streams()
-    )
+      codes = _codes_of_medium(stored or {}, name)
+      host = make(sizes.get(name), tokenizer, self.numbers[name], text, codes)
+      self._hosts[name] = host
+      specs.extend(host.streams())
+    self.streams: tuple[StreamSpec, ...] = tuple(specs)
 
   @classmethod
   def lenient(
     cls, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
   ) -> 'Hosts':
-    """Returns hosts without a run: the smallest sizes that find damage in any file."""
+    """Returns hosts that check files without a run: any intact file decodes."""
     sizes = {name: host.lenient for name, (_, host) in table.items() if host.lenient}
     return cls(sizes, Tokenizer(TokenizerConfig()), table)
 
@@ -77,23 +84,25 @@ class Hosts(Mapping[str, Host]):
   def of_part(self, kind: str) -> Host:
     """Returns the host of a part of an example.
 
+    Args:
+      kind: `type` of the part.
+
     Raises:
-      UserError: for a type that this run does not have.
+      UserError: if this run has no such medium.
     """
     if kind not in self._hosts:
-      raise UserError(
-        f'content of type {kind!r} is unknown; it is one of {", ".join(self._hosts)}'
-      )
+      known = ', '.join(self._hosts)
+      raise UserError(f'content of type {kind!r} is unknown; it is one of {known}')
     return self._hosts[kind]
 
 
-def _of_medium(
+def _codes_of_medium(
   stored: Mapping[str, Codes], medium: str
 ) -> tuple[tuple[str, Codes], ...]:
   """Returns (kind, codes) of the streams 'MEDIUM.KIND'."""
-  found = []
+  codes_of_kind = []
   for stream, codes in stored.items():
     name, _, kind = stream.partition('.')
     if name == medium:
-      found.append((kind, codes))
-  return tuple(found)
+      codes_of_kind.append((kind, codes))
+  return tuple(codes_of_kind)

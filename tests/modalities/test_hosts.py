@@ -1,4 +1,7 @@
-"""The table of hosts: payloads come back from their pieces, hosts pickle, a run has the media that it names."""
+"""The host table: payloads come back from their pieces, and hosts pickle.
+
+A run has the media that it names.
+"""
 
 import pickle
 
@@ -27,7 +30,7 @@ written = pytest.mark.parametrize('written', [False, True])
 
 
 def only_item(host, span):
-  """The pieces of a span's one item, and its form."""
+  """Returns the pieces of a span's only item, and its form."""
   (item,) = host.layout(host.form(span), span.written).items
   (pieces,) = host.pieces(span)
   assert len(pieces) == len(item.place_M3) == np.prod(item.form)
@@ -38,7 +41,7 @@ def only_item(host, span):
 @pytest.mark.parametrize('channels', [1, 3])
 @given(rows=st.integers(1, 4), columns=st.integers(1, 6), seed=st.integers(0, 99))
 def test_images_of_eight_bits_come_back_exactly(written, channels, rows, columns, seed):
-  """Rectangles too: whatever lies in whole patches."""
+  """Images of any size in whole patches, rectangles too."""
   config = ImageConfig(height=8, width=12, channels=channels, patch=2)
   host = hosts_of(image=config)['image']
   rng = np.random.default_rng(seed)
@@ -46,46 +49,53 @@ def test_images_of_eight_bits_come_back_exactly(written, channels, rows, columns
   pixels = values / np.float32(255)
   for payload in (pixels, values):
     pieces, form = only_item(host, Span('image', written, payload=payload))
-    assert pieces.dtype == np.uint8 and pieces.shape == (rows * columns, 4 * channels)
+    assert pieces.dtype == np.uint8
+    assert pieces.shape == (rows * columns, 4 * channels)
     assert form == (1, rows, columns)
-    again = host.joined(pieces, form)
-    assert again.dtype == np.float32
-    np.testing.assert_array_equal(again, pixels)
+    joined = host.joined(pieces, form)
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, pixels)
 
 
-def test_other_pixels_come_back_to_the_nearest_of_eight_bits():
+def test_other_pixels_are_rounded_to_eight_bits():
   host = hosts_of()['image']
   pixels = np.random.default_rng(0).random((8, 8, 1), np.float32)
-  pixels[0, :2, 0] = 0, 1
-  again = host.joined(*only_item(host, Span('image', payload=pixels)))
-  assert np.abs(again - pixels).max() <= 0.5 / 255 + 1e-6
-  assert again[0, 0, 0] == 0 and again[0, 1, 0] == 1
+  pixels[0, :2, 0] = (0, 1)
+  pieces, form = only_item(host, Span('image', payload=pixels))
+  joined = host.joined(pieces, form)
+  assert np.abs(joined - pixels).max() <= 0.5 / 255 + 1e-6
+  assert joined[0, 0, 0] == 0
+  assert joined[0, 1, 0] == 1
 
 
 @written
 @given(samples=st.integers(1, 160), seed=st.integers(0, 99))
 def test_sounds_of_sixteen_bits_come_back_exactly(written, samples, seed):
-  """With silence up to the end of their last frame."""
+  """They are followed by silence up to the end of their last frame."""
   host = hosts_of(audio=AUDIO)['audio']
   rng = np.random.default_rng(seed)
   values = rng.integers(-32768, 32768, samples).astype(np.int16)
   wave = values / np.float32(32768)
   for payload in (wave, values):
     pieces, form = only_item(host, Span('audio', written, payload=payload))
-    assert pieces.dtype == np.int16 and pieces.shape == (-(-samples // 16), 16)
-    again = host.joined(pieces, form)
-    assert again.dtype == np.float32
-    np.testing.assert_array_equal(again[:samples], wave)
-    assert not again[samples:].any() and len(again) == 16 * form[0]
+    assert pieces.dtype == np.int16
+    assert pieces.shape == (-(-samples // 16), 16)
+    joined = host.joined(pieces, form)
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined[:samples], wave)
+    assert not joined[samples:].any()
+    assert len(joined) == 16 * form[0]
 
 
-def test_other_samples_come_back_to_the_nearest_of_sixteen_bits():
+def test_other_samples_are_rounded_to_sixteen_bits():
   host = hosts_of(audio=AUDIO)['audio']
   wave = np.random.default_rng(0).uniform(-1, 1, 160).astype(np.float32)
-  wave[:2] = -1, 1
-  again = host.joined(*only_item(host, Span('audio', payload=wave)))
-  assert np.abs(again - wave).max() <= 1 / 32768
-  assert again[0] == -1 and again[1] == 32767 / 32768
+  wave[:2] = (-1, 1)
+  pieces, form = only_item(host, Span('audio', payload=wave))
+  joined = host.joined(pieces, form)
+  assert np.abs(joined - wave).max() <= 1 / 32768
+  assert joined[0] == -1
+  assert joined[1] == 32767 / 32768
 
 
 @pytest.mark.parametrize('size', [0, 161])
@@ -104,40 +114,41 @@ def test_an_image_that_does_not_fit_is_refused(shape):
 
 
 def test_hosts_pickle():
-  """Workers lay out what the process that trains would."""
+  """A worker process builds the same batches as the process that trains."""
   stored = {'audio.spoken': Codes((4,), 256)}
   for hosts in (MODEL.hosts(), Hosts.lenient(), MODEL.hosts(stored)):
-    again = pickle.loads(pickle.dumps(hosts))
-    assert list(again) == list(hosts) == ['text', 'image', 'audio']
-    assert again.streams == hosts.streams and again.numbers == hosts.numbers
-    assert again.tokenizer.fingerprint() == hosts.tokenizer.fingerprint()
+    copy = pickle.loads(pickle.dumps(hosts))
+    assert list(copy) == list(hosts) == ['text', 'image', 'audio']
+    assert copy.streams == hosts.streams
+    assert copy.numbers == hosts.numbers
+    assert copy.tokenizer.fingerprint() == hosts.tokenizer.fingerprint()
     for name, host in hosts.items():
-      assert type(again[name]) is type(host) and again[name].config == host.config
-      assert again[name].stored == host.stored
+      assert type(copy[name]) is type(host)
+      assert copy[name].config == host.config
+      assert copy[name].stored == host.stored
   hosts = MODEL.hosts()
-  again = pickle.loads(pickle.dumps(hosts))
-  budget = RowBudget(
-    rows=1, length=96, streams={'image.drawn': (16, 1), 'audio.heard': (3, 1)}
-  )
+  copy = pickle.loads(pickle.dumps(hosts))
+  streams = {'image.drawn': (16, 1), 'audio.heard': (3, 1)}
+  budget = RowBudget(rows=1, length=96, streams=streams)
   (example,) = [example for example in examples() if example['id'] == 'draw']
-  batches = [
-    pack_rows([prepare(example, each)], budget, each) for each in (hosts, again)
-  ]
-  np.testing.assert_equal(batches[0]._asdict(), batches[1]._asdict())
+  batch = pack_rows([prepare(example, hosts)], budget, hosts)
+  batch_of_copy = pack_rows([prepare(example, copy)], budget, copy)
+  np.testing.assert_equal(batch._asdict(), batch_of_copy._asdict())
 
 
-def test_what_is_stored_changes_its_stream_only():
+def test_stored_codes_change_their_own_stream_only():
   plain = MODEL.hosts()
   coded = MODEL.hosts({'audio.spoken': Codes((4,), 256)})
   changed = [b for a, b in zip(plain.streams, coded.streams, strict=True) if a != b]
   (spec,) = changed
   assert (spec.name, spec.shape, spec.dtype) == ('audio.spoken', (4,), 'uint16')
-  assert spec.entries == 256 and coded['audio'].codes_in('heard') is None
+  assert spec.entries == 256
+  assert coded['audio'].codes_in('heard') is None
 
 
 @pytest.mark.parametrize('named', [(), ('image',), ('audio',), ('audio', 'image')])
 def test_a_run_has_the_media_that_it_names(named):
-  """In the order of the table, with the numbers that they have in every run."""
+  """They keep the order of the table and the numbers that they have in every run."""
   sizes = {'image': ImageConfig(), 'audio': AudioConfig()}
   hosts = Hosts({name: sizes[name] for name in named}, MODEL.hosts().tokenizer)
   assert list(hosts) == [name for name in HOSTS if name == TEXT or name in named]
@@ -147,26 +158,26 @@ def test_a_run_has_the_media_that_it_names(named):
     assert (host.name, host.number, host.text) == (name, hosts.numbers[name], 1)
     assert hosts.of_part(name) is host
   known = ', '.join(hosts)
-  with pytest.raises(
-    UserError, match=f"type 'smell' is unknown; it is one of {known}$"
-  ):
+  message = f"type 'smell' is unknown; it is one of {known}$"
+  with pytest.raises(UserError, match=message):
     hosts.of_part('smell')
 
 
 @pytest.mark.parametrize('fit, blocks', [('stretch', 1), ('keep', 2)])
-def test_blocks_of_images_are_as_the_fit_asks(fit, blocks):
+def test_blocks_have_room_for_two_images_unless_all_have_one_size(fit, blocks):
   host = hosts_of(image=ImageConfig(8, 12, 1, 2, fit=fit))['image']
   for spec in host.streams():
     assert (spec.longest, spec.block) == (24, 24 * blocks)
 
 
 def test_lenient_hosts_decode_files_of_any_size():
-  """They find damage where no run says how large media are."""
+  """They find damaged files without the sizes of a run."""
   hosts = Hosts.lenient()
   rng = np.random.default_rng(0)
   for size in ((3, 3, 1), (40, 5, 3), (64, 64, 3)):
     part = decoded_part('image', png_bytes(rng.random(size)), hosts)
-    assert part['type'] == 'image' and part['pixels'].shape == (8, 8, 1)
+    assert part['type'] == 'image'
+    assert part['pixels'].shape == (8, 8, 1)
   for rate, seconds in ((8000, 0.01), (44100, 2.0), (16000, 30.0)):
     data = wav_bytes(rng.uniform(-1, 1, round(rate * seconds)), rate)
     wave = decoded_part('audio', data, hosts)['wave']
@@ -177,26 +188,28 @@ def test_lenient_hosts_decode_files_of_any_size():
 
 
 @pytest.mark.parametrize('example', examples()[:4], ids=lambda example: example['id'])
-def test_files_of_what_a_host_shows_decode_to_it_again(example):
+def test_a_shown_payload_decodes_to_itself(example):
   hosts = MODEL.hosts()
   for span in interleave(example, hosts):
     if span.medium == TEXT:
       continue
     host = hosts[span.medium]
-    joined = host.joined(*only_item(host, span))
+    pieces, form = only_item(host, span)
+    joined = host.joined(pieces, form)
     shown = host.show(joined)
-    again = decoded_part(span.medium, shown.data, hosts)[host.key]
-    assert f'.{shown.suffix}' in host.suffixes and '/' in shown.mime
+    decoded = decoded_part(span.medium, shown.data, hosts)[host.key]
+    assert f'.{shown.suffix}' in host.suffixes
+    assert '/' in shown.mime
     if span.medium == 'audio' or joined.shape == (8, 8, 1):
-      np.testing.assert_array_equal(again, joined)
+      np.testing.assert_array_equal(decoded, joined)
     assert host.part(joined).type == span.medium
     parsed = parse([span], hosts)['content']
     assert parsed == [{'type': span.medium, host.key: span.payload}]
 
 
-def test_counts_of_a_manifest_are_the_hosts():
+def test_hosts_count_their_payloads():
   hosts = hosts_of(audio=AUDIO)
   assert hosts['image'].counted(np.zeros((8, 8, 1), np.float32)) == {'images': 1}
-  counted = hosts['audio'].counted(np.zeros(50, np.float32))
-  assert counted == {'sounds': 1, 'seconds': 0.25}
+  counts = hosts['audio'].counted(np.zeros(50, np.float32))
+  assert counts == {'sounds': 1, 'seconds': 0.25}
   assert hosts['text'].counted('words') == {}

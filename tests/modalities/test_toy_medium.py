@@ -1,7 +1,8 @@
-"""A medium that the project does not know, added by rows of the tables alone: clouds of points in the plane.
+"""A medium added by rows of the two tables alone: clouds of points in the plane.
 
-It is read as codes of an autoencoder of its own (the second one of the model) and written as a block. All that knows it
-is in this file: it is packed, trained, generated, inspected and compiled by the code that serves images and sounds.
+It is read as codes of its own autoencoder (the second one of the model) and written as
+a block. Nothing outside this file knows it: the code that serves images and sounds
+packs, trains, generates, inspects and compiles it.
 """
 
 import dataclasses
@@ -39,33 +40,49 @@ from omni_jax.train.plan import omni_program, Plan
 from omni_jax.train.step import make_step, Update
 from omni_jax.types import ItemLayout, Layout, NONE, StreamSpec
 
-MOST, CELLS = 6, 16  # points of a cloud, entries of the autoencoder
+MOST = 6  # largest number of points of a cloud
+CELLS = 16  # entries of the autoencoder
 
 
 @dataclasses.dataclass(frozen=True)
 class PointsConfig:
+  """Sizes of clouds.
+
+  Attributes:
+    most: largest number of points.
+  """
+
   most: int = MOST
 
 
 @dataclasses.dataclass(frozen=True)
 class PointsPart(Part):
+  """A written cloud: points is float32 (n, 2) in [0, 1]."""
+
   points: np.ndarray
   type: str = 'points'
 
 
 class PointsHost(Host):
-  """A payload is float32 (n, 2) in [0, 1]; a piece is a point, in bytes."""
+  """Payloads are float32 (n, 2) in [0, 1]; a piece is one point, as two bytes."""
 
   config: PointsConfig
   name = 'points'
   key = 'points'
 
   def streams(self):
-    piece = ((2,), 'uint8', self.config.most, 2 * self.config.most)
-    return (
-      StreamSpec('points.seen', 'points', False, False, *piece),
-      StreamSpec('points.made', 'points', True, True, *piece),
+    seen = StreamSpec(
+      'points.seen',
+      'points',
+      written=False,
+      queries=False,
+      shape=(2,),
+      dtype='uint8',
+      longest=self.config.most,
+      block=2 * self.config.most,
     )
+    made = seen._replace(name='points.made', written=True, queries=True)
+    return (seen, made)
 
   def form(self, span):
     if not 0 < len(span.payload) <= self.config.most:
@@ -73,15 +90,18 @@ class PointsHost(Host):
     return len(span.payload)
 
   def layout(self, form, written):
-    n, special = form, self.tokenizer.special
+    n = form
+    special = self.tokenizer.special
     place = np.zeros((n, 3), np.int32)
     place[:, 2] = np.arange(n)
     at = np.arange(2, 2 + n)
     item = ItemLayout('points.seen', (1, 1, n), place, at)
     if written:
-      item = ItemLayout('points.made', (1, 1, n), place, at + n, at, at)
+      item = ItemLayout('points.made', (1, 1, n), place, at + n, query_M=at, write_M=at)
     layout = Layout.empty(3 + n * (1 + written), 2.0 + n, self.text, (item,))
-    layout.token_n[[0, 1, -1]] = special('bop'), special(f'size:{n}'), special('eop')
+    layout.token_n[0] = special('bop')
+    layout.token_n[1] = special(f'size:{n}')
+    layout.token_n[-1] = special('eop')
     layout.modality_n[2:-1] = self.number
     layout.offset_n3[:2] = np.arange(2, dtype=np.float32)[:, None]
     layout.offset_n3[2:-1] = 2 + np.tile(place, (1 + written, 1))
@@ -97,15 +117,22 @@ class PointsHost(Host):
     return pieces.astype(np.float32) / 255
 
   def crop(self, payload, pieces, rng):
-    value, mask = np.zeros((pieces, 2), np.float32), np.zeros(pieces, np.float32)
     n = min(pieces, len(payload))
-    value[:n], mask[:n] = payload[:n], 1
+    value = np.zeros((pieces, 2), np.float32)
+    value[:n] = payload[:n]
+    mask = np.zeros(pieces, np.float32)
+    mask[:n] = 1
     return value, mask
 
   def writing(self):
     special = self.tokenizer.special
     sizes = tuple(special(f'size:{n}') for n in range(1, self.config.most + 1))
-    return Writing(((special('bop'),), sizes), special('eop'), None, self.config.most)
+    return Writing(
+      opening=((special('bop'),), sizes),
+      closing=special('eop'),
+      piece=None,
+      longest=self.config.most,
+    )
 
   def part(self, payload):
     return PointsPart(payload)
@@ -138,8 +165,8 @@ class PointsHead(nnx.Module):
 
   def losses(self, hidden_BLD, stream, key):
     valid_BM = stream.write_at_BM >= 0
-    made_BM2 = self.out(gather_rows(hidden_BLD, stream.write_at_BM))
-    error_BM = jnp.square(made_BM2 - stream.value_BM / 255.0).sum(axis=-1)
+    point_BM2 = self.out(gather_rows(hidden_BLD, stream.write_at_BM))
+    error_BM = jnp.square(point_BM2 - stream.value_BM / 255.0).sum(axis=-1)
     weight_BM = valid_BM.astype(jnp.float32)
     return UnitLoss(error_BM * weight_BM, weight_BM, stream.write_at_BM)
 
@@ -153,7 +180,7 @@ class CellsConfig:
 
 
 class Cells(nnx.Module):
-  """Cells of the plane, each with a centre that moves to the points in it."""
+  """Cells of the plane; each has a centre that moves to the points in it."""
 
   def __init__(self, cells, *, rngs):
     init = nnx.initializers.uniform(1.0)
@@ -171,18 +198,23 @@ def cells_loss(cells, buffers, crops, key):
   return loss, Trained({'distance': loss}, mask.sum())
 
 
+def count_points(config, buffers, count, key):
+  return {'points': buffers['points'] + count}
+
+
+def nearest_cells(cells, buffers, value, item):
+  nearest = jnp.argmin(cells.distances(value / 255.0), axis=-1)
+  return nearest[..., None].astype(jnp.int32)
+
+
 CELLS_ROW = Autoencoder(
   name='cells',
   config=CellsConfig,
   make=lambda sizes, config, rngs: Cells(config.cells, rngs=rngs),
   init_buffers=lambda config: {'points': jnp.zeros(())},
   loss=cells_loss,
-  update_buffers=lambda config, buffers, seen, key: {
-    'points': buffers['points'] + seen
-  },
-  encode=lambda cells, buffers, value, item: jnp.argmin(
-    cells.distances(value / 255.0), axis=-1
-  )[..., None].astype(jnp.int32),
+  update_buffers=count_points,
+  encode=nearest_cells,
   decode=lambda cells, buffers, code: cells.centres[...][code[..., 0]],
   identity=lambda sizes, config: '',
   read_buffers=lambda buffers: {},
@@ -200,7 +232,7 @@ TABLES = Tables(
 
 
 def run_config() -> ConfigDict:
-  """The tiny run with the medium in it: keys of its own, and nothing else."""
+  """Returns the tiny run with the medium, which adds only keys of its own."""
   c = tiny_run()
   c.mesh.data = 1
   c.stages = ('codec', 'cells', 'omni')
@@ -218,29 +250,43 @@ def run_config() -> ConfigDict:
 
 
 def cloud(rng: np.random.Generator, word: str) -> np.ndarray:
-  """Three to six points near the left or the right edge."""
+  """Returns three to six random points near the left or the right edge."""
   n = int(rng.integers(3, MOST + 1))
   points = rng.random((n, 2)) * 0.2
   points[:, 0] += 0.8 * (word == 'right')
   return points.astype(np.float32)
 
 
+def message(role: str, part: dict[str, Any]) -> dict[str, Any]:
+  return {'role': role, 'content': [part]}
+
+
 def example(k: int) -> dict[str, Any]:
-  """Half of the examples name a cloud, the other half draw one of four points."""
+  """Returns an example: even ones name a cloud, odd ones draw four fixed points."""
   rng = np.random.default_rng(k)
   word = ('left', 'right')[k // 2 % 2]
-  named = {'type': 'text', 'text': word}
-  shown = {'type': 'points', 'points': cloud(rng, word)}
-  if k % 2:
-    shown['points'] = np.resize(shown['points'], (4, 2))
-    shown['points'][:, 1] = 0.5
-    shown['points'][:, 0] = 0.9 if word == 'right' else 0.1
-  asked, answer = (named, shown) if k % 2 else (shown, named)
-  messages = [
-    {'role': 'user', 'content': [asked]},
-    {'role': 'assistant', 'content': [answer]} | ({} if k % 2 else {'task': 'write'}),
-  ]
-  return {'id': f'cloud/{k}', 'messages': messages}
+  name = {'type': 'text', 'text': word}
+  points = cloud(rng, word)
+  if k % 2 == 0:
+    question = message('user', {'type': 'points', 'points': points})
+    answer = message('assistant', name)
+    answer['task'] = 'write'
+  else:
+    points = np.resize(points, (4, 2))
+    points[:, 0] = 0.9 if word == 'right' else 0.1
+    points[:, 1] = 0.5
+    question = message('user', name)
+    answer = message('assistant', {'type': 'points', 'points': points})
+  return {'id': f'cloud/{k}', 'messages': [question, answer]}
+
+
+def clouds(examples: list[dict[str, Any]]) -> list[np.ndarray]:
+  """Returns all clouds of the examples."""
+  points = []
+  for record in examples:
+    for turn in record['messages']:
+      points.extend(part['points'] for part in turn['content'] if 'points' in part)
+  return points
 
 
 EXAMPLES = [example(k) for k in range(64)]
@@ -253,23 +299,20 @@ def plan() -> Plan:
 
 @pytest.fixture(scope='module')
 def trained(plan):
-  """(losses of both stages, a model that generates), by the same programs as every run."""
+  """Returns the losses of both stages and the trained model.
+
+  The programs are those of every run.
+  """
   config = plan.model_config
-  row = config.tables.autoencoders()['cells'][1]
+  _, row = config.tables.autoencoders()['cells']
   model = abstract_autoencoder(config, 'cells')
   objective = Autoencoding(row, config.autoencoders['cells'])
   update = Update(refresh=objective.refresh)
   tx = optax.adam(0.03)
   step = jax.jit(make_step(objective, model, tx, update))
   state = states.init_autoencoder_state(config, 'cells', tx, seed=0)
-  payloads = [
-    part['points']
-    for e in EXAMPLES
-    for m in e['messages']
-    for part in m['content']
-    if part['type'] == 'points'
-  ]
-  crops = CropLoader(payloads, plan.hosts['points'], batch=16, pieces=MOST, seed=0)
+  host = plan.hosts['points']
+  crops = CropLoader(clouds(EXAMPLES), host, batch=16, pieces=MOST, seed=0)
   losses = {'cells': [], 'points': [], 'text': []}
   for _ in range(60):
     state, metrics = step(state, next(crops))
@@ -300,9 +343,9 @@ def test_the_tables_give_it_a_number_streams_and_wants(plan):
 
 
 def test_it_is_packed_with_everything_else(plan):
-  for each in EXAMPLES[:4]:
-    again = parse(interleave(each, plan.hosts), plan.hosts)
-    np.testing.assert_equal(again['messages'], each['messages'])
+  for example in EXAMPLES[:4]:
+    parsed = parse(interleave(example, plan.hosts), plan.hosts)
+    np.testing.assert_equal(parsed['messages'], example['messages'])
   loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   assert set(batch.streams) == {spec.name for spec in plan.hosts.streams}
@@ -310,12 +353,14 @@ def test_it_is_packed_with_everything_else(plan):
   rows, pieces = np.nonzero(made.item_BM)
   assert len(rows) > 8
   for row, piece in zip(rows, pieces, strict=True):
-    assert made.at_BL[row, made.write_at_BM[row, piece] + 4] == piece
-    assert made.query_at_BL[row, made.write_at_BM[row, piece]] == piece
-  block = 2 * MOST  # no item crosses the border of a block
-  for row in range(len(made.item_BM)):
-    for item in range(1, made.item_BM[row].max() + 1):
-      assert len(set(np.flatnonzero(made.item_BM[row] == item) // block)) == 1
+    query = made.write_at_BM[row, piece]
+    assert made.query_at_BL[row, query] == piece
+    assert made.at_BL[row, query + 4] == piece
+  # No item crosses the border of a block.
+  for item_M in made.item_BM:
+    for item in range(1, item_M.max() + 1):
+      blocks = np.flatnonzero(item_M == item) // (2 * MOST)
+      assert len(set(blocks)) == 1
 
 
 def test_too_many_points_are_refused_by_name(plan):
@@ -337,35 +382,34 @@ def test_its_autoencoder_and_its_head_learn(trained):
 
 def test_it_is_read_and_written_in_replies(trained):
   _, model = trained
-  for word, left in (('left', True), ('right', False)):
+  for word, edge in (('left', 0.1), ('right', 0.9)):
     (part,) = model.generate(word, want='points', temperature=0)
-    assert part.type == 'points' and part.points.shape == (4, 2)
-    assert (abs(part.points[:, 0] - (0.1 if left else 0.9)) < 0.3).all(), part.points
+    assert part.type == 'points'
+    assert part.points.shape == (4, 2)
+    assert (abs(part.points[:, 0] - edge) < 0.3).all(), part.points
     shown = {'type': 'points', 'points': cloud(np.random.default_rng(99), word)}
-    (said,) = model.generate([shown], want='text', temperature=0)
-    assert said.text == word
-  codes = model.encode_payloads(
-    'cells', [EXAMPLES[0]['messages'][0]['content'][0]['points']]
-  )
-  (again,) = model.decode_items('cells', codes)
-  original = EXAMPLES[0]['messages'][0]['content'][0]['points']
-  assert np.abs(again - original).max() < 0.3
+    (name,) = model.generate([shown], want='text', temperature=0)
+    assert name.text == word
+  original = clouds(EXAMPLES[:1])[0]
+  codes = model.encode_payloads('cells', [original])
+  (decoded,) = model.decode_items('cells', codes)
+  assert np.abs(decoded - original).max() < 0.3
 
 
 def test_it_is_inspected(plan):
   loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   page = inspect_data.render(batch, plan.hosts, rows=2, title='points')
-  assert 'points.seen' in page and 'data:image/svg+xml' in page
+  assert 'points.seen' in page
+  assert 'data:image/svg+xml' in page
   losses = inspect_data.losses_of(batch, 0, plan.hosts)
-  assert (
-    losses['points'].sum()
-    == (batch.streams['points.made'].write_at_BM[0] != NONE).sum()
-  )
+  written_M = batch.streams['points.made'].write_at_BM[0] != NONE
+  assert losses['points'].sum() == written_M.sum()
 
 
 def test_it_is_compiled(plan):
   programs = programs_of(plan.model_config)
   assert list(programs) == ['train', 'prefill', 'decode', 'draw', 'points']
   compiled = compile_program(plan.mesh, programs['points'](plan))
-  assert not compiled.refusal and compiled.text
+  assert not compiled.refusal
+  assert compiled.text

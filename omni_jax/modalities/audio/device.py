@@ -1,4 +1,4 @@
-"""The sound's row of the device table, with the speech codec as its autoencoder."""
+"""The row of sounds in the device table, with the speech codec as their autoencoder."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ from omni_jax.types import RowBudget
 
 
 def codebooks_of(buffers: dict[str, Any]) -> CodecBuffers:
-  """Returns the typed view of the codec's buffers."""
+  """Returns the codebooks among the codec's buffers."""
   return CodecBuffers(**buffers['codebooks'])
 
 
@@ -64,7 +64,14 @@ def _update_buffers(
 def encode(
   codec: Codec, buffers: dict[str, Any], frame_BMS: Array, item_BM: Array
 ) -> Array:
-  """Returns the codes of clips that lie in pools of frames: int32 (B, M, J); no gradient flows into the codec."""
+  """Returns the codes of frames in pools: int32 (B, M, J).
+
+  No gradient flows into the codec.
+
+  Args:
+    frame_BMS: frames of int16 samples, or of floats in [-1, 1].
+    item_BM: number of each frame's clip.
+  """
   if not item_BM.size:
     return jnp.zeros((*item_BM.shape, codec.config.codebooks), jnp.int32)
   latent_BMZ = codec.encode_pool(as_wave(frame_BMS), item_BM)
@@ -73,12 +80,13 @@ def encode(
 
 
 def _decode(codec: Codec, buffers: dict[str, Any], code_NMJ: Array) -> Array:
-  wave_NS = codec.decode(dequantize(code_NMJ, codebooks_of(buffers)))
+  latent_NMZ = dequantize(code_NMJ, codebooks_of(buffers))
+  wave_NS = codec.decode(latent_NMZ)
   return wave_NS.reshape(*code_NMJ.shape[:2], -1)
 
 
 def _identity(sizes: AudioConfig, config: CodecConfig) -> str:
-  del config  # the weights' names and shapes tell
+  del config  # the names and shapes of the weights identify it
   return f'{sizes.rate} {sizes.mels} {sizes.mel_hops} {sizes.mel_window}'
 
 
@@ -108,19 +116,25 @@ CODEC = Autoencoder(
 
 def _embed(parts: Parts, rngs: nnx.Rngs) -> AudioEmbed:
   codec = parts.autoencoder
-  books = (codec.codebooks, codec.entries)
-  return AudioEmbed(parts.embed, parts.sizes, *books, parts.width, rngs=rngs)
+  return AudioEmbed(
+    parts.embed,
+    parts.sizes,
+    codebooks=codec.codebooks,
+    entries=codec.entries,
+    width=parts.width,
+    rngs=rngs,
+  )
 
 
 def _head(parts: Parts, rngs: nnx.Rngs) -> CodecHead:
   codec = parts.autoencoder
-  books = (codec.codebooks, codec.entries)
-  return CodecHead(parts.head, *books, parts.width, rngs=rngs)
+  return CodecHead(parts.head, codec.codebooks, codec.entries, parts.width, rngs=rngs)
 
 
 def _coded(parts: Parts) -> tuple[str, ...]:
-  hears_codes = parts.embed.hearing == Hearing.CODES
-  return ('spoken', 'heard') if hears_codes else ('spoken',)
+  if parts.embed.hearing == Hearing.CODES:
+    return ('spoken', 'heard')
+  return ('spoken',)
 
 
 def _sizes(parts: Parts) -> list[Size]:
@@ -131,7 +145,7 @@ def _sizes(parts: Parts) -> list[Size]:
   sizes.append(('config.model.audio.head.width', head.width, 'expert_embed'))
   sizes.append(('config.model.audio.head.heads', head.heads, 'heads'))
   sizes.append(('config.model.audio.head.hidden', head.hidden, 'mlp'))
-  # Of the projection from the decoder, and of the codec head's logits.
+  # The width again, for the projection from the decoder; the entries, for the logits.
   sizes.append(('config.model.audio.head.width', head.width, 'mlp'))
   sizes.append(('config.model.codec.entries', parts.autoencoder.entries, 'mlp'))
   return sizes
@@ -140,22 +154,27 @@ def _sizes(parts: Parts) -> list[Size]:
 def _flops(parts: Parts, budget: RowBudget) -> Flops:
   heard, _ = budget.streams.get('audio.heard', (0, 0))
   spoken, _ = budget.streams.get('audio.spoken', (0, 0))
-  audio, embed, h, k = parts.sizes, parts.embed, parts.head, parts.autoencoder
+  audio = parts.sizes
+  embed = parts.embed
+  depth = parts.head
+  codec = parts.autoencoder
   hears_codes = embed.hearing == Hearing.CODES
   frame = embed.hidden * (audio.mels * audio.mel_hops + parts.width)
   read = 0 if hears_codes else heard * frame
 
-  per_layer = 4 * h.width**2 + swiglu_weights(h.width, h.hidden)
-  per_layer += 2 * h.width * k.codebooks
-  code = h.layers * per_layer + h.width * k.entries
-  head = spoken * (k.codebooks * code + parts.width * h.width)
+  per_layer = 4 * depth.width**2 + swiglu_weights(depth.width, depth.hidden)
+  per_layer += 2 * depth.width * codec.codebooks
+  code = depth.layers * per_layer + depth.width * codec.entries
+  head = spoken * (codec.codebooks * code + parts.width * depth.width)
 
-  patch = (2 * audio.frame + audio.mel_hops * audio.mels) // k.subframes * k.width
-  patch += k.layers * (4 * k.width**2 + swiglu_weights(k.width, k.hidden))
-  patch += k.width * k.latent
-  coded = spoken + heard * hears_codes
+  values = (2 * audio.frame + audio.mel_hops * audio.mels) // codec.subframes
+  patch = values * codec.width
+  per_layer = 4 * codec.width**2 + swiglu_weights(codec.width, codec.hidden)
+  patch += codec.layers * per_layer
+  patch += codec.width * codec.latent
+  coded = spoken + heard if hears_codes else spoken
   pools = 2.0 * budget.pools
-  return Flops(pools * read, pools * head, pools * coded * k.subframes * patch)
+  return Flops(pools * read, pools * head, pools * coded * codec.subframes * patch)
 
 
 AUDIO = Device(

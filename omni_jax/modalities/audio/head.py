@@ -1,4 +1,7 @@
-"""The codec head: a small transformer over the codebooks of the next frame (Moshi's depth transformer)."""
+"""The codec head: a small transformer over the codebooks of the next frame.
+
+It follows Moshi's depth transformer (Défossez et al. 2024).
+"""
 
 import dataclasses
 
@@ -14,17 +17,21 @@ from omni_jax.modalities.text.head import sample_logits
 from omni_jax.nn.attention import Attention
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
-from omni_jax.nn.reach import packed_rows
+from omni_jax.nn.reach import packed_rows, Reach
 from omni_jax.types import Stream
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecHeadConfig:
-  """Sizes of the depth transformer.
+  """Sizes and training of the depth transformer.
 
   Attributes:
-    width, layers, heads, hidden: of the transformer.
-    first_weight: weight of the first codebook's loss; the others weigh 1, and all are divided by their sum.
+    width: width of the transformer.
+    layers: number of blocks.
+    heads: attention heads of a block.
+    hidden: hidden width of a block's SwiGLU.
+    first_weight: weight of the first codebook's loss. Those of the others are 1, and
+      all are divided by their sum.
   """
 
   width: int = 128
@@ -35,18 +42,31 @@ class CodecHeadConfig:
 
 
 class DepthBlock(nnx.Module):
+  """Pre-norm attention over the codebooks of a frame, then a SwiGLU."""
+
   def __init__(self, c: CodecHeadConfig, *, rngs: nnx.Rngs):
-    self.norm1, self.norm2 = RMSNorm(c.width, rngs=rngs), RMSNorm(c.width, rngs=rngs)
+    self.norm1 = RMSNorm(c.width, rngs=rngs)
+    self.norm2 = RMSNorm(c.width, rngs=rngs)
     self.attention = Attention(c.width, c.heads, c.heads, c.width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
 
-  def __call__(self, x_UJW, reach):
-    x_UJW = x_UJW + self.attention(self.norm1(x_UJW), reach)[0]
+  def __call__(
+    self, x_UJW: Float[Array, 'U J W'], reach: Reach
+  ) -> Float[Array, 'U J W']:
+    y_UJW, _ = self.attention(self.norm1(x_UJW), reach)
+    x_UJW = x_UJW + y_UJW
     return sharding.shard_items(x_UJW + self.mlp(self.norm2(x_UJW)))
 
 
 class CodecHead(nnx.Module):
-  """p(code_j | decoder state, codes before j) for the J codebooks of one frame."""
+  """Models p(code_j | decoder state, codes before j) for the J codebooks of a frame.
+
+  Args:
+    c: config of the head.
+    codebooks: J.
+    entries: number of entries of a codebook.
+    width: width of the decoder.
+  """
 
   def __init__(
     self,
@@ -57,13 +77,15 @@ class CodecHead(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ):
-    self.config, self.codebooks, self.entries = c, codebooks, entries
+    self.config = c
+    self.codebooks = codebooks
+    self.entries = entries
     self.state_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
-    self.codes = (
-      Embedding((codebooks - 1) * entries, c.width, rngs=rngs, std=1.0)
-      if codebooks > 1
-      else None
-    )
+    if codebooks > 1:
+      earlier = (codebooks - 1) * entries
+      self.codes = Embedding(earlier, c.width, rngs=rngs, std=1.0)
+    else:
+      self.codes = None
     self.place = sharding.param(
       rngs, (codebooks, c.width), (None, 'embed'), normal(1.0), role=sharding.Role.TABLE
     )
@@ -80,25 +102,30 @@ class CodecHead(nnx.Module):
   def logits(
     self, state_UD: Float[Array, 'U D'], code_UJ: Int[Array, 'U J']
   ) -> Float[Array, 'U J E']:
-    """Logits of every codebook, given the true codes before it."""
-    dtype, j = state_UD.dtype, self.codebooks
+    """Returns fp32 logits of every codebook, given the true codes before it."""
+    dtype = state_UD.dtype
+    j = self.codebooks
     state_UD = sharding.shard_items(state_UD)
     x_UJW = self.state_in(state_UD)[:, None] + self.place[...].astype(dtype)
     if self.codes is not None:
-      before = self.codes(code_UJ[:, :-1] + jnp.arange(j - 1) * self.entries, dtype)
+      index = code_UJ[:, :-1] + jnp.arange(j - 1) * self.entries
+      before = self.codes(index, dtype)
       x_UJW = x_UJW + jnp.pad(before, ((0, 0), (1, 0), (0, 0)))
     reach = packed_rows(jnp.ones((len(state_UD), j), jnp.int32))
     for block in self.blocks:
       x_UJW = block(x_UJW, reach)
-    return jnp.einsum(
-      'ujw,jwe->uje', self.norm(x_UJW), self.out[...].astype(dtype)
-    ).astype(jnp.float32)
+    x_UJW = self.norm(x_UJW)
+    out_JWE = self.out[...].astype(dtype)
+    return jnp.einsum('ujw,jwe->uje', x_UJW, out_JWE).astype(jnp.float32)
 
   def losses(
     self, hidden_BLD: Float[Array, 'B L D'], stream: Stream, key: Array
   ) -> UnitLoss:
-    """Returns the cross-entropy of each frame in nats: a weighted mean over codebooks."""
-    del key  # nothing is left to chance
+    """Returns the cross-entropy of each frame, in nats.
+
+    It is a weighted mean over codebooks.
+    """
+    del key  # the loss needs no random numbers
     state = gather_rows(hidden_BLD, stream.write_at_BM)
     state_UD = state.reshape(-1, state.shape[-1])
     code_UJ = stream.value_BM.astype(jnp.int32).reshape(-1, self.codebooks)
@@ -106,12 +133,10 @@ class CodecHead(nnx.Module):
     logp_UJ = jnp.take_along_axis(logp_UJE, code_UJ[..., None], -1)[..., 0]
     weight_J = jnp.ones(self.codebooks).at[0].set(self.config.first_weight)
     valid_BM = stream.write_at_BM >= 0
-    loss_BM = -(logp_UJ @ (weight_J / weight_J.sum())).reshape(valid_BM.shape)
-    return UnitLoss(
-      jnp.where(valid_BM, loss_BM, 0.0),
-      valid_BM.astype(jnp.float32),
-      stream.write_at_BM,
-    )
+    logp_U = logp_UJ @ (weight_J / weight_J.sum())
+    loss_BM = -logp_U.reshape(valid_BM.shape)
+    loss_BM = jnp.where(valid_BM, loss_BM, 0.0)
+    return UnitLoss(loss_BM, valid_BM.astype(jnp.float32), stream.write_at_BM)
 
   def sample(
     self,
@@ -121,15 +146,24 @@ class CodecHead(nnx.Module):
     temperature: Array,
     top_p: Array,
   ) -> Int[Array, 'U J']:
-    """Codes of one frame, codebook by codebook. J is small, so each turn runs the whole transformer again."""
+    """Returns the codes of one frame for each state, sampled codebook by codebook.
 
-    def turn(j, code_UJ):
+    J is small, so the whole transformer runs again for each codebook.
+
+    Args:
+      key_U: random key of each frame.
+      temperature: see `sample_logits`.
+      top_p: see `sample_logits`.
+    """
+
+    def sample_codebook(j: Array, code_UJ: Array) -> Array:
       logits_UE = jnp.take(self.logits(state_UD, code_UJ), j, axis=1)
-      pick = lambda logits_E, key: sample_logits(
-        logits_E, jax.random.fold_in(key, j), temperature=temperature, top_p=top_p
-      )
+
+      def pick(logits_E: Array, key: Array) -> Array:
+        key = jax.random.fold_in(key, j)
+        return sample_logits(logits_E, key, temperature=temperature, top_p=top_p)
+
       return code_UJ.at[:, j].set(jax.vmap(pick)(logits_UE, key_U))
 
-    return jax.lax.fori_loop(
-      0, self.codebooks, turn, jnp.zeros((len(state_UD), self.codebooks), jnp.int32)
-    )
+    start_UJ = jnp.zeros((len(state_UD), self.codebooks), jnp.int32)
+    return jax.lax.fori_loop(0, self.codebooks, sample_codebook, start_UJ)

@@ -1,4 +1,7 @@
-"""Audio spans on the host: `<boa> frames <eoa>`, one position per 80 ms frame; its stream is a pool of frames."""
+"""Audio spans on the host: `<boa> frames <eoa>`, one position per 80 ms frame.
+
+A stream is a pool of frames.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -13,13 +16,18 @@ from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.contract import Host, Part, Shown, Writing
 from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
 
-LOUDNESS = (0.6, 1.2)  # of a crop that the codec is trained on
-KINDS = (('heard', False), ('spoken', True))
+LOUDNESS = (0.6, 1.2)  # range of the random factor of a crop for the codec's training
+KINDS = (('heard', False), ('spoken', True))  # (kind of stream, is it written?)
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioPart(Part):
-  """A spoken sound: float32 in [-1, 1], shape (samples,), at `rate` samples per second."""
+  """A spoken sound.
+
+  Attributes:
+    wave: float32 in [-1, 1], of shape (samples,).
+    rate: samples per second.
+  """
 
   wave: np.ndarray
   rate: int
@@ -31,15 +39,18 @@ class AudioPart(Part):
 
 
 def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
-  """Returns the frames that hold the wave; the last one is padded with silence.
+  """Returns the number of frames that hold the wave.
+
+  The last one may be padded with silence.
 
   Raises:
-    ValueError: if it has no samples, or more than the longest clip of the run.
+    ValueError: if the wave has no samples, or more than the run's longest clip.
   """
   frames = -(-len(wave) // config.frame)
   if not 0 < frames <= config.frames:
+    seconds = len(wave) / config.rate
     raise ValueError(
-      f'clip of {len(wave) / config.rate:.2f} s does not fit 0 < t <= {config.seconds} s'
+      f'clip of {seconds:.2f} s does not fit 0 < t <= {config.seconds} s'
     )
   return frames
 
@@ -49,12 +60,12 @@ def samples_of(wave: np.ndarray) -> np.ndarray:
   if wave.dtype == np.int16:
     return wave
   samples = np.rint(wave * np.float32(32768))
-  # Without np.clip, whose checks take as long as the rest.
+  # Not np.clip, whose checks take as long as all the rest.
   return np.minimum(np.maximum(samples, -32768), 32767).astype(np.int16)
 
 
 class AudioHost(Host):
-  """Hears frames in a row; speaks them one at a time."""
+  """Lays out sounds as frames; written ones are written one frame at a time."""
 
   config: AudioConfig
   name = 'audio'
@@ -63,26 +74,24 @@ class AudioHost(Host):
   record_keys = ('digest', 'codes')
   suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
   Augment = AudioAugment
-  lenient = AudioConfig(seconds=3600.0)  # a run has a limit of its own
+  lenient = AudioConfig(seconds=3600.0)  # every run limits the length itself
 
   def streams(self) -> tuple[StreamSpec, ...]:
     specs = []
     for kind, written in KINDS:
-      codes = self.codes_in(kind)
-      shape = codes.shape if codes else (self.config.frame,)
-      dtype = 'uint16' if codes else 'int16'
-      specs.append(
-        StreamSpec(
-          f'audio.{kind}',
-          'audio',
-          written,
-          queries=False,
-          shape=shape,
-          dtype=dtype,
-          longest=self.config.frames,
-          entries=codes.entries if codes else 0,
-        )
+      spec = StreamSpec(
+        f'audio.{kind}',
+        'audio',
+        written,
+        queries=False,
+        shape=(self.config.frame,),
+        dtype='int16',
+        longest=self.config.frames,
       )
+      codes = self.codes_in(kind)
+      if codes:
+        spec = spec._replace(shape=codes.shape, dtype='uint16', entries=codes.entries)
+      specs.append(spec)
     return tuple(specs)
 
   def decode(self, data: bytes) -> np.ndarray:
@@ -119,9 +128,11 @@ class AudioHost(Host):
     self, payload: np.ndarray, pieces: int, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
     frame = self.config.frame
+    samples = pieces * frame
     loudness = np.float32(rng.uniform(*LOUDNESS))
-    start = int(rng.integers(0, max(0, len(payload) - pieces * frame) + 1))
-    crop = payload[start : start + pieces * frame] * loudness
+    last = max(0, len(payload) - samples)
+    start = int(rng.integers(0, last + 1))
+    crop = payload[start : start + samples] * loudness
     value_MY = np.zeros((pieces, frame), np.float32)
     value_MY.reshape(-1)[: len(crop)] = crop
     mask_M = np.zeros(pieces, np.float32)
@@ -130,8 +141,12 @@ class AudioHost(Host):
 
   def writing(self) -> Writing:
     special = self.tokenizer.special
-    opening = ((special('boa'),),)
-    return Writing(opening, special('eoa'), special('frame'), self.config.frames)
+    return Writing(
+      opening=((special('boa'),),),
+      closing=special('eoa'),
+      piece=special('frame'),
+      longest=self.config.frames,
+    )
 
   def form_of(self, sizes: Sequence[int], pieces: int) -> tuple[int, int, int]:
     return (pieces, 1, 1)
@@ -151,7 +166,7 @@ class AudioHost(Host):
 
 @functools.lru_cache(maxsize=1024)
 def _layout(host: AudioHost, form: int, written: bool) -> Layout:
-  """Returns the positions of one clip. Heard clips enter as mel, spoken ones as the model's own codes."""
+  """Returns the positions of one clip of `form` frames."""
   n = form
   special = host.tokenizer.special
   place_M3 = np.zeros((n, 3), np.int32)
@@ -162,10 +177,11 @@ def _layout(host: AudioHost, form: int, written: bool) -> Layout:
   else:
     item = ItemLayout('audio.heard', (n, 1, 1), place_M3, at_M)
   layout = Layout.empty(n + 2, n + 1, host.text, (item,))
-  layout.token_n[[0, -1]] = special('boa'), special('eoa')
+  layout.token_n[0] = special('boa')
+  layout.token_n[-1] = special('eoa')
   layout.modality_n[1:-1] = host.number
   layout.offset_n3[:] = np.arange(n + 2, dtype=np.float32)[:, None]
   if written:
-    layout.label_n[:] = special('frame')
-    layout.label_n[[0, -1]] = layout.token_n[[0, -1]]
+    layout.label_n[:] = layout.token_n
+    layout.label_n[1:-1] = special('frame')
   return layout.frozen()

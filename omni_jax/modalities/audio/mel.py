@@ -1,4 +1,4 @@
-"""Log-mel columns by matmul: what the model hears, and what the codec's loss compares."""
+"""Log-mel columns by matmul, for the model's hearing and for the codec's loss."""
 
 import functools
 import math
@@ -10,124 +10,143 @@ import numpy as np
 
 from omni_jax.modalities.audio.sizes import AudioConfig
 
-# Of log power, over synthesised speech of rms 0.1: brings `log_mel_patches` to about zero mean and unit deviation.
-MEAN, DEVIATION = -11.0, 3.0
-LOUD = 2.0  # below the loudest column of a clip, in deviations: 26 dB
-QUIET = (
-  -2.5
-)  # below the mean of a clip, in deviations: what is quieter counts as silence
-FLOOR = 1e-7  # power below which everything is silence; a sine of amplitude 1 has 1/4
+# Mean and standard deviation of log power over synthesised speech of rms 0.1; they
+# bring `log_mel_patches` to about zero mean and unit deviation.
+MEAN = -11.0
+DEVIATION = 3.0
+# In deviations: a column is loud if it is less than LOUD (26 dB) below the loudest of
+# its clip, and values below QUIET, relative to the mean of the loud columns, are
+# silence.
+LOUD = 2.0
+QUIET = -2.5
+FLOOR = 1e-7  # power below which all is silence; a sine of amplitude 1 has 1/4
 
 
 def as_wave(samples: Shaped[Array, '*M S']) -> Float[Array, '*M S']:
-  """Returns samples of 16 bits in [-1, 1]; floats are so already."""
+  """Returns 16-bit samples as floats in [-1, 1]; floats stay as they are."""
   if samples.dtype == jnp.int16:
     return samples.astype(jnp.float32) / 32768
   return samples
 
 
-def hz_to_mel(hz):
-  """O'Shaughnessy 1987: linear below about 700 Hz, logarithmic above."""
+def hz_to_mel(hz: float | np.ndarray) -> float | np.ndarray:
+  """Returns frequencies in mel (O'Shaughnessy 1987).
+
+  The scale is about linear below 700 Hz and logarithmic above.
+  """
   return 2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0)
 
 
-def mel_to_hz(mel):
+def mel_to_hz(mel: float | np.ndarray) -> float | np.ndarray:
+  """Returns frequencies in Hz: the inverse of `hz_to_mel`."""
   return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
 
 
 @functools.cache
 def mel_filterbank(mels: int, window: int, rate: int) -> np.ndarray:
-  """Triangles that are equally spaced in mel from 0 to rate/2: float32 (window//2 + 1, mels), each band sums to 1.
+  """Returns triangular filters, float32 (window//2 + 1, mels); each band sums to 1.
 
-  A band narrower than a bin, which no bin falls into, takes the bin nearest to its centre.
+  The bands are equally spaced in mel from 0 to rate/2. A band so narrow that no bin
+  falls into it takes the bin nearest to its centre.
+
+  Args:
+    mels: number of bands.
+    window: samples of the Fourier transform.
+    rate: samples per second.
   """
   bin_hz = np.arange(window // 2 + 1) * rate / window
   edge_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate / 2), mels + 2))
-  low, mid, high = edge_hz[None, :-2], edge_hz[None, 1:-1], edge_hz[None, 2:]
+  low = edge_hz[None, :-2]
+  mid = edge_hz[None, 1:-1]
+  high = edge_hz[None, 2:]
   hz = bin_hz[:, None]
-  weight = np.maximum(
-    0.0, np.minimum((hz - low) / (mid - low), (high - hz) / (high - mid))
-  )
+  rising = (hz - low) / (mid - low)
+  falling = (high - hz) / (high - mid)
+  weight = np.maximum(0.0, np.minimum(rising, falling))
   for band in np.flatnonzero(weight.sum(0) == 0):
-    weight[np.abs(bin_hz - edge_hz[band + 1]).argmin(), band] = 1.0
+    centre_hz = edge_hz[band + 1]
+    nearest = np.abs(bin_hz - centre_hz).argmin()
+    weight[nearest, band] = 1.0
   return (weight / weight.sum(0, keepdims=True)).astype(np.float32)
 
 
 @functools.cache
 def fourier_matrix(window: int, length: int) -> np.ndarray:
-  """Hann window and real DFT of the last `window` of `length` samples: float32 (length, 2·(window//2 + 1)).
+  """Returns Hann window and real DFT of the last `window` of `length` samples.
 
-  First all cosines, then all sines; scaled so that a sine of amplitude a has power a²/4 in its bin.
+  float32 (length, 2·(window//2 + 1)): first all cosines, then all sines. Scaled so that
+  a sine of amplitude a has power a²/4 in its bin.
   """
   n = np.arange(window)
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / window)
+  scale = hann / hann.sum()
   phase = 2 * np.pi * n[:, None] * np.arange(window // 2 + 1)[None] / window
-  matrix = (
-    np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
-    * (hann / hann.sum())[:, None]
-  )
+  waves = np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
+  matrix = waves * scale[:, None]
   return np.pad(matrix, ((length - window, 0), (0, 0))).astype(np.float32)
 
 
 def overlap(window: int, hop: int) -> int:
-  """Samples before a hop that its window may need: whole hops."""
+  """Returns how many samples before a hop its window may need, in whole hops."""
   return (math.ceil(window / hop) - 1) * hop
 
 
 def power_columns(
   wave_NS: Float[Array, 'N S'], window: int, hop: int
 ) -> Float[Array, 'N C bins']:
-  """Power spectrum of the `window` samples that end with each hop. Causal.
+  """Returns the power spectrum of the `window` samples that end with each hop.
 
-  The first `overlap(window, hop)` samples are only looked back at: there are no columns of them.
+  Causal. The first `overlap(window, hop)` samples serve as context only and have no
+  columns of their own.
   """
   n, samples = wave_NS.shape
   assert samples % hop == 0, (samples, hop)
   hops = math.ceil(window / hop)
   hop_NCS = wave_NS.reshape(n, samples // hop, hop)
   columns = samples // hop - hops + 1
-  frames = jnp.concatenate([hop_NCS[:, i : i + columns] for i in range(hops)], axis=-1)
-  cosine, sine = jnp.split(
-    frames @ jnp.asarray(fourier_matrix(window, hops * hop)), 2, axis=-1
-  )
+  parts = [hop_NCS[:, i : i + columns] for i in range(hops)]
+  frames = jnp.concatenate(parts, axis=-1)
+  spectrum = frames @ jnp.asarray(fourier_matrix(window, hops * hop))
+  cosine, sine = jnp.split(spectrum, 2, axis=-1)
   return jnp.square(cosine) + jnp.square(sine)
 
 
 def log_mel_columns(
   wave_NS: Float[Array, 'N S'], *, rate: int, mels: int, window: int, hop: int
 ) -> Float[Array, 'N C mels']:
-  """Natural log of mel power, floored softly, of the columns of `power_columns`."""
-  return jnp.log(
-    power_columns(wave_NS, window, hop)
-    @ jnp.asarray(mel_filterbank(mels, window, rate))
-    + FLOOR
-  )
+  """Returns the natural log of the mel power of `power_columns`, softly floored."""
+  power = power_columns(wave_NS, window, hop)
+  mel_power = power @ jnp.asarray(mel_filterbank(mels, window, rate))
+  return jnp.log(mel_power + FLOOR)
 
 
 def with_past(
   frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R'], samples: int
 ) -> Float[Array, 'N R past']:
-  """Every frame behind the `samples` of its own clip that come before it; zeros stand before a clip's start."""
+  """Returns each frame after the `samples` that precede it in its own clip.
+
+  The past is zeros before the start of a clip.
+  """
   r, frame = frame_NRS.shape[1:]
   parts = [frame_NRS]
   for back in range(1, 1 + math.ceil(samples / frame)):
-    earlier_NRS, earlier_NR = (
-      jnp.pad(x, ((0, 0), (back, 0), (0, 0))[: x.ndim])[:, :r]
-      for x in (frame_NRS, clip_NR)
-    )
-    parts.insert(0, jnp.where((earlier_NR == clip_NR)[..., None], earlier_NRS, 0))
+    earlier_NRS = jnp.pad(frame_NRS, ((0, 0), (back, 0), (0, 0)))[:, :r]
+    earlier_NR = jnp.pad(clip_NR, ((0, 0), (back, 0)))[:, :r]
+    same_clip = (earlier_NR == clip_NR)[..., None]
+    parts.insert(0, jnp.where(same_clip, earlier_NRS, 0))
   return jnp.concatenate(parts, axis=-1)[..., -(samples + frame) :]
 
 
 def log_mel_patches(
   frame_NRS: Float[Array, 'N R S'], clip_NR: Int[Array, 'N R'], audio: AudioConfig
 ) -> Float[Array, 'N R X']:
-  """What the model hears of each frame: its `mel_hops` log-mel columns side by side, X = mel_hops · mels.
+  """Returns the `mel_hops` log-mel columns of each frame side by side.
 
-  A frame depends on its own and earlier samples of its clip only. Silence is about -1.7, speech is within ±2.
+  X = mel_hops · mels. A frame depends only on its own and on earlier samples of its
+  clip. Silence is about -1.7, speech is within ±2.
 
   Args:
-    clip_NR: a number for each clip: clips may lie one behind the other.
+    clip_NR: number of each frame's clip; several clips may follow each other in a row.
   """
   n, r, frame = frame_NRS.shape
   assert frame == audio.frame and frame % audio.mel_hops == 0, (
@@ -136,9 +155,8 @@ def log_mel_patches(
     audio.mel_hops,
   )
   hop = frame // audio.mel_hops
-  heard_TS = with_past(frame_NRS, clip_NR, overlap(audio.mel_window, hop)).reshape(
-    n * r, -1
-  )
+  past = overlap(audio.mel_window, hop)
+  heard_TS = with_past(frame_NRS, clip_NR, past).reshape(n * r, -1)
   columns = log_mel_columns(
     heard_TS, rate=audio.rate, mels=audio.mels, window=audio.mel_window, hop=hop
   )
@@ -148,35 +166,37 @@ def log_mel_patches(
 def levelled(
   mel_NRX: Float[Array, 'N R X'], clip_NR: Int[Array, 'N R'], mels: int
 ) -> Float[Array, 'N R X']:
-  """Columns of `log_mel_patches` less the mean of their clip's loud ones, band by band: what room, microphone and
-  distance add to every column of a clip is gone (cepstral mean normalisation, Atal 1974). Not causal.
+  """Returns `log_mel_patches` less the mean of the loud columns of each clip.
+
+  The mean is taken band by band. This removes what room, microphone and distance add to
+  every column of a clip (cepstral mean normalisation, Atal 1974). Not causal.
   """
   column_NRCM = mel_NRX.reshape(*clip_NR.shape, -1, mels)
   same_NRR = clip_NR[:, :, None] == clip_NR[:, None]
   level_NRC = column_NRCM.mean(axis=-1)
-  loudest_NR = jnp.where(same_NRR, level_NRC.max(axis=-1)[:, None], -jnp.inf).max(
-    axis=-1
-  )
+  loudest_NRR = jnp.where(same_NRR, level_NRC.max(axis=-1)[:, None], -jnp.inf)
+  loudest_NR = loudest_NRR.max(axis=-1)
   loud_NRC = (level_NRC > loudest_NR[..., None] - LOUD).astype(mel_NRX.dtype)
   sums_NRM = jnp.einsum(
     'nrs,nscm,nsc->nrm', same_NRR.astype(mel_NRX.dtype), column_NRCM, loud_NRC
   )
   counts_NR = jnp.einsum('nrs,nsc->nr', same_NRR.astype(mel_NRX.dtype), loud_NRC)
-  mean_NRM = sums_NRM / counts_NR[..., None]  # the loudest column is a loud one
+  # Never a division by 0: the loudest column is itself a loud one.
+  mean_NRM = sums_NRM / counts_NR[..., None]
   return jnp.maximum(column_NRCM - mean_NRM[:, :, None], QUIET).reshape(mel_NRX.shape)
 
 
 @functools.cache
 def synthesis_matrix(hop: int, ramp: int) -> np.ndarray:
-  """Inverse real DFT into hop + ramp samples that fade in over `ramp` and out over the last `ramp` samples.
+  """Returns the inverse real DFT into hop + ramp samples, with a fade at both ends.
 
-  float32 (2·bins, hop + ramp), cosine amplitudes first; windows that lie `hop` apart sum to 1.
+  float32 (2·bins, hop + ramp), cosine amplitudes first. The samples fade in over the
+  first `ramp` and out over the last `ramp`; windows that lie `hop` apart sum to 1.
   """
   length = hop + ramp
   n = np.arange(length)
   rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(ramp) + 0.5) / ramp)
   fade = np.concatenate([rise, np.ones(hop - ramp), 1 - rise])
   phase = 2 * np.pi * np.arange(length // 2 + 1)[:, None] * n[None] / length
-  return (np.concatenate([np.cos(phase), np.sin(phase)]) * fade[None]).astype(
-    np.float32
-  )
+  waves = np.concatenate([np.cos(phase), np.sin(phase)])
+  return (waves * fade[None]).astype(np.float32)

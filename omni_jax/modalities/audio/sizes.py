@@ -7,14 +7,14 @@ from omni_jax.types import FRAMES_PER_SECOND
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-  """Speech on the frame clock.
+  """Sizes of sounds, which are cut into frames of 80 ms.
 
   Attributes:
     rate: samples per second.
-    seconds: longest clip.
-    mels: mel bands of the continuous input.
+    seconds: length of the longest clip, in seconds.
+    mels: mel bands of a column.
     mel_hops: mel columns in one frame.
-    mel_window: samples of the analysis window.
+    mel_window: samples of the analysis window of a column.
   """
 
   rate: int = 8000
@@ -25,14 +25,15 @@ class AudioConfig:
 
   @property
   def frame(self) -> int:
-    """Samples in one frame."""
+    """Returns the number of samples in one frame."""
     return round(self.rate / FRAMES_PER_SECOND)
 
   @property
   def frames(self) -> int:
-    """Frames in the longest clip."""
+    """Returns the number of frames in the longest clip."""
     return round(self.seconds * FRAMES_PER_SECOND)
 
   @property
   def samples(self) -> int:
+    """Returns the number of samples in the longest clip."""
     return self.frames * self.frame

@@ -1,4 +1,4 @@
-"""Augmentation of images that are only read: turned, scaled, sheared and shifted a little, on the fly."""
+"""Augmentation of images that are only read: random affine changes, on the fly."""
 
 import dataclasses
 
@@ -8,13 +8,16 @@ from scipy import ndimage
 
 @dataclasses.dataclass(frozen=True)
 class ImageAugment:
-  """How much images change; each value is drawn evenly between -value and +value, for each image anew; 0 is off.
+  """How strongly images are changed.
+
+  For each image, every change is drawn uniformly between -value and +value; 0 turns it
+  off.
 
   Attributes:
-    turn: radians.
-    scale: share of the size, for height and width.
-    shear: columns a row.
-    shift: share of the height.
+    turn: rotation, in radians.
+    scale: change of size as a share of it, drawn for height and width separately.
+    shear: columns shifted per row.
+    shift: distance as a share of the height, drawn for height and width separately.
   """
 
   turn: float = 0.0
@@ -26,17 +29,20 @@ class ImageAugment:
 def moved(
   pixels_hwc: np.ndarray, c: ImageAugment, rng: np.random.Generator
 ) -> np.ndarray:
-  """Returns a turned, scaled, sheared and shifted copy, the same for every channel; what comes in from outside is 0."""
-  angle, size = rng.uniform(-c.turn, c.turn), rng.uniform(1 - c.scale, 1 + c.scale, 2)
+  """Returns a rotated, scaled, sheared and shifted copy: float32 in [0, 1].
+
+  All channels change alike; pixels from outside the image are 0.
+  """
+  angle = rng.uniform(-c.turn, c.turn)
+  size = rng.uniform(1 - c.scale, 1 + c.scale, 2)
   shear = rng.uniform(-c.shear, c.shear)
-  turn = np.array(
-    [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-  ) @ np.array([[1, shear], [0, 1]])
-  matrix = turn / size
-  centre = (np.array(pixels_hwc.shape[:2]) - 1) / 2
-  offset = centre - matrix @ (
-    centre + c.shift * len(pixels_hwc) * rng.uniform(-1, 1, 2)
-  )
+  rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+  shearing = np.array([[1, shear], [0, 1]])
+  matrix = rotation @ shearing / size
+  height, width, _ = pixels_hwc.shape
+  centre = (np.array([height, width]) - 1) / 2
+  shift = c.shift * height * rng.uniform(-1, 1, 2)
+  offset = centre - matrix @ (centre + shift)
   channels = [
     ndimage.affine_transform(channel, matrix, offset, order=1)
     for channel in np.moveaxis(pixels_hwc, -1, 0)

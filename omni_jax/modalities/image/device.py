@@ -1,4 +1,4 @@
-"""The image's row of the device table."""
+"""The row of images in the device table."""
 
 from flax import nnx
 
@@ -19,7 +19,8 @@ def _head(parts: Parts, rngs: nnx.Rngs) -> DiTHead:
 
 
 def _sizes(parts: Parts) -> list[Size]:
-  head, embed = parts.head, parts.embed
+  embed = parts.embed
+  head = parts.head
   sizes: list[Size] = []
   if embed.layers:
     sizes.append(('config.model.image.embed.heads', embed.heads, 'heads'))
@@ -27,7 +28,7 @@ def _sizes(parts: Parts) -> list[Size]:
   sizes.append(('config.model.image.head.width', head.width, 'expert_embed'))
   sizes.append(('config.model.image.head.heads', head.heads, 'heads'))
   sizes.append(('config.model.image.head.hidden', head.hidden, 'mlp'))
-  # Of the projections that modulate the blocks.
+  # The width again, for the projections that modulate the blocks.
   sizes.append(('config.model.image.head.width', head.width, 'mlp'))
   return sizes
 
@@ -35,21 +36,22 @@ def _sizes(parts: Parts) -> list[Size]:
 def _flops(parts: Parts, budget: RowBudget) -> Flops:
   seen, _ = budget.streams.get('image.seen', (0, 0))
   drawn, images = budget.streams.get('image.drawn', (0, 0))
-  width, values = parts.width, parts.sizes.values
+  width = parts.width
+  values = parts.sizes.values
   seen_block = min(parts.streams['seen'].block, seen)
   layer = 4 * width**2 + swiglu_weights(width, parts.embed.hidden)
   layer += 2 * width * seen_block
   embed = (seen + drawn) * values * width + seen * parts.embed.layers * layer
 
-  t = parts.head
+  dit = parts.head
   drawn_block = min(parts.streams['drawn'].block, drawn)
-  per_layer = 4 * t.width**2 + swiglu_weights(t.width, t.hidden)
-  per_layer += 2 * t.width * drawn_block
-  per_patch = t.layers * per_layer + t.width * (2 * values + width)
-  # Of its time and pooled condition.
-  per_image = t.layers * 6 * t.width**2 + 2 * t.width**2
-  per_image += swiglu_weights(t.width, t.width)
-  head = t.noises * (drawn * per_patch + images * per_image)
+  per_layer = 4 * dit.width**2 + swiglu_weights(dit.width, dit.hidden)
+  per_layer += 2 * dit.width * drawn_block
+  per_patch = dit.layers * per_layer + dit.width * (2 * values + width)
+  # The modulation of the blocks and of the output, and the embedding of the time.
+  per_image = dit.layers * 6 * dit.width**2 + 2 * dit.width**2
+  per_image += swiglu_weights(dit.width, dit.width)
+  head = dit.noises * (drawn * per_patch + images * per_image)
   return Flops(2.0 * budget.pools * embed, 2.0 * budget.pools * head)
 
 

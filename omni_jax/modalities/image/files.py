@@ -1,7 +1,8 @@
-"""Picture files to pixels and back: limits are read from the header before anything is decoded.
+"""Decodes picture files into pixels and encodes pixels as PNG.
 
-Whatever is wrong with the bytes ends as one `BadRecord` with a reason, and what comes out has exactly the shape and the
-range of the run's configuration.
+Limits are checked in the header, before anything is decoded. Whatever is wrong with the
+bytes becomes one `BadRecord` with a reason, and decoded pixels have exactly the shape
+and the range that the run's configuration asks for.
 """
 
 import io
@@ -14,85 +15,117 @@ from omni_jax.errors import BadRecord
 from omni_jax.modalities.files import check_size
 from omni_jax.modalities.image.sizes import Fit, ImageConfig
 
-MAX_PIXELS = 50_000_000  # of one decoded image
-# Named rather than "all that Pillow knows": EPS, for one, starts an interpreter on the file.
+MAX_PIXELS = 50_000_000  # in one decoded image
+# A fixed list, not everything that Pillow knows: EPS, for one, runs an interpreter on
+# the file.
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 
 
 def decode_image(
   data: bytes, config: ImageConfig
 ) -> Float32[np.ndarray, 'height width channels']:
-  """Pixels in [0, 1] in a size of the run (`fitted`); gray where the run has one channel.
+  """Returns pixels in [0, 1], at the run's size for this image (see `fitted`).
 
-  EXIF rotation is applied, transparent pixels lie over white, of an animation only the first frame is used.
+  EXIF rotation is applied, transparent pixels are laid over white, and only the first
+  frame of an animation is used. The image becomes gray if the run has one channel.
+
+  Raises:
+    BadRecord: if the file is too large, damaged or not an image.
   """
   check_size(data)
   try:
     with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-      width, height = image.size
-      if width * height > MAX_PIXELS:
-        raise BadRecord(
-          f'image of {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed'
-        )
-      side = 4 * max(config.height, config.width)
-      image.draft(
-        None, (side, side)
-      )  # lets JPEG decode a large photograph at a fraction of its size
-      image.load()
-      if image.info:  # where it says in any format how the camera was held
-        ImageOps.exif_transpose(image, in_place=True)
-      return _pixels(image, config)
+      return _decode(image, config)
   except BadRecord:
     raise
-  except Image.DecompressionBombError as error:  # Pillow's own limit, met before ours
+  except Image.DecompressionBombError as error:
+    # Pillow's own limit, which may be met before ours.
     raise BadRecord(f'image of more than the {MAX_PIXELS:,} pixels allowed') from error
   except UnidentifiedImageError as error:
+    formats = ' '.join(IMAGE_FORMATS)
     raise BadRecord(
-      f'not an image, or a damaged one (known: {" ".join(IMAGE_FORMATS)})'
+      f'not an image, or a damaged one; known formats are {formats}'
     ) from error
-  except Exception as error:  # Pillow's parsers raise whatever they stumble over: OSError, SyntaxError, struct.error, …
+  except Exception as error:
+    # Pillow's parsers raise all kinds of errors: OSError, SyntaxError, struct.error, …
     raise BadRecord(f'damaged image ({type(error).__name__}: {error})') from error
 
 
 def fitted(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
-  """Width and height that an image of this size gets in the run."""
+  """Returns the (width, height) to which an image of this size is resized."""
   if config.fit == Fit.STRETCH:
     return config.width, config.height
   scale = min(config.width / width, config.height / height) / config.patch
-  return tuple(max(1, round(side * scale)) * config.patch for side in (width, height))
+  columns = max(1, round(width * scale))
+  rows = max(1, round(height * scale))
+  return columns * config.patch, rows * config.patch
+
+
+def _decode(
+  image: Image.Image, config: ImageConfig
+) -> Float32[np.ndarray, 'height width channels']:
+  """Returns the pixels of an opened image once its header has been checked."""
+  width, height = image.size
+  if width * height > MAX_PIXELS:
+    raise BadRecord(
+      f'image of {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed'
+    )
+  # Lets JPEG decode a large photograph at a fraction of its size.
+  side = 4 * max(config.height, config.width)
+  image.draft(None, (side, side))
+  image.load()
+  if image.info:  # holds the EXIF rotation, whatever the format
+    ImageOps.exif_transpose(image, in_place=True)
+  return _pixels(image, config)
 
 
 def _pixels(
   image: Image.Image, config: ImageConfig
 ) -> Float32[np.ndarray, 'height width channels']:
+  """Returns the pixels of a decoded image, resized for the run."""
   size = fitted(*image.size, config)
   if image.mode == 'F':
     raise BadRecord(
-      'image of floating-point pixels, whose range is unknown: save it with 8 or 16 bits a channel'
+      'image of floating-point pixels, whose range is unknown; save it with 8 or 16 '
+      'bits per channel'
     )
-  if image.mode.startswith(
-    'I'
-  ):  # 16-bit gray: Pillow's own conversion to 8 bits clips instead of scaling
-    gray_hw = np.asarray(image).astype(np.float32) / 65535
-    if gray_hw.min() < 0 or gray_hw.max() > 1:
-      raise BadRecord('image of more than 16 bits a channel')
-    gray_hw = np.asarray(
-      Image.fromarray(gray_hw).resize(size, Image.Resampling.BICUBIC)
-    )
-    pixels_hwc = np.repeat(
-      np.clip(gray_hw, 0, 1)[..., None], config.channels, axis=-1
-    )  # bicubic overshoots
+  if image.mode.startswith('I'):
+    pixels_hwc = _gray_of_16_bits(image, size, config.channels)
   else:
-    image, mode = _over_white(image), {1: 'L', 3: 'RGB'}[config.channels]
-    image = image if image.mode == mode else image.convert(mode)
-    image = (
-      image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    )
-    pixels_hwc = np.frombuffer(image.tobytes(), np.uint8) / np.float32(255)
+    pixels_hwc = _pixels_of_8_bits(image, size, config.channels)
   return pixels_hwc.reshape(size[1], size[0], config.channels)
 
 
+def _gray_of_16_bits(
+  image: Image.Image, size: tuple[int, int], channels: int
+) -> Float32[np.ndarray, 'height width channels']:
+  """Returns the pixels of a 16-bit gray image, resized to (width, height).
+
+  Pillow's own conversion to 8 bits would clip instead of scaling.
+  """
+  gray_hw = np.asarray(image).astype(np.float32) / 65535
+  if gray_hw.min() < 0 or gray_hw.max() > 1:
+    raise BadRecord('image of more than 16 bits per channel')
+  resized = Image.fromarray(gray_hw).resize(size, Image.Resampling.BICUBIC)
+  gray_hw = np.clip(np.asarray(resized), 0, 1)  # bicubic overshoots
+  return np.repeat(gray_hw[..., None], channels, axis=-1)
+
+
+def _pixels_of_8_bits(
+  image: Image.Image, size: tuple[int, int], channels: int
+) -> Float32[np.ndarray, ' values']:
+  """Returns the flat pixel values of an image, resized to (width, height)."""
+  image = _over_white(image)
+  mode = {1: 'L', 3: 'RGB'}[channels]
+  if image.mode != mode:
+    image = image.convert(mode)
+  if image.size != size:
+    image = image.resize(size, Image.Resampling.BICUBIC)
+  return np.frombuffer(image.tobytes(), np.uint8) / np.float32(255)
+
+
 def _over_white(image: Image.Image) -> Image.Image:
+  """Returns the image without transparency, laid over white."""
   if image.getbands()[-1] not in ('A', 'a') and 'transparency' not in image.info:
     return image
   image = image.convert('RGBA')
@@ -100,12 +133,16 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def png_bytes(pixels_hwc: Float[np.ndarray, 'height width channels']) -> bytes:
-  """A PNG file, 8 bits a channel, of gray or RGB pixels in [0, 1]."""
+  """Returns a PNG file, 8 bits per channel, of gray or RGB pixels in [0, 1].
+
+  Raises:
+    ValueError: if pixels are NaN or infinite.
+  """
   if not np.isfinite(pixels_hwc).all():
     raise ValueError('pixels hold NaN or infinite values')
-  values = np.round(np.clip(pixels_hwc, 0, 1) * 255).astype(np.uint8)
+  values_hwc = np.round(np.clip(pixels_hwc, 0, 1) * 255).astype(np.uint8)
+  is_gray = values_hwc.shape[-1] == 1
+  image = Image.fromarray(values_hwc[..., 0] if is_gray else values_hwc)
   out = io.BytesIO()
-  Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(
-    out, format='PNG'
-  )
+  image.save(out, format='PNG')
   return out.getvalue()

@@ -1,6 +1,7 @@
-"""Rectified flow (Liu et al. 2022): what is between noise and data, and the way from one to the other.
+"""Rectified flow (Liu et al. 2022): training targets, noise and the sampler.
 
-t = 0 is noise, t = 1 is data, in training and in sampling: x_t = (1 - t)·noise + t·data, velocity = data - noise.
+In training and in sampling, t = 0 is noise and t = 1 is data:
+x_t = (1 - t)·noise + t·data, velocity = data - noise.
 """
 
 from collections.abc import Callable
@@ -15,30 +16,47 @@ from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.nn.pool import counts
 from omni_jax.types import Stream
 
-PLACES = (
-  1024  # more than a side of an item has pieces: a place is a number of that base
-)
+# Base of the number that encodes a place; no side of an item has as many pieces.
+PLACES = 1024
 
 
 class Noise(NamedTuple):
-  """What chance decides in a step about each item and piece of a stream; K samples of each."""
+  """The random numbers of a step for a stream; K samples for each item and piece.
+
+  Attributes:
+    noise_BKMY: normal noise of each piece.
+    t_BKN: time of each item, in [0, 1].
+    chance_BKN: uniform number of each item, in [0, 1), for what happens to a share of
+      the items.
+  """
 
   noise_BKMY: Array
   t_BKN: Array
-  chance_BKN: Array  # even in [0, 1), for whatever happens to a share of the items
+  chance_BKN: Array
 
 
 def noised(data: Array, noise: Array, t: Array) -> Array:
+  """Returns the point at time t on the straight line from noise to data."""
   return (1 - t) * noise + t * data
 
 
 def velocity(data: Array, noise: Array) -> Array:
+  """Returns the constant velocity along the straight line from noise to data."""
   return data - noise
 
 
 def item_keys(key_BN: Array, key: Array) -> Array:
-  """Returns a random key for each item, of the step's key and the item's name."""
-  return jax.vmap(jax.vmap(lambda name: jax.random.fold_in(key, name)))(key_BN)
+  """Returns a random key for each item.
+
+  Args:
+    key_BN: name of each item.
+    key: random key of the step.
+  """
+
+  def fold_in(name: Array) -> Array:
+    return jax.random.fold_in(key, name)
+
+  return jax.vmap(jax.vmap(fold_in))(key_BN)
 
 
 def piece_noise(
@@ -47,7 +65,11 @@ def piece_noise(
   """Returns normal noise for pieces.
 
   Args:
-    key: of each piece's item, of the shape of `place_M3` without its last axis.
+    key: key of each piece's item; its shape is that of `place_M3` without the last
+      axis.
+    place_M3: place of each piece in its item.
+    samples: K.
+    values: Y.
   """
   time, high, wide = jnp.moveaxis(place_M3, -1, 0)
   number = (time * PLACES + high) * PLACES + wide
@@ -62,9 +84,16 @@ def piece_noise(
 def draw_noise(
   stream: Stream, key: Array, *, samples: int, values: int, shift: float
 ) -> Noise:
-  """Returns noise, time (logit-normal, shifted) and chance of a stream.
+  """Returns the noise, times (logit-normal, shifted) and chances of a stream.
 
-  They depend on `key` (the step's), on the item's name and on the piece's place only, not on where it is packed.
+  They depend only on `key`, on the item's name and on the piece's place in it, not on
+  where the item is packed.
+
+  Args:
+    key: random key of the step.
+    samples: K.
+    values: Y.
+    shift: s of t -> s·t / (1 + (s - 1)·t).
   """
 
   def of_item(key: Array) -> tuple[Array, Array]:
@@ -80,29 +109,38 @@ def draw_noise(
   key_BM = jnp.take_along_axis(key_BN, item_BM, axis=1)
   noise_BMKY = piece_noise(key_BM, stream.place_BM3, samples, values)
   return Noise(
-    jnp.moveaxis(noise_BMKY, 2, 1),
-    jnp.moveaxis(t_BNK, 2, 1),
-    jnp.moveaxis(chance_BNK, 2, 1),
+    noise_BKMY=jnp.moveaxis(noise_BMKY, 2, 1),
+    t_BKN=jnp.moveaxis(t_BNK, 2, 1),
+    chance_BKN=jnp.moveaxis(chance_BNK, 2, 1),
   )
 
 
 def flow_loss(error_BKMY: Float[Array, 'B K M Y'], stream: Stream) -> UnitLoss:
-  """Returns the squared error of each piece, a mean over values and samples; an item's pieces count 1 together."""
+  """Returns the squared error of each piece, a mean over values and samples.
+
+  The pieces of an item have a total weight of 1.
+  """
   valid_BM = stream.write_at_BM >= 0
-  per_item_BN = counts(jnp.where(valid_BM, stream.item_BM, 0), stream.form_BN3.shape[1])
+  valid_item_BM = jnp.where(valid_BM, stream.item_BM, 0)
+  per_item_BN = counts(valid_item_BM, stream.form_BN3.shape[1])
   item_BM = jnp.maximum(stream.item_BM - 1, 0)
   count_BM = jnp.take_along_axis(per_item_BN, item_BM, axis=1)
   weight_BM = jnp.where(valid_BM, 1 / jnp.maximum(count_BM, 1), 0.0)
   error_BM = jnp.square(error_BKMY).mean(axis=3).mean(axis=1)
-  return UnitLoss(
-    jnp.where(valid_BM, error_BM, 0.0) * weight_BM, weight_BM, stream.write_at_BM
-  )
+  loss_BM = jnp.where(valid_BM, error_BM, 0.0) * weight_BM
+  return UnitLoss(loss_BM, weight_BM, stream.write_at_BM)
 
 
 def start_noise(
   key_U: Key[Array, 'U'], place_UM3: Int[Array, 'U M 3'], values: int
 ) -> Float[Array, 'U M Y']:
-  """Returns where drawing begins; one key for each item."""
+  """Returns the noise from which drawing starts.
+
+  Args:
+    key_U: key of each item.
+    place_UM3: place of each piece in its item.
+    values: Y.
+  """
   key_UM = jnp.broadcast_to(key_U[:, None], place_UM3.shape[:2])
   return piece_noise(key_UM, place_UM3, 1, values)[:, :, 0]
 
@@ -110,9 +148,13 @@ def start_noise(
 def sample(
   velocity_fn: Callable[[Array, Array], Array], noise: Array, *, steps: int
 ) -> Array:
-  """Euler from t = 0 to t = 1; `velocity_fn(x, t)` with scalar t."""
+  """Returns the data that Euler steps from t = 0 to t = 1 reach from the noise.
 
-  def step(i, x):
+  Args:
+    velocity_fn: (x, t) -> velocity, with a scalar t.
+  """
+
+  def step(i: Array, x: Array) -> Array:
     return x + velocity_fn(x, i / steps) / steps
 
   return jax.lax.fori_loop(0, steps, step, noise)

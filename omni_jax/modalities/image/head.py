@@ -1,7 +1,8 @@
-"""The DiT head: denoises the patches of images, each conditioned on the decoder state of its query.
+"""The DiT head: denoises image patches, each conditioned on its query's decoder state.
 
-Blocks are adaLN-Zero (Peebles & Xie 2023), attention is full inside the image. What is an image's (its time, its mean
-condition, the modulation that follows from them) is computed once per image and looked up by its patches.
+Blocks are adaLN-Zero (Peebles & Xie 2023); attention is full inside an image. The time,
+the mean condition and the modulation that follows from both are computed once per image
+and looked up for its patches.
 """
 
 import dataclasses
@@ -38,10 +39,15 @@ class DiTConfig:
   """Sizes and training of the image head.
 
   Attributes:
-    width, layers, heads, hidden: of the DiT.
+    width: width of the DiT.
+    layers: number of blocks.
+    heads: attention heads of a block.
+    hidden: hidden width of a block's SwiGLU.
     noises: noise samples per image and step; the decoder runs once for all of them.
-    null: share of conditions replaced by the null one, for classifier-free guidance.
-    shift: s of t -> s·t / (1 + (s - 1)·t); above 1 moves t toward data (BAGEL shifts toward noise in its convention).
+    null: share of conditions replaced by the null condition, for classifier-free
+      guidance.
+    shift: s of t -> s·t / (1 + (s - 1)·t); above 1 it moves t toward data (BAGEL, with
+      the opposite convention of t, shifts toward noise).
   """
 
   width: int = 128
@@ -54,6 +60,8 @@ class DiTConfig:
 
 
 class DiTBlock(nnx.Module):
+  """Attention and SwiGLU, each modulated and gated by the condition of the image."""
+
   def __init__(self, c: DiTConfig, *, rngs: nnx.Rngs):
     self.attention = Attention(c.width, c.heads, c.heads, c.width // c.heads, rngs=rngs)
     self.mlp = SwiGLU(c.width, c.hidden, rngs=rngs)
@@ -66,19 +74,30 @@ class DiTBlock(nnx.Module):
   ) -> Float[Array, 'U P W']:
     modulation = pool.look_up(self.modulation(condition_BNW))
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
-    y_UPW, _ = self.attention(rms_norm(x_UPW) * (1 + scale1) + shift1, pool.reach())
+    modulated_UPW = rms_norm(x_UPW) * (1 + scale1) + shift1
+    y_UPW, _ = self.attention(modulated_UPW, pool.reach())
     x_UPW = x_UPW + gate1 * y_UPW
-    y_UPW = self.mlp(rms_norm(x_UPW) * (1 + scale2) + shift2)
+    modulated_UPW = rms_norm(x_UPW) * (1 + scale2) + shift2
+    y_UPW = self.mlp(modulated_UPW)
     return sharding.shard_items(x_UPW + gate2 * y_UPW)
 
 
 class DiTHead(nnx.Module):
-  """`velocity(x, t, condition)`; loss and sampler around it."""
+  """The velocity network of images, with its training loss and its sampler.
+
+  Args:
+    c: config of the head.
+    image: sizes of images.
+    block: number of patches in a block of a pool; attention stays within a block.
+    width: width of the decoder.
+  """
 
   def __init__(
     self, c: DiTConfig, image: ImageConfig, block: int, width: int, *, rngs: nnx.Rngs
   ):
-    self.config, self.image, self.block = c, image, block
+    self.config = c
+    self.image = image
+    self.block = block
     self.patch_in = Linear(image.values, c.width, (None, 'embed'), rngs=rngs)
     self.place = Places(image.grid, c.width, rngs=rngs)
     self.condition_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
@@ -100,11 +119,14 @@ class DiTHead(nnx.Module):
     place_BM3: Int[Array, 'B M 3'],
     pool: Pool,
   ) -> Float[Array, 'B M Y']:
-    """Returns the predicted data - noise of rows of patches.
+    """Returns the predicted velocity, data - noise, of rows of patches.
 
     Args:
-      t_BN: of each image of a row.
-      state_BMD: decoder states of the patches' queries.
+      x_BMY: noised patches.
+      t_BN: time of each image of a row.
+      state_BMD: decoder state of each patch's query.
+      place_BM3: place of each patch in its image.
+      pool: the images that the patches belong to.
     """
     dtype = state_BMD.dtype
     rows = len(state_BMD)
@@ -118,7 +140,8 @@ class DiTHead(nnx.Module):
     for block in self.blocks:
       apply = functools.partial(block, pool=pool)
       if not pool.alone:
-        # Logits over twice the longest and a modulation for each patch are not kept.
+        # Recomputed in the backward pass: such a block has logits over twice the
+        # largest image, and a modulation for each patch.
         apply = jax.checkpoint(apply)
       x_UPW = apply(x_UPW, condition_BNW)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
@@ -128,7 +151,11 @@ class DiTHead(nnx.Module):
   def losses(
     self, hidden_BLD: Float[Array, 'B L D'], stream: Stream, key: Array
   ) -> UnitLoss:
-    """Returns the squared velocity error of each patch (`flow_loss`), with the noise of a step."""
+    """Returns the squared velocity error of each patch (see `flow_loss`).
+
+    Args:
+      key: random key of the step.
+    """
     c = self.config
     noise = draw_noise(
       stream, key, samples=c.noises, values=self.image.values, shift=c.shift
@@ -138,7 +165,10 @@ class DiTHead(nnx.Module):
   def losses_under(
     self, noise: Noise, hidden_BLD: Float[Array, 'B L D'], stream: Stream
   ) -> UnitLoss:
-    """Returns the losses under given noise; a share of the conditions is replaced by the null one."""
+    """Returns the losses under this noise.
+
+    Where the chance is below `null`, the condition is replaced by the null condition.
+    """
     b, k, m, values = noise.noise_BKMY.shape
     items = stream.form_BN3.shape[1]
     data_BKMY = normalised(stream.value_BM, self.image)[:, None]
@@ -154,13 +184,15 @@ class DiTHead(nnx.Module):
     null_D = self.null[...].astype(state_BMD.dtype)
     state_BKMD = jnp.where(dropped_BKM[..., None], null_D, state_BMD[:, None])
 
-    flat = lambda a: a.reshape(b * k, *a.shape[2:])
+    def flat(value_BK: Array) -> Array:
+      return value_BK.reshape(b * k, *value_BK.shape[2:])
+
     place_BKM3 = jnp.broadcast_to(stream.place_BM3[:, None], (b, k, m, 3))
     pool = Pool.of(flat(item_BKM), items, block=self.block, longest=self.image.patches)
-    made = self.velocity(
+    velocity_QMY = self.velocity(
       flat(x_BKMY), flat(noise.t_BKN), flat(state_BKMD), flat(place_BKM3), pool
     )
-    return flow_loss(made.reshape(b, k, m, values) - target_BKMY, stream)
+    return flow_loss(velocity_QMY.reshape(b, k, m, values) - target_BKMY, stream)
 
   def sample(
     self,
@@ -172,24 +204,34 @@ class DiTHead(nnx.Module):
     guidance_U: Float[Array, 'U'],
     steps: int,
   ) -> UInt8[Array, 'U M Y']:
-    """Draws an image in each row, as bytes.
+    """Returns a drawn image in each row, as bytes.
 
     Args:
-      guidance_U: 1 follows the condition, above 1 overshoots it away from the null one.
+      state_UMD: decoder state of each patch's query.
+      place_UM3: place of each patch in its image.
+      valid_UM: whether the image has this patch.
+      key_U: random key of each image.
+      guidance_U: 1 follows the condition; above 1 extrapolates from the null condition
+        beyond it.
+      steps: number of Euler steps.
     """
     m = state_UMD.shape[1]
     null = jnp.broadcast_to(self.null[...].astype(state_UMD.dtype), state_UMD.shape)
-    twice = lambda x: jnp.concatenate([x, x])
+
+    def twice(x: Array) -> Array:
+      return jnp.concatenate([x, x])
+
     state = jnp.concatenate([state_UMD, null])
     item = twice(valid_UM.astype(jnp.int32))
     pool = Pool.of(item, 1, block=m, longest=m)
     place = twice(place_UM3)
 
-    def guided(x_UMY, t):
+    def guided(x_UMY: Array, t: Array) -> Array:
       times = jnp.full((len(state), 1), t)
       both = self.velocity(twice(x_UMY), times, state, place, pool)
-      with_condition, without = jnp.split(both, 2)
-      return without + guidance_U[:, None, None] * (with_condition - without)
+      conditional, unconditional = jnp.split(both, 2)
+      guidance_U11 = guidance_U[:, None, None]
+      return unconditional + guidance_U11 * (conditional - unconditional)
 
     noise_UMY = start_noise(key_U, place_UM3, self.image.values)
     return as_bytes(sample(guided, noise_UMY, steps=steps), self.image)

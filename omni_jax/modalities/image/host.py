@@ -1,6 +1,8 @@
-"""Image spans on the host: `<boi> <h> <w> X… <eoi>` when read, `<boi> <h> <w> Q… X… <eoi>` when written.
+"""Image spans on the host: a grid of patches between opening and closing tokens.
 
-An image is a grid of patches; its stream is a pool of patches, whatever the sizes of the images.
+Read: `<boi> <h> <w> X… <eoi>`. Written: `<boi> <h> <w> Q… X… <eoi>`, with a query Q and
+then the clean copy X of every patch. A stream is a pool of patches of images of any
+size.
 """
 
 import base64
@@ -21,7 +23,11 @@ OPENING = 3  # positions before the patches: <boi>, rows, columns
 
 @dataclasses.dataclass(frozen=True)
 class ImagePart(Part):
-  """A drawn image: float32 in [0, 1], shape (height, width, channels)."""
+  """A drawn image.
+
+  Attributes:
+    pixels: float32 in [0, 1], of shape (height, width, channels).
+  """
 
   pixels: np.ndarray
   type: str = 'image'
@@ -33,14 +39,16 @@ class ImagePart(Part):
 
 
 def grid_of(pixels: np.ndarray, config: ImageConfig) -> tuple[int, int]:
-  """Returns the patches along height and width.
+  """Returns the number of patches along height and width.
 
   Raises:
-    ValueError: if the pixels do not fill whole patches, or are more than the largest image has.
+    ValueError: if the pixels do not fill whole patches, are more than the largest image
+      has, or have another number of channels.
   """
   h, w, c = pixels.shape
-  whole = h % config.patch == 0 and w % config.patch == 0
-  if not whole or h > config.height or w > config.width or c != config.channels:
+  in_whole_patches = h % config.patch == 0 and w % config.patch == 0
+  small_enough = h <= config.height and w <= config.width
+  if not (in_whole_patches and small_enough and c == config.channels):
     raise ValueError(
       f'image of {h}x{w}x{c} does not fit patches of {config.patch} in at most '
       f'{config.height}x{config.width}x{config.channels}'
@@ -49,7 +57,7 @@ def grid_of(pixels: np.ndarray, config: ImageConfig) -> tuple[int, int]:
 
 
 def patch_places(rows: int, columns: int) -> np.ndarray:
-  """Returns the (time, row, column) of each patch, row by row: int32 (rows · columns, 3)."""
+  """Returns the (time, row, column) of each patch, int32 (rows · columns, 3)."""
   number_M = np.arange(rows * columns, dtype=np.int32)
   row_M, column_M = np.divmod(number_M, np.int32(columns))
   return np.stack([np.zeros_like(row_M), row_M, column_M], axis=1)
@@ -63,14 +71,17 @@ def bytes_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def cut(pixels_hwc: np.ndarray, patch: int) -> np.ndarray:
-  """Returns the patches of an image, row by row, each as its values in reading order: (patches, values)."""
+  """Returns the patches of an image row by row, of shape (patches, values).
+
+  The values of a patch are in reading order.
+  """
   h, w, c = pixels_hwc.shape
   grid = pixels_hwc.reshape(h // patch, patch, w // patch, patch, c)
   return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * c)
 
 
 class ImageHost(Host):
-  """Reads patches in a row; draws them as a block, each from the state of its query."""
+  """Lays out read images as patches, and written ones as queries and their patches."""
 
   config: ImageConfig
   name = 'image'
@@ -83,13 +94,21 @@ class ImageHost(Host):
 
   def streams(self) -> tuple[StreamSpec, ...]:
     patches = self.config.patches
-    # Images of one size fill a block each; of many sizes, two of the largest have room in one.
-    block = patches if self.config.fit == Fit.STRETCH else 2 * patches
-    piece = ((self.config.values,), 'uint8', patches, block)
-    return (
-      StreamSpec('image.seen', 'image', False, False, *piece),
-      StreamSpec('image.drawn', 'image', True, True, *piece),
+    # If all images have one size, each fills a block; otherwise a block has room for
+    # two of the largest.
+    one_size = self.config.fit == Fit.STRETCH
+    seen = StreamSpec(
+      'image.seen',
+      'image',
+      written=False,
+      queries=False,
+      shape=(self.config.values,),
+      dtype='uint8',
+      longest=patches,
+      block=patches if one_size else 2 * patches,
     )
+    drawn = seen._replace(name='image.drawn', written=True, queries=True)
+    return (seen, drawn)
 
   def decode(self, data: bytes) -> np.ndarray:
     return decode_image(data, self.config)
@@ -100,7 +119,7 @@ class ImageHost(Host):
     return moved(payload, changes, rng)
 
   def form(self, span: Span) -> tuple[int, int]:
-    """Returns the rows and columns of patches."""
+    """Returns the number of rows and of columns of patches."""
     return grid_of(span.payload, self.config)
 
   def layout(self, form: tuple[int, int], written: bool) -> Layout:
@@ -118,12 +137,12 @@ class ImageHost(Host):
 
   def writing(self) -> Writing:
     special = self.tokenizer.special
-    sizes = tuple(
-      tuple(special(f'size:{n}') for n in range(1, side + 1))
-      for side in self.config.grid
+    opening = [(special('boi'),)]
+    for side in self.config.grid:
+      opening.append(tuple(special(f'size:{n}') for n in range(1, side + 1)))
+    return Writing(
+      tuple(opening), closing=special('eoi'), piece=None, longest=self.config.patches
     )
-    opening = ((special('boi'),), *sizes)
-    return Writing(opening, special('eoi'), None, self.config.patches)
 
   def part(self, payload: np.ndarray) -> ImagePart:
     return ImagePart(payload)
@@ -137,19 +156,26 @@ class ImageHost(Host):
 
 @functools.lru_cache(maxsize=1024)
 def _layout(host: ImageHost, form: tuple[int, int], written: bool) -> Layout:
-  """Returns the positions of an image; a query and the clean patch that it becomes share their place in space."""
+  """Returns the positions of an image.
+
+  A query and the clean patch that it becomes have the same offsets.
+  """
   rows, columns = form
-  n = rows * columns
+  patches = rows * columns
   special = host.tokenizer.special
   place_M3 = patch_places(rows, columns)
-  first_M = np.arange(OPENING, OPENING + n)
+  first_M = np.arange(OPENING, OPENING + patches)
   size = (1, rows, columns)
-  end = OPENING + max(rows, columns)
   if written:
-    item = ItemLayout('image.drawn', size, place_M3, first_M + n, first_M, first_M)
+    at_M = first_M + patches
+    item = ItemLayout(
+      'image.drawn', size, place_M3, at_M, query_M=first_M, write_M=first_M
+    )
   else:
     item = ItemLayout('image.seen', size, place_M3, first_M)
-  layout = Layout.empty(OPENING + n * (1 + written) + 1, end, host.text, (item,))
+  positions = OPENING + patches * (1 + written) + 1
+  end = OPENING + max(rows, columns)
+  layout = Layout.empty(positions, end, host.text, (item,))
   layout.token_n[:OPENING] = [
     special('boi'),
     special(f'size:{rows}'),
@@ -162,5 +188,5 @@ def _layout(host: ImageHost, form: tuple[int, int], written: bool) -> Layout:
   layout.offset_n3[-1] = end
   if written:
     layout.label_n[:OPENING] = layout.token_n[:OPENING]
-    layout.offset_n3[first_M + n] = layout.offset_n3[first_M]
+    layout.offset_n3[first_M + patches] = layout.offset_n3[first_M]
   return layout.frozen()

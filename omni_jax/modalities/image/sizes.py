@@ -5,10 +5,14 @@ import enum
 
 
 class Fit(enum.StrEnum):
-  """How an image file comes to the size of a run."""
+  """How an image file is resized for the run.
 
-  STRETCH = 'stretch'  # to all of it
-  KEEP = 'keep'  # its shape: as large as it can be in whole patches, so that wide and high images take fewer positions
+  STRETCH resizes it to the largest image. KEEP preserves its aspect ratio: as large as
+  fits, in whole patches, so that wide and tall images take fewer positions.
+  """
+
+  STRETCH = 'stretch'
+  KEEP = 'keep'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +20,13 @@ class ImageConfig:
   """Images as raw patches (the VAE comes later).
 
   Attributes:
-    height, width, channels: largest image, in pixels.
+    height: height of the largest image, in pixels.
+    width: width of the largest image, in pixels.
+    channels: 1 for gray, 3 for RGB.
     patch: side of a patch, in pixels.
-    mean, std: of the training pixels; the model sees and draws (pixel - mean) / std.
-    fit: see Fit.
+    mean: mean of the training pixels, which are in [0, 1].
+    std: their standard deviation; the model sees and draws (pixel - mean) / std.
+    fit: how an image file is resized (see Fit).
   """
 
   height: int = 8
@@ -35,12 +42,16 @@ class ImageConfig:
 
   @property
   def grid(self) -> tuple[int, int]:
+    """Returns the number of patches along height and width of the largest image."""
     return self.height // self.patch, self.width // self.patch
 
   @property
   def patches(self) -> int:
-    return self.grid[0] * self.grid[1]
+    """Returns the number of patches of the largest image."""
+    rows, columns = self.grid
+    return rows * columns
 
   @property
   def values(self) -> int:
+    """Returns the number of values of a patch."""
     return self.patch * self.patch * self.channels

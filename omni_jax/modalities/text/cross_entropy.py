@@ -1,5 +1,6 @@
-"""Cross-entropy over a large vocabulary: the logits of all positions never exist at once, on no device."""
+"""Cross-entropy over a large vocabulary, without all logits at once on any device."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 
-LOGITS = (
-  2**27
-)  # of one chunk on one device: half a gigabyte, large enough to hide that the weight's gradient is read
+# Logits of one chunk on one device, half a gigabyte: large enough to hide the time that
+# reading the weight's gradient takes.
+LOGITS = 2**27
 
 
 def cross_entropy_reference(
@@ -22,13 +23,11 @@ def cross_entropy_reference(
   target_T: Int[Array, 'T'],
   weight_T: Float[Array, 'T'],
 ) -> Float[Array, '']:
-  """Σ weight · -log p(target), in nats: what the chunked one must equal."""
-  logp_TV = jax.nn.log_softmax(
-    jnp.dot(hidden_TD, w_DV, preferred_element_type=jnp.float32)
-  )
-  return -jnp.sum(
-    weight_T * jnp.take_along_axis(logp_TV, target_T[:, None], axis=1)[:, 0]
-  )
+  """Returns Σ weight · -log p(target), in nats: the reference for `cross_entropy`."""
+  logits_TV = jnp.dot(hidden_TD, w_DV, preferred_element_type=jnp.float32)
+  logp_TV = jax.nn.log_softmax(logits_TV)
+  logp_T = jnp.take_along_axis(logp_TV, target_T[:, None], axis=1)[:, 0]
+  return -jnp.sum(weight_T * logp_T)
 
 
 def cross_entropy(
@@ -41,34 +40,43 @@ def cross_entropy(
   mesh: Mesh,
   logits: int = LOGITS,
 ) -> Float[Array, '']:
-  """The same for rows that lie split over the mesh; no gradient flows to `weight_BL`.
+  """Returns Σ weight · -log p(target), in nats, of rows that are split over the mesh.
+
+  No gradient flows to `weight_BL`.
 
   Args:
-    axes: logical axes of w_DV, which is in the type of the computation.
-    logits: largest number of them on a device at a time.
+    axes: logical axes of w_DV, which is in the dtype of the computation.
+    logits: largest number of logits on a device at a time.
   """
-  flat = lambda hidden, *rest: (
-    hidden.reshape(-1, hidden.shape[-1]),
-    *(a.reshape(-1) for a in rest),
-  )
   if mesh.size == 1:
-    hidden_TD, target_T, weight_T = flat(hidden_BLD, target_BL, weight_BL)
+    hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
     return _chunked(hidden_TD, w_DV, target_T, weight_T, sharding.spec(), logits)
   layout = sharding.fitting(mesh, sharding.spec(*axes), w_DV.shape).spec
 
-  def local(hidden_BLD, w_DV, target_BL, weight_BL):
-    hidden_TD, target_T, weight_T = flat(hidden_BLD, target_BL, weight_BL)
+  def local(
+    hidden_BLD: Array, w_DV: Array, target_BL: Array, weight_BL: Array
+  ) -> Array:
+    hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
     total = _chunked(hidden_TD, w_DV, target_T, weight_T, layout, logits)
     return jax.lax.psum(total, sharding.TOKEN_AXES)
 
   rows = sharding.spec('batch', 'length')
-  return jax.shard_map(
+  mapped = jax.shard_map(
     local,
     mesh=mesh,
     in_specs=(rows, layout, rows, rows),
     out_specs=sharding.spec(),
     check_vma=False,
-  )(hidden_BLD, w_DV, target_BL, weight_BL)
+  )
+  return mapped(hidden_BLD, w_DV, target_BL, weight_BL)
+
+
+def _as_tokens(
+  hidden_BLD: Array, target_BL: Array, weight_BL: Array
+) -> tuple[Array, Array, Array]:
+  """Returns the same arrays with rows and positions flattened into tokens."""
+  hidden_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+  return hidden_TD, target_BL.reshape(-1), weight_BL.reshape(-1)
 
 
 class _Gradients(NamedTuple):
@@ -85,91 +93,122 @@ def _chunked(
   layout: Any,
   logits: int,
 ) -> Array:
-  """Sum over the tokens of this device.
+  """Returns the sum over the tokens of this device.
 
   Args:
-    w_dV: the slice of the weight that it holds.
+    w_dV: the slice of the weight that this device holds.
     layout: PartitionSpec of the weight.
+    logits: largest number of logits at a time.
   """
-  return _loss(
-    hidden_TD,
-    sharding.whole_width(w_dV, layout),
-    target_T,
-    weight_T,
-    _axis(layout),
-    logits,
-    False,
-  )[0]
+  w_DV = sharding.whole_width(w_dV, layout)
+  axis = _vocabulary_axis(layout)
+  total, _ = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, False)
+  return total
 
 
-def _axis(layout: Any) -> str | None:
-  """Mesh axis that the vocabulary is split over, if any."""
+def _vocabulary_axis(layout: Any) -> str | None:
+  """Returns the mesh axis that the vocabulary is split over, or None."""
   return layout[1] if layout else None
 
 
-def _forward(hidden_TD, w_dV, target_T, weight_T, layout, logits):
-  """The gradient is made with the loss, while the logits of a chunk are there: else they would be made again."""
+def _forward(
+  hidden_TD: Array,
+  w_dV: Array,
+  target_T: Array,
+  weight_T: Array,
+  layout: Any,
+  logits: int,
+) -> tuple[Array, _Gradients]:
+  """Returns the loss and its gradients.
+
+  Both are computed together, while the logits of a chunk exist; otherwise these would
+  have to be computed again.
+  """
   w_DV = sharding.whole_width(w_dV, layout)
-  total, gradients = _loss(
-    hidden_TD, w_DV, target_T, weight_T, _axis(layout), logits, True
-  )
-  # Of the weight's gradient a slice is kept, and before the decoder's backward pass begins: behind the barrier.
+  axis = _vocabulary_axis(layout)
+  total, gradients = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, True)
+  # Only a slice of the weight's gradient is kept. The barrier makes sure that it is cut
+  # before the decoder's backward pass begins.
   slices = gradients._replace(w_DV=sharding.summed_slices(gradients.w_DV, layout))
   return jax.lax.optimization_barrier((total, slices))
 
 
-def _backward(layout, logits, gradients, scale):
+def _backward(
+  layout: Any, logits: int, gradients: _Gradients, scale: Array
+) -> tuple[Array, Array, None, None]:
   del logits
-  if (
-    axis := _axis(layout)
-  ):  # the loss is the same on all its devices: shard_map gives each a part of the cotangent
+  axis = _vocabulary_axis(layout)
+  if axis:
+    # The loss is the same on all devices of this axis, so shard_map gives each of them
+    # a part of the cotangent.
     scale = jax.lax.psum(scale, axis)
-  return *(g * scale.astype(g.dtype) for g in gradients), None, None
+  dhidden_TD = gradients.hidden_TD * scale.astype(gradients.hidden_TD.dtype)
+  dw_dV = gradients.w_DV * scale.astype(gradients.w_DV.dtype)
+  return dhidden_TD, dw_dV, None, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
 def _loss(
-  hidden_TD, w_DV, target_T, weight_T, axis, logits, gradient
+  hidden_TD: Array,
+  w_DV: Array,
+  target_T: Array,
+  weight_T: Array,
+  axis: str | None,
+  logits: int,
+  with_gradients: bool,
 ) -> tuple[Array, _Gradients | None]:
-  tokens, (width, vocab) = len(hidden_TD), w_DV.shape
+  """Returns the sum over the tokens of this device, and its gradients if requested.
+
+  Args:
+    w_DV: the weight, or the columns of this device where `axis` splits it.
+    axis: mesh axis that the vocabulary is split over, or None.
+  """
+  tokens = len(hidden_TD)
+  width, vocab = w_DV.shape
   chunks = min(tokens, -(-tokens * vocab // logits))
   size = -(-tokens // chunks)
-  padded = lambda a: jnp.pad(
-    a, ((0, chunks * size - tokens),) + ((0, 0),) * (a.ndim - 1)
-  )
-  cut = lambda a: padded(a).reshape(chunks, size, *a.shape[1:])
-  everywhere = (lambda x, op: op(x, axis)) if axis else (lambda x, op: x)
+  missing = chunks * size - tokens
+
+  def cut(value_T: Array) -> Array:
+    ends = ((0, missing),) + ((0, 0),) * (value_T.ndim - 1)
+    return jnp.pad(value_T, ends).reshape(chunks, size, *value_T.shape[1:])
+
+  def over_vocabulary(value: Array, reduce: Callable[[Array, str], Array]) -> Array:
+    return reduce(value, axis) if axis else value
+
   first = jax.lax.axis_index(axis) * vocab if axis else 0
 
   def chunk(carry, rows):
     total, dw_DV = carry
     hidden_CD, target_C, weight_C = rows
     logits_CV = jnp.dot(hidden_CD, w_DV, preferred_element_type=jnp.float32)
-    top_C1 = everywhere(logits_CV.max(axis=1, keepdims=True), jax.lax.pmax)
-    sum_C1 = everywhere(
-      jnp.exp(logits_CV - top_C1).sum(axis=1, keepdims=True), jax.lax.psum
+    top_C1 = over_vocabulary(logits_CV.max(axis=1, keepdims=True), jax.lax.pmax)
+    local_sum_C1 = jnp.exp(logits_CV - top_C1).sum(axis=1, keepdims=True)
+    sum_C1 = over_vocabulary(local_sum_C1, jax.lax.psum)
+    is_target_CV = (
+      jnp.arange(vocab, dtype=jnp.int32)[None] == (target_C - first)[:, None]
     )
-    said_CV = jnp.arange(vocab, dtype=jnp.int32)[None] == (target_C - first)[:, None]
-    said_C = everywhere(jnp.where(said_CV, logits_CV, 0).sum(axis=1), jax.lax.psum)
-    total += jnp.sum(weight_C * (jnp.log(sum_C1[:, 0]) + top_C1[:, 0] - said_C))
-    if not gradient:
+    local_logit_C = jnp.where(is_target_CV, logits_CV, 0).sum(axis=1)
+    logit_C = over_vocabulary(local_logit_C, jax.lax.psum)
+    total += jnp.sum(weight_C * (jnp.log(sum_C1[:, 0]) + top_C1[:, 0] - logit_C))
+    if not with_gradients:
       return (total, dw_DV), None
-    d_CV = (
-      (jnp.exp(logits_CV - top_C1) / sum_C1 - said_CV) * weight_C[:, None]
-    ).astype(hidden_TD.dtype)
-    dw_DV += jnp.dot(hidden_CD.T, d_CV, preferred_element_type=jnp.float32)
-    return (total, dw_DV), jnp.dot(
-      d_CV, w_DV.T
-    )  # this device's part of the sum over the vocabulary
+    p_CV = jnp.exp(logits_CV - top_C1) / sum_C1
+    dlogits_CV = (p_CV - is_target_CV) * weight_C[:, None]
+    dlogits_CV = dlogits_CV.astype(hidden_TD.dtype)
+    dw_DV += jnp.dot(hidden_CD.T, dlogits_CV, preferred_element_type=jnp.float32)
+    # This device's part of the sum over the vocabulary.
+    dhidden_CD = jnp.dot(dlogits_CV, w_DV.T)
+    return (total, dw_DV), dhidden_CD
 
-  none = jnp.zeros((width, vocab) if gradient else (), jnp.float32)
-  (total, dw_DV), dhidden = jax.lax.scan(
-    chunk, (jnp.zeros(()), none), tuple(map(cut, (hidden_TD, target_T, weight_T)))
-  )
-  if not gradient:
+  dw_shape = (width, vocab) if with_gradients else ()
+  dw_DV = jnp.zeros(dw_shape, jnp.float32)
+  start = (jnp.zeros(()), dw_DV)
+  rows = (cut(hidden_TD), cut(target_T), cut(weight_T))
+  (total, dw_DV), dhidden = jax.lax.scan(chunk, start, rows)
+  if not with_gradients:
     return total, None
-  return total, _Gradients(
-    dhidden.reshape(-1, width)[:tokens], dw_DV.astype(w_DV.dtype)
-  )
+  dhidden_TD = dhidden.reshape(-1, width)[:tokens]
+  return total, _Gradients(dhidden_TD, dw_DV.astype(w_DV.dtype))

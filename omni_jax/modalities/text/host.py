@@ -1,4 +1,4 @@
-"""Text spans on the host: ids to positions."""
+"""Text spans on the host: one position per id."""
 
 import dataclasses
 import html
@@ -11,7 +11,11 @@ from omni_jax.types import Layout, Span
 
 @dataclasses.dataclass(frozen=True)
 class TextPart(Part):
-  """Written text."""
+  """Written text.
+
+  Attributes:
+    text: the text itself.
+  """
 
   text: str
   type: str = 'text'
@@ -21,16 +25,17 @@ class TextPart(Part):
 
 
 class TextHost(Host):
-  """One position per id."""
+  """Lays out text as one position per id."""
 
   name = 'text'
   key = 'text'
 
   def form(self, span: Span) -> tuple[int, ...]:
+    """Returns the ids of the span."""
     return span.tokens
 
   def layout(self, form: tuple[int, ...], written: bool) -> Layout:
-    """Each id lies one unit after the last on all three axes (Qwen2-VL's M-RoPE for text)."""
+    """Returns positions one unit apart on all three axes (Qwen2-VL's M-RoPE)."""
     n = len(form)
     layout = Layout.empty(n, n - 1, self.number)
     layout.token_n[:] = form
@@ -40,6 +45,7 @@ class TextHost(Host):
     return layout
 
   def pieces(self, span: Span) -> tuple[np.ndarray, ...]:
+    """Returns nothing: text has no streams."""
     return ()
 
   def part(self, payload: str) -> TextPart:

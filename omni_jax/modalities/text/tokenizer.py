@@ -1,12 +1,12 @@
-"""Text as UTF-8 bytes plus named special tokens (a byte-fallback BPE takes the place of the bytes later)."""
+"""The tokenizer: UTF-8 bytes and named special tokens. A BPE will replace the bytes."""
 
 import dataclasses
 import hashlib
-import itertools
 
 from omni_jax.errors import UserError
 
-# By what a reply is to hold, the task that the assistant is given.
+BYTES = 256  # ids that stand for one byte of text
+# The task that the assistant is given, by the medium that a reply should hold.
 TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak', 'any': 'reply'}
 FIXED = (
   'pad',
@@ -26,14 +26,18 @@ FIXED = (
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Names that get a token of their own.
+  """The names that get a token of their own, and the size of the vocabulary.
 
   Attributes:
     languages: language codes, `<lang:xx>`.
     voices: speakers, `<voice:name>`.
-    max_grid: largest count of pieces along a side of an item, `<size:n>`.
-    marks: names of further specials, such as a medium of one's own needs.
-    size: ids in all, so that a table has room for a larger vocabulary later; 0: as many as have a meaning.
+    max_grid: largest number of pieces along a side of an item, `<size:n>`.
+    marks: names of further special tokens, for example those of a new medium.
+    size: number of ids, so that a table has room for a larger vocabulary later; 0 for
+      exactly as many as have a meaning.
+
+  Raises:
+    ValueError: if `size` is smaller than the number of ids with a meaning.
   """
 
   languages: tuple[str, ...] = ('en',)
@@ -44,64 +48,81 @@ class TokenizerConfig:
 
   def __post_init__(self):
     named = len(names_of(self))
-    if self.size and self.size < named + 256:
+    needed = named + BYTES
+    if self.size and self.size < needed:
       raise ValueError(
-        f'size={self.size}: {named} names and 256 bytes need {named + 256} ids; 0 takes as many'
+        f'size={self.size}: {named} names and {BYTES} bytes need {needed} ids; '
+        f'set at least {needed}, or 0 for exactly as many as are needed'
       )
 
 
 def names_of(config: TokenizerConfig) -> tuple[str, ...]:
   """Returns the names of all special tokens, in the order of their ids."""
-  return (
-    FIXED
-    + tuple(f'task:{x}' for x in TASKS.values())
-    + tuple(f'size:{x}' for x in range(1, config.max_grid + 1))
-    + tuple(f'lang:{x}' for x in config.languages)
-    + tuple(f'voice:{x}' for x in config.voices)
-    + config.marks
-  )
+  names = list(FIXED)
+  names.extend(f'task:{task}' for task in TASKS.values())
+  names.extend(f'size:{n}' for n in range(1, config.max_grid + 1))
+  names.extend(f'lang:{language}' for language in config.languages)
+  names.extend(f'voice:{voice}' for voice in config.voices)
+  names.extend(config.marks)
+  return tuple(names)
 
 
 class Tokenizer:
-  """Text <-> ids. Ids: 0 is padding, then the named specials, then the 256 bytes, then those without a meaning."""
+  """Converts text to ids and back.
+
+  The ids of the named special tokens come first (padding is 0), then those of the 256
+  bytes, then those without a meaning.
+
+  Attributes:
+    config: the config that it is built from.
+    names: names of the special tokens; the index is the id.
+    first_byte: id of byte 0.
+    used: number of ids with a meaning.
+    vocab_size: number of ids.
+  """
 
   def __init__(self, config: TokenizerConfig):
     self.config = config
     self.names = names_of(config)
     self._id = {name: i for i, name in enumerate(self.names)}
     self.first_byte = len(self.names)
-    self.used = self.first_byte + 256
+    self.used = self.first_byte + BYTES
     self.vocab_size = config.size or self.used
 
   def special(self, name: str) -> int:
-    """Id of a named special such as 'eot' or 'lang:de'.
+    """Returns the id of a special token such as 'eot' or 'lang:de'.
 
     Raises:
       UserError: if the run has no such token.
     """
     if name not in self._id:
       kind = name.split(':')[0]
-      known = [x.partition(':')[2] for x in self.names if x.startswith(kind + ':')]
+      prefix = f'{kind}:'
+      known = [x.removeprefix(prefix) for x in self.names if x.startswith(prefix)]
       raise UserError(f'no token <{name}> in this run; {kind} is one of {known}')
     return self._id[name]
 
   def name(self, token: int) -> str | None:
-    """The name of a special token, or None for a byte."""
+    """Returns the name of a special token, or None for any other id."""
     return self.names[token] if token < self.first_byte else None
 
   def encode(self, text: str) -> tuple[int, ...]:
+    """Returns the ids of the text's UTF-8 bytes."""
     return tuple(byte + self.first_byte for byte in text.encode('utf-8'))
 
   def decode(self, tokens: tuple[int, ...]) -> str:
-    """Bytes back to text; all other ids are left out, broken UTF-8 becomes U+FFFD."""
-    said = bytes(
-      t - self.first_byte for t in tokens if self.first_byte <= t < self.used
-    )
-    return said.decode('utf-8', errors='replace')
+    """Returns the text of the ids that stand for bytes.
+
+    All other ids are left out; broken UTF-8 becomes U+FFFD.
+    """
+    ids = [token for token in tokens if self.first_byte <= token < self.used]
+    data = bytes(token - self.first_byte for token in ids)
+    return data.decode('utf-8', errors='replace')
 
   def fingerprint(self) -> str:
-    """Changes when any id would mean something else."""
-    kinds = ['bytes'] + ([f'size:{self.config.size}'] if self.config.size else [])
-    return hashlib.sha256(
-      '\n'.join(itertools.chain(self.names, kinds)).encode()
-    ).hexdigest()[:16]
+    """Returns 16 hex digits that change whenever an id would change its meaning."""
+    lines = [*self.names, 'bytes']
+    if self.config.size:
+      lines.append(f'size:{self.config.size}')
+    digest = hashlib.sha256('\n'.join(lines).encode())
+    return digest.hexdigest()[:16]

@@ -1,4 +1,7 @@
-"""What is heard: levels of a clip, convolutions over columns, and clips one behind the other as each alone."""
+"""Heard sounds: levels of a clip, convolutions over columns, and clips in pools.
+
+Clips that follow each other in a pool are heard as each alone.
+"""
 
 from flax import nnx
 import jax
@@ -12,37 +15,33 @@ from omni_jax.modalities.audio.mel import levelled, log_mel_patches, QUIET
 from omni_jax.modalities.audio.sizes import AudioConfig
 
 AUDIO = AudioConfig()
-FRAMES = (3, 1, 4)  # of each clip
+FRAMES = (3, 1, 4)  # number of frames of each clip
+HEARD = sum(FRAMES)
+ROOM = 10  # frames that the pool has room for
 KINDS = [dict(), dict(level='clip'), dict(channels=8), dict(level='clip', channels=8)]
 
 
 def embed(**kind) -> AudioEmbed:
-  return AudioEmbed(
-    AudioEmbedConfig(hidden=16, **kind),
-    AUDIO,
-    codebooks=2,
-    entries=4,
-    width=12,
-    rngs=nnx.Rngs(0),
-  )
+  config = AudioEmbedConfig(hidden=16, **kind)
+  return AudioEmbed(config, AUDIO, codebooks=2, entries=4, width=12, rngs=nnx.Rngs(0))
 
 
-def clips(seed: int = 0) -> list[np.ndarray]:
-  """Noise that rises and falls, so that columns differ in loudness."""
-  rng = np.random.default_rng(seed)
-  return [
-    (
-      0.1 * rng.standard_normal((n, AUDIO.frame)) * np.linspace(0.2, 1, n)[:, None]
-    ).astype(np.float32)
-    for n in FRAMES
-  ]
+def clips() -> list[np.ndarray]:
+  """Returns clips of noise that rises, so that columns differ in loudness."""
+  rng = np.random.default_rng(0)
+  waves = []
+  for frames in FRAMES:
+    rise = np.linspace(0.2, 1, frames)[:, None]
+    wave = 0.1 * rng.standard_normal((frames, AUDIO.frame)) * rise
+    waves.append(wave.astype(np.float32))
+  return waves
 
 
-def pool(waves: list[np.ndarray], room: int = 10) -> tuple[jax.Array, jax.Array]:
-  frames = np.concatenate(
-    [*waves, np.zeros((room - sum(FRAMES), AUDIO.frame), np.float32)]
-  )
-  clip = np.repeat([1, 2, 3, 0], [*FRAMES, room - sum(FRAMES)])
+def pool(waves: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+  """Returns the frames of all clips in one row, and the number of each frame's clip."""
+  empty = np.zeros((ROOM - HEARD, AUDIO.frame), np.float32)
+  frames = np.concatenate([*waves, empty])
+  clip = np.repeat([1, 2, 3, 0], [*FRAMES, ROOM - HEARD])
   return jnp.asarray(frames)[None], jnp.asarray(clip)[None]
 
 
@@ -51,100 +50,94 @@ def test_a_pool_is_heard_as_each_clip_alone(kind):
   heard = embed(**kind)
   frames_BRS, clip_BR = pool(clips())
 
-  def apart(
-    frames_RS,
-  ):  # each clip in a row of its own, padded with silence that belongs to no clip
-    rows = jnp.split(frames_RS[: sum(FRAMES)], np.cumsum(FRAMES)[:-1])
-    return jnp.concatenate(
-      [
-        heard.hear(
-          jnp.pad(x, ((0, 5 - len(x)), (0, 0)))[None],
-          (jnp.arange(5) < len(x)).astype(jnp.int32)[None],
-          jnp.float32,
-        )[0, : len(x)]
-        for x in rows
-      ]
-    )
+  def together(frames_RS):
+    return heard.hear(frames_RS[None], clip_BR, jnp.float32)[0, :HEARD]
 
-  together = lambda frames_RS: heard.hear(frames_RS[None], clip_BR, jnp.float32)[
-    0, : sum(FRAMES)
-  ]
+  def alone(frames_RS):
+    """Hears one clip in its own row, padded with silence that belongs to no clip."""
+    frames = len(frames_RS)
+    padded_RS = jnp.pad(frames_RS, ((0, 5 - frames), (0, 0)))
+    clip_R = (jnp.arange(5) < frames).astype(jnp.int32)
+    return heard.hear(padded_RS[None], clip_R[None], jnp.float32)[0, :frames]
+
+  def apart(frames_RS):
+    parts = jnp.split(frames_RS[:HEARD], np.cumsum(FRAMES)[:-1])
+    return jnp.concatenate([alone(part) for part in parts])
+
   np.testing.assert_allclose(together(frames_BRS[0]), apart(frames_BRS[0]), atol=2e-5)
-  weight = jax.random.normal(jax.random.key(1), (sum(FRAMES), 12))
-  gradients = [
-    jax.grad(lambda x, f=f: (f(x) * weight).sum())(frames_BRS[0])
-    for f in (together, apart)
-  ]
-  assert np.abs(gradients[0]).max() > 0
-  np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-3)
+  weight = jax.random.normal(jax.random.key(1), (HEARD, 12))
+
+  def gradient(hear):
+    return jax.grad(lambda frames: (hear(frames) * weight).sum())(frames_BRS[0])
+
+  gradient_together = gradient(together)
+  assert np.abs(gradient_together).max() > 0
+  np.testing.assert_allclose(gradient_together, gradient(apart), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=str)
 def test_only_the_level_of_a_clip_looks_ahead(kind):
-  heard, (frames_BRS, clip_BR) = embed(**kind), pool(clips())
-  gradient_R = np.abs(
-    jax.grad(lambda x: heard.hear(x, clip_BR, jnp.float32)[0, 1].sum())(frames_BRS)
-  )[0].sum(axis=1)
-  assert (
-    gradient_R[:2].all() and not gradient_R[3:].any()
-  )  # its own clip has three frames
+  heard = embed(**kind)
+  frames_BRS, clip_BR = pool(clips())
+
+  def second_frame(frames_BRS):
+    return heard.hear(frames_BRS, clip_BR, jnp.float32)[0, 1].sum()
+
+  gradient_BRS = np.abs(jax.grad(second_frame)(frames_BRS))
+  gradient_R = gradient_BRS[0].sum(axis=1)
+  # Its own clip has three frames.
+  assert gradient_R[:2].all()
+  assert not gradient_R[3:].any()
   assert bool(gradient_R[2]) == ('level' in kind)
 
 
 def test_level_of_a_clip_takes_away_loudness_and_tone():
-  """A band that is louder by the same factor all through a clip is the same to hear."""
-  mel_NRX = log_mel_patches(*pool(clips()), AUDIO)
-  clip_NR = pool(clips())[1]
-  colour = np.tile(
-    np.linspace(-1, 1, AUDIO.mels), AUDIO.mel_hops
-  )  # as long as the loud columns stay the loud ones
-  as_it_was, coloured = (
-    levelled(mel + 0.3, clip_NR, AUDIO.mels)
-    for mel in (mel_NRX - 0.3, mel_NRX + colour)
-  )
-  np.testing.assert_allclose(coloured, as_it_was, atol=1e-5)
-  assert as_it_was.min() >= QUIET
-  loud = np.asarray(as_it_was[0, :3])  # the first clip: columns are about its mean
-  assert abs(loud.mean()) < 0.5 and np.ptp(loud) > 0.5
+  """A band that is louder by the same factor throughout a clip sounds the same.
+
+  That holds as long as the same columns count as loud.
+  """
+  frames_BRS, clip_BR = pool(clips())
+  mel_BRX = log_mel_patches(frames_BRS, clip_BR, AUDIO)
+  colour = np.tile(np.linspace(-1, 1, AUDIO.mels), AUDIO.mel_hops)
+  plain = levelled(mel_BRX, clip_BR, AUDIO.mels)
+  coloured = levelled(mel_BRX + colour + 0.3, clip_BR, AUDIO.mels)
+  np.testing.assert_allclose(coloured, plain, atol=1e-5)
+  assert plain.min() >= QUIET
+  loud = np.asarray(plain[0, :3])  # the first clip, whose columns are about its mean
+  assert abs(loud.mean()) < 0.5
+  assert np.ptp(loud) > 0.5
 
 
 def test_silence_has_a_level():
   frames_BRS, clip_BR = pool([np.zeros((n, AUDIO.frame), np.float32) for n in FRAMES])
-  value, gradient = jax.value_and_grad(
-    lambda x: levelled(log_mel_patches(x, clip_BR, AUDIO), clip_BR, AUDIO.mels).sum()
-  )(frames_BRS)
-  assert value == pytest.approx(0, abs=1e-3) and np.isfinite(gradient).all()
+
+  def total(frames_BRS):
+    mel_BRX = log_mel_patches(frames_BRS, clip_BR, AUDIO)
+    return levelled(mel_BRX, clip_BR, AUDIO.mels).sum()
+
+  value, gradient = jax.value_and_grad(total)(frames_BRS)
+  assert value == pytest.approx(0, abs=1e-3)
+  assert np.isfinite(gradient).all()
 
 
-def test_convolution_is_that_of_the_textbook():
+def test_the_convolution_equals_that_of_the_textbook():
   conv = CausalConv(5, 7, rngs=nnx.Rngs(0))
   x_NRCW = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-  x_NCW = x_NRCW.reshape(2, 12, 5)
   full = jax.lax.conv_general_dilated(
-    x_NCW,
+    x_NRCW.reshape(2, 12, 5),
     conv.mix.w[...].reshape(3, 5, 7),
-    (1,),
-    [(2, 0)],
+    window_strides=(1,),
+    padding=[(2, 0)],
     dimension_numbers=('NWC', 'WIO', 'NWC'),
   )
   expected = jax.nn.gelu(full).reshape(2, 6, 2, 7).max(axis=2)
-  np.testing.assert_allclose(
-    conv(x_NRCW, jnp.ones((2, 3), jnp.int32)).reshape(2, 6, 7),
-    expected,
-    rtol=1e-4,
-    atol=1e-5,
-  )
+  y_NRCV = conv(x_NRCW, jnp.ones((2, 3), jnp.int32))
+  np.testing.assert_allclose(y_NRCV.reshape(2, 6, 7), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_columns_that_do_not_halve_twice_are_refused():
-  with pytest.raises(
-    UserError, match=r'model\.audio\.embed\.channels=8.*6 mel columns.*mel_hops'
-  ):
-    AudioEmbed(
-      AudioEmbedConfig(channels=8),
-      AudioConfig(rate=6000, mel_hops=6),
-      2,
-      4,
-      12,
-      rngs=nnx.Rngs(0),
-    )
+def test_columns_that_cannot_be_halved_twice_are_refused():
+  config = AudioEmbedConfig(channels=8)
+  audio = AudioConfig(rate=6000, mel_hops=6)
+  message = r'model\.audio\.embed\.channels=8.*6 mel columns.*mel_hops'
+  with pytest.raises(UserError, match=message):
+    AudioEmbed(config, audio, codebooks=2, entries=4, width=12, rngs=nnx.Rngs(0))

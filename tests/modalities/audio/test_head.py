@@ -1,4 +1,4 @@
-"""The codec head: codebooks in order, weights of the loss, positions without a frame, greedy sampling."""
+"""The codec head: order of codebooks, loss weights, empty positions, sampling."""
 
 from flax import nnx
 import jax
@@ -10,7 +10,8 @@ from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.types import Stream
 
-BOOKS, ENTRIES = 3, 7
+BOOKS = 3
+ENTRIES = 7
 CONFIG = CodecHeadConfig(width=16, layers=1, heads=2, hidden=16, first_weight=3.0)
 STATE = jax.random.normal(jax.random.key(0), (5, 8))
 CODES = jax.random.randint(jax.random.key(1), (5, BOOKS), 0, ENTRIES)
@@ -25,15 +26,22 @@ def draw(head, state, temperature):
 
 
 def head_loss(head, hidden_BLD, at_BM, code_BMJ) -> HeadLoss:
-  """The loss of frames of these codes, each written by the state of a position."""
+  """Returns the loss of frames of these codes.
+
+  Args:
+    at_BM: position whose state writes each frame.
+  """
   none = jnp.zeros((len(at_BM), 0), jnp.int32)
   one_item = (at_BM >= 0).astype(jnp.int32)
   place_BM3 = jnp.zeros((*at_BM.shape, 3), jnp.int32)
   stream = Stream(code_BMJ, one_item, place_BM3, none, None, at_BM, none, none)
   key = jax.random.key(0)
-  return nnx.jit(lambda head, x, s: head.losses(x, s, key).summed())(
-    head, hidden_BLD, stream
-  )
+
+  @nnx.jit
+  def summed(head, hidden_BLD, stream):
+    return head.losses(hidden_BLD, stream, key).summed()
+
+  return summed(head, hidden_BLD, stream)
 
 
 @pytest.fixture(scope='module')
@@ -44,52 +52,49 @@ def head():
 @pytest.mark.parametrize('book', range(BOOKS))
 def test_a_codebook_knows_only_those_before_it(head, book):
   base = logits(head, STATE, CODES)
-  moved = jnp.abs(
-    logits(head, STATE, CODES.at[:, book].set((CODES[:, book] + 1) % ENTRIES)) - base
-  ).max(axis=(0, 2))
-  np.testing.assert_array_equal(moved > 1e-5, np.arange(BOOKS) > book)
+  other_codes = CODES.at[:, book].set((CODES[:, book] + 1) % ENTRIES)
+  change = jnp.abs(logits(head, STATE, other_codes) - base).max(axis=(0, 2))
+  np.testing.assert_array_equal(change > 1e-5, np.arange(BOOKS) > book)
 
 
 def test_frames_do_not_see_each_other(head):
-  base, moved = logits(head, STATE, CODES), logits(head, STATE.at[2].add(1.0), CODES)
-  np.testing.assert_array_equal(
-    (jnp.abs(moved - base) > 1e-5).any(axis=(1, 2)), np.arange(5) == 2
-  )
+  base = logits(head, STATE, CODES)
+  change = jnp.abs(logits(head, STATE.at[2].add(1.0), CODES) - base)
+  changed = (change > 1e-5).any(axis=(1, 2))
+  np.testing.assert_array_equal(changed, np.arange(5) == 2)
 
 
 def test_loss_weighs_the_first_codebook_and_skips_empty_places(head):
   hidden = STATE.reshape(1, 5, 8)
-  at, code = jnp.asarray([[3, 0, -1]]), CODES[jnp.asarray([[0, 1, 2]])]
+  at = jnp.asarray([[3, 0, -1]])
+  code = CODES[jnp.asarray([[0, 1, 2]])]
   loss = head_loss(head, hidden, at, code)
-  p = np.asarray(
-    jax.nn.log_softmax(logits(head, STATE[jnp.asarray([3, 0])], code[0, :2]))
-  )
-  picked = np.take_along_axis(p, np.asarray(code[0, :2])[..., None], -1)[..., 0]
-  np.testing.assert_allclose(
-    loss.total, -(picked @ np.array([3, 1, 1]) / 5).sum(), rtol=1e-5
-  )
+  states = STATE[jnp.asarray([3, 0])]
+  logp = np.asarray(jax.nn.log_softmax(logits(head, states, code[0, :2])))
+  written = np.asarray(code[0, :2])
+  logp = np.take_along_axis(logp, written[..., None], -1)[..., 0]
+  expected = -(logp @ np.array([3, 1, 1]) / 5).sum()
+  np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
   assert loss.weight == 2
   other = head_loss(head, hidden, at, code.at[0, 2].set(0))
   np.testing.assert_array_equal(other.total, loss.total)
 
 
-def test_cold_samples_are_the_best_codes_one_after_another(head):
+def test_cold_samples_are_the_most_likely_codes_one_after_another(head):
   drawn = draw(head, STATE, 0.0)
   code = np.zeros((5, BOOKS), np.int32)
   for book in range(BOOKS):
-    code[:, book] = np.asarray(logits(head, STATE, jnp.asarray(code)))[:, book].argmax(
-      -1
-    )
+    logits_UJE = np.asarray(logits(head, STATE, jnp.asarray(code)))
+    code[:, book] = logits_UJE[:, book].argmax(-1)
   np.testing.assert_array_equal(drawn, code)
 
 
 def test_samples_follow_the_distribution_of_the_first_codebook(head):
   many = jnp.broadcast_to(STATE[:1], (3000, 8))
   drawn = draw(head, many, 1.0)
+  shares = np.bincount(drawn[:, 0], minlength=ENTRIES) / 3000
   p = np.asarray(jax.nn.softmax(logits(head, STATE[:1], CODES[:1])))[0, 0]
-  np.testing.assert_allclose(
-    np.bincount(drawn[:, 0], minlength=ENTRIES) / 3000, p, atol=0.03
-  )
+  np.testing.assert_allclose(shares, p, atol=0.03)
 
 
 def test_one_codebook_needs_no_table_of_codes():
@@ -97,8 +102,7 @@ def test_one_codebook_needs_no_table_of_codes():
   assert logits(head, STATE, CODES[:, :1]).shape == (5, 1, ENTRIES)
 
 
-def test_a_frame_drawn_with_its_own_key_is_the_same_in_any_company(head):
-  many = draw(head, STATE, 1.0)
-  np.testing.assert_array_equal(
-    draw(head, jnp.concatenate([STATE[:2], STATE[:3] + 1]), 1.0)[:2], many[:2]
-  )
+def test_a_frame_does_not_depend_on_the_frames_drawn_beside_it(head):
+  drawn = draw(head, STATE, 1.0)
+  others = jnp.concatenate([STATE[:2], STATE[:3] + 1])
+  np.testing.assert_array_equal(draw(head, others, 1.0)[:2], drawn[:2])

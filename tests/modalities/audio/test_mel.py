@@ -1,4 +1,4 @@
-"""Log-mel columns against an oracle by numpy's FFT, and their causality."""
+"""Log-mel columns: equal to numpy's FFT, and causal."""
 
 import jax
 import jax.numpy as jnp
@@ -20,35 +20,42 @@ AUDIO = AudioConfig()
 
 
 def wave_of(frames: int, clips: int = 2) -> np.ndarray:
-  return 0.1 * np.random.default_rng(0).standard_normal(
-    (clips, frames * AUDIO.frame)
-  ).astype(np.float32)
+  """Returns noise, (clips, samples)."""
+  shape = (clips, frames * AUDIO.frame)
+  noise = np.random.default_rng(0).standard_normal(shape)
+  return 0.1 * noise.astype(np.float32)
 
 
-def whole(wave, audio: AudioConfig = AUDIO):
-  """Clips as (frames, clip numbers), one a row."""
+def patches_of(wave, audio: AudioConfig = AUDIO) -> jax.Array:
+  """Returns the log-mel patches of clips, one clip per row."""
   frames = jnp.asarray(wave).reshape(len(wave), -1, audio.frame)
-  return frames, jnp.ones(frames.shape[:2], jnp.int32)
+  return log_mel_patches(frames, jnp.ones(frames.shape[:2], jnp.int32), audio)
+
+
+def filterbank_reference(mels: int, window: int, rate: int) -> np.ndarray:
+  """Returns the filterbank by a loop over bands and bins."""
+  edge_mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), mels + 2)
+  edge_hz = 700 * (10 ** (edge_mel / 2595) - 1)
+  weight = np.zeros((window // 2 + 1, mels))
+  for band in range(mels):
+    low, mid, high = edge_hz[band : band + 3]
+    for b in range(window // 2 + 1):
+      hz = b * rate / window
+      if low < hz <= mid:
+        weight[b, band] = (hz - low) / (mid - low)
+      elif mid < hz < high:
+        weight[b, band] = (high - hz) / (high - mid)
+    if not weight[:, band].any():
+      weight[round(mid * window / rate), band] = 1
+    weight[:, band] /= weight[:, band].sum()
+  return weight
 
 
 @pytest.mark.parametrize(
   ('mels', 'window', 'rate'), [(32, 256, 8000), (10, 64, 8000), (80, 1024, 24000)]
 )
-def test_filterbank_equals_a_slow_oracle(mels, window, rate):
-  edge_mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), mels + 2)
-  edge_hz = 700 * (10 ** (edge_mel / 2595) - 1)
-  expected = np.zeros((window // 2 + 1, mels))
-  for band in range(mels):
-    low, mid, high = edge_hz[band : band + 3]
-    for b in range(window // 2 + 1):
-      hz = b * rate / window
-      if low < hz < high:
-        expected[b, band] = (
-          (hz - low) / (mid - low) if hz <= mid else (high - hz) / (high - mid)
-        )
-    if not expected[:, band].any():
-      expected[round(mid * window / rate), band] = 1
-    expected[:, band] /= expected[:, band].sum()
+def test_filterbank_equals_a_slow_reference(mels, window, rate):
+  expected = filterbank_reference(mels, window, rate)
   np.testing.assert_allclose(mel_filterbank(mels, window, rate), expected, atol=1e-6)
 
 
@@ -56,58 +63,57 @@ def test_filterbank_equals_a_slow_oracle(mels, window, rate):
 def test_power_equals_fft(window, hop):
   wave = wave_of(2)
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+  scale = hann / hann.sum()
   padded = np.pad(wave, ((0, 0), (window, 0)))
-  behind = jnp.pad(wave, ((0, 0), (overlap(window, hop), 0)))
-  for column, got in enumerate(
-    np.moveaxis(np.asarray(power_columns(behind, window, hop)), 1, 0)
-  ):
+  with_context = jnp.pad(wave, ((0, 0), (overlap(window, hop), 0)))
+  power_NCX = np.asarray(power_columns(with_context, window, hop))
+  for column in range(power_NCX.shape[1]):
     end = (column + 1) * hop
-    expected = (
-      np.abs(np.fft.rfft(padded[:, end : end + window] * hann / hann.sum())) ** 2
-    )
-    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-8)
+    expected = np.abs(np.fft.rfft(padded[:, end : end + window] * scale)) ** 2
+    np.testing.assert_allclose(power_NCX[:, column], expected, rtol=1e-3, atol=1e-8)
 
 
 def test_power_of_a_sine_is_a_quarter_of_its_square():
-  wave = 0.5 * np.sin(2 * np.pi * 1000 / 8000 * np.arange(1280, dtype=np.float32))[None]
-  power = power_columns(jnp.asarray(wave), 256, 64)[0, -1]
+  n = np.arange(1280, dtype=np.float32)
+  wave = 0.5 * np.sin(2 * np.pi * 1000 / 8000 * n)
+  power = power_columns(jnp.asarray(wave)[None], 256, 64)[0, -1]
   assert power.argmax() == 32
   np.testing.assert_allclose(power[32], 0.25 / 4, rtol=1e-3)
 
 
 def test_patches_shape_silence_and_scale():
-  patches = log_mel_patches(*whole(wave_of(3)), AUDIO)
+  patches = patches_of(wave_of(3))
   assert patches.shape == (2, 3, AUDIO.mel_hops * AUDIO.mels)
   assert abs(float(patches[:, 1:].mean())) < 2
-  silence = log_mel_patches(*whole(np.zeros((1, AUDIO.frame), np.float32)), AUDIO)
-  assert np.ptp(np.asarray(silence)) == 0 and -3 < float(silence[0, 0, 0]) < -1
+  silence = patches_of(np.zeros((1, AUDIO.frame), np.float32))
+  assert np.ptp(np.asarray(silence)) == 0
+  assert -3 < float(silence[0, 0, 0]) < -1
 
 
 @pytest.mark.parametrize('rate', [8000, 16000, 24000])
 def test_any_rate(rate):
   audio = AudioConfig(rate=rate, mel_window=rate * 32 // 1000)
-  assert log_mel_patches(
-    *whole(np.zeros((1, 2 * audio.frame), np.float32), audio), audio
-  ).shape == (1, 2, audio.mel_hops * audio.mels)
+  patches = patches_of(np.zeros((1, 2 * audio.frame), np.float32), audio)
+  assert patches.shape == (1, 2, audio.mel_hops * audio.mels)
 
 
 def test_a_frame_does_not_see_the_future():
   wave = jnp.asarray(wave_of(4, clips=1))
-  grad = jax.grad(lambda w: log_mel_patches(*whole(w), AUDIO)[0, 1].sum())(wave)[0]
-  assert (
-    np.abs(grad[AUDIO.frame : 2 * AUDIO.frame]).min() >= 0
-    and np.abs(grad[: 2 * AUDIO.frame]).sum() > 0
-  )
-  np.testing.assert_array_equal(grad[2 * AUDIO.frame :], 0)
+  gradient = jax.grad(lambda wave: patches_of(wave)[0, 1].sum())(wave)[0]
+  size = np.abs(gradient)
+  assert size[AUDIO.frame : 2 * AUDIO.frame].min() >= 0
+  assert size[: 2 * AUDIO.frame].sum() > 0
+  np.testing.assert_array_equal(gradient[2 * AUDIO.frame :], 0)
 
 
 def test_silence_has_finite_gradients():
   def total(wave_NS):
     return log_mel_columns(wave_NS, rate=8000, mels=10, window=64, hop=16).sum()
 
-  value, grad = jax.value_and_grad(total)(jnp.zeros((1, overlap(64, 16) + 640)))
+  silence = jnp.zeros((1, overlap(64, 16) + 640))
+  value, gradient = jax.value_and_grad(total)(silence)
   np.testing.assert_allclose(value, 400 * np.log(FLOOR), rtol=1e-5)
-  assert np.isfinite(grad).all()
+  assert np.isfinite(gradient).all()
 
 
 def test_synthesis_windows_sum_to_one():

@@ -1,6 +1,7 @@
-"""Clips that lie one behind the other in a row's pool of frames are heard and coded as each alone, padded."""
+"""Clips that follow each other in a pool are heard and coded as each alone."""
 
 import dataclasses
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -21,21 +22,32 @@ from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
 
 AUDIO = AudioConfig()
-FRAMES = (
-  3,
-  1,
-  5,
-  2,
-  4,
-)  # of each clip; clips shorter and longer than the codec's window
-LONGEST, ROOM = 7, 18  # three frames of the pool stay empty
+FRAMES = (3, 1, 5, 2, 4)  # of each clip: shorter and longer than the codec's window
+HEARD = sum(FRAMES)
+LONGEST = 7  # frames to which each clip is padded where it is alone
+ROOM = 18  # frames of the pool: three of them stay empty
 CONFIG = CodecConfig(
   latent=8, codebooks=3, entries=16, width=32, layers=2, heads=2, hidden=48, window=6
 )
 
 
+class Pool(NamedTuple):
+  """All clips in a pool of one row.
+
+  Attributes:
+    frame_BRS: frames of the pool.
+    clip_BR: number of each frame's clip, from 1; 0 where there is none.
+    index: (clip, frame in the clip) of each frame of the pool, as an index of arrays
+      (clips, LONGEST, …).
+  """
+
+  frame_BRS: jax.Array
+  clip_BR: jax.Array
+  index: tuple[np.ndarray, np.ndarray]
+
+
 def separate(audio: AudioConfig = AUDIO) -> np.ndarray:
-  """The clips, one a row, padded: (clips, LONGEST, samples)."""
+  """Returns the clips, one per row, padded: (clips, LONGEST, samples)."""
   frame_NRS = np.zeros((len(FRAMES), LONGEST, audio.frame), np.float32)
   rng = np.random.default_rng(0)
   for frames_RS, n in zip(frame_NRS, FRAMES, strict=True):
@@ -43,128 +55,119 @@ def separate(audio: AudioConfig = AUDIO) -> np.ndarray:
   return frame_NRS
 
 
-def pooled(
-  frame_NRS: np.ndarray,
-) -> tuple[jax.Array, jax.Array, np.ndarray, np.ndarray]:
-  """The same in a pool of one row, the clip of each frame, and (clip, frame) of each frame of the pool."""
-  clip_R, at_R = np.concatenate(
-    [[(i, r) for r in range(n)] for i, n in enumerate(FRAMES)]
-  ).T
+def pooled(frame_NRS: np.ndarray) -> Pool:
+  """Returns the same clips in a pool."""
+  clip_R = np.repeat(np.arange(len(FRAMES)), FRAMES)
+  at_R = np.concatenate([np.arange(frames) for frames in FRAMES])
   pool_RS = np.zeros((ROOM, frame_NRS.shape[2]), np.float32)
-  pool_RS[: len(clip_R)] = frame_NRS[clip_R, at_R]
-  return (
-    jnp.asarray(pool_RS)[None],
-    jnp.asarray(np.pad(clip_R + 1, (0, ROOM - len(clip_R))))[None],
-    clip_R,
-    at_R,
-  )
+  pool_RS[:HEARD] = frame_NRS[clip_R, at_R]
+  number_R = np.pad(clip_R + 1, (0, ROOM - HEARD))
+  return Pool(jnp.asarray(pool_RS)[None], jnp.asarray(number_R)[None], (clip_R, at_R))
 
 
 def ones(frame_NRS) -> jax.Array:
+  """Returns the clip numbers of one clip per row."""
   return jnp.ones(frame_NRS.shape[:2], jnp.int32)
 
 
-@pytest.mark.parametrize(
-  'window', [80, 256, 640, 1000, 1500]
-)  # up to more than two frames of the past
+def weights(values: int) -> jax.Array:
+  """Returns random weights (clips, LONGEST, values), 0 behind the end of each clip."""
+  shape = (len(FRAMES), LONGEST, values)
+  weight_NRX = jax.random.normal(jax.random.key(0), shape)
+  inside_NR = jnp.arange(LONGEST)[None] < jnp.asarray(FRAMES)[:, None]
+  return weight_NRX * inside_NR[..., None]
+
+
+# Up to more than two frames of the past.
+@pytest.mark.parametrize('window', [80, 256, 640, 1000, 1500])
 def test_mel_of_a_pool_is_that_of_each_clip_alone(window):
   audio = dataclasses.replace(AUDIO, mel_window=window)
   frame_NRS = separate(audio)
-  pool_BRS, clip_BR, clip_R, at_R = pooled(frame_NRS)
+  pool = pooled(frame_NRS)
   hop = audio.frame // audio.mel_hops
+  # Each clip as one wave.
+  wave_NS = frame_NRS.reshape(len(FRAMES), -1)
   columns = log_mel_columns(
-    jnp.pad(frame_NRS.reshape(len(FRAMES), -1), ((0, 0), (overlap(window, hop), 0))),
+    jnp.pad(wave_NS, ((0, 0), (overlap(window, hop), 0))),
     rate=audio.rate,
     mels=audio.mels,
     window=window,
     hop=hop,
-  )  # each clip as one wave
-  alone = ((columns - MEAN) / 3).reshape(len(FRAMES), LONGEST, -1)
-  np.testing.assert_allclose(
-    log_mel_patches(jnp.asarray(frame_NRS), ones(frame_NRS), audio), alone, atol=2e-5
   )
-  pool = log_mel_patches(pool_BRS, clip_BR, audio)[0]
-  np.testing.assert_allclose(pool[: len(clip_R)], alone[clip_R, at_R], atol=2e-5)
+  expected_NRX = ((columns - MEAN) / 3).reshape(len(FRAMES), LONGEST, -1)
+  alone_NRX = log_mel_patches(jnp.asarray(frame_NRS), ones(frame_NRS), audio)
+  np.testing.assert_allclose(alone_NRX, expected_NRX, atol=2e-5)
+  pool_RX = log_mel_patches(pool.frame_BRS, pool.clip_BR, audio)[0]
+  np.testing.assert_allclose(pool_RX[:HEARD], expected_NRX[pool.index], atol=2e-5)
 
 
 def test_gradients_of_mel_stay_within_the_clip_and_are_those_of_each_alone():
   frame_NRS = jnp.asarray(separate())
-  pool_BRS, clip_BR, clip_R, at_R = pooled(separate())
-  weight_NRX = jax.random.normal(
-    jax.random.key(0), (len(FRAMES), LONGEST, AUDIO.mels * AUDIO.mel_hops)
-  )
-  weight_NRX = (
-    weight_NRX * (jnp.arange(LONGEST)[None] < jnp.asarray(FRAMES)[:, None])[..., None]
-  )
-  alone = jax.grad(lambda x: (log_mel_patches(x, ones(x), AUDIO) * weight_NRX).sum())(
-    frame_NRS
-  )
-  weight_RX = weight_NRX[clip_R, at_R]
-  pool = jax.grad(
-    lambda x: (log_mel_patches(x, clip_BR, AUDIO)[0, : len(clip_R)] * weight_RX).sum()
-  )(pool_BRS)[0]
-  np.testing.assert_allclose(
-    pool[: len(clip_R)], alone[clip_R, at_R], rtol=1e-4, atol=1e-4
-  )
-  np.testing.assert_array_equal(pool[len(clip_R) :], 0)
+  pool = pooled(separate())
+  weight_NRX = weights(AUDIO.mels * AUDIO.mel_hops)
+  weight_RX = weight_NRX[pool.index]
+
+  def total_alone(frame_NRS):
+    return (log_mel_patches(frame_NRS, ones(frame_NRS), AUDIO) * weight_NRX).sum()
+
+  def total_pooled(frame_BRS):
+    mel_RX = log_mel_patches(frame_BRS, pool.clip_BR, AUDIO)[0, :HEARD]
+    return (mel_RX * weight_RX).sum()
+
+  alone = jax.grad(total_alone)(frame_NRS)
+  together = jax.grad(total_pooled)(pool.frame_BRS)[0]
+  np.testing.assert_allclose(together[:HEARD], alone[pool.index], rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(together[HEARD:], 0)
 
 
 @pytest.fixture(scope='module')
 def codec():
   codec = Codec(CONFIG, AUDIO, rngs=nnx.Rngs(0))
-  for layer in codec.encoder:  # zero at the start: give the distances something to say
+  # The bias of distances is zero at the start, where it would have no effect.
+  for layer in codec.encoder:
     layer.bias_HW[...] = jax.random.normal(jax.random.key(1), layer.bias_HW.shape)
   return codec
 
 
 def test_codes_of_a_pool_are_those_of_each_clip_alone(codec):
   frame_NRS = separate()
-  pool_BRS, clip_BR, clip_R, at_R = pooled(frame_NRS)
+  pool = pooled(frame_NRS)
+  wave_NS = frame_NRS.reshape(len(FRAMES), -1)
   books = init_buffers(CONFIG)
-  books = books._replace(
-    codebook_JEZ=jax.random.normal(jax.random.key(2), books.codebook_JEZ.shape)
-  )
-  latents = jax.jit(lambda waves: codec.encode(waves))(
-    frame_NRS.reshape(len(FRAMES), -1)
-  )
-  pool = jax.jit(lambda frames, clips: codec.encode_pool(frames, clips))(
-    pool_BRS, clip_BR
-  )[0]
-  np.testing.assert_allclose(pool[: len(clip_R)], latents[clip_R, at_R], atol=1e-5)
+  entries = jax.random.normal(jax.random.key(2), books.codebook_JEZ.shape)
+  books = books._replace(codebook_JEZ=entries)
+  alone_NRZ = jax.jit(lambda waves: codec.encode(waves))(wave_NS)
+  encode_pool = jax.jit(lambda frames, clips: codec.encode_pool(frames, clips))
+  pool_RZ = encode_pool(pool.frame_BRS, pool.clip_BR)[0]
+  np.testing.assert_allclose(pool_RZ[:HEARD], alone_NRZ[pool.index], atol=1e-5)
   buffers = {'codebooks': books._asdict()}
   code = jax.jit(lambda frames, clips: encode(codec, buffers, frames, clips))
   alone_NRJ = np.asarray(code(frame_NRS, ones(frame_NRS)))
-  np.testing.assert_array_equal(
-    np.asarray(code(pool_BRS, clip_BR))[0, : len(clip_R)], alone_NRJ[clip_R, at_R]
-  )
+  pool_RJ = np.asarray(code(pool.frame_BRS, pool.clip_BR))[0]
+  np.testing.assert_array_equal(pool_RJ[:HEARD], alone_NRJ[pool.index])
   assert len(np.unique(alone_NRJ)) > CONFIG.entries // 2
 
 
 def test_gradients_of_latents_stay_within_the_clip_and_are_those_of_each_alone(codec):
   frame_NRS = separate()
-  pool_BRS, clip_BR, clip_R, at_R = pooled(frame_NRS)
-  weight_NRZ = jax.random.normal(
-    jax.random.key(0), (len(FRAMES), LONGEST, CONFIG.latent)
-  )
-  weight_NRZ = (
-    weight_NRZ * (jnp.arange(LONGEST)[None] < jnp.asarray(FRAMES)[:, None])[..., None]
-  )
-  waves = jnp.asarray(frame_NRS.reshape(len(FRAMES), -1))
-  alone = jax.jit(jax.grad(lambda x: (codec.encode(x) * weight_NRZ).sum()))(
-    waves
-  ).reshape(frame_NRS.shape)
-  weight_RZ = weight_NRZ[clip_R, at_R]
-  loss = lambda x, clips: (
-    codec.encode_pool(x, clips)[0, : len(clip_R)] * weight_RZ
-  ).sum()
-  pool = jax.jit(jax.grad(loss))(pool_BRS, clip_BR)[0]
-  np.testing.assert_allclose(
-    pool[: len(clip_R)], alone[clip_R, at_R], rtol=1e-3, atol=1e-4
-  )
-  np.testing.assert_array_equal(pool[len(clip_R) :], 0)
+  pool = pooled(frame_NRS)
+  wave_NS = jnp.asarray(frame_NRS.reshape(len(FRAMES), -1))
+  weight_NRZ = weights(CONFIG.latent)
+  weight_RZ = weight_NRZ[pool.index]
+
+  def total_alone(wave_NS):
+    return (codec.encode(wave_NS) * weight_NRZ).sum()
+
+  def total_pooled(frame_BRS, clip_BR):
+    return (codec.encode_pool(frame_BRS, clip_BR)[0, :HEARD] * weight_RZ).sum()
+
+  alone = jax.jit(jax.grad(total_alone))(wave_NS).reshape(frame_NRS.shape)
+  together = jax.jit(jax.grad(total_pooled))(pool.frame_BRS, pool.clip_BR)[0]
+  np.testing.assert_allclose(together[:HEARD], alone[pool.index], rtol=1e-3, atol=1e-4)
+  np.testing.assert_array_equal(together[HEARD:], 0)
 
 
-def test_a_frame_stands_behind_the_past_of_its_own_clip():
+def test_a_frame_follows_the_past_of_its_own_clip():
   frame_NRS = jnp.arange(1, 13, dtype=jnp.float32).reshape(1, 6, 2)
   clips = jnp.asarray([[1, 1, 1, 4, 4, 0]])
   np.testing.assert_array_equal(

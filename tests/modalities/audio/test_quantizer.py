@@ -1,4 +1,7 @@
-"""Residual quantisation: codes are nearest entries, books are born, learn, and restart what nobody uses."""
+"""Residual quantization: codes are the nearest entries, and the codebooks learn.
+
+Codebooks are born one after another, and entries that nobody uses restart.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,70 +17,69 @@ from omni_jax.modalities.audio.quantizer import (
   QuantizerConfig,
 )
 
-quantize, update_buffers = (
-  jax.jit(quantizer.quantize),
-  jax.jit(quantizer.update_buffers, static_argnums=0),
-)
+quantize = jax.jit(quantizer.quantize)
+update_buffers = jax.jit(quantizer.update_buffers, static_argnums=0)
 CONFIG = QuantizerConfig(latent=4, codebooks=3, entries=16, decay=0.9)
+ALL = jnp.ones((4, 8))  # mask in which all frames count
 
 
 def latents(seed=0, clips=4, frames=8):
   return jax.random.normal(jax.random.key(seed), (clips, frames, CONFIG.latent))
 
 
-def trained(updates=40) -> CodecBuffers:
+@pytest.fixture(scope='module')
+def books() -> CodecBuffers:
+  """Codebooks after 40 updates."""
   buffers = init_buffers(CONFIG)
-  for seed in range(updates):
-    stats = quantize(latents(seed), buffers, jnp.ones((4, 8))).stats
+  for seed in range(40):
+    stats = quantize(latents(seed), buffers, ALL).stats
     buffers = update_buffers(CONFIG, buffers, stats, jax.random.key(seed))
   return buffers
 
 
-@pytest.fixture(scope='module')
-def books() -> CodecBuffers:
-  return trained()
-
-
 def test_codes_are_the_nearest_entries_of_the_residuals(books):
   x = latents(99)
-  got = quantize(x, books, jnp.ones((4, 8)))
-  residual, commitment = np.asarray(x), 0.0
+  coded = quantize(x, books, ALL)
+  residual = np.asarray(x)
+  commitment = 0.0
   for level, entries in enumerate(np.asarray(books.codebook_JEZ)):
-    code = np.square(residual[:, :, None] - entries[None, None]).sum(-1).argmin(-1)
-    np.testing.assert_array_equal(got.code_NRJ[..., level], code)
+    distance = np.square(residual[:, :, None] - entries[None, None]).sum(-1)
+    code = distance.argmin(-1)
+    np.testing.assert_array_equal(coded.code_NRJ[..., level], code)
     residual = residual - entries[code]
     commitment += np.square(residual).mean()
-  np.testing.assert_allclose(got.latent_NRZ, np.asarray(x) - residual, atol=1e-5)
-  np.testing.assert_allclose(got.commitment, commitment, rtol=1e-5)
+  np.testing.assert_allclose(coded.latent_NRZ, np.asarray(x) - residual, atol=1e-5)
+  np.testing.assert_allclose(coded.commitment, commitment, rtol=1e-5)
 
 
 def test_dequantize_is_the_inverse(books):
-  got = quantize(latents(99), books, jnp.ones((4, 8)))
-  np.testing.assert_allclose(dequantize(got.code_NRJ, books), got.latent_NRZ, atol=1e-5)
-  first = quantize(
-    latents(99), books, jnp.ones((4, 8)), keep_NJ=jnp.eye(3)[jnp.zeros(4, int)]
-  ).latent_NRZ
-  np.testing.assert_allclose(dequantize(got.code_NRJ[..., :1], books), first, atol=1e-5)
+  coded = quantize(latents(99), books, ALL)
+  latent = dequantize(coded.code_NRJ, books)
+  np.testing.assert_allclose(latent, coded.latent_NRZ, atol=1e-5)
+  keep_first = jnp.eye(3)[jnp.zeros(4, int)]
+  first = quantize(latents(99), books, ALL, keep_NJ=keep_first)
+  latent = dequantize(coded.code_NRJ[..., :1], books)
+  np.testing.assert_allclose(latent, first.latent_NRZ, atol=1e-5)
 
 
 def test_each_codebook_makes_the_error_smaller(books):
   x = latents(99)
-  code = quantize(x, books, jnp.ones((4, 8))).code_NRJ
-  errors = [
-    float(jnp.square(x - dequantize(code[..., :j], books)).mean()) for j in (1, 2, 3)
-  ]
+  code = quantize(x, books, ALL).code_NRJ
+  errors = []
+  for j in (1, 2, 3):
+    latent = dequantize(code[..., :j], books)
+    errors.append(float(jnp.square(x - latent).mean()))
   assert 1 > errors[0] > errors[1] > errors[2], errors
 
 
 def test_gradient_passes_straight_through(books):
-  def total(x):
-    return (
-      quantize(x, books, jnp.ones((4, 8))).latent_NRZ * jnp.arange(4.0)[None, None]
-    ).sum()
+  weight = jnp.arange(4.0)[None, None]
 
-  np.testing.assert_allclose(
-    jax.grad(total)(latents()), jnp.broadcast_to(jnp.arange(4.0), (4, 8, 4)), atol=1e-6
-  )
+  def total(x):
+    return (quantize(x, books, ALL).latent_NRZ * weight).sum()
+
+  expected = jnp.broadcast_to(weight, (4, 8, 4))
+  np.testing.assert_allclose(jax.grad(total)(latents()), expected, atol=1e-6)
 
 
 def test_codebooks_are_born_one_per_update():
@@ -85,7 +87,7 @@ def test_codebooks_are_born_one_per_update():
   for update in range(4):
     alive = (np.asarray(buffers.count_JE).sum(-1) > 0).sum()
     assert alive == min(update, 3)
-    stats = quantize(latents(update), buffers, jnp.ones((4, 8))).stats
+    stats = quantize(latents(update), buffers, ALL).stats
     buffers = update_buffers(CONFIG, buffers, stats, jax.random.key(update))
   assert (np.asarray(perplexity(stats.count_JE)) > 4).all()
 
@@ -97,12 +99,10 @@ def test_dead_entry_restarts_near_a_latent_of_the_batch(books):
     sum_JEZ=books.sum_JEZ.at[0, 5].set(1.0),
   )
   x = latents(7)
-  after = update_buffers(
-    CONFIG, far, quantize(x, far, jnp.ones((4, 8))).stats, jax.random.key(0)
-  )
-  distance = np.linalg.norm(
-    np.asarray(x).reshape(-1, 4) - np.asarray(after.codebook_JEZ[0, 5]), axis=-1
-  )
+  stats = quantize(x, far, ALL).stats
+  after = update_buffers(CONFIG, far, stats, jax.random.key(0))
+  entry = np.asarray(after.codebook_JEZ[0, 5])
+  distance = np.linalg.norm(np.asarray(x).reshape(-1, 4) - entry, axis=-1)
   assert distance.min() < 0.1
   assert float(after.count_JE[0, 5]) > 0.1
 
@@ -111,7 +111,8 @@ def test_padding_is_neither_counted_nor_restarted_from(books):
   mask = jnp.ones((4, 8)).at[:, 5:].set(0)
   x = latents(3)
   spoiled = jnp.where(mask[..., None] > 0, x, 1e3)
-  clean, dirty = quantize(x, books, mask), quantize(spoiled, books, mask)
+  clean = quantize(x, books, mask)
+  dirty = quantize(spoiled, books, mask)
   np.testing.assert_allclose(clean.commitment, dirty.commitment, rtol=1e-6)
   np.testing.assert_allclose(clean.stats.count_JE, dirty.stats.count_JE)
   assert float(clean.stats.count_JE.sum()) == 3 * 4 * 5
@@ -124,17 +125,13 @@ def test_padding_is_neither_counted_nor_restarted_from(books):
 
 
 def test_averages_follow_the_latents():
-  """One entry, latents around 3: the entry goes there."""
+  """The only entry moves to the latents, which lie around 3."""
   config = QuantizerConfig(latent=2, codebooks=1, entries=1, decay=0.5)
   buffers = init_buffers(config)
   for seed in range(20):
     x = 3 + 0.1 * jax.random.normal(jax.random.key(seed), (4, 16, 2))
-    buffers = update_buffers(
-      config,
-      buffers,
-      quantize(x, buffers, jnp.ones((4, 16))).stats,
-      jax.random.key(seed),
-    )
+    stats = quantize(x, buffers, jnp.ones((4, 16))).stats
+    buffers = update_buffers(config, buffers, stats, jax.random.key(seed))
   np.testing.assert_allclose(buffers.codebook_JEZ[0, 0], 3, atol=0.05)
 
 

@@ -1,4 +1,7 @@
-"""Attention of the codec in chunks equals the plain formula over all keys: values, gradients, with and without a past."""
+"""The codec's attention, plain and in chunks, equals a formula over all keys.
+
+Values and gradients are compared, with and without a past.
+"""
 
 from flax import nnx
 import jax
@@ -15,15 +18,18 @@ from omni_jax.modalities.audio.codec import (
   near_attention,
 )
 
-ROWS, HEADS, WIDTH = 3, 2, 4  # of a head
+ROWS = 3
+HEADS = 2
+WIDTH = 4  # of a head
 LENGTHS = [1, 2, 7, 12, 13, 24, 25, 40]
 WINDOWS = [1, 2, 5, 12, 64]
 
 
 def reference(q_NLHA, clip_NL, keys, bias_HW):
-  """Every query over every key, with a mask of L x S: the formula without chunks."""
-  past, window = keys.clip_NL.shape[1] - q_NLHA.shape[1], bias_HW.shape[1]
+  """Returns attention of every query to every key, with a mask of L x S."""
   length = q_NLHA.shape[1]
+  past = keys.clip_NL.shape[1] - length
+  window = bias_HW.shape[1]
   distance = jnp.arange(length)[:, None] + past - jnp.arange(past + length)[None]
   same = clip_NL[:, :, None] == keys.clip_NL[:, None]
   near = (distance >= 0) & (distance < window)
@@ -34,7 +40,11 @@ def reference(q_NLHA, clip_NL, keys, bias_HW):
 
 
 def clips(length: int, past: int) -> jax.Array:
-  """Clip numbers of the past and of a row: one clip, many, and many with padding behind; in each something lasts."""
+  """Returns clip numbers of the past and of the patches of three rows.
+
+  The rows hold one clip, many clips that start within a stream, and many clips with
+  padding behind them.
+  """
   rng = np.random.default_rng(length)
   borders = np.sort(rng.random((ROWS, past + length)) < 0.2).astype(np.int32)
   clip = 1 + np.cumsum(rng.permuted(borders, axis=1), axis=1, dtype=np.int32)
@@ -54,7 +64,10 @@ def inputs(length: int, window: int, past: int):
 
 
 def with_gradients(attention, q, clip, keys, bias):
-  """Output, and gradients by queries, keys, values and bias of a sum that weighs every number differently."""
+  """Returns the output, and gradients of a weighted sum of it.
+
+  The gradients are those by queries, keys, values and bias.
+  """
   weight = jax.random.normal(jax.random.key(9), q.shape)
 
   def scalar(q, key, value, bias):
@@ -70,24 +83,25 @@ def with_gradients(attention, q, clip, keys, bias):
 @pytest.mark.parametrize('window', WINDOWS)
 @pytest.mark.parametrize('attention', [near_attention, chunked_attention])
 def test_both_ways_equal_the_reference(attention, window, streamed):
-  """Lengths that the window divides and does not, rows shorter than the window, several clips and padding."""
+  """Lengths that the window divides or not, short rows, several clips and padding."""
+  names = ('y', 'q', 'k', 'v', 'bias')
+  past = window - 1 if streamed else 0
   for length in LENGTHS:
-    case = inputs(length, window, past=window - 1 if streamed else 0)
-    pairs = zip(
-      with_gradients(attention, *case), with_gradients(reference, *case), strict=True
-    )
-    for name, (ours, theirs) in zip(('y', 'q', 'k', 'v', 'bias'), pairs, strict=True):
-      assert np.isfinite(ours).all()
+    case = inputs(length, window, past)
+    ours = with_gradients(attention, *case)
+    theirs = with_gradients(reference, *case)
+    for name, actual, expected in zip(names, ours, theirs, strict=True):
+      assert np.isfinite(actual).all()
       np.testing.assert_allclose(
-        ours, theirs, rtol=2e-5, atol=2e-5, err_msg=f'{name} of {length}'
+        actual, expected, rtol=2e-5, atol=2e-5, err_msg=f'{name} of {length}'
       )
 
 
 @pytest.mark.parametrize('length, chunked', [(1, False), (12, False), (13, True)])
-def test_short_rows_take_the_plain_way_and_long_ones_chunks(
+def test_short_rows_use_plain_attention_and_long_ones_chunks(
   monkeypatch, length, chunked
 ):
-  """A layer of window 6 gives the same by both, and the same keys to remember."""
+  """Either way a layer of window 6 returns the same patches and the same past."""
   config = CodecConfig(width=8, heads=2, hidden=8, window=6)
   layer = Layer(config, rngs=nnx.Rngs(0))
   layer.bias_HW[...] = jax.random.normal(jax.random.key(1), (2, 6))
@@ -113,7 +127,10 @@ def test_short_rows_take_the_plain_way_and_long_ones_chunks(
 
 
 def test_a_long_row_never_has_all_its_logits():
-  """4096 patches: all logits of two heads would be 134 MB in fp32, those of pairs of chunks are 1 MB."""
+  """The logits of 4096 patches and two heads would take 134 MB in fp32.
+
+  Those of pairs of chunks take 1 MB.
+  """
   length, window = 4096, 16
   shape = jax.ShapeDtypeStruct((1, length, HEADS, WIDTH), jnp.float32)
   clip = jax.ShapeDtypeStruct((1, length), jnp.int32)

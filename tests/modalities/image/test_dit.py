@@ -1,4 +1,4 @@
-"""The DiT head: one convention for training and sampling, masks that hold, noise that belongs to an image."""
+"""The DiT head: masks, noise that belongs to an image, guidance and sampling."""
 
 import dataclasses
 
@@ -25,32 +25,30 @@ CONFIG = DiTConfig(width=16, layers=1, heads=2, hidden=16, noises=2, null=0.5)
 
 
 def velocity(head, x, t, state, valid=None):
-  """The velocity of three images, one a row, of the patches that are valid."""
-  valid = jnp.ones((3, 4), bool) if valid is None else valid
+  """Returns the velocity of the valid patches of three images, one per row."""
+  if valid is None:
+    valid = jnp.ones((3, 4), bool)
   pool = Pool.of(valid.astype(jnp.int32), 1, block=4, longest=4)
   return head.velocity(x, jnp.full((3, 1), t), state, PLACE, pool)
 
 
 @pytest.fixture(scope='module')
 def head():
-  """A head whose weights are all random: adaLN-Zero starts at zero, where nothing could be seen."""
-  made = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
-  state = nnx.state(made, nnx.Param)
-  leaves, tree = jax.tree.flatten(state)
+  """A head with random weights: adaLN-Zero starts at zero, where nothing matters."""
+  head = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
+  leaves, tree = jax.tree.flatten(nnx.state(head, nnx.Param))
   keys = jax.random.split(jax.random.key(7), len(leaves))
-  nnx.update(
-    made,
-    tree.unflatten(
-      [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    ),
-  )
-  return made
+  noise = [
+    0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+  ]
+  nnx.update(head, tree.unflatten(noise))
+  return head
 
 
 def test_a_fresh_head_predicts_nothing():
   fresh = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
-  made = nnx.jit(velocity)(fresh, DATA, 0.5, jnp.ones((3, 4, 8)))
-  np.testing.assert_array_equal(made, 0)
+  predicted = nnx.jit(velocity)(fresh, DATA, 0.5, jnp.ones((3, 4, 8)))
+  np.testing.assert_array_equal(predicted, 0)
 
 
 def test_patches_outside_a_small_image_change_nothing_inside(head):
@@ -60,67 +58,76 @@ def test_patches_outside_a_small_image_change_nothing_inside(head):
   state = jax.random.normal(jax.random.key(1), (3, 4, 8))
   run = nnx.jit(lambda head, x, state: velocity(head, x, 0.5, state, valid))
   clean = run(head, DATA, state)
-  spoiled = run(
-    head,
-    jnp.where(valid[..., None], DATA, 50.0),
-    jnp.where(valid[..., None], state, -50.0),
-  )
+  inside = valid[..., None]
+  spoiled_data = jnp.where(inside, DATA, 50.0)
+  spoiled_state = jnp.where(inside, state, -50.0)
+  spoiled = run(head, spoiled_data, spoiled_state)
   np.testing.assert_allclose(clean[valid], spoiled[valid], rtol=1e-5, atol=1e-6)
+  # Inside an image attention is full; other images do not change.
   moved = run(head, DATA.at[1, 2].add(1.0), state)
-  assert (
-    jnp.abs(moved - clean)[1, 0] > 1e-4
-  ).any()  # inside the image attention is full
-  np.testing.assert_allclose(
-    moved[jnp.asarray([0, 2])], clean[jnp.asarray([0, 2])], rtol=1e-5, atol=1e-6
-  )
+  assert (jnp.abs(moved - clean)[1, 0] > 1e-4).any()
+  others = jnp.asarray([0, 2])
+  np.testing.assert_allclose(moved[others], clean[others], rtol=1e-5, atol=1e-6)
 
 
 def test_time_and_condition_matter(head):
   state = jax.random.normal(jax.random.key(1), (3, 4, 8))
   run = nnx.jit(lambda head, t, state: velocity(head, DATA, t, state))
   base = run(head, 0.5, state)
-  assert (jnp.abs(run(head, 0.6, state) - base) > 1e-4).any() and (
-    jnp.abs(run(head, 0.5, state + 0.1) - base) > 1e-4
-  ).any()
+  assert (jnp.abs(run(head, 0.6, state) - base) > 1e-4).any()
+  assert (jnp.abs(run(head, 0.5, state + 0.1) - base) > 1e-4).any()
 
 
 def stream_of(pixels, at, names) -> Stream:
-  """Rows of two images, a block each, as the packer makes them; an image without positions is not there."""
-  pixels, at = np.asarray(pixels, np.float32), np.asarray(at, np.int32)
-  value = [[cut(bytes_of(image), IMAGE.patch) for image in row] for row in pixels]
-  there_BN = at[:, :, 0] >= 0
-  number_BN = np.arange(1, 3) * there_BN
+  """Returns two rows of two images, a block each, as the packer builds them.
+
+  Args:
+    pixels: (rows, images, height, width, channels).
+    at: position that writes each patch, (rows, images, patches); an image without
+      positions is left out.
+    names: name of each image, (rows, images).
+  """
+  images = np.asarray(pixels, np.float32).reshape(4, 4, 4, 1)
+  value = np.array([cut(bytes_of(image), IMAGE.patch) for image in images])
+  at = np.asarray(at, np.int32)
+  exists_BN = at[:, :, 0] >= 0
+  number_BN = np.arange(1, 3) * exists_BN
   none_BL = np.full((2, 10), -1, np.int32)
-  return Stream(
-    value_BM=jnp.asarray(np.array(value).reshape(2, 8, 4)),
-    item_BM=jnp.asarray(np.repeat(number_BN, 4, axis=1).astype(np.int32)),
-    place_BM3=jnp.asarray(np.tile(patch_places(2, 2), (2, 2, 1))),
+  stream = Stream(
+    value_BM=value.reshape(2, 8, 4),
+    item_BM=np.repeat(number_BN, 4, axis=1).astype(np.int32),
+    place_BM3=np.tile(patch_places(2, 2), (2, 2, 1)),
     at_BL=none_BL,
     query_at_BL=none_BL,
-    write_at_BM=jnp.asarray(at.reshape(2, 8)),
-    form_BN3=jnp.asarray(there_BN[..., None] * np.array([1, 2, 2], np.int32)),
-    key_BN=jnp.asarray(names, jnp.uint32),
+    write_at_BM=at.reshape(2, 8),
+    form_BN3=exists_BN[..., None] * np.array([1, 2, 2], np.int32),
+    key_BN=np.asarray(names, np.uint32),
   )
+  return jax.tree.map(jnp.asarray, stream)
 
 
 def image_loss(head, pixels, at, names) -> HeadLoss:
   hidden = jax.random.normal(jax.random.key(2), (2, 10, 8))
-  loss = lambda head, hidden, stream: head.losses(hidden, stream, jax.random.key(3))
-  stream = stream_of(pixels, at, names)
-  return nnx.jit(loss)(head, hidden, stream).summed()
+
+  @nnx.jit
+  def losses(head, hidden, stream):
+    return head.losses(hidden, stream, jax.random.key(3))
+
+  return losses(head, hidden, stream_of(pixels, at, names)).summed()
 
 
 def test_the_loss_of_an_image_depends_on_its_name_and_not_on_its_place(head):
   pixels = jax.random.uniform(jax.random.key(4), (2, 2, 4, 4, 1))
   at = np.asarray([[[0, 1, 2, 3], [4, 5, 6, 7]], [[2, 3, 4, 5], [-1] * 4]])
-  whole = image_loss(head, pixels, at, [[11, 12], [13, 0]])
-  assert whole.weight == 3
+  base = image_loss(head, pixels, at, [[11, 12], [13, 0]])
+  assert base.weight == 3
   swapped = image_loss(head, pixels[:, ::-1], at[:, ::-1], [[12, 11], [0, 13]])
-  np.testing.assert_allclose(swapped.total, whole.total, rtol=1e-5)
+  np.testing.assert_allclose(swapped.total, base.total, rtol=1e-5)
   renamed = image_loss(head, pixels, at, [[11, 14], [13, 0]])
-  assert abs(renamed.total - whole.total) > 1e-3
+  assert abs(renamed.total - base.total) > 1e-3
   empty = image_loss(head, pixels, np.full_like(at, -1), [[11, 12], [13, 0]])
-  assert empty.weight == 0 and empty.total == 0
+  assert empty.weight == 0
+  assert empty.total == 0
 
 
 def test_the_fresh_loss_is_the_spread_of_data_and_noise():
@@ -134,22 +141,24 @@ def test_the_fresh_loss_is_the_spread_of_data_and_noise():
 
 
 def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
-  state, valid = jax.random.normal(jax.random.key(1), (3, 4, 8)), jnp.ones((3, 4), bool)
+  state = jax.random.normal(jax.random.key(1), (3, 4, 8))
+  valid = jnp.ones((3, 4), bool)
   keys = jax.random.split(jax.random.key(5), 3)
   guidance = jnp.asarray([1.0, 0.0, 3.0])
 
+  @nnx.jit
   def draw(head, state):
     return head.sample(state, PLACE, valid, keys, guidance_U=guidance, steps=3)
-
-  draw = nnx.jit(draw)
 
   def drawn(state):
     images = draw(head, state)
     assert images.dtype == jnp.uint8
     return np.asarray(images, np.int32)
 
-  other, images = drawn(state + 1.0), drawn(state)
-  assert images.shape == (3, 4, 4) and len(np.unique(images)) > 10
+  other = drawn(state + 1.0)
+  images = drawn(state)
+  assert images.shape == (3, 4, 4)
+  assert len(np.unique(images)) > 10
   np.testing.assert_array_equal(images[1], other[1])
   assert abs(images[0] - other[0]).max() > 1
   null = head.null[...]
@@ -157,26 +166,25 @@ def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
   changed = drawn(state)
   head.null[...] = null
   np.testing.assert_allclose(images[0], changed[0], atol=1)  # a byte may be rounded
-  assert abs(images[1] - changed[1]).max() > 1 and abs(images[2] - changed[2]).max() > 1
+  assert abs(images[1] - changed[1]).max() > 1
+  assert abs(images[2] - changed[2]).max() > 1
 
 
 def test_an_image_drawn_beside_others_is_the_one_drawn_alone(head):
-  """Rows of a batch of replies: other forms, or none, in the other rows."""
+  """The other rows of a batch of replies hold images of other forms, or none."""
   state = jax.random.normal(jax.random.key(1), (3, 4, 8))
   keys = jax.random.split(jax.random.key(5), 3)
   valid = jnp.asarray([[True] * 4, [True, True, False, False], [False] * 4])
 
   def draw(rows):
-    run = nnx.jit(
-      lambda head: head.sample(
-        state[rows],
-        PLACE[rows],
-        valid[rows],
-        keys[rows],
-        guidance_U=jnp.full(len(rows), 2.0),
-        steps=3,
+    guidance = jnp.full(len(rows), 2.0)
+
+    @nnx.jit
+    def run(head):
+      return head.sample(
+        state[rows], PLACE[rows], valid[rows], keys[rows], guidance_U=guidance, steps=3
       )
-    )
+
     return np.asarray(run(head), np.int32)
 
   together = draw(np.arange(3))
@@ -189,16 +197,17 @@ def test_an_image_drawn_beside_others_is_the_one_drawn_alone(head):
 def test_rows_that_draw_nothing_cost_nothing(kit):
   """`config.data.budget.streams` without image.drawn, as in a run that only reads."""
   hosts = kit.config.hosts()
-  streams = {
-    name: room for name, room in BUDGET.streams.items() if name != 'image.drawn'
-  }
+  streams = dict(BUDGET.streams)
+  del streams['image.drawn']
   budget = dataclasses.replace(BUDGET, streams=streams)
   seen = chat('x', [picture(np.random.default_rng(0))], [text('one')], task='write')
   batch = packed([prepare(seen, hosts)], hosts, budget)
   assert not batch.streams['image.drawn'].item_BM.size
-  key, state = jax.random.key(0), kit.state
+  key = jax.random.key(0)
+  state = kit.state
   losses = kit.forward(state.params, state.buffers, batch, key).heads
-  assert losses['image'] == (0, 0) and losses['text'].weight > 0
+  assert losses['image'] == (0, 0)
+  assert losses['text'].weight > 0
 
   def by_segment(state, batch):
     coded = encode_streams(kit.config, state.buffers['frozen'], batch)

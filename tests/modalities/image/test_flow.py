@@ -1,4 +1,6 @@
-"""Rectified flow: one convention for training and sampling, and noise that belongs to an item of a step."""
+"""Rectified flow: one convention for training and sampling; noise belongs to an item."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from omni_jax.modalities.image.flow import (
 from omni_jax.types import Stream
 
 DATA, NOISE = jax.random.normal(jax.random.key(0), (2, 3, 4, 4))
-KEY, VALUES = jax.random.key(1), 2
+KEY = jax.random.key(1)
+VALUES = 2
 
 
 def test_zero_is_noise_and_one_is_data():
@@ -27,11 +30,11 @@ def test_zero_is_noise_and_one_is_data():
 
 
 @pytest.mark.parametrize('steps', [1, 2, 7, 50])
-def test_the_true_velocity_leads_to_the_data_in_any_number_of_steps(steps):
+def test_the_true_velocity_reaches_the_data_in_any_number_of_steps(steps):
   straight = sample(lambda x, t: velocity(DATA, NOISE), NOISE, steps=steps)
   np.testing.assert_allclose(straight, DATA, atol=1e-5)
-  seen_from_x = sample(lambda x, t: (DATA - x) / (1 - t), NOISE, steps=steps)
-  np.testing.assert_allclose(seen_from_x, DATA, atol=1e-4)
+  from_x = sample(lambda x, t: (DATA - x) / (1 - t), NOISE, steps=steps)
+  np.testing.assert_allclose(from_x, DATA, atol=1e-4)
 
 
 # Name of an item -> its places (time, row, column).
@@ -44,7 +47,7 @@ ITEMS = {
 
 
 def stream_of(rows: list[list[int]], pieces: int, items: int) -> Stream:
-  """A pool with these items, one behind the other, in each row."""
+  """Returns a pool whose rows hold these items, one after another."""
   item_BM = np.zeros((len(rows), pieces), np.int32)
   place_BM3 = np.zeros((len(rows), pieces, 3), np.int32)
   key_BN = np.zeros((len(rows), items), np.uint32)
@@ -59,30 +62,52 @@ def stream_of(rows: list[list[int]], pieces: int, items: int) -> Stream:
   at_BM = np.where(item_BM > 0, np.arange(pieces), -1).astype(np.int32)
   form_BN3 = np.zeros((len(rows), items, 3), np.int32)
   value_BM = np.zeros((len(rows), pieces, VALUES), np.uint8)
-  arrays = (value_BM, item_BM, place_BM3, at_BM, at_BM, at_BM, form_BN3, key_BN)
-  return Stream(*map(jnp.asarray, arrays))
+  stream = Stream(
+    value_BM=value_BM,
+    item_BM=item_BM,
+    place_BM3=place_BM3,
+    at_BL=at_BM,
+    query_at_BL=at_BM,
+    write_at_BM=at_BM,
+    form_BN3=form_BN3,
+    key_BN=key_BN,
+  )
+  return jax.tree.map(jnp.asarray, stream)
 
 
-def drawn(rows, pieces=10, items=4, key=KEY, samples=2, shift=1.0):
-  """(noise by (name, place), time and chance by name) of all items of a pool."""
+class Drawn(NamedTuple):
+  """Random numbers of a pool.
+
+  Attributes:
+    noise: by (name, place) of a piece.
+    time_and_chance: by name of an item.
+  """
+
+  noise: dict[tuple[int, tuple[int, int, int]], np.ndarray]
+  time_and_chance: dict[int, np.ndarray]
+
+
+def drawn(rows, pieces=10, items=4, key=KEY, samples=2) -> Drawn:
   stream = stream_of(rows, pieces, items)
-  made = draw_noise(stream, key, samples=samples, values=VALUES, shift=shift)
-  assert made.noise_BKMY.shape == (len(rows), samples, pieces, VALUES)
-  assert made.t_BKN.shape == made.chance_BKN.shape == (len(rows), samples, items)
-  by_place, by_item = {}, {}
+  noise = draw_noise(stream, key, samples=samples, values=VALUES, shift=1.0)
+  assert noise.noise_BKMY.shape == (len(rows), samples, pieces, VALUES)
+  assert noise.t_BKN.shape == noise.chance_BKN.shape == (len(rows), samples, items)
+  by_piece = {}
+  by_item = {}
   for row, names in enumerate(rows):
     first = 0
     for number, name in enumerate(names):
-      chances = (made.t_BKN[row, :, number], made.chance_BKN[row, :, number])
-      by_item[name] = np.stack(chances)
+      time = noise.t_BKN[row, :, number]
+      chance = noise.chance_BKN[row, :, number]
+      by_item[name] = np.stack([time, chance])
       for k, place in enumerate(ITEMS[name]):
-        by_place[name, place] = np.asarray(made.noise_BKMY[row, :, first + k])
+        by_piece[name, place] = np.asarray(noise.noise_BKMY[row, :, first + k])
       first += len(ITEMS[name])
-  return by_place, by_item
+  return Drawn(by_piece, by_item)
 
 
 def test_noise_depends_on_the_step_the_name_and_the_place_only():
-  """Not on the row, the number in the row, the neighbours or the sizes of the pool: equal bit for bit."""
+  """Row, number in the row, neighbours and sizes of the pool do not change a bit."""
   first = drawn([list(ITEMS)])
   moved = drawn([[6, 5], [], [2**32 - 1, 7]], pieces=7, items=3)
   for ours, theirs in zip(first, moved, strict=True):
@@ -93,30 +118,32 @@ def test_noise_depends_on_the_step_the_name_and_the_place_only():
 
 @pytest.mark.parametrize('part', [0, 1], ids=['noise', 'time and chance'])
 def test_every_item_place_sample_and_step_has_its_own(part):
-  made, later = drawn([list(ITEMS)])[part], drawn([list(ITEMS)], key=jax.random.key(2))
-  numbers = [*made.values(), *later[part].values()]
-  flat = np.concatenate([x.reshape(-1) for x in numbers])
+  now = drawn([list(ITEMS)])[part]
+  later = drawn([list(ITEMS)], key=jax.random.key(2))[part]
+  numbers = [x.reshape(-1) for x in (*now.values(), *later.values())]
+  flat = np.concatenate(numbers)
   assert len(np.unique(flat)) == len(flat)
 
 
 def test_noise_is_normal_times_are_shifted_and_chance_is_even():
-  many = jnp.zeros((1, 4000, 3), jnp.int32).at[0, :, 2].set(jnp.arange(4000) % 1000)
+  place = jnp.zeros((1, 4000, 3), jnp.int32).at[0, :, 2].set(jnp.arange(4000) % 1000)
   number = jnp.arange(4000)[None]
   stream = stream_of([[]], 1, 1)._replace(
-    item_BM=number + 1, place_BM3=many, key_BN=number.astype(jnp.uint32)
+    item_BM=number + 1, place_BM3=place, key_BN=number.astype(jnp.uint32)
   )
-  plain, shifted = (
-    draw_noise(stream, KEY, samples=1, values=1, shift=shift) for shift in (1.0, 3.0)
-  )
+  plain = draw_noise(stream, KEY, samples=1, values=1, shift=1.0)
+  shifted = draw_noise(stream, KEY, samples=1, values=1, shift=3.0)
   noise = np.asarray(plain.noise_BKMY)
-  assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+  assert abs(noise.mean()) < 0.05
+  assert abs(noise.std() - 1) < 0.05
   np.testing.assert_allclose(np.median(plain.t_BKN), 0.5, atol=0.02)  # logit-normal
   spread = np.log(plain.t_BKN / (1 - plain.t_BKN)).std()
   np.testing.assert_allclose(spread, 1, atol=0.05)
   t = np.asarray(plain.t_BKN)
   np.testing.assert_allclose(shifted.t_BKN, 3 * t / (1 + 2 * t), rtol=1e-5)
   chance = np.asarray(plain.chance_BKN)
-  assert chance.min() >= 0 and chance.max() < 1
+  assert chance.min() >= 0
+  assert chance.max() < 1
   np.testing.assert_allclose((chance < 0.1).mean(), 0.1, atol=0.02)
   assert abs(np.corrcoef(t.ravel(), chance.ravel())[0, 1]) < 0.05
 
@@ -135,7 +162,7 @@ def test_the_pieces_of_an_item_count_one_together():
   error = jax.random.normal(KEY, (2, 3, 6, VALUES))
   units = flow_loss(error, stream)
   square = np.square(np.asarray(error)).mean(axis=(1, 3))
-  wanted = square[0, :4].mean() + square[0, 4] + square[1, :2].mean()
-  np.testing.assert_allclose(units.summed(), (wanted, 3), rtol=1e-5)
+  expected = square[0, :4].mean() + square[0, 4] + square[1, :2].mean()
+  np.testing.assert_allclose(units.summed(), (expected, 3), rtol=1e-5)
   np.testing.assert_array_equal(units.at_BU, stream.write_at_BM)
   assert not units.loss_BU[np.asarray(stream.item_BM) == 0].any()

@@ -1,7 +1,11 @@
-"""Images of many sizes in one pool: the DiT head and the encoder give what they give for each image alone in a row."""
+"""Images of many sizes in one pool, for the DiT head and for the encoder.
+
+Results and gradients equal those of each image alone in a row.
+"""
 
 from collections.abc import Sequence
 import functools
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -21,12 +25,15 @@ from omni_jax.sequence.pack import Packer
 from omni_jax.types import Batch, RowBudget
 
 IMAGE = ImageConfig(height=8, width=8, patch=2, fit='keep')  # at most 16 patches
-BLOCK, WIDTH, KEY = 32, 8, jax.random.key(3)
+BLOCK = 32
+LENGTH = 320  # positions of a row
+WIDTH = 8
+KEY = jax.random.key(3)
 HOSTS = Hosts({'image': IMAGE}, Tokenizer(TokenizerConfig(max_grid=4)))
-# 16, 3, 4, 12, 1, 8 and 8 patches: three images lie in the first block and four in the second.
+# 16, 3, 4, 12, 1, 8 and 8 patches: three images in the first block, four in the second.
 SIZES = [(8, 8), (2, 6), (4, 4), (6, 8), (2, 2), (8, 4), (4, 8)]
 NAMES = range(len(SIZES))
-# Rows of images by number, and blocks in a row.
+# Numbers of the images in each row, and number of blocks in a row.
 POOLS = {
   'one row': ([list(NAMES)], 2),
   'backwards': ([list(NAMES)[::-1]], 3),
@@ -39,13 +46,16 @@ every_pool = pytest.mark.parametrize('name', POOLS)
 @functools.cache
 def example(number: int, written: bool):
   shown = picture(np.random.default_rng(number), *SIZES[number])
-  asked, answer = ([text('?')], [shown]) if written else ([shown], [text('!')])
-  return prepare(chat(f'image/{number}', asked, answer), HOSTS)
+  if written:
+    conversation = chat(f'image/{number}', [text('?')], [shown])
+  else:
+    conversation = chat(f'image/{number}', [shown], [text('!')])
+  return prepare(conversation, HOSTS)
 
 
 def pool(rows: Sequence[Sequence[int]], blocks: int, written: bool) -> Batch:
   stream = 'image.drawn' if written else 'image.seen'
-  budget = RowBudget(len(rows), 320, {stream: (blocks * BLOCK, len(SIZES))})
+  budget = RowBudget(len(rows), LENGTH, {stream: (blocks * BLOCK, len(SIZES))})
   packer = Packer(budget, HOSTS)
   for row, numbers in enumerate(rows):
     for number in numbers:
@@ -54,24 +64,26 @@ def pool(rows: Sequence[Sequence[int]], blocks: int, written: bool) -> Batch:
 
 
 def positions(rows: Sequence[Sequence[int]], written: bool) -> dict[int, tuple]:
-  """By number of an image, (row, first position, end) of its example."""
-  found = {}
+  """Returns (row, first position, end) of each image's example, by its number."""
+  places = {}
   for row, numbers in enumerate(rows):
     first = 0
     for number in numbers:
       end = first + example(number, written).length
-      found[number] = (row, first, end)
+      places[number] = (row, first, end)
       first = end
-  return found
+  return places
 
 
 ALONE = [[number] for number in NAMES]
 
 
 def random_weights(module: nnx.Module) -> nnx.Module:
-  """All of them: adaLN-Zero starts at zero, where nothing could be seen."""
-  state = nnx.state(module, nnx.Param)
-  leaves, tree = jax.tree.flatten(state)
+  """Returns the module with all weights random.
+
+  adaLN-Zero starts at zero, where nothing matters.
+  """
+  leaves, tree = jax.tree.flatten(nnx.state(module, nnx.Param))
   keys = jax.random.split(jax.random.key(7), len(leaves))
   noise = [
     0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
@@ -93,64 +105,78 @@ def head():
 
 
 def hidden_states(rows: Sequence[Sequence[int]]) -> jax.Array:
-  """The same states for an example wherever it lies."""
-  hidden_BLD = np.ones((len(rows), 320, WIDTH), np.float32)
+  """Returns states that are the same for an example wherever it is packed."""
+  hidden_BLD = np.ones((len(rows), LENGTH, WIDTH), np.float32)
   for number, (row, first, end) in positions(rows, True).items():
     rng = np.random.default_rng(100 + number)
     hidden_BLD[row, first:end] = rng.standard_normal((end - first, WIDTH))
   return jnp.asarray(hidden_BLD)
 
 
-def head_results(head: DiTHead, rows, blocks: int, key=KEY):
-  """By number of an image: its loss, its weight and its gradients by hidden states; the gradients by all weights."""
+class HeadResults(NamedTuple):
+  """Results of the head.
+
+  Attributes:
+    losses: (loss, weight) by number of an image.
+    gradients: gradients by the hidden states of its example, by number of an image.
+    by_params: gradients by all weights.
+  """
+
+  losses: dict[int, tuple]
+  gradients: dict[int, jax.Array]
+  by_params: Any
+
+
+def head_results(head: DiTHead, rows, blocks: int, key=KEY) -> HeadResults:
   batch = pool(rows, blocks, written=True)
   stream = jax.tree.map(jnp.asarray, batch.streams['image.drawn'])
   graph, params = nnx.split(head)
-  at = positions(rows, True)
-  # Every image weighs differently, the same in every pool.
+  # Every image has a weight of its own, the same in every pool.
   weight_BS = np.zeros((len(rows), len(SIZES)), np.float32)
   for row, numbers in enumerate(rows):
     weight_BS[row, : len(numbers)] = 1.0 + np.array(numbers, np.float32)
 
   def total(params, hidden):
     units = nnx.merge(graph, params).losses(hidden, stream, key)
-    each = units.by_segment(jnp.asarray(batch.segment_BL), len(SIZES))
-    return (each.total * weight_BS).sum(), each
+    loss_BS = units.by_segment(jnp.asarray(batch.segment_BL), len(SIZES))
+    return (loss_BS.total * weight_BS).sum(), loss_BS
 
   run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-  (_, each), (by_params, by_hidden) = run(params, hidden_states(rows))
+  (_, loss_BS), (by_params, by_hidden) = run(params, hidden_states(rows))
   losses = {}
   for row, numbers in enumerate(rows):
     for segment, number in enumerate(numbers):
-      losses[number] = (each.total[row, segment], each.weight[row, segment])
-  gradients = {n: by_hidden[row, first:end] for n, (row, first, end) in at.items()}
+      losses[number] = (loss_BS.total[row, segment], loss_BS.weight[row, segment])
+  gradients = {}
   outside = np.ones(by_hidden.shape[:2], bool)
-  for row, first, end in at.values():
+  for number, (row, first, end) in positions(rows, True).items():
+    gradients[number] = by_hidden[row, first:end]
     outside[row, first:end] = False
   assert not np.asarray(by_hidden)[outside].any(), 'padding has a gradient'
-  return losses, gradients, by_params
+  return HeadResults(losses, gradients, by_params)
 
 
 @pytest.fixture(scope='module')
-def alone(head):
+def alone(head) -> HeadResults:
   return head_results(head, ALONE, 1)
 
 
 def test_the_pools_are_what_they_are_meant_to_be():
-  """Several images in a block, none across a border, and images that are in other blocks of other pools."""
-  found = {}
-  for name, (rows, blocks) in POOLS.items():
+  """Blocks hold several images, none crosses a border, and places differ by pool."""
+  places_of = {number: set() for number in NAMES}
+  for rows, blocks in POOLS.values():
     item_BM = pool(rows, blocks, written=True).streams['image.drawn'].item_BM
     item_UP = item_BM.reshape(-1, BLOCK)
     assert max(len(np.unique(block[block > 0])) for block in item_UP) > 1
     for row, numbers in enumerate(rows):
       for k, number in enumerate(numbers):
         at = np.flatnonzero(item_BM[row] == k + 1)
-        assert len(at) == SIZES[number][0] * SIZES[number][1] // 4
-        assert len({*(at // BLOCK)}) == 1
-        found.setdefault(number, set()).add((name, row, at[0] // BLOCK, at[0] % BLOCK))
-  places = [{place[1:] for place in pools} for pools in found.values()]
-  assert all(len(each) > 1 for each in places)
+        height, width = SIZES[number]
+        assert len(at) == height * width // 4
+        assert len(set(at // BLOCK)) == 1
+        places_of[number].add((row, at[0] // BLOCK, at[0] % BLOCK))
+  for places in places_of.values():
+    assert len(places) > 1
 
 
 @every_pool
@@ -158,26 +184,30 @@ def test_losses_and_gradients_of_a_pool_are_those_of_each_image_alone(
   head, alone, name
 ):
   rows, blocks = POOLS[name]
-  losses, gradients, by_params = head_results(head, rows, blocks)
-  wanted_losses, wanted_gradients, wanted_by_params = alone
+  together = head_results(head, rows, blocks)
   for number in NAMES:
-    np.testing.assert_allclose(losses[number][1], 1, rtol=1e-6)  # an image counts 1
-    assert_close(losses[number], wanted_losses[number], f'loss of {number}')
-    assert np.abs(gradients[number]).max() > 0
-    message = f'gradient of {number}'
-    assert_close(gradients[number], wanted_gradients[number], message)
-  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(by_params))
-  assert_close(by_params, wanted_by_params, 'gradient of the weights')
+    loss, weight = together.losses[number]
+    np.testing.assert_allclose(weight, 1, rtol=1e-6)
+    assert_close((loss, weight), alone.losses[number], f'loss of {number}')
+    gradient = together.gradients[number]
+    assert np.abs(gradient).max() > 0
+    assert_close(gradient, alone.gradients[number], f'gradient of {number}')
+  for leaf in jax.tree.leaves(together.by_params):
+    assert np.abs(leaf).max() > 0
+  assert_close(together.by_params, alone.by_params, 'gradient of the weights')
 
 
 def test_another_step_has_other_noise(head, alone):
-  losses, _, _ = head_results(head, *POOLS['one row'], key=jax.random.key(4))
+  rows, blocks = POOLS['one row']
+  later = head_results(head, rows, blocks, key=jax.random.key(4))
   for number in NAMES:
-    assert abs(losses[number][0] - alone[0][number][0]) > 1e-3
+    loss, _ = later.losses[number]
+    loss_alone, _ = alone.losses[number]
+    assert abs(loss - loss_alone) > 1e-3
 
 
 def pushed(stream, item: int):
-  """The stream with other bytes in the pieces of one item of its first row; 0 is padding."""
+  """Returns the stream with other bytes in one item of its first row; 0 is padding."""
   value_BM = np.array(stream.value_BM)
   value_BM[0][stream.item_BM[0] == item] ^= 0x55
   return stream._replace(value_BM=value_BM)
@@ -197,9 +227,6 @@ def test_patches_of_an_image_do_not_see_another_nor_padding(head):
     assert moved_M[own_M].all(), item
 
 
-# The encoder of seen images.
-
-
 @pytest.fixture(scope='module')
 def encoder():
   config = ImageEmbedConfig(layers=2, heads=2, hidden=16)
@@ -208,50 +235,65 @@ def encoder():
 
 @pytest.fixture
 def float_pixels(monkeypatch):
-  """The embedding takes pixels that are normalised already: these have gradients."""
+  """The embedding takes normalised pixels, which unlike bytes have gradients."""
   monkeypatch.setattr(image_embed, 'normalised', lambda value, image: value)
 
 
-def encoder_results(encoder: ImageEmbed, rows, blocks: int):
-  """By number of an image: its patches at width and the gradients by its pixels; the gradients by all weights."""
+class EncoderResults(NamedTuple):
+  """Results of the encoder.
+
+  Attributes:
+    states: embedded patches, by number of an image.
+    gradients: gradients by its pixels, by number of an image.
+    by_params: gradients by the weights of seen images, by name.
+  """
+
+  states: dict[int, jax.Array]
+  gradients: dict[int, jax.Array]
+  by_params: dict[str, Any]
+
+
+def encoder_results(encoder: ImageEmbed, rows, blocks: int) -> EncoderResults:
   stream = pool(rows, blocks, written=False).streams['image.seen']
   pixels = normalised(jnp.asarray(stream.value_BM), IMAGE)
   graph, params = nnx.split(encoder)
   weight_BMD = np.zeros((*stream.item_BM.shape, WIDTH), np.float32)
-  at = {}
+  places = {}
   for row, numbers in enumerate(rows):
     for k, number in enumerate(numbers):
-      mine_M = np.flatnonzero(stream.item_BM[row] == k + 1)
+      own_M = np.flatnonzero(stream.item_BM[row] == k + 1)
       rng = np.random.default_rng(200 + number)
-      weight_BMD[row, mine_M] = rng.standard_normal((len(mine_M), WIDTH))
-      at[number] = (row, mine_M)
+      weight_BMD[row, own_M] = rng.standard_normal((len(own_M), WIDTH))
+      places[number] = (row, own_M)
 
   def total(params, pixels):
-    shown = jax.tree.map(jnp.asarray, stream)._replace(value_BM=pixels)
-    x_BMD = nnx.merge(graph, params).read(shown, jnp.float32)
+    normalised_stream = jax.tree.map(jnp.asarray, stream)._replace(value_BM=pixels)
+    x_BMD = nnx.merge(graph, params).read(normalised_stream, jnp.float32)
     return (x_BMD * weight_BMD).sum(), x_BMD
 
   run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
   (_, x_BMD), (by_params, by_pixels) = run(params, pixels)
   assert not np.asarray(by_pixels)[stream.item_BM == 0].any(), 'padding has a gradient'
-  states = {number: x_BMD[place] for number, place in at.items()}
-  gradients = {number: by_pixels[place] for number, place in at.items()}
-  return states, gradients, {name: by_params[name] for name in ENCODING}
-
-
-ENCODING = ('encoder', 'patch', 'place')  # the rest is of images that are written
+  states = {number: x_BMD[place] for number, place in places.items()}
+  gradients = {number: by_pixels[place] for number, place in places.items()}
+  # The other weights are those of written images.
+  used = {name: by_params[name] for name in ('encoder', 'patch', 'place')}
+  return EncoderResults(states, gradients, used)
 
 
 @every_pool
 def test_a_pool_is_encoded_as_each_image_alone(encoder, float_pixels, name):
-  ours = encoder_results(encoder, *POOLS[name])
-  theirs = encoder_results(encoder, ALONE, 1)
+  rows, blocks = POOLS[name]
+  together = encoder_results(encoder, rows, blocks)
+  alone = encoder_results(encoder, ALONE, 1)
   for number in NAMES:
-    for mine, other in zip(ours[:2], theirs[:2], strict=True):
-      assert np.abs(mine[number]).max() > 0
-      assert_close(mine[number], other[number], f'image {number}')
-  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(ours[2]))
-  assert_close(ours[2], theirs[2], 'gradient of the weights')
+    assert np.abs(together.states[number]).max() > 0
+    assert_close(together.states[number], alone.states[number], f'image {number}')
+    assert np.abs(together.gradients[number]).max() > 0
+    assert_close(together.gradients[number], alone.gradients[number], f'image {number}')
+  for leaf in jax.tree.leaves(together.by_params):
+    assert np.abs(leaf).max() > 0
+  assert_close(together.by_params, alone.by_params, 'gradient of the weights')
 
 
 def test_the_encoder_mixes_the_patches_of_an_image_and_of_no_other(encoder):
@@ -259,13 +301,18 @@ def test_the_encoder_mixes_the_patches_of_an_image_and_of_no_other(encoder):
   stream = pool(rows, blocks, written=False).streams['image.seen']
   run = nnx.jit(lambda encoder, stream: encoder.read(stream, jnp.float32)[0])
   clean_MD = np.asarray(run(encoder, stream))
+
+  def moved_by(changed):
+    """Returns which patches change with the stream."""
+    return (np.asarray(run(encoder, changed)) != clean_MD).any(axis=1)
+
   for item in range(1 + len(SIZES)):
-    moved_M = (np.asarray(run(encoder, pushed(stream, item))) != clean_MD).any(axis=1)
+    moved_M = moved_by(pushed(stream, item))
     own_M = stream.item_BM[0] == item
     assert not moved_M[~own_M].any(), item
     assert moved_M[own_M].all(), item
   # One patch moves all of its own image.
-  one = np.array(stream.value_BM)
-  one[0, 5] ^= 0x55
-  moved_M = (np.asarray(run(encoder, stream._replace(value_BM=one))) != clean_MD).any(1)
+  value_BM = np.array(stream.value_BM)
+  value_BM[0, 5] ^= 0x55
+  moved_M = moved_by(stream._replace(value_BM=value_BM))
   np.testing.assert_array_equal(moved_M, stream.item_BM[0] == stream.item_BM[0, 5])
