@@ -480,7 +480,8 @@ def test_the_malformed_files(tmp_path):
   media = [name for name in expected if not name.endswith('.txt')]
   assert sum(manifest['refused'].values()) == len(media) - 4 == 30
   assert (
-    manifest['refused']["content[0]: type 'video' is none of text, image, audio"] == 6
+    manifest['refused']["content[0]: type 'video' is not one of text, image, audio"]
+    == 6
   )
   assert collections.Counter(manifest['refused'])['file is empty'] == 2
 
