@@ -130,7 +130,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
     (
       'freeze',
       ('haeds.*',),
-      "no parameter is called 'haeds.*'; there are .*heads.text.out.w",
+      "no parameter matches 'haeds.*'; there are .*heads.text.out.w",
     ),
     ('ema', 1.0, r'config\.omni: ema=1\.0: a decay is'),
   ):
@@ -150,7 +150,7 @@ def test_the_codec_of_another_run(tmp_path):
     checkpoints.save(made._replace(**values), b'{}')
   config.codec.init_from = donor
   with pytest.raises(
-    UserError, match="takes a finished codec: take 'codec' out of config.stages"
+    UserError, match="uses a finished codec: remove 'codec' from config.stages"
   ):
     stages.Run(config, str(tmp_path / 'run'))
   config.stages = ('omni',)

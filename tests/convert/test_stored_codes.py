@@ -214,11 +214,11 @@ def test_the_codec_of_another_run_is_refused_with_both_fingerprints(made):
 def test_what_cannot_be_stored_is_refused_before_a_stage(made):
   config = stored(made)
   config.codec.init_from = ''
-  with pytest.raises(UserError, match='has not got the codec'):
+  with pytest.raises(UserError, match='does not have the codec'):
     stages.Run(config, str(made / 'new'))
   config = stored(made)
   config.model.audio.embed.hearing = 'codes'
-  with pytest.raises(UserError, match='take config.data.augment.audio out'):
+  with pytest.raises(UserError, match='remove config.data.augment.audio'):
     stages.Run(config, str(made / 'new'))
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
     stages.Run(stored(made, codes='sorted'), str(made / 'new'))
@@ -261,7 +261,7 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
       return
     with pytest.raises(
       UserError,
-      match=f'3 has the code {code}, a codebook has the entries 0 to 31 .audio.* 32 entries by config.model',
+      match=f'3 has the code {code}, but a codebook has the entries 0 to 31 .audio.* 32 entries by config.model',
     ):
       next(batches)
   finally:

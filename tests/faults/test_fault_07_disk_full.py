@@ -65,7 +65,7 @@ def test_fault_07_the_disk_is_full_for_a_line_of_a_log(tmp_path, monkeypatch, ow
   monkeypatch.setattr(owner, 'write', full)
   with pytest.raises(
     UserError,
-    match='toy: .* cannot be written any more: .*No space left on device; the checkpoints are as they were',
+    match='toy: .* can no longer be written to: .*No space left on device; the checkpoints are intact',
   ):
     loop.run(stage(8), str(tmp_path), make_mesh())
   monkeypatch.setattr(owner, 'write', right)

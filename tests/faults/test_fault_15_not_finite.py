@@ -164,7 +164,7 @@ def test_fault_15_a_step_made_twice_finds_silent_corruption(tmp_path):
 
   with pytest.raises(
     UserError,
-    match=r'step 4 was made twice .* 1 arrays differ, first params\.decoder\.w',
+    match=r'step 4 was computed twice .* 1 arrays differ, first params\.decoder\.w',
   ):
     loop.run(stage(8, step_fn=wrong_once, repeat_every=2), str(tmp_path), make_mesh())
   assert calls == [1, 2, 2, 3, 4, 4]
