@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.nn.reach import attention_reference, mask_of, Reach
+from omni_jax.nn.tiles import LANES, tile
 
-LANES = 128  # the tiles of splash are multiples of it
-MAX_BLOCK = 512  # positions in a tile
+MAX_BLOCK = 512  # positions in a tile of splash
 # Above this number of logits per head XLA attends in pieces: 4096 queries and keys are
 # 16 pieces of 256 queries.
 MANY_LOGITS = 2**20
@@ -53,8 +53,8 @@ def choose(
   time for an absent TPU is the program that runs there.
 
   Args:
-    device: one of the devices that will run it, or a stand-in for one; None if only
-      XLA is suitable.
+    device: one of the devices that will run it, or a stand-in for one; None if only XLA
+      is suitable.
     q, k: the share of one device, (B, L, H, A) and (B, S, G, A).
   """
   if _fits_splash(device, q, k, reach):
@@ -172,8 +172,8 @@ def splash_kernel(
   """
   n, l = position_NL.shape
   mask = CausalTiles(position_NL.reshape(-1))
-  tile_q = _tile(l)
-  tile_kv = _tile(n * l)
+  tile_q = tile(l, MAX_BLOCK)
+  tile_kv = tile(n * l, MAX_BLOCK)
   sizes = splash.BlockSizes(
     block_q=tile_q,
     block_kv=tile_kv,
@@ -192,11 +192,6 @@ def splash_kernel(
     residual_checkpoint_name=SAVED,
     interpret=interpret,
   )
-
-
-def _tile(size: int) -> int:
-  """Returns the largest allowed tile that divides a number of positions."""
-  return next(t for t in range(MAX_BLOCK, 0, -LANES) if size % t == 0)
 
 
 def by_splash(

@@ -78,8 +78,7 @@ class DecoderConfig:
 
   Raises:
     ValueError: if the heads are not a multiple of the key/value heads, top_k exceeds
-      the
-      experts, or an enum has no such value.
+      the experts, or an enum has no such value.
   """
 
   width: int = 128
@@ -267,8 +266,7 @@ def _cast_matrices(blocks: Any, dtype: jax.typing.DTypeLike) -> Any:
 
   If the cast were inside the scan, the gradients would be stacked in fp32 although they
   are computed in `dtype`, which takes twice the memory. XLA moves such a cast out of
-  the
-  loop in any case.
+  the loop in any case.
   """
 
   def cast(variable: nnx.Variable) -> nnx.Variable:

@@ -20,11 +20,11 @@ from omni_jax.nn.slots import (
   dispatch,
   dispatch_choices,
 )
+from omni_jax.nn.tiles import LANES, tile
 
-LANES = 128  # of a TPU
 # Largest tile of the megablox kernel: rows, inner width, outer width. The rows are read
 # again for every tile of the outer width.
-TILE = (512, 512, 1024)
+MAX_TILE = (512, 512, 1024)
 
 
 class Experts(NamedTuple):
@@ -97,14 +97,6 @@ def moe_blocks(
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
 
 
-def _tile(width: int, most: int) -> int:
-  """Returns the largest multiple of the lanes that divides a width.
-
-  No tile is half empty then. The smaller of width and `most` if there is none.
-  """
-  return next((t for t in range(most, 0, -LANES) if width % t == 0), min(width, most))
-
-
 def moe_megablox(
   x_TD: Float[Array, 'T D'],
   weights: Experts,
@@ -125,11 +117,13 @@ def moe_megablox(
   def grouped(x_Zd, w_Edf):
     z = len(x_Zd)
     _, d, f = w_Edf.shape
-    rows = max(LANES, min(TILE[0], 1 << (z - 1).bit_length()))
+    rows = max(LANES, min(MAX_TILE[0], 1 << (z - 1).bit_length()))
     # The kernel needs whole tiles of rows.
     padded_Zd = jnp.pad(x_Zd, ((0, -z % rows), (0, 0)))
-    tile = (rows, _tile(d, TILE[1]), _tile(f, TILE[2]))
-    y_Zf = megablox.gmm(padded_Zd, w_Edf, size_E, x_Zd.dtype, tile, interpret=interpret)
+    tiling = (rows, tile(d, MAX_TILE[1]), tile(f, MAX_TILE[2]))
+    y_Zf = megablox.gmm(
+      padded_Zd, w_Edf, size_E, x_Zd.dtype, tiling, interpret=interpret
+    )
     return y_Zf[:z]
 
   x_ZD = dispatch(x_TD, slots)

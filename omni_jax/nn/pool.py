@@ -76,8 +76,7 @@ class Pool(NamedTuple):
     """Returns for each piece the value of its item; P1 is 1 as in `members`.
 
     It is a product with zeros and ones, and so is its gradient: the gradients of
-      gathers
-    are slow in XLA:CPU.
+    gathers are slow in XLA:CPU.
     """
     each_UPN = self.members(value_BNW.dtype)
     rows = value_BNW.shape[0]

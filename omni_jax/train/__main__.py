@@ -34,8 +34,7 @@ def start_jax(config: ConfigDict) -> None:
 
   Several CPU devices share one thread pool, by default with one thread per core. A
   device that waits in an all-reduce and another one that waits for a free thread then
-  deadlock (seen with two devices on two cores). Spare threads, one program at a time
-  and
+  deadlock (seen with two devices on two cores). Spare threads, one program at a time and
   no threads inside operations prevent it. The last is also faster: 2.4 instead of 1.5
   steps per second of configs/digits.py on two busy cores.
   """

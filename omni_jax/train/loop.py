@@ -35,7 +35,7 @@ from omni_jax.train.numerics import (
 from omni_jax.train.step import StepFn
 from omni_jax.train.writer import Silent, Writer
 
-# The disk is full or read-only: for the logs as well as for checkpoints.
+# Errors of a disk that is full or read-only; the logs can run into them as well.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Exit code after SIGTERM: everything is saved, start me again (EX_TEMPFAIL of
 # sysexits.h).
@@ -164,8 +164,7 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
   Raises:
     Preempted: after SIGTERM, once everything is saved.
     UserError: if the loss is no longer finite, a save failed, or the folder can no
-      longer
-      be written to.
+      longer be written to.
   """
   with _sigterm(mesh) as stop:
     try:

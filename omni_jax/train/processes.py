@@ -54,7 +54,7 @@ def _is_number(value: str | None) -> bool:
 def agreed(make: Callable[[], T]) -> T:
   """Returns what `make` returns; if it fails in any process, all of them end.
 
-  None then waits for one that gave up. Process 0 raises the UserError; the others end
+  No process then waits for one that gave up. Process 0 raises the UserError; the others end
   silently. They disconnect first, while all of them are still running.
   """
   result = None
