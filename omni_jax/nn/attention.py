@@ -1,4 +1,4 @@
-"""Grouped-query attention with QK-norm and rotary positions, with or without a KV cache."""
+"""Grouped-query attention with QK-norm, rotary positions and an optional KV cache."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,17 @@ from omni_jax.nn.rope import rotate
 
 
 class KVCache(NamedTuple):
-  """Keys and values of one layer (or, stacked, of all): rows B, slots S."""
+  """Keys and values of one layer (or, stacked, of all layers): rows B, slots S."""
 
   key_BSGA: Array
   value_BSGA: Array
 
 
 class Attention(nnx.Module):
-  """GQA (Ainslie et al. 2023) with RMS-normalised queries and keys (Henry et al. 2020)."""
+  """GQA (Ainslie et al. 2023) with RMS-normalised queries and keys.
+
+  The normalisation is that of Henry et al. (2020).
+  """
 
   def __init__(
     self, width: int, heads: int, kv_heads: int, head_dim: int, *, rngs: nnx.Rngs
@@ -44,28 +47,43 @@ class Attention(nnx.Module):
     cache: KVCache | None = None,
     slot_BL: Int[Array, 'B L'] | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
-    """Attends to the row itself, or, with a cache, to the cache after writing x into its slots.
+    """Attends to the row itself or, with a cache, to the cache after writing x into it.
 
-    A slot outside the cache is not written: that is how padding is kept out. Where the reach is of the row's own
-    positions x is the beginning of its row: it is written, too, but attends to itself, as in training.
+    If the reach covers only the row's own positions, x is the beginning of its row: it
+    is still written to the cache but attends to itself, as in training.
 
     Args:
       mesh: as in `context.attend`.
+      slot_BL: cache slot of each position. A slot outside the cache is not written,
+        which keeps padding out.
     """
     heads, kv_heads, head_dim = self.shape
     b, l, _ = x_BLD.shape
     q = self.q_norm(self.q(x_BLD).reshape(b, l, heads, head_dim))
-    # Key and value of a head lie side by side, so that splitting the columns over devices does not part them.
-    k, v = jnp.moveaxis(self.kv(x_BLD).reshape(b, l, kv_heads, 2, head_dim), 3, 0)
+    # The key and value of a head are adjacent, so that splitting the columns over
+    # devices does not separate them.
+    kv = self.kv(x_BLD).reshape(b, l, kv_heads, 2, head_dim)
+    k, v = jnp.moveaxis(kv, 3, 0)
     k = self.k_norm(k)
     if angle_BLa is not None:
-      q, k = rotate(q, angle_BLa), rotate(k, angle_BLa)
+      q = rotate(q, angle_BLa)
+      k = rotate(k, angle_BLa)
     if cache is not None:
-      row = jnp.arange(b)[:, None]
-      write = lambda old, new: sharding.shard_items(
-        old.at[row, slot_BL].set(new.astype(old.dtype), mode='drop')
+      row_B1 = jnp.arange(b)[:, None]
+      cache = KVCache(
+        _written(cache.key_BSGA, k, row_B1, slot_BL),
+        _written(cache.value_BSGA, v, row_B1, slot_BL),
       )
-      cache = KVCache(write(cache.key_BSGA, k), write(cache.value_BSGA, v))
-      k, v = (k, v) if reach.key_segment_BS is None else cache
+      if reach.key_segment_BS is not None:
+        k, v = cache
     y = attend(q, k.astype(q.dtype), v.astype(q.dtype), reach, mesh)
     return self.out(y.reshape(b, l, heads * head_dim)), cache
+
+
+def _written(
+  cached_BSGA: Array, new_BLGA: Array, row_B1: Array, slot_BL: Array
+) -> Array:
+  """Returns cached keys or values with the new ones written into their slots."""
+  new_BLGA = new_BLGA.astype(cached_BSGA.dtype)
+  written_BSGA = cached_BSGA.at[row_B1, slot_BL].set(new_BLGA, mode='drop')
+  return sharding.shard_items(written_BSGA)

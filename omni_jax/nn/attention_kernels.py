@@ -1,7 +1,8 @@
-"""The ways to attend, and which of them fits: splash on TPU, cuDNN on GPU, XLA in pieces elsewhere, or all at once.
+"""Attention kernels and the choice between them.
 
-Each takes what `attention_reference` takes and gives what it gives, but for what a query gets that sees nothing: who
-calls sets that to zero (`context.attend`).
+Splash runs on TPU, cuDNN on GPU; elsewhere XLA attends in pieces or all at once. Each
+kernel takes the arguments of `attention_reference` and returns the same result, except
+for queries that see nothing: the caller sets those to zero (`context.attend`).
 """
 
 import enum
@@ -19,17 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.nn.reach import attention_reference, mask_of, Reach
+from omni_jax.nn.tiles import LANES, tile
 
-LANES = 128  # splash's tiles are multiples of it
-MAX_BLOCK = 512  # positions in a tile
-MANY_LOGITS = (
-  2**20
-)  # of one head: above, XLA attends in pieces (4096 queries and keys: 16 pieces of 256)
-MAX_CUDNN_MASK = 2**26  # cuDNN wants a mask of L×S for packed rows
-SAVED = 'attention'  # name of the kernel's outputs, for a policy of jax.checkpoint that keeps them
+MAX_BLOCK = 512  # positions in a tile of splash
+# Above this number of logits per head XLA attends in pieces: 4096 queries and keys are
+# 16 pieces of 256 queries.
+MANY_LOGITS = 2**20
+MAX_CUDNN_MASK = 2**26  # elements of the L×S mask that cuDNN needs for packed rows
+# Name of the kernel's outputs, for a policy of jax.checkpoint that keeps them.
+SAVED = 'attention'
 
 
 class Kernel(enum.Enum):
+  """Implementation of attention."""
+
   REFERENCE = 'reference'  # XLA, all logits at once
   PIECES = 'pieces'  # XLA, a few queries at a time
   SPLASH = 'splash'  # Pallas, TPU
@@ -42,38 +46,55 @@ def choose(
   k: Array | jax.ShapeDtypeStruct,
   reach: Reach,
 ) -> Kernel:
-  """The fastest kernel that takes these shapes on this kind of device, without L×S logits where these are many.
+  """Returns the fastest kernel that takes these shapes on this kind of device.
 
-  It asks the device of the mesh, not jax's default one, so that a program that is compiled ahead of time for a TPU
-  that is not there is the program that runs there.
+  Where there are many logits, it never holds all L×S of them. The choice depends on a
+  device of the mesh, not on jax's default device, so that a program compiled ahead of
+  time for an absent TPU is the program that runs there.
 
   Args:
-    device: one of those that will run it; None where only XLA will do.
-    q, k: what one device holds, (B, L, H, A) and (B, S, G, A).
+    device: one of the devices that will run it, or a stand-in for one; None if only XLA
+      is suitable.
+    q, k: the share of one device, (B, L, H, A) and (B, S, G, A).
   """
-  (_, l, _, width), s = q.shape, k.shape[1]
-  if (
-    device is not None
-    and device.platform == 'tpu'
-    and reach.is_causal_row
-    and l % LANES == s % LANES == 0
-  ):
+  if _fits_splash(device, q, k, reach):
     return Kernel.SPLASH
-  if (
-    device is not None
-    and device.platform == 'gpu'
-    and q.dtype in (jnp.bfloat16, jnp.float16)
-    and _is_ampere(device)
-    and width % 8 == l % 2 == s % 2 == 0
-    and width <= 128
-    and l * s <= MAX_CUDNN_MASK
-  ):
+  if _fits_cudnn(device, q, k):
     return Kernel.CUDNN
-  return Kernel.PIECES if l * s > MANY_LOGITS else Kernel.REFERENCE
+  logits = q.shape[1] * k.shape[1]
+  return Kernel.PIECES if logits > MANY_LOGITS else Kernel.REFERENCE
+
+
+def _fits_splash(
+  device: Any,
+  q: Array | jax.ShapeDtypeStruct,
+  k: Array | jax.ShapeDtypeStruct,
+  reach: Reach,
+) -> bool:
+  if device is None or device.platform != 'tpu' or not reach.is_causal_row:
+    return False
+  return q.shape[1] % LANES == 0 and k.shape[1] % LANES == 0
+
+
+def _fits_cudnn(
+  device: Any, q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct
+) -> bool:
+  if device is None or device.platform != 'gpu':
+    return False
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or not _is_ampere(device):
+    return False
+  _, queries, _, width = q.shape
+  keys = k.shape[1]
+  fits_width = width % 8 == 0 and width <= 128
+  fits_length = queries % 2 == 0 and keys % 2 == 0
+  return fits_width and fits_length and queries * keys <= MAX_CUDNN_MASK
 
 
 def _is_ampere(device: Any) -> bool:
-  """Or later; not AMD's, whose capability is a name."""
+  """Returns whether a GPU is NVIDIA's Ampere or later.
+
+  AMD's devices report a name instead of a number as their compute capability.
+  """
   major, _, minor = str(device.compute_capability).partition('.')
   return major.isdigit() and minor.isdigit() and int(major) >= 8
 
@@ -81,31 +102,36 @@ def _is_ampere(device: Any) -> bool:
 def in_pieces(
   q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach, piece: int | None = None
 ) -> Array:
-  """The reference on `piece` queries after the other: at no time are there more logits, nor are they kept."""
+  """Returns the reference attention, computed for `piece` queries at a time.
+
+  No more logits than those of one piece exist at any time, and none are kept.
+  """
   segment_BL, until_BL, key_segment_BS = reach.spelled_out()
   b, l = segment_BL.shape
   piece = piece or max(1, MANY_LOGITS // k_BSGA.shape[1])
   count = -(-l // piece)
   kind = k_BSGA.dtype
-  # Gradients of keys and values add up over the pieces: in fp32, whatever they are computed in.
-  k_BSGA, v_BSGA = k_BSGA.astype(jnp.float32), v_BSGA.astype(jnp.float32)
+  # The gradients of keys and values accumulate over the pieces in fp32, whatever type
+  # the pieces are computed in.
+  k_BSGA = k_BSGA.astype(jnp.float32)
+  v_BSGA = v_BSGA.astype(jnp.float32)
 
   def attend(part):
     q, segment, until = part
-    return attention_reference(
-      q, k_BSGA.astype(kind), v_BSGA.astype(kind), Reach(segment, until, key_segment_BS)
-    )
+    piece_reach = Reach(segment, until, key_segment_BS)
+    return attention_reference(q, k_BSGA.astype(kind), v_BSGA.astype(kind), piece_reach)
 
   def cut(x):
     padded = jnp.pad(x, [(0, 0), (0, count * piece - l)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(padded.reshape(b, count, piece, *x.shape[2:]), 1, 0)
 
-  y = jax.lax.map(jax.checkpoint(attend), (cut(q_BLHA), cut(segment_BL), cut(until_BL)))
+  parts = (cut(q_BLHA), cut(segment_BL), cut(until_BL))
+  y = jax.lax.map(jax.checkpoint(attend), parts)
   return jnp.moveaxis(y, 0, 1).reshape(b, count * piece, *q_BLHA.shape[2:])[:, :l]
 
 
 def cudnn(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach) -> Array:
-  """Flash attention of cuDNN: no logits are kept, but a mask is, one for all heads."""
+  """Returns cuDNN's flash attention: it keeps no logits, but one mask for all heads."""
   mask_BLS = mask_of(reach)
   return jax.nn.dot_product_attention(
     q_BLHA, k_BSGA, v_BSGA, mask=mask_BLS[:, None], implementation='cudnn'
@@ -113,10 +139,11 @@ def cudnn(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach) -> Array:
 
 
 class CausalTiles(splash_mask.CausalMask):
-  """Which keys each of the queries, of any numbers, may look at.
+  """A causal mask for queries at arbitrary positions.
 
-  Splash only asks of a tile whether any and whether all of it is seen, but of every tile: all or nothing is answered
-  with one number. With 131,072 positions this takes seconds instead of minutes.
+  Splash asks of every tile only whether any of it and whether all of it is visible: for
+  a tile that is all or nothing, one element answers. With 131,072 positions this takes
+  seconds instead of minutes.
   """
 
   def __init__(self, position_Q: np.ndarray):
@@ -124,28 +151,29 @@ class CausalTiles(splash_mask.CausalMask):
     self.q_sequence = position_Q.astype(np.int32)
 
   def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-    position, keys = self.q_sequence[index[0]], index[1]
-    if position.min() >= keys.stop - 1 or position.max() < keys.start:
-      return np.full((1, 1), position.min() >= keys.start)
+    rows, keys = index
+    position = self.q_sequence[rows]
+    first = position.min()
+    if first >= keys.stop - 1 or position.max() < keys.start:
+      return np.full((1, 1), first >= keys.start)
     return super().__getitem__(index)
 
 
 def splash_kernel(
   position_NL: np.ndarray, heads: int, *, interpret: bool = False
 ) -> splash.SplashAttentionKernel:
-  """Splash attention for causal rows, whose queries are split over N devices.
+  """Returns splash attention for causal rows whose queries are split over N devices.
 
-  It computes the mask as it goes, and leaves out the tiles in which nothing may be seen.
+  The kernel computes the mask as it goes and skips the tiles where nothing is visible.
 
   Args:
-    position_NL: numbers in the row of the queries that each device holds.
+    position_NL: positions in the row of the queries that each device holds.
     interpret: run in plain XLA, for tests without a TPU.
   """
   n, l = position_NL.shape
   mask = CausalTiles(position_NL.reshape(-1))
-  tile_q, tile_kv = (
-    next(t for t in range(MAX_BLOCK, 0, -LANES) if size % t == 0) for size in (l, n * l)
-  )
+  tile_q = tile(l, MAX_BLOCK)
+  tile_kv = tile(n * l, MAX_BLOCK)
   sizes = splash.BlockSizes(
     block_q=tile_q,
     block_kv=tile_kv,
@@ -173,8 +201,17 @@ def by_splash(
   reach: Reach,
   kernel: splash.SplashAttentionKernel,
 ) -> Array:
-  """Rows by `splash_kernel`, which does not scale and wants heads first; keys are not repeated for their queries."""
-  first = lambda x: jnp.swapaxes(x, 1, 2)
-  q_BHLA = first(q_BLHA) * q_BLHA.shape[-1] ** -0.5
+  """Returns the attention of rows by a `splash_kernel`.
+
+  The kernel does not scale the logits and expects the heads before the positions; keys
+  are not repeated for the queries that share them.
+  """
+  q_BHLA = _swapped(q_BLHA) * q_BLHA.shape[-1] ** -0.5
   segments = splash.SegmentIds(reach.segment_BL, reach.spelled_out().key_segment_BS)
-  return first(jax.vmap(kernel)(q_BHLA, first(k_BSGA), first(v_BSGA), segments))
+  y_BHLA = jax.vmap(kernel)(q_BHLA, _swapped(k_BSGA), _swapped(v_BSGA), segments)
+  return _swapped(y_BHLA)
+
+
+def _swapped(x: Array) -> Array:
+  """Returns an array with heads and positions swapped."""
+  return jnp.swapaxes(x, 1, 2)

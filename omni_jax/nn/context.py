@@ -1,15 +1,24 @@
-"""Attention over the mesh: rows over the batch axes, heads over `tensor`, the positions of a row over `context`.
+"""Attention over the mesh.
 
-Positions: the devices that share a row gather its keys and values (as Llama 3 was trained, arXiv 2407.21783) and attend
-with their own queries: exact with every mask and kernel. With grouped heads the keys are a fraction of the activations;
-a ring would not hold them whole, but must merge softmaxes and hide its steps behind matmuls.
+Rows are split over the batch axes, heads over `tensor`, the positions of a row over
+`context`.
+
+Devices that share a row gather its keys and values (as in the training of Llama 3,
+arXiv 2407.21783) and attend with their own queries, which is exact with every mask and
+kernel. With grouped heads the keys are a fraction of the activations; a ring would not
+hold all of them at once, but has to merge softmaxes and to hide its steps behind
+matmuls.
 """
 
+from collections.abc import Sequence
 from functools import partial
 import math
 
 import jax
 from jax import Array
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
+  SplashAttentionKernel,
+)
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
@@ -31,73 +40,73 @@ def attend(
   mesh: Mesh | None,
   kernel: Kernel | None = None,
 ) -> Float[Array, 'B L H A']:
-  """What `attention_reference` gives, by the best kernel for the mesh's devices.
+  """Returns `attention_reference`, computed by the best kernel for the mesh's devices.
 
-  A dimension that the mesh does not divide is not split: its devices all do the same.
+  A dimension that the mesh does not divide is not split: each device computes all of
+    it.
 
   Args:
-    mesh: None where XLA may lay it out as it likes: small attention, in heads and encoders.
-    kernel: instead of the best one, for tests; splash is interpreted where there is no TPU.
+    mesh: None lets XLA choose the layout: small attention, in heads and encoders.
+    kernel: used instead of the best one, for tests; without a TPU splash is
+      interpreted.
   """
   if mesh is None:
-    return _run(
-      kernel or kernels.choose(None, q_BLHA, k_BSGA, reach),
-      q_BLHA,
-      k_BSGA,
-      v_BSGA,
-      reach,
-      None,
-    )
-  k_BSGA, v_BSGA = (
-    _enough_heads(x, q_BLHA.shape[2], sharding.ways(mesh, 'act_heads'))
-    for x in (k_BSGA, v_BSGA)
-  )
-  (b, l, h, _), g = q_BLHA.shape, k_BSGA.shape[2]
+    kernel = kernel or kernels.choose(None, q_BLHA, k_BSGA, reach)
+    return _run(kernel, q_BLHA, k_BSGA, v_BSGA, reach, None)
+  tensor_ways = sharding.ways(mesh, 'act_heads')
+  k_BSGA = _enough_heads(k_BSGA, q_BLHA.shape[2], tensor_ways)
+  v_BSGA = _enough_heads(v_BSGA, q_BLHA.shape[2], tensor_ways)
+  b, l, h, _ = q_BLHA.shape
   fits = partial(sharding.dividing, mesh)
-  rows, heads, length = (
-    fits('batch', b),
-    fits('act_heads', h, g),
-    fits('length', l, l // 2),
-  )  # two chunks for each
+  rows = fits('batch', b)
+  heads = fits('act_heads', h, k_BSGA.shape[2])
+  length = fits('length', l, l // 2)  # each device takes two chunks of the positions
   parts = sharding.ways(mesh, 'length') if length else 1
-  own = (
-    length if reach.key_segment_BS is None else None
-  )  # keys that are the row itself are split as it is
-  device = mesh.devices.flat[0]
-  local = lambda x, *axes: jax.ShapeDtypeStruct(
-    NamedSharding(mesh, sharding.spec(*axes)).shard_shape(x.shape), x.dtype
-  )
-  kernel = kernel or kernels.choose(
-    device, local(q_BLHA, rows, length, heads), local(k_BSGA, rows, None, heads), reach
-  )
   position_NL = balanced_positions(l, parts)
-  splash = splash_spec = None
+  device = mesh.devices.flat[0]
+  local_q = _share(mesh, q_BLHA, rows, length, heads)
+  if kernel is None:
+    local_k = _share(mesh, k_BSGA, rows, None, heads)
+    kernel = kernels.choose(device, local_q, local_k, reach)
+  splash = None
+  splash_spec = None
   if kernel is Kernel.SPLASH:
-    heads_here = local(q_BLHA, rows, length, heads).shape[2]
-    splash = kernels.splash_kernel(
-      position_NL, heads_here, interpret=device.platform != 'tpu'
-    )
-    splash_spec = splash.manual_sharding_spec(
-      NamedSharding(mesh, sharding.spec(None, length))
-    )
-  keys = sharding.spec(rows, own, heads, None)
-  lines = sharding.spec(rows, length)
-  reach_spec = Reach(
-    lines,
-    None if reach.until_BL is None else lines,
-    None if reach.key_segment_BS is None else sharding.spec(rows, None),
-  )
-  here = partial(_local, kernel, position_NL)
+    interpret = device.platform != 'tpu'
+    splash = kernels.splash_kernel(position_NL, local_q.shape[2], interpret=interpret)
+    layout = NamedSharding(mesh, sharding.spec(None, length))
+    splash_spec = splash.manual_sharding_spec(layout)
+  local = partial(_local, kernel, position_NL)
   if mesh.size == 1:
-    return here(q_BLHA, k_BSGA, v_BSGA, reach, splash)
-  queries = sharding.spec(rows, length, heads, None)
+    return local(q_BLHA, k_BSGA, v_BSGA, reach, splash)
+  # Keys that are the row's own positions are split as the queries are.
+  key_length = length if reach.key_segment_BS is None else None
+  query_spec = sharding.spec(rows, length, heads, None)
+  key_spec = sharding.spec(rows, key_length, heads, None)
+  reach_spec = _reach_spec(reach, rows, length)
   return jax.shard_map(
-    here,
+    local,
     mesh=mesh,
-    in_specs=(queries, keys, keys, reach_spec, splash_spec),
-    out_specs=queries,
+    in_specs=(query_spec, key_spec, key_spec, reach_spec, splash_spec),
+    out_specs=query_spec,
     check_vma=False,
   )(q_BLHA, k_BSGA, v_BSGA, reach, splash)
+
+
+def _share(mesh: Mesh, x: Array, *axes: str | None) -> jax.ShapeDtypeStruct:
+  """Returns the shape of what one device holds of an array."""
+  layout = NamedSharding(mesh, sharding.spec(*axes))
+  return jax.ShapeDtypeStruct(layout.shard_shape(x.shape), x.dtype)
+
+
+def _reach_spec(reach: Reach, rows: str | None, length: str | None) -> Reach:
+  """Returns the PartitionSpecs of a reach, None where it has no array."""
+  queries = sharding.spec(rows, length)
+  keys = sharding.spec(rows, None)
+  return Reach(
+    queries,
+    None if reach.until_BL is None else queries,
+    None if reach.key_segment_BS is None else keys,
+  )
 
 
 def _local(
@@ -107,28 +116,32 @@ def _local(
   k_BSGA: Array,
   v_BSGA: Array,
   reach: Reach,
-  splash: object,
+  splash: SplashAttentionKernel | None,
 ) -> Array:
-  """What one device does, with its rows, heads and positions."""
+  """Returns the attention of one device, for its rows, heads and positions."""
   parts = len(position_NL)
   if parts == 1:
     return _run(kernel, q_BLHA, k_BSGA, v_BSGA, reach, splash)
   gather = partial(jax.lax.all_gather, axis_name=AXIS, axis=1, tiled=True)
   segment_BL = gather(reach.segment_BL)
-  if reach.key_segment_BS is None:
-    k_BSGA, v_BSGA = gather(k_BSGA), gather(v_BSGA)
+  key_segment_BS = reach.key_segment_BS
+  if key_segment_BS is None:
+    k_BSGA = gather(k_BSGA)
+    v_BSGA = gather(v_BSGA)
+    key_segment_BS = segment_BL
   position_L = jnp.asarray(position_NL)[jax.lax.axis_index(AXIS)]
-  until_BL = (
-    position_L[None]
-    if reach.until_BL is None
-    else gather(reach.until_BL)[:, position_L]
-  )
-  mine = Reach(
+  if reach.until_BL is None:
+    until_BL = position_L[None]
+  else:
+    gathered_BL = gather(reach.until_BL)
+    until_BL = gathered_BL[:, position_L]
+  own_reach = Reach(
     segment_BL[:, position_L],
     jnp.broadcast_to(until_BL, reach.segment_BL.shape),
-    segment_BL if reach.key_segment_BS is None else reach.key_segment_BS,
+    key_segment_BS,
   )
-  y_BLHA = _run(kernel, _to_balanced(q_BLHA, parts), k_BSGA, v_BSGA, mine, splash)
+  own_q_BLHA = _to_balanced(q_BLHA, parts)
+  y_BLHA = _run(kernel, own_q_BLHA, k_BSGA, v_BSGA, own_reach, splash)
   return _from_balanced(y_BLHA, parts)
 
 
@@ -138,8 +151,9 @@ def _run(
   k_BSGA: Array,
   v_BSGA: Array,
   reach: Reach,
-  splash: object,
+  splash: SplashAttentionKernel | None,
 ) -> Array:
+  """Returns the attention by a kernel, zero for queries that see nothing."""
   if kernel is Kernel.REFERENCE:
     return attention_reference(q_BLHA, k_BSGA, v_BSGA, reach)
   if kernel is Kernel.PIECES:
@@ -151,52 +165,62 @@ def _run(
   return jnp.where((reach.segment_BL > 0)[..., None, None], y_BLHA, 0)
 
 
-def _enough_heads(x_BSGA: Array, heads: int, devices: int) -> Array:
-  """Key heads repeated until the devices divide them, where these divide the query heads."""
-  times = devices // math.gcd(x_BSGA.shape[2], devices)
-  return (
-    jnp.repeat(x_BSGA, times, axis=2)
-    if heads % (x_BSGA.shape[2] * times) == 0
-    else x_BSGA
-  )
+def _enough_heads(x_BSGA: Array, query_heads: int, devices: int) -> Array:
+  """Returns keys or values whose heads are repeated until the devices divide them.
+
+  They stay as they are if the repeated heads do not divide the query heads.
+  """
+  key_heads = x_BSGA.shape[2]
+  times = devices // math.gcd(key_heads, devices)
+  if query_heads % (key_heads * times):
+    return x_BSGA
+  return jnp.repeat(x_BSGA, times, axis=2)
 
 
-# The last positions of a causal row see the most. So device t of n attends for the chunks t and 2n - 1 - t of 2n, and
-# all have the same to do (as in Llama 3). Only queries and what comes of them travel: every device holds chunks 2t and
-# 2t + 1, so each of its halves goes to one other, and comes back.
-def _home(chunk: int, parts: int) -> int:
+# The last positions of a causal row see the most keys. Device t of n therefore attends
+# for the chunks t and 2n - 1 - t of 2n, so that all devices do equal work (as in Llama
+# 3). Only queries and outputs travel: a device holds the chunks 2t and 2t + 1, sends
+# each of these halves to one other device, and gets the outputs back.
+def _device_of(chunk: int, parts: int) -> int:
+  """Returns the device that attends for a chunk."""
   return min(chunk, 2 * parts - 1 - chunk)
 
 
 def balanced_positions(length: int, parts: int) -> np.ndarray:
-  """Numbers of the positions that each of the `parts` devices attends for."""
-  chunk_PL = np.arange(length, dtype=np.int32).reshape(
-    2 * parts if parts > 1 else 1, -1
-  )
+  """Returns the positions that each of `parts` devices attends for: (parts, L)."""
+  position_L = np.arange(length, dtype=np.int32)
   if parts == 1:
-    return chunk_PL
-  even = [
-    min(c for c in range(0, 2 * parts, 2) if _home(c, parts) == t) for t in range(parts)
-  ]
-  odd = [
-    min(c for c in range(1, 2 * parts, 2) if _home(c, parts) == t) for t in range(parts)
-  ]
-  return np.concatenate([chunk_PL[even], chunk_PL[odd]], axis=1)
+    return position_L.reshape(1, -1)
+  first_P = np.arange(parts)
+  second_P = 2 * parts - 1 - first_P
+  is_even_P = first_P % 2 == 0
+  even_P = np.where(is_even_P, first_P, second_P)
+  odd_P = np.where(is_even_P, second_P, first_P)
+  chunks = position_L.reshape(2 * parts, -1)
+  return np.concatenate([chunks[even_P], chunks[odd_P]], axis=1)
 
 
 def _to_balanced(x_BLHA: Array, parts: int) -> Array:
-  halves = jnp.split(x_BLHA, 2, axis=1)
-  routes = [[(t, _home(2 * t + i, parts)) for t in range(parts)] for i in (0, 1)]
-  return jnp.concatenate(
-    [jax.lax.ppermute(x, AXIS, route) for x, route in zip(halves, routes, strict=True)],
-    axis=1,
-  )
+  """Returns the positions that this device attends for, received from their holders."""
+  to_even = [(t, _device_of(2 * t, parts)) for t in range(parts)]
+  to_odd = [(t, _device_of(2 * t + 1, parts)) for t in range(parts)]
+  return _exchanged(x_BLHA, to_even, to_odd)
 
 
 def _from_balanced(x_BLHA: Array, parts: int) -> Array:
-  halves = jnp.split(x_BLHA, 2, axis=1)
-  routes = [[(_home(2 * t + i, parts), t) for t in range(parts)] for i in (0, 1)]
-  return jnp.concatenate(
-    [jax.lax.ppermute(x, AXIS, route) for x, route in zip(halves, routes, strict=True)],
-    axis=1,
-  )
+  """Returns the positions that this device holds: the inverse of `_to_balanced`."""
+  from_even = [(_device_of(2 * t, parts), t) for t in range(parts)]
+  from_odd = [(_device_of(2 * t + 1, parts), t) for t in range(parts)]
+  return _exchanged(x_BLHA, from_even, from_odd)
+
+
+def _exchanged(
+  x_BLHA: Array,
+  even_routes: Sequence[tuple[int, int]],
+  odd_routes: Sequence[tuple[int, int]],
+) -> Array:
+  """Sends the even and odd halves of the positions along (source, target) routes."""
+  even, odd = jnp.split(x_BLHA, 2, axis=1)
+  even = jax.lax.ppermute(even, AXIS, even_routes)
+  odd = jax.lax.ppermute(odd, AXIS, odd_routes)
+  return jnp.concatenate([even, odd], axis=1)

@@ -24,23 +24,25 @@ from omni_jax.sharding import Role, role_of
 
 
 class RoutedBy(enum.StrEnum):
-  """What the router looks at."""
+  """What the routing of a token depends on."""
 
-  TOKEN = 'token'  # one router for all
-  MODALITY = 'modality'  # each modality has a router of its own; the experts are shared
+  TOKEN = 'token'  # one router for all tokens
+  MODALITY = 'modality'  # one router per modality; the experts are shared
 
 
 class Remat(enum.StrEnum):
-  """What the backward pass computes again instead of keeping."""
+  """What the backward pass recomputes instead of keeping it."""
 
-  NONE = 'none'
-  DOTS = 'dots'  # keep matmul results
-  ATTENTION = 'attention'  # keep the input of each block and what the attention kernel gives; needs a kernel
+  NONE = 'none'  # keep everything
+  DOTS = 'dots'  # keep the results of matmuls
+  # Keep the input of each block and the outputs of the attention kernel; needs a
+  # kernel.
+  ATTENTION = 'attention'
   FULL = 'full'  # keep only the input of each block
-  OFFLOAD = 'offload'  # keep it in the host's memory
+  OFFLOAD = 'offload'  # keep the input of each block in the host's memory
 
 
-INPUT = 'block_input'  # name of what OFFLOAD moves
+INPUT = 'block_input'  # name of what OFFLOAD moves to the host
 POLICIES = {
   Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   Remat.ATTENTION: jax.checkpoint_policies.save_only_these_names(
@@ -62,14 +64,21 @@ class DecoderConfig:
 
   Attributes:
     width, layers, heads, kv_heads, head_dim: as usual.
-    experts, top_k, expert_hidden: routed experts, how many a token visits, their hidden width.
+    experts: number of routed experts.
+    top_k: number of experts that a token visits.
+    expert_hidden: hidden width of a routed expert.
     shared_hidden: hidden width of the shared expert; 0 for none.
     routing: see RoutedBy.
-    exchange, capacity, block: how the experts are computed, see expert_parallel.Dispatch.
+    exchange, capacity, block: how the experts are computed, see
+      expert_parallel.Dispatch.
     theta: base of the rotary frequencies.
     remat: see Remat.
-    unroll: layers in one turn of the scan.
-    modalities: how many there can be, padding among them; the model sets it.
+    unroll: number of layers per iteration of the scan.
+    modalities: largest number of modalities, padding included; the model sets it.
+
+  Raises:
+    ValueError: if the heads are not a multiple of the key/value heads, top_k exceeds
+      the experts, or an enum has no such value.
   """
 
   width: int = 128
@@ -107,52 +116,63 @@ class Block(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     c = config
-    self.attention_norm, self.moe_norm = (
-      RMSNorm(c.width, rngs=rngs),
-      RMSNorm(c.width, rngs=rngs),
-    )
+    self.attention_norm = RMSNorm(c.width, rngs=rngs)
+    self.moe_norm = RMSNorm(c.width, rngs=rngs)
     self.attention = Attention(c.width, c.heads, c.kv_heads, c.head_dim, rngs=rngs)
-    self.moe = MoE(
-      MoEConfig(
-        width=c.width,
-        hidden=c.expert_hidden,
-        experts=c.experts,
-        top_k=c.top_k,
-        shared=c.shared_hidden,
-        how=Dispatch(c.exchange, c.capacity, c.block),
-        modalities=c.modalities,
-        routers=c.modalities if c.routing == RoutedBy.MODALITY else 1,
-      ),
-      rngs=rngs,
+    moe_config = MoEConfig(
+      width=c.width,
+      hidden=c.expert_hidden,
+      experts=c.experts,
+      top_k=c.top_k,
+      shared=c.shared_hidden,
+      how=Dispatch(c.exchange, c.capacity, c.block),
+      modalities=c.modalities,
+      routers=c.modalities if c.routing == RoutedBy.MODALITY else 1,
     )
+    self.moe = MoE(moe_config, rngs=rngs)
 
   def __call__(
-    self, x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, cache=None, slot_BL=None
-  ):
+    self,
+    x_BLD: Array,
+    reach: Reach,
+    angle_BLa: Array,
+    modality_BL: Array,
+    bias_E: Array,
+    mesh: Mesh,
+    cache: KVCache | None = None,
+    slot_BL: Array | None = None,
+  ) -> tuple[Array, moe_router.RouterStats, KVCache | None]:
+    """Returns the new hidden states, what the router reports, and the updated cache."""
     y_BLD, cache = self.attention(
       self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL
     )
     x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
     y_BLD, stats = self.moe(self.moe_norm(x_BLD), modality_BL, bias_E, mesh)
-    return sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed'), stats, cache
+    x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
+    return x_BLD, stats, cache
 
 
 class Decoded(NamedTuple):
+  """The result of the decoder.
+
+  Attributes:
+    hidden_BLD: normalised hidden states of the last layer.
+    stats: router statistics; every leaf has a leading axis of layers.
+    cache: the updated cache, None without one; likewise stacked over layers.
+  """
+
   hidden_BLD: Array
-  stats: moe_router.RouterStats  # leaves have a leading axis of layers
-  cache: KVCache | None  # likewise
+  stats: moe_router.RouterStats
+  cache: KVCache | None
 
 
 class Decoder(nnx.Module):
-  """`layers` equal blocks, their weights stacked on a leading axis."""
+  """`layers` equal blocks whose weights are stacked on a leading axis."""
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(
-      rngs.split(config.layers)
-      if hasattr(rngs, 'split')
-      else rngs.fork(split=config.layers)
-    )
+    layer_rngs = _split(rngs, config.layers)
+    self.blocks = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(layer_rngs)
     self.norm = RMSNorm(config.width, rngs=rngs)
 
   def __call__(
@@ -164,7 +184,7 @@ class Decoder(nnx.Module):
     bias_IE: Float[Array, 'I E'],
     mesh: Mesh,
   ) -> Decoded:
-    """Reads whole packed rows, as in training."""
+    """Returns the hidden states of whole packed rows, as in training."""
     return self._scan(
       x_BLD, packed_rows(segment_BL), modality_BL, position_BL3, bias_IE, mesh
     )
@@ -180,11 +200,12 @@ class Decoder(nnx.Module):
     cache: KVCache,
     reach: Reach,
   ) -> Decoded:
-    """The next L positions of each row, against a cache; positions with a slot past its end are padding.
+    """Returns the hidden states of the next L positions of each row, using a cache.
 
     Args:
-      reach: `cached`, or, where the cache is empty, `packed_rows`: the positions look at themselves alone, and a kernel
-        for whole rows will do.
+      slot_BL: cache slot of each position; a slot past the end marks padding.
+      reach: `cached`, or `packed_rows` if the cache is empty: then the positions see
+        only each other, and a kernel for whole rows can run.
     """
     return self._scan(
       x_BLD, reach, modality_BL, position_BL3, bias_IE, mesh, cache, slot_BL
@@ -192,14 +213,14 @@ class Decoder(nnx.Module):
 
   def _scan(
     self,
-    x_BLD,
-    reach,
-    modality_BL,
-    position_BL3,
-    bias_IE,
-    mesh,
-    cache=None,
-    slot_BL=None,
+    x_BLD: Array,
+    reach: Reach,
+    modality_BL: Array,
+    position_BL3: Array,
+    bias_IE: Array,
+    mesh: Mesh,
+    cache: KVCache | None = None,
+    slot_BL: Array | None = None,
   ) -> Decoded:
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
@@ -209,33 +230,43 @@ class Decoder(nnx.Module):
     def body(x_BLD, layer):
       weights, bias_E, layer_cache = layer
       x_BLD = checkpoint_name(x_BLD, INPUT)
-      x_BLD, stats, layer_cache = nnx.merge(graph, weights)(
+      block = nnx.merge(graph, weights)
+      x_BLD, stats, layer_cache = block(
         x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, layer_cache, slot_BL
       )
       return x_BLD, (stats, layer_cache)
 
     if c.remat in POLICIES:
-      body = jax.checkpoint(
-        body, policy=POLICIES[c.remat], prevent_cse=False
-      )  # a scan prevents it by itself
-    x_BLD, (stats, cache) = jax.lax.scan(
-      body, x_BLD, (blocks, bias_IE, cache), unroll=c.unroll
-    )
+      # A scan prevents common-subexpression elimination by itself.
+      body = jax.checkpoint(body, policy=POLICIES[c.remat], prevent_cse=False)
+    layers = (blocks, bias_IE, cache)
+    x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, layers, unroll=c.unroll)
     return Decoded(self.norm(x_BLD), stats, cache)
 
-  def init_cache(self, rows: int, slots: int, dtype=jnp.float32) -> KVCache:
+  def init_cache(
+    self, rows: int, slots: int, dtype: jax.typing.DTypeLike = jnp.float32
+  ) -> KVCache:
+    """Returns an empty cache of all layers: keys and values of (I, B, S, G, A)."""
     c = self.config
     shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def _cast_matrices(blocks: Any, dtype) -> Any:
+def _split(rngs: nnx.Rngs, count: int) -> nnx.Rngs:
+  """Returns `count` streams of random numbers, stacked on a leading axis."""
+  if hasattr(rngs, 'split'):
+    return rngs.split(count)
+  return rngs.fork(split=count)  # older releases of Flax
+
+
+def _cast_matrices(blocks: Any, dtype: jax.typing.DTypeLike) -> Any:
   """Returns the stacked weights with their matrices in the type of the computation.
 
   Norms and the router are computed in fp32.
 
-  Cast inside the scan, their gradients would be stacked in fp32 although they are made in `dtype`: at twice the memory.
-  XLA moves such a cast out of the loop in any case.
+  If the cast were inside the scan, the gradients would be stacked in fp32 although they
+  are computed in `dtype`, which takes twice the memory. XLA moves such a cast out of
+  the loop in any case.
   """
 
   def cast(variable: nnx.Variable) -> nnx.Variable:

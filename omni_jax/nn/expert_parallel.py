@@ -1,4 +1,7 @@
-"""Expert parallelism: experts split over the mesh axis `expert`, tokens go to them and come back, in one shard_map."""
+"""Expert parallelism: experts are split over the mesh axis `expert`.
+
+Tokens travel to their experts and back inside one shard_map.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -26,10 +29,12 @@ from omni_jax.nn.slots import (
 
 
 class Exchange(enum.StrEnum):
-  """How tokens come to experts on other devices."""
+  """How tokens reach experts on other devices."""
 
-  GATHER = 'gather'  # every device sees the tokens of all, and the results are summed: nothing is ever dropped
-  ALL_TO_ALL = 'all_to_all'  # every choice goes to its own device: less traffic, but the place to receive is bounded
+  # Every device sees the tokens of all, and the results are summed: nothing is dropped.
+  GATHER = 'gather'
+  # Every choice goes to its device: less traffic, but each can receive only so many.
+  ALL_TO_ALL = 'all_to_all'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +42,9 @@ class Dispatch:
   """How the experts of a layer are computed.
 
   Attributes:
-    exchange: see Exchange; of no effect where the axis `expert` has size 1.
-    capacity: choices that a device can receive, in multiples of what it would get if all got the same; 0 for as many
-      as there can be, which drops nothing.
+    exchange: see Exchange; no effect if the axis `expert` has size 1.
+    capacity: number of choices that a device can receive, as a multiple of its equal
+      share; 0 for the largest possible number, so that nothing is dropped.
     block: slots in a block, see `experts.moe_blocks`.
   """
 
@@ -49,10 +54,25 @@ class Dispatch:
 
 
 class Mixed(NamedTuple):
-  """What the experts made of the tokens."""
+  """The output of the experts.
+
+  Attributes:
+    y_BLD: sum of the chosen experts, and of the shared one if there is one.
+    dropped: share of the choices that found no place, a scalar.
+  """
 
   y_BLD: Array
-  dropped: Array  # share of the choices that found no place
+  dropped: Array
+
+
+# Logical axes of the weights. Those of `down` are split along the hidden width by the
+# axis that only saves memory as well: a slice of few columns would be padded to the 128
+# lanes of a TPU.
+EXPERT_AXES = Experts(
+  ('expert', 'expert_embed', 'mlp'),
+  ('expert', 'expert_embed', 'mlp'),
+  ('expert', 'mlp_rows', None),
+)
 
 
 def moe_expert_parallel(
@@ -65,49 +85,51 @@ def moe_expert_parallel(
   how: Dispatch,
   mesh: Mesh,
 ) -> Mixed:
-  """Routed experts over all devices. Choices outside [0, E) are padding: they go nowhere.
+  """Returns the sum of the routed experts, computed by all devices.
+
+  Choices outside [0, E) are padding: they go nowhere.
 
   Args:
-    shared_BLD: what an expert made of all tokens, or None; it is added, and is made while tokens are on their way.
-    weights: in the type of the computation; split over the mesh axes that the table of rules names.
+    shared_BLD: output of the shared expert, or None. It is added, and is computed while
+      tokens are in transit.
+    weights: in the type of the computation; split over the mesh axes of the table of
+      rules.
   """
   compute = partial(moe_experts, grouped=Grouped.of(mesh), block=how.block)
-  flat = lambda a: a.reshape(-1, a.shape[-1])
   if mesh.size == 1:
-    y_TD = compute(flat(x_BLD), weights, flat(expert_BLK), flat(weight_BLK))
+    y_TD = compute(_flat(x_BLD), weights, _flat(expert_BLK), _flat(weight_BLK))
     return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
   layouts = [
     sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec
     for axes, w in zip(EXPERT_AXES, weights, strict=True)
   ]
-  apart = mesh.shape[sharding.EXPERT_AXIS] > 1
-  exchange = _all_to_all if how.exchange == Exchange.ALL_TO_ALL and apart else _gather
+  hidden_axes = layouts[0][2]
+  exchange = _gather
+  if how.exchange == Exchange.ALL_TO_ALL and mesh.shape[sharding.EXPERT_AXIS] > 1:
+    exchange = _all_to_all
 
   def local(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK):
-    weights = Experts(
-      *(
-        sharding.whole_width(w, layout)
-        for w, layout in zip(weights, layouts, strict=True)
-      )
-    )
+    pairs = zip(weights, layouts, strict=True)
+    weights = Experts(*(sharding.whole_width(w, layout) for w, layout in pairs))
     y_TD, shared_BLD, dropped = exchange(
-      flat(x_BLD),
+      _flat(x_BLD),
       shared_BLD,
       weights,
-      flat(expert_BLK),
-      flat(weight_BLK),
+      _flat(expert_BLK),
+      _flat(weight_BLK),
       compute=compute,
       how=how,
       mesh=mesh,
     )
-    if layouts[0][2]:  # the hidden width is split: each device has a part of every sum
-      y_TD = jax.lax.psum(y_TD, layouts[0][2])
+    if hidden_axes:  # each device has computed a part of every sum
+      y_TD = jax.lax.psum(y_TD, hidden_axes)
     return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), dropped)
 
-  # A reply that is being written has one position, and perhaps one row: then all devices do the same with it.
-  tokens = sharding.spec(
-    *map(partial(sharding.dividing, mesh), ('batch', 'length'), x_BLD.shape)
-  )
+  # A reply that is being generated has one position, and possibly one row: then the
+  # mesh does not divide them, and all devices do the same work.
+  rows_axis = sharding.dividing(mesh, 'batch', x_BLD.shape[0])
+  length_axis = sharding.dividing(mesh, 'length', x_BLD.shape[1])
+  tokens = sharding.spec(rows_axis, length_axis)
   everywhere = jax.shard_map(
     local,
     mesh=mesh,
@@ -118,101 +140,152 @@ def moe_expert_parallel(
   return everywhere(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK)
 
 
+def _flat(x_BLD: Array) -> Array:
+  """Returns the tokens of all rows on one axis."""
+  return x_BLD.reshape(-1, x_BLD.shape[-1])
+
+
 def _sum(routed_BLD: Array, shared_BLD: Array | None) -> Array:
   return routed_BLD if shared_BLD is None else routed_BLD + shared_BLD
 
 
-# Of the weights. Those of `down` are split along the hidden width, too, by the axis that only saves memory: a slice of
-# few columns would be padded to a TPU's 128 lanes.
-EXPERT_AXES = Experts(
-  ('expert', 'expert_embed', 'mlp'),
-  ('expert', 'expert_embed', 'mlp'),
-  ('expert', 'mlp_rows', None),
-)
+class _Returned(NamedTuple):
+  """What an exchange brings back to the device of the tokens.
+
+  Attributes:
+    y_TD: sum of the chosen experts.
+    shared_BLD: output of the shared expert, or None.
+    dropped: share of the choices that found no place.
+  """
+
+  y_TD: Array
+  shared_BLD: Array | None
+  dropped: Array
 
 
-def _gather(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, mesh):
-  """All tokens of the devices that share the experts, each device with its own experts; then the sum."""
+def _gather(
+  x_TD: Array,
+  shared: Array | None,
+  weights: Experts,
+  expert_TK: Array,
+  weight_TK: Array,
+  *,
+  compute: Callable[..., Array],
+  how: Dispatch,
+  mesh: Mesh,
+) -> _Returned:
+  """Gathers the tokens of the devices that share the experts, and sums the results.
+
+  Each device computes its own experts on all of these tokens.
+  """
   del how
   if mesh.shape[sharding.EXPERT_AXIS] == 1:
-    return compute(x_TD, weights, expert_TK, weight_TK), shared, jnp.zeros(())
-  everyone = partial(
+    y_TD = compute(x_TD, weights, expert_TK, weight_TK)
+    return _Returned(y_TD, shared, jnp.zeros(()))
+  gather = partial(
     jax.lax.all_gather, axis_name=sharding.EXPERT_AXIS, axis=0, tiled=True
   )
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * len(weights.up_EDF)
-  x_RD, weight_RK, shared = _meanwhile(everyone(x_TD), everyone(weight_TK), shared)
-  y_RD = compute(x_RD, weights, everyone(expert_TK) - first, weight_RK)
-  return (
-    jax.lax.psum_scatter(y_RD, sharding.EXPERT_AXIS, scatter_dimension=0, tiled=True),
-    shared,
-    jnp.zeros(()),
+  x_RD, weight_RK, shared = _meanwhile(gather(x_TD), gather(weight_TK), shared)
+  y_RD = compute(x_RD, weights, gather(expert_TK) - first, weight_RK)
+  y_TD = jax.lax.psum_scatter(
+    y_RD, sharding.EXPERT_AXIS, scatter_dimension=0, tiled=True
   )
+  return _Returned(y_TD, shared, jnp.zeros(()))
 
 
 def _meanwhile(
   arrived_RD: Array, weight_RK: Array, shared: Array | None
 ) -> tuple[Array, Array, Array | None]:
-  """The experts wait for the shared one, too, which does not wait for the transfer: XLA runs it meanwhile."""
+  """Makes the routed experts wait for the shared expert as well as for the transfer.
+
+  The shared expert does not wait for the transfer, so XLA runs it in the meantime.
+  """
   if shared is not None:
     weight_RK, shared = jax.lax.optimization_barrier((weight_RK, shared))
     arrived_RD, weight_RK = jax.lax.optimization_barrier((arrived_RD, weight_RK))
   return arrived_RD, weight_RK, shared
 
 
-def _all_to_all(x_TD, shared, weights, expert_TK, weight_TK, *, compute, how, mesh):
-  """Every choice to the device that has its expert, and back.
+def _all_to_all(
+  x_TD: Array,
+  shared: Array | None,
+  weights: Experts,
+  expert_TK: Array,
+  weight_TK: Array,
+  *,
+  compute: Callable[..., Array],
+  how: Dispatch,
+  mesh: Mesh,
+) -> _Returned:
+  """Sends every choice to the device that has its expert, and the results back.
 
-  Dropped is what finds no place there: of each sender the choices that come last in the row.
+  Choices that find no place there are dropped: for each sender, the last of its row.
   """
-  ways, experts, choices = (
-    mesh.shape[sharding.EXPERT_AXIS],
-    len(weights.up_EDF),
-    expert_TK.size,
-  )
-  ragged = mesh.devices.flat[0].platform != 'cpu'
-  most = (
-    ways * len(x_TD) * min(expert_TK.shape[1], experts)
-  )  # a token's choices are different experts
-  room = (
-    min(most, -(-int(choices * how.capacity) // ways) * ways) if how.capacity else most
-  )
-  route = (_ragged_route if ragged else _equal_route)(expert_TK // experts, ways, room)
+  ways = mesh.shape[sharding.EXPERT_AXIS]
+  experts = len(weights.up_EDF)
+  room = _room(x_TD, expert_TK, ways, experts, how.capacity)
+  route_of = _equal_route if mesh.devices.flat[0].platform == 'cpu' else _ragged_route
+  route = route_of(expert_TK // experts, ways, room)
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * experts
-  # One more than the expert's number: what nobody sent stays 0, which is of no expert.
+  # One more than the expert's number: places that nothing was sent to stay 0, which is
+  # no expert.
   number_Z = rows(expert_TK.reshape(-1) + 1, route.slots.choice_Z).astype(jnp.float32)
-  told_Z2 = jnp.stack(
-    [number_Z, dispatch_choices(weight_TK.astype(jnp.float32), route.slots)], axis=1
+  weight_Z = dispatch_choices(weight_TK.astype(jnp.float32), route.slots)
+  numbers_Z2 = jnp.stack([number_Z, weight_Z], axis=1)
+  # The numbers go first: behind the tokens they would wait for the network, and the
+  # core would wait for them.
+  x_ZD, numbers_R2 = jax.lax.optimization_barrier(
+    (dispatch(x_TD, route.slots), route.send_numbers(numbers_Z2))
   )
-  # First the numbers: behind the tokens they would wait for the network, and the core for them.
-  x_ZD, told_R2 = jax.lax.optimization_barrier(
-    (dispatch(x_TD, route.slots), route.tell(told_Z2))
-  )
-  expert_R1 = told_R2[:, :1].astype(jnp.int32) - 1 - first
+  expert_R1 = numbers_R2[:, :1].astype(jnp.int32) - 1 - first
   x_RD, weight_R1, shared = _meanwhile(
-    route.send(x_ZD), told_R2[:, 1:].astype(x_TD.dtype), shared
+    route.send(x_ZD), numbers_R2[:, 1:].astype(x_TD.dtype), shared
   )
-  y_TD = combine(route.back(compute(x_RD, weights, expert_R1, weight_R1)), route.slots)
-  counts = jax.lax.psum(
-    jnp.stack([route.dropped, (expert_TK < ways * experts).sum()]), sharding.TOKEN_AXES
-  )
-  return y_TD, shared, counts[0] / jnp.maximum(counts[1], 1)
+  y_ZD = route.back(compute(x_RD, weights, expert_R1, weight_R1))
+  y_TD = combine(y_ZD, route.slots)
+  valid = (expert_TK < ways * experts).sum()
+  counts = jax.lax.psum(jnp.stack([route.dropped, valid]), sharding.TOKEN_AXES)
+  return _Returned(y_TD, shared, counts[0] / jnp.maximum(counts[1], 1))
+
+
+def _room(
+  x_TD: Array, expert_TK: Array, ways: int, experts: int, capacity: float
+) -> int:
+  """Returns the number of choices that a device can receive.
+
+  Args:
+    ways: number of devices that share the experts.
+    experts: number of experts on each of them.
+  """
+  # The choices of a token are different experts.
+  most = ways * len(x_TD) * min(expert_TK.shape[1], experts)
+  if not capacity:
+    return most
+  per_sender = -(-int(expert_TK.size * capacity) // ways)
+  return min(most, per_sender * ways)
 
 
 class _Route(NamedTuple):
-  """Slots for what leaves this device, sorted by where it goes; `send` brings them to R places, `back` returns them.
+  """The way of choices to the devices of their experts and back.
 
-  `tell` is `send` for a few numbers of every slot.
+  Attributes:
+    slots: places of what leaves this device, sorted by where it goes.
+    send_numbers: the same as `send`, for a few numbers per slot.
+    send: brings the slots of all devices to R places on the devices of their experts.
+    back: returns what is in the places to the slots.
+    dropped: number of choices of this device that find no place.
   """
 
   slots: Slots
-  tell: Callable[[Array], Array]
+  send_numbers: Callable[[Array], Array]
   send: Callable[[Array], Array]
   back: Callable[[Array], Array]
-  dropped: Array  # choices of this device
+  dropped: Array
 
 
 def _equal_route(device_TK: Array, ways: int, room: int) -> _Route:
-  """Equally many places for every pair of devices, whatever is sent."""
+  """Returns a route with the same number of places for every pair of devices."""
   slots = assign_equal(device_TK, ways, room // ways)
   swap = partial(
     jax.lax.all_to_all,
@@ -226,31 +299,34 @@ def _equal_route(device_TK: Array, ways: int, room: int) -> _Route:
 
 
 def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
-  """Only what there is, packed: the room is shared by all senders, in their order."""
+  """Returns a route that sends only what there is, without gaps.
+
+  All senders share the room of a receiver, in their order.
+  """
   slots, sent_N = assign_sorted(device_TK, ways)
   me = jax.lax.axis_index(sharding.EXPERT_AXIS)
-  sent_MN = jax.lax.all_gather(sent_N, sharding.EXPERT_AXIS)  # from M to N
-  start_MN = sums_before(sent_MN.T).T  # of what goes to N among the slots of M
-  place_MN = sums_before(sent_MN)  # of what comes from M in the room of N
+  # Sizes, from sender M to receiver N; where they begin among the slots of M; and where
+  # they begin in the room of N.
+  sent_MN = jax.lax.all_gather(sent_N, sharding.EXPERT_AXIS)
+  start_MN = sums_before(sent_MN.T).T
+  place_MN = sums_before(sent_MN)
   fits_MN = jnp.clip(room - place_MN, 0, sent_MN)
 
-  def tell(
-    told_Zn,
-  ):  # everything to all: a TPU would send each row of few numbers as 128 of them
-    told_nR, place_R = (
-      jnp.zeros((told_Zn.shape[1], room), told_Zn.dtype),
-      jnp.arange(room),
-    )
-    for m, told_nZ in enumerate(jax.lax.all_gather(told_Zn.T, sharding.EXPERT_AXIS)):
-      begin, size = place_MN[m, me], fits_MN[m, me]
-      padded_nP = jnp.pad(told_nZ, ((0, 0), (room, room)))
+  def send_numbers(numbers_Zn):
+    # All numbers go to all devices: a TPU would send each row of few numbers as 128.
+    numbers_nR = jnp.zeros((numbers_Zn.shape[1], room), numbers_Zn.dtype)
+    place_R = jnp.arange(room)
+    numbers_MnZ = jax.lax.all_gather(numbers_Zn.T, sharding.EXPERT_AXIS)
+    for m, numbers_nZ in enumerate(numbers_MnZ):
+      begin = place_MN[m, me]
+      size = fits_MN[m, me]
+      padded_nP = jnp.pad(numbers_nZ, ((0, 0), (room, room)))
       moved_nR = jax.lax.dynamic_slice_in_dim(
         padded_nP, room + start_MN[m, me] - begin, room, axis=1
       )
-      told_nR = jnp.where(
-        (place_R >= begin) & (place_R < begin + size), moved_nR, told_nR
-      )
-    return told_nR.T
+      from_m_R = (place_R >= begin) & (place_R < begin + size)
+      numbers_nR = jnp.where(from_m_R, moved_nR, numbers_nR)
+    return numbers_nR.T
 
   def send(x_Z):
     room_R = jnp.zeros((room, *x_Z.shape[1:]), x_Z.dtype)
@@ -276,4 +352,5 @@ def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
       axis_name=sharding.EXPERT_AXIS,
     )
 
-  return _Route(slots, tell, send, back, (sent_MN - fits_MN)[me].sum())
+  dropped = (sent_MN - fits_MN)[me].sum()
+  return _Route(slots, send_numbers, send, back, dropped)

@@ -1,4 +1,7 @@
-"""SwiGLU experts on tokens of one device: the dense reference, and two ways to compute only what was chosen."""
+"""SwiGLU experts on the tokens of one device.
+
+A dense reference, and two ways to compute only the experts that were chosen.
+"""
 
 import enum
 from typing import NamedTuple
@@ -17,10 +20,15 @@ from omni_jax.nn.slots import (
   dispatch,
   dispatch_choices,
 )
+from omni_jax.nn.tiles import LANES, tile
+
+# Largest tile of the megablox kernel: rows, inner width, outer width. The rows are read
+# again for every tile of the outer width.
+MAX_TILE = (512, 512, 1024)
 
 
 class Experts(NamedTuple):
-  """Weights of E experts, `down(silu(gate(x)) · up(x))` each (Shazeer 2020)."""
+  """Weights of E experts, each `down(silu(gate(x)) · up(x))` (Shazeer 2020)."""
 
   gate_EDF: Array
   up_EDF: Array
@@ -28,21 +36,26 @@ class Experts(NamedTuple):
 
 
 class Grouped(enum.StrEnum):
-  """How each expert's weights come to its tokens.
+  """How tokens are multiplied with the weights of their experts.
 
-  Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient), megablox needs 0.8 GB beside its
-  operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU blocks are the fastest.
+  Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient),
+  megablox needs 0.8 GB besides its operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU
+  blocks are the fastest.
   """
 
-  BLOCKS = (
-    'blocks'  # every expert's share rounded up to whole blocks, then one batched matmul
-  )
-  MEGABLOX = 'megablox'  # a Pallas kernel for TPU, over sorted tokens without gaps (Gale et al. 2022)
+  # The share of every expert is rounded up to whole blocks: one batched matmul.
+  BLOCKS = 'blocks'
+  # A Pallas kernel for TPU, over sorted tokens without gaps (Gale et al. 2022).
+  MEGABLOX = 'megablox'
 
   @classmethod
   def of(cls, mesh: Mesh) -> 'Grouped':
-    """The fastest on the devices of a mesh, which may be those of a machine that is only compiled for."""
-    return cls.MEGABLOX if mesh.devices.flat[0].platform == 'tpu' else cls.BLOCKS
+    """Returns the fastest way on the devices of a mesh.
+
+    The devices may be those of an absent machine that is only compiled for.
+    """
+    on_tpu = mesh.devices.flat[0].platform == 'tpu'
+    return cls.MEGABLOX if on_tpu else cls.BLOCKS
 
 
 def moe_reference(
@@ -51,7 +64,10 @@ def moe_reference(
   expert_TK: Int[Array, 'T K'],
   weight_TK: Float[Array, 'T K'],
 ) -> Float[Array, 'T D']:
-  """Every expert on every token, then the weighted choice: what the fast paths must equal."""
+  """Returns the weighted sum of the chosen experts.
+
+  Every expert is computed on every token. All fast paths must equal the result.
+  """
   hidden_ETF = jax.nn.silu(x_TD @ weights.gate_EDF) * (x_TD @ weights.up_EDF)
   chosen_TKE = jax.nn.one_hot(expert_TK, len(weights.up_EDF), dtype=x_TD.dtype)
   gate_TE = jnp.einsum('tke,tk->te', chosen_TKE, weight_TK.astype(x_TD.dtype))
@@ -66,28 +82,19 @@ def moe_blocks(
   *,
   block: int,
 ) -> Float[Array, 'T D']:
-  """Dropless experts as one batched matmul over blocks of `block` slots, each with its expert's weights."""
+  """Returns the sum of the chosen experts, by one batched matmul over blocks.
+
+  A block is `block` slots with the weights of their expert. No choice is dropped.
+  """
   slots, expert_N = assign_blocks(expert_TK, len(weights.up_EDF), block)
   gate_NDF, up_NDF, down_NFD = (w[expert_N] for w in weights)
-  x_NbD = dispatch(x_TD, slots).reshape(len(expert_N), block, x_TD.shape[1])
-  weight_Nb1 = dispatch_choices(weight_TK.astype(x_TD.dtype), slots).reshape(
-    len(expert_N), block, 1
-  )
-  y_NbD = (jax.nn.silu(x_NbD @ gate_NDF) * (x_NbD @ up_NDF) * weight_Nb1) @ down_NFD
+  blocks = len(expert_N)
+  x_NbD = dispatch(x_TD, slots).reshape(blocks, block, x_TD.shape[1])
+  weight_Z = dispatch_choices(weight_TK.astype(x_TD.dtype), slots)
+  weight_Nb1 = weight_Z.reshape(blocks, block, 1)
+  hidden_NbF = jax.nn.silu(x_NbD @ gate_NDF) * (x_NbD @ up_NDF) * weight_Nb1
+  y_NbD = hidden_NbF @ down_NFD
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
-
-
-LANES = 128  # of a TPU
-TILE = (
-  512,
-  512,
-  1024,
-)  # at most: rows, inner width, outer width, for whose every tile the rows are read again
-
-
-def _tile(width: int, most: int) -> int:
-  """Largest whole number of lanes that divides a width, so that no tile is half empty."""
-  return next((t for t in range(most, 0, -LANES) if width % t == 0), min(width, most))
 
 
 def moe_megablox(
@@ -98,7 +105,9 @@ def moe_megablox(
   *,
   interpret: bool = False,
 ) -> Float[Array, 'T D']:
-  """Dropless experts as grouped matmuls over the sorted choices.
+  """Returns the sum of the chosen experts, by grouped matmuls over sorted choices.
+
+  No choice is dropped.
 
   Args:
     interpret: run the kernel's own code without a TPU, for tests.
@@ -106,27 +115,26 @@ def moe_megablox(
   slots, size_E = assign_sorted(expert_TK, len(weights.up_EDF))
 
   def grouped(x_Zd, w_Edf):
-    z, (_, d, f) = len(x_Zd), w_Edf.shape
-    rows = max(LANES, min(TILE[0], 1 << (z - 1).bit_length()))
-    padded_Zd = jnp.pad(
-      x_Zd, ((0, -z % rows), (0, 0))
-    )  # the kernel wants whole tiles of rows
-    tile = (rows, _tile(d, TILE[1]), _tile(f, TILE[2]))
-    return megablox.gmm(
-      padded_Zd, w_Edf, size_E, x_Zd.dtype, tile, interpret=interpret
-    )[:z]
+    z = len(x_Zd)
+    _, d, f = w_Edf.shape
+    rows = max(LANES, min(MAX_TILE[0], 1 << (z - 1).bit_length()))
+    # The kernel needs whole tiles of rows.
+    padded_Zd = jnp.pad(x_Zd, ((0, -z % rows), (0, 0)))
+    tiling = (rows, tile(d, MAX_TILE[1]), tile(f, MAX_TILE[2]))
+    y_Zf = megablox.gmm(
+      padded_Zd, w_Edf, size_E, x_Zd.dtype, tiling, interpret=interpret
+    )
+    return y_Zf[:z]
 
   x_ZD = dispatch(x_TD, slots)
   weight_Z1 = dispatch_choices(weight_TK.astype(x_TD.dtype), slots)[:, None]
-  # Weighted before the last product, whose result is then needed for no gradient: remat leaves it out.
-  hidden_ZF = (
-    jax.nn.silu(grouped(x_ZD, weights.gate_EDF))
-    * grouped(x_ZD, weights.up_EDF)
-    * weight_Z1
-  )
-  return combine(
-    grouped(hidden_ZF, weights.down_EFD), slots
-  )  # the kernel writes no rows behind the last group
+  gate_ZF = jax.nn.silu(grouped(x_ZD, weights.gate_EDF))
+  # Weighted before the last product, whose result no gradient then needs: remat leaves
+  # it out.
+  hidden_ZF = gate_ZF * grouped(x_ZD, weights.up_EDF) * weight_Z1
+  y_ZD = grouped(hidden_ZF, weights.down_EFD)
+  # The kernel writes no rows behind the last group; `combine` reads none of them.
+  return combine(y_ZD, slots)
 
 
 def moe_experts(
@@ -138,9 +146,11 @@ def moe_experts(
   grouped: Grouped,
   block: int,
 ) -> Array:
-  """The choices outside [0, E) count as zero. Widths of no whole lanes are computed in blocks on a TPU, too."""
-  if grouped == Grouped.MEGABLOX and not any(
-    n % LANES for n in weights.up_EDF.shape[1:]
-  ):
+  """Returns the sum of the chosen experts; choices outside [0, E) count as zero.
+
+  Widths that are not multiples of the lanes are computed in blocks, on a TPU as well.
+  """
+  fills_lanes = all(n % LANES == 0 for n in weights.up_EDF.shape[1:])
+  if grouped == Grouped.MEGABLOX and fills_lanes:
     return moe_megablox(x_TD, weights, expert_TK, weight_TK)
   return moe_blocks(x_TD, weights, expert_TK, weight_TK, block=block)

@@ -1,4 +1,4 @@
-"""Linear, embedding, RMSNorm and SwiGLU: fp32 weights, computed in the type of their input."""
+"""Linear, Embedding, RMSNorm and SwiGLU: fp32 weights, computed in the input's type."""
 
 from flax import nnx
 import jax
@@ -14,7 +14,8 @@ zeros = nnx.initializers.zeros_init()
 ones = nnx.initializers.ones_init()
 
 
-def normal(std: float):
+def normal(std: float) -> nnx.Initializer:
+  """Returns an initializer that draws from a normal distribution around 0."""
   return nnx.initializers.normal(std)
 
 
@@ -25,11 +26,11 @@ class Linear(nnx.Module):
     self,
     d_in: int,
     d_out: int,
-    axes=('embed', 'mlp'),
+    axes: tuple[str | None, str | None] = ('embed', 'mlp'),
     *,
     rngs: nnx.Rngs,
     bias: bool = False,
-    init=lecun,
+    init: nnx.Initializer = lecun,
     role: Role = Role.MATRIX,
   ):
     self.w = sharding.param(rngs, (d_in, d_out), axes, init, role)
@@ -47,7 +48,7 @@ class Embedding(nnx.Module):
     self,
     n: int,
     width: int,
-    axes=('vocab', 'embed'),
+    axes: tuple[str | None, str | None] = ('vocab', 'embed'),
     *,
     rngs: nnx.Rngs,
     std: float = 0.02,
@@ -55,22 +56,26 @@ class Embedding(nnx.Module):
     self.table = sharding.param(rngs, (n, width), axes, normal(std), Role.TABLE)
 
   def __call__(
-    self, index: Int[Array, '...'], dtype=jnp.float32
+    self, index: Int[Array, '...'], dtype: jax.typing.DTypeLike = jnp.float32
   ) -> Float[Array, '... width']:
-    rows = self.table[...][
-      jnp.maximum(index, 0)
-    ]  # in fp32: so the gradients of a frequent row are summed
+    # Gathered in fp32, so that the gradients of a frequent row are summed in fp32.
+    rows = self.table[...][jnp.maximum(index, 0)]
     return jnp.where(index[..., None] >= 0, rows, 0).astype(dtype)
 
 
 def rms_norm(x: Array, eps: float = 1e-6) -> Array:
-  """Root-mean-square norm over the last axis, in fp32 (Zhang & Sennrich 2019)."""
+  """Returns x over its root mean square along the last axis, computed in fp32.
+
+  The norm is that of Zhang & Sennrich (2019); the result has the type of x.
+  """
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
   return y.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
+  """`rms_norm` times a learned scale per column."""
+
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     self.scale = sharding.param(rngs, (width,), (None,), ones, Role.NORM)
 
@@ -79,7 +84,10 @@ class RMSNorm(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-  """`down(silu(gate(x)) · up(x))` (Shazeer 2020). Gate and up are two weights, so that both are cut alike."""
+  """`down(silu(gate(x)) · up(x))` (Shazeer 2020).
+
+  Gate and up are two weights, so that both are split over devices in the same way.
+  """
 
   def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
     self.gate = Linear(width, hidden, ('embed', 'mlp'), rngs=rngs)
@@ -93,8 +101,7 @@ class SwiGLU(nnx.Module):
 def gather_rows(
   item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']
 ) -> Shaped[Array, 'B L D']:
-  """item[b, index[b, l]], zeros where the index is below 0."""
-  picked_BLD = jnp.take_along_axis(
-    item_BND, jnp.maximum(index_BL, 0)[..., None], axis=1
-  )
+  """Returns item[b, index[b, l]], zeros where the index is below 0."""
+  index_BL1 = jnp.maximum(index_BL, 0)[..., None]
+  picked_BLD = jnp.take_along_axis(item_BND, index_BL1, axis=1)
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

@@ -26,11 +26,14 @@ class MoEConfig:
   """Sizes of a layer of experts.
 
   Attributes:
-    width, hidden, experts, top_k: of the routed experts.
-    shared: hidden width of the expert that every token passes; 0 for none.
-    how: how tokens come to experts.
-    modalities: rows of the table of experts by modality, padding among them.
-    routers: 1, or one for each modality.
+    width: width of the tokens.
+    hidden: hidden width of a routed expert.
+    experts: number of routed experts.
+    top_k: number of routed experts that a token visits.
+    shared: hidden width of the expert that every token visits; 0 for none.
+    how: how tokens reach their experts.
+    modalities: rows of the table of experts by modality, padding included.
+    routers: 1, or one per modality.
   """
 
   width: int
@@ -44,24 +47,22 @@ class MoEConfig:
 
 
 class MoE(nnx.Module):
-  """Router (one, or one for each modality), E routed experts and one shared expert that every token passes."""
+  """A router (or one per modality), E routed experts and a shared expert.
+
+  Every token visits the shared expert.
+  """
 
   def __init__(self, c: MoEConfig, *, rngs: nnx.Rngs):
     self.config = c
-    width, hidden, experts = c.width, c.hidden, c.experts
+    up_shape = (c.experts, c.width, c.hidden)
+    down_shape = (c.experts, c.hidden, c.width)
     self.router = Linear(
-      width, c.routers * experts, ('embed', None), rngs=rngs, role=Role.ROUTER
+      c.width, c.routers * c.experts, ('embed', None), rngs=rngs, role=Role.ROUTER
     )
-    self.gate = sharding.param(
-      rngs, (experts, width, hidden), EXPERT_AXES.gate_EDF, stacked_lecun
-    )
-    self.up = sharding.param(
-      rngs, (experts, width, hidden), EXPERT_AXES.up_EDF, stacked_lecun
-    )
-    self.down = sharding.param(
-      rngs, (experts, hidden, width), EXPERT_AXES.down_EFD, stacked_lecun
-    )
-    self.shared = SwiGLU(width, c.shared, rngs=rngs) if c.shared else None
+    self.gate = sharding.param(rngs, up_shape, EXPERT_AXES.gate_EDF, stacked_lecun)
+    self.up = sharding.param(rngs, up_shape, EXPERT_AXES.up_EDF, stacked_lecun)
+    self.down = sharding.param(rngs, down_shape, EXPERT_AXES.down_EFD, stacked_lecun)
+    self.shared = SwiGLU(c.width, c.shared, rngs=rngs) if c.shared else None
 
   def __call__(
     self,
@@ -70,18 +71,24 @@ class MoE(nnx.Module):
     bias_E: Float[Array, 'E'],
     mesh: Mesh,
   ) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
+    """Returns the output of the layer and what the router reports.
+
+    Args:
+      modality_BL: number of the medium of each position; 0 is padding, which is not
+        routed.
+      bias_E: added to the router's scores when experts are selected.
+    """
+    c = self.config
     logits_BLE = self.router(x_BLD.astype(jnp.float32))
-    routers = self.config.routers
-    if routers > 1:
-      own_BLM = jax.nn.one_hot(modality_BL, routers)
-      logits_BLE = jnp.einsum(
-        'blme,blm->ble', logits_BLE.reshape(*modality_BL.shape, routers, -1), own_BLM
-      )
-    routing = moe_router.route(
-      logits_BLE, bias_E, modality_BL > 0, top_k=self.config.top_k
-    )
+    if c.routers > 1:
+      own_BLM = jax.nn.one_hot(modality_BL, c.routers)
+      logits_BLME = logits_BLE.reshape(*modality_BL.shape, c.routers, -1)
+      logits_BLE = jnp.einsum('blme,blm->ble', logits_BLME, own_BLM)
+    routing = moe_router.route(logits_BLE, bias_E, modality_BL > 0, top_k=c.top_k)
     weights = Experts(
-      *(w[...].astype(x_BLD.dtype) for w in (self.gate, self.up, self.down))
+      self.gate[...].astype(x_BLD.dtype),
+      self.up[...].astype(x_BLD.dtype),
+      self.down[...].astype(x_BLD.dtype),
     )
     shared_BLD = self.shared(x_BLD) if self.shared is not None else None
     y_BLD, dropped = moe_expert_parallel(
@@ -90,10 +97,10 @@ class MoE(nnx.Module):
       weights,
       routing.expert_TK,
       routing.weight_TK,
-      how=self.config.how,
+      how=c.how,
       mesh=mesh,
     )
     stats = moe_router.stats(
-      logits_BLE, routing, modality_BL, dropped, modalities=self.config.modalities
+      logits_BLE, routing, modality_BL, dropped, modalities=c.modalities
     )
     return y_BLD, stats

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, the losses that keep them busy, and what is reported of it."""
+"""The router of experts: its choices, their balancing losses, and its statistics."""
 
 from typing import NamedTuple
 
@@ -9,29 +9,47 @@ from jaxtyping import Bool, Float, Int
 
 
 class Routing(NamedTuple):
-  """Choices of T tokens, which may lie in several dimensions. Padding has expert E (one past the last) and weight 0."""
+  """The experts chosen for T tokens, where T may stand for several dimensions.
 
-  expert_TK: Array  # int32
-  weight_TK: Array  # how much of each; sums to 1 over K
-  load_E: (
-    Array  # share of the valid choices (all K of them) that each expert got; sums to 1
-  )
-  importance_E: Array  # mean router probability; sums to 1
+  Attributes:
+    expert_TK: int32 numbers of the experts; E (one past the last) for padding.
+    weight_TK: weight of each choice; they sum to 1 over K, and are 0 for padding.
+    load_E: share of the valid choices (all K of them) that each expert got; sums to 1.
+    importance_E: mean router probability; sums to 1.
+  """
+
+  expert_TK: Array
+  weight_TK: Array
+  load_E: Array
+  importance_E: Array
 
 
 class RouterStats(NamedTuple):
-  """What one layer tells of its routing."""
+  """Losses and statistics of the routing in one layer.
 
-  balance: Array  # balance loss, 1 when uniform
-  z: Array  # router z-loss
-  entropy: Array  # of a token's router probabilities, nats, mean over valid tokens
+  Attributes:
+    balance: balance loss, 1 when uniform.
+    z: router z-loss.
+    entropy: entropy of the router probabilities of a token, in nats, mean over valid
+      tokens.
+    load_E: share of the valid choices that each expert got.
+    load_ME: number of valid choices by modality and expert.
+    dropped: share of the valid choices that found no place at their expert.
+  """
+
+  balance: Array
+  z: Array
+  entropy: Array
   load_E: Array
-  load_ME: Array  # valid choices counted by modality and expert
-  dropped: Array  # share of the valid choices that found no place at their expert
+  load_ME: Array
+  dropped: Array
 
 
 def _total(x: Array) -> Array:
-  """The sum over all tokens. Their dimensions are never joined: each may be split over another mesh axis."""
+  """Returns the sum over all tokens.
+
+  Their dimensions are never merged, since each may be split over another mesh axis.
+  """
   return x.sum(axis=tuple(range(x.ndim - 1)))
 
 
@@ -42,17 +60,17 @@ def route(
   *,
   top_k: int,
 ) -> Routing:
-  """Softmax scores, top-k of score + bias, renormalised.
+  """Returns the experts of each token: softmax scores, top-k, renormalised weights.
 
-  The bias steers the selection only, never the weights (loss-free balancing, arXiv 2408.15664). Computed in fp32.
+  The bias affects only the selection, never the weights (loss-free balancing, arXiv
+  2408.15664). Computed in fp32.
   """
   experts = logits_TE.shape[-1]
   p_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
   score_TE = jax.lax.stop_gradient(p_TE) + jnp.broadcast_to(bias_E, p_TE.shape)
   _, expert_TK = jax.lax.top_k(score_TE, top_k)
-  chosen_TKE = (
-    jax.nn.one_hot(expert_TK, experts, dtype=jnp.float32) * valid_T[..., None, None]
-  )
+  chosen_TKE = jax.nn.one_hot(expert_TK, experts, dtype=jnp.float32)
+  chosen_TKE = chosen_TKE * valid_T[..., None, None]
   weight_TK = jnp.einsum('...ke,...e->...k', chosen_TKE, p_TE)
   weight_TK = weight_TK / jnp.maximum(weight_TK.sum(axis=-1, keepdims=True), 1e-9)
   n = jnp.maximum(valid_T.sum(), 1)
@@ -63,14 +81,17 @@ def route(
 
 
 def balance_loss(routing: Routing) -> Float[Array, '']:
-  """E · Σ load · importance (Switch Transformer, arXiv 2101.03961), load over all K choices: 1 when uniform."""
+  """Returns E · Σ load · importance (Switch Transformer, arXiv 2101.03961).
+
+  The load counts all K choices. The loss is 1 when uniform.
+  """
   return routing.load_E.size * jnp.sum(routing.load_E * routing.importance_E)
 
 
 def z_loss(
   logits_TE: Float[Array, '*T E'], valid_T: Bool[Array, '*T']
 ) -> Float[Array, '']:
-  """Mean squared log-partition of the router (ST-MoE, arXiv 2202.08906)."""
+  """Returns the mean squared log-partition of the router (ST-MoE, arXiv 2202.08906)."""
   z_T = jax.nn.logsumexp(logits_TE.astype(jnp.float32), axis=-1)
   return jnp.where(valid_T, z_T**2, 0).sum() / jnp.maximum(valid_T.sum(), 1)
 
@@ -83,40 +104,42 @@ def stats(
   *,
   modalities: int,
 ) -> RouterStats:
-  """Returns losses and figures of one layer; padding has modality 0.
+  """Returns the losses and statistics of one layer; padding has modality 0.
 
   Args:
-    modalities: rows of the table of experts by modality, padding among them.
+    dropped: share of the valid choices that found no place at their expert.
+    modalities: rows of the table of experts by modality, padding included.
   """
   valid_T = modality_T > 0
   logp_TE = jax.nn.log_softmax(logits_TE.astype(jnp.float32), axis=-1)
   entropy_T = -jnp.sum(jnp.exp(logp_TE) * logp_TE, axis=-1)
   experts = logits_TE.shape[-1]
   load_TE = jax.nn.one_hot(routing.expert_TK, experts, dtype=jnp.float32).sum(axis=-2)
-  load_ME = jnp.einsum(
-    '...m,...e->me', jax.nn.one_hot(modality_T, modalities, dtype=jnp.float32), load_TE
-  )
-  return RouterStats(
-    balance_loss(routing),
-    z_loss(logits_TE, valid_T),
-    jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1),
-    routing.load_E,
-    load_ME,
-    dropped,
-  )
+  modality_TM = jax.nn.one_hot(modality_T, modalities, dtype=jnp.float32)
+  load_ME = jnp.einsum('...m,...e->me', modality_TM, load_TE)
+  balance = balance_loss(routing)
+  z = z_loss(logits_TE, valid_T)
+  entropy = jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1)
+  return RouterStats(balance, z, entropy, routing.load_E, load_ME, dropped)
 
 
 def mutual_information(load_ME: Float[Array, 'M E']) -> Float[Array, '']:
-  """What the expert tells of the modality, in nats: Σ p(m, e) log p(m, e) / p(m) p(e); 0 where routing ignores it."""
+  """Returns the mutual information of expert and modality, in nats.
+
+  Σ p(m, e) log p(m, e) / p(m) p(e); it is 0 where routing ignores the modality.
+  """
   p_ME = load_ME / jnp.maximum(load_ME.sum(), 1)
   independent_ME = p_ME.sum(axis=1, keepdims=True) * p_ME.sum(axis=0, keepdims=True)
-  return jnp.sum(
-    jnp.where(p_ME > 0, p_ME * jnp.log(p_ME / jnp.maximum(independent_ME, 1e-9)), 0)
-  )
+  used_ME = p_ME > 0
+  term_ME = p_ME * jnp.log(p_ME / jnp.maximum(independent_ME, 1e-9))
+  return jnp.sum(jnp.where(used_ME, term_ME, 0))
 
 
 def updated_bias(
   bias_IE: Float[Array, 'I E'], load_IE: Float[Array, 'I E'], step: float
 ) -> Float[Array, 'I E']:
-  """One step of loss-free balancing: experts with less than their share become a little easier to choose."""
+  """Returns the bias after one step of loss-free balancing.
+
+  Experts with less than their share become a little easier to choose.
+  """
   return bias_IE + step * jnp.sign(1 / load_IE.shape[-1] - load_IE)

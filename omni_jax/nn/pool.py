@@ -1,4 +1,8 @@
-"""Pools: rows of equal pieces that belong to items; what is an item's is looked up by its pieces."""
+"""Pools: rows of equal pieces that belong to items.
+
+Values computed once per item are looked up by its pieces, and pieces are averaged over
+their item.
+"""
 
 from typing import NamedTuple
 
@@ -11,12 +15,16 @@ from omni_jax.nn.reach import Reach, within
 
 
 class Pool(NamedTuple):
-  """The pieces of a pool in blocks, in which attention happens; an item lies whole within one block.
+  """The pieces of a pool, in blocks. An item lies entirely within one block.
+
+  Attention stays inside a block.
 
   Attributes:
-    item_UP: int32, 1… for the item of the row that a piece belongs to, 0 where there is none; P pieces a block.
-    items: N, most items of a row.
-    alone: a block holds one item at most, so that what is the item's is the block's.
+    item_UP: int32, number (from 1) of the item in its row that each piece belongs to, 0
+      for none; P pieces per block.
+    items: N, the largest number of items in a row.
+    alone: whether a block holds at most one item, so that a value of the item is a
+      value of the block.
   """
 
   item_UP: Array
@@ -27,37 +35,48 @@ class Pool(NamedTuple):
   def of(
     cls, item_BM: Int[Array, 'B M'], items: int, *, block: int, longest: int
   ) -> 'Pool':
-    """Cuts rows of M pieces into blocks; rows that are no longer than a block are one each."""
+    """Returns the pool of rows of M pieces, cut into blocks.
+
+    Args:
+      items: the largest number of items in a row.
+      block: pieces in a block; a row that is no longer is one block.
+      longest: the largest number of pieces in an item.
+    """
     pieces = min(block, item_BM.shape[1])
     return cls(item_BM.reshape(-1, pieces), items, alone=pieces <= longest)
 
   @property
   def pieces(self) -> int:
+    """Number of pieces in a block."""
     return self.item_UP.shape[1]
 
   def blocks(self, value_BM: Shaped[Array, 'B M *rest']) -> Shaped[Array, 'U P *rest']:
-    """Returns rows of pieces as blocks."""
+    """Returns rows of pieces, cut into blocks."""
     return value_BM.reshape(-1, self.pieces, *value_BM.shape[2:])
 
   def rows(
     self, value_UP: Shaped[Array, 'U P *rest'], rows: int
   ) -> Shaped[Array, 'B M *rest']:
-    """Returns blocks as rows: the inverse of `blocks`."""
+    """Returns blocks, joined to rows: the inverse of `blocks`."""
     return value_UP.reshape(rows, -1, *value_UP.shape[2:])
 
   def reach(self) -> Reach:
-    """Returns what may be looked at: a piece sees all pieces of its own item, on both sides."""
+    """Returns the reach of the pieces: each sees all of its own item, both ways."""
     return within(self.item_UP)
 
-  def members(self, dtype) -> Float[Array, 'U P1 N']:
-    """Returns 1 where a piece (or the block, where each has one item) belongs to an item of its row."""
+  def members(self, dtype: jax.typing.DTypeLike) -> Float[Array, 'U P1 N']:
+    """Returns 1 where a piece belongs to an item of its row, else 0.
+
+    P1 is 1 if every block holds at most one item: then the block stands for its pieces.
+    """
     item = self.item_UP.max(axis=1, keepdims=True) if self.alone else self.item_UP
     return jax.nn.one_hot(item - 1, self.items, dtype=dtype)
 
   def look_up(self, value_BNW: Float[Array, 'B N W']) -> Float[Array, 'U P1 W']:
-    """Returns each piece's part of what is computed once per item; P1 is 1 where that is the same in a block.
+    """Returns for each piece the value of its item; P1 is 1 as in `members`.
 
-    By a product with zeros and ones, whose gradient is one, too: XLA:CPU's gathers have slow gradients.
+    It is a product with zeros and ones, and so is its gradient: the gradients of
+    gathers are slow in XLA:CPU.
     """
     each_UPN = self.members(value_BNW.dtype)
     rows = value_BNW.shape[0]
@@ -66,7 +85,7 @@ class Pool(NamedTuple):
     return per_BMW.reshape(*each_UPN.shape[:2], -1)
 
   def mean(self, value_UPW: Float[Array, 'U P W'], rows: int) -> Float[Array, 'B N W']:
-    """Returns the mean of each item's pieces, 0 for an item that is not there."""
+    """Returns the mean over the pieces of each item, 0 for an item without pieces."""
     member_UPN = jax.nn.one_hot(self.item_UP - 1, self.items, dtype=value_UPW.dtype)
     member_BMN = member_UPN.reshape(rows, -1, self.items)
     value_BMW = value_UPW.reshape(rows, -1, value_UPW.shape[-1])

@@ -1,4 +1,4 @@
-"""Multimodal rotary positions: every pair of a head turns by its share of (time, height, width)."""
+"""Multimodal rotary positions: each pair of a head turns by time, height or width."""
 
 from jax import Array
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ import numpy as np
 
 
 def sections(head_dim: int) -> np.ndarray:
-  """Axis (0 time, 1 height, 2 width) of each of the head_dim/2 frequencies.
+  """Returns the axis (0 time, 1 height, 2 width) of each of the head_dim/2 frequencies.
 
-  The axes take turns (t, h, t, w, …), so that each owns fast and slow frequencies; Qwen2-VL cuts them into blocks of
-  24/20/20 instead, which leaves height and width without the fast ones.
+  The axes alternate (t, h, t, w, …), so that each has fast and slow frequencies;
+  Qwen2-VL uses blocks of 24/20/20 instead, which leaves height and width without the
+  fast ones.
   """
   return np.resize([0, 1, 0, 2], head_dim // 2)
 
@@ -18,19 +19,18 @@ def sections(head_dim: int) -> np.ndarray:
 def mrope_angles(
   position_BL3: Float[Array, 'B L 3'], head_dim: int, theta: float
 ) -> Float[Array, 'B L a']:
-  """Angles of M-RoPE (Qwen2-VL, arXiv 2409.12191), in fp32."""
+  """Returns the angles of M-RoPE (Qwen2-VL, arXiv 2409.12191), in fp32."""
   frequency = theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
-  return (
-    position_BL3[..., sections(head_dim)] * frequency.astype(np.float32)[None, None]
-  )
+  position_BLa = position_BL3[..., sections(head_dim)]
+  return position_BLa * frequency.astype(np.float32)[None, None]
 
 
 def rotate(
   x_BLHA: Float[Array, 'B L H A'], angle_BLa: Float[Array, 'B L a']
 ) -> Float[Array, 'B L H A']:
   """Turns the pairs (x[i], x[i + A/2]) by the angles (Su et al. 2021)."""
-  cos, sin = jnp.cos(angle_BLa)[:, :, None], jnp.sin(angle_BLa)[:, :, None]
+  cos = jnp.cos(angle_BLa)[:, :, None]
+  sin = jnp.sin(angle_BLa)[:, :, None]
   a, b = jnp.split(x_BLHA.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(
-    x_BLHA.dtype
-  )
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BLHA.dtype)

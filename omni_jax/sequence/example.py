@@ -1,4 +1,7 @@
-"""The form of an example: its structure checked, its media decoded; what all stored examples have in common."""
+"""The format of an example: its structure is checked here, and its media are decoded.
+
+`Stored` is the base class of all data sets of stored examples.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import operator
@@ -16,32 +19,42 @@ Part = dict[str, Any]
 
 
 def decoded_part(kind: str, data: bytes, hosts: Hosts) -> Part:
-  """Returns the part that an example holds of an encoded medium. Raises BadRecord."""
+  """Returns the part of an example for an encoded medium. Raises BadRecord."""
   host = hosts.of_part(kind)
   return {'type': kind, host.key: host.decode(data)}
 
 
 def check_path(path: Any) -> str:
-  """A media path as written in a JSON line: relative, and inside the file's folder."""
+  """Returns the path of a medium as written in a JSON line.
+
+  Raises:
+    BadRecord: if it is not a relative path inside the file's folder.
+  """
   if not isinstance(path, str) or not path or '\0' in path:
     raise BadRecord(f'path {path!r} is not a file name')
   if '\\' in path:
     raise BadRecord(f'path {path!r} has backslashes: separate folders by /')
   if path.startswith('/') or '://' in path or '..' in path.split('/'):
     raise BadRecord(
-      f'path {path!r} leaves the folder of the JSON lines file: put the media in it, use a relative path'
+      f'path {path!r} leaves the folder of the JSON lines file: put the media into '
+      'that folder and use a relative path'
     )
   return path
 
 
 def check_data(data: Any) -> bytes:
-  """Encoded media inside a record."""
+  """Returns an encoded medium that is stored in a record.
+
+  Raises:
+    BadRecord: if it is not bytes.
+  """
   if not isinstance(data, bytes):
     raise BadRecord(f'data is of type {type(data).__name__}, not bytes')
   return data
 
 
-# Where an encoded medium is: beside the file ('path': JSON lines) or in the record itself ('data': ArrayRecord).
+# Where an encoded medium is: in a file beside the JSON lines ('path'), or in the record
+# itself ('data', ArrayRecord).
 MEDIA_KEYS: Mapping[str, Callable[[Any], str | bytes]] = {
   'path': check_path,
   'data': check_data,
@@ -49,7 +62,7 @@ MEDIA_KEYS: Mapping[str, Callable[[Any], str | bytes]] = {
 
 
 class Keys(NamedTuple):
-  """Which keys an object has."""
+  """The keys that an object may have, and those that it must have."""
 
   known: tuple[str, ...]
   required: frozenset[str]
@@ -57,41 +70,49 @@ class Keys(NamedTuple):
 
   @classmethod
   def of(cls, *required: str, optional: tuple[str, ...] = ()) -> 'Keys':
-    return cls(required + optional, frozenset(required), frozenset(required + optional))
+    """Returns the required and the optional keys together."""
+    known = required + optional
+    return cls(known, frozenset(required), frozenset(known))
 
 
 EXAMPLE_KEYS = Keys.of(optional=('messages', 'content', 'id', 'meta'))
 MESSAGE_KEYS = Keys.of('role', 'content', optional=MESSAGE_STRINGS)
 
 
-def _part_keys(where: str) -> dict[str, Keys]:
-  """Returns the keys of a part by its type, where media are under the key `where`."""
+def _part_keys(media_key: str) -> dict[str, Keys]:
+  """Returns the keys of a part by its type, where media are under `media_key`."""
   keys = {TEXT: Keys.of('type', 'text')}
   for name, host in MEDIA.items():
-    beside = host.record_keys if where == 'data' else ()
-    keys[name] = Keys.of('type', where, optional=host.labels + beside)
+    beside = host.record_keys if media_key == 'data' else ()
+    keys[name] = Keys.of('type', media_key, optional=host.labels + beside)
   return keys
 
 
-PART_KEYS = {where: _part_keys(where) for where in MEDIA_KEYS}
+PART_KEYS = {media_key: _part_keys(media_key) for media_key in MEDIA_KEYS}
 
-Where = tuple[
-  str | int, ...
-]  # a place in an example, put into words only for those who did something wrong there
+# A place in an example. It is put into words only when something is wrong there.
+Where = tuple[str | int, ...]
 
 
 def _words(where: Where) -> str:
-  return ''.join(
-    f'[{step}]' if isinstance(step, int) else f'.{step}' for step in where
-  ).removeprefix('.')
+  """Returns a place as messages name it, such as 'messages[0].content'."""
+  words = ''
+  for step in where:
+    words += f'[{step}]' if isinstance(step, int) else f'.{step}'
+  return words.removeprefix('.')
 
 
 def check_example(raw: Any, media_key: str) -> Example:
-  """The example with its structure checked: id a string ('' if none), content always a list of parts.
+  """Returns the example in its one form: id a string, content always a list of parts.
+
+  The id is '' if there is none.
 
   Args:
     raw: what JSON or msgpack returned.
-    media_key: 'path' or 'data', the key under which an image or audio part keeps its medium.
+    media_key: 'path' or 'data', the key of the medium in an image or audio part.
+
+  Raises:
+    BadRecord: with the place in the example and what is wrong there.
   """
   _check_keys(raw, ('the example',), EXAMPLE_KEYS)
   if ('messages' in raw) == ('content' in raw):
@@ -105,40 +126,50 @@ def check_example(raw: Any, media_key: str) -> Example:
       raise BadRecord(f'"meta" is of type {type(raw["meta"]).__name__}, not an object')
     example['meta'] = raw['meta']
   if 'content' in raw:
-    return example | {
-      'content': _check_content(raw['content'], ('content',), media_key)
-    }
+    example['content'] = _check_content(raw['content'], ('content',), media_key)
+    return example
   messages = raw['messages']
   if not isinstance(messages, list) or not messages:
     raise BadRecord('"messages" is not a list of at least one message')
   example['messages'] = [
-    check_message(m, ('messages', i), media_key) for i, m in enumerate(messages)
+    check_message(message, ('messages', i), media_key)
+    for i, message in enumerate(messages)
   ]
   return example
 
 
 def check_message(raw: Any, where: Where, media_key: str) -> dict[str, Any]:
+  """Returns a message whose content is a list of parts.
+
+  Args:
+    where: its place in the example, for messages.
+    media_key: as in `check_example`.
+
+  Raises:
+    BadRecord: with the place in the example and what is wrong there.
+  """
   _check_keys(raw, where, MESSAGE_KEYS)
-  if raw['role'] not in ROLES:
-    raise BadRecord(
-      f'{_words(where)}: role {raw["role"]!r} is none of {", ".join(ROLES)}'
-    )
-  strings = {
-    key: _check_text(raw[key], where, key) for key in MESSAGE_STRINGS if key in raw
-  }
-  if '' in strings.values():
-    empty = ' or '.join(key for key in strings if not strings[key])
-    raise BadRecord(f'{_words(where)}: empty {empty}: leave the key out')
-  return {
-    'role': raw['role'],
-    **strings,
-    'content': _check_content(raw['content'], (*where, 'content'), media_key),
-  }
+  role = raw['role']
+  if role not in ROLES:
+    raise BadRecord(f'{_words(where)}: role {role!r} is not one of {", ".join(ROLES)}')
+  message = {'role': role}
+  message.update(_strings(raw, where, MESSAGE_STRINGS))
+  empty = [key for key, value in message.items() if not value]
+  if empty:
+    keys = ' or '.join(empty)
+    raise BadRecord(f'{_words(where)}: empty {keys}: leave the key out')
+  message['content'] = _check_content(raw['content'], (*where, 'content'), media_key)
+  return message
+
+
+def _strings(raw: dict[str, Any], where: Where, keys: Sequence[str]) -> dict[str, str]:
+  """Returns the strings under those of the keys that an object has."""
+  return {key: _check_text(raw[key], where, key) for key in keys if key in raw}
 
 
 def _check_content(raw: Any, where: Where, media_key: str) -> list[Part]:
   if isinstance(raw, str):
-    raw = [{'type': 'text', 'text': raw}]
+    raw = [{'type': TEXT, 'text': raw}]
   if not isinstance(raw, list) or not raw:
     raise BadRecord(
       f'{_words(where)} is neither a string nor a list of at least one part'
@@ -149,27 +180,19 @@ def _check_content(raw: Any, where: Where, media_key: str) -> list[Part]:
 def _check_part(raw: Any, where: Where, media_key: str) -> Part:
   kind = raw.get('type') if isinstance(raw, dict) else None
   if not isinstance(kind, str) or kind not in PART_KEYS[media_key]:
-    raise BadRecord(
-      f'{_words(where)}: type {kind!r} is none of text, {", ".join(MEDIA)}'
-    )
+    known = ', '.join((TEXT, *MEDIA))
+    raise BadRecord(f'{_words(where)}: type {kind!r} is not one of {known}')
   _check_keys(raw, where, PART_KEYS[media_key][kind])
-  if kind == 'text':
-    return {'type': 'text', 'text': _check_text(raw['text'], where, 'text')}
-  labels = {
-    key: _check_text(raw[key], where, key) for key in MEDIA[kind].labels if key in raw
-  }
+  if kind == TEXT:
+    return {'type': TEXT, 'text': _check_text(raw['text'], where, 'text')}
+  host = MEDIA[kind]
+  labels = _strings(raw, where, host.labels)
   try:
-    beside = {
-      key: check_data(raw[key]) for key in MEDIA[kind].record_keys if key in raw
-    }
-    return {
-      'type': kind,
-      media_key: MEDIA_KEYS[media_key](raw[media_key]),
-      **labels,
-      **beside,
-    }
+    beside = {key: check_data(raw[key]) for key in host.record_keys if key in raw}
+    medium = MEDIA_KEYS[media_key](raw[media_key])
   except BadRecord as error:
     raise error.at(_words(where)) from error
+  return {'type': kind, media_key: medium, **labels, **beside}
 
 
 def _check_keys(raw: Any, where: Where, keys: Keys) -> None:
@@ -177,90 +200,94 @@ def _check_keys(raw: Any, where: Where, keys: Keys) -> None:
     return
   if not isinstance(raw, dict):
     raise BadRecord(f'{_words(where)} is of type {type(raw).__name__}, not an object')
-  if missing := [key for key in keys.known if key in keys.required and key not in raw]:
-    raise BadRecord(f'{_words(where)}: without {", ".join(missing)}')
-  unknown = [
-    str(key) for key in raw if key not in keys.all
-  ]  # a misspelt key would be ignored in silence
+  absent = keys.required - raw.keys()
+  missing = [key for key in keys.known if key in absent]
+  if missing:
+    raise BadRecord(f'{_words(where)}: missing {", ".join(missing)}')
+  # A misspelt key would be ignored silently.
+  unknown = ', '.join(str(key) for key in raw if key not in keys.all)
+  known = ', '.join(keys.known)
   hint = '; fields of your own go under "meta"' if 'meta' in keys.all else ''
-  raise BadRecord(
-    f'{_words(where)}: unknown {", ".join(unknown)}; known are {", ".join(keys.known)}{hint}'
-  )
+  raise BadRecord(f'{_words(where)}: unknown {unknown}; known are {known}{hint}')
 
 
 def _check_text(text: Any, where: Where, key: str) -> str:
   if not isinstance(text, str):
-    raise BadRecord(
-      f'{_text_at(where, key)} is of type {type(text).__name__}, not a string'
-    )
+    place = _text_place(where, key)
+    raise BadRecord(f'{place} is of type {type(text).__name__}, not a string')
   try:
     text.encode()
-  except (
-    UnicodeEncodeError
-  ) as error:  # JSON can escape half a surrogate pair, which no tokenizer takes
+  except UnicodeEncodeError as error:
+    # JSON can escape half a surrogate pair, which no tokenizer accepts.
+    place = _text_place(where, key)
     raise BadRecord(
-      f'{_text_at(where, key)} holds half a surrogate pair at character {error.start}'
+      f'{place} holds half a surrogate pair at character {error.start}'
     ) from error
   return text
 
 
-def _text_at(where: Where, key: str) -> str:
+def _text_place(where: Where, key: str) -> str:
   return f'{_words(where)}: "{key}"' if where else f'"{key}"'
 
 
 def map_media(example: Example, change: Callable[[Part], Part]) -> Example:
-  """The example with every image and audio part replaced; texts and labels stay."""
+  """Returns the example with every part that is not text replaced; labels stay."""
 
   def mapped(content: list[Part]) -> list[Part]:
-    return [
-      part if part['type'] == 'text' else change(part) | labels_of(part)
-      for part in content
-    ]
+    parts = []
+    for part in content:
+      if part['type'] != TEXT:
+        part = change(part) | labels_of(part)
+      parts.append(part)
+    return parts
 
   if 'content' in example:
     return example | {'content': mapped(example['content'])}
-  return example | {
-    'messages': [m | {'content': mapped(m['content'])} for m in example['messages']]
-  }
+  messages = []
+  for message in example['messages']:
+    messages.append(message | {'content': mapped(message['content'])})
+  return example | {'messages': messages}
 
 
 def labels_of(part: Part) -> dict[str, str]:
-  """The label of a medium and its voice, as far as they are known."""
+  """Returns the label of a medium and its voice, if they are known."""
   return {key: part[key] for key in MEDIA[part['type']].labels if key in part}
 
 
 def parts_of(example: Example) -> list[Part]:
-  """All parts of all messages, or of a plain example, in order."""
-  return [
-    part
-    for message in example.get('messages', [example])
-    for part in message['content']
-  ]
+  """Returns all parts of all messages, or of a plain example, in order."""
+  parts = []
+  for message in example.get('messages', [example]):
+    parts += message['content']
+  return parts
 
 
 class Stored(Sequence):
-  """Examples in random order of access, their media decoded when one is asked for.
+  """Examples with random access, whose media are decoded when one is read.
 
-  A subclass has `__len__` and `encoded`, and `decode` where a medium is not under 'data'.
+  A subclass has `__len__` and `encoded`, and `decode` if a medium is not under 'data'.
 
   Attributes:
-    hosts: what media are decoded by.
-    path: how messages call the data.
+    hosts: the hosts that decode the media.
+    path: name of the data in messages.
   """
 
   hosts: Hosts
   path: Any
 
   def encoded(self, index: SupportsIndex) -> Example:
-    """The example, nothing decoded; a BadRecord that it raises names the example."""
+    """Returns the example with nothing decoded; a BadRecord names the example."""
     raise NotImplementedError
 
   def undecoded(self, index: SupportsIndex) -> Example:
-    """The example whose media `decode` takes: another one where `encoded` does not hold as much."""
+    """Returns the example as `decode` needs it.
+
+    A subclass overrides this if `encoded` leaves the media out.
+    """
     return self.encoded(index)
 
   def decode(self, part: Part) -> Part:
-    """A medium as an array of the run's size."""
+    """Returns the part with its medium as an array of the run's size."""
     return decoded_part(part['type'], part['data'], self.hosts)
 
   def __getitem__(self, index: SupportsIndex) -> Example:
@@ -271,7 +298,7 @@ class Stored(Sequence):
       raise error.of(example['id']) from error
 
   def place(self, index: SupportsIndex) -> int:
-    """The index counted from the beginning."""
+    """Returns the index counted from the beginning. Raises IndexError outside."""
     index = operator.index(index)
     if not -len(self) <= index < len(self):
       raise IndexError(f'example {index} of {len(self)}')

@@ -1,4 +1,4 @@
-"""Examples in the chat form <-> spans, by Whisper's grammar."""
+"""Converts examples in the chat form to spans and back, in the grammar of Whisper."""
 
 from collections.abc import Sequence
 import functools
@@ -6,7 +6,7 @@ from typing import Any
 
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, Part
 from omni_jax.types import Span
 
 # Key of a message -> kind of its token.
@@ -16,16 +16,19 @@ CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}
 def interleave(example: Example, hosts: Hosts) -> list[Span]:
   """Returns the spans of an example with decoded media.
 
-  Chat form: `<bos> (<user> content | <sot> <lang> <task> <voice> content <eot>)*`, where loss falls on what follows
-  an assistant's control tokens. Plain form: `<bos> content <eot>`, loss on everything after `<bos>`; a plain example
-  that is `open` was cut from something that goes on, and has no `<eot>`.
+  Chat form: `<bos> (<user> content | <sot> <lang> <task> <voice> content <eot>)*`, with
+  loss on what follows an assistant's control tokens. Plain form: `<bos> content <eot>`,
+  with loss on everything after `<bos>`; a plain example that is `open` was cut from a
+  longer one and has no `<eot>`.
   """
   tokenizer = hosts.tokenizer
   spans = [_special(tokenizer, 'bos')]
   end = _special(tokenizer, 'eot', written=True)
   if 'content' in example:
     spans += _content(example['content'], hosts, written=True)
-    return _joined(spans if example.get('open') else [*spans, end])
+    if not example.get('open'):
+      spans.append(end)
+    return _joined(spans)
   for message in example['messages']:
     if message['role'] == 'user':
       spans.append(_special(tokenizer, 'user'))
@@ -38,7 +41,10 @@ def interleave(example: Example, hosts: Hosts) -> list[Span]:
 
 
 def prompt_spans(example: Example, hosts: Hosts) -> list[Span]:
-  """Returns the spans up to where the assistant begins to write: the last message is an assistant's and empty."""
+  """Returns the spans up to where the assistant begins to write.
+
+  The last message has to be an assistant's, without content.
+  """
   *earlier, last = example['messages']
   assert last['role'] == 'assistant' and not last['content'], last
   spans = interleave({'messages': earlier}, hosts)
@@ -46,10 +52,10 @@ def prompt_spans(example: Example, hosts: Hosts) -> list[Span]:
 
 
 def parse(spans: Sequence[Span], hosts: Hosts) -> Example:
-  """Returns the example of spans: the inverse of `interleave`."""
+  """Returns the example that spans come from: the inverse of `interleave`."""
   tokenizer = hosts.tokenizer
   messages: list[dict[str, Any]] = []
-  plain: list[dict[str, Any]] = []
+  plain: list[Part] = []
   content = plain
   kinds = {kind: key for key, kind in CONTROLS.items()}
   for span in spans:
@@ -57,6 +63,7 @@ def parse(spans: Sequence[Span], hosts: Hosts) -> Example:
       content.append({'type': span.medium, hosts[span.medium].key: span.payload})
       continue
     run: list[int] = []
+    # A special token ends a run of text: the padding ends the last one.
     for token in (*span.tokens, tokenizer.special('pad')):
       name = tokenizer.name(token)
       if name is None:
@@ -77,6 +84,7 @@ def parse(spans: Sequence[Span], hosts: Hosts) -> Example:
 
 
 def _controls(message: dict[str, Any]) -> list[str]:
+  """Returns the names of the special tokens that open an assistant's message."""
   names = ['sot']
   for key, kind in CONTROLS.items():
     if message.get(key):
@@ -86,12 +94,13 @@ def _controls(message: dict[str, Any]) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _special(tokenizer: Tokenizer, *names: str, written: bool = False) -> Span:
-  return Span(TEXT, written, tokens=tuple(tokenizer.special(name) for name in names))
+  """Returns a span of special tokens."""
+  tokens = tuple(tokenizer.special(name) for name in names)
+  return Span(TEXT, written, tokens=tokens)
 
 
-def _content(
-  parts: Sequence[dict[str, Any]], hosts: Hosts, *, written: bool
-) -> list[Span]:
+def _content(parts: Sequence[Part], hosts: Hosts, *, written: bool) -> list[Span]:
+  """Returns one span per part."""
   spans = []
   for part in parts:
     kind = part['type']
@@ -105,7 +114,10 @@ def _content(
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
-  """Returns neighbouring text spans of the same kind as one: fewer, longer pieces for the packer."""
+  """Returns the spans with neighbouring text spans of the same kind merged.
+
+  The packer then gets fewer, longer spans.
+  """
   joined: list[Span] = []
   for span in spans:
     if span.medium != TEXT:

@@ -1,4 +1,4 @@
-"""Reads media files as bytes: regular files of a sensible size, on a disk or in a bucket."""
+"""Reads media files as bytes, from a disk or a bucket; odd or huge files are refused."""
 
 import os
 import stat
@@ -9,13 +9,16 @@ from omni_jax.errors import BadRecord
 from omni_jax.modalities.files import check_bytes
 from omni_jax.retry import patiently
 
-NONBLOCK = getattr(
-  os, 'O_NONBLOCK', 0
-)  # a pipe would wait for ever for somebody who writes
+# Without it, opening a pipe would wait forever for a writer.
+NONBLOCK = getattr(os, 'O_NONBLOCK', 0)
 
 
 def read_media(path: epath.PathLike) -> bytes:
-  """The bytes of a media file, if it is a regular file of a sensible size; errors that may pass are waited for."""
+  """Returns the bytes of a media file; transient errors are retried.
+
+  Raises:
+    BadRecord: if it is missing, not a regular file, too large or unreadable.
+  """
   try:
     return patiently(lambda: _read_file(path), path)
   except FileNotFoundError as error:
@@ -30,9 +33,8 @@ def _read_file(path: epath.PathLike) -> bytes:
   if is_remote(path):
     check_bytes(epath.Path(path).stat().length)
     return epath.Path(path).read_bytes()
-  file = os.open(
-    path, os.O_RDONLY | NONBLOCK
-  )  # epath, and open(), cost as much as a small picture
+  # Not with epath or open(): each costs as much as reading a small picture.
+  file = os.open(path, os.O_RDONLY | NONBLOCK)
   try:
     return _read_regular(file)
   finally:
@@ -45,14 +47,16 @@ def _read_regular(file: int) -> bytes:
     raise BadRecord('is not a regular file')
   check_bytes(status.st_size)
   pieces = []
-  while piece := os.read(
-    file, status.st_size + 1
-  ):  # one byte more: the first piece is all, and the second tells so
+  size = 0
+  # One byte more than the size: the first piece is the whole file, and the second,
+  # empty one confirms it.
+  while piece := os.read(file, status.st_size + 1):
     pieces.append(piece)
-    check_bytes(sum(map(len, pieces)))
+    size += len(piece)
+    check_bytes(size)
   return pieces[0] if len(pieces) == 1 else b''.join(pieces)
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path lies in a bucket (gs://…), where there are no links and no devices."""
+  """Returns whether a path is in a bucket (gs://…), which has no links or devices."""
   return '://' in os.fspath(path)

@@ -1,4 +1,7 @@
-"""Spans -> positions -> packed rows of static size; several examples share a row and never see each other."""
+"""Packs examples into rows of static size: spans become positions, positions fill rows.
+
+Several examples share a row and never see each other.
+"""
 
 from collections.abc import Iterable, Sequence
 import functools
@@ -21,11 +24,19 @@ from omni_jax.types import (
   StreamSpec,
 )
 
-SHORT = 64  # ids of text in an example that is likely to have been seen before but for its media
+# Positions are cached for examples with at most this many text ids: such examples often
+# differ from an earlier one in their media alone.
+SHORT = 64
 
 
 class Item(NamedTuple):
-  """One item of an example: its layout relative to the example, and the number of its stream."""
+  """One item of an example.
+
+  Attributes:
+    stream: number of its stream.
+    layout: its layout, relative to the example.
+    pieces: number of its pieces.
+  """
 
   stream: int
   layout: ItemLayout
@@ -33,29 +44,48 @@ class Item(NamedTuple):
 
 
 class Positions(NamedTuple):
-  """The part of `Laid` that is the same for all examples of one form."""
+  """The part of `Laid` that all examples of one form share.
 
-  layout: Layout  # its offsets are positions
-  items: tuple[Item, ...]
-  needs: tuple[int, ...]  # of everything in `room_of`
-
-
-class Laid(NamedTuple):
-  """One example laid out: its positions, the pieces of its items, and its name as a number."""
+  Attributes:
+    layout: positions; its offsets are relative to the example.
+    items: items in order.
+    needs: amount needed of everything in `room_of`.
+  """
 
   layout: Layout
   items: tuple[Item, ...]
   needs: tuple[int, ...]
-  values: list[np.ndarray]  # by item, its pieces
+
+
+class Laid(NamedTuple):
+  """One example laid out.
+
+  Attributes:
+    layout, items, needs: as in `Positions`.
+    values: the pieces of each item.
+    key: hash of the example's id, uint32.
+  """
+
+  layout: Layout
+  items: tuple[Item, ...]
+  needs: tuple[int, ...]
+  values: list[np.ndarray]
   key: int
 
   @property
   def length(self) -> int:
+    """Number of positions."""
     return len(self.layout.offset_n3)
 
 
 def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> Laid:
-  """Returns the positions of an example. A span starts at the largest coordinate before it plus one."""
+  """Returns the positions and pieces of an example.
+
+  A span starts at the largest coordinate before it plus one.
+
+  Raises:
+    UserError: for stored codes that are missing or outside the codebook.
+  """
   values: list[np.ndarray] = []
   forms = []
   ids = 0
@@ -72,39 +102,47 @@ def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> Laid:
 
 
 def _values(span: Span, hosts: Hosts, example_id: str) -> Sequence[np.ndarray]:
-  """Returns the pieces of a span's items: of its payload, or the codes that are stored in their place.
+  """Returns the pieces of a span's items: of its payload, or the codes stored for it.
 
   Raises:
-    UserError: where there should be codes and there are none, or one that no codebook has: an index that leads out
-      of a table would be clamped in silence on the device.
+    UserError: if codes are expected and missing, or a code is outside the codebook: an
+      index outside a table would be clamped silently on the device.
   """
   host = hosts[span.medium]
-  specs = {spec.written: spec for spec in host.streams()} if host.stored else {}
+  if not host.stored:
+    return host.pieces(span)
+  specs = {spec.written: spec for spec in host.streams()}
   spec = specs.get(span.written)
   if spec is None or not spec.entries:
     return host.pieces(span)
   codes = span.stored
   if codes is None:
     raise UserError(
-      f"config.data.codes='stored': a part of type {span.medium!r} has no codes; convert its data with --codes=RUN, "
-      "or take config.data.codes='computed'"
+      f"config.data.codes='stored': a part of type {span.medium!r} has no codes; "
+      "convert its data with --codes=RUN, or set config.data.codes='computed'"
     )
-  lowest, largest = int(codes.min(initial=0)), int(codes.max(initial=0))
+  lowest = int(codes.min(initial=0))
+  largest = int(codes.max(initial=0))
   if lowest < 0 or largest >= spec.entries:
     bad = largest if largest >= spec.entries else lowest
     raise UserError(
-      f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, a codebook has the entries 0 to "
-      f'{spec.entries - 1} ({spec.name}: {spec.entries} entries by config.model); convert its data again with '
-      "--codes=RUN, or take config.data.codes='computed'"
+      f"config.data.codes='stored': {example_id or 'an example'} has the code {bad}, "
+      f'but a codebook has the entries 0 to {spec.entries - 1} ({spec.name}: '
+      f'{spec.entries} entries by config.model); convert its data again with '
+      "--codes=RUN, or set config.data.codes='computed'"
     )
   return (codes,)
 
 
 @functools.lru_cache(maxsize=1024)
 def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positions:
-  """Returns the positions of spans given by medium, whether they are written, and their form."""
+  """Returns the positions of spans.
+
+  Args:
+    forms: medium, whether it is written, and form of each span.
+  """
   numbers = {spec.name: k for k, spec in enumerate(hosts.streams)}
-  layouts: list[Layout] = []
+  ids: list[np.ndarray] = []
   offsets: list[np.ndarray] = []
   items: list[Item] = []
   start = 0.0
@@ -113,11 +151,11 @@ def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positi
     layout = hosts[medium].layout(form, written)
     for item in layout.items:
       items.append(Item(numbers[item.stream], _moved(item, at), len(item.place_M3)))
+    ids.append(layout.ids_3n)
     offsets.append(layout.offset_n3 + np.float32(start))
     start += layout.end + 1
     at += len(layout.offset_n3)
-    layouts.append(layout)
-  ids_3n = np.concatenate([layout.ids_3n for layout in layouts], axis=1)
+  ids_3n = np.concatenate(ids, axis=1)
   layout = Layout(ids_3n, np.concatenate(offsets), start - 1).frozen()
   needs = [at] + [0] * (2 * len(hosts.streams))
   for item in items:
@@ -127,18 +165,19 @@ def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positi
 
 
 def _moved(item: ItemLayout, by: int) -> ItemLayout:
-  """Returns an item's layout whose positions begin `by` later."""
+  """Returns an item's layout with its positions moved by `by`."""
 
   def later(positions_M: np.ndarray | None) -> np.ndarray | None:
     return None if positions_M is None else positions_M + by
 
-  return item._replace(
-    at_M=later(item.at_M), query_M=later(item.query_M), write_M=later(item.write_M)
-  )
+  at_M = later(item.at_M)
+  query_M = later(item.query_M)
+  write_M = later(item.write_M)
+  return item._replace(at_M=at_M, query_M=query_M, write_M=write_M)
 
 
 def room_names(hosts: Hosts) -> list[str]:
-  """Returns what `room_of` counts, as messages call it."""
+  """Returns the names in messages of everything that `room_of` counts."""
   names = ['length']
   for spec in hosts.streams:
     names += [f'{spec.name} pieces', f'{spec.name} items']
@@ -146,7 +185,7 @@ def room_names(hosts: Hosts) -> list[str]:
 
 
 def room_of(budget: RowBudget, hosts: Hosts) -> list[int]:
-  """Returns the room of a row: positions, then pieces and items of each stream."""
+  """Returns the room of a row: positions, then the pieces and items of each stream."""
   room = [budget.length]
   for spec in hosts.streams:
     room += budget.streams.get(spec.name, (0, 0))
@@ -154,36 +193,39 @@ def room_of(budget: RowBudget, hosts: Hosts) -> list[int]:
 
 
 def check_budget(budget: RowBudget, hosts: Hosts) -> None:
-  """Refuses groups that do not divide the rows, room for unknown streams, and parts of a block of pieces.
+  """Checks a budget against the streams of a run.
 
   Raises:
-    UserError: with the stream and what would fit.
+    UserError: for groups that do not divide the rows, unknown streams, or pieces that
+      are not whole blocks.
   """
   if not budget.grouped:
     raise UserError(
-      f'config.data.budget.group={budget.group}: it is 1 or more and divides rows={budget.rows}'
+      f'config.data.budget.group={budget.group}: it has to be 1 or more and to divide '
+      f'rows={budget.rows}'
     )
   specs = {spec.name: spec for spec in hosts.streams}
   for name, (pieces, items) in budget.streams.items():
-    said = f'config.data.budget.streams.{name}=({pieces}, {items})'
+    setting = f'config.data.budget.streams.{name}=({pieces}, {items})'
     if name not in specs:
-      raise UserError(f'{said}: this run has the streams {", ".join(specs) or "none"}')
+      known = ', '.join(specs) or 'none'
+      raise UserError(f'{setting}: this run has the streams {known}')
     block = specs[name].block
     if block and pieces % block and pieces > block:
       low = pieces // block * block
       raise UserError(
-        f'{said}: pieces come in blocks of {block}; nearest: {low} or {low + block}'
+        f'{setting}: pieces come in blocks of {block}; nearest: {low} or {low + block}'
       )
 
 
 def starts_of(
   laid: Laid, cursors: Sequence[int], room: Sequence[int], specs: Sequence[StreamSpec]
 ) -> list[int] | None:
-  """Returns where the items of an example begin in their streams, or None if there is no room for all of them.
+  """Returns where the items of an example begin in their streams, None without room.
 
   Args:
-    cursors: by stream, pieces that are taken.
-    room: by stream, pieces that there are.
+    cursors: pieces already used, by stream.
+    room: pieces that a pool has room for, by stream.
   """
   cursor = list(cursors)
   starts = []
@@ -197,30 +239,31 @@ def starts_of(
 
 
 def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
-  """Raises ValueError for an example that would not fit even an empty row; it names what is short."""
+  """Checks that an example fits an empty row. Raises ValueError with what is short."""
   specs = hosts.streams
-  endless = [sys.maxsize] * len(specs)
-  starts = starts_of(laid, [0] * len(specs), endless, specs)
+  unlimited = [sys.maxsize] * len(specs)
+  starts = starts_of(laid, [0] * len(specs), unlimited, specs)
   needs = list(laid.needs)
   for item, start in zip(laid.items, starts, strict=True):
     needs[1 + 2 * item.stream] = start + item.pieces  # with the gaps between blocks
   short = []
-  room = room_of(budget, hosts)
-  for name, need, there in zip(room_names(hosts), needs, room, strict=True):
-    if need > there:
-      short.append(f'{name} {need} of {there}')
+  rooms = room_of(budget, hosts)
+  for name, need, room in zip(room_names(hosts), needs, rooms, strict=True):
+    if need > room:
+      short.append(f'{name} {need} of {room}')
   if short:
-    said = ', '.join(short)
-    raise ValueError(f'example needs more than a row has room for: {said}')
+    shortages = ', '.join(short)
+    raise ValueError(f'example needs more than a row has room for: {shortages}')
 
 
 class _Place(NamedTuple):
-  """Where an example lies.
+  """The place of an example in a batch.
 
   Attributes:
-    pool: of its row.
-    start: first position in the row.
-    start_in_pool: first position among those of all rows that share the pool.
+    row: its row.
+    pool: the pool of its row.
+    start: its first position in the row.
+    start_in_pool: its first position, counted over all rows that share the pool.
   """
 
   row: int
@@ -230,22 +273,22 @@ class _Place(NamedTuple):
 
 
 class _Pools:
-  """The arrays of one stream of a batch in the making."""
+  """The arrays of one stream of a batch that is being packed."""
 
   def __init__(self, spec: StreamSpec, budget: RowBudget):
-    rows, length, pools = budget.rows, budget.length, budget.pools
+    pools = budget.pools
     pieces, items = budget.streams.get(spec.name, (0, 0))
 
-    def nothing(*shape: int) -> np.ndarray:
+    def empty_map(*shape: int) -> np.ndarray:
       return np.full(shape, NONE, np.int32)
 
     self.stream = Stream(
       value_BM=np.zeros((pools, pieces, *spec.shape), spec.dtype),
       item_BM=np.zeros((pools, pieces), np.int32),
       place_BM3=np.zeros((pools, pieces, 3), np.int32),
-      at_BL=nothing(rows, length),
-      query_at_BL=nothing(rows, length) if spec.queries else None,
-      write_at_BM=nothing(pools, pieces) if spec.written else None,
+      at_BL=empty_map(budget.rows, budget.length),
+      query_at_BL=empty_map(budget.rows, budget.length) if spec.queries else None,
+      write_at_BM=empty_map(pools, pieces) if spec.written else None,
       form_BN3=np.zeros((pools, items, 3), np.int32),
       key_BN=np.zeros((pools, items), np.uint32),
     )
@@ -256,11 +299,15 @@ class _Pools:
     """Puts an item into a pool.
 
     Args:
-      place: of its example.
-      first: first piece in the pool.
-      number: of the item in the pool, from 0.
+      place: place of its example.
+      item: layout of the item, relative to the example.
+      value: its pieces.
+      first: number of its first piece in the pool.
+      number: number of the item in the pool, from 0.
     """
-    stream, pool, row = self.stream, place.pool, place.row
+    stream = self.stream
+    pool = place.pool
+    row = place.row
     end = first + len(item.at_M)
     stream.value_BM[pool, first:end] = value
     stream.item_BM[pool, first:end] = number + 1
@@ -275,19 +322,22 @@ class _Pools:
 
 
 class Packer:
-  """Fills one batch; `add` says whether the example found a row with room for all of it."""
+  """Fills one batch with examples."""
 
   def __init__(self, budget: RowBudget, hosts: Hosts):
-    self._budget, self._hosts = budget, hosts
-    rows, length = budget.rows, budget.length
-    self._ids_3BL = np.zeros((3, rows, length), np.int32)  # labels become targets
+    self._budget = budget
+    self._hosts = hosts
+    rows = budget.rows
+    length = budget.length
+    # Tokens, modalities and labels; `batch` turns the labels into targets.
+    self._ids_3BL = np.zeros((3, rows, length), np.int32)
     self._segment_BL = np.zeros((rows, length), np.int32)
     self._position_BL3 = np.zeros((rows, length, 3), np.float32)
     self._pools = [_Pools(spec, budget) for spec in hosts.streams]
     self._room = room_of(budget, hosts)
     self._pieces = self._room[1::2]
-    # Plain numbers: there are few of them, and numpy would cost more than it counts.
-    self._used = [0] * rows  # positions
+    # Plain lists: for so few numbers numpy would cost more than the counting itself.
+    self._used = [0] * rows  # positions of each row
     self._empty = [0] * (len(self._room) - 1)  # pieces and items of each stream
     self._used_of_pool = [list(self._empty) for _ in range(budget.pools)]
     self._segments = [0] * rows
@@ -295,13 +345,17 @@ class Packer:
   def add(self, laid: Laid, row: int | None = None) -> bool:
     """Puts an example into the first row with room, or into the given one.
 
+    Returns:
+      Whether there was a row with room for all of it; if not, nothing has changed.
+
     Raises:
       ValueError: if it would not fit even an empty row.
     """
     group = self._budget.group
     latest = self._room[0] - laid.length
-    full = -1  # a pool that has no room for the example
-    for candidate in range(len(self._used)) if row is None else (row,):
+    full = -1  # the last pool that had no room for the example
+    candidates = range(len(self._used)) if row is None else (row,)
+    for candidate in candidates:
       pool = candidate // group
       if self._used[candidate] > latest or pool == full:
         continue
@@ -315,10 +369,10 @@ class Packer:
     return False
 
   def _starts(self, laid: Laid, used: Sequence[int]) -> list[int] | None:
-    """Returns where the items of an example begin in a pool, or None if it has no room for them.
+    """Returns where the items of an example begin in a pool, None without room.
 
     Args:
-      used: pieces and items of each stream that the pool holds already.
+      used: pieces and items of each stream that the pool already holds.
     """
     for taken, need, room in zip(used, laid.needs[1:], self._room[1:], strict=True):
       if taken + need > room:
@@ -336,9 +390,10 @@ class Packer:
     pool, in_pool = divmod(row, self._budget.group)
     place = _Place(row, pool, start, start + in_pool * self._budget.length)
     used = self._used_of_pool[pool]
-    before: dict[int, int] = {}  # items of a stream in this example
+    before: dict[int, int] = {}  # items of each stream written so far
     for item, value, first in zip(laid.items, laid.values, starts, strict=True):
-      pools, k = self._pools[item.stream], before.get(item.stream, 0)
+      pools = self._pools[item.stream]
+      k = before.get(item.stream, 0)
       number = used[1 + 2 * item.stream]
       pools.write(place, item.layout, value, first, number)
       pools.stream.key_BN[pool, number] = (laid.key + k) & 0xFFFFFFFF
@@ -347,35 +402,32 @@ class Packer:
       used[1 + 2 * item.stream] = number + 1
 
   def batch(self) -> Batch:
-    """Returns what has been added so far; a position's target is the label of the next one of its example."""
+    """Returns the examples added so far, as one batch.
+
+    The target of a position is the label of the next position of its example.
+    """
     token_BL, modality_BL, label_BL = self._ids_3BL
     segment_BL = self._segment_BL
     target_BL = np.zeros_like(label_BL)
     same = segment_BL[:, 1:] == segment_BL[:, :-1]
     np.copyto(target_BL[:, :-1], label_BL[:, 1:], where=same)
     weight_BL = (target_BL > 0).astype(np.float32)
-    streams = {
-      spec.name: pool.stream
-      for spec, pool in zip(self._hosts.streams, self._pools, strict=True)
-    }
+    position_BL3 = self._position_BL3
+    streams = {}
+    for spec, pool in zip(self._hosts.streams, self._pools, strict=True):
+      streams[spec.name] = pool.stream
     return Batch(
-      token_BL,
-      modality_BL,
-      segment_BL,
-      self._position_BL3,
-      target_BL,
-      weight_BL,
-      streams,
+      token_BL, modality_BL, segment_BL, position_BL3, target_BL, weight_BL, streams
     )
 
   @property
   def filled(self) -> float:
-    """Share of positions that carry something."""
+    """Share of the positions that hold an example."""
     return sum(self._used) / (self._budget.rows * self._budget.length)
 
 
 def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batch:
-  """Returns one example per row, in order: prompts, and the unpacked reference of the packing test."""
+  """Returns a batch of one example per row, in order, as for prompts."""
   packer = Packer(budget, hosts)
   for row, laid in enumerate(examples):
     packer.add(laid, row)
@@ -383,14 +435,16 @@ def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batc
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:
-  """Returns the rows of several batches of one budget as one."""
-  core = [
-    np.concatenate(parts) for parts in zip(*(b[:-1] for b in batches), strict=True)
-  ]
+  """Returns the rows of several batches of one budget as one batch."""
+  core_fields = zip(*(batch[:-1] for batch in batches), strict=True)
+  core = [np.concatenate(parts) for parts in core_fields]
   streams = {}
   for name in batches[0].streams:
     fields = zip(*(batch.streams[name] for batch in batches), strict=True)
-    streams[name] = Stream(
-      *(None if parts[0] is None else np.concatenate(parts) for parts in fields)
-    )
+    streams[name] = Stream(*(_joined(parts) for parts in fields))
   return Batch(*core, streams)
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+  """Returns the rows of several arrays as one array, or None if they are None."""
+  return None if parts[0] is None else np.concatenate(parts)

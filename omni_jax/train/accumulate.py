@@ -1,4 +1,7 @@
-"""Gradient accumulation: a batch in parts, whose losses are divided by the weights of the whole batch."""
+"""Gradient accumulation: a batch is computed in parts.
+
+The losses of every part are divided by the weights of the whole batch.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,17 +17,19 @@ from omni_jax.types import Batch
 
 
 def cut_into(batch: Batch, parts: int) -> Batch:
-  """Returns a leading axis of parts. Every device cuts the rows that it has: part p takes rows p, p + parts, …
+  """Returns the batch with a leading axis of parts.
 
-  Rows that share their pools stay together.
+  Every device cuts the rows that it holds: part p takes the rows p, p + parts, …. Rows
+  that share their pools stay together.
   """
   pools = min(len(x) for x in jax.tree.leaves(batch))
-  together = pools // parts
+  pools_per_part = pools // parts
 
   def cut(x: Array) -> Array:
     rows = len(x) // pools
-    groups = x.reshape(together, parts, rows, *x.shape[1:])
-    return jnp.moveaxis(groups, 1, 0).reshape(parts, together * rows, *x.shape[1:])
+    groups = x.reshape(pools_per_part, parts, rows, *x.shape[1:])
+    shape = (parts, pools_per_part * rows, *x.shape[1:])
+    return jnp.moveaxis(groups, 1, 0).reshape(shape)
 
   return jax.tree.map(cut, batch)
 
@@ -40,43 +45,46 @@ def accumulated(
   parts: int,
   hold: Callable[[Any], Any],
 ) -> tuple[tuple[Array, Outcome], Any]:
-  """Returns what `jax.value_and_grad(…, has_aux=True)` gives for the whole batch, with the memory of one part.
+  """Returns `jax.value_and_grad(…, has_aux=True)` of a batch in the memory of one part.
 
-  A mean of means would weigh a word in a part of few words more: losses are sums, divided by the weights of all parts
-  and devices. Gradients add up in fp32. What the routers tell is a mean over parts, and counts are sums; their balance
-  loss is a product of means, so that it is not quite that of the whole batch.
+  A mean of means would give more weight to a word in a part of few words: losses are
+  therefore sums, divided by the weights of all parts and devices. Gradients are summed
+  in fp32. Router statistics are means over the parts, and counts are sums. The routers'
+  balance loss is a product of means, so it differs slightly from that of the whole
+  batch.
 
   Args:
-    hold: stops the gradient of the parameters that are frozen.
+    hold: stops the gradient of the frozen parameters.
   """
   cut = cut_into(batch, parts)
 
   def weights(part: Batch) -> dict[str, Array]:
-    """Known before anything is computed: XLA leaves out all that they do not need."""
+    # The weights need no forward pass: XLA leaves out everything else.
     _, outcome = objective(model, params, reference, part, key)
     heads = jax.lax.stop_gradient(outcome.heads)
     return {name: head.weight for name, head in heads.items()}
 
   sums = jax.tree.map(lambda w: w.sum(), jax.lax.map(weights, cut))
-  of_part = dataclasses.replace(objective, whole=Whole(sums, parts))
+  part_objective = dataclasses.replace(objective, whole=Whole(sums, parts))
 
   def loss_of(params: Any, part: Batch) -> tuple[Array, Outcome]:
-    return of_part(model, hold(params), reference, part, key)
+    return part_objective(model, hold(params), reference, part, key)
 
-  def one(carry, part):
+  def add_part(totals, part):
     (loss, outcome), grads = jax.value_and_grad(loss_of, has_aux=True)(params, part)
     added = (loss, outcome.heads, grads)
-    carry = jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry, added)
-    return carry, (outcome.metrics, outcome.stats)
+    totals = jax.tree.map(lambda total, x: total + x.astype(jnp.float32), totals, added)
+    return totals, (outcome.metrics, outcome.stats)
 
-  none = jnp.zeros((), jnp.float32)
-  heads = {name: HeadLoss(none, none) for name in sums}
-  # Made of the weights: so they are laid out alike.
+  zero = jnp.zeros((), jnp.float32)
+  heads = {name: HeadLoss(zero, zero) for name in sums}
+  # Computed from the parameters, so that the gradients have the same layout.
   zeros = jax.tree.map(lambda p: 0 * p.astype(jnp.float32), params)
-  start = (none, heads, zeros)
-  (loss, heads, grads), (metrics, stats) = jax.lax.scan(one, start, cut)
+  totals, per_part = jax.lax.scan(add_part, (zero, heads, zeros), cut)
+  loss, heads, grads = totals
+  metrics, stats = per_part
   grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-  mean = jax.tree.map(lambda x: x.mean(axis=0), stats)
-  stats = mean._replace(load_ME=stats.load_ME.sum(axis=0))
+  mean_stats = jax.tree.map(lambda x: x.mean(axis=0), stats)
+  stats = mean_stats._replace(load_ME=stats.load_ME.sum(axis=0))
   metrics = {'tokens': metrics['tokens'].sum(), 'filled': metrics['filled'].mean()}
   return (loss, Outcome(metrics, heads, stats)), grads

@@ -1,4 +1,4 @@
-"""FLOPs of a step, counted from the configuration: those that the model needs, and those that are computed again."""
+"""FLOPs of a step by the config: those of the model, and those of recomputation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,17 +9,20 @@ from omni_jax.model import ModelConfig
 from omni_jax.nn.decoder import Remat
 from omni_jax.types import RowBudget
 
-TRAINED = 3  # a product has two gradients, each as much work as itself
+TRAINED = 3  # a matmul has two gradients, each as much work as the matmul itself
 
 
 class StepFlops(NamedTuple):
-  """FLOPs of a forward pass on a full batch, 2 per weight and position that it acts on, by part.
+  """FLOPs of a forward pass on a full batch, by part of the model.
+
+  A weight costs 2 per position that it is applied to.
 
   Attributes:
     layers: matrices of the decoder.
-    attention: its two products between positions, all L of a row for each, though half are masked.
-    text: of the text head.
-    media: embeddings, heads and autoencoders of the media, at their own pieces.
+    attention: its two products between positions; each position counts all L positions
+      of its row, though half of them are masked.
+    text: the text head.
+    media: embeddings, heads and autoencoders of the media, for their own pieces.
   """
 
   layers: float
@@ -29,22 +32,27 @@ class StepFlops(NamedTuple):
 
   @property
   def model(self) -> float:
-    """Of an update, the numerator of MFU: the convention of PaLM (arXiv 2204.02311, appendix B)."""
+    """FLOPs of an update, the numerator of MFU.
+
+    They follow the convention of PaLM (arXiv 2204.02311, appendix B).
+    """
     trained = self.layers + self.attention + self.text
     trained += sum(flops.embed + flops.head for flops in self.media.values())
-    still = sum(flops.autoencoder for flops in self.media.values())
-    return TRAINED * trained + still
+    frozen = sum(flops.autoencoder for flops in self.media.values())
+    return TRAINED * trained + frozen
 
   def executed(self, remat: Remat) -> float:
-    """Of an update that computes the decoder's forward pass again, or those of its products that are not kept."""
+    """Returns the FLOPs of an update, those that `remat` computes again included."""
     again = {Remat.NONE: 0.0, Remat.DOTS: self.attention, Remat.ATTENTION: self.layers}
     return self.model + again.get(remat, self.layers + self.attention)
 
 
 def step_flops(c: ModelConfig, budget: RowBudget) -> StepFlops:
-  """Returns the FLOPs for full rows and full streams."""
-  d, tokens = c.decoder, budget.rows * budget.length
-  q, kv = d.heads * d.head_dim, d.kv_heads * d.head_dim
+  """Returns the FLOPs of a forward pass for full rows and full streams."""
+  d = c.decoder
+  tokens = budget.rows * budget.length
+  q = d.heads * d.head_dim
+  kv = d.kv_heads * d.head_dim
   layer = d.width * (q + 2 * kv) + q * d.width + d.width * d.experts
   layer += swiglu_weights(d.width, d.expert_hidden) * d.top_k
   layer += swiglu_weights(d.width, d.shared_hidden)

@@ -1,4 +1,8 @@
-"""Where a run's time went: productive steps, start, restoring, waits for saves and data, and work that was lost."""
+"""Accounts for a run's time.
+
+The kinds are productive steps, start, restoring, waiting for saves and for data; work
+that was lost is counted as well.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -12,31 +16,35 @@ import jax
 from omni_jax.run_log import START
 
 FILE = 'goodput.jsonl'
-START_, RESTORE, DATA, SAVE, STEP = KINDS = ('start', 'restore', 'data', 'save', 'step')
+STARTUP = 'start'
+RESTORE = 'restore'
+DATA = 'data'
+SAVE = 'save'
+STEP = 'step'
+KINDS = (STARTUP, RESTORE, DATA, SAVE, STEP)
 
 
 class Goodput:
-  """Seconds of one stage in one process by kind; a line of goodput.jsonl whenever a line of figures or a step is saved.
+  """Seconds by kind of one stage in one process.
 
-  What is none of the other kinds is `step`: productive, as far as it is not lost later.
+  A line of goodput.jsonl is written whenever metrics or a checkpoint are. Time of no
+  other kind is `step`: productive, unless it is lost later.
   """
 
   def __init__(self, workdir: str, stage: str):
-    self._file, self._stage, self._session = (
-      epath.Path(workdir) / FILE,
-      stage,
-      f'{START:.3f}',
-    )
-    self._before = read(workdir)
-    others = [line for line in self._before if line['session'] == self._session]
-    self._began = (
-      time.time() if others else START
-    )  # of the process, for its first stage
+    self._file = epath.Path(workdir) / FILE
+    self._stage = stage
+    self._session = f'{START:.3f}'
+    self._earlier = read(workdir)
+    own = [line for line in self._earlier if line['session'] == self._session]
+    # The first stage of a process begins with the process.
+    self._began = time.time() if own else START
     self._spent = dict.fromkeys(KINDS[:-1], 0.0)
     self._lost: dict[str, float] = {'steps': 0, 'seconds': 0.0}
 
   @contextlib.contextmanager
   def spent(self, kind: str) -> Iterator[None]:
+    """Adds the time spent inside the context to a kind."""
     before = time.time()
     try:
       yield
@@ -44,23 +52,30 @@ class Goodput:
       self._spent[kind] += time.time() - before
 
   def resumed(self, step: int) -> None:
-    """Counts what an earlier process did after this step, as far as it said so: it is done once more."""
-    theirs = [line for line in self._before if line['stage'] == self._stage]
-    if theirs and theirs[-1]['session'] != self._session and theirs[-1]['step'] > step:
-      last = theirs[-1]
-      lost = last['step'] - step
-      done = max(last['step'] - last['first'], 1)
-      self._lost = {
-        'steps': lost,
-        'seconds': round(last['seconds'][STEP] * min(1, lost / done), 3),
-      }
+    """Counts the work of an earlier process after this step as lost: it is repeated.
+
+    Steps after the last line of that process are unknown and not counted.
+    """
+    lines = [line for line in self._earlier if line['stage'] == self._stage]
+    if not lines:
+      return
+    last = lines[-1]
+    if last['session'] == self._session or last['step'] <= step:
+      return
+    lost = last['step'] - step
+    done = max(last['step'] - last['first'], 1)
+    seconds = last['seconds'][STEP] * min(1, lost / done)
+    self._lost = {'steps': lost, 'seconds': round(seconds, 3)}
 
   def first_step(self) -> None:
-    """The first update is made: until here, apart from what is counted elsewhere, the process started and compiled."""
-    self._spent[START_] = time.time() - self._began - sum(self._spent.values())
+    """Marks the end of the first update.
+
+    Until here the process has started and compiled, except for what other kinds count.
+    """
+    self._spent[STARTUP] = time.time() - self._began - sum(self._spent.values())
 
   def write(self, first: int, step: int) -> None:
-    """A line on this process so far, which began after step `first`."""
+    """Writes a line about this process, which began after step `first`, up to now."""
     if jax.process_index():
       return
     total = time.time() - self._began
@@ -78,18 +93,30 @@ class Goodput:
 
 
 def read(workdir: Any) -> list[dict[str, Any]]:
-  """The lines of goodput.jsonl, without one that a killed process left half-written."""
-  found, file = [], epath.Path(workdir) / FILE
-  for line in file.read_text().splitlines() if file.exists() else ():
+  """Returns the lines of goodput.jsonl.
+
+  A line that a killed process left half-written is left out.
+  """
+  file = epath.Path(workdir) / FILE
+  if not file.exists():
+    return []
+  lines = []
+  for text in file.read_text().splitlines():
     with contextlib.suppress(json.JSONDecodeError):
-      found.append(json.loads(line))
-  return found
+      lines.append(json.loads(text))
+  return lines
 
 
 def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Seconds by kind over all processes and stages, `lost` taken from `step`, and the share that was productive."""
-  last = {(line['session'], line['stage']): line for line in lines}
-  total = {kind: sum(line['seconds'][kind] for line in last.values()) for kind in KINDS}
-  total['lost'] = sum(line['lost']['seconds'] for line in last.values())
-  total[STEP] -= total['lost']
-  return {**total, 'goodput': total[STEP] / max(sum(total.values()), 1e-9)}
+  """Returns the seconds by kind over all processes and stages.
+
+  `lost` is taken off `step`; `goodput` is the share that was productive.
+  """
+  latest = {(line['session'], line['stage']): line for line in lines}
+  seconds = {}
+  for kind in KINDS:
+    seconds[kind] = sum(line['seconds'][kind] for line in latest.values())
+  seconds['lost'] = sum(line['lost']['seconds'] for line in latest.values())
+  seconds[STEP] -= seconds['lost']
+  productive = seconds[STEP] / max(sum(seconds.values()), 1e-9)
+  return {**seconds, 'goodput': productive}

@@ -1,4 +1,7 @@
-"""The loop of every stage: batches in, updates, figures out, checkpoints between; resumes and stops cleanly."""
+"""The loop of every stage: it reads batches, updates the state, reports and saves.
+
+It resumes from the last checkpoint, and stops cleanly on SIGTERM.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -18,6 +21,7 @@ import numpy as np
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
+from omni_jax.objective import Metrics
 from omni_jax.run_log import say
 from omni_jax.sharding import anywhere, gather_bytes, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
@@ -31,30 +35,39 @@ from omni_jax.train.numerics import (
 from omni_jax.train.step import StepFn
 from omni_jax.train.writer import Silent, Writer
 
-NO_ROOM = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EROFS,
-)  # of the logs, too, not of checkpoints only
-PREEMPTED = (
-  75  # exit code after SIGTERM: saved, start me again (EX_TEMPFAIL of sysexits.h)
-)
+# Errors of a disk that is full or read-only; the logs can run into them as well.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Exit code after SIGTERM: everything is saved, start me again (EX_TEMPFAIL of
+# sysexits.h).
+PREEMPTED = 75
 
 
 @runtime_checkable
 class Batches(Protocol):
-  def __next__(self) -> Any: ...
-  def state(self) -> bytes: ...  # of this process
-  def merged(self, states: Sequence[bytes]) -> bytes: ...  # of all, from those of each
-  def restore(self, state: bytes) -> None: ...
-  def close(self) -> None: ...
+  """An endless iterator over batches that can be saved and restored."""
+
+  def __next__(self) -> Any:
+    """Returns the next batch: this process's part of the rows."""
+
+  def state(self) -> bytes:
+    """Returns the position of this process in the data."""
+
+  def merged(self, states: Sequence[bytes]) -> bytes:
+    """Returns the state of all processes, given that of each."""
+
+  def restore(self, state: bytes) -> None:
+    """Continues from a merged state."""
+
+  def close(self) -> None:
+    """Releases workers and files."""
 
 
 @runtime_checkable
 class Named(Protocol):
-  """Batches that know what a batch is made of."""
+  """Batches that know the examples in a batch."""
 
-  def ids(self, before: bytes, after: bytes) -> list[str]: ...
+  def ids(self, before: bytes, after: bytes) -> list[str]:
+    """Returns the ids of the examples between two states of this process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +75,21 @@ class Stage:
   """One stage of a run.
 
   Attributes:
-    steps: updates in all.
-    state: the state to start from; shapes and shardings when a checkpoint is restored.
+    name: name in the log, in metrics and of the folder of its checkpoints.
+    steps: total number of updates.
+    step: one update.
+    state: the state to start from; it gives the shapes and shardings for restoring.
+    batches: the data.
     flops: model FLOPs of an update, for MFU; 0 if not counted.
-    log_every, save_every: in steps.
+    peak: peak FLOP/s of one device, for MFU; None if unknown.
+    log_every: number of steps between two lines of metrics.
+    save_every: number of steps between two checkpoints.
     profile: 'first:last' steps to trace, or ''.
-    bad_steps: updates that are not finite and may be left out; one more ends the run.
+    bad_steps: number of updates that may be skipped because they are not finite; one
+      more ends the run.
     about: plain values for the manifests of its checkpoints.
-    repeat_every: make every so manieth step twice and compare the bits; 0 for none.
+    repeat_every: every N-th step is computed twice and the bits are compared; 0 for
+      none.
   """
 
   name: str
@@ -88,48 +108,63 @@ class Stage:
 
 
 class Preempted(SystemExit):
-  """SIGTERM came: the step in hand was finished and saved."""
+  """Ends the process after SIGTERM, once the current step is finished and saved."""
 
   def __init__(self):
     super().__init__(PREEMPTED)
 
 
 class _Meter:
-  """Time since the last report, split into waiting for data and the rest."""
+  """The speed since the last report, and the share of time spent waiting for data."""
 
   def __init__(self):
-    self._start, self._wait, self._steps, self._tokens = (
-      time.perf_counter(),
-      0.0,
-      0,
-      0.0,
-    )
+    self._restart()
+
+  def _restart(self) -> None:
+    self._start = time.perf_counter()
+    self._wait = 0.0
+    self._steps = 0
 
   def waited(self, seconds: float) -> None:
+    """Counts a step and the time that it waited for its batch."""
     self._wait += seconds
     self._steps += 1
 
   def report(self, tokens_per_step: float, stage: Stage) -> dict[str, float]:
-    seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
-    figures = {
+    """Returns the metrics since the last report, and starts over."""
+    seconds = time.perf_counter() - self._start
+    steps = max(self._steps, 1)
+    metrics = {
       'speed/steps_per_second': steps / seconds,
       'speed/data_wait': self._wait / seconds,
       'speed/tokens_per_second': tokens_per_step * steps / seconds,
     }
     if stage.flops and stage.peak:
-      figures['speed/mfu'] = (
-        stage.flops * steps / seconds / (stage.peak * jax.device_count())
-      )
-    self.__init__()
-    return figures
+      peak = stage.peak * jax.device_count()
+      metrics['speed/mfu'] = stage.flops * steps / seconds / peak
+    self._restart()
+    return metrics
+
+
+class _Tools(NamedTuple):
+  """Where a stage reports and saves."""
+
+  checkpoints: Checkpoints
+  writer: Writer
+  goodput: Goodput
+  bad_steps: BadSteps
 
 
 def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
-  """Runs a stage to its end from its last checkpoint, or from its first state; a finished one is only restored.
+  """Runs a stage to its end, and returns its last state.
+
+  It starts from the last checkpoint, or from the first state if there is none; a
+  finished stage is only restored.
 
   Raises:
     Preempted: after SIGTERM, once everything is saved.
-    UserError: if the loss is no longer finite, a save failed, or nothing more can be written.
+    UserError: if the loss is no longer finite, a save failed, or the folder can no
+      longer be written to.
   """
   with _sigterm(mesh) as stop:
     try:
@@ -138,8 +173,8 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
       if error.errno not in NO_ROOM:
         raise
       raise UserError(
-        f'{stage.name}: {workdir} cannot be written any more: {error}; the checkpoints are as they were: '
-        'make room or mend the folder, then start again'
+        f'{stage.name}: {workdir} can no longer be written to: {error}; the '
+        'checkpoints are intact: free some space or repair the folder, then start again'
       ) from error
     finally:
       stage.batches.close()
@@ -149,117 +184,161 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
 
 
 def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
-  with Checkpoints(
-    workdir, stage.name, say=functools.partial(say, workdir)
-  ) as checkpoints:
-    state, good = stage.state, Goodput(workdir, stage.name)
-    with good.spent(RESTORE):
-      found = checkpoints.resume(stage.state)
-    if found:
-      state = found.state
-      stage.batches.restore(found.iterator)
-      good.resumed(int(state.step))
-      say(workdir, f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
+  """Restores the last checkpoint, if there is one, and runs the steps that are left."""
+  log = functools.partial(say, workdir)
+  with Checkpoints(workdir, stage.name, say=log) as checkpoints:
+    state = stage.state
+    goodput = Goodput(workdir, stage.name)
+    with goodput.spent(RESTORE):
+      restored = checkpoints.resume(stage.state)
+    if restored:
+      state = restored.state
+      stage.batches.restore(restored.iterator)
+      goodput.resumed(int(state.step))
+      log(f'{stage.name}: resumed at step {int(state.step)} of {stage.steps}')
     start = int(state.step)
     if start >= stage.steps:
       return state
-    writer = (
-      Silent(workdir, stage.name)
-      if jax.process_index()
-      else Writer(workdir, stage.name, steps=stage.steps, start=start)
-    )
-    with writer:
-      bad = BadSteps(workdir, stage.name, stage.bad_steps)
-      state = _steps(_Tools(checkpoints, writer, good, bad), stage, state, mesh, stop)
-      with good.spent(SAVE):
+    with _writer(stage, workdir, start) as writer:
+      bad_steps = BadSteps(workdir, stage.name, stage.bad_steps)
+      tools = _Tools(checkpoints, writer, goodput, bad_steps)
+      state = _steps(tools, stage, state, mesh, stop)
+      with goodput.spent(SAVE):
         checkpoints.latest()  # waits for the last save
-      good.write(start, stage.steps)
+      goodput.write(start, stage.steps)
       return state
 
 
-class _Tools(NamedTuple):
-  """Where what a stage says and saves goes."""
-
-  checkpoints: Checkpoints
-  writer: Writer
-  good: Goodput
-  bad: BadSteps
+def _writer(stage: Stage, workdir: str, start: int) -> Writer:
+  """Returns the writer of this process: only the first one writes."""
+  if jax.process_index():
+    return Silent(workdir, stage.name)
+  return Writer(workdir, stage.name, steps=stage.steps, start=start)
 
 
 def _steps(
   tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop'
 ) -> TrainState:
-  checkpoints, writer, good, bad = tools
-  meter, trace, metrics = (
-    _Meter(),
-    _Trace(stage.profile, str(writer.trace_folder)),
-    None,
-  )
-  start, where = int(state.step), stage.batches.state()
+  """Runs the steps from the state to the end of the stage."""
+  checkpoints, writer, goodput, bad_steps = tools
+  meter = _Meter()
+  trace = _Trace(stage.profile, str(writer.trace_folder))
+  metrics = None
+  start = int(state.step)
+  position = stage.batches.state()
   for step in range(start + 1, stage.steps + 1):
     checkpoints.check()
     trace.before(step)
     before = time.perf_counter()
-    with good.spent(DATA):
-      host = next(stage.batches)
+    with goodput.spent(DATA):
+      host_batch = next(stage.batches)
     meter.waited(time.perf_counter() - before)
-    earlier = metrics
-    state, metrics = _updated(stage, state, place(host, mesh), step)
-    # One step ahead of the devices is enough to keep them busy. Further ahead, the host would use up the prefetched
-    # batches, wait for each new one though no device does, and hold all of them in the devices' memory.
-    jax.block_until_ready(earlier)
-    was, where = where, stage.batches.state()
-    bad.after(step, metrics, functools.partial(_records, stage.batches, was, where))
+    earlier_metrics = metrics
+    state, metrics = _updated(stage, state, place(host_batch, mesh), step)
+    # One step ahead of the devices is enough to keep them busy. Further ahead, the host
+    # would use up the prefetched batches, wait for each new one though no device does,
+    # and hold all of them in the devices' memory.
+    jax.block_until_ready(earlier_metrics)
+    earlier_position = position
+    position = stage.batches.state()
+    records = functools.partial(_records, stage.batches, earlier_position, position)
+    bad_steps.after(step, metrics, records)
     writer.advance()
     if step == start + 1:
       jax.block_until_ready(metrics)
-      good.first_step()
+      goodput.first_step()
     trace.after(step, state)
-    log = step % stage.log_every == 0 or step == stage.steps
-    asked = stop.after_a_step()  # read once: it may turn true at any moment
-    save = asked or step % stage.save_every == 0 or step == stage.steps
-    if log or save:
-      bad.now()
-      figures = jax.device_get(metrics)
-      if SKIPPED not in metrics and (spoilt := not_finite(figures)):
-        raise UserError(
-          f'{stage.name}: {", ".join(spoilt)} is no longer finite at step {step}; the last checkpoint is '
-          f'step {checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr'
-        )
-    if log:
-      tokens = float(figures.pop('tokens'))
-      figures = {
-        name: value for name, value in figures.items() if np.isfinite(value).all()
-      }  # of a step left out
-      figures |= {SKIPPED: bad.count} if bad.count else {}
-      writer.write(step, figures | meter.report(tokens, stage))
-    if save:
-      with good.spent(SAVE):
-        check_state(state)
-        checkpoints.save(
-          state, stage.batches.merged(gather_bytes(stage.batches.state())), stage.about
-        )
-    if log or save:
-      good.write(start, step)
-    if asked:
+    is_last = step == stage.steps
+    logs = step % stage.log_every == 0 or is_last
+    preempted = stop.after_a_step()  # read once: it may turn true at any moment
+    saves = preempted or step % stage.save_every == 0 or is_last
+    if not logs and not saves:
+      continue
+    values = _checked(tools, stage, step, metrics)
+    if logs:
+      _log(tools, stage, step, values, meter)
+    if saves:
+      with goodput.spent(SAVE):
+        _save(checkpoints, stage, state)
+    goodput.write(start, step)
+    if preempted:
       raise Preempted
   return state
 
 
-def _records(batches: Batches, before: bytes, after: bytes) -> Any:
-  """What a batch was made of: names of its examples, or where the data stood before it; of all processes."""
-  own = (
-    batches.ids(before, after) if isinstance(batches, Named) else [json.loads(before)]
-  )
-  return [
-    name for part in gather_bytes(json.dumps(own).encode()) for name in json.loads(part)
-  ]
+def _checked(
+  tools: _Tools, stage: Stage, step: int, metrics: Metrics
+) -> dict[str, np.ndarray]:
+  """Returns the metrics of a step, once it and all before it are known to be good.
+
+  Raises:
+    UserError: if they are not finite, or more steps were skipped than allowed.
+  """
+  tools.bad_steps.now()
+  values = jax.device_get(metrics)
+  bad = not_finite(values)
+  if bad and SKIPPED not in metrics:
+    raise UserError(
+      f'{stage.name}: {", ".join(bad)} is no longer finite at step {step}; the last '
+      f'checkpoint is step {tools.checkpoints.latest()}; try a smaller '
+      f'config.{stage.name}.optim.lr'
+    )
+  return values
+
+
+def _log(
+  tools: _Tools,
+  stage: Stage,
+  step: int,
+  values: Mapping[str, np.ndarray],
+  meter: _Meter,
+) -> None:
+  """Writes a line of metrics, without those of a skipped step that are not finite."""
+  finite = {}
+  for name, value in values.items():
+    if name != 'tokens' and np.isfinite(value).all():
+      finite[name] = value
+  if tools.bad_steps.count:
+    finite[SKIPPED] = tools.bad_steps.count
+  speed = meter.report(float(values['tokens']), stage)
+  tools.writer.write(step, finite | speed)
+
+
+def _save(checkpoints: Checkpoints, stage: Stage, state: TrainState) -> None:
+  """Begins to save a state together with the position of all processes in the data."""
+  check_state(state)
+  positions = gather_bytes(stage.batches.state())
+  checkpoints.save(state, stage.batches.merged(positions), stage.about)
+
+
+def _records(batches: Batches, before: bytes, after: bytes) -> list[Any]:
+  """Returns what a batch consisted of, over all processes."""
+  own = json.dumps(_own_records(batches, before, after))
+  records = []
+  for part in gather_bytes(own.encode()):
+    records += json.loads(part)
+  return records
+
+
+def _own_records(batches: Batches, before: bytes, after: bytes) -> list[Any]:
+  """Returns what this process's part of a batch consisted of.
+
+  These are the ids of its examples or, if the batches do not know them, the position in
+  the data before it.
+  """
+  if isinstance(batches, Named):
+    return batches.ids(before, after)
+  return [json.loads(before)]
 
 
 def _updated(
   stage: Stage, state: TrainState, batch: Any, step: int
-) -> tuple[TrainState, Any]:
-  """The state after one more step. To find silent corruption, some are made twice: the first time from a copy."""
+) -> tuple[TrainState, Metrics]:
+  """Returns the state and the metrics after one more step.
+
+  To find silent corruption, every `repeat_every`-th step is computed twice: the first
+  time from a copy.
+  """
   if not stage.repeat_every or step % stage.repeat_every:
     return stage.step(state, batch)
   first, _ = stage.step(jax.tree.map(jnp.copy, state), batch)
@@ -269,11 +348,17 @@ def _updated(
 
 
 class _Trace:
-  """Starts and stops the profiler at the steps that config.profile names; a resumed run may lie past either."""
+  """Runs the profiler over the steps of config.profile.
+
+  A resumed run may begin behind the first or the last of them.
+  """
 
   def __init__(self, steps: str, folder: str):
-    self._first, self._last = (int(x) for x in steps.split(':')) if steps else (-1, -1)
-    self._folder, self._running = folder, False
+    first, last = steps.split(':') if steps else (-1, -1)
+    self._first = int(first)
+    self._last = int(last)
+    self._folder = folder
+    self._running = False
 
   def before(self, step: int) -> None:
     if step == self._first:
@@ -288,38 +373,47 @@ class _Trace:
 
 
 class _Stop:
-  """Whether the machine is about to be taken away, or that of another process: all of them stop at the same step."""
+  """Whether this process or another one was asked to stop.
+
+  All processes of a run stop at the same step.
+  """
 
   def __init__(self, mesh: Mesh):
-    self.asked = False  # in this process
-    self._mesh, self._before = mesh, None
+    self.requested = False  # in this process
+    self._mesh = mesh
+    self._earlier_answer: jax.Array | None = None
 
   def after_a_step(self) -> bool:
-    """Of several processes, what they said a step ago: to wait for this step's answer would leave devices idle."""
+    """Returns whether to stop after this step.
+
+    Several processes use the answer of the step before: waiting for that of this step
+    would leave the devices idle.
+    """
     if jax.process_count() == 1:
-      return self.asked
-    before, self._before = self._before, anywhere(self.asked, self._mesh)
-    return before is not None and bool(before)
+      return self.requested
+    answer = self._earlier_answer
+    self._earlier_answer = anywhere(self.requested, self._mesh)
+    return answer is not None and bool(answer)
 
   def at_the_end(self) -> bool:
-    return (
-      self.asked if jax.process_count() == 1 else bool(anywhere(self.asked, self._mesh))
-    )
+    """Returns whether any process was asked to stop."""
+    if jax.process_count() == 1:
+      return self.requested
+    return bool(anywhere(self.requested, self._mesh))
 
 
 @contextlib.contextmanager
 def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
-  """A value that turns true when the signal comes. Afterwards the signal kills as before."""
+  """Yields a `_Stop` that the signal sets; afterwards the signal kills as before."""
   stop = _Stop(mesh)
 
-  def ask(*_):
-    stop.asked = True
+  def request(*_):
+    stop.requested = True
 
   try:
-    before = signal.signal(signal.SIGTERM, ask)
-  except (
-    ValueError
-  ):  # not the main thread (a notebook, a test): the signal is not ours to catch
+    before = signal.signal(signal.SIGTERM, request)
+  except ValueError:
+    # Not the main thread (a notebook, a test): the signal is not ours to catch.
     yield stop
     return
   try:

@@ -1,132 +1,154 @@
-"""What becomes of an update that is not finite: it is left out, counted and written out; the run ends or goes on."""
+"""Handles updates that are not finite: they are skipped, counted and recorded.
 
-from collections.abc import Callable
+A run ends when there are more of them than its config allows.
+"""
+
+from collections.abc import Callable, Mapping
 import json
 from typing import Any
 
 from etils import epath
 import jax
-from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
 from omni_jax.checkpoint import digest
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
+from omni_jax.objective import Metrics
 from omni_jax.run_log import say
 
-SKIPPED, FILE = 'skipped', 'bad_steps.jsonl'
-JUDGED = ('loss/total', 'grad_norm/total')  # of the metrics of a step
+SKIPPED = 'skipped'
+FILE = 'bad_steps.jsonl'
+JUDGED = ('loss/total', 'grad_norm/total')  # metrics that have to be finite
 
 
 def guarded(
-  before: TrainState, after: TrainState, metrics: dict[str, Array]
-) -> tuple[TrainState, dict[str, Array]]:
-  """`after`, or where loss or gradient are not finite the arrays of `before`: only the step is counted.
+  before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after an update, without its changes if it is not finite.
 
-  A pure choice inside the step, whatever the policy, so that no state is ever spoilt. metrics['skipped'] says which.
+  If the loss or the gradient is not finite, the arrays are those of `before`, and only
+  the step advances. This is a pure choice inside the step, whatever the policy, so that
+  no state is ever spoilt. metrics['skipped'] is 1 for such an update, else 0.
   """
-  good = jnp.isfinite(
-    jnp.stack([metrics[name] for name in JUDGED if name in metrics])
-  ).all()
+  judged = jnp.stack([metrics[name] for name in JUDGED if name in metrics])
+  good = jnp.isfinite(judged).all()
   kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-  return kept._replace(step=after.step), metrics | {SKIPPED: jnp.where(good, 0, 1)}
+  kept = kept._replace(step=after.step)
+  return kept, metrics | {SKIPPED: jnp.where(good, 0, 1)}
 
 
 class BadSteps:
-  """Counts the updates that a step left out; more than `limit` end the run. Asks the devices one step late.
+  """Counts the skipped updates of a stage; more than `limit` of them end the run.
+
+  It reads the metrics of a step one step late, so that the devices stay busy.
 
   Args:
-    limit: 0 for the first one to end the run.
+    limit: 0 if the first one ends the run.
   """
 
   def __init__(self, workdir: str, stage: str, limit: int):
-    self._file, self._workdir, self._stage, self._limit = (
-      epath.Path(workdir) / FILE,
-      workdir,
-      stage,
-      limit,
-    )
-    self.count, self._open = 0, []
+    self.count = 0
+    self._file = epath.Path(workdir) / FILE
+    self._workdir = workdir
+    self._stage = stage
+    self._limit = limit
+    self._pending: list[tuple[int, Metrics, Callable[[], Any]]] = []
 
-  def after(
-    self, step: int, metrics: dict[str, Array], records: Callable[[], Any]
-  ) -> None:
-    """Looks at the step before this one: to wait for this one would leave the devices idle.
+  def after(self, step: int, metrics: Metrics, records: Callable[[], Any]) -> None:
+    """Checks the step before this one: waiting for this one would leave devices idle.
 
     Args:
-      records: names what the batch was made of; called in all processes, if it was a bad one.
+      records: returns what the batch consisted of; called in all processes if the step
+        was skipped.
     """
     if SKIPPED in metrics:
-      self._open.append((step, metrics, records))
-      self._look(all_but=1)
+      self._pending.append((step, metrics, records))
+      self._check(all_but=1)
 
   def now(self) -> None:
-    """Looks at all steps so far.
+    """Checks all steps so far.
 
     Raises:
-      UserError: if more were left out than may be.
+      UserError: if more were skipped than allowed.
     """
-    self._look(all_but=0)
+    self._check(all_but=0)
 
-  def _look(self, all_but: int) -> None:
-    while len(self._open) > all_but:
-      step, metrics, records = self._open.pop(0)
+  def _check(self, all_but: int) -> None:
+    while len(self._pending) > all_but:
+      step, metrics, records = self._pending.pop(0)
       if int(metrics[SKIPPED]):
         self.count += 1
-        self._say(step, jax.device_get(metrics), records)
+        self._report(step, jax.device_get(metrics), records)
 
-  def _say(
-    self, step: int, figures: dict[str, Any], records: Callable[[], Any]
+  def _report(
+    self, step: int, values: Mapping[str, np.ndarray], records: Callable[[], Any]
   ) -> None:
-    bad, names = not_finite(figures), records()
+    """Records a skipped step.
+
+    Raises:
+      UserError: if there are more than allowed.
+    """
+    bad = not_finite(values)
+    names = records()
     if not jax.process_index():
       line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': names}
       with self._file.open('a') as file:
         file.write(json.dumps(line) + '\n')
-    said = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'
+    problem = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'
     if self.count > self._limit:
       raise UserError(
-        f'{said}; the update is left out, as {self.count} in all, config.{self._stage}.bad_steps='
-        f'{self._limit} are allowed; its records are in {self._file}; '
-        f'try a smaller config.{self._stage}.optim.lr'
+        f'{problem}; the update is skipped, {self.count} so far, but only '
+        f'config.{self._stage}.bad_steps={self._limit} are allowed; its records are in '
+        f'{self._file}; try a smaller config.{self._stage}.optim.lr'
       )
     say(
       self._workdir,
-      f'WARNING: {said}; the update is left out ({self.count} of {self._limit}), its records are in '
-      f'{self._file}',
+      f'WARNING: {problem}; the update is skipped ({self.count} of {self._limit} '
+      f'allowed), its records are in {self._file}',
     )
 
 
-def not_finite(figures: dict[str, Any]) -> list[str]:
-  return sorted(name for name, value in figures.items() if not np.isfinite(value).all())
+def not_finite(values: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns the names of the metrics that are not finite, sorted."""
+  return sorted(name for name, value in values.items() if not np.isfinite(value).all())
 
 
 def check_state(state: TrainState) -> None:
-  """Before a state is saved.
+  """Checks a state before it is saved.
 
   Raises:
     UserError: with the names of arrays that are not finite.
   """
-  if bad := digest.not_finite(state._asdict()):
-    raise UserError(
-      f'step {int(state.step)} is not saved: {", ".join(bad[:3])} '
-      + (f'and {len(bad) - 3} more arrays are' if len(bad) > 3 else 'is')
-      + ' not finite; '
-      'the last checkpoint is good: go on from it with a smaller learning rate'
-    )
+  bad = digest.not_finite(state._asdict())
+  if not bad:
+    return
+  names = ', '.join(bad[:3])
+  if len(bad) > 3:
+    names += f' and {len(bad) - 3} more arrays'
+  verb = 'is' if len(bad) == 1 else 'are'
+  raise UserError(
+    f'step {int(state.step)} is not saved: {names} {verb} not finite; the last '
+    'checkpoint is good: continue from it with a smaller learning rate'
+  )
 
 
 def same_twice(first: TrainState, second: TrainState, step: int) -> None:
   """Compares two results of one step.
 
   Raises:
-    UserError: if they are not equal bit for bit.
+    UserError: if they are not bit-identical.
   """
-  ours, theirs = digest.digests(first._asdict()), digest.digests(second._asdict())
-  if differ := [name for name in ours if ours[name] != theirs[name]]:
-    raise UserError(
-      f'step {step} was made twice from the same state and batch, and {len(differ)} arrays differ, first '
-      f'{differ[0]}: {ours[differ[0]]} and {theirs[differ[0]]}; a device computes wrong, or an operation '
-      'is not deterministic; nothing of it is saved'
-    )
+  digests = digest.digests(first._asdict())
+  other_digests = digest.digests(second._asdict())
+  different = [name for name in digests if digests[name] != other_digests[name]]
+  if not different:
+    return
+  name = different[0]
+  raise UserError(
+    f'step {step} was computed twice from the same state and batch, and '
+    f'{len(different)} arrays differ, first {name}: {digests[name]} and '
+    f'{other_digests[name]}; a device computes wrong results, or an operation is not '
+    'deterministic; neither result is saved'
+  )

@@ -1,4 +1,7 @@
-"""AdamW or Muon with warm-up and cosine decay, clipping, learning-rate multipliers and frozen parameters by name."""
+"""AdamW or Muon with warm-up and cosine decay, clipping and frozen parameters.
+
+Learning-rate multipliers and frozen parameters are selected by name.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -17,18 +20,30 @@ from omni_jax.sharding import name_of, named_leaves, Role
 
 
 class Kind(enum.StrEnum):
+  """Kind of optimizer."""
+
   ADAMW = 'adamw'
-  MUON = 'muon'  # on matrices (Jordan et al. 2024), AdamW on everything else
+  MUON = 'muon'  # Muon on matrices (Jordan et al. 2024), AdamW on everything else
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """Attributes:
-  kind: see Kind; Muon's updates are scaled to the size of AdamW's (0.2 root mean square), so lr means the same.
-  lr: peak learning rate, reached after `warmup` steps, cosine to `final` of it at the last step.
-  weight_decay: on matrices and tables (norms, biases and single rows stay free).
-  clip: largest global gradient norm.
-  multipliers: prefix of a parameter's name ('heads.image') -> factor on its updates.
+  """Settings of the optimizer of a stage.
+
+  Attributes:
+    kind: see Kind; Muon's updates are scaled to the size of AdamW's (root mean square
+      0.2), so that lr means the same.
+    lr: peak learning rate.
+    warmup: number of steps in which the rate rises to its peak.
+    final: share of the peak that a cosine reaches at the last step.
+    b1, b2: decay of Adam's first and second moments.
+    weight_decay: decay of matrices and tables; norms, biases and single rows do not
+      decay.
+    clip: largest global gradient norm.
+    multipliers: prefix of a parameter's name ('heads.image') -> factor on its updates.
+
+  Raises:
+    ValueError: if there is no such kind.
   """
 
   kind: Kind | str = Kind.ADAMW
@@ -46,32 +61,35 @@ class OptimConfig:
 
 
 def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
+  """Returns the learning rate by step; a short run warms up in half of its steps."""
+  warmup = min(c.warmup, max(1, steps // 2))
   return optax.warmup_cosine_decay_schedule(
-    0.0, c.lr, min(c.warmup, max(1, steps // 2)), max(steps, 2), c.lr * c.final
+    0.0, c.lr, warmup, max(steps, 2), c.lr * c.final
   )
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:
-  """Returns True at every parameter whose name fits one of the patterns.
+  """Returns a tree with True at every parameter whose name matches one of the patterns.
 
   Args:
-    patterns: of config.omni.freeze, such as 'decoder.*' or '*.scale'.
+    patterns: the patterns of config.omni.freeze, such as 'decoder.*' or '*.scale'.
 
   Raises:
-    UserError: for a pattern that fits no name.
+    UserError: for a pattern that matches no name.
   """
   names = list(named_leaves(params))
   for pattern in patterns:
     if not fnmatch.filter(names, pattern):
       raise UserError(
-        f'config.omni.freeze: no parameter is called {pattern!r}; there are '
+        f'config.omni.freeze: no parameter matches {pattern!r}; there are '
         f'{", ".join(names)}'
       )
 
-  def fits(path, _):
-    return any(fnmatch.fnmatchcase(name_of(path), pattern) for pattern in patterns)
+  def matches(path, _):
+    name = name_of(path)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-  return jax.tree_util.tree_map_with_path(fits, params)
+  return jax.tree_util.tree_map_with_path(matches, params)
 
 
 def make_optimizer(
@@ -85,10 +103,10 @@ def make_optimizer(
   """Returns the optimizer of a stage of `steps` steps.
 
   Args:
-    roles: of the parameters, as `sharding.param_roles` returns them.
-    freeze: patterns of names; what fits is neither updated nor decayed, and has no
-      moments.
-    rate: a learning rate by step instead of the config's schedule.
+    roles: roles of the parameters, as `sharding.param_roles` returns them.
+    freeze: patterns of names; parameters that match are neither updated nor decayed,
+      and have no moments.
+    rate: a learning rate by step, used instead of the config's schedule.
   """
   decay_mask = functools.partial(decayed, roles=roles)
   scale_by_name = functools.partial(_scaled, multipliers=c.multipliers)
@@ -102,16 +120,15 @@ def make_optimizer(
   if not freeze:
     return tx
 
-  def label(params):
-    return jax.tree.map(
-      lambda still: 'frozen' if still else 'trained', frozen(params, freeze)
-    )
+  def labels(params):
+    is_frozen = frozen(params, freeze)
+    return jax.tree.map(lambda held: 'frozen' if held else 'trained', is_frozen)
 
-  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, label)
+  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
 
 
 def _direction(c: OptimConfig, roles: Any) -> optax.GradientTransformation:
-  """Returns what turns gradients into updates, before decay and learning rate."""
+  """Returns the gradient transformation before decay and learning rate."""
   if c.kind == Kind.ADAMW:
     return optax.scale_by_adam(c.b1, c.b2)
   muon = optax.contrib.muon(
@@ -122,12 +139,12 @@ def _direction(c: OptimConfig, roles: Any) -> optax.GradientTransformation:
     consistent_rms=0.2,
     muon_weight_dimension_numbers=functools.partial(muon_dimensions, roles=roles),
   )
-  # Its own rate is 1, its sign that of an update.
+  # Muon's own rate is 1, and its updates already point against the gradient.
   return optax.chain(muon, optax.scale(-1.0))
 
 
 def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> Any:
-  """Returns the updates times the factor of the first prefix that each name has.
+  """Returns every update times the factor of the first prefix that its name has.
 
   Raises:
     UserError: for a prefix that no name has.
@@ -135,26 +152,25 @@ def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> A
   names = list(named_leaves(params))
   for prefix in multipliers:
     if not any(name.startswith(prefix) for name in names):
-      parts = sorted({'.'.join(name.split('.')[:2]) for name in names})
+      beginnings = {'.'.join(name.split('.')[:2]) for name in names}
       raise UserError(
         f'config.optim.multipliers: no parameter begins with {prefix!r}; there are '
-        f'{parts}'
+        f'{sorted(beginnings)}'
       )
 
-  def factor(name):
-    fitting = (m for prefix, m in multipliers.items() if name.startswith(prefix))
-    return next(fitting, 1.0)
+  def scaled(path, update):
+    name = name_of(path)
+    factors = (m for prefix, m in multipliers.items() if name.startswith(prefix))
+    return update * next(factors, 1.0)
 
-  return jax.tree_util.tree_map_with_path(
-    lambda path, update: update * factor(name_of(path)), updates
-  )
+  return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
 def decayed(params: Any, *, roles: Any) -> Any:
-  """Returns True at every parameter that decays: matrices, routers and tables.
+  """Returns a tree with True at every parameter that decays.
 
-  Norms, biases and single vectors stay free; those of stacked layers do, too, although
-  they have two axes.
+  Matrices, routers and tables decay. Norms, biases and single vectors do not, even
+  those of stacked layers, which have two axes.
   """
 
   def decays(role, leaf):
@@ -164,7 +180,7 @@ def decayed(params: Any, *, roles: Any) -> Any:
 
 
 def muon_dimensions(params: Any, *, roles: Any) -> Any:
-  """Returns the last two axes of every matrix; None for what Muon leaves to AdamW."""
+  """Returns the last two axes of every matrix, None where Muon leaves it to AdamW."""
 
   def axes(role, leaf):
     if role != Role.MATRIX:
@@ -177,11 +193,13 @@ def muon_dimensions(params: Any, *, roles: Any) -> Any:
 def _map_with_roles(
   function: Callable[[Role, Any], Any], params: Any, roles: Any
 ) -> Any:
-  """Returns what the function makes of (role, parameter), in a tree like `params`.
+  """Returns a tree like `params` with function(role, parameter) at every parameter.
 
   `params` may lack some of the parameters, as in a partition.
   """
   role_by_name = named_leaves(roles)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: function(role_by_name[name_of(path)], leaf), params
-  )
+
+  def of_leaf(path, leaf):
+    return function(role_by_name[name_of(path)], leaf)
+
+  return jax.tree_util.tree_map_with_path(of_leaf, params)

@@ -1,4 +1,7 @@
-"""What fixes a run's programs: its shapes, optimizers and mesh; and the omni stage's program, to run or to compile."""
+"""The plan of a run: its shapes, optimizers and mesh, all checked.
+
+It also builds the program of the omni stage, to run or only to compile.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,15 +25,18 @@ from omni_jax.train.step import make_step, Update
 
 
 class Plan:
-  """The config with its parts as dataclasses, checked as far as no data and no folder is needed.
+  """The config of a run as dataclasses, checked as far as that needs no data or folder.
 
   Attributes:
-    config: of the run, as it was read.
-    run_config: the same, checked.
+    config: the config of the run, as it was read.
     model_config: the shapes of the network.
-    hosts: of the run's media.
+    run_config: the settings of the stages, the loader and evaluation.
+    mesh: the devices of the run.
     budget: sizes of a batch.
-    optim: of each stage.
+    stored_codes: whether batches hold codes that the converter stored.
+    hosts: the hosts of the run's media.
+    optim: settings of the optimizer, by stage.
+    losses: weights of the losses of the omni stage.
   """
 
   def __init__(
@@ -42,8 +48,13 @@ class Plan:
     """Checks a config.
 
     Args:
-      devices: other than this process's, such as those of a described topology.
-      tables: of the media that the run may have.
+      config: the config of the run, as it was read.
+      devices: devices other than those of this process, such as those of a described
+        topology.
+      tables: tables of the media that the run may have.
+
+    Raises:
+      UserError: if a key or a value is wrong, or sizes do not fit the mesh.
     """
     self.config = config
     self.model_config = ModelConfig.from_config(config.model, tables)
@@ -55,33 +66,41 @@ class Plan:
     codes = self.model_config.stored_codes() if self.stored_codes else {}
     self.hosts = self.model_config.hosts(codes)
     check_budget(self.budget, self.hosts)
-    stages = (*autoencoders, OMNI)
-    self.optim = {
-      name: dataclass_of(OptimConfig, config[name].optim, f'{name}.optim')
-      for name in stages
-    }
+    self.optim: dict[str, OptimConfig] = {}
+    for name in (*autoencoders, OMNI):
+      part = config[name].optim
+      self.optim[name] = dataclass_of(OptimConfig, part, f'{name}.optim')
     media = {TEXT: None, **self.model_config.media}
     self.losses = LossConfig.from_config(config.omni.losses, media)
     self._check_mesh()
     freeze = self.run_config.omni.freeze
-    if freeze:  # a pattern that fits nothing is refused here
+    if freeze:  # refuses a pattern that matches nothing
       frozen(sharding.param_specs(abstract(self.model_config)), freeze)
 
   def _check_mesh(self) -> None:
-    """Refuses sizes that the mesh does not divide."""
+    """Checks that the mesh divides all sizes that are split over it.
+
+    Raises:
+      UserError: if it does not.
+    """
     length = ('config.data.budget.length', self.budget.length, 'length')
     sharding.check_sizes(self.mesh, [*main_sizes(self.model_config), length])
     experts = self.model_config.decoder.experts
-    parts, group = self.run_config.omni.accumulate, self.budget.group
-    rows = [self.budget.rows // parts]
-    rows += [stage.batch for stage in self.run_config.autoencoders.values()]
-    for count in rows:
-      sharding.check_divides(self.mesh, count, experts)
+    parts = self.run_config.omni.accumulate
+    rows = self.budget.rows // parts
+    batch_sizes = [rows]
+    for stage in self.run_config.autoencoders.values():
+      batch_sizes.append(stage.batch)
+    for size in batch_sizes:
+      sharding.check_divides(self.mesh, size, experts)
+    group = self.budget.group
+    groups = self.budget.pools // parts
     ways = sharding.ways(self.mesh, 'batch')
-    if self.budget.pools // parts % ways:
+    if groups % ways:
       raise UserError(
-        f'config.data.budget.group={group}: {self.budget.rows // parts} rows are {self.budget.pools // parts} groups, '
-        f'which do not divide by {ways} devices; take rows={ways * group * parts} or a smaller group'
+        f'config.data.budget.group={group}: {rows} rows are {groups} groups, which do '
+        f'not divide by {ways} devices; set rows={ways * group * parts} or a smaller '
+        'group'
       )
 
 
@@ -89,10 +108,10 @@ class OmniProgram(NamedTuple):
   """The omni stage on its mesh. Both functions are jitted and expect `jax.set_mesh`.
 
   Attributes:
-    init: values of the autoencoders -> a fresh state.
-    step: one update; it takes the state's memory for its result.
+    init: returns a fresh state, given the values of the autoencoders.
+    step: one update; it reuses the memory of the state for its result.
     state: shapes of the state.
-    layout: its shardings.
+    layout: shardings of the state.
   """
 
   init: Callable[[Any], TrainState]
@@ -104,13 +123,14 @@ class OmniProgram(NamedTuple):
 def omni_program(
   plan: Plan, frozen_values: Mapping[str, Any], rate: optax.Schedule | None = None
 ) -> OmniProgram:
-  """Returns what the omni stage runs; nothing is computed.
+  """Returns the program of the omni stage; nothing is computed.
 
   Args:
-    frozen_values: of the autoencoders by name, arrays or shapes.
-    rate: a learning rate by step instead of the config's schedule.
+    frozen_values: values of the autoencoders by name, arrays or shapes.
+    rate: a learning rate by step, used instead of the config's schedule.
   """
-  stage, config = plan.run_config.omni, plan.model_config
+  stage = plan.run_config.omni
+  config = plan.model_config
   model = abstract(config)
   tx = make_optimizer(
     plan.optim[OMNI],

@@ -1,4 +1,4 @@
-"""Several processes of one run, one per host: how they find each other, agree before they start, and leave."""
+"""The processes of a run, one per host: connecting, agreeing to start, and leaving."""
 
 from collections.abc import Callable
 import os
@@ -16,23 +16,30 @@ VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 def join() -> None:
-  """Meets the other processes.
+  """Connects to the other processes.
 
-  They are where the environment variables say, or where jax finds them (TPU pods,
-  Slurm). jax's own answer to SIGTERM is turned off: it would swallow the signal outside
-  of the training loop, and Orbax asks it with step numbers that begin anew in every
-  stage. The loop agrees by itself.
+  The environment variables say where they are, or jax detects them (TPU pods, Slurm).
+  jax's own handling of SIGTERM is turned off: it would swallow the signal outside the
+  training loop, and Orbax queries it with step numbers that start over in every stage.
+  The loop agrees on the step by itself.
+
+  Raises:
+    UserError: if only some of the variables are set or the processes cannot connect.
   """
-  values = [os.environ.get(name) for name in VARIABLES]
-  if any(values) and not all(value and value.isdecimal() for value in values[1:]):
+  values = {name: os.environ.get(name) for name in VARIABLES}
+  _, count, index = values.values()
+  numbers_are_set = _is_number(count) and _is_number(index)
+  if any(values.values()) and not numbers_are_set:
     raise UserError(
-      f'config.distributed=True: {dict(zip(VARIABLES, values, strict=True))}: give all '
-      'of them, such as localhost:29500, 2 and 0, or none where jax finds out by itself'
+      f'config.distributed=True: {values}: set all of them, such as localhost:29500, 2 '
+      'and 0, or none if jax detects the cluster by itself'
     )
   jax.config.update('jax_enable_preemption_service', False)
-  count, index = (int(value) if value else None for value in values[1:])
   try:
-    jax.distributed.initialize(num_processes=count, process_id=index)
+    jax.distributed.initialize(
+      num_processes=int(count) if count else None,
+      process_id=int(index) if index else None,
+    )
   except (ValueError, RuntimeError) as error:
     # No other process came in time, or jax does not know the cluster.
     raise UserError(
@@ -40,13 +47,18 @@ def join() -> None:
     ) from error
 
 
-def agreed(make: Callable[[], T]) -> T:
-  """Returns what `make` returns, or raises the error of any process in all of them.
+def _is_number(value: str | None) -> bool:
+  return bool(value) and value.isdecimal()
 
-  So none waits for one that gave up. Process 0 raises the UserError; the others end
-  without a word. They part before, since all are here.
+
+def agreed(make: Callable[[], T]) -> T:
+  """Returns what `make` returns; if it fails in any process, all of them end.
+
+  No process then waits for one that gave up. Process 0 raises the UserError; the others end
+  silently. They disconnect first, while all of them are still running.
   """
-  result, error = None, None
+  result = None
+  error = None
   try:
     result = make()
   except UserError as caught:
@@ -62,10 +74,10 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def leave(error: Exception) -> None:
-  """Ends this process at once after an error that the others may not share.
+  """Ends this process at once after an error that the others may not have.
 
-  jax's way out waits minutes for the others, which wait for this one; they see its
-  connection break instead.
+  jax's own exit waits minutes for the others, which wait for this one; this way they
+  see the connection break.
   """
   who = f'process {jax.process_index()} of {jax.process_count()}'
   if isinstance(error, UserError):
@@ -79,9 +91,9 @@ def leave(error: Exception) -> None:
 
 
 def disband() -> None:
-  """Parts all processes: from here on none can wait for another one.
+  """Disconnects all processes: from here on, none can wait for another one.
 
-  Each keeps its own devices, and may go on to compute on them alone.
+  Each keeps its own devices and may go on computing on them.
   """
   if jax.process_count() > 1:
     jax.distributed.shutdown()

@@ -1,4 +1,7 @@
-"""The stages of a run: autoencoders -> omni -> evaluate; each is resumable and does nothing when it is already done."""
+"""The stages of a run: autoencoders -> omni -> evaluate.
+
+Each can be resumed, and does nothing when it is already done.
+"""
 
 import contextlib
 import functools
@@ -45,10 +48,21 @@ from omni_jax.train.step import make_step, Update
 
 
 class Run(Plan):
-  """What all stages share: the plan, where it runs, and this process's part of the rows."""
+  """The plan of a run in its folder, which all stages share.
+
+  Attributes:
+    workdir: the run's folder.
+    part: (index, count): this process's part of the rows, of how many.
+    starts: whether the weights start from those of the run config.init_from.
+  """
 
   def __init__(self, config: Any, workdir: str, tables: Tables = TABLES):
-    """Checks what can be checked before anything is written."""
+    """Checks everything that can be checked before anything is written.
+
+    Raises:
+      UserError: if a setting, a data source or the run that this one starts from is
+        wrong.
+    """
     super().__init__(config, tables=tables)
     self.workdir = workdir
     self.part = sharding.input_part(self.mesh)
@@ -63,11 +77,11 @@ class Run(Plan):
       fresh_names(config.init_from, self._shapes(), own=self.own_autoencoders())
 
   def taken_from(self, name: str) -> str:
-    """Returns the folder of the run whose autoencoder is used, or ''."""
+    """Returns the folder of the run whose autoencoder is used, '' for this run."""
     return self.run_config.autoencoders[name].init_from
 
   def needs(self, name: str) -> bool:
-    """Whether rows have room for anything that the model takes as an autoencoder's codes."""
+    """Returns whether rows have room for codes of this autoencoder."""
     for stream, autoencoder in self.model_config.coded().items():
       pieces, _ = self.budget.streams.get(stream, (0, 0))
       if autoencoder == name and pieces:
@@ -75,47 +89,55 @@ class Run(Plan):
     return False
 
   def own_autoencoders(self) -> list[str]:
-    """Returns the autoencoders that are not those of the run that the weights start from."""
+    """Returns the autoencoders that do not come from the run the weights start from."""
     own = []
     for name in self.run_config.autoencoders:
-      trained = name in self.run_config.stages
-      if trained or not self.needs(name) or self.taken_from(name):
+      is_trained = name in self.run_config.stages
+      if is_trained or self.taken_from(name) or not self.needs(name):
         own.append(name)
     return own
 
   def _check_source(self, name: str) -> None:
+    """Checks the run that an autoencoder comes from, if there is one."""
     source = self.taken_from(name)
     if not source:
       return
-    said = f'config.{name}.init_from={source}'
+    setting = f'config.{name}.init_from={source}'
     if name in self.run_config.stages:
       raise UserError(
-        f'{said} takes a finished {name}: take {name!r} out of config.stages'
+        f'{setting} uses a finished {name}: remove {name!r} from config.stages'
       )
     if not has_checkpoint(source, name):
-      raise UserError(f'{said}: no checkpoint of stage {name!r} there')
+      raise UserError(f'{setting}: no checkpoint of stage {name!r} there')
 
   def _check_codes(self) -> None:
-    """Codes that were stored are of use to a run that has the autoencoder that made them."""
+    """Checks that the run has the autoencoders that computed its stored codes."""
     if not self.stored_codes:
       return
-    said = "config.data.codes='stored'"
-    own = self.own_autoencoders()
+    setting = "config.data.codes='stored'"
     specs = {spec.name: spec for spec in self.hosts.streams}
     for stream, name in self.model_config.coded().items():
-      of_another = self.config.init_from and name not in own
-      missing = of_another or not has_checkpoint(self.workdir, name)
-      if not self.taken_from(name) and missing:
+      if not self._has_autoencoder(name):
         raise UserError(
-          f'{said}: this run has not got the {name} that made them; set config.{name}.init_from to the run that has, '
-          f'and take {name!r} out of config.stages'
+          f'{setting}: this run does not have the {name} that computed them; set '
+          f'config.{name}.init_from to the run that has it, and remove {name!r} from '
+          'config.stages'
         )
       spec = specs[stream]
       if not spec.written and spec.medium in self.run_config.augment:
         raise UserError(
-          f'{said}: what is read was coded as it was recorded, so that config.data.augment cannot change it: take '
-          f"config.data.augment.{spec.medium} out of the config, or config.data.codes='computed'"
+          f'{setting}: media to be read were encoded as they were recorded, so '
+          'config.data.augment cannot change them: remove '
+          f"config.data.augment.{spec.medium}, or set config.data.codes='computed'"
         )
+
+  def _has_autoencoder(self, name: str) -> bool:
+    """Returns whether config.NAME.init_from or this folder has the autoencoder."""
+    if self.taken_from(name):
+      return True
+    if self.config.init_from and name not in self.own_autoencoders():
+      return False
+    return has_checkpoint(self.workdir, name)
 
   def _shapes(self) -> TrainState:
     """Returns the shapes of the omni stage's state."""
@@ -129,6 +151,7 @@ class Run(Plan):
 
 
 def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
+  """Returns a stage with the settings of the config and the given parts."""
   stage = run.run_config.autoencoders.get(name, run.run_config.omni)
   return loop.Stage(
     name,
@@ -144,7 +167,8 @@ def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
 
 def autoencoder_stage(run: Run, name: str) -> loop.Stage:
   """Returns the stage of an autoencoder with a fresh state."""
-  stage, config = run.run_config.autoencoders[name], run.model_config
+  stage = run.run_config.autoencoders[name]
+  config = run.model_config
   medium, row = config.tables.autoencoders()[name]
   model = abstract_autoencoder(config, name)
   roles = sharding.param_roles(model)
@@ -169,7 +193,7 @@ def autoencoder_stage(run: Run, name: str) -> loop.Stage:
 
 
 def train_autoencoder(run: Run, name: str) -> None:
-  """Trains an autoencoder on its own, on crops."""
+  """Trains an autoencoder alone, on crops."""
   with jax.set_mesh(run.mesh):
     loop.run(autoencoder_stage(run, name), run.workdir, run.mesh)
 
@@ -180,61 +204,68 @@ def restore_frozen(run: Run) -> dict[str, Any]:
 
 
 def _restored(run: Run, name: str) -> Any:
-  """Returns the values of a finished autoencoder, this run's or that of config.NAME.init_from.
+  """Returns the values of a finished autoencoder.
 
-  Fresh ones where they are replaced or rows have room for none of its codes.
+  It is this run's or that of config.NAME.init_from. The values are fresh if they will
+  be replaced by those of config.init_from, or if rows have room for none of its codes.
+
+  Raises:
+    UserError: if the stage of the autoencoder is not finished.
   """
-  source, whole = run.taken_from(name), sharding.replicated(run.mesh)
-  replaced = run.config.init_from or not run.needs(name)
-  if name not in run.run_config.stages and not source and replaced:
+  source = run.taken_from(name)
+  layout = sharding.replicated(run.mesh)
+  is_unused = run.config.init_from or not run.needs(name)
+  if is_unused and not source and name not in run.run_config.stages:
     init = functools.partial(init_autoencoder, run.model_config, name, seed=0)
-    return jax.jit(init, out_shardings=whole)()
-  values, step = restore_autoencoder(
-    source or run.workdir, run.model_config, name, whole
-  )
+    return jax.jit(init, out_shardings=layout)()
+  folder = source or run.workdir
+  values, step = restore_autoencoder(folder, run.model_config, name, layout)
   steps = run.run_config.autoencoders[name].steps
   if not source and step < steps:
     raise UserError(
-      f'the {name} stage stands at step {step} of {steps}; finish it first: config.stages must hold {name!r} before '
-      f'{OMNI!r}'
+      f'the {name} stage is at step {step} of {steps}; finish it first: config.stages '
+      f'must hold {name!r} before {OMNI!r}'
     )
   return values
 
 
 def making_of(run: Run) -> Making:
-  """Returns what the batches of the omni stage are made of."""
+  """Returns the examples of the omni stage and how they become batches."""
   examples = training_examples(run.config.data, run.hosts)
   return Making(examples, run.hosts, run.config.seed, run.run_config.augment)
 
 
 def omni_batches(run: Run) -> Loader:
-  """Returns the batches of the omni stage, from its first."""
+  """Returns the batches of the omni stage, from the first one on."""
   return Loader(making_of(run), run.budget, run.run_config.loader, shard=run.part)
 
 
 def omni_stage(
   run: Run, frozen: dict[str, Any], rate: optax.Schedule | None = None
 ) -> loop.Stage:
-  """Returns the omni stage with a fresh state: the whole model on every medium, its autoencoders frozen.
+  """Returns the omni stage with a fresh state.
+
+  It trains the whole model on every medium; its autoencoders are frozen.
 
   Args:
-    frozen: values of the autoencoders.
-    rate: a learning rate by step instead of the config's schedule.
+    frozen: values of the autoencoders by name.
+    rate: a learning rate by step, used instead of the config's schedule.
   """
   if run.stored_codes:
-    ours = {
-      name: fingerprint(run.model_config, name, values)
-      for name, values in frozen.items()
-    }
+    fingerprints = {}
+    for name, values in frozen.items():
+      fingerprints[name] = fingerprint(run.model_config, name, values)
     for folder in converted_folders(run.config.data):
-      check_codecs(folder, ours)
+      check_codecs(folder, fingerprints)
   program = omni_program(run, frozen, rate)
-  vocab, ways = run.hosts.tokenizer.vocab_size, sharding.ways(run.mesh, 'vocab')
+  vocab = run.hosts.tokenizer.vocab_size
+  ways = sharding.ways(run.mesh, 'vocab')
   if vocab % ways:
     say(
       run.workdir,
-      f'omni: the vocabulary of {vocab} ids does not divide by {sharding.axes_named("vocab")}={ways}; every device '
-      'keeps all of it, which changes no result',
+      f'omni: the vocabulary of {vocab} ids does not divide by '
+      f'{sharding.axes_named("vocab")}={ways}; every device keeps all of it, which '
+      'does not change the results',
     )
   batches = omni_batches(run)
   state = program.init(frozen)
@@ -255,22 +286,24 @@ def omni_stage(
 
 
 def train_omni(run: Run) -> None:
-  """Trains the whole model. Nothing refers to its state afterwards."""
+  """Trains the whole model. Nothing keeps its state in memory afterwards."""
   with jax.set_mesh(run.mesh):
     loop.run(omni_stage(run, restore_frozen(run)), run.workdir, run.mesh)
 
 
 def evaluate(run: Run) -> None:
-  """Stage 3: restores the last checkpoint, and writes metrics.json and report.html.
+  """Evaluates the last checkpoint: writes metrics.json and report.html.
 
-  It is done in this process, since a TPU belongs to one process; the memory of the
-  trainer's state is free by then. The first of several processes sees to it, on one of
-  its own devices, when the others are gone: they would not wait as long as it may take.
+  It runs in this process, since a TPU belongs to one process; the memory of the
+  trainer's state is free by then. With several processes, the first one evaluates on
+  one of its own
+  devices after the others have ended: they would not wait as long as it may take.
   """
   processes.disband()
   if jax.process_index():
     return
-  from omni_jax.evaluate import run as evaluation  # only a run that evaluates needs it
+  # Imported here, since only a run that evaluates needs it.
+  from omni_jax.evaluate import run as evaluation
 
   gc.collect()  # frees what is left of the trainer's state in reference cycles
   trained = evaluation.restore(run.workdir, tables=run.model_config.tables)
@@ -288,23 +321,30 @@ def run_stage(run: Run, name: str) -> None:
 
 
 def _checked(config: Any, workdir: str, tables: Tables) -> Run:
+  """Returns the run, checked together with its processes."""
   if jax.process_count() > 1 and not jax.distributed.is_initialized():
     raise UserError(
-      f'{jax.process_count()} processes share the devices, but have not met: set '
+      f'{jax.process_count()} processes share the devices, but are not connected: set '
       'config.distributed=True'
     )
   run = Run(config, workdir, tables)
   if EVALUATE in run.run_config.stages[:-1] and jax.process_count() > 1:
     raise UserError(
-      f'config.stages={config.stages}: of several processes {EVALUATE!r} is the last stage; the others end with it'
+      f'config.stages={config.stages}: with several processes, {EVALUATE!r} has to be '
+      'the last stage: all but the first process end there'
     )
   return run
 
 
 def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
-  """Runs all stages of the config, in order, in one process or in the same order in several.
+  """Runs all stages of the config in order.
 
-  The same call goes on where the last one stopped.
+  Several processes run them together, in the same order. Called again for the same
+  folder, it resumes where it stopped.
+
+  Raises:
+    UserError: before anything is written, if the config, the data or the folder is not
+      usable.
   """
   run = processes.agreed(lambda: _checked(config, workdir, tables))
   with contextlib.ExitStack() as stack:
@@ -321,12 +361,18 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
 
 
 def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
-  """Takes the folder, and compares the config with those of its checkpoints, before anything is written there."""
+  """Claims the folder, and compares the config with those of its checkpoints.
+
+  Nothing is written there yet. The claim is released with the stack.
+
+  Returns:
+    Lines about what has changed.
+  """
   stack.enter_context(claimed(run.workdir))
-  lines, now = [], changes.plain(run.config)
-  tables = run.model_config.tables
+  lines = []
+  config = changes.plain(run.config)
   media: dict[str, str | None] = {OMNI: None}
-  for name, (medium, _) in tables.autoencoders().items():
+  for name, (medium, _) in run.model_config.tables.autoencoders().items():
     media[name] = medium
   for name in run.run_config.stages:
     if name not in media:
@@ -334,16 +380,17 @@ def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
     step, about = last_about(run.workdir, name)
     if 'config' not in about:
       continue
-    found = changes.between(name, about['config'], now, media[name])
-    if step >= run.config[name].steps:  # done: it reads no more data
-      found = found._replace(data=[], free=[])
+    differences = changes.between(name, about['config'], config, media[name])
+    if step >= run.config[name].steps:  # finished: it reads no more data
+      differences = differences._replace(data=[], free=[])
     strict = run.run_config.loader.strict
-    lines += changes.checked(run.workdir, name, step, found, strict=strict)
+    lines += changes.checked(run.workdir, name, step, differences, strict=strict)
   return lines
 
 
 def _write_config(config: Any, folder: epath.Path) -> None:
-  """Whole or not at all: other commands read it at any time."""
+  """Writes config.json in one step, since other commands may read it at any time."""
   part = folder / 'config.json.part'
-  part.write_text(json.dumps(config.to_dict(), indent=2, default=list) + '\n')
+  text = json.dumps(config.to_dict(), indent=2, default=list)
+  part.write_text(text + '\n')
   part.replace(folder / 'config.json')

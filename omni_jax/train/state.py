@@ -1,11 +1,11 @@
-"""How a train state is first made, already sharded."""
+"""Creates the first train state of a stage, already sharded."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 import optax
 
 from omni_jax import sharding
@@ -18,6 +18,7 @@ from omni_jax.sharding import name_of
 def _start(
   params: Any, buffers: Any, tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
+  """Returns the state before the first update."""
   key_data = jax.random.key_data(jax.random.key(seed))
   return TrainState(params, buffers, tx.init(params), jnp.int32(0), key_data)
 
@@ -34,7 +35,7 @@ def init_model_state(
 
   Args:
     frozen: values of the autoencoders by name, kept as frozen buffers.
-    average: keep a moving average of the parameters as a buffer, too.
+    average: also keep a moving average of the parameters, as a buffer.
   """
   params = init_params(config, seed=seed)
   buffers = init_buffers(config, frozen, params if average else None)
@@ -44,7 +45,7 @@ def init_model_state(
 def init_autoencoder_state(
   config: ModelConfig, name: str, tx: optax.GradientTransformation, *, seed: int
 ) -> TrainState:
-  """Returns a fresh state of the stage of an autoencoder."""
+  """Returns a fresh state of the stage of the autoencoder with this name."""
   values = init_autoencoder(config, name, seed=seed)
   return _start(values['params'], values['buffers'], tx, seed)
 
@@ -53,24 +54,30 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
   """Returns the sharding of every array of a state.
 
   Weights, their average and their optimizer moments follow the table of rules;
-  everything else is whole on every device.
-  """
-  whole = sharding.replicated(mesh)
-  fit = jax.tree.map(
-    lambda x, s: sharding.fitting(mesh, s, x.shape), abstract.params, specs
-  )
-  by_name = sharding.named_leaves(fit)
+  everything else is replicated on every device.
 
-  def moment(path, leaf):
-    # A moment has the name of its weight at the end of its own, whatever wraps it.
+  Args:
+    abstract: shapes of the state.
+    specs: PartitionSpecs of the parameters, as `sharding.param_specs` returns them.
+  """
+  replicated = sharding.replicated(mesh)
+  params = jax.tree.map(
+    lambda x, spec: sharding.fitting(mesh, spec, x.shape), abstract.params, specs
+  )
+  by_name = sharding.named_leaves(params)
+
+  def of_moment(path, leaf):
+    # The name of a moment ends with the name of its weight, whatever wraps it.
     parts = name_of(path).split('.')
     suffixes = ['.'.join(parts[i:]) for i in range(len(parts))]
     weight = next((name for name in suffixes if name in by_name), None)
-    own = by_name[weight] if weight else whole
-    return own if leaf.ndim >= len(own.spec) else whole
+    if weight is None:
+      return replicated
+    own = by_name[weight]
+    return own if leaf.ndim >= len(own.spec) else replicated
 
-  moments = jax.tree_util.tree_map_with_path(moment, abstract.opt_state)
-  buffers: dict[str, NamedSharding] = jax.tree.map(lambda _: whole, abstract.buffers)
+  moments = jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state)
+  buffers: dict[str, Any] = jax.tree.map(lambda _: replicated, abstract.buffers)
   if 'ema' in buffers:
-    buffers['ema'] = fit
-  return TrainState(fit, buffers, moments, whole, whole)
+    buffers['ema'] = params
+  return TrainState(params, buffers, moments, replicated, replicated)

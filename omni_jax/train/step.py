@@ -1,4 +1,4 @@
-"""The train step: a pure function (TrainState, batch) -> (TrainState, metrics) around any objective."""
+"""The train step of any objective: (TrainState, batch) -> (TrainState, metrics)."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -16,19 +16,20 @@ from omni_jax.train.numerics import guarded
 from omni_jax.train.optim import frozen
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-GROUPS = ('embeds', 'heads')  # parts of the model that are reported by medium
+GROUPS = ('embeds', 'heads')  # parts of the model whose norms are reported by medium
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """What an update does beside the optimizer.
+  """The settings of an update besides those of the optimizer.
 
   Attributes:
-    accumulate: parts that the batch is cut into, computed one after the other; the update is that of the whole batch,
-      but for the routers' balance losses, which are means over parts.
-    ema: decay of the average in buffers['ema']; read only where the state has one.
-    freeze: the optimizer's patterns: no gradient is computed for what they name.
-    refresh: how buffers follow; None for not at all.
+    accumulate: number of parts that the batch is cut into, computed one after the
+      other; the update is that of the whole batch, except for the routers' balance
+      losses, which are means over the parts.
+    ema: decay of the average in buffers['ema']; used only if the state has one.
+    freeze: the optimizer's patterns: no gradient is computed for parameters that match.
+    refresh: returns the buffers that change with an update; None if there are none.
   """
 
   accumulate: int = 1
@@ -43,18 +44,19 @@ def make_step(
   tx: optax.GradientTransformation,
   update: Update = Update(),
 ) -> StepFn:
-  """Returns one update of what an objective trains.
+  """Returns the function that computes one update of an objective.
 
   Args:
-    model: abstract, as the objective takes it.
+    model: the abstract model that the objective takes.
+    tx: the optimizer.
   """
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
     def hold(params: Any) -> Any:
-      still = frozen(params, update.freeze)
-      return jax.tree.map(_held, params, still)
+      is_frozen = frozen(params, update.freeze)
+      return jax.tree.map(_held, params, is_frozen)
 
     def loss_of(params: Any) -> tuple[Array, Outcome]:
       return objective(model, hold(params), state.buffers, batch, key)
@@ -74,7 +76,8 @@ def make_step(
       )
     loss, outcome = value
     metrics = {'loss/total': loss, 'grad_norm/total': optax.tree.norm(grads)}
-    metrics |= group_norms(grads) | metrics_of(outcome)
+    metrics |= group_norms(grads)
+    metrics |= metrics_of(outcome)
     buffers = dict(state.buffers)
     if update.refresh:
       buffers |= update.refresh(state.buffers, outcome, key)
@@ -87,12 +90,15 @@ def make_step(
   return step
 
 
-def _held(p: Array, stays: bool) -> Array:
-  return jax.lax.stop_gradient(p) if stays else p
+def _held(p: Array, is_frozen: bool) -> Array:
+  return jax.lax.stop_gradient(p) if is_frozen else p
 
 
 def group_norms(grads: Any) -> Metrics:
-  """Returns the gradient norm of every part of the model, of embeddings and heads by medium."""
+  """Returns the gradient norm of every part of the model.
+
+  Those of embeddings and heads are by medium.
+  """
   norms = {}
   for name, part in grads.items():
     if name in GROUPS:
@@ -106,12 +112,16 @@ def group_norms(grads: Any) -> Metrics:
 def _apply(
   state: TrainState, grads: Any, buffers: Any, tx: optax.GradientTransformation
 ) -> TrainState:
+  """Returns the state after the optimizer's update, with the given buffers."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return TrainState(params, buffers, opt_state, state.step + 1, state.rng)
 
 
 def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
-  """Returns the moving average after an update; at first it forgets fast: min(decay, (1 + step) / (10 + step))."""
+  """Returns the moving average of the parameters after an update.
+
+  The decay is min(decay, (1 + step) / (10 + step)), so it forgets fast at first.
+  """
   keep = jnp.minimum(decay, (1 + step) / (10 + step))
   return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)

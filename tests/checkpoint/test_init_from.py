@@ -149,7 +149,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, other):
       stages.run_all(config, workdir)
   config = one_device_run()
   config.omni.freeze = ('haeds.*',)
-  unknown = "no parameter is called 'haeds.*'; there are .*heads.text.out.w"
+  unknown = "no parameter matches 'haeds.*'; there are .*heads.text.out.w"
   with pytest.raises(UserError, match=unknown):
     stages.run_all(config, workdir)
   config = one_device_run()
@@ -169,7 +169,7 @@ def test_the_codec_of_another_run(tmp_path):
     checkpoints.save(trained._replace(**values), b'{}')
   config.codec.init_from = donor
   with pytest.raises(
-    UserError, match="takes a finished codec: take 'codec' out of config.stages"
+    UserError, match="uses a finished codec: remove 'codec' from config.stages"
   ):
     stages.Run(config, str(tmp_path / 'run'))
   config.stages = ('omni',)

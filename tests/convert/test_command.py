@@ -462,7 +462,7 @@ def test_malformed_files_are_refused_or_read_correctly(tmp_path):
   media = [name for name in names if not name.endswith('.txt')]
   refused = collections.Counter(manifest['refused'])
   assert sum(refused.values()) == len(media) - 4 == 30
-  assert refused["content[0]: type 'video' is none of text, image, audio"] == 6
+  assert refused["content[0]: type 'video' is not one of text, image, audio"] == 6
   assert refused['file is empty'] == 2
 
 

@@ -225,11 +225,11 @@ def test_the_codec_of_another_run_is_refused_with_both_fingerprints(root):
 def test_configs_that_do_not_fit_stored_codes_are_refused_before_a_stage(root):
   config = stored(root)
   config.codec.init_from = ''
-  with pytest.raises(UserError, match='has not got the codec'):
+  with pytest.raises(UserError, match='does not have the codec'):
     stages.Run(config, str(root / 'new'))
   config = stored(root)
   config.model.audio.embed.hearing = 'codes'
-  with pytest.raises(UserError, match='take config.data.augment.audio out'):
+  with pytest.raises(UserError, match='remove config.data.augment.audio'):
     stages.Run(config, str(root / 'new'))
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
     stages.Run(stored(root, codes='sorted'), str(root / 'new'))
@@ -273,7 +273,7 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
       next(batches)
       return
     message = (
-      f'3 has the code {code}, a codebook has the entries 0 to 31 '
+      f'3 has the code {code}, but a codebook has the entries 0 to 31 '
       '.audio.* 32 entries by config.model'
     )
     with pytest.raises(UserError, match=message):

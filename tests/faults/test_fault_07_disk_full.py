@@ -64,8 +64,8 @@ def test_fault_07_the_disk_is_full_for_a_line_of_a_log(tmp_path, monkeypatch, ow
     return write(self, *arguments)
 
   message = (
-    'toy: .* cannot be written any more: .*No space left on device; the checkpoints are '
-    'as they were'
+    'toy: .* can no longer be written to: .*No space left on device; '
+    'the checkpoints are intact'
   )
   monkeypatch.setattr(owner, 'write', full)
   with pytest.raises(UserError, match=message):

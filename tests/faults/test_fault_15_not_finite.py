@@ -174,7 +174,7 @@ def test_fault_15_a_step_made_twice_finds_silent_corruption(tmp_path):
     return after, metrics
 
   wrong = stage(8, step_fn=wrong_once, repeat_every=2)
-  message = r'step 4 was made twice .* 1 arrays differ, first params\.decoder\.w'
+  message = r'step 4 was computed twice .* 1 arrays differ, first params\.decoder\.w'
   with pytest.raises(UserError, match=message):
     loop.run(wrong, str(tmp_path), make_mesh())
   assert calls == [1, 2, 2, 3, 4, 4]

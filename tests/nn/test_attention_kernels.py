@@ -1,4 +1,7 @@
-"""Every kernel gives what the reference gives, gradients included, on one device and on every mesh; and which is chosen when."""
+"""Every kernel equals the reference, gradients included, on one device and every mesh.
+
+The choice between the kernels is tested as well.
+"""
 
 from functools import partial
 import math
@@ -22,36 +25,47 @@ from omni_jax.nn.context import attend, balanced_positions
 from omni_jax.nn.reach import attention_reference, cached, packed_rows, within
 from omni_jax.sharding import make_mesh
 
-B, H, G, A = 2, 4, 2, 128
+B = 2
+H = 4
+G = 2
+A = 128
 
 
 def qkv(l, s=None, b=B, h=H, g=G, a=A, dtype=jnp.float32):
+  """Random queries, keys and values; there are as many keys as queries by default."""
+  s = s or l
   return [
-    jax.random.normal(jax.random.key(i), (b, n, m, a), dtype)
-    for i, (n, m) in enumerate([(l, h), (s or l, g), (s or l, g)])
+    jax.random.normal(jax.random.key(0), (b, l, h, a), dtype),
+    jax.random.normal(jax.random.key(1), (b, s, g, a), dtype),
+    jax.random.normal(jax.random.key(2), (b, s, g, a), dtype),
   ]
 
 
 def packed(l, b=B):
-  """Rows of three examples with borders in the middle of tiles, and padding behind; the last row is nearly empty."""
+  """Rows of three examples with borders inside tiles; the last row is nearly empty.
+
+  Behind the examples is padding.
+  """
   segment = np.zeros((b, l), np.int32)
-  for row, borders in enumerate(np.linspace([0.1, 0.4, 0.9], [0.01, 0.02, 0.03], b)):
-    for number, (start, end) in enumerate(zip([0, *borders], borders, strict=False), 1):
-      segment[row, int(start * l) : int(end * l)] = number
+  for row, ends in enumerate(np.linspace([0.1, 0.4, 0.9], [0.01, 0.02, 0.03], b)):
+    start = 0
+    for number, end in enumerate(ends, start=1):
+      stop = int(end * l)
+      segment[row, start:stop] = number
+      start = stop
   return jnp.asarray(segment)
 
 
 def with_gradients(attention, x):
-  """Output, and gradients of a sum that weighs every number of it differently."""
+  """The output, and the gradients of a randomly weighted sum of it."""
   weight = jax.random.normal(jax.random.key(9), x[0].shape)
 
   def scalar(*x):
     y = attention(*x)
     return (y * weight).sum(), y
 
-  (_, y), grads = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(
-    *x
-  )
+  value_and_grad = jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True)
+  (_, y), grads = jax.jit(value_and_grad)(*x)
   return y, *grads
 
 
@@ -69,24 +83,20 @@ def assert_equal(ours, theirs, tolerance=2e-5):
   ids=['packed', 'items', 'one item'],
 )
 def test_in_pieces_equals_the_reference(reach):
-  """Also where the last piece is not full. The sums are the same, over the keys of a query; what differs is their order."""
+  """Even if the last piece is not full. The same keys are summed, in another order."""
   x = qkv(50, a=8)
-  assert_equal(
-    with_gradients(partial(in_pieces, reach=reach, piece=16), x),
-    with_gradients(partial(attention_reference, reach=reach), x),
-  )
+  ours = with_gradients(partial(in_pieces, reach=reach, piece=16), x)
+  theirs = with_gradients(partial(attention_reference, reach=reach), x)
+  assert_equal(ours, theirs)
 
 
 def test_in_pieces_reads_a_cache():
   slot = jnp.asarray([[3, 4, 5, 6, 7], [0, 1, 2, 30, 30]])
   q, k, v = qkv(5, 30, a=8)
   reach = cached(slot, 30)
-  np.testing.assert_allclose(
-    in_pieces(q, k, v, reach, piece=2),
-    attention_reference(q, k, v, reach),
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  ours = in_pieces(q, k, v, reach, piece=2)
+  theirs = attention_reference(q, k, v, reach)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -100,22 +110,25 @@ def test_in_pieces_reads_a_cache():
   ids=str,
 )
 def test_splash_equals_the_reference(sizes, l):
-  """The TPU's kernel, interpreted: packed rows with padding, grouped heads, positions over devices, gradients.
+  """The TPU's kernel, interpreted.
 
-  Over 512 keys the softmax is summed tile by tile and rescaled, hence 2e-5 and not 2e-6.
+  With packed rows and padding, grouped heads, positions over devices, and gradients.
+  Over 512 keys the softmax is summed tile by tile and rescaled, hence 2e-5 and not
+  2e-6.
   """
-  x, segment = qkv(l), packed(l)
-  theirs = with_gradients(partial(attention_reference, reach=packed_rows(segment)), x)
+  x = qkv(l)
+  segment = packed(l)
+  reach = packed_rows(segment)
+  theirs = with_gradients(partial(attention_reference, reach=reach), x)
   mesh = make_mesh(sizes)
   with jax.set_mesh(mesh):
-    ours = with_gradients(
-      partial(attend, reach=packed_rows(segment), mesh=mesh, kernel=Kernel.SPLASH), x
-    )
+    splash = partial(attend, reach=reach, mesh=mesh, kernel=Kernel.SPLASH)
+    ours = with_gradients(splash, x)
   assert_equal(ours, theirs)
+  is_padding = np.asarray(segment) == 0
   for mine in ours:
-    assert (np.asarray(mine)[np.asarray(segment) == 0] == 0).all(), (
-      'padding gets nothing and gives nothing'
-    )
+    of_padding = np.asarray(mine)[is_padding]
+    assert (of_padding == 0).all(), 'padding gets nothing and gives nothing'
 
 
 MESHES = [
@@ -135,11 +148,14 @@ MESHES = [
 @pytest.mark.parametrize('reach_of', [packed_rows, within], ids=['causal', 'items'])
 @pytest.mark.parametrize('sizes', mostly_long(MESHES, 2, 5, 7, 9), ids=str)
 def test_every_mesh_equals_one_device(sizes, reach_of, monkeypatch):
-  """Two key heads over four devices, four query heads over eight, 48 positions over eight: what fits and what does not."""
-  monkeypatch.setattr(
-    'omni_jax.nn.attention_kernels.MANY_LOGITS', 500
-  )  # in pieces, where positions are not split
-  x, reach = qkv(48, b=8, a=8), reach_of(packed(48, 8))
+  """With sizes that the mesh divides and sizes that it does not.
+
+  Two key heads over four devices, four query heads over eight, 48 positions over eight.
+  """
+  # In pieces if the positions are not split.
+  monkeypatch.setattr(attention_kernels, 'MANY_LOGITS', 500)
+  x = qkv(48, b=8, a=8)
+  reach = reach_of(packed(48, 8))
   mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
   with jax.set_mesh(mesh):
     ours = with_gradients(partial(attend, reach=reach, mesh=mesh), x)
@@ -151,7 +167,8 @@ def test_every_mesh_equals_one_device(sizes, reach_of, monkeypatch):
 )
 @pytest.mark.parametrize('l', [1, 16])
 def test_a_cache_is_read_on_every_mesh(sizes, l):
-  x, mesh = qkv(l, 24, b=3, a=8), make_mesh(sizes)
+  x = qkv(l, 24, b=3, a=8)
+  mesh = make_mesh(sizes)
   reach = cached(jnp.arange(l)[None] + jnp.asarray([[3], [0], [7]]), 24)
   with jax.set_mesh(mesh):
     ours = jax.jit(partial(attend, reach=reach, mesh=mesh))(*x)
@@ -159,8 +176,8 @@ def test_a_cache_is_read_on_every_mesh(sizes, l):
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3, 4, 8])
-def test_positions_are_shared_out_evenly(parts):
-  """Every position once; and every device sees as many keys of a causal row as the others."""
+def test_positions_are_distributed_evenly(parts):
+  """Each position once; and all devices see equally many keys of a causal row."""
   position_NL = balanced_positions(48, parts)
   assert sorted(position_NL.ravel()) == list(range(48))
   assert len(set((position_NL + 1).sum(axis=1))) == 1
@@ -169,29 +186,33 @@ def test_positions_are_shared_out_evenly(parts):
 @pytest.mark.parametrize('parts', [1, 4])
 def test_tiles_answer_as_the_whole_mask_does(parts):
   position_NL = balanced_positions(2048, parts)
+  tiles = attention_kernels.CausalTiles(position_NL.reshape(-1))
   whole_mask = splash_mask.CausalMask((2048, 2048))
   whole_mask.q_sequence = position_NL.reshape(-1)
   for process in (splash_mask_info.process_mask, splash_mask_info.process_mask_dkv):
-    ours, theirs = (
-      process(splash_mask.MultiHeadMask([mask] * 2), (128, 256), q_seq_shards=parts)[0]
-      for mask in (attention_kernels.CausalTiles(position_NL.reshape(-1)), whole_mask)
-    )
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+    def processed(mask, process=process):
+      heads = splash_mask.MultiHeadMask([mask] * 2)
+      return process(heads, (128, 256), q_seq_shards=parts)[0]
+
+    jax.tree.map(np.testing.assert_array_equal, processed(tiles), processed(whole_mask))
 
 
 def shaped(l, s=None, a=128, dtype=jnp.bfloat16):
-  return jax.ShapeDtypeStruct((1, l, 8, a), dtype), jax.ShapeDtypeStruct(
-    (1, s or l, 2, a), dtype
-  )
+  """Shapes of queries and keys."""
+  queries = jax.ShapeDtypeStruct((1, l, 8, a), dtype)
+  keys = jax.ShapeDtypeStruct((1, s or l, 2, a), dtype)
+  return queries, keys
 
 
-TPU, CPU = types.SimpleNamespace(platform='tpu'), types.SimpleNamespace(platform='cpu')
-T4, A100, AMD = (
-  types.SimpleNamespace(platform='gpu', compute_capability=c)
-  for c in ('7.5', '8.0', 'gfx942')
-)
+TPU = types.SimpleNamespace(platform='tpu')
+CPU = types.SimpleNamespace(platform='cpu')
+T4 = types.SimpleNamespace(platform='gpu', compute_capability='7.5')
+A100 = types.SimpleNamespace(platform='gpu', compute_capability='8.0')
+AMD = types.SimpleNamespace(platform='gpu', compute_capability='gfx942')
 ONES = jnp.ones((1, 8), jnp.int32)
-CAUSAL, ITEMS = packed_rows(ONES), within(ONES)
+CAUSAL = packed_rows(ONES)
+ITEMS = within(ONES)
 
 
 @pytest.mark.parametrize(
@@ -219,45 +240,43 @@ def test_the_kernel_fits_device_and_shapes(device, shapes, reach, kernel):
 
 
 def test_cudnn_is_called_with_one_mask_for_all_heads_and_keys_as_they_are(monkeypatch):
-  """As far as can be seen without a GPU: what is lowered for CUDA, forward and backward."""
+  """Checked without a GPU: the code lowered for CUDA, forward and backward."""
   limits = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
-  for name, answer in dict(
+  answers = dict(
     check_cudnn_version=91000,
     check_compute_capability=True,
     is_cuda_compute_capability_equal=False,
-  ).items():
-    monkeypatch.setattr(limits, name, lambda *_, answer=answer: answer)
-  x, reach = qkv(256, a=64, dtype=jnp.bfloat16), packed_rows(packed(256))
-  gradients = jax.jit(
-    jax.grad(
-      lambda *x: attention_kernels.cudnn(*x, reach).astype(jnp.float32).sum(),
-      argnums=(0, 1, 2),
-    )
   )
+  for name, answer in answers.items():
+    monkeypatch.setattr(limits, name, lambda *_, answer=answer: answer)
+  x = qkv(256, a=64, dtype=jnp.bfloat16)
+  reach = packed_rows(packed(256))
+
+  def total(*x):
+    return attention_kernels.cudnn(*x, reach).astype(jnp.float32).sum()
+
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
   text = gradients.trace(*x).lower(lowering_platforms=('cuda',)).as_text()
   calls = [line for line in text.splitlines() if 'custom_call @__cudnn' in line]
   assert ['Backward' in line for line in calls] == [False, True]
-  assert all(
-    'tensor<2x256x2x64xbf16>' in line and 'tensor<2x1x256x256xbf16>' in line
-    for line in calls
-  )
+  for line in calls:
+    assert 'tensor<2x256x2x64xbf16>' in line
+    assert 'tensor<2x1x256x256xbf16>' in line
 
 
 def test_xla_never_holds_the_logits_of_a_long_row():
-  """Without a kernel, 8192 positions of 8 heads: all logits would be 2 GiB in fp32, a piece of 128 queries is 34 MB."""
-  x, reach = (
-    [
-      jax.ShapeDtypeStruct(a.shape, a.dtype)
-      for a in jax.eval_shape(partial(qkv, 8192, b=1, h=8, a=16))
-    ],
-    packed_rows(packed(8192, 1)),
-  )
+  """Without a kernel, for 8192 positions of 8 heads.
+
+  All logits would be 2 GiB in fp32; those of a piece of 128 queries are 34 MB.
+  """
+  x = jax.eval_shape(partial(qkv, 8192, b=1, h=8, a=16))
+  reach = packed_rows(packed(8192, 1))
   mesh = make_mesh({})
-  memory = (
-    jax.jit(jax.grad(lambda *x: attend(*x, reach, mesh).sum(), argnums=(0, 1, 2)))
-    .lower(*x)
-    .compile()
-    .memory_analysis()
-  )
+
+  def total(*x):
+    return attend(*x, reach, mesh).sum()
+
+  lowered = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*x)
+  memory = lowered.compile().memory_analysis()
   assert attention_kernels.MANY_LOGITS == 2**20
   assert memory.temp_size_in_bytes < 300 * 2**20

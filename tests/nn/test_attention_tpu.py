@@ -1,4 +1,4 @@
-"""Attention as libtpu compiles it for TPUs that are not here: the Pallas kernel is in it, and no L×L logits."""
+"""Attention compiled for absent TPUs: the Pallas kernel is used, no L×L logits exist."""
 
 from functools import partial
 import importlib.util
@@ -21,34 +21,37 @@ pytestmark = [
     importlib.util.find_spec('libtpu') is None,
     reason="libtpu compiles for TPUs, and it is not installed: pip install 'jax[tpu]'",
   ),
-  pytest.mark.filterwarnings(
-    'ignore:Error reading persistent compilation cache'
-  ),  # programs for absent devices cannot be read back
+  # Programs for absent devices cannot be read back from the cache.
+  pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache'),
 ]
-L, H, G, A = 4096, 32, 8, 128
-LOGITS = H * L * L * 4  # 2 GiB
+L = 4096
+H = 32
+G = 8
+A = 128
+LOGITS = H * L * L * 4  # bytes in fp32: 2 GiB
 ROW = 2 * L * H * A  # bytes of the queries in bf16; keys and values are a quarter each
 
 
 def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
-  """Output and gradients of a row."""
+  """The compiled program for the output and the gradients of a row."""
   shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
   devices = np.array(describe(topology).devices[: math.prod(shape)]).reshape(shape)
   mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
-  like = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(
-    shape, dtype, sharding=NamedSharding(mesh, sharding.spec(*axes))
-  )
-  q, k, v = (
-    like((1, l, h, a), dtype, 'batch', 'length', 'act_heads', None) for h in (H, G, G)
-  )
-  segment = like((1, l), jnp.int32, 'batch', 'length')
+
+  def shaped(shape, dtype, *axes):
+    layout = NamedSharding(mesh, sharding.spec(*axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+  q = shaped((1, l, H, a), dtype, 'batch', 'length', 'act_heads', None)
+  k = shaped((1, l, G, a), dtype, 'batch', 'length', 'act_heads', None)
+  segment = shaped((1, l), jnp.int32, 'batch', 'length')
 
   def both(q, k, v, segment, dy):
     y, back = jax.vjp(partial(attend, reach=packed_rows(segment), mesh=mesh), q, k, v)
     return y, back(dy)
 
   with jax.set_mesh(mesh):
-    return jax.jit(both).lower(q, k, v, segment, q).compile()
+    return jax.jit(both).lower(q, k, k, segment, q).compile()
 
 
 @pytest.mark.parametrize(
@@ -56,28 +59,31 @@ def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
 )
 @pytest.mark.parametrize('topology', ['v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
 def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
-  """Temporaries are of the size of the queries (33 MB): q and y with heads first, the logsumexp in 128 lanes of fp32."""
+  """Temporaries are of the size of the queries (33 MB).
+
+  They are q and y with heads first, and the logsumexp in 128 lanes of fp32.
+  """
   program = compiled(topology, **sizes)
-  assert (
-    len(re.findall(r'custom_call_target="tpu_custom_call"', program.as_text())) == 3
-  )  # forward, dq, dk and dv
+  text = program.as_text()
+  # The forward pass; dq; dk and dv.
+  assert len(re.findall(r'custom_call_target="tpu_custom_call"', text)) == 3
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 8 * ROW / math.prod(sizes.values()) < LOGITS / 7, temporary
-  assert not re.search(rf'\[[\d,]*{L},{L}[\d,]*\]', program.as_text())
+  assert not re.search(rf'\[[\d,]*{L},{L}[\d,]*\]', text)
 
 
 def test_positions_over_devices_exchange_keys_once_and_queries_by_halves():
   text = compiled('v5p:2x2x1', context=4).as_text()
-  counted = {
-    name: len(re.findall(rf' {name}(?:-start)?\(', text))
-    for name in ('all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
-  }
-  assert counted == {
+  expected = {
     'all-gather': 3,
     'reduce-scatter': 2,
     'collective-permute': 8,
     'all-to-all': 0,
-  }, counted
+  }
+  counts = {}
+  for name in expected:
+    counts[name] = len(re.findall(rf' {name}(?:-start)?\(', text))
+  assert counts == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The decoder: scan, unrolling and remat change no number; sizes that cannot be are refused."""
+"""The decoder: unrolling and remat change no number; impossible sizes are refused."""
 
 from flax import nnx
 import jax
@@ -25,19 +25,21 @@ SEGMENT = jnp.asarray([[1, 1, 1, 2, 2, 2, 0, 0]])
 
 
 def run(**changes):
-  """Hidden states and the gradient of their squares with respect to the input and the weights."""
-  decoder, mesh = (
-    Decoder(DecoderConfig(**SIZES | changes), rngs=nnx.Rngs(0)),
-    make_mesh({}),
-  )
+  """Hidden states, and the gradient of a weighted sum of their squares.
+
+  The gradient is with respect to the input and the weights.
+  """
+  decoder = Decoder(DecoderConfig(**SIZES | changes), rngs=nnx.Rngs(0))
+  mesh = make_mesh({})
   graph, weights = nnx.split(decoder)
   x = jax.random.normal(jax.random.key(0), (1, 8, 16))
   position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (1, 8, 3))
 
   def scalar(x, weights):
-    hidden = nnx.merge(graph, weights)(
-      x, SEGMENT, jnp.minimum(SEGMENT, 1), position, jnp.zeros((2, 4)), mesh
-    ).hidden_BLD
+    merged = nnx.merge(graph, weights)
+    modality = jnp.minimum(SEGMENT, 1)
+    decoded = merged(x, SEGMENT, modality, position, jnp.zeros((2, 4)), mesh)
+    hidden = decoded.hidden_BLD
     return (hidden**2 * jnp.arange(16.0)).sum(), hidden
 
   with jax.set_mesh(mesh):
@@ -61,17 +63,18 @@ def plain():
   ids=str,
 )
 def test_remat_and_unrolling_change_no_number(plain, changes):
-  for ours, theirs in zip(
-    jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True
-  ):
+  leaves = zip(jax.tree.leaves(run(**changes)), jax.tree.leaves(plain), strict=True)
+  for ours, theirs in leaves:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_have_weights_of_their_own():
   blocks = Decoder(DecoderConfig(**SIZES), rngs=nnx.Rngs(0)).blocks
-  assert blocks.moe.up[...].shape == (2, 4, 16, 8)
-  assert not jnp.allclose(blocks.moe.up[...][0], blocks.moe.up[...][1])
-  assert not jnp.allclose(blocks.attention.q.w[...][0], blocks.attention.q.w[...][1])
+  up = blocks.moe.up[...]
+  assert up.shape == (2, 4, 16, 8)
+  assert not jnp.allclose(up[0], up[1])
+  q = blocks.attention.q.w[...]
+  assert not jnp.allclose(q[0], q[1])
 
 
 @pytest.mark.parametrize(
@@ -93,33 +96,30 @@ def test_remat_is_named_as_in_the_config():
 
 
 @pytest.mark.parametrize('routing', ['token', 'modality'])
-def test_the_first_piece_looks_at_itself_as_at_its_cache(routing):
-  """Hidden states of all that is valid and the whole cache: padding is written by neither."""
-  config, mesh = DecoderConfig(**SIZES, routing=routing), make_mesh({})
+def test_a_prompt_attends_to_itself_as_to_its_cache(routing):
+  """Hidden states of valid positions and the cache agree; padding is not written."""
+  config = DecoderConfig(**SIZES, routing=routing)
+  mesh = make_mesh({})
   decoder = Decoder(config, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (2, 8, 16))
   valid = jnp.asarray([[True] * 7 + [False], [True] * 2 + [False] * 6])
   slot = jnp.where(valid, jnp.arange(8), 11)
   position = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (2, 8, 3))
 
+  modality = valid.astype(jnp.int32)
+
   def extended(reach):
-    return decoder.extend(
-      x,
-      slot,
-      valid.astype(jnp.int32),
-      position,
-      jnp.zeros((2, 4)),
-      mesh,
-      decoder.init_cache(2, 11),
-      reach,
-    )
+    bias = jnp.zeros((2, 4))
+    cache = decoder.init_cache(2, 11)
+    return decoder.extend(x, slot, modality, position, bias, mesh, cache, reach)
 
   with jax.set_mesh(mesh):
-    ours = extended(packed_rows(valid.astype(jnp.int32)))
+    ours = extended(packed_rows(modality))
     theirs = extended(cached(slot, 11))
   np.testing.assert_allclose(
     ours.hidden_BLD[valid], theirs.hidden_BLD[valid], rtol=1e-5, atol=1e-6
   )
-  for a, b in zip(ours.cache, theirs.cache, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert np.abs(b[:, 0, :7]).min() > 0 and not b[:, 1, 2:].any()
+  for mine, other in zip(ours.cache, theirs.cache, strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+    assert np.abs(other[:, 0, :7]).min() > 0
+    assert not other[:, 1, 2:].any()

@@ -1,4 +1,4 @@
-"""Routing: weights, bias, padding, the losses that balance it."""
+"""Routing: weights, bias, padding, and the losses that balance it."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from omni_jax.nn.moe_router import (
 )
 
 pytestmark = pytest.mark.usefixtures('strict_ranks')
-TOKENS, EXPERTS = 40, 6
+TOKENS = 40
+EXPERTS = 6
 MODALITIES = 4  # padding and three media
 VALID = jnp.arange(TOKENS) % 5 > 0
 
@@ -30,9 +31,8 @@ def logits(seed=0):
 def test_weights_sum_to_one_and_choices_differ(top_k):
   routing = route(logits(), jnp.zeros(EXPERTS), VALID, top_k=top_k)
   np.testing.assert_allclose(routing.weight_TK.sum(axis=1)[VALID], 1, rtol=1e-6)
-  assert all(
-    len(set(chosen)) == top_k for chosen in np.asarray(routing.expert_TK)[VALID]
-  )
+  for chosen in np.asarray(routing.expert_TK)[VALID]:
+    assert len(set(chosen)) == top_k
   np.testing.assert_allclose(routing.load_E.sum(), 1, rtol=1e-6)
   np.testing.assert_allclose(routing.importance_E.sum(), 1, rtol=1e-6)
 
@@ -42,29 +42,27 @@ def test_the_most_probable_experts_are_chosen_in_proportion():
   p = np.asarray(jax.nn.softmax(logits()))
   for t in np.flatnonzero(VALID):
     best = np.argsort(-p[t])[:2]
+    expected = p[t, best] / p[t, best].sum()
     np.testing.assert_array_equal(routing.expert_TK[t], best)
-    np.testing.assert_allclose(
-      routing.weight_TK[t], p[t, best] / p[t, best].sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(routing.weight_TK[t], expected, rtol=1e-5)
 
 
-def test_padding_is_of_no_expert_and_has_no_weight_and_no_load():
+def test_padding_has_no_expert_no_weight_and_no_load():
   routing = route(logits(), jnp.zeros(EXPERTS), VALID, top_k=2)
-  assert (routing.expert_TK[~VALID] == EXPERTS).all() and (
-    routing.weight_TK[~VALID] == 0
-  ).all()
+  assert (routing.expert_TK[~VALID] == EXPERTS).all()
+  assert (routing.weight_TK[~VALID] == 0).all()
   spoiled = jnp.where(VALID[:, None], logits(), 100.0 * jnp.eye(EXPERTS)[:1])
-  for clean, dirty in zip(
-    routing, route(spoiled, jnp.zeros(EXPERTS), VALID, top_k=2), strict=True
-  ):
+  spoiled_routing = route(spoiled, jnp.zeros(EXPERTS), VALID, top_k=2)
+  for clean, dirty in zip(routing, spoiled_routing, strict=True):
     np.testing.assert_array_equal(clean, dirty)
 
 
-def test_nothing_but_padding_gives_numbers_all_the_same():
+def test_padding_alone_gives_finite_numbers():
   routing = route(logits(), jnp.zeros(EXPERTS), jnp.zeros(TOKENS, bool), top_k=2)
   padding = jnp.zeros(TOKENS, jnp.int32)
-  told = stats(logits(), routing, padding, jnp.zeros(()), modalities=MODALITIES)
-  assert all(np.isfinite(x).all() and not np.any(x) for x in (*told, routing.weight_TK))
+  router_stats = stats(logits(), routing, padding, jnp.zeros(()), modalities=MODALITIES)
+  for values in (*router_stats, routing.weight_TK):
+    assert np.isfinite(values).all() and not np.any(values)
 
 
 def test_bias_steers_the_selection_only():
@@ -73,71 +71,73 @@ def test_bias_steers_the_selection_only():
   assert (routing.expert_TK[VALID] == 3).any(axis=1).all()
   p = jax.nn.softmax(logits())
   chosen = jnp.take_along_axis(p, jnp.minimum(routing.expert_TK, EXPERTS - 1), axis=1)
-  np.testing.assert_allclose(
-    routing.weight_TK[VALID],
-    (chosen / chosen.sum(axis=1, keepdims=True))[VALID],
-    rtol=1e-5,
-  )
-  gradient = jax.grad(
-    lambda b: (route(logits(), b, VALID, top_k=2).weight_TK ** 2).sum()
-  )(bias)
-  assert not gradient.any()
+  weight = (chosen / chosen.sum(axis=1, keepdims=True))[VALID]
+  np.testing.assert_allclose(routing.weight_TK[VALID], weight, rtol=1e-5)
+
+  def squares(bias):
+    return (route(logits(), bias, VALID, top_k=2).weight_TK ** 2).sum()
+
+  assert not jax.grad(squares)(bias).any()
 
 
 def test_balance_loss_is_one_when_uniform_and_the_number_of_experts_when_collapsed():
+  valid = jnp.ones(30, bool)
   even = jnp.tile(20.0 * jnp.eye(EXPERTS), (5, 1))
-  everyone = jnp.ones(len(even), bool)
-  np.testing.assert_allclose(
-    balance_loss(route(even, jnp.zeros(EXPERTS), everyone, top_k=1)), 1, rtol=1e-5
-  )
-  one = 20.0 * jnp.tile(jnp.eye(EXPERTS)[:1], (30, 1))
-  np.testing.assert_allclose(
-    balance_loss(route(one, jnp.zeros(EXPERTS), everyone, top_k=1)), EXPERTS, rtol=1e-5
-  )
+  routing = route(even, jnp.zeros(EXPERTS), valid, top_k=1)
+  np.testing.assert_allclose(balance_loss(routing), 1, rtol=1e-5)
+  collapsed = 20.0 * jnp.tile(jnp.eye(EXPERTS)[:1], (30, 1))
+  routing = route(collapsed, jnp.zeros(EXPERTS), valid, top_k=1)
+  np.testing.assert_allclose(balance_loss(routing), EXPERTS, rtol=1e-5)
 
 
 def test_balance_loss_pushes_the_favoured_expert_down():
   favoured = logits() + 2.0 * jnp.eye(EXPERTS)[:1]
-  push = jax.grad(lambda x: balance_loss(route(x, jnp.zeros(EXPERTS), VALID, top_k=2)))(
-    favoured
-  ).sum(axis=0)
+
+  def loss(logits_TE):
+    return balance_loss(route(logits_TE, jnp.zeros(EXPERTS), VALID, top_k=2))
+
+  push = jax.grad(loss)(favoured).sum(axis=0)
   assert push.argmax() == 0 and push[0] > 0
 
 
 def test_z_loss_is_the_mean_square_of_the_partition():
-  np.testing.assert_allclose(
-    z_loss(jnp.full((8, EXPERTS), 3.0), jnp.arange(8) < 5),
-    (3 + np.log(EXPERTS)) ** 2,
-    rtol=1e-6,
-  )
+  loss = z_loss(jnp.full((8, EXPERTS), 3.0), jnp.arange(8) < 5)
+  np.testing.assert_allclose(loss, (3 + np.log(EXPERTS)) ** 2, rtol=1e-6)
 
 
 def test_the_table_counts_choices_by_modality():
   modality = jnp.where(VALID, 1 + jnp.arange(TOKENS) % 3, 0)
   routing = route(logits(), jnp.zeros(EXPERTS), modality > 0, top_k=2)
-  told = stats(logits(), routing, modality, jnp.zeros(()), modalities=MODALITIES)
-  assert told.load_ME.shape == (MODALITIES, EXPERTS)
+  router_stats = stats(
+    logits(), routing, modality, jnp.zeros(()), modalities=MODALITIES
+  )
+  load_ME = router_stats.load_ME
+  assert load_ME.shape == (MODALITIES, EXPERTS)
   media = ModelConfig.from_config(config('tiny').model)
   assert media.decoder.modalities == 1 + max(media.hosts().numbers.values())
   counted = np.zeros((MODALITIES, EXPERTS))
   for t, kind in enumerate(np.asarray(modality)):
     if kind:
       counted[kind, np.asarray(routing.expert_TK)[t]] += 1
-  np.testing.assert_array_equal(told.load_ME, counted)
-  np.testing.assert_allclose(
-    told.load_ME.sum(axis=0) / told.load_ME.sum(), routing.load_E, rtol=1e-5
-  )
-  assert 0 < told.entropy < np.log(EXPERTS)
+  np.testing.assert_array_equal(load_ME, counted)
+  share_E = load_ME.sum(axis=0) / load_ME.sum()
+  np.testing.assert_allclose(share_E, routing.load_E, rtol=1e-5)
+  assert 0 < router_stats.entropy < np.log(EXPERTS)
 
 
 def test_loss_free_balancing_evens_the_load():
   skewed = logits() + 3.0 * jnp.eye(EXPERTS)[:1]
-  load = jax.jit(lambda bias: route(skewed, bias[0], VALID, top_k=2).load_E[None])
+
+  @jax.jit
+  def load(bias_IE):
+    return route(skewed, bias_IE[0], VALID, top_k=2).load_E[None]
+
   bias = jnp.zeros((1, EXPERTS))
   before = load(bias).max()
   for _ in range(100):
     bias = updated_bias(bias, load(bias), 0.02)
-  assert before > 2 / EXPERTS and load(bias).max() < 0.7 * before
+  assert before > 2 / EXPERTS
+  assert load(bias).max() < 0.7 * before
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,5 @@ def test_loss_free_balancing_evens_the_load():
   ids=['independent', 'own expert', 'own pair', 'empty'],
 )
 def test_mutual_information_of_expert_and_modality(load, nats):
-  assert float(mutual_information(jnp.asarray(load, jnp.float32))) == pytest.approx(
-    nats, abs=1e-5
-  )
+  information = mutual_information(jnp.asarray(load, jnp.float32))
+  assert float(information) == pytest.approx(nats, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Pools: what is an item's reaches its pieces, and the mean of its pieces reaches it, as in plain loops."""
+"""Pools: looking up values and averaging pieces give the results of plain loops."""
 
 from functools import partial
 
@@ -10,8 +10,11 @@ import pytest
 from omni_jax.nn.pool import counts, Pool
 from omni_jax.nn.reach import mask_of
 
-ITEMS, WIDTH, LONGEST = 5, 3, 4
-# Of blocks in which several items lie whole, of blocks with one item at most, and of rows shorter than a block.
+ITEMS = 5
+WIDTH = 3
+LONGEST = 4
+# Block size and items of each row: blocks that hold several whole items, blocks with at
+# most one item, and rows shorter than a block.
 SHARED = (
   8,
   [
@@ -37,19 +40,20 @@ every_pool = pytest.mark.parametrize('name', CASES)
 def pool_of(name: str) -> tuple[Pool, np.ndarray]:
   block, rows = CASES[name]
   item_BM = np.array(rows, np.int32)
-  made = Pool.of(jnp.asarray(item_BM), ITEMS, block=block, longest=LONGEST)
-  assert made.alone == (name in ('alone', 'short_alone'))
-  return made, item_BM
+  pool = Pool.of(jnp.asarray(item_BM), ITEMS, block=block, longest=LONGEST)
+  assert pool.alone == (name in ('alone', 'short_alone'))
+  return pool, item_BM
 
 
 def by_gathering(item_BM: np.ndarray, value_BNW: jax.Array) -> jax.Array:
-  """The item's value for each piece, 0 for those of none."""
+  """The value of its item for each piece, 0 for pieces without an item."""
   none_B1W = jnp.zeros_like(value_BNW[:, :1])
   with_none = jnp.concatenate([none_B1W, value_BNW], axis=1)
   return jnp.stack([row[item] for row, item in zip(with_none, item_BM, strict=True)])
 
 
 def mean_by_loops(item_BM: np.ndarray, value_BMW: jax.Array) -> jax.Array:
+  """The mean over the pieces of each item, 0 for items without pieces."""
   means = []
   for row, items in zip(value_BMW, item_BM, strict=True):
     for item in range(1, ITEMS + 1):
@@ -59,13 +63,13 @@ def mean_by_loops(item_BM: np.ndarray, value_BMW: jax.Array) -> jax.Array:
 
 
 def with_gradient(function, x):
-  """Value, and gradient of a sum that weighs every number of it differently."""
+  """The value, and the gradient of a randomly weighted sum of it."""
   weight = jax.random.normal(jax.random.key(1), jax.eval_shape(function, x).shape)
   return function(x), jax.grad(lambda x: (function(x) * weight).sum())(x)
 
 
 @every_pool
-def test_look_up_gives_each_piece_what_is_its_items(name):
+def test_look_up_gives_each_piece_the_value_of_its_item(name):
   pool, item_BM = pool_of(name)
   value_BNW = jax.random.normal(jax.random.key(0), (len(item_BM), ITEMS, WIDTH))
 
@@ -74,7 +78,7 @@ def test_look_up_gives_each_piece_what_is_its_items(name):
     assert value_UPW.shape[1] == (1 if pool.alone else pool.pieces)
     shape = (*pool.item_UP.shape, WIDTH)
     value_BMW = pool.rows(jnp.broadcast_to(value_UPW, shape), len(item_BM))
-    # Alone in its block, an item's value is also that of the padding behind it.
+    # If an item is alone in its block, the padding behind it gets its value as well.
     return value_BMW * (item_BM > 0)[..., None]
 
   ours = with_gradient(looked_up, value_BNW)
@@ -84,10 +88,13 @@ def test_look_up_gives_each_piece_what_is_its_items(name):
 
 
 @every_pool
-def test_mean_is_that_of_each_items_pieces(name):
+def test_mean_is_over_the_pieces_of_each_item(name):
   pool, item_BM = pool_of(name)
   value_BMW = jax.random.normal(jax.random.key(0), (*item_BM.shape, WIDTH))
-  mean = lambda value_BMW: pool.mean(pool.blocks(value_BMW), len(item_BM))
+
+  def mean(value_BMW):
+    return pool.mean(pool.blocks(value_BMW), len(item_BM))
+
   ours = with_gradient(mean, value_BMW)
   theirs = with_gradient(partial(mean_by_loops, item_BM), value_BMW)
   for mine, other in zip(ours, theirs, strict=True):
@@ -101,8 +108,8 @@ def test_blocks_and_rows_are_inverse_and_counts_are_counted(name):
   value_BMW = jax.random.normal(jax.random.key(0), (*item_BM.shape, WIDTH))
   there_and_back = pool.rows(pool.blocks(value_BMW), len(item_BM))
   np.testing.assert_array_equal(there_and_back, value_BMW)
-  counted = [np.bincount(row, minlength=ITEMS + 1)[1:] for row in item_BM]
-  np.testing.assert_array_equal(counts(jnp.asarray(item_BM), ITEMS), counted)
+  expected = [np.bincount(row, minlength=ITEMS + 1)[1:] for row in item_BM]
+  np.testing.assert_array_equal(counts(jnp.asarray(item_BM), ITEMS), expected)
 
 
 @every_pool
@@ -113,10 +120,13 @@ def test_a_piece_sees_the_pieces_of_its_item_and_no_others(name):
   for mask_PP, item_P in zip(mask_UPP, item_UP, strict=True):
     for q, k in np.ndindex(*mask_PP.shape):
       assert mask_PP[q, k] == (item_P[q] == item_P[k] and item_P[q] > 0)
-  assert mask_UPP.sum() == sum(n**2 for row in item_BM for n in np.bincount(row)[1:])
+  pairs = 0
+  for row in item_BM:
+    pairs += (np.bincount(row)[1:] ** 2).sum()
+  assert mask_UPP.sum() == pairs
 
 
-def test_it_computes_in_the_type_of_its_values():
+def test_a_pool_computes_in_the_type_of_its_values():
   for name in CASES:
     pool, item_BM = pool_of(name)
     half = jnp.ones((len(item_BM), ITEMS, WIDTH), jnp.bfloat16)

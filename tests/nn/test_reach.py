@@ -1,4 +1,7 @@
-"""What may be looked at: segments, the past, one's own item, slots of a cache; and what a query gets that sees nothing."""
+"""Reaches: segments, the past, a position's own item, and the slots of a cache.
+
+A query that sees nothing is tested as well.
+"""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,11 +30,12 @@ def test_an_item_sees_all_of_itself_its_future_too_and_nothing_else(items):
       assert mask[q, k] == (mine == other and mine > 0)
 
 
-def test_a_cache_shows_the_slots_up_to_ones_own():
+def test_a_cache_shows_the_slots_up_to_the_querys_own():
   slot = jnp.asarray([[0, 1, 2], [4, 5, 6]])
   mask = np.asarray(mask_of(cached(slot, 6)))
   np.testing.assert_array_equal(mask.sum(axis=-1), [[1, 2, 3], [5, 6, 6]])
-  assert all((np.diff(row.astype(int)) <= 0).all() for row in mask.reshape(-1, 6))
+  for row in mask.reshape(-1, 6):
+    assert (np.diff(row.astype(int)) <= 0).all()
   padded = jnp.asarray([[0, 9, 1], [4, 5, 9]])  # slot 9 is past the end
   np.testing.assert_array_equal(
     mask_of(cached(padded, 9)).sum(axis=-1), [[1, 9, 2], [5, 6, 9]]
@@ -39,7 +43,7 @@ def test_a_cache_shows_the_slots_up_to_ones_own():
 
 
 def test_one_item_sees_all_that_is_valid():
-  """Pieces of an item need not lie side by side; what is not valid sees nothing and is not seen."""
+  """Pieces of an item need not be adjacent; invalid ones neither see nor are seen."""
   valid = np.array([[True, False, True], [False, False, False]])
   mask = mask_of(within(jnp.asarray(valid.astype(np.int32))))
   np.testing.assert_array_equal(mask, valid[:, None] & valid[:, :, None])
@@ -51,7 +55,7 @@ def test_causal_rows_are_known_to_kernels_and_items_are_not():
   assert not cached(item, 4).is_causal_row
 
 
-def test_a_query_that_sees_nothing_gets_zero_and_gives_no_gradient(strict_ranks):
+def test_a_query_that_sees_nothing_gets_zero_and_no_gradient(strict_ranks):
   q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
   reach = packed_rows(jnp.asarray([[0, 1, 1, 2, 0, 0]]))
   y, back = jax.vjp(lambda *qkv: attention_reference(*qkv, reach), q, k, v)

@@ -1,4 +1,4 @@
-"""Rotary positions: only differences count, each axis turns its own share, lengths stay."""
+"""Rotary positions: only differences matter, axes turn their share, lengths stay."""
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +18,30 @@ def turned(x_A, position_3):
 
 def test_scores_depend_on_the_difference_of_positions():
   q, k = jax.random.normal(jax.random.key(0), (2, HEAD))
-  here, there, shift = (
-    np.array([3.0, 1.0, 2.0]),
-    np.array([7.0, 4.0, 0.5]),
-    np.array([11.0, -2.0, 6.0]),
-  )
-  score = turned(q, here) @ turned(k, there)
-  np.testing.assert_allclose(
-    turned(q, here + shift) @ turned(k, there + shift), score, rtol=1e-4
-  )
-  for axis in range(3):
-    assert abs(turned(q, here + np.eye(3)[axis]) @ turned(k, there) - score) > 1e-3
+  at_q = np.array([3.0, 1.0, 2.0])
+  at_k = np.array([7.0, 4.0, 0.5])
+  shift = np.array([11.0, -2.0, 6.0])
+  score = turned(q, at_q) @ turned(k, at_k)
+  shifted = turned(q, at_q + shift) @ turned(k, at_k + shift)
+  np.testing.assert_allclose(shifted, score, rtol=1e-4)
+  for step in np.eye(3):
+    other = turned(q, at_q + step) @ turned(k, at_k)
+    assert abs(other - score) > 1e-3
 
 
 def test_length_stays_and_position_zero_turns_nothing():
   x = jax.random.normal(jax.random.key(1), (HEAD,))
   np.testing.assert_allclose(turned(x, [0, 0, 0]), x, atol=1e-6)
-  np.testing.assert_allclose(
-    jnp.linalg.norm(turned(x, [5, 2, 9])), jnp.linalg.norm(x), rtol=1e-5
-  )
+  length = jnp.linalg.norm(turned(x, [5, 2, 9]))
+  np.testing.assert_allclose(length, jnp.linalg.norm(x), rtol=1e-5)
 
 
 def test_time_owns_half_of_the_frequencies_and_every_axis_a_fast_one():
   owner = sections(HEAD)
   assert len(owner) == HEAD // 2
   np.testing.assert_array_equal(np.bincount(owner), [4, 2, 2])
-  assert all(np.flatnonzero(owner == axis)[0] < 4 for axis in range(3))
+  for axis in range(3):
+    assert np.flatnonzero(owner == axis)[0] < 4
 
 
 def test_type_of_the_input_is_kept():

@@ -1,4 +1,6 @@
-"""Examples <-> spans: whatever is interleaved comes back, and loss falls where the assistant writes."""
+"""Examples become spans and come back; loss falls where the assistant writes."""
+
+import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,26 +18,29 @@ HOSTS = hosts_of(
 )
 TOKENIZER = HOSTS.tokenizer
 
+
+def image_of(height):
+  return {'type': 'image', 'pixels': np.full((height, 4, 1), height / 8, np.float32)}
+
+
+def sound_of(samples):
+  return {'type': 'audio', 'wave': np.full(samples, 0.1, np.float32)}
+
+
 texts = st.builds(text, st.text(st.characters(codec='utf-8'), min_size=1, max_size=8))
-media = st.one_of(
-  st.builds(
-    lambda n: {'type': 'image', 'pixels': np.full((n, 4, 1), n / 8, np.float32)},
-    st.sampled_from([2, 4, 8]),
-  ),
-  st.builds(
-    lambda n: {'type': 'audio', 'wave': np.full(n, 0.1, np.float32)},
-    st.integers(1, 900),
-  ),
-)
+images = st.builds(image_of, st.sampled_from([2, 4, 8]))
+sounds = st.builds(sound_of, st.integers(1, 900))
+
+
+def has_no_neighbouring_texts(parts):
+  types = [part['type'] for part in parts]
+  return ('text', 'text') not in itertools.pairwise(types)
 
 
 def content(min_size=0):
-  """Parts in any order; neighbouring texts are one text by nature, so there are none."""
-  apart = lambda parts: all(
-    a['type'] != 'text' or b['type'] != 'text'
-    for a, b in zip(parts, parts[1:], strict=False)
-  )
-  return st.lists(st.one_of(texts, media), min_size=min_size, max_size=5).filter(apart)
+  """Parts in any order. There are no neighbouring texts, since they become one text."""
+  parts = st.lists(st.one_of(texts, images, sounds), min_size=min_size, max_size=5)
+  return parts.filter(has_no_neighbouring_texts)
 
 
 users = st.fixed_dictionaries({'role': st.just('user'), 'content': content()})
@@ -54,7 +59,7 @@ plains = st.fixed_dictionaries({'content': content(1)})
 
 
 def comparable(example):
-  """Arrays as nested lists, so that == compares everything."""
+  """The example with arrays as nested lists, so that == compares everything."""
   if isinstance(example, dict):
     return {key: comparable(value) for key, value in example.items()}
   if isinstance(example, list):
@@ -70,30 +75,36 @@ def test_any_interleaving_comes_back(example):
 
 @settings(max_examples=50)
 @given(chats)
-def test_exactly_what_assistants_say_is_written(example):
-  spans = interleave(example, HOSTS)
-  written = [span for span in spans if span.written]
-  said = [m for m in example['messages'] if m['role'] == 'assistant']
-  parts = [part for m in said for part in m['content']]
-  assert sum(span.medium != TEXT for span in written) == sum(
-    part['type'] != 'text' for part in parts
-  )
-  ids = [i for span in written for i in span.tokens]
-  wanted = []
-  for message in said:
+def test_exactly_the_answers_of_assistants_are_written(example):
+  expected_ids = []
+  expected_media = []
+  for message in example['messages']:
+    if message['role'] != 'assistant':
+      continue
     for part in message['content']:
-      wanted += TOKENIZER.encode(part['text']) if part['type'] == 'text' else []
-    wanted.append(TOKENIZER.special('eot'))
-  assert ids == wanted
+      if part['type'] == 'text':
+        expected_ids += TOKENIZER.encode(part['text'])
+      else:
+        expected_media.append(part['type'])
+    expected_ids.append(TOKENIZER.special('eot'))
+  written = [span for span in interleave(example, HOSTS) if span.written]
+  assert [span.medium for span in written if span.medium != TEXT] == expected_media
+  assert ids_of(written) == expected_ids
+
+
+def ids_of(spans):
+  ids = []
+  for span in spans:
+    ids += span.tokens
+  return ids
 
 
 def names(spans):
-  return [
-    TOKENIZER.name(i) or TOKENIZER.decode((i,)) for span in spans for i in span.tokens
-  ]
+  """The special tokens and characters of spans."""
+  return [TOKENIZER.name(i) or TOKENIZER.decode((i,)) for i in ids_of(spans)]
 
 
-def test_the_grammar_is_whispers():
+def test_the_grammar_is_that_of_whisper():
   example = chat('', [text('a')], [text('b')], voice='f1', task='write', language='de')
   assert names(interleave(example, HOSTS)) == [
     'bos',
@@ -111,9 +122,9 @@ def test_the_grammar_is_whispers():
 
 def test_loss_of_a_plain_example_falls_on_all_but_its_first_token():
   first, *rest = interleave({'content': [text('a')]}, HOSTS)
-  assert (
-    not first.written and len(first.tokens) == 1 and all(span.written for span in rest)
-  )
+  assert not first.written
+  assert len(first.tokens) == 1
+  assert all(span.written for span in rest)
 
 
 @pytest.mark.parametrize('example', examples()[:4], ids=lambda example: example['id'])
@@ -121,10 +132,9 @@ def test_a_prompt_is_the_example_up_to_the_answer(example):
   *earlier, last = example['messages']
   hosts = tiny_model().hosts()
   prompt = prompt_spans({'messages': [*earlier, last | {'content': []}]}, hosts)
-  whole = interleave(example, hosts)
+  read = [span for span in interleave(example, hosts) if not span.written]
   assert not any(span.written for span in prompt)
-  ids = lambda spans: [i for span in spans for i in span.tokens]
-  assert ids(prompt) == ids(span for span in whole if not span.written)
+  assert ids_of(prompt) == ids_of(read)
 
 
 def test_neighbouring_texts_are_one_span():
@@ -144,12 +154,12 @@ def test_neighbouring_texts_are_one_span():
   ],
   ids=['type', 'language', 'voice'],
 )
-def test_what_the_run_does_not_know_is_a_user_error(wrong, message):
+def test_an_unknown_type_or_token_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
     interleave(wrong, HOSTS)
 
 
-def test_a_medium_that_the_run_has_not_got_is_a_user_error():
+def test_a_medium_that_the_run_does_not_have_is_a_user_error():
   text_only = Hosts({}, TOKENIZER)
   spans = interleave(chat('', [text('a')], [text('b')]), text_only)
   assert comparable(parse(spans, text_only)) == comparable(parse(spans, HOSTS))
@@ -158,9 +168,12 @@ def test_a_medium_that_the_run_has_not_got_is_a_user_error():
     interleave(chat('', [shown], [text('a')]), text_only)
 
 
-def test_a_span_carries_its_payload_and_what_is_stored_beside_it():
-  wave, codes = np.zeros(9, np.float32), np.ones((1, 4), np.uint16)
+def test_a_span_carries_its_payload_and_its_stored_codes():
+  wave = np.zeros(9, np.float32)
+  codes = np.ones((1, 4), np.uint16)
   heard = {'type': 'audio', 'wave': wave, 'code': codes, 'voice': 'f1'}
   *_, span, end = interleave(chat('', [heard], []), HOSTS)[:3]
   assert (span.medium, span.written, span.tokens) == ('audio', False, ())
-  assert span.payload is wave and span.stored is codes and end.medium == TEXT
+  assert span.payload is wave
+  assert span.stored is codes
+  assert end.medium == TEXT

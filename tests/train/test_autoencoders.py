@@ -1,5 +1,6 @@
-"""Runs with no autoencoder and with two: the stages train, restore and take over each by its name."""
+"""Runs with no autoencoder and with two: each is trained and restored by its name."""
 
+import functools
 import json
 
 import jax
@@ -20,7 +21,7 @@ from omni_jax.model import ModelConfig
 from omni_jax.train import stages
 from omni_jax.train.state import init_autoencoder_state, init_model_state
 
-TX = optax.adam(1e-3)  # any will do: no update is made
+TX = optax.adam(1e-3)  # any optimizer will do: no update is computed
 
 
 def assert_same(ours, theirs):
@@ -29,11 +30,11 @@ def assert_same(ours, theirs):
     np.testing.assert_array_equal(a, b)
 
 
-# No autoencoder: rows of text alone.
+# Without an autoencoder: rows of text alone.
 
 
 def text_run(folder, steps, stage_names):
-  """The run of configs/text.py in miniature, at one rate whatever its steps."""
+  """A small run of configs/text.py, at a rate that does not depend on its steps."""
   (folder / 'a.txt').write_text('to be or not to be ' * 60)
   c = config('text')
   c.stages = stage_names
@@ -49,36 +50,40 @@ def text_run(folder, steps, stage_names):
 
 @pytest.fixture(scope='module')
 def text_runs(tmp_path_factory):
-  """Four steps at once, and in two starts, of which the second evaluates."""
+  """Folders of four steps at once, and of two and two; the last run evaluates."""
   folder = tmp_path_factory.mktemp('text')
-  whole, parts = folder / 'whole', folder / 'parts'
+  whole = folder / 'whole'
+  parts = folder / 'parts'
   stages.run_all(text_run(folder, 4, ('omni',)), str(whole))
   stages.run_all(text_run(folder, 2, ('omni',)), str(parts))
   stages.run_all(text_run(folder, 4, ('omni', 'evaluate')), str(parts))
   return whole, parts
 
 
-def figures(workdir):
-  """Lines of metrics.jsonl without what depends on the clock."""
-  found = []
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    values = json.loads(line)
-    names = [name for name in values if not name.startswith(('seconds', 'speed/'))]
-    found.append({name: values[name] for name in names})
-  return found
+def logged(workdir):
+  """Lines of metrics.jsonl without the values that depend on the clock."""
+  lines = []
+  for text in (workdir / 'metrics.jsonl').read_text().splitlines():
+    line = {}
+    for name, value in json.loads(text).items():
+      if not name.startswith(('seconds', 'speed/')):
+        line[name] = value
+    lines.append(line)
+  return lines
 
 
-def test_a_run_of_text_alone_goes_on_bit_for_bit(text_runs):
+def test_a_run_of_text_alone_resumes_bit_exactly(text_runs):
   whole, parts = text_runs
-  assert [line['step'] for line in figures(parts)] == [1, 2, 3, 4]
-  assert figures(parts) == figures(whole)
-  ours, theirs = (restore_run(str(workdir), None)[1] for workdir in (parts, whole))
+  assert [line['step'] for line in logged(parts)] == [1, 2, 3, 4]
+  assert logged(parts) == logged(whole)
+  _, ours, _ = restore_run(str(parts), None)
+  _, theirs, _ = restore_run(str(whole), None)
   assert_same(ours, theirs)
 
 
 def test_a_run_of_text_alone_has_one_head_and_nothing_frozen(text_runs):
   _, parts = text_runs
-  line = figures(parts)[-1]
+  line = logged(parts)[-1]
   heads = {name for name in line if name.startswith(('weight/', 'grad_norm/heads'))}
   assert heads == {'weight/text', 'grad_norm/heads.text'}
   trained = omni_jax.load(str(parts))
@@ -98,11 +103,11 @@ def test_a_run_of_text_alone_is_evaluated_and_writes(text_runs):
     trained.generate('to be', want='image')
 
 
-# Two autoencoders: the codec, and that of a medium which only a test knows.
+# With two autoencoders: the codec, and that of a medium which only the tests have.
 
 
 def save_autoencoder(workdir, run, name, step, seed=0):
-  """Saves a step of the stage of an autoencoder; returns its values."""
+  """Saves a checkpoint of an autoencoder's stage; returns its values."""
   state = init_autoencoder_state(run.model_config, name, TX, seed=seed)
   with Checkpoints(str(workdir), name) as checkpoints:
     checkpoints.save(state._replace(step=jnp.int32(step)), b'{}')
@@ -126,22 +131,26 @@ def test_both_are_restored_by_name_and_frozen_in_the_state(tmp_path):
 
 
 @pytest.mark.parametrize('late', ['codec', 'cells'])
-def test_one_that_is_not_finished_is_named(tmp_path, late):
+def test_an_unfinished_autoencoder_is_named(tmp_path, late):
   c = run_config()
   c.stages = ('omni',)
   run = stages.Run(c, str(tmp_path), TABLES)
   for name in ('codec', 'cells'):
     steps = c[name].steps - (name == late)
     save_autoencoder(tmp_path, run, name, steps)
-  said = f"the {late} stage stands at step 29 of 30; finish it first: config.stages must hold '{late}' before 'omni'"
+  message = (
+    f'the {late} stage is at step 29 of 30; finish it first: config.stages must hold '
+    f"'{late}' before 'omni'"
+  )
   with pytest.raises(UserError) as raised:
     stages.restore_frozen(run)
-  assert str(raised.value) == said
+  assert str(raised.value) == message
 
 
-def test_one_may_be_that_of_another_run(tmp_path):
+def test_an_autoencoder_may_come_from_another_run(tmp_path):
   c = run_config()
-  donor, workdir = tmp_path / 'donor', tmp_path / 'run'
+  donor = tmp_path / 'donor'
+  workdir = tmp_path / 'run'
   run = stages.Run(c, str(donor), TABLES)
   cells = save_autoencoder(donor, run, 'cells', 12, seed=5)
   c.cells.init_from = str(donor)
@@ -150,18 +159,19 @@ def test_one_may_be_that_of_another_run(tmp_path):
   codec = save_autoencoder(workdir, run, 'codec', c.codec.steps, seed=6)
   assert_same(stages.restore_frozen(run), {'codec': codec, 'cells': cells})
   c.stages = ('codec', 'cells', 'omni')
-  with pytest.raises(UserError, match="takes a finished cells: take 'cells' out of"):
+  with pytest.raises(UserError, match="uses a finished cells: remove 'cells' from"):
     stages.Run(c, str(workdir), TABLES)
 
 
 def whole_state(model_config, seed):
-  init = lambda frozen: init_model_state(model_config, TX, frozen, seed=seed)
+  """A fresh state of the omni stage."""
+  init = functools.partial(init_model_state, model_config, TX, seed=seed)
   return jax.jit(init)(init_frozen(model_config, seed=seed))
 
 
 @pytest.fixture(scope='module')
 def others(tmp_path_factory):
-  """Runs of another seed: one with both media's autoencoders, one that lacks the second."""
+  """Runs of another seed: one with both autoencoders, one without the second."""
   folder = tmp_path_factory.mktemp('others')
   models = {
     'both': ModelConfig.from_config(run_config().model, TABLES),
@@ -180,7 +190,8 @@ def test_weights_start_from_another_run_with_the_autoencoders_that_this_one_lack
   c.stages = ('codec', 'omni')
   c.init_from = str(others / 'both')
   run = stages.Run(c, str(tmp_path), TABLES)
-  assert run.starts and run.own_autoencoders() == ['codec']
+  assert run.starts
+  assert run.own_autoencoders() == ['codec']
   ours = whole_state(run.model_config, seed=0)
   theirs = whole_state(run.model_config, seed=1)
   state, line = start_from(c.init_from, ours, own=['codec'])
@@ -197,13 +208,14 @@ def test_an_autoencoder_that_the_other_run_lacks_is_refused_before_anything_is_w
   c = run_config()
   c.stages = ('codec', 'omni')
   c.init_from = str(others / 'one')
-  said = (
+  message = (
     f"config.init_from={c.init_from}: it has no cells; put 'cells' into config.stages"
   )
   with pytest.raises(UserError) as raised:
     stages.run_all(c, str(tmp_path / 'run'), TABLES)
-  assert str(raised.value).startswith(said)
+  assert str(raised.value).startswith(message)
   assert not (tmp_path / 'run').exists()
   c.stages = ('codec', 'cells', 'omni')
   run = stages.Run(c, str(tmp_path / 'run'), TABLES)
-  assert run.starts and run.own_autoencoders() == ['codec', 'cells']
+  assert run.starts
+  assert run.own_autoencoders() == ['codec', 'cells']

@@ -1,4 +1,8 @@
-"""The train command as a user meets it: mistakes are one line and leave nothing behind, SIGTERM saves, the same command goes on."""
+"""The train command as users run it.
+
+A mistake is one line and leaves nothing behind; SIGTERM saves, and the same command
+resumes.
+"""
 
 import json
 import os
@@ -14,17 +18,11 @@ CONFIG = f'--config={ROOT}/configs/tiny.py'
 
 
 def start(workdir, *arguments):
-  """The command in a folder that is not the project's."""
+  """Starts the command in a folder outside the project."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  command = [
-    sys.executable,
-    '-m',
-    'omni_jax.train',
-    *arguments,
-    *([f'--workdir={workdir}'] if workdir else []),
-  ]
+  command = [sys.executable, '-m', 'omni_jax.train', *arguments]
   return subprocess.Popen(
-    command,
+    [*command, f'--workdir={workdir}'],
     cwd=workdir.parent,
     env=environment,
     text=True,
@@ -60,7 +58,8 @@ MISTAKES = {
       '--config.mesh.expert=2',
       '--config.model.decoder.experts=5',
     ],
-    'config.model.decoder.experts=5 is not divisible by config.mesh.expert=2; nearest: 4 or 6 for',
+    'config.model.decoder.experts=5 is not divisible by config.mesh.expert=2; '
+    'nearest: 4 or 6 for',
   ),
   'heads': (
     [CONFIG, '--config.model.decoder.kv_heads=3'],
@@ -79,17 +78,18 @@ MISTAKES = {
 
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, mistake):
-  arguments, said = MISTAKES[mistake]
-  out, err = (process := start(tmp_path / 'run', *arguments)).communicate(timeout=120)
+  arguments, message = MISTAKES[mistake]
+  process = start(tmp_path / 'run', *arguments)
+  out, err = process.communicate(timeout=120)
   assert process.returncode == 2, err
-  assert (
-    err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err + out
-  ), err
-  assert said in err
+  assert err.startswith('error: '), err
+  assert err.count('\n') == 1, err
+  assert 'Traceback' not in err + out
+  assert message in err
   assert not list(tmp_path.iterdir())
 
 
-def test_no_workdir_is_a_mistake(tmp_path):
+def test_a_missing_workdir_is_a_mistake(tmp_path):
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
   done = subprocess.run(
     [sys.executable, '-m', 'omni_jax.train', CONFIG],
@@ -99,59 +99,54 @@ def test_no_workdir_is_a_mistake(tmp_path):
     text=True,
     check=False,
   )
-  assert (
-    done.returncode == 2
-    and done.stderr.startswith('error: ')
-    and '--workdir' in done.stderr
-  )
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ')
+  assert '--workdir' in done.stderr
 
 
 def logged(folder):
   file = folder / 'metrics.jsonl'
-  return (
-    [json.loads(line) for line in file.read_text().splitlines()]
-    if file.exists()
-    else []
-  )
+  if not file.exists():
+    return []
+  return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_to_the_end(tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes_and_finishes(tmp_path):
   workdir = tmp_path / 'run'
   cache = f'--config.compilation_cache={os.environ["OMNI_JAX_TEST_CACHE"]}/xla'
   arguments = [
     CONFIG,
     "--config.stages=('codec','omni')",
     cache,
-    '--config.codec.steps=2000',
     '--config.codec.log_every=1',
     '--config.codec.save_every=5000',
     '--config.omni.steps=6',
     '--config.omni.log_every=2',
   ]
-  process = start(workdir, *arguments)
+  process = start(workdir, *arguments, '--config.codec.steps=2000')
   while not logged(workdir) and process.poll() is None:
     time.sleep(0.1)
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=120)
-  assert process.returncode == 75 and 'Traceback' not in err, err
+  assert process.returncode == 75, err
+  assert 'Traceback' not in err, err
   step = logged(workdir)[-1]['step']
-  assert 0 < step < 2000 and (workdir / 'checkpoints' / 'codec' / str(step)).exists()
+  assert 0 < step < 2000
+  assert (workdir / 'checkpoints' / 'codec' / str(step)).exists()
 
   config = json.loads((workdir / 'config.json').read_text())
   assert config['codec']['steps'] == 2000
-  arguments[3] = f'--config.codec.steps={step + 3}'  # the rest would only take time
-  process = start(workdir, *arguments)
+  steps = step + 3  # all 2000 would only take time
+  process = start(workdir, *arguments, f'--config.codec.steps={steps}')
   out, err = process.communicate(timeout=300)
   assert process.returncode == 0, err
-  assert f'codec: resumed at step {step} of {step + 3}' in out
+  assert f'codec: resumed at step {step} of {steps}' in out
   lines = logged(workdir)
-  assert [line['step'] for line in lines if line['stage'] == 'codec'] == list(
-    range(1, step + 4)
-  )
-  assert [line['step'] for line in lines if line['stage'] == 'omni'] == [2, 4, 6]
-  assert all(
-    a['seconds'] <= b['seconds'] for a, b in zip(lines, lines[1:], strict=False)
-  )
-  assert (
-    not any(key.startswith('_') for key in lines[-1]) and lines[-1]['loss/total'] > 0
-  )
+  codec_steps = [line['step'] for line in lines if line['stage'] == 'codec']
+  omni_steps = [line['step'] for line in lines if line['stage'] == 'omni']
+  assert codec_steps == list(range(1, steps + 1))
+  assert omni_steps == [2, 4, 6]
+  seconds = [line['seconds'] for line in lines]
+  assert seconds == sorted(seconds)
+  assert not any(key.startswith('_') for key in lines[-1])
+  assert lines[-1]['loss/total'] > 0

@@ -1,4 +1,4 @@
-"""The stage 'evaluate' runs in the trainer's own process, once the trainer's memory is free."""
+"""The stage 'evaluate' runs in the trainer's process, once its memory is free."""
 
 import gc
 import json
@@ -15,11 +15,11 @@ from omni_jax.modalities.devices import TABLES
 from omni_jax.train import stages
 
 STEPS = 2
-SMALL = 1000  # bytes: a step, a key
+SMALL = 1000  # bytes of small arrays such as a step or a key
 
 
 def text_run(folder):
-  """A short run on a text file, which is evaluated by its loss alone."""
+  """A short run on a text file, evaluated by its loss alone."""
   (folder / 'a.txt').write_text('to be or not to be ' * 60)
   config = runpy.run_path(str(ROOT / 'configs' / 'shakespeare.py'))['get_config']()
   config.data.update(dict(root=str(folder), train_file='a.txt'))
@@ -41,18 +41,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def evaluated(folder):
-  """What there was when the run restored its last checkpoint; no process may start."""
-  found = {}
+  """The situation when a run restored its last checkpoint; no process may start."""
+  situation = {}
 
   def restore(workdir, **options):
-    found['mesh'] = jax.sharding.get_abstract_mesh()
-    found['live'] = live_bytes()
-    found['tables'] = options['tables']
+    situation['mesh'] = jax.sharding.get_abstract_mesh()
+    situation['live'] = live_bytes()
+    situation['tables'] = options['tables']
     trained = real_restore(workdir, **options)
-    found['parameters'] = sum(x.nbytes for x in jax.tree.leaves(trained.params))
-    found['devices'] = {
-      device for x in jax.tree.leaves(trained.params) for device in x.devices()
-    }
+    params = jax.tree.leaves(trained.params)
+    situation['parameters'] = sum(x.nbytes for x in params)
+    situation['devices'] = set().union(*(x.devices() for x in params))
     return trained
 
   def start(*_, **__):
@@ -60,12 +59,12 @@ def evaluated(folder):
 
   real_restore = evaluation.restore
   gc.collect()
-  found['before'] = live_bytes()
+  situation['before'] = live_bytes()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluation, 'restore', restore)
     patch.setattr(subprocess, 'Popen', start)
     stages.run_all(text_run(folder), str(folder / 'run'))
-  return found
+  return situation
 
 
 def test_the_report_is_written(folder, evaluated):
@@ -81,13 +80,13 @@ def test_the_memory_of_the_trainer_is_free_before_anything_is_restored(evaluated
   assert evaluated['live'] <= evaluated['before'] + SMALL
 
 
-def test_one_device_evaluates_outside_of_the_trainers_mesh(evaluated):
+def test_one_device_evaluates_outside_the_trainers_mesh(evaluated):
   assert evaluated['mesh'].empty
   assert evaluated['devices'] == {jax.local_devices()[0]}
 
 
-def test_a_mistake_is_the_users_error_itself(folder, evaluated):
-  """The command says it in one line and ends with code 2, as `errors.run_command` does."""
+def test_a_mistake_in_its_config_is_raised_as_a_user_error(folder, evaluated):
+  """`errors.run_command` then reports it in one line and exits with code 2."""
   config = text_run(folder)
   config.evaluate = {'n_image': 3}
   with pytest.raises(UserError, match=r'config\.evaluate: unknown n_image'):

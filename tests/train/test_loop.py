@@ -1,8 +1,13 @@
-"""The loop: 4 steps = 2 + save + 2 bit for bit, SIGTERM saves, what is not finite stops, what is finished is left alone."""
+"""The loop: 4 steps equal 2 + save + 2 bit for bit, and SIGTERM saves.
+
+Losses that are not finite stop the run; finished stages are left alone.
+"""
 
 import dataclasses
+import functools
 import json
 import os
+import re
 import signal
 
 import jax
@@ -27,12 +32,15 @@ from omni_jax.train.step import make_step, Update
 
 
 class Killed:
-  """Batches that ask the process to end while they make their n-th."""
+  """Batches during the n-th of which the process gets SIGTERM."""
 
   def __init__(self, batches, n):
-    self._batches, self._left = batches, n
-    self.state, self.merged = batches.state, batches.merged
-    self.restore, self.close = batches.restore, batches.close
+    self._batches = batches
+    self._left = n
+    self.state = batches.state
+    self.merged = batches.merged
+    self.restore = batches.restore
+    self.close = batches.close
 
   def __next__(self):
     self._left -= 1
@@ -43,14 +51,13 @@ class Killed:
 
 @pytest.fixture(scope='module')
 def omni_stage(kit):
-  """A maker of the omni stage as every process would make it: everything fresh."""
+  """A function that builds the omni stage as every new process does."""
 
   def make():
-    items = [
-      dict(example, id=f'{seed}/{i}')
-      for seed in range(4)
-      for i, example in enumerate(examples(seed))
-    ]
+    items = []
+    for seed in range(4):
+      for i, example in enumerate(examples(seed)):
+        items.append(dict(example, id=f'{seed}/{i}'))
     batches = Loader(Making(items, kit.config.hosts(), 0), BUDGET)
     return loop.Stage(
       'omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100
@@ -61,12 +68,13 @@ def omni_stage(kit):
 
 @pytest.fixture(scope='module')
 def codec_stage(kit):
+  """A function that builds the codec's stage as every new process does."""
   codec = abstract_autoencoder(kit.config, 'codec')
   _, row = kit.config.tables.autoencoders()['codec']
   objective = Autoencoding(row, kit.config.autoencoders['codec'])
   tx = make_optimizer(OptimConfig(warmup=1), 4, param_roles(codec))
   step = jax.jit(make_step(objective, codec, tx, Update(refresh=objective.refresh)))
-  init = lambda: init_autoencoder_state(kit.config, 'codec', tx, seed=0)
+  init = functools.partial(init_autoencoder_state, kit.config, 'codec', tx, seed=0)
   fresh = jax.jit(init)()
   waves = [sound(np.random.default_rng(seed), 4)['wave'] for seed in range(6)]
 
@@ -84,49 +92,49 @@ def assert_same(ours, theirs):
 
 
 def logged(folder):
-  return [
-    json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()
-  ]
+  text = (folder / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def without_time(line):
+  """A line of metrics without the values that depend on the clock."""
+  return {k: v for k, v in line.items() if not k.startswith(('seconds', 'speed/'))}
 
 
 @pytest.mark.parametrize('name', ['omni_stage', 'codec_stage'])
-def test_four_steps_are_two_and_a_restart_and_two(name, request, kit, tmp_path):
+def test_four_steps_equal_two_a_restart_and_two(name, request, kit, tmp_path):
   make = request.getfixturevalue(name)
-  whole = loop.run(make(), str(tmp_path / 'whole'), kit.mesh)
+  whole_folder = tmp_path / 'whole'
+  parts_folder = tmp_path / 'parts'
+  whole = loop.run(make(), str(whole_folder), kit.mesh)
   first = make()
+  killed = dataclasses.replace(first, batches=Killed(first.batches, 2))
   with pytest.raises(loop.Preempted) as stopped:
-    loop.run(
-      dataclasses.replace(first, batches=Killed(first.batches, 2)),
-      str(tmp_path / 'parts'),
-      kit.mesh,
-    )
+    loop.run(killed, str(parts_folder), kit.mesh)
   assert stopped.value.code == loop.PREEMPTED == 75
-  assert [line['step'] for line in logged(tmp_path / 'parts')] == [1, 2]
-  parts = loop.run(make(), str(tmp_path / 'parts'), kit.mesh)
+  assert [line['step'] for line in logged(parts_folder)] == [1, 2]
+  parts = loop.run(make(), str(parts_folder), kit.mesh)
   assert int(parts.step) == 4
   assert_same(parts, whole)
-  assert not any(
-    np.array_equal(a, b)
-    for a, b in zip(
-      jax.tree.leaves(whole.params), jax.tree.leaves(make().state.params), strict=True
-    )
-    if a.ndim > 1
-  )
-  for ours, theirs in zip(
-    logged(tmp_path / 'parts'), logged(tmp_path / 'whole'), strict=True
-  ):
-    figures = lambda line: {
-      k: v for k, v in line.items() if k != 'seconds' and not k.startswith('speed/')
-    }
-    assert figures(ours) == figures(theirs)
+  trained = jax.tree.leaves(whole.params)
+  initial = jax.tree.leaves(make().state.params)
+  for after, before in zip(trained, initial, strict=True):
+    assert after.ndim <= 1 or not np.array_equal(after, before)
+  lines = zip(logged(parts_folder), logged(whole_folder), strict=True)
+  for ours, theirs in lines:
+    assert without_time(ours) == without_time(theirs)
 
 
-# A stage so small that the loop itself is what is tested.
+# A stage so small that only the loop itself is tested.
 
 
 class Numbers:
+  """Batches of one number: 1, or the one given for the n-th batch."""
+
   def __init__(self, values=()):
-    self._next, self._values, self.closed = 0, dict(values), False
+    self._next = 0
+    self._values = dict(values)
+    self.closed = False
 
   def __next__(self):
     self._next += 1
@@ -145,86 +153,62 @@ class Numbers:
     self.closed = True
 
 
-def toy(steps=6, batches=None, **kwargs):
+def toy(steps=6, batches=None, **options):
+  """A stage that subtracts the mean of each batch from its two weights."""
+
   def step(state, batch):
     params = {'w': state.params['w'] - batch.mean()}
-    return state._replace(params=params, step=state.step + 1), {
-      'loss/total': params['w'].sum(),
-      'tokens': jnp.float32(8),
-    }
+    metrics = {'loss/total': params['w'].sum(), 'tokens': jnp.float32(8)}
+    return state._replace(params=params, step=state.step + 1), metrics
 
   params = {'w': jnp.zeros(2)}
-  fresh = TrainState(
-    params,
-    {},
-    optax.sgd(0.1).init(params),
-    jnp.int32(0),
-    jax.random.key_data(jax.random.key(0)),
-  )
-  return loop.Stage(
-    'toy',
-    steps,
-    jax.jit(step),
-    fresh,
-    batches or Numbers(),
-    **dict(log_every=2, save_every=3) | kwargs,
-  )
+  opt_state = optax.sgd(0.1).init(params)
+  key_data = jax.random.key_data(jax.random.key(0))
+  fresh = TrainState(params, {}, opt_state, jnp.int32(0), key_data)
+  options = dict(log_every=2, save_every=3) | options
+  return loop.Stage('toy', steps, jax.jit(step), fresh, batches or Numbers(), **options)
 
 
-def test_figures_are_logged_in_time_and_always_at_the_end(tmp_path):
+def test_metrics_are_logged_on_time_and_always_at_the_end(tmp_path):
   loop.run(toy(steps=5, flops=1e6, peak=1e9), str(tmp_path), make_mesh())
   lines = logged(tmp_path)
   assert [line['step'] for line in lines] == [2, 4, 5]
-  assert all(
-    {
-      'speed/steps_per_second',
-      'speed/tokens_per_second',
-      'speed/data_wait',
-      'speed/mfu',
-    }
-    <= set(line)
-    for line in lines
-  )
-  assert all(
-    line['speed/tokens_per_second'] == pytest.approx(8 * line['speed/steps_per_second'])
-    for line in lines
-  )
+  for line in lines:
+    assert {'speed/data_wait', 'speed/mfu'} <= line.keys()
+    tokens = line['speed/tokens_per_second']
+    assert tokens == pytest.approx(8 * line['speed/steps_per_second'])
 
 
-def test_checkpoints_are_written_in_time_and_at_the_end(tmp_path):
+def test_checkpoints_are_written_on_time_and_at_the_end(tmp_path):
   loop.run(toy(steps=7), str(tmp_path), make_mesh())
-  assert sorted(
-    path.name
-    for path in (tmp_path / 'checkpoints' / 'toy').iterdir()
-    if path.name.isdigit()
-  ) == ['6', '7']
+  names = [path.name for path in (tmp_path / 'checkpoints' / 'toy').iterdir()]
+  assert sorted(name for name in names if name.isdigit()) == ['6', '7']
 
 
 def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(
   tmp_path, monkeypatch
 ):
-  stage, made, events = toy(steps=4, log_every=10), [], []
+  stage = toy(steps=4, log_every=10)
+  all_metrics = []
+  events = []
 
   def step(state, batch):
     state, metrics = stage.step(state, batch)
-    made.append(metrics)
-    events.append(f'step {len(made)}')
+    all_metrics.append(metrics)
+    events.append(f'step {len(all_metrics)}')
     return state, metrics
 
   def wait(metrics):
-    events.append(
-      f'wait {1 + next(k for k, one in enumerate(made) if one is metrics)}'
-      if metrics
-      else 'wait'
-    )
+    if not metrics:
+      events.append('wait')
+    for number, earlier in enumerate(all_metrics, start=1):
+      if metrics is earlier:
+        events.append(f'wait {number}')
 
   monkeypatch.setattr(jax, 'block_until_ready', wait)
   loop.run(dataclasses.replace(stage, step=step), str(tmp_path), make_mesh())
-  first = [
-    'step 1',
-    'wait',
-    'wait 1',
-  ]  # the first step is waited for: until there a run starts and compiles
+  # The run waits for its first step: until then it starts and compiles.
+  first = ['step 1', 'wait', 'wait 1']
   assert events == [*first, 'step 2', 'wait 1', 'step 3', 'wait 2', 'step 4', 'wait 3']
 
 
@@ -239,18 +223,20 @@ def test_a_finished_stage_is_restored_and_not_run(tmp_path):
 @pytest.mark.parametrize(
   'bad, kept', [(4, 3), (3, None)], ids=['at_a_log', 'at_a_save']
 )
-def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad, kept):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
+  tmp_path, bad, kept
+):
   batches = Numbers({bad: np.nan})
-  with pytest.raises(
-    UserError,
-    match=rf'toy: loss/total is no longer finite at step {bad}; the last checkpoint is step {kept}; '
-    r'try a smaller config\.toy\.optim\.lr',
-  ):
+  message = (
+    f'toy: loss/total is no longer finite at step {bad}; the last checkpoint is step '
+    f'{kept}; try a smaller config.toy.optim.lr'
+  )
+  with pytest.raises(UserError, match=re.escape(message)):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())
   assert batches.closed
 
 
-def test_sigterm_saves_the_step_in_hand_and_the_signal_is_given_back(tmp_path):
+def test_sigterm_saves_the_current_step_and_the_signal_handler_is_restored(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(loop.Preempted):
     loop.run(toy(batches=Killed(Numbers(), 5)), str(tmp_path), make_mesh())
@@ -263,9 +249,8 @@ def test_sigterm_saves_the_step_in_hand_and_the_signal_is_given_back(tmp_path):
 def test_sigterm_at_the_last_step_still_stops_the_run(tmp_path):
   with pytest.raises(loop.Preempted):
     loop.run(toy(batches=Killed(Numbers(), 6)), str(tmp_path), make_mesh())
-  np.testing.assert_array_equal(
-    loop.run(toy(), str(tmp_path), make_mesh()).params['w'], -6
-  )
+  state = loop.run(toy(), str(tmp_path), make_mesh())
+  np.testing.assert_array_equal(state.params['w'], -6)
 
 
 def test_an_error_in_the_data_closes_everything_and_keeps_the_last_checkpoint(tmp_path):
@@ -278,7 +263,8 @@ def test_an_error_in_the_data_closes_everything_and_keeps_the_last_checkpoint(tm
   batches = Torn()
   with pytest.raises(UserError, match='torn'):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())
-  assert batches.closed and (tmp_path / 'checkpoints' / 'toy' / '3').exists()
+  assert batches.closed
+  assert (tmp_path / 'checkpoints' / 'toy' / '3').exists()
 
 
 def test_the_profiler_runs_over_the_named_steps(tmp_path):

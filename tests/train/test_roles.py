@@ -1,4 +1,7 @@
-"""Roles of parameters select what names once did: what Muon moves, what decays, what is cast."""
+"""Roles select the parameters that Muon updates, that decay and that are cast.
+
+Names selected the same ones before there were roles.
+"""
 
 import functools
 import runpy
@@ -27,19 +30,19 @@ VARIANTS = {
 
 
 def decayed_by_name(name: str, ndim: int) -> bool:
-  """The rule of the commits before roles: more than one axis, but no scale and no bias."""
+  """The rule before there were roles: more than one axis, but no scale and no bias."""
   return ndim > 1 and name.rpartition('.')[2] not in ('scale', 'b')
 
 
 def muon_by_name(name: str, ndim: int) -> bool:
-  """The rule of the commits before roles: linear maps and experts."""
-  hidden = name.endswith(('.w', '.gate', '.up', '.down')) and 'router' not in name
-  hidden = hidden and not name.startswith('heads.text')
-  return hidden and ndim > 1
+  """The rule before there were roles: linear maps and experts."""
+  if 'router' in name or name.startswith('heads.text'):
+    return False
+  return ndim > 1 and name.endswith(('.w', '.gate', '.up', '.down'))
 
 
 def cast_by_name(name: str, ndim: int) -> bool:
-  """The rule of the commits before roles, for the blocks of the decoder."""
+  """The rule before there were roles, for the blocks of the decoder."""
   return ndim >= 3 and 'router' not in name
 
 
@@ -57,6 +60,7 @@ CASES += [('digits.py', variant) for variant in VARIANTS if variant != 'as it is
 
 
 def assert_roles_select_as_names_did(model: nnx.Module) -> None:
+  """Checks decay and Muon's axes of every parameter."""
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   roles = param_roles(model)
   decays = named_leaves(decayed(params, roles=roles))
@@ -69,24 +73,25 @@ def assert_roles_select_as_names_did(model: nnx.Module) -> None:
 
 
 def muon_axes_by_name(dimensions: Any) -> dict[str, tuple[int, int] | None]:
-  """Returns the axes that Muon takes of each parameter; None where it takes none."""
+  """Returns the axes of each parameter that Muon uses, None if it uses none."""
   kind = optax.contrib.MuonDimensionNumbers
   leaves = jax.tree_util.tree_leaves_with_path(
     dimensions, is_leaf=lambda x: x is None or isinstance(x, kind)
   )
   axes = {}
   for path, leaf in leaves:
-    axes[name_of(path)] = leaf and (leaf.reduction_axis, leaf.output_axis)
+    used = None if leaf is None else (leaf.reduction_axis, leaf.output_axis)
+    axes[name_of(path)] = used
   return axes
 
 
 @pytest.mark.parametrize('file, variant', CASES)
-def test_the_model_is_decayed_and_moved_as_by_names(file, variant):
+def test_the_model_is_decayed_and_updated_as_by_names(file, variant):
   assert_roles_select_as_names_did(abstract(config_of(file, variant)))
 
 
 @pytest.mark.parametrize('file', FILES)
-def test_the_codec_is_decayed_and_moved_as_by_names(file):
+def test_the_codec_is_decayed_and_updated_as_by_names(file):
   config = config_of(file)
   for name in config.autoencoders:
     assert_roles_select_as_names_did(abstract_autoencoder(config, name))

@@ -123,9 +123,9 @@ def test_random_access_is_a_sequence(folder):
     ({'messages': []}, 'at least one message'),
     (
       {'messages': [{'role': 'robot', 'content': 'a'}]},
-      r"messages\[0\]: role 'robot' is none of user",
+      r"messages\[0\]: role 'robot' is not one of user",
     ),
-    ({'messages': [{'role': 'user'}]}, r'messages\[0\]: without content'),
+    ({'messages': [{'role': 'user'}]}, r'messages\[0\]: missing content'),
     (
       {'messages': [{'role': 'user', 'content': 'a', 'task': 3}]},
       '"task" is of type int',
@@ -133,11 +133,11 @@ def test_random_access_is_a_sequence(folder):
     ({'messages': [{'role': 'user', 'content': 'a', 'voice': ''}]}, 'empty voice'),
     (
       user([{'type': 'smell', 'path': 'a'}]),
-      r"content\[0\]: type 'smell' is none of text, image, audio",
+      r"content\[0\]: type 'smell' is not one of text, image, audio",
     ),
-    (user([{'type': ['text']}]), 'is none of text'),
+    (user([{'type': ['text']}]), 'is not one of text'),
     (user([{'type': 'image', 'path': 'a.png', 'alt': 'x'}]), 'unknown alt'),
-    (user([{'type': 'image', 'data': 'AAAA'}]), 'without path'),
+    (user([{'type': 'image', 'data': 'AAAA'}]), 'missing path'),
     (user([{'type': 'text', 'text': None}]), 'of type NoneType, not a string'),
     ('{"content": "\\ud800"}', 'surrogate'),
     (user([{'type': 'image', 'path': '/etc/passwd'}]), 'leaves the folder'),

@@ -139,7 +139,7 @@ class Evil:
     ),
     (
       msgpack.packb({'content': [{'type': 'image', 'path': '/etc/passwd'}]}),
-      'without data',
+      'missing data',
     ),
     (
       msgpack.packb({'id': 'me', 'content': [{'type': 'image', 'data': b'broken'}]}),
