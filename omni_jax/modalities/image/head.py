@@ -118,8 +118,10 @@ class DiTHead(nnx.Module):
     for block in self.blocks:
       apply = functools.partial(block, pool=pool)
       if not pool.alone:
-        # Logits over twice the longest and a modulation for each patch are not kept.
-        apply = jax.checkpoint(apply)
+        # Logits over twice the longest and a modulation for each patch are not kept;
+        # products with weights are.
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        apply = jax.checkpoint(apply, policy=policy)
       x_UPW = apply(x_UPW, condition_BNW)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
     y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)
