@@ -111,6 +111,7 @@ def _model() -> ConfigDict:
   c.image.head.noises = 2  # samples of noise per image and step
   c.image.head.null = 0.1  # share of conditions that are dropped, for guidance
   c.image.head.shift = 1.0  # shift of the flow's times for the resolution
+  c.image.head.remat = 'none'  # 'none', 'dots', 'full'
   c.audio = ConfigDict()
   c.audio.rate = 8000  # samples per second
   c.audio.seconds = 0.96  # length of the longest clip

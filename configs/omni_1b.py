@@ -55,7 +55,7 @@ def get_config(only: str = '') -> ConfigDict:
   )
   c.model.image.embed.update(dict(heads=16, hidden=2048))
   c.model.image.head.update(
-    dict(width=1024, layers=12, heads=16, hidden=2816, noises=1)
+    dict(width=1024, layers=12, heads=16, hidden=2816, noises=1, remat='full')
   )
   c.model.audio.update(dict(rate=16000, seconds=20.0, mels=80, mel_window=512))
   c.model.audio.embed.hidden = 2048

@@ -29,6 +29,7 @@ from omni_jax.modalities.image.flow import (
 )
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.nn.attention import Attention
+from omni_jax.nn.decoder import POLICIES, Remat
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
 from omni_jax.nn.pool import Pool
 from omni_jax.types import Stream
@@ -48,6 +49,9 @@ class DiTConfig:
       guidance.
     shift: s of t -> s·t / (1 + (s - 1)·t); above 1 it moves t toward data (BAGEL, with
       the opposite convention of t, shifts toward noise).
+    remat: what the backward pass recomputes of each block: Remat.NONE, DOTS or FULL.
+      Images of many sizes have attention logits over twice the largest image and a
+      modulation for each patch, which DOTS and FULL do not keep.
   """
 
   width: int = 128
@@ -57,6 +61,13 @@ class DiTConfig:
   noises: int = 2
   null: float = 0.1
   shift: float = 1.0
+  remat: Remat | str = Remat.NONE
+
+  def __post_init__(self):
+    object.__setattr__(self, 'remat', Remat(self.remat))
+    choices = (Remat.NONE, Remat.DOTS, Remat.FULL)
+    if self.remat not in choices:
+      raise ValueError(f'remat={self.remat}: must be one of {", ".join(choices)}')
 
 
 class DiTBlock(nnx.Module):
@@ -139,10 +150,8 @@ class DiTHead(nnx.Module):
     x_UPW = x_UPW + self.place(pool.blocks(place_BM3), dtype)
     for block in self.blocks:
       apply = functools.partial(block, pool=pool)
-      if not pool.alone:
-        # Recomputed in the backward pass: such a block has logits over twice the
-        # largest image, and a modulation for each patch.
-        apply = jax.checkpoint(apply)
+      if self.config.remat in POLICIES:
+        apply = jax.checkpoint(apply, policy=POLICIES[self.config.remat])
       x_UPW = apply(x_UPW, condition_BNW)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
     y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)

@@ -4,6 +4,7 @@ Results and gradients equal those of each image alone in a row.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -195,6 +196,23 @@ def test_losses_and_gradients_of_a_pool_are_those_of_each_image_alone(
   for leaf in jax.tree.leaves(together.by_params):
     assert np.abs(leaf).max() > 0
   assert_close(together.by_params, alone.by_params, 'gradient of the weights')
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_recomputation_in_the_backward_pass_changes_no_result(head, remat):
+  config = dataclasses.replace(head.config, remat=remat)
+  recomputing = DiTHead(config, IMAGE, BLOCK, WIDTH, rngs=nnx.Rngs(0))
+  nnx.update(recomputing, nnx.state(head))
+  rows, blocks = POOLS['one row']
+  assert_close(
+    head_results(recomputing, rows, blocks), head_results(head, rows, blocks)
+  )
+
+
+@pytest.mark.parametrize('remat', ['offload', 'attention'])
+def test_kinds_of_recomputation_that_only_the_decoder_has_are_refused(remat):
+  with pytest.raises(ValueError, match=f'remat={remat}: must be one of none, dots'):
+    DiTConfig(remat=remat)
 
 
 def test_another_step_has_other_noise(head, alone):
