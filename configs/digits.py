@@ -43,14 +43,14 @@ def get_config() -> ConfigDict:
   c.data.source = 'digits'
   c.data.recipes = ConfigDict(
     dict(
-      image_to_text=0.18,
+      image_to_text=0.16,
       speech_to_text=0.19,
       text_to_text=0.04,
       text_to_image=0.11,
       image_to_image=0.11,
       speech_to_image=0.13,
       text_to_speech=0.06,
-      image_to_speech=0.06,
+      image_to_speech=0.08,
       speech_to_speech=0.08,
       reply=0.04,
     )
