@@ -296,8 +296,8 @@ def evaluate(run: Run) -> None:
 
   It runs in this process, since a TPU belongs to one process; the memory of the
   trainer's state is free by then. With several processes, the first one evaluates on
-  one of its own
-  devices after the others have ended: they would not wait as long as it may take.
+  one of its own devices after the others have ended: they would not wait as long as it
+  may take.
   """
   processes.disband()
   if jax.process_index():
