@@ -102,17 +102,20 @@ What the pod configs take, by ahead-of-time compilation: libtpu compiles the rea
 step and the programs of generation for topologies that are only described. No figure
 here was measured on a TPU. `python launch/pods.py` writes this page.
 
-- **Peak** is what the compiler's buffer assignment needs on one chip: arguments, results, temporaries, the program.
-- **FLOPs** are those of the compiled program with every loop counted as often as it turns, on one chip; *analytic* is
-  the count from the config (`train/flops.py`) with the remat's recomputation. The program has fewer: splash leaves out
-  what lies above the diagonal, and no gradient needs the last product of an expert. An all-to-all counts its whole
-  room (`decoder.capacity` times what is sent on average), in FLOPs and in bytes.
-- **Collectives** are bytes that one chip sends in a step, by the ring algorithm, along the named mesh axes.
-- **Step** is a roofline with the chip's figures in `omni_jax/chips.py`, three times: if collectives hide behind the
-  core's work; as the compiler ordered them, where only what is begun early and awaited late hides; and if nothing
-  overlaps. **MFU** counts the model's FLOPs alone, in the same order.
-- **Compiled** is wall time on two cores. Those of omni_1b v5e-16 and mixtral 8x7b say nothing now: other work ran
-  beside both, and the first was paused; before, they were 108 s and 37 s.
+- **Peak** is what the compiler's buffer assignment needs on one chip: arguments,
+  results, temporaries and the program.
+- **FLOPs** are those of the compiled program on one chip, with every loop counted as
+  often as it runs; *analytic* is the count from the config (`train/flops.py`) with the
+  recomputation of the remat. The program has fewer: splash skips what lies above the
+  diagonal, and no gradient needs the last product of an expert. An all-to-all counts
+  its whole room (`decoder.capacity` times what is sent on average), in FLOPs and bytes.
+- **Collectives** are the bytes that one chip sends in a step, by the ring algorithm,
+  along the named mesh axes.
+- **Step** is a roofline with the chip's figures in `omni_jax/chips.py`, three times: if
+  collectives hide behind the core's work; as the compiler scheduled them, where only
+  what starts early and is awaited late hides; and if nothing overlaps. **MFU** counts
+  the model's FLOPs alone, in the same order.
+- **Compiled** is wall time on two cores.
 """
 
 

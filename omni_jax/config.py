@@ -287,15 +287,15 @@ def augment_of(part: ConfigDict | None, table: HostTable = HOSTS) -> dict[str, A
   Raises:
     UserError: if a medium is unknown or cannot be augmented, or if a key is unknown.
   """
-  augment = {}
-  for medium in part or {}:
+  augment: dict[str, Any] = {}
+  for medium, values in (part or {}).items():
     kind = table[medium][1].Augment if medium in table else None
     if kind is None:
       known = [name for name, (_, host) in table.items() if host.Augment]
       raise UserError(
         f'config.data.augment: {medium!r} cannot be augmented; choose from {known}'
       )
-    strength = dataclass_of(kind, part[medium], f'data.augment.{medium}')
+    strength: Any = dataclass_of(kind, values, f'data.augment.{medium}')
     if any(dataclasses.astuple(strength)):
       augment[medium] = strength
   return augment
@@ -303,7 +303,7 @@ def augment_of(part: ConfigDict | None, table: HostTable = HOSTS) -> dict[str, A
 
 def media_sizes(model: ConfigDict, table: HostTable = HOSTS) -> dict[str, Any]:
   """Returns the sizes of each medium that a run has, from its `config.model`."""
-  sizes = {}
+  sizes: dict[str, Any] = {}
   for name, (kind, _) in table.items():
     if kind is None or name not in model:
       continue

@@ -80,15 +80,15 @@ def stretches_of(batch: Batch, row: int) -> list[Stretch]:
       maps.append((QUERIES, stream.query_at_BL))
     for kind, map_BL in maps:
       piece_L = map_BL[row, :length]
-      for position in np.flatnonzero(piece_L != NONE):
+      for position in np.flatnonzero(piece_L != NONE).tolist():
         kinds[position] = kind
         items[position] = stream.item_BM[pool, piece_L[position]]
   stretches: list[Stretch] = []
   for position in range(length):
     kind = kinds[position]
     item = int(items[position])
-    last = stretches[-1] if stretches else None
-    same = last and (last.kind, last.item) == (kind, item)
+    last = stretches[-1] if stretches else Stretch(0, 0, '', NONE)
+    same = (last.kind, last.item) == (kind, item)
     if same and segment_L[position] == segment_L[position - 1]:
       stretches[-1] = last._replace(stop=position + 1)
     else:
@@ -253,7 +253,7 @@ def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
   for line, (name, has_loss) in enumerate(losses.items()):
     color = color_of(hosts.numbers[name])
     top = MARKS_TOP + LINE_HEIGHT * line
-    for position in np.flatnonzero(has_loss):
+    for position in np.flatnonzero(has_loss).tolist():
       shapes += (
         f'<rect x="{position * step:.1f}" y="{top}" width="{step:.1f}" '
         f'height="{MARK_HEIGHT}" fill="{color}"/>'

@@ -81,7 +81,7 @@ class ModelConfig:
       )
     decoder = _part(DecoderConfig, config, 'decoder')
     media = [name for name in tables.devices if name in config]
-    autoencoders = {}
+    autoencoders: dict[str, Any] = {}
     for name, (medium, row) in tables.autoencoders().items():
       if medium in media:
         autoencoders[name] = _part(row.config, config, name)
@@ -205,12 +205,12 @@ class OmniModel(nnx.Module):
     vocab = Tokenizer(config.tokenizer).vocab_size
     width = config.decoder.width
     # The order in which modules are built determines their random numbers.
-    embeds: dict[str, nnx.Module] = {TEXT: TextEmbed(vocab, width, rngs=rngs)}
+    embeds: dict[str, Any] = {TEXT: TextEmbed(vocab, width, rngs=rngs)}
     for medium in config.media:
       embeds[medium] = devices[medium].embed(config.parts(medium), rngs)
     self.embeds = nnx.Dict(embeds)
     self.decoder = Decoder(config.decoder, rngs=rngs)
-    heads: dict[str, nnx.Module] = {TEXT: TextHead(width, vocab, rngs=rngs)}
+    heads: dict[str, Any] = {TEXT: TextHead(width, vocab, rngs=rngs)}
     for medium in config.media:
       build_head = devices[medium].head
       if build_head is not None:

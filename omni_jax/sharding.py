@@ -393,7 +393,8 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
   """
   parts = ways(mesh, 'batch')
   owned: dict[int, set[int]] = {}
-  for device, (rows,) in by_rows(mesh).devices_indices_map((parts,)).items():
+  rows_of: Mapping[Any, Any] = by_rows(mesh).devices_indices_map((parts,))
+  for device, (rows,) in rows_of.items():
     owned.setdefault(device.process_index, set()).add(rows.start or 0)
   groups = sorted({tuple(sorted(own)) for own in owned.values()})
   sizes = [len(group) for group in groups]

@@ -123,9 +123,17 @@ class Layout(NamedTuple):
   end: float
   items: tuple[ItemLayout, ...] = ()
 
-  token_n = property(lambda self: self.ids_3n[0])
-  modality_n = property(lambda self: self.ids_3n[1])
-  label_n = property(lambda self: self.ids_3n[2])
+  @property
+  def token_n(self) -> np.ndarray:
+    return self.ids_3n[0]
+
+  @property
+  def modality_n(self) -> np.ndarray:
+    return self.ids_3n[1]
+
+  @property
+  def label_n(self) -> np.ndarray:
+    return self.ids_3n[2]
 
   @classmethod
   def empty(

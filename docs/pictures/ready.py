@@ -1,6 +1,8 @@
-"""Draws ready_images.png and ready_sounds.png, and prints the texts beside them as docs/ready_sources.md shows them.
+"""Draws ready_images.png and ready_sounds.png for docs/ready_sources.md.
 
-python docs/pictures/ready.py --root=../shared/data
+It also prints the texts that the page shows beside them.
+
+  python docs/pictures/ready.py --root=../shared/data
 """
 
 import argparse
@@ -24,35 +26,69 @@ SIZES = {
 }
 HOSTS = Hosts(SIZES, Tokenizer(TokenizerConfig()))
 FOLDER = pathlib.Path(__file__).parent
-COLUMNS, ORDERS, GAP, ZOOM = 10, 3, 6, 2
+COLUMNS = 10  # images, or spoken words, in a row
+ORDERS = 3  # rows of barista speech
+GAP = 6  # pixels between two spectrograms
+ZOOM = 2
 
 
 def spread(examples: ReadySet, n: int) -> list[dict]:
-  """n examples, evenly spread over the split."""
+  """Returns n examples, evenly spread over the split."""
   return [examples[k * len(examples) // n] for k in range(n)]
 
 
 def parts(example: dict) -> tuple[dict, dict, dict]:
-  """What is shown, what is answered, and the message of the answer."""
+  """Returns what the user shows, what is answered, and the message of the answer."""
   user, assistant = example['messages']
   return user['content'][0], assistant['content'][0], assistant
 
 
-def said(title: str, examples: list[dict]) -> None:
+def print_texts(title: str, examples: list[dict]) -> None:
+  """Prints the answers of examples with their control tokens."""
   print(f'\n{title}:')
-  for number, (_, answer, message) in enumerate(map(parts, examples), start=1):
-    print(
-      f'{number}. `<lang:{message["language"]}> <task:{message["task"]}>` {answer["text"]}'
-    )
+  for number, example in enumerate(examples, start=1):
+    _, answer, message = parts(example)
+    control = f'<lang:{message["language"]}> <task:{message["task"]}>'
+    print(f'{number}. `{control}` {answer["text"]}')
 
 
 def strip(pictures: list[np.ndarray], width: int) -> np.ndarray:
-  """Pictures of one height side by side on white, with gaps; cut to the width."""
+  """Returns pictures of one height side by side on white, cut to the width."""
   gap = np.ones((pictures[0].shape[0], GAP, 3))
-  row = np.concatenate(
-    [piece for picture in pictures for piece in (picture, gap)], axis=1
-  )[:, :width]
+  pieces = []
+  for picture in pictures:
+    pieces += [picture, gap]
+  row = np.concatenate(pieces, axis=1)[:, :width]
   return np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=1)
+
+
+def draw_images(digits: list[dict], faces: list[dict]) -> None:
+  """Draws a row of digits above a row of emoji."""
+  rows = []
+  for examples in (digits, faces):
+    rows.append([parts(example)[0]['pixels'] for example in examples])
+  (FOLDER / 'ready_images.png').write_bytes(png_bytes(grid(rows)))
+
+
+def spectrograms(examples: list[dict]) -> list[np.ndarray]:
+  """Returns the spectrogram of each example's sound."""
+  rate = HOSTS['audio'].config.rate
+  return [spectrogram(parts(example)[0]['wave'], rate) for example in examples]
+
+
+def draw_sounds(words: list[dict], orders: list[dict]) -> None:
+  """Draws the spectrograms of the words in one row, then one row for each order."""
+  heard_words = spectrograms(words)
+  heard_orders = spectrograms(orders)
+  width = max(picture.shape[1] for picture in heard_words + heard_orders)
+  rows = [strip(heard_words, width)]
+  for picture in heard_orders:
+    rows.append(strip([picture], width))
+  pixels = np.round(np.concatenate(rows) * 255).astype(np.uint8)
+  image = Image.fromarray(pixels).quantize(32)
+  size = (ZOOM * image.width, ZOOM * image.height)
+  image = image.resize(size, Image.Resampling.NEAREST)
+  image.save(FOLDER / 'ready_sounds.png', optimize=True)
 
 
 def main() -> None:
@@ -65,42 +101,23 @@ def main() -> None:
   root = parser.parse_args().root
 
   def test(name: str, language: str = '') -> ReadySet:
-    return READY[name](
-      root, Asked('test', languages=(language,) if language else ()), HOSTS
-    )
+    languages = (language,) if language else ()
+    return READY[name](root, Asked('test', languages=languages), HOSTS)
 
   digits = spread(test('mnist'), COLUMNS)
-  faces = [
-    spread(test('emoji', LANGUAGES[2 * k]), COLUMNS)[k] for k in range(COLUMNS)
-  ]  # each in another language
-  rows = [[parts(example)[0]['pixels'] for example in row] for row in (digits, faces)]
-  (FOLDER / 'ready_images.png').write_bytes(png_bytes(grid(rows)))
-  said('MNIST', digits)
-  said('emoji', faces)
-
-  # By speaker, digit and take, five of each in the test: so every digit is heard once, and every speaker twice.
-  words, orders = (
-    [test('fsdd')[55 * k % 250] for k in range(COLUMNS)],
-    spread(test('barista'), ORDERS),
-  )
-  heard = [
-    [
-      spectrogram(parts(example)[0]['wave'], HOSTS['audio'].config.rate)
-      for example in row
-    ]
-    for row in (words, orders)
-  ]
-  width = max(picture.shape[1] for row in heard for picture in row)
-  sheet = np.concatenate(
-    [strip(heard[0], width), *(strip([picture], width) for picture in heard[1])]
-  )
-  image = Image.fromarray(np.round(sheet * 255).astype(np.uint8)).quantize(32)
-  image = image.resize(
-    (ZOOM * image.width, ZOOM * image.height), Image.Resampling.NEAREST
-  )
-  image.save(FOLDER / 'ready_sounds.png', optimize=True)
-  said('FSDD', words)
-  said('barista speech', orders)
+  faces = []
+  for k in range(COLUMNS):  # each in another language
+    faces.append(spread(test('emoji', LANGUAGES[2 * k]), COLUMNS)[k])
+  # The test split holds five takes by speaker and digit: each digit is heard once, and
+  # each speaker twice.
+  words = [test('fsdd')[55 * k % 250] for k in range(COLUMNS)]
+  orders = spread(test('barista'), ORDERS)
+  draw_images(digits, faces)
+  draw_sounds(words, orders)
+  print_texts('MNIST', digits)
+  print_texts('emoji', faces)
+  print_texts('FSDD', words)
+  print_texts('barista speech', orders)
 
 
 if __name__ == '__main__':

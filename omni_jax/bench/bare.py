@@ -1,6 +1,6 @@
 """Decodes media in a bare loop without any checks: the least that reading them costs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 import io
 import os
 from typing import Any, NamedTuple
@@ -29,14 +29,14 @@ class Medium(NamedTuple):
   source: bytes | str
 
 
-def encoded_media(examples: Sequence[Any], index: int) -> list[Medium]:
+def encoded_media(examples: Any, index: int) -> list[Medium]:
   """Returns the encoded media of one example.
 
   The list is empty if the source generates its examples.
   """
   if isinstance(examples, Mixture):
-    source, index = examples.find(index)
-    return encoded_media(examples.sources[source], index)
+    number, position = examples.find(index)
+    return encoded_media(examples.sources[number], position)
   if hasattr(examples, 'stored'):  # in an archive, whose reading is not measured
     example = examples.stored(index)
   elif hasattr(examples, 'encoded'):
@@ -75,10 +75,10 @@ def _image(data: bytes, config: ImageConfig) -> np.ndarray:
   mode = {1: 'L', 3: 'RGB'}[config.channels]
   size = (config.width, config.height)
   with Image.open(io.BytesIO(data)) as image:
-    image = image.convert(mode)
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, np.float32)
+    converted = image.convert(mode)
+    if converted.size != size:
+      converted = converted.resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(converted, np.float32)
     return pixels.reshape(config.height, config.width, config.channels) / 255
 
 
@@ -92,4 +92,7 @@ def _audio(data: bytes, config: AudioConfig) -> np.ndarray:
   return soxr.resample(wave_s, rate, config.rate)
 
 
-DECODERS = {'image': _image, 'audio': _audio}
+DECODERS: dict[str, Callable[[bytes, Any], np.ndarray]] = {
+  'image': _image,
+  'audio': _audio,
+}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,8 +94,9 @@ def measure_peaks(
   peaks = {}
   parts = {'tenth': shards[: round(SHARE * SHARDS)], 'whole': shards}
   for name, paths in parts.items():
+    read: Any = Reader(making, budget, paths)
     pool = Pool(
-      Reader(making, budget, paths),
+      read,
       1,
       timeout=10 * HOUR,
       died='the reading process has died',

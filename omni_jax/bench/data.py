@@ -49,8 +49,8 @@ class Counts(NamedTuple):
   @classmethod
   def of(cls, batch: Batch) -> 'Counts':
     """Returns the counts of a batch."""
-    pieces = collections.Counter()
-    room = collections.Counter()
+    pieces: collections.Counter[str] = collections.Counter()
+    room: collections.Counter[str] = collections.Counter()
     for name, stream in batch.streams.items():
       pieces[name] = int((stream.item_BM > 0).sum())
       room[name] = stream.item_BM.size
@@ -62,8 +62,11 @@ class Counts(NamedTuple):
       room=room,
     )
 
-  def __add__(self, other: 'Counts') -> 'Counts':
-    return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+  def __add__(  # type: ignore[override]  # adds field by field
+    self, other: 'Counts'
+  ) -> 'Counts':
+    pairs: Any = zip(self, other, strict=True)
+    return Counts._make(a + b for a, b in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

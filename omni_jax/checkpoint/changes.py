@@ -49,8 +49,8 @@ class _Patterns(NamedTuple):
 def _patterns(stage: str, medium: str | None) -> _Patterns:
   """Returns the patterns of the omni stage, or of the autoencoder stage of `medium`."""
   if medium is None:
-    network = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
-    return _Patterns(FREE, network, ('seed', 'data.*'))
+    whole = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
+    return _Patterns(FREE, whole, ('seed', 'data.*'))
   # The stage of an autoencoder has neither the medium's embedding nor its head.
   unused = [f'model.{medium}.{part}.*' for part in NETWORKS]
   network = (
@@ -78,7 +78,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns the values of a nested config by dotted name."""
-  values = {}
+  values: dict[str, Any] = {}
   for name, value in config.items():
     if isinstance(value, Mapping) and value:
       values |= _flat(value, f'{prefix}{name}.')

@@ -183,6 +183,7 @@ class Checkpoints:
     The first process calls it in the background, once all files of the step are there.
     """
     save = self._current_save
+    assert save is not None
     digests = digest.finish(save.digests)
     leaves = {}
     for name, (shape, dtype) in save.shapes.items():

@@ -71,10 +71,10 @@ def _locked_file(folder: epath.Path) -> IO[str]:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     file.seek(0)
-    owner = file.read().strip() or 'unknown'
+    other = file.read().strip() or 'unknown'
     file.close()
     raise UserError(
-      f'--workdir={folder} is in use by another trainer ({owner}): wait until it ends, '
+      f'--workdir={folder} is in use by another trainer ({other}): wait until it ends, '
       'stop it, or use another --workdir'
     ) from None
   owner = {'host': socket.gethostname(), 'pid': os.getpid()}

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from omni_jax.sharding import gather_bytes, named_leaves, replicated
+from omni_jax.sharding import gather_bytes, named_leaves
 
 # The type of a word by the bytes of an element; elements of 8 bytes become two words.
 _UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
@@ -169,7 +169,7 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
       own_sums,
       mesh=sharding.mesh,
       in_specs=sharding.spec,
-      out_specs=replicated(sharding.mesh).spec,
+      out_specs=PartitionSpec(),
       check_vma=False,
     )(x)
 

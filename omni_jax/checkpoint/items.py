@@ -37,7 +37,7 @@ def items_of(state: TrainState) -> dict[str, Any]:
 
 def fields_of(items: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the fields of all items in one dict; names in a manifest have no item."""
-  fields = {}
+  fields: dict[str, Any] = {}
   for tree in items.values():
     fields |= tree
   return fields

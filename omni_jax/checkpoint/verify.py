@@ -149,7 +149,7 @@ def agreed(read: Callable[[], T]) -> T:
   Raises:
     Damaged: in all processes, for the first damage that any of them finds.
   """
-  result = None
+  result: Any = None
   error = None
   try:
     result = read()

@@ -116,7 +116,7 @@ class Members(NamedTuple):
   """
 
   axes: str
-  count: int
+  count: int  # type: ignore[assignment]  # hides tuple.count
   sides: tuple[int, ...]
 
 

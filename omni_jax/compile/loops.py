@@ -72,6 +72,7 @@ def unchanged(body: Computation, state: Mapping[int, int]) -> dict[int, int]:
 
 def _passes_on(body: Computation, index: int) -> bool:
   """Returns whether the body returns this element of the state unchanged."""
+  assert body.root is not None
   element = _original(body, body.root.operands[index])
   if element is None or element.opcode != 'get-tuple-element':
     return False
@@ -148,7 +149,7 @@ def _increment(body: Computation, index: int, state: Mapping[int, int]) -> int |
 
   A fusion is taken for the increment by 1 that JAX's loops have.
   """
-  if body.root.opcode != 'tuple':
+  if body.root is None or body.root.opcode != 'tuple':
     return None
   result = _original(body, body.root.operands[index])
   if result is None:

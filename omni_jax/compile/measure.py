@@ -21,6 +21,7 @@ from omni_jax.compile.program import (
 from omni_jax.compile.roofline import Estimate, estimate
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
+from omni_jax.nn.decoder import Remat
 from omni_jax.train.flops import step_flops
 from omni_jax.train.plan import Plan
 
@@ -174,7 +175,7 @@ def _measure(
 def _analytic_flops(plan: Plan) -> AnalyticFlops:
   """Returns the FLOPs of a train step on one device, counted from the config."""
   flops = step_flops(plan.model_config, plan.budget)
-  executed = flops.executed(plan.model_config.decoder.remat)
+  executed = flops.executed(Remat(plan.model_config.decoder.remat))
   return AnalyticFlops(flops.model / plan.mesh.size, executed / plan.mesh.size)
 
 

@@ -216,7 +216,8 @@ def _writing_call(plan: Plan) -> _WritingCall:
   make_rules = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
   rules = _with_sharding(jax.eval_shape(make_rules), replicated)
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-  sampling = Sampling(*([number] * len(Sampling._fields)))
+  numbers: list[Any] = [number] * len(Sampling._fields)
+  sampling = Sampling._make(numbers)
   return _WritingCall(
     replies.params, replies.bias_IE, rows._replace(cache=cache), rules, sampling
   )

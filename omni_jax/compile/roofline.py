@@ -27,7 +27,7 @@ class Traffic(NamedTuple):
   kind: str
   axes: str
   network: str
-  count: int
+  count: int  # type: ignore[assignment]  # hides tuple.count
   moved: float
   seconds: float
 
@@ -72,7 +72,7 @@ class Estimate(NamedTuple):
   def bound(self) -> str:
     """Name of the largest term: 'compute', 'HBM' or a network with its axes."""
     terms = {'compute': self.compute, 'HBM': self.memory, **self.networks}
-    return max(terms, key=terms.get)
+    return max(terms, key=lambda name: terms[name])
 
 
 def moved_bytes(kind: str, payload: float, members: int) -> float:

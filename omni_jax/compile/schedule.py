@@ -58,7 +58,7 @@ class Loop(NamedTuple):
     body: schedule of one iteration, of Work, Transfer, Wait and Loop.
   """
 
-  count: int
+  count: int  # type: ignore[assignment]  # hides tuple.count
   body: list
 
 

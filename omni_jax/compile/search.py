@@ -109,6 +109,7 @@ def search(
       first = attempt(split, remat, 1)
       if not first.fits:
         break
+      assert first.measurement is not None
       most = _most_rows(first.measurement.memory, topology)
       if most > 1:
         attempt(split, remat, most)
@@ -159,8 +160,8 @@ def table_row(trial: Trial, topology: Topology) -> str:
     return f'{start}  {trial.refusal}'
   estimate = measurement.estimate
   peak = topology.device_flops
-  mfu_hidden = 100 * measurement.mfu(estimate.overlapped, peak)
-  mfu_serial = 100 * measurement.mfu(estimate.serial, peak)
+  mfu_hidden = 100 * (measurement.mfu(estimate.overlapped, peak) or 0.0)
+  mfu_serial = 100 * (measurement.mfu(estimate.serial, peak) or 0.0)
   fits = 'fits' if measurement.fits else 'no'
   return (
     f'{start} {measurement.memory.peak / GIB:8.2f} {fits:>5} '
@@ -180,9 +181,11 @@ def frontier(trials: list[Trial], topology: Topology) -> list[Trial]:
   fitting = [trial for trial in trials if trial.fits]
 
   def rate(trial: Trial) -> float:
-    return trial.measurement.mfu(trial.measurement.estimate.serial, peak)
+    assert trial.measurement is not None
+    return trial.measurement.mfu(trial.measurement.estimate.serial, peak) or 0.0
 
   def memory(trial: Trial) -> float:
+    assert trial.measurement is not None
     return trial.measurement.memory.peak
 
   def is_beaten(trial: Trial) -> bool:

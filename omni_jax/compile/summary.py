@@ -1,10 +1,10 @@
 """Writes measurements as text for a terminal and as plain data for --json."""
 
-from collections import Counter
+import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -14,6 +14,8 @@ from omni_jax.compile.memory import Memory
 from omni_jax.compile.schedule import Transfer, Work
 from omni_jax.compile.topology import Topology
 from omni_jax.train.plan import Plan
+
+T = TypeVar('T')
 
 
 def versions() -> dict[str, str]:
@@ -142,7 +144,7 @@ def _estimate_lines(measurement: Measurement, topology: Topology) -> Iterator[st
     cases = (estimate.overlapped, estimate.scheduled, estimate.serial)
     percents = []
     for seconds in cases:
-      mfu = measurement.mfu(seconds, topology.device_flops)
+      mfu = measurement.mfu(seconds, topology.device_flops) or 0.0
       percents.append(f'{100 * mfu:.1f}')
     line += f'; MFU {", ".join(percents)} %'
   yield line
@@ -211,19 +213,25 @@ def _origin(item: Transfer | Work) -> str:
   return source or re.sub(r'[.\d]+$', '', item.name)
 
 
+def _largest(amounts: Mapping[T, float], count: int) -> list[T]:
+  """Returns the keys of the `count` largest amounts, the largest first."""
+  return sorted(amounts, key=lambda key: -amounts[key])[:count]
+
+
 def top_transfers(measurement: Measurement, count: int) -> Iterator[str]:
   """Yields a line for each of the `count` origins with the most payload.
 
   The payload is what one device contributes to collectives, not what it sends.
   """
-  payloads: Counter[tuple[str, str]] = Counter()
-  times: Counter[tuple[str, str]] = Counter()
+  payloads: dict[tuple[str, str], float] = collections.defaultdict(float)
+  times: dict[tuple[str, str], float] = collections.defaultdict(float)
   for transfer in measurement.cost.transfers:
     key = (transfer.kind, _origin(transfer))
     payloads[key] += transfer.times * transfer.payload
     times[key] += transfer.times
-  for key, payload in payloads.most_common(count):
+  for key in _largest(payloads, count):
     kind, origin = key
+    payload = payloads[key]
     yield (
       f'    {_amount(payload, "B"):>11} in {times[key]:6.0f} {kind:<18}  '
       f'{origin[-120:]}'
@@ -234,17 +242,17 @@ def top_work(measurement: Measurement, topology: Topology, count: int) -> Iterat
   """Yields a line for each of the `count` origins with the most time of the core."""
   flops_rate = topology.device_flops
   hbm_rate = topology.device_hbm_rate
-  seconds: Counter[str] = Counter()
-  flops: Counter[str] = Counter()
-  sizes: Counter[str] = Counter()
+  seconds: dict[str, float] = collections.defaultdict(float)
+  flops: dict[str, float] = collections.defaultdict(float)
+  sizes: dict[str, float] = collections.defaultdict(float)
   for work in measurement.cost.work:
     origin = _origin(work)
     once = max(work.flops / flops_rate, work.bytes / hbm_rate)
     seconds[origin] += work.times * once
     flops[origin] += work.times * work.flops
     sizes[origin] += work.times * work.bytes
-  for origin, total in seconds.most_common(count):
+  for origin in _largest(seconds, count):
     yield (
-      f'    {1e3 * total:8.2f} ms {_amount(flops[origin], "FLOP"):>11} '
+      f'    {1e3 * seconds[origin]:8.2f} ms {_amount(flops[origin], "FLOP"):>11} '
       f'{_amount(sizes[origin], "B"):>9}  {origin[-140:]}'
     )

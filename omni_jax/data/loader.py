@@ -153,11 +153,11 @@ class _Lane:
     if index not in self._results:
       self._fetch(index)
     result = self._results.pop(index)
+    laid = None if isinstance(result, BadRecord) else result
     if isinstance(result, BadRecord):
       self._count(result)
-      result = None
-    self._laid[index] = result
-    return result
+    self._laid[index] = laid
+    return laid
 
   def _fetch(self, index: int) -> None:
     """Gets the results of an index's block, and requests the blocks that come next.

@@ -82,4 +82,5 @@ class _Process:
 
   @classmethod
   def call(cls, argument: Any) -> Any:
+    assert cls.function is not None
     return cls.function(argument)

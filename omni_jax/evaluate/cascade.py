@@ -88,7 +88,7 @@ def through_text(
   speaking: list[dict[str, Any]] = []
   for prompt, transcript in zip(prompts, transcripts, strict=True):
     source = {'type': 'text', 'text': scoring.text_of(transcript) or ' '}
-    voice = voices[rng.integers(len(voices))]
+    voice = voices[int(rng.integers(len(voices)))]
     speaking.append(prompts_lib.chat(source, prompt.language, 'speak', voice))
   return trained.generate_batch(speaking, want='audio', seed=seed)
 
@@ -125,8 +125,9 @@ def _pitch_correlation(
   known: list[list[float]] = []
   for pair in zip(left, right, strict=True):
     pitches = [speech_metrics.pitch(wave, rate=rate) for wave in pair]
-    if None not in pitches:
-      known.append(pitches)
+    found = [pitch for pitch in pitches if pitch is not None]
+    if len(found) == len(pitches):
+      known.append(found)
   if len(known) <= 2:
     return None
   return float(np.corrcoef(np.log(known).T)[0, 1])

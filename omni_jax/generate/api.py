@@ -103,7 +103,7 @@ class TrainedModel:
 
   def _compile(self, model: OmniModel) -> None:
     """Creates the jitted programs; each is compiled at its first call."""
-    on_mesh = dict(model=model, mesh=self._mesh)
+    on_mesh: dict[str, Any] = dict(model=model, mesh=self._mesh)
     prefill_rows = functools.partial(prefill, **on_mesh)
     write_blocks = functools.partial(write_block, **on_mesh)
     self._prefill = jax.jit(prefill_rows, static_argnames='room')
@@ -199,7 +199,7 @@ class TrainedModel:
 
   def _decoders(self) -> dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]]:
     """Returns functions from codes to pieces, by medium that is written as codes."""
-    decoders = {}
+    decoders: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {}
     for stream, name in self.model_config.coded().items():
       spec = self._spec(stream)
       if spec.written:
@@ -257,9 +257,9 @@ class TrainedModel:
         self.params, bias_IE, rows, rules, sampling, block=program
       )
       for row in np.flatnonzero(number_B == number):
-        form = tuple(int(size) for size in block.form_B3[row])
-        pieces = np.asarray(block.value_BM[row])[: int(np.prod(form))]
-        blocks[row].append(Written(medium, pieces, form))
+        time, height, width = np.asarray(block.form_B3[row]).tolist()
+        pieces = np.asarray(block.value_BM[row])[: time * height * width]
+        blocks[row].append(Written(medium, pieces, (time, height, width)))
     return self._items(rows, blocks)
 
   def _items(

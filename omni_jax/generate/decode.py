@@ -143,7 +143,7 @@ class _Writer(NamedTuple):
     allowed_BV = self.grammar.allowed_MV[rows.mode_B]
     inside_B = self.grammar.inside_M[rows.mode_B]
     for name in rows.piece_BO:
-      writing = hosts[name].writing()
+      writing = hosts.writing(name)
       is_inside_B = inside_B == hosts.numbers[name]
       full_B = is_inside_B & (rows.item_pieces_B >= writing.longest)
       announces_V = jnp.arange(allowed_BV.shape[1]) == writing.piece
@@ -234,7 +234,7 @@ def write_block(
   network = merge(model, params)
   hosts = model.config.hosts()
   medium = block.medium
-  writing = hosts[medium].writing()
+  writing = hosts.writing(medium)
   number = hosts.numbers[medium]
   embed = network.embeds[medium]
   dtype = jnp.dtype(model.config.dtype)

@@ -105,7 +105,7 @@ class _Automaton:
       next_MV=np.stack(self.next),
       block_M=np.array(self.block, np.int32),
       inside_M=np.array(self.inside, np.int32),
-      after=np.int32(after),
+      after=np.asarray(after, np.int32),
     )
 
 
@@ -130,7 +130,7 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
   for name in _written_media(hosts):
     first_mode = _add_medium(automaton, hosts, name, after)
     if want in (name, ANY):
-      opening = hosts[name].writing().opening[0]
+      opening = hosts.writing(name).opening[0]
       automaton.add_edge(START, opening, first_mode)
       automaton.add_edge(IN_TEXT, opening, first_mode)
   if want in (TEXT, ANY):
@@ -144,7 +144,7 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
 
 def _add_medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> int:
   """Adds the modes of a medium and returns the mode behind its first id."""
-  writing = hosts[name].writing()
+  writing = hosts.writing(name)
   number = hosts.numbers[name]
   sizes = writing.opening[1:]
   modes = [automaton.add_mode() for _ in sizes]

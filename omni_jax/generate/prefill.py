@@ -108,7 +108,9 @@ def append(
     cached(slot_BL, slots),
   )
   length_B = rows.length_B + valid_BL.sum(axis=1)
-  return decoded.hidden_BLD, rows._replace(cache=decoded.cache, length_B=length_B)
+  assert decoded.cache is not None
+  rows = rows._replace(cache=decoded.cache, length_B=length_B)
+  return decoded.hidden_BLD, rows
 
 
 def prefill(
@@ -144,6 +146,7 @@ def prefill(
   decoded = network.decoder.extend(
     x_BLD, slot_BL, batch.modality_BL, batch.position_BL3, bias_IE, mesh, cache, reach
   )
+  assert decoded.cache is not None
   last_B11 = (length_B - 1)[:, None, None]
   last_BD = jnp.take_along_axis(decoded.hidden_BLD, last_B11, axis=1)[:, 0]
   position_BL3 = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0)

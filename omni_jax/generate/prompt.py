@@ -1,5 +1,7 @@
 """Turns what a user gives as prompt into the chat form, ending with an empty answer."""
 
+from typing import Any
+
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.tokenizer import TASKS
@@ -19,7 +21,7 @@ def chat(content: Content, want: str, **control: str) -> Example:
   Raises:
     UserError: if the prompt is empty.
   """
-  answer = {'role': 'assistant'}
+  answer: dict[str, Any] = {'role': 'assistant'}
   if want in TASKS:
     answer['task'] = TASKS[want]
   answer['content'] = []

@@ -39,7 +39,7 @@ def items_of(
     blocks: items that were written as a block, in order.
   """
   tokenizer = hosts.tokenizer
-  announced = {hosts[name].writing().piece: name for name in pieces}
+  announced = {hosts.writing(name).piece: name for name in pieces}
   opening_sizes = _opening_sizes(hosts)
   items: list[str | Written] = []
   text: list[int] = []

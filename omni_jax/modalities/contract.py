@@ -6,7 +6,7 @@ A medium is one package (`modalities/NAME/`) and one row in each of two tables:
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class Part:
   """
 
   type: str
+
+  if TYPE_CHECKING:  # the fields of a subclass depend on its medium
+
+    def __getattr__(self, name: str) -> Any: ...
 
   def _repr_html_(self) -> str:
     raise NotImplementedError
@@ -183,8 +187,8 @@ class Host:
     """
     if not sizes:
       return (1, 1, pieces)
-    leading = (1,) * (3 - len(sizes))
-    return leading + tuple(sizes)
+    time, height, width = (1, 1, 1, *sizes)[-3:]
+    return (time, height, width)
 
   def part(self, payload: Any) -> Part:
     """Returns a payload as a part of a reply."""

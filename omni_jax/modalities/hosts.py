@@ -6,7 +6,7 @@ from typing import Any
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.host import AudioHost
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.contract import Codes, Host
+from omni_jax.modalities.contract import Codes, Host, Writing
 from omni_jax.modalities.image.host import ImageHost
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.host import TextHost
@@ -57,6 +57,12 @@ class Hosts(Mapping[str, Host]):
       self._hosts[name] = host
       specs.extend(host.streams())
     self.streams: tuple[StreamSpec, ...] = tuple(specs)
+
+  def writing(self, name: str) -> Writing:
+    """Returns how replies write a medium that can be written."""
+    writing = self._hosts[name].writing()
+    assert writing is not None, name
+    return writing
 
   @classmethod
   def lenient(

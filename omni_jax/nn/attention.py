@@ -69,6 +69,7 @@ class Attention(nnx.Module):
       q = rotate(q, angle_BLa)
       k = rotate(k, angle_BLa)
     if cache is not None:
+      assert slot_BL is not None
       row_B1 = jnp.arange(b)[:, None]
       cache = KVCache(
         _written(cache.key_BSGA, k, row_B1, slot_BL),

@@ -207,8 +207,10 @@ def by_splash(
   are not repeated for the queries that share them.
   """
   q_BHLA = _swapped(q_BLHA) * q_BLHA.shape[-1] ** -0.5
-  segments = splash.SegmentIds(reach.segment_BL, reach.spelled_out().key_segment_BS)
-  y_BHLA = jax.vmap(kernel)(q_BHLA, _swapped(k_BSGA), _swapped(v_BSGA), segments)
+  key_segment_BS = reach.spelled_out().key_segment_BS
+  assert key_segment_BS is not None
+  segments = splash.SegmentIds(reach.segment_BL, key_segment_BS)
+  y_BHLA: Any = jax.vmap(kernel)(q_BHLA, _swapped(k_BSGA), _swapped(v_BSGA), segments)
   return _swapped(y_BHLA)
 
 

@@ -13,6 +13,7 @@ matmuls.
 from collections.abc import Sequence
 from functools import partial
 import math
+from typing import Any
 
 import jax
 from jax import Array
@@ -102,11 +103,12 @@ def _reach_spec(reach: Reach, rows: str | None, length: str | None) -> Reach:
   """Returns the PartitionSpecs of a reach, None where it has no array."""
   queries = sharding.spec(rows, length)
   keys = sharding.spec(rows, None)
-  return Reach(
+  specs: list[Any] = [
     queries,
     None if reach.until_BL is None else queries,
     None if reach.key_segment_BS is None else keys,
-  )
+  ]
+  return Reach._make(specs)
 
 
 def _local(
@@ -161,6 +163,7 @@ def _run(
   if kernel is Kernel.CUDNN:
     y_BLHA = kernels.cudnn(q_BLHA, k_BSGA, v_BSGA, reach)
   else:
+    assert splash is not None
     y_BLHA = kernels.by_splash(q_BLHA, k_BSGA, v_BSGA, reach, splash)
   return jnp.where((reach.segment_BL > 0)[..., None, None], y_BLHA, 0)
 

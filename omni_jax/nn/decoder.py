@@ -125,7 +125,7 @@ class Block(nnx.Module):
       experts=c.experts,
       top_k=c.top_k,
       shared=c.shared_hidden,
-      how=Dispatch(c.exchange, c.capacity, c.block),
+      how=Dispatch(Exchange(c.exchange), c.capacity, c.block),
       modalities=c.modalities,
       routers=c.modalities if c.routing == RoutedBy.MODALITY else 1,
     )
@@ -238,7 +238,7 @@ class Decoder(nnx.Module):
 
     if c.remat in POLICIES:
       # A scan prevents common-subexpression elimination by itself.
-      body = jax.checkpoint(body, policy=POLICIES[c.remat], prevent_cse=False)
+      body = jax.checkpoint(body, policy=POLICIES[Remat(c.remat)], prevent_cse=False)
     layers = (blocks, bias_IE, cache)
     x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, layers, unroll=c.unroll)
     return Decoded(self.norm(x_BLD), stats, cache)

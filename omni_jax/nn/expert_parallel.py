@@ -7,7 +7,7 @@ from collections.abc import Callable
 import dataclasses
 import enum
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -68,11 +68,8 @@ class Mixed(NamedTuple):
 # Logical axes of the weights. Those of `down` are split along the hidden width by the
 # axis that only saves memory as well: a slice of few columns would be padded to the 128
 # lanes of a TPU.
-EXPERT_AXES = Experts(
-  ('expert', 'expert_embed', 'mlp'),
-  ('expert', 'expert_embed', 'mlp'),
-  ('expert', 'mlp_rows', None),
-)
+UP_AXES = ('expert', 'expert_embed', 'mlp')
+DOWN_AXES = ('expert', 'mlp_rows', None)
 
 
 def moe_expert_parallel(
@@ -101,7 +98,7 @@ def moe_expert_parallel(
     return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
   layouts = [
     sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec
-    for axes, w in zip(EXPERT_AXES, weights, strict=True)
+    for axes, w in zip((UP_AXES, UP_AXES, DOWN_AXES), weights, strict=True)
   ]
   hidden_axes = layouts[0][2]
   exchange = _gather
@@ -130,11 +127,13 @@ def moe_expert_parallel(
   rows_axis = sharding.dividing(mesh, 'batch', x_BLD.shape[0])
   length_axis = sharding.dividing(mesh, 'length', x_BLD.shape[1])
   tokens = sharding.spec(rows_axis, length_axis)
+  weight_specs: Any = Experts._make(layouts)
+  out_specs: Any = Mixed._make([tokens, sharding.spec()])
   everywhere = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(tokens, tokens, Experts(*layouts), tokens, tokens),
-    out_specs=Mixed(tokens, sharding.spec()),
+    in_specs=(tokens, tokens, weight_specs, tokens, tokens),
+    out_specs=out_specs,
     check_vma=False,
   )
   return everywhere(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK)

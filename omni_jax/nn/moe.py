@@ -11,7 +11,12 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import moe_router
-from omni_jax.nn.expert_parallel import Dispatch, EXPERT_AXES, moe_expert_parallel
+from omni_jax.nn.expert_parallel import (
+  Dispatch,
+  DOWN_AXES,
+  moe_expert_parallel,
+  UP_AXES,
+)
 from omni_jax.nn.experts import Experts
 from omni_jax.nn.layers import Linear, SwiGLU
 from omni_jax.sharding import Role
@@ -59,9 +64,9 @@ class MoE(nnx.Module):
     self.router = Linear(
       c.width, c.routers * c.experts, ('embed', None), rngs=rngs, role=Role.ROUTER
     )
-    self.gate = sharding.param(rngs, up_shape, EXPERT_AXES.gate_EDF, stacked_lecun)
-    self.up = sharding.param(rngs, up_shape, EXPERT_AXES.up_EDF, stacked_lecun)
-    self.down = sharding.param(rngs, down_shape, EXPERT_AXES.down_EFD, stacked_lecun)
+    self.gate = sharding.param(rngs, up_shape, UP_AXES, stacked_lecun)
+    self.up = sharding.param(rngs, up_shape, UP_AXES, stacked_lecun)
+    self.down = sharding.param(rngs, down_shape, DOWN_AXES, stacked_lecun)
     self.shared = SwiGLU(c.width, c.shared, rngs=rngs) if c.shared else None
 
   def __call__(

@@ -69,6 +69,7 @@ def within(item_BL: Int[Array, 'B L']) -> Reach:
 def mask_of(reach: Reach) -> Bool[Array, 'B L S']:
   """Returns True where query q may look at key k."""
   segment_BL, until_BL, key_segment_BS = reach.spelled_out()
+  assert until_BL is not None and key_segment_BS is not None
   same_BLS = segment_BL[:, :, None] == key_segment_BS[:, None, :]
   same_BLS = same_BLS & (segment_BL > 0)[:, :, None]
   key_S = jnp.arange(key_segment_BS.shape[1])

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import operator
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, Protocol, runtime_checkable, SupportsIndex
 
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
@@ -120,7 +120,7 @@ def check_example(raw: Any, media_key: str) -> Example:
   id = raw.get('id', '')
   if not isinstance(id, str | int) or isinstance(id, bool):
     raise BadRecord(f'"id" is {id!r}, not a string')
-  example = {'id': _check_text(str(id), (), 'id')}
+  example: Example = {'id': _check_text(str(id), (), 'id')}
   if 'meta' in raw:
     if not isinstance(raw['meta'], dict):
       raise BadRecord(f'"meta" is of type {type(raw["meta"]).__name__}, not an object')
@@ -262,6 +262,19 @@ def parts_of(example: Example) -> list[Part]:
   return parts
 
 
+@runtime_checkable
+class StoredExamples(Protocol):
+  """Examples with random access that can also be read without decoding their media."""
+
+  path: Any
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: SupportsIndex, /) -> Example: ...
+
+  def encoded(self, index: SupportsIndex, /) -> Example: ...
+
+
 class Stored(Sequence):
   """Examples with random access, whose media are decoded when one is read.
 
@@ -290,7 +303,7 @@ class Stored(Sequence):
     """Returns the part with its medium as an array of the run's size."""
     return decoded_part(part['type'], part['data'], self.hosts)
 
-  def __getitem__(self, index: SupportsIndex) -> Example:
+  def __getitem__(self, index: SupportsIndex) -> Example:  # type: ignore[override]  # no slices
     example = self.undecoded(index)
     try:
       return map_media(example, self.decode)

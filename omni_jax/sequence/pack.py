@@ -158,9 +158,9 @@ def _positions(forms: tuple[tuple[str, bool, Any], ...], hosts: Hosts) -> Positi
   ids_3n = np.concatenate(ids, axis=1)
   layout = Layout(ids_3n, np.concatenate(offsets), start - 1).frozen()
   needs = [at] + [0] * (2 * len(hosts.streams))
-  for item in items:
-    needs[1 + 2 * item.stream] += item.pieces
-    needs[2 + 2 * item.stream] += 1
+  for placed in items:
+    needs[1 + 2 * placed.stream] += placed.pieces
+    needs[2 + 2 * placed.stream] += 1
   return Positions(layout, tuple(items), tuple(needs))
 
 
@@ -170,10 +170,9 @@ def _moved(item: ItemLayout, by: int) -> ItemLayout:
   def later(positions_M: np.ndarray | None) -> np.ndarray | None:
     return None if positions_M is None else positions_M + by
 
-  at_M = later(item.at_M)
   query_M = later(item.query_M)
   write_M = later(item.write_M)
-  return item._replace(at_M=at_M, query_M=query_M, write_M=write_M)
+  return item._replace(at_M=item.at_M + by, query_M=query_M, write_M=write_M)
 
 
 def room_names(hosts: Hosts) -> list[str]:
@@ -243,6 +242,7 @@ def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
   specs = hosts.streams
   unlimited = [sys.maxsize] * len(specs)
   starts = starts_of(laid, [0] * len(specs), unlimited, specs)
+  assert starts is not None
   needs = list(laid.needs)
   for item, start in zip(laid.items, starts, strict=True):
     needs[1 + 2 * item.stream] = start + item.pieces  # with the gaps between blocks
@@ -442,9 +442,9 @@ def concatenated(batches: Sequence[Batch]) -> Batch:
   for name in batches[0].streams:
     fields = zip(*(batch.streams[name] for batch in batches), strict=True)
     streams[name] = Stream(*(_joined(parts) for parts in fields))
-  return Batch(*core, streams)
+  return Batch._make([*core, streams])
 
 
-def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def _joined(parts: Sequence[Any]) -> np.ndarray | None:
   """Returns the rows of several arrays as one array, or None if they are None."""
   return None if parts[0] is None else np.concatenate(parts)

@@ -294,7 +294,7 @@ def _log(
   meter: _Meter,
 ) -> None:
   """Writes a line of metrics, without those of a skipped step that are not finite."""
-  finite = {}
+  finite: dict[str, Any] = {}
   for name, value in values.items():
     if name != 'tokens' and np.isfinite(value).all():
       finite[name] = value

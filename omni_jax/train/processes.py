@@ -4,7 +4,7 @@ from collections.abc import Callable
 import os
 import sys
 import traceback
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -48,7 +48,7 @@ def join() -> None:
 
 
 def _is_number(value: str | None) -> bool:
-  return bool(value) and value.isdecimal()
+  return value is not None and value.isdecimal()
 
 
 def agreed(make: Callable[[], T]) -> T:
@@ -57,7 +57,7 @@ def agreed(make: Callable[[], T]) -> T:
   No process then waits for one that gave up. Process 0 raises the UserError; the others end
   silently. They disconnect first, while all of them are still running.
   """
-  result = None
+  result: Any = None
   error = None
   try:
     result = make()

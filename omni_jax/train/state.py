@@ -80,4 +80,5 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
   buffers: dict[str, Any] = jax.tree.map(lambda _: replicated, abstract.buffers)
   if 'ema' in buffers:
     buffers['ema'] = params
-  return TrainState(params, buffers, moments, replicated, replicated)
+  layout: list[Any] = [params, buffers, moments, replicated, replicated]
+  return TrainState._make(layout)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.objective import Metrics, metrics_of, Objective, Outcome, Refresh
+from omni_jax.objective import (
+  Metrics,
+  metrics_of,
+  Objective,
+  Outcome,
+  Pretraining,
+  Refresh,
+)
 from omni_jax.train.accumulate import accumulated
 from omni_jax.train.numerics import guarded
 from omni_jax.train.optim import frozen
@@ -64,6 +71,7 @@ def make_step(
     if update.accumulate == 1:
       value, grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     else:
+      assert isinstance(objective, Pretraining), 'only its losses can be accumulated'
       value, grads = accumulated(
         objective,
         model,

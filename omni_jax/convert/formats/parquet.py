@@ -104,7 +104,7 @@ def _may_pass(error: Exception) -> bool:
 
   Errors about damage have no `errno`.
   """
-  return may_pass(error) and error.errno is not None
+  return may_pass(error) and getattr(error, 'errno', None) is not None
 
 
 def _library() -> Any:

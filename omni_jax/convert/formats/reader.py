@@ -50,8 +50,11 @@ class Reader(Protocol):
       has changed.
   """
 
-  chunk: int
-  files: Sequence[str]
+  @property
+  def chunk(self) -> int: ...
+
+  @property
+  def files(self) -> Sequence[str]: ...
 
   def __len__(self) -> int: ...
 

@@ -161,10 +161,10 @@ class DigitExamples(Sequence):
     """Returns a digest of the images, the clips and the settings."""
     settings = (self._names, self._p.tolist(), self._seed, self._spoken_takes)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
-    arrays = [self._digits.train_images, self._digits.train_labels]
+    arrays: list[np.ndarray] = [self._digits.train_images, self._digits.train_labels]
     arrays += [clip.wave for clip in self._digits.train_clips]
     for array in arrays:
-      digest.update(np.ascontiguousarray(array))
+      digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
   def payloads(self, medium: str) -> list[np.ndarray]:
@@ -173,7 +173,9 @@ class DigitExamples(Sequence):
       return [clip.wave for clip in self._digits.train_clips]
     return list(self._digits.train_images) if medium == 'image' else []
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def __getitem__(  # type: ignore[override]  # no slices
+    self, index: int
+  ) -> dict[str, Any]:
     rng = np.random.default_rng((self._seed, index))
     recipe = rng.choice(len(self._names), p=self._p)
     name = self._names[recipe]

@@ -15,6 +15,7 @@ import os
 import pathlib
 import threading
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import soxr
@@ -168,7 +169,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     yield lib, rate
     lib.espeak_Terminate()
   finally:
-    unload = getattr(_ctypes, 'dlclose', getattr(_ctypes, 'FreeLibrary', None))
+    unload: Any = getattr(_ctypes, 'dlclose', getattr(_ctypes, 'FreeLibrary', None))
     unload(lib._handle)
 
 

@@ -207,7 +207,7 @@ class Mixture(Sequence):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def __getitem__(self, index: SupportsIndex) -> Example:
+  def __getitem__(self, index: SupportsIndex) -> Example:  # type: ignore[override]  # no slices
     source, position = self.find(index)
     example = self.sources[source][position]
     name = self.names[source]
@@ -218,7 +218,8 @@ class Mixture(Sequence):
   def encoded(self, index: SupportsIndex) -> Example:
     """Returns an example as its source's `encoded` does: nothing is decoded."""
     source, position = self.find(index)
-    return self.sources[source].encoded(position)
+    stored: Any = self.sources[source]
+    return stored.encoded(position)
 
   def find(self, index: SupportsIndex) -> tuple[int, int]:
     """Returns the number of the source of an example, and its index in the source.

@@ -222,7 +222,7 @@ def write_strings(
   for number in range(count if clips else 0):
     voice = voices[number % len(voices)]
     own = [clip for clip in clips if clip.voice == voice]
-    size = min(len(own), rng.integers(FEWEST_IN_STRING, MOST_IN_STRING + 1))
+    size = min(len(own), int(rng.integers(FEWEST_IN_STRING, MOST_IN_STRING + 1)))
     numbers = rng.choice(len(own), size, replace=False)
     joined = [own[k] for k in numbers]
     while sum(len(waves[clip.path]) for clip in joined) > seconds * RATE:

@@ -54,7 +54,9 @@ class TextFile(Sequence):
     """Returns a piece: there are no media that could stay encoded."""
     return self[index]
 
-  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+  def __getitem__(  # type: ignore[override]  # no slices
+    self, index: SupportsIndex
+  ) -> dict[str, Any]:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'piece {index} of {len(self)}')

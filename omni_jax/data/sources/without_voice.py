@@ -35,7 +35,7 @@ class WithoutVoice(Sequence):
     """Returns the identity of all examples; the length tells which are left out."""
     return self.lines.identity()
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
     return self.lines[self._kept[index]]
 
   def encoded(self, index: int) -> Example:

@@ -35,9 +35,9 @@ DARK = 0.5  # share of a row above which the text of a cell is white
 class Line(NamedTuple):
   """Points and how far they spread to both sides; a spread of zeros draws no band."""
 
-  x: Sequence[float]
-  y: Sequence[float]
-  spread: Sequence[float]
+  x: Sequence[float] | np.ndarray
+  y: Sequence[float] | np.ndarray
+  spread: Sequence[float] | np.ndarray
 
 
 class _Plot(NamedTuple):
@@ -57,7 +57,7 @@ class _Plot(NamedTuple):
     return TOP + height * (self.high - values) / (self.high - self.low)
 
   def points(self, xs: np.ndarray, ys: np.ndarray) -> str:
-    pairs = zip(self.x(xs), self.y(ys), strict=True)
+    pairs = zip(np.asarray(self.x(xs)), np.asarray(self.y(ys)), strict=True)
     return ' '.join(f'{x:.1f},{y:.1f}' for x, y in pairs)
 
 

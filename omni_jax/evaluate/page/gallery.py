@@ -103,6 +103,7 @@ def _data_example(group: str, item: Answered, rate: int) -> Example:
   expected = expected_text(item.case)
   note = f'expected: {expected}' if expected else ''
   prompt: list[Shown] = []
+  assert item.case.prompt is not None
   for message in item.case.prompt['messages']:
     prompt += _shown_parts(message['content'], rate)
   reply = _shown_parts(item.reply, rate)

@@ -103,10 +103,11 @@ class Media:
 
   def html(self, item: Shown, name: str) -> str:
     """Returns the HTML of an item; pictures and sounds are saved as `name` + number."""
-    if item.kind == 'text':
-      return f'<span class="word">{html.escape(item.text) or "∅"}</span>'
-    if item.kind == 'image':
+    if item.pixels is not None:
       return self.picture(item.pixels, name, css='digit')
+    if item.text is not None:
+      return f'<span class="word">{html.escape(item.text) or "∅"}</span>'
+    assert item.wave is not None and item.rate is not None
     return self.player(item.wave, item.rate, name)
 
   def embedded(self, file: contract.Shown, name: str) -> str:

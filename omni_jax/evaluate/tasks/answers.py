@@ -140,7 +140,7 @@ def _answer_group(
     return [Answered(case, []) for case in cases]
   kinds = _answer_kinds(prompted)
   want = kinds.pop() if len(kinds) == 1 else 'any'
-  prompts = [case.prompt for case in prompted]
+  prompts = [case.prompt for case in cases if case.prompt is not None]
   replies = trained.generate_batch(prompts, want=want, seed=seed, **sampling)
   pairs = zip(prompted, replies, strict=True)
   return [Answered(case, list(reply)) for case, reply in pairs]
@@ -169,7 +169,7 @@ def answer_metrics(
     rate: samples per second of sounds.
     classes: labelled classes, whose judges score the replies as well.
   """
-  examples = [item.case.example for item in answered[:MOST_LOSSES]]
+  examples = [dict(item.case.example) for item in answered[:MOST_LOSSES]]
   scores: Scores = {'n': len(answered), 'loss': trained.loss(examples)}
   kinds = _answer_kinds([item.case for item in answered])
   if 'text' in kinds:
@@ -191,7 +191,8 @@ def _aligned(answered: Sequence[Answered], kind: str) -> list[Aligned]:
     generated = iter([part for part in item.reply if part.type == kind])
     for part in item.case.answer:
       if part['type'] == kind:
-        voice = item.case.prompt['messages'][-1].get('voice')
+        prompt = item.case.prompt or {'messages': [{}]}
+        voice = prompt['messages'][-1].get('voice')
         aligned.append(Aligned(part, next(generated, None), voice))
   return aligned
 

@@ -17,14 +17,14 @@ from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.labelled import Classes, classes_of
 from omni_jax.evaluate.tasks.measured import Measured
 from omni_jax.generate.api import TrainedModel
-from omni_jax.sequence.example import Example, parts_of
+from omni_jax.sequence.example import Example, parts_of, StoredExamples
 
 
 def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Returns the scores on what the run's own data hold out."""
   data = trained.config.data
   check_tokenizers(data, trained.tokenizer, 'eval_file')
-  examples = held_out(data, trained.hosts)
+  examples: Any = held_out(data, trained.hosts)
   return measure_on(trained, examples, limits, seed=seed, log=log)
 
 
@@ -37,12 +37,7 @@ def measure_on_file(
 
 
 def measure_on(
-  trained: TrainedModel,
-  source: Sequence[Example],
-  limits: Limits,
-  *,
-  seed: int,
-  log: Log,
+  trained: TrainedModel, source: StoredExamples, limits: Limits, *, seed: int, log: Log
 ) -> Measured:
   """Returns the scores on some examples of each group of a source.
 
@@ -50,7 +45,7 @@ def measure_on(
 
   Args:
     trained: the restored run.
-    source: the examples; also has `path` and `encoded` (see `sequence.example.Stored`).
+    source: the examples.
     limits: how many examples are taken.
     seed: seed of the choice of examples, of judges and sampling.
     log: reports progress.
@@ -103,7 +98,7 @@ def measure_on(
   return Measured(metrics, gallery.data_gallery(answered, rate))
 
 
-def _some_of_each_group(source: Sequence[Example], n: int, seed: int) -> list[int]:
+def _some_of_each_group(source: StoredExamples, n: int, seed: int) -> list[int]:
   """Returns the indices of n examples of each group, or of the whole group."""
   members: dict[str, list[int]] = {}
   for index in range(len(source)):
@@ -116,7 +111,7 @@ def _some_of_each_group(source: Sequence[Example], n: int, seed: int) -> list[in
 
 
 def _readable(
-  source: Sequence[Example], indices: Sequence[int]
+  source: StoredExamples, indices: Sequence[int]
 ) -> tuple[list[Example], list[str]]:
   """Returns the examples that can be read, and what is wrong with the others."""
   examples: list[Example] = []
@@ -130,13 +125,14 @@ def _readable(
 
 
 def _classes(
-  trained: TrainedModel, source: Sequence[Example], *, rate: int, seed: int
+  trained: TrainedModel, source: StoredExamples, *, rate: int, seed: int
 ) -> Classes | None:
   """Returns the judged classes; None where the training data have no labels."""
   training = labelled_examples(trained.config.data, trained.hosts)
   if training is None:
     return None
-  return classes_of(training, source, rate=rate, seed=seed)
+  lines: Any = source
+  return classes_of(training, lines, rate=rate, seed=seed)
 
 
 def _targets(config: ConfigDict) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _decoded(file: _Labelling, kind: str, paths: Sequence[str]) -> list[_Decoded
       continue
     try:
       number = file.names.index(part['label'])
-      decoded.append(_Decoded(number, part, file.lines.decode(part)))
+      decoded.append(_Decoded(number, part, file.lines.decode(dict(part))))
     except BadRecord:
       continue  # the training loader counts them
   return decoded

@@ -1,5 +1,7 @@
 """The task 'loss': the mean loss on held-out data, such as the end of a text file."""
 
+from typing import Any
+
 from omni_jax.data.sources.table import held_out
 from omni_jax.evaluate.limits import Limits, Log
 from omni_jax.evaluate.page.gallery import Gallery
@@ -10,7 +12,7 @@ from omni_jax.generate.api import TrainedModel
 def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
   """Returns the loss on everything that is held out; no limit applies."""
   del limits, seed, log
-  pieces = held_out(trained.config.data, trained.hosts)
+  pieces: Any = held_out(trained.config.data, trained.hosts)
   n = len(pieces)
   loss = trained.loss([pieces[index] for index in range(n)])
   data = {

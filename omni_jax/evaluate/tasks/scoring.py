@@ -193,7 +193,9 @@ def score_novelty(
   answered: list[Prompt] = []
   for prompt, reply, verdict in zip(prompts, replies, verdicts, strict=True):
     if verdict.digit_right:
-      drawn.append(np.asarray(part_of(reply, 'image').pixels))
+      part = part_of(reply, 'image')
+      assert part is not None
+      drawn.append(np.asarray(part.pixels))
       answered.append(prompt)
   labels = np.array([prompt.digit for prompt in answered])
   images = np.zeros((0, *real.test_images.shape[1:]))

@@ -69,7 +69,7 @@ def mel_distance(
   Args:
     mask_NR: 1 for the valid frames.
   """
-  total = 0.0
+  total = jnp.zeros(())
   for window in scaled_windows(audio.rate):
     hop = window // 4
     mels = window * 5 // 32

@@ -55,7 +55,7 @@ def mel_filterbank(mels: int, window: int, rate: int) -> np.ndarray:
     rate: samples per second.
   """
   bin_hz = np.arange(window // 2 + 1) * rate / window
-  edge_hz = mel_to_hz(np.linspace(0.0, hz_to_mel(rate / 2), mels + 2))
+  edge_hz = np.asarray(mel_to_hz(np.linspace(0.0, hz_to_mel(rate / 2), mels + 2)))
   low = edge_hz[None, :-2]
   mid = edge_hz[None, 1:-1]
   high = edge_hz[None, 2:]

@@ -144,13 +144,13 @@ def quantize(
   start = (latent_TZ, jnp.zeros_like(latent_TZ))
   levels = (buffers.codebook_JEZ, keep_JT)
   (_, total_TZ), outputs = jax.lax.scan(code_level, start, levels)
-  code_JT, commitment_J, stats = outputs
+  code_JT, commitment_J, (count_JE, sum_JEZ, residual_JTZ) = outputs
   through_TZ = latent_TZ + jax.lax.stop_gradient(total_TZ - latent_TZ)
   return Quantized(
     latent_NRZ=through_TZ.reshape(n, r, z),
     code_NRJ=code_JT.T.reshape(n, r, j),
     commitment=commitment_J.sum(),
-    stats=CodeStats(*stats, mask_T),
+    stats=CodeStats(count_JE, sum_JEZ, residual_JTZ, mask_T),
   )
 
 

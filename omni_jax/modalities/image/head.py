@@ -5,6 +5,7 @@ the mean condition and the modulation that follows from both are computed once p
 and looked up for its patches.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -148,10 +149,11 @@ class DiTHead(nnx.Module):
     condition_BNW = jax.nn.silu(time_BNW + pooled_BNW)
     x_UPW = self.patch_in(pool.blocks(x_BMY).astype(dtype)) + condition_UPW
     x_UPW = x_UPW + self.place(pool.blocks(place_BM3), dtype)
+    remat = Remat(self.config.remat)
     for block in self.blocks:
-      apply = functools.partial(block, pool=pool)
-      if self.config.remat in POLICIES:
-        apply = jax.checkpoint(apply, policy=POLICIES[self.config.remat])
+      apply: Callable[..., Array] = functools.partial(block, pool=pool)
+      if remat in POLICIES:
+        apply = jax.checkpoint(apply, policy=POLICIES[remat])
       x_UPW = apply(x_UPW, condition_BNW)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
     y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)

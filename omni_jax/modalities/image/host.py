@@ -137,7 +137,7 @@ class ImageHost(Host):
 
   def writing(self) -> Writing:
     special = self.tokenizer.special
-    opening = [(special('boi'),)]
+    opening: list[tuple[int, ...]] = [(special('boi'),)]
     for side in self.config.grid:
       opening.append(tuple(special(f'size:{n}') for n in range(1, side + 1)))
     return Writing(

@@ -127,6 +127,7 @@ def _forward(
   w_DV = sharding.whole_width(w_dV, layout)
   axis = _vocabulary_axis(layout)
   total, gradients = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, True)
+  assert gradients is not None
   # Only a slice of the weight's gradient is kept. The barrier makes sure that it is cut
   # before the decoder's backward pass begins.
   slices = gradients._replace(w_DV=sharding.summed_slices(gradients.w_DV, layout))
