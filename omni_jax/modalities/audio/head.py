@@ -81,10 +81,11 @@ class CodecHead(nnx.Module):
     self.codebooks = codebooks
     self.entries = entries
     self.state_in = Linear(width, c.width, ('embed', 'mlp'), rngs=rngs)
-    self.codes: Embedding | None = None
+    codes: Embedding | None = None
     if codebooks > 1:
       earlier = (codebooks - 1) * entries
-      self.codes = Embedding(earlier, c.width, rngs=rngs, std=1.0)
+      codes = Embedding(earlier, c.width, rngs=rngs, std=1.0)
+    self.codes = codes
     self.place = sharding.param(
       rngs, (codebooks, c.width), (None, 'embed'), normal(1.0), role=sharding.Role.TABLE
     )
