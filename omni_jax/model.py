@@ -38,7 +38,7 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelConfig:
-  """Everything that determines the shapes of the network.
+  """The configuration that determines the shapes of the network.
 
   Attributes:
     tokenizer, decoder: configs of the tokenizer and of the decoder.

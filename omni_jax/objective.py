@@ -26,7 +26,7 @@ Metrics = dict[str, Array]
 
 
 class Outcome(NamedTuple):
-  """What an objective returns besides its loss.
+  """Results of an objective besides its loss.
 
   Attributes:
     metrics: metrics of the step, by name.

@@ -234,7 +234,7 @@ class RowBudget:
 
   @property
   def grouped(self) -> bool:
-    """Whether the rows can be divided into groups of this size."""
+    """True if the rows can be divided into groups of this size."""
     return self.group > 0 and self.rows % self.group == 0
 
   @property

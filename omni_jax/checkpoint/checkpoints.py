@@ -48,7 +48,7 @@ class Restored(NamedTuple):
 
 
 class _Save(NamedTuple):
-  """What the manifest of the save in progress will say.
+  """The content of the manifest of the save in progress.
 
   Attributes:
     digests: result of `digest.begin`, not yet fetched.

@@ -40,7 +40,7 @@ class Leaf(NamedTuple):
 
 
 class Manifest(NamedTuple):
-  """What a manifest file says about a step.
+  """The content of a manifest file.
 
   Attributes:
     step: number of the step.

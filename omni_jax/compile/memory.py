@@ -190,7 +190,7 @@ def _buffer(values: list[_Value]) -> Buffer:
 
 
 class CompilerTexts(NamedTuple):
-  """What the compiler writes about a program; '' for a text that it did not write.
+  """The compiler's texts about a program; '' for a text that it did not write.
 
   Attributes:
     usage_report: memory usage report.

@@ -47,7 +47,7 @@ class Trial(NamedTuple):
 
   @property
   def fits(self) -> bool:
-    """Whether the train step was compiled and fits."""
+    """True if the train step was compiled and fits."""
     return self.measurement is not None and self.measurement.fits
 
 

@@ -25,7 +25,7 @@ def _systems() -> Any:
 
 
 def exists(folder: str) -> bool:
-  """Whether a folder exists; in a bucket, whether anything is in it."""
+  """Returns whether a folder exists; in a bucket, whether it holds anything."""
   if is_remote(folder):
     return bool(_files(folder))
   return os.path.exists(folder)

@@ -33,7 +33,7 @@ from omni_jax.errors import UserError
 
 
 class Job(NamedTuple):
-  """Everything that a worker needs to know.
+  """The settings of a worker.
 
   Attributes:
     folder: folder of the unfinished output.

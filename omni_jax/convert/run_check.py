@@ -79,7 +79,7 @@ class RunCheck(NamedTuple):
 
 
 class Fingerprints(NamedTuple):
-  """What a manifest records of the run that its examples were checked against.
+  """A manifest's record of the run that its examples were checked against.
 
   Attributes:
     tokenizer: fingerprint of the tokenizer, or None if there was no such run.

@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 class Making(NamedTuple):
-  """Everything that a prepared example depends on, besides its place in the order.
+  """The inputs of a prepared example, besides its place in the order.
 
   Attributes:
     examples: the examples, with random access.

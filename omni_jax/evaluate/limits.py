@@ -17,7 +17,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How many prompts and examples an evaluation takes.
+  """Numbers of prompts and examples that an evaluation uses.
 
   Attributes:
     n: prompts of a direction; half as many again for the second set of voices where

@@ -68,7 +68,7 @@ def decode(
 
 
 class _Writer(NamedTuple):
-  """Everything that stays the same over the turns of the loop."""
+  """The inputs that stay the same in every iteration of the loop."""
 
   network: OmniModel
   bias_IE: Array

@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 
 
 class Writing(NamedTuple):
-  """How a reply writes a medium, as edges of the grammar.
+  """The edges of the grammar by which a reply writes a medium.
 
   Attributes:
     opening: ids allowed at each opening position, in order. Every position after the

@@ -47,7 +47,7 @@ class Flops(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """What one training step of an autoencoder returns beside its loss.
+  """Results of one training step of an autoencoder besides its loss.
 
   Attributes:
     metrics: figures to log, by name.

@@ -24,14 +24,14 @@ from omni_jax.sharding import Role, role_of
 
 
 class RoutedBy(enum.StrEnum):
-  """What the routing of a token depends on."""
+  """Ways to route a token."""
 
   TOKEN = 'token'  # one router for all tokens
   MODALITY = 'modality'  # one router per modality; the experts are shared
 
 
 class Remat(enum.StrEnum):
-  """What the backward pass recomputes instead of keeping it."""
+  """Ways to save memory: the backward pass recomputes what is not kept."""
 
   NONE = 'none'  # keep everything
   DOTS = 'dots'  # keep the results of matmuls

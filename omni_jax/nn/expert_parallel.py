@@ -29,7 +29,7 @@ from omni_jax.nn.slots import (
 
 
 class Exchange(enum.StrEnum):
-  """How tokens reach experts on other devices."""
+  """Ways for tokens to reach experts on other devices."""
 
   # Every device sees the tokens of all, and the results are summed: nothing is dropped.
   GATHER = 'gather'
@@ -39,7 +39,7 @@ class Exchange(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-  """How the experts of a layer are computed.
+  """Settings for computing the experts of a layer.
 
   Attributes:
     exchange: see Exchange; no effect if the axis `expert` has size 1.
@@ -149,7 +149,7 @@ def _sum(routed_BLD: Array, shared_BLD: Array | None) -> Array:
 
 
 class _Returned(NamedTuple):
-  """What an exchange brings back to the device of the tokens.
+  """The result of an exchange, on the device of the tokens.
 
   Attributes:
     y_TD: sum of the chosen experts.

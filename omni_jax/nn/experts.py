@@ -36,7 +36,7 @@ class Experts(NamedTuple):
 
 
 class Grouped(enum.StrEnum):
-  """How tokens are multiplied with the weights of their experts.
+  """Ways to multiply tokens with the weights of their experts.
 
   Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient),
   megablox needs 0.8 GB besides its operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU

@@ -30,7 +30,7 @@ class Reach(NamedTuple):
 
   @property
   def is_causal_row(self) -> bool:
-    """Whether every position sees its own past in its row, which kernels build in."""
+    """True if every position sees its own past in its row, as kernels assume."""
     return self.until_BL is None and self.key_segment_BS is None
 
   def spelled_out(self) -> 'Reach':

@@ -147,7 +147,7 @@ class _Meter:
 
 
 class _Tools(NamedTuple):
-  """Where a stage reports and saves."""
+  """The tools with which a stage reports and saves."""
 
   checkpoints: Checkpoints
   writer: Writer
@@ -373,7 +373,7 @@ class _Trace:
 
 
 class _Stop:
-  """Whether this process or another one was asked to stop.
+  """Tells whether this process or another one was asked to stop.
 
   All processes of a run stop at the same step.
   """

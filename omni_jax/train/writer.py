@@ -62,7 +62,7 @@ class Writer:
 
   @property
   def trace_folder(self) -> epath.Path:
-    """Where a profile goes: TensorBoard's profile plug-in and xprof find it there."""
+    """Folder of the profile, where TensorBoard's profile plug-in and xprof find it."""
     return self._folder / 'tensorboard' / self._stage
 
   def advance(self) -> None:

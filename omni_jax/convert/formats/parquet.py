@@ -100,7 +100,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
-  """Whether another attempt may succeed; pyarrow reports damage as an OSError, too.
+  """Returns whether another attempt may succeed.
+
+  pyarrow reports damage as an OSError as well.
 
   Errors about damage have no `errno`.
   """

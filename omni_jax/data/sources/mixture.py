@@ -26,7 +26,7 @@ UNREAD = ('budget', 'augment')  # keys that no source reads
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """How often a source of a mixture is drawn from.
+  """The share and the limits of a source in a mixture.
 
   Attributes:
     weight: weight relative to the other sources; 0 for the number of its examples.

@@ -50,7 +50,7 @@ class Spoken(NamedTuple):
 
 
 class Gallery(NamedTuple):
-  """All that the report shows.
+  """The content of the report.
 
   Attributes:
     examples: replies of the directions or groups.

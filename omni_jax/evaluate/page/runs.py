@@ -29,7 +29,7 @@ Curves = dict[str, dict[int, float]]
 
 
 class Run(NamedTuple):
-  """What a run's folder holds.
+  """The content of a run's folder.
 
   Attributes:
     name: name of the folder.

@@ -19,7 +19,7 @@ NO_LANGUAGE = '-'
 
 
 class Classes(NamedTuple):
-  """What the model can be asked to draw or say, and judges that tell it apart.
+  """Classes that the model can draw or say, and judges that tell them apart.
 
   Attributes:
     names: the labels, in the order of the judges' numbers.

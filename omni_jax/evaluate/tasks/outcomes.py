@@ -24,7 +24,7 @@ from omni_jax.modalities.contract import Part
 
 
 class Outcome(NamedTuple):
-  """All that metrics and report need of one direction.
+  """The outcome of one direction, for metrics and report.
 
   Attributes:
     direction: the direction.

@@ -46,7 +46,7 @@ def real_data(digits: Digits, rate: int) -> RealData:
 
 
 class Verdict(NamedTuple):
-  """What one reply was recognised as.
+  """The judges' verdict on one reply.
 
   Attributes:
     requested: digit that the prompt requested.

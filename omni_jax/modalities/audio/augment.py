@@ -10,7 +10,7 @@ WINDOW_SECONDS = 0.04  # length of the segments that a stretched wave consists o
 
 @dataclasses.dataclass(frozen=True)
 class AudioAugment:
-  """How strongly sounds are changed.
+  """Strengths of the changes to sounds.
 
   For each sound, every change is drawn uniformly between -value and +value, except
   where noted; 0 turns it off.

@@ -39,7 +39,7 @@ class CodecMetrics(NamedTuple):
 
 
 class CodecOutput(NamedTuple):
-  """What `codec_forward` returns beside the loss.
+  """Results of `codec_forward` besides the loss.
 
   Attributes:
     metrics: metrics of the batch.

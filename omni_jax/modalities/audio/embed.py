@@ -44,7 +44,7 @@ class Level(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class AudioEmbedConfig:
-  """How sounds are heard.
+  """Ways to embed heard sounds.
 
   Attributes:
     hearing: see Hearing.

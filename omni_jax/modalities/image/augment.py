@@ -8,7 +8,7 @@ from scipy import ndimage
 
 @dataclasses.dataclass(frozen=True)
 class ImageAugment:
-  """How strongly images are changed.
+  """Strengths of the changes to images.
 
   For each image, every change is drawn uniformly between -value and +value; 0 turns it
   off.

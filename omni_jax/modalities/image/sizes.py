@@ -5,7 +5,7 @@ import enum
 
 
 class Fit(enum.StrEnum):
-  """How an image file is resized for the run.
+  """Ways to resize an image file for the run.
 
   STRETCH resizes it to the largest image. KEEP preserves its aspect ratio: as large as
   fits, in whole patches, so that wide and tall images take fewer positions.
