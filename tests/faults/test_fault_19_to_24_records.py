@@ -7,6 +7,7 @@ torn files and dead workers.
 import json
 import multiprocessing
 import os
+import re
 import time
 from typing import NamedTuple
 
@@ -114,7 +115,8 @@ def groups_in(summary):
   """Returns the groups that the message of an error lists."""
   listed = summary.removesuffix('; fix the data').partition(' are bad: ')[2]
   groups = []
-  for group in listed.split('; '):
+  # A kind may have a semicolon of its own, but no digits.
+  for group in re.split(r'; (?=\d+ x )', listed):
     count, _, rest = group.partition(' x ')
     kind, _, example = rest.partition(', such as ')
     groups.append(Group(int(count), kind, example))
