@@ -1,12 +1,17 @@
 """One causal decoder that reads and writes text, images and speech, trained jointly."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  import omni_jax.generate.api
 
 __version__ = '0.1.0'
 
 
-def load(workdir: str, step: int | None = None, weights: str = 'average') -> Any:
-  """Restores a trained run and returns it as an `omni_jax.generate.api.TrainedModel`.
+def load(
+  workdir: str, step: int | None = None, weights: str = 'average'
+) -> 'omni_jax.generate.api.TrainedModel':
+  """Restores a trained run.
 
   Args:
     workdir: folder of the run.

@@ -58,7 +58,7 @@ READ_ERRORS = (
 )
 
 
-def dataclass_of(kind: type[T], part: ConfigDict, name: str) -> T:
+def dataclass_of(kind: type[T], part: Any, name: str) -> T:
   """Returns a part of the config as a frozen dataclass.
 
   Args:

@@ -141,9 +141,9 @@ def test_inside_the_sequence(run):
   assert '<sot>' in printed(outputs_after(notebook, 'The grammar'))
   counts = {
     'The grammar': 1,
-    'Who looks at whom': 1,
-    'Where a position stands': 1,
-    'Which experts': 2,
+    'The attention mask': 1,
+    'The place of a position': 1,
+    'The experts of a position': 2,
   }
   for heading, count in counts.items():
     assert len(figures(outputs_after(notebook, heading))) == count, heading
@@ -156,7 +156,7 @@ def test_your_own_data(run):
   train = outputs_after(notebook, 'Train')
   assert 'omni step 20' in printed(train)
   assert len(figures(train)) == 1
-  ask = outputs_after(notebook, 'Ask it')
+  ask = outputs_after(notebook, 'Prompt it')
   assert len(figures(ask)) == 2
   assert len(sounds(ask)) == 4
   assert 'of 24 right' in printed(ask)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 import numpy as np
 
 from omni_jax.sharding import gather_bytes, named_leaves
@@ -154,6 +154,8 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
   if sharding is None:
     return jax.jit(lambda x: _on_device(x, [0] * x.ndim, x.shape))
 
+  mesh: Any = sharding.mesh
+
   def sums(x):
     axes = _mesh_axes(sharding, x.ndim)
     split = tuple(name for names in axes for name in names)
@@ -167,9 +169,9 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
 
     return jax.shard_map(
       own_sums,
-      mesh=sharding.mesh,
+      mesh=mesh,
       in_specs=sharding.spec,
-      out_specs=PartitionSpec(),
+      out_specs=replicated(mesh).spec,
       check_vma=False,
     )(x)
 

@@ -19,7 +19,7 @@ CASES = {
     r"mesh \{'data': 3, .* needs 3 devices, but there are 8; "
     r'set config\.mesh so that the product divides 8',
   ),
-  'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one of them -1'),
+  'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one is -1'),
   'rows': (
     {'data.budget.rows': 12},
     r'batch of 12 rows is not divisible by 8 devices .*; nearest: 8',
