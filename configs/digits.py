@@ -1,31 +1,14 @@
-"""The default run: text, handwritten digits and spoken digit words in four languages.
+"""Reads and writes text, handwritten digits and spoken digit words: the default run.
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold XLA cache: 9 min 25 s from the README's two lines to
-report.html, install included (bar 20 min, target 10 min), at commit 2174c56. Tests ran
-on the same machine most of the time. The omni stage makes 3.5 steps/s on an idle
-machine, and the evaluation takes 54 s. At d8be97a: 2.3 GB of memory at the peak (bar
-4), 1.2 % of the omni stage (bar 2) and 2.2 % of the codec stage spent waiting for data
-(medians).
+Two CPU cores, no accelerator, cold XLA cache: 10 to 21 minutes, depending on the
+machine (docs/results.md has the runs). Accuracy in % at aa54e1f, seed 0; runs differ by
+up to 3 points:
 
-The first column of the table is this run with seed 0; its figures are good to +-3
-points. The next columns are earlier versions: e68bc70 (10 min 7 s with the install),
-d8be97a (11 min 38 s without it), 162d2af (15 min 28 s), dbc99d1 (13 min 50 s). The last
-column is a run with streams (between 35487b3 and e466d24) on one H200: 6 min 33 s, of
-which the first 50 steps of codec and omni, which compile, took 3 min 42 s; 18 to 28
-steps/s. A whole run on CPU has not been timed since.
-
-                      2174c56           e68bc70  d8be97a  162d2af  dbc99d1  H200
-  image_to_text        98.5 %  (bar 96)   98.8     97.5     98.5     97.0     97.2
-  speech_to_text       98.5 %  (bar 95)   98.2     98.2     99.0     99.2     99.3
-  text_to_text        100.0 %  (bar 90)  100.0    100.0    100.0    100.0    100.0
-  text_to_image        99.5 %  (bar 95)   99.8     99.2     99.0     99.0     99.5
-  image_to_image       94.8 %  (bar 90)   95.5     95.5     93.5     92.5     92.8
-  speech_to_image      93.5 %  (bar 90)   94.0     95.5     94.8     95.0     95.2
-  text_to_speech       98.0 %  (bar 90)   98.0     98.8     96.5     97.8     98.8
-  image_to_speech      94.2 %  (bar 90)   94.0     93.8     90.5     91.8     91.8
-  speech_to_speech     98.2 %  (bar 90)   97.5     97.8     96.2     98.8     98.3
+  text_to_text 100.0 (bar 90)   text_to_image 99.8 (95)   text_to_speech 98.8 (90)
+  image_to_text 98.5 (96)       image_to_image 93.0 (90)  image_to_speech 91.8 (90)
+  speech_to_text 99.2 (95)      speech_to_image 94.5 (90) speech_to_speech 96.5 (90)
 """
 
 from ml_collections import ConfigDict
