@@ -2,7 +2,7 @@
 
   python -m omni_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores, no accelerator, cold XLA cache: 10 to 21 minutes, depending on the
+Two CPU cores, no accelerator, cold XLA cache: 9 to 21 minutes, depending on the
 machine (docs/results.md has the runs). Accuracy in % at aa54e1f, seed 0; runs differ by
 up to 3 points:
 
