@@ -167,7 +167,7 @@ def _convert(flags: argparse.Namespace, check: RunCheck | None) -> dict[str, Any
       reader_of(flags),
       flags.output,
       shards=flags.shards,
-      said=flags.input,
+      input_name=flags.input,
       options=flags.beam,
       check=check,
     )
@@ -181,7 +181,7 @@ def _convert(flags: argparse.Namespace, check: RunCheck | None) -> dict[str, Any
     pathlib.Path(flags.output),
     shards=flags.shards,
     workers=flags.workers,
-    said=flags.input,
+    input_name=flags.input,
     timeout=flags.timeout,
     check=check,
   )

@@ -55,7 +55,7 @@ def convert(
   output: str,
   *,
   shards: int,
-  said: str,
+  input_name: str,
   options: str,
   check: RunCheck | None = None,
 ) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def convert(
   Args:
     output: folder that this process and all workers see, on a disk or in a bucket.
     shards: number of shards.
-    said: name of the input, for the manifest.
+    input_name: name of the input, for the manifest.
     options: options of Beam, as on its command line.
     check: the run that every example is checked against; its fingerprints go into the
       manifest.
@@ -86,7 +86,10 @@ def convert(
   )
   write_one = functools.partial(write_group, folder=partial, shards=shards)
   write_all = functools.partial(
-    write_lists, folder=partial, said=said, fingerprints=fingerprints_of(check)
+    write_lists,
+    folder=partial,
+    input_name=input_name,
+    fingerprints=fingerprints_of(check),
   )
   try:
     with beam.Pipeline(options=settings) as pipeline:
@@ -158,7 +161,11 @@ def write_group(
 
 
 def write_lists(
-  stats: list[tuple[Any, ...]], *, folder: str, said: str, fingerprints: Fingerprints
+  stats: list[tuple[Any, ...]],
+  *,
+  folder: str,
+  input_name: str,
+  fingerprints: Fingerprints,
 ) -> None:
   """Writes the manifest and the list of refused examples.
 
@@ -167,7 +174,7 @@ def write_lists(
   """
   shards = [ShardStats(*fields) for fields in stats]
   shards.sort(key=lambda shard: shard.file)
-  manifest = manifest_of(shards, said, *fingerprints)
+  manifest = manifest_of(shards, input_name, *fingerprints)
   for name, text in lists_of(manifest, shards).items():
     beam_files.write(folder, name, io.BytesIO(text.encode()))
 

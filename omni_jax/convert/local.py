@@ -60,7 +60,7 @@ def convert(
   *,
   shards: int,
   workers: int,
-  said: str,
+  input_name: str,
   timeout: float,
   check: RunCheck | None = None,
   log: Callable[[str], None] = print,
@@ -70,7 +70,7 @@ def convert(
   Args:
     shards: number of shards.
     workers: number of processes.
-    said: name of the input, for the manifest.
+    input_name: name of the input, for the manifest.
     timeout: seconds without any result after which the workers are considered hung.
     check: the run that every example is checked against; its fingerprints go into the
       manifest.
@@ -86,10 +86,10 @@ def convert(
   partial = output.with_name(f'{output.name}.partial')
   job = Job(reader, partial, shards, check)
   try:
-    _begin(partial, _plan(job, said))
+    _begin(partial, _plan(job, input_name))
     _write_spills(job, workers, timeout, log)
     stats = list(_run(_shard, job, range(shards), workers, timeout))
-    manifest = manifest_of(stats, said, *fingerprints_of(check))
+    manifest = manifest_of(stats, input_name, *fingerprints_of(check))
     if not manifest['records']:
       shutil.rmtree(partial)
     check_useful(manifest)
@@ -103,7 +103,7 @@ def convert(
   return manifest
 
 
-def _plan(job: Job, said: str) -> dict[str, Any]:
+def _plan(job: Job, input_name: str) -> dict[str, Any]:
   """Returns everything that must stay the same for a conversion to be resumed."""
   files = []
   for path in job.reader.files:
@@ -111,7 +111,7 @@ def _plan(job: Job, said: str) -> dict[str, Any]:
     files.append([stat.st_size, stat.st_mtime_ns])
   return {
     'schema': SCHEMA,
-    'input': said,
+    'input': input_name,
     'items': len(job.reader),
     'shards': job.shards,
     'files': files,

@@ -79,7 +79,9 @@ def files_in(folder) -> dict[str, bytes]:
 
 
 def convert_by_beam(reader, output, options=LOCAL_RUNNER, shards=3):
-  return beam.convert(reader, str(output), shards=shards, said='it', options=options)
+  return beam.convert(
+    reader, str(output), shards=shards, input_name='it', options=options
+  )
 
 
 def convert_locally(reader, output, shards=3):
@@ -88,7 +90,7 @@ def convert_locally(reader, output, shards=3):
     output,
     shards=shards,
     workers=1,
-    said='it',
+    input_name='it',
     timeout=60,
     log=lambda line: None,
   )

@@ -83,7 +83,9 @@ def lines(tmp_path):
 
 
 def convert(reader, output, **options):
-  defaults = dict(shards=3, workers=1, said='it', timeout=60, log=lambda line: None)
+  defaults = dict(
+    shards=3, workers=1, input_name='it', timeout=60, log=lambda line: None
+  )
   return command.convert(reader, output, **(defaults | options))
 
 

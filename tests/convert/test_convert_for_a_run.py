@@ -81,7 +81,9 @@ def test_a_conversion_is_resumed_only_for_the_same_run(lines, tmp_path):
     def read(self, items):
       raise Killed
 
-  options = dict(shards=2, workers=1, said='it', timeout=60, log=lambda line: None)
+  options = dict(
+    shards=2, workers=1, input_name='it', timeout=60, log=lambda line: None
+  )
   with pytest.raises(Killed):
     command.convert(Dies(str(lines)), tmp_path / 'out', **options)
   reader = JsonLinesReader(str(lines))

@@ -156,7 +156,7 @@ def test_the_number_of_workers_changes_nothing(root):
     root / 'again',
     shards=2,
     workers=2,
-    said=lines,
+    input_name=lines,
     timeout=300,
     check=check,
   )

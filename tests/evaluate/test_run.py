@@ -178,7 +178,7 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
       tmp_path / eval_file,
       shards=2,
       workers=1,
-      said='it',
+      input_name='it',
       timeout=60,
       log=lambda line: None,
     )

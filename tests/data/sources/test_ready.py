@@ -529,7 +529,7 @@ def test_a_set_is_converted(root, tmp_path):
     tmp_path / 'out',
     shards=2,
     workers=1,
-    said='it',
+    input_name='it',
     timeout=60,
     log=lambda line: None,
   )

@@ -45,7 +45,7 @@ def folder(tmp_path):
     tmp_path / 'train',
     shards=2,
     workers=1,
-    said='it',
+    input_name='it',
     timeout=60,
     check=RunCheck.of(own_data()),
     log=lambda line: None,

@@ -138,7 +138,7 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
     root / 'train',
     shards=2,
     workers=1,
-    said='it',
+    input_name='it',
     timeout=60,
     log=lambda line: None,
   )

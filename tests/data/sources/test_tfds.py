@@ -145,7 +145,7 @@ def converted(reader, folder, shards) -> ArrayRecordExamples:
     folder,
     shards=shards,
     workers=1,
-    said='it',
+    input_name='it',
     timeout=60,
     log=lambda line: None,
   )
