@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Task of the answer, by its type.
-TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak'}
+from omni_jax.modalities.text.tokenizer import TASKS
 
 
 def pair(
