@@ -18,8 +18,8 @@ import numpy as np
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.page.charts import Line, lines_chart
-from omni_jax.evaluate.page.page import page
-from omni_jax.evaluate.page.shown import Media
+from omni_jax.evaluate.page.page_media import Media
+from omni_jax.evaluate.page.template import page
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.train.stages import omni_batches, Run
@@ -103,7 +103,7 @@ def pool_of(batch: Batch, stream: str, row: int) -> tuple[int, int]:
   return divmod(row, group)
 
 
-def losses_of(batch: Batch, row: int, hosts: Hosts) -> dict[str, np.ndarray]:
+def loss_masks(batch: Batch, row: int, hosts: Hosts) -> dict[str, np.ndarray]:
   """Returns a bool array (L,) by head: True at the positions that have its loss."""
   losses = {TEXT: batch.weight_BL[row] > 0}
   length = batch.token_BL.shape[1]
@@ -193,7 +193,7 @@ def payload_of(batch: Batch, row: int, stretch: Stretch, hosts: Hosts) -> Any | 
   pool, _ = pool_of(batch, stretch.kind, row)
   value_M = stream.value_BM[pool][stream.item_BM[pool] == stretch.item]
   form = stream.form_BN3[pool, stretch.item - 1].tolist()
-  return hosts[spec.medium].joined(value_M, form)
+  return hosts[spec.medium].join_pieces(value_M, form)
 
 
 def _content(
@@ -249,7 +249,7 @@ def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
       f'<rect x="{position * step + gap:.1f}" y="0" width="{max(step - gap, 0.5):.1f}" '
       f'height="{CELL_HEIGHT}" fill="{color_of(number)}"/>'
     )
-  losses = losses_of(batch, row, hosts)
+  losses = loss_masks(batch, row, hosts)
   for line, (name, has_loss) in enumerate(losses.items()):
     color = color_of(hosts.numbers[name])
     top = MARKS_TOP + LINE_HEIGHT * line

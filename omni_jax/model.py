@@ -19,7 +19,7 @@ from omni_jax import sharding
 from omni_jax.config import dataclass_of, media_sizes
 from omni_jax.errors import UserError
 from omni_jax.modalities.contract import Codes
-from omni_jax.modalities.device import Parts, Size
+from omni_jax.modalities.device import MediumConfigs, Size
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.head_loss import HeadLoss, UnitLoss
 from omni_jax.modalities.hosts import Hosts, TEXT
@@ -106,7 +106,7 @@ class ModelConfig:
     tokenizer = Tokenizer(self.tokenizer)
     return Hosts(self.media, tokenizer, self.tables.hosts, stored)
 
-  def parts(self, medium: str) -> Parts:
+  def parts(self, medium: str) -> MediumConfigs:
     """Returns the configs of one medium, as its row of the device table takes them."""
     device = self.tables.devices[medium]
     specs = {}
@@ -117,7 +117,7 @@ class ModelConfig:
     autoencoder = None
     if device.autoencoder:
       autoencoder = self.autoencoders.get(device.autoencoder.name)
-    return Parts(
+    return MediumConfigs(
       self.media[medium],
       self.embeds[medium],
       self.heads[medium],

@@ -61,7 +61,7 @@ class Objective(Protocol):
 Refresh = Callable[[Any, Outcome, Array], dict[str, Any]]
 
 
-class Whole(NamedTuple):
+class WholeBatch(NamedTuple):
   """Describes a whole batch that is computed in parts.
 
   Attributes:
@@ -137,7 +137,7 @@ def total_loss(
   heads: Mapping[str, HeadLoss],
   stats: RouterStats,
   config: LossConfig,
-  whole: Whole | None = None,
+  whole: WholeBatch | None = None,
 ) -> Array:
   """Returns the weighted sum of the heads' mean losses and of the routers' losses.
 
@@ -171,7 +171,7 @@ class Pretraining:
   losses: LossConfig
   mesh: Mesh
   bias_step: float = 1e-3
-  whole: Whole | None = None
+  whole: WholeBatch | None = None
 
   def __call__(
     self, model: OmniModel, params: Any, reference: Any, batch: Batch, key: Array

@@ -1,4 +1,4 @@
-"""Retries reads that fail for the moment, with a line in the log for each attempt."""
+"""Retries reads after transient errors, with a line in the log for each attempt."""
 
 from collections.abc import Callable
 import errno
@@ -30,22 +30,25 @@ LASTING = {
 T = TypeVar('T')
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
   """Returns whether an error comes from the storage and may be gone on a retry."""
   return isinstance(error, OSError) and error.errno not in LASTING
 
 
-def patiently(
-  read: Callable[[], T], what: Any, *, passes: Callable[[Exception], bool] = may_pass
+def with_retries(
+  read: Callable[[], T],
+  what: Any,
+  *,
+  retryable: Callable[[Exception], bool] = is_transient,
 ) -> T:
-  """Calls `read` and returns its result; retries it after errors that may pass.
+  """Calls `read` and returns its result; retries it after transient errors.
 
   Args:
     read: function that reads; it must open its file itself, or every attempt would use
       the same broken handle.
     what: name of what is read, for the log.
-    passes: function that returns whether an error may pass; any other is raised at
-      once.
+    retryable: function that returns whether an error is worth a retry; any other is
+      raised at once.
 
   Raises:
     Exception: the error of the last attempt.
@@ -54,7 +57,7 @@ def patiently(
     try:
       return read()
     except Exception as error:
-      if not passes(error):
+      if not retryable(error):
         raise
       logging.error(
         '%s cannot be read (%s): attempt %d of %d follows',
@@ -67,7 +70,7 @@ def patiently(
   return read()
 
 
-class PatientFile(io.RawIOBase):
+class RetryingFile(io.RawIOBase):
   """A local file whose reads are retried one by one.
 
   For readers that would otherwise give up the whole file after one failed read.
@@ -85,7 +88,7 @@ class PatientFile(io.RawIOBase):
 
   def readinto(self, buffer: Any) -> int:
     """Reads the next bytes into a buffer and returns their number; 0 at the end."""
-    data = patiently(lambda: self._read(len(buffer)), self._path)
+    data = with_retries(lambda: self._read(len(buffer)), self._path)
     buffer[: len(data)] = data
     self._offset += len(data)
     return len(data)

@@ -21,7 +21,7 @@ EXPERT_AXIS = 'expert'
 CONTEXT_AXIS = 'context'
 # Mesh axes that split tokens: devices along them hold different tokens.
 TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)
-# Mesh axes over which a weight may be split only to save memory (see `whole_width`).
+# Mesh axes over which a weight may be split only to save memory (see `gather_weight`).
 MEMORY_AXES = ('fsdp', 'expert')
 # Logical axis -> the mesh axis or axes that split it; None: it is not split.
 RULES = {
@@ -110,7 +110,7 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-def splits(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
+def candidate_meshes(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
   """Returns the axis sizes of the meshes worth trying for these numbers.
 
   Slices go to `data`; the devices within a slice go to `fsdp`, alone or together with
@@ -136,14 +136,14 @@ def _mesh_axes(axis: str) -> tuple[str, ...]:
   return (names,) if isinstance(names, str) else names
 
 
-def ways(mesh: AnyMesh, axis: str) -> int:
+def num_shards(mesh: AnyMesh, axis: str) -> int:
   """Returns the number of parts into which a mesh splits a logical axis."""
   return math.prod(mesh.shape[name] for name in _mesh_axes(axis))
 
 
 def check_divides(mesh: AnyMesh, rows: int, experts: int) -> None:
   """Raises UserError, before compilation, unless the mesh divides rows and experts."""
-  parts = ways(mesh, 'batch')
+  parts = num_shards(mesh, 'batch')
   if rows % parts:
     nearest = max(1, rows // parts) * parts
     raise UserError(
@@ -158,7 +158,7 @@ def check_divides(mesh: AnyMesh, rows: int, experts: int) -> None:
     )
 
 
-def axes_named(axis: str) -> str:
+def describe_axes(axis: str) -> str:
   """Returns the mesh axes of a logical axis as a message names them."""
   return ' x '.join(f'config.mesh.{name}' for name in _mesh_axes(axis))
 
@@ -166,7 +166,7 @@ def axes_named(axis: str) -> str:
 def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
   """Checks, before compilation, that the mesh divides the main dimensions.
 
-  `fitting` would silently keep such a dimension whole on every device: harmless for
+  `weight_sharding` would silently keep such a dimension whole on every device: harmless for
   small tables, but not for the weights that have these dimensions.
 
   Args:
@@ -177,10 +177,10 @@ def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
       axes, both sizes, and the nearest ones that would fit.
   """
   for key, size, axis in sizes:
-    parts = ways(mesh, axis)
+    parts = num_shards(mesh, axis)
     if size % parts == 0:
       continue
-    names = axes_named(axis)
+    names = describe_axes(axis)
     below = size // parts * parts
     multiples = [n for n in (below, below + parts) if n]
     divisors = [n for n in range(1, size + 1) if size % n == 0]
@@ -199,9 +199,9 @@ def spec(*axes: str | None) -> P:
   return P(*(RULES[axis] if axis else None for axis in axes))
 
 
-def dividing(mesh: Mesh, axis: str, *sizes: int) -> str | None:
+def axis_if_divisible(mesh: Mesh, axis: str, *sizes: int) -> str | None:
   """Returns the logical axis if the mesh divides all these sizes of it, else None."""
-  parts = ways(mesh, axis)
+  parts = num_shards(mesh, axis)
   return axis if all(size % parts == 0 for size in sizes) else None
 
 
@@ -218,7 +218,7 @@ def shard_items(x: jax.Array) -> jax.Array:
   (docs/decisions.md, 38). Without a mesh that divides the axis, x is returned as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % ways(mesh, 'batch'):
+  if mesh.empty or x.shape[0] % num_shards(mesh, 'batch'):
     return x
   others = (None,) * (x.ndim - 1)
   return shard(x, 'batch', *others)
@@ -251,7 +251,7 @@ def param(
   return nnx.Param(init(rngs.params(), shape, np.float32), axes=axes, role=role)
 
 
-def name_of(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
   """Returns the path of a leaf in a pytree as a dotted name."""
   return jax.tree_util.keystr(path, simple=True, separator='.')
 
@@ -259,7 +259,7 @@ def name_of(path: tuple[Any, ...]) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
   """Returns the leaves of a pytree by their dotted names."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {name_of(path): leaf for path, leaf in leaves}
+  return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def param_specs(model: nnx.Module) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _by_param(function: Callable[[nnx.Variable], Any], model: nnx.Module) -> Any
   return nnx.to_pure_dict(results)
 
 
-def fitting(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
+def weight_sharding(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedSharding:
   """Returns the sharding of a weight without the mesh axes that do not divide it.
 
   Of several axes for one dimension, the longest prefix that divides it is kept.
@@ -323,7 +323,7 @@ def _dividing_prefix(
   return tuple(kept) or None
 
 
-def whole_width(w: jax.Array, pspec: P) -> jax.Array:
+def gather_weight(w: jax.Array, pspec: P) -> jax.Array:
   """Returns a weight gathered over the mesh axes that split it only to save memory.
 
   Those are `fsdp` and, in a weight that belongs to no expert, also `expert`. The
@@ -335,10 +335,10 @@ def whole_width(w: jax.Array, pspec: P) -> jax.Array:
   return w
 
 
-def summed_slices(dw: jax.Array, pspec: P) -> jax.Array:
+def scatter_gradient(dw: jax.Array, pspec: P) -> jax.Array:
   """Returns the device's part of a weight's gradient, summed over all devices.
 
-  The counterpart of `whole_width`: dw is the device's gradient of the gathered weight.
+  The counterpart of `gather_weight`: dw is the device's gradient of the gathered weight.
   """
   for dimension, axes in _memory_axes(pspec):
     dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True)
@@ -371,17 +371,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of every array of a batch: rows split over the batch axes."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def cache_layout(mesh: Mesh) -> NamedSharding:
+def cache_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of the cache (layers, rows, slots, heads, width): by rows."""
   return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
-def input_part(mesh: Mesh) -> tuple[int, int]:
+def process_part(mesh: Mesh) -> tuple[int, int]:
   """Returns (index, count) of the part of the rows that this process gives to `place`.
 
   Processes give the same part if a mesh axis that does not split rows (tensor, context)
@@ -391,9 +391,9 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
     UserError: if two processes hold some rows in common and others not, or if one holds
       more rows than another.
   """
-  parts = ways(mesh, 'batch')
+  parts = num_shards(mesh, 'batch')
   owned: dict[int, set[int]] = {}
-  rows_of: Mapping[Any, Any] = by_rows(mesh).devices_indices_map((parts,))
+  rows_of: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
   for device, (rows,) in rows_of.items():
     owned.setdefault(device.process_index, set()).add(rows.start or 0)
   groups = sorted({tuple(sorted(own)) for own in owned.values()})
@@ -411,9 +411,9 @@ def input_part(mesh: Mesh) -> tuple[int, int]:
 def place(batch: Any, mesh: Mesh) -> Any:
   """Returns a batch as global arrays whose rows are split over the batch axes.
 
-  The batch is a pytree of numpy arrays: the rows of this process, see `input_part`.
+  The batch is a pytree of numpy arrays: the rows of this process, see `process_part`.
   """
-  layout = by_rows(mesh)
+  layout = batch_sharding(mesh)
   to_global = lambda x: jax.make_array_from_process_local_data(layout, x)
   return jax.tree.map(to_global, batch)
 
@@ -421,7 +421,7 @@ def place(batch: Any, mesh: Mesh) -> Any:
 _largest = jax.jit(jnp.max)
 
 
-def anywhere(own: bool, mesh: Mesh) -> jax.Array:
+def any_process(own: bool, mesh: Mesh) -> jax.Array:
   """Returns an array that is nonzero if `own` is true in any process.
 
   All processes have to call it at the same points. It is computed on the devices:

@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(
 
 
 @pytest.fixture
-def strict_ranks():
+def no_rank_promotion():
   """Forbids implicit rank promotion: pure functions have to broadcast explicitly."""
   with jax.numpy_rank_promotion('raise'):
     yield

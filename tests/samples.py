@@ -17,7 +17,7 @@ import pytest
 from omni_jax.checkpoint.init_values import init_autoencoder
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import config_file
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.contract import Part
@@ -26,7 +26,7 @@ from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.model import abstract, batch_losses, ModelConfig, OmniModel
 from omni_jax.objective import LossConfig, Pretraining
-from omni_jax.sequence.pack import Laid, Packer
+from omni_jax.sequence.pack import LaidOut, Packer
 from omni_jax.sharding import make_mesh, param_roles, param_specs, place
 from omni_jax.train import state as states
 from omni_jax.train.optim import make_optimizer, OptimConfig
@@ -48,7 +48,7 @@ SOUND_RATE = 8000  # samples per second of `sound`
 FRAME_SAMPLES = 640  # samples of a frame: 80 ms
 
 
-def mostly_long(cases: Sequence[Any], *always: int) -> list[Any]:
+def mark_long_except(cases: Sequence[Any], *always: int) -> list[Any]:
   """Returns the cases of a parametrised test, most of them marked as long.
 
   Args:
@@ -186,13 +186,13 @@ def _same_audio(left: Part, right: Part) -> bool:
   return same_shape and np.allclose(left.wave, right.wave, atol=1e-5)
 
 
-def laid(model: ModelConfig, seed: int = 0) -> list[Laid]:
+def laid(model: ModelConfig, seed: int = 0) -> list[LaidOut]:
   """Returns the examples, laid out for a model."""
   hosts = model.hosts()
   return [prepare(example, hosts) for example in examples(seed)]
 
 
-def packed(items: list[Laid], hosts: Hosts, budget: RowBudget = BUDGET) -> Batch:
+def packed(items: list[LaidOut], hosts: Hosts, budget: RowBudget = BUDGET) -> Batch:
   """Returns all items in one batch, several per row."""
   packer = Packer(budget, hosts)
   for item in items:

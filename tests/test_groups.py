@@ -12,10 +12,10 @@ import pytest
 from samples import BUDGET, laid, make_kit, omni_optimizer, tiny_model
 
 from omni_jax.errors import UserError
-from omni_jax.inspect_data import losses_of, payload_of, stretches_of
+from omni_jax.inspect_data import loss_masks, payload_of, stretches_of
 from omni_jax.model import batch_losses, encode_streams, merge
 from omni_jax.sequence.pack import check_budget, Packer
-from omni_jax.train.accumulate import cut_into
+from omni_jax.train.accumulate import split_batch
 from omni_jax.types import NONE, RowBudget
 
 ROWS = 4
@@ -145,7 +145,7 @@ def test_a_row_may_use_what_its_neighbour_leaves(model):
 
 def test_parts_of_a_batch_keep_groups_together(model, batches):
   _, together = batches
-  cut = cut_into(jax.tree.map(jnp.asarray, together), 2)
+  cut = split_batch(jax.tree.map(jnp.asarray, together), 2)
   assert cut.token_BL.shape[:2] == (2, 2)
   np.testing.assert_array_equal(cut.token_BL[1], together.token_BL[2:])
   for name, stream in together.streams.items():
@@ -164,8 +164,8 @@ def test_the_page_of_a_row_finds_its_pieces(model, batches):
         our_payload = payload_of(alone, row, our_stretch, hosts)
         their_payload = payload_of(together, row, their_stretch, hosts)
         np.testing.assert_array_equal(our_payload, their_payload)
-    their_losses = losses_of(together, row, hosts)
-    for name, has_loss in losses_of(alone, row, hosts).items():
+    their_losses = loss_masks(together, row, hosts)
+    for name, has_loss in loss_masks(alone, row, hosts).items():
       np.testing.assert_array_equal(has_loss, their_losses[name])
 
 

@@ -10,7 +10,7 @@ from samples import examples, laid, packed, ROOT, tiny_model
 from omni_jax import inspect_data
 from omni_jax.errors import UserError
 from omni_jax.inspect_data import (
-  losses_of,
+  loss_masks,
   payload_of,
   QUERIES,
   render,
@@ -65,7 +65,7 @@ def test_stretches_cover_the_row_and_name_its_contents(batch):
 
 def test_losses_are_where_the_batch_has_them(batch):
   for row in range(len(batch.token_BL)):
-    losses = losses_of(batch, row, HOSTS)
+    losses = loss_masks(batch, row, HOSTS)
     np.testing.assert_array_equal(losses['text'], batch.weight_BL[row] > 0)
     for medium, name in (('image', 'image.drawn'), ('audio', 'audio.spoken')):
       at_M = batch.streams[name].write_at_BM[row]

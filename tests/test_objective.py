@@ -11,7 +11,7 @@ import samples
 from samples import chat, packed, text
 
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.model import encode_streams, merge
 from omni_jax.objective import Objective, Outcome, Pretraining

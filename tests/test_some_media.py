@@ -13,8 +13,8 @@ from samples import chat, picture, text
 from omni_jax import sharding
 from omni_jax.checkpoint.init_values import init_frozen
 from omni_jax.config import config_file
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.generate.api import TrainedModel
 from omni_jax.train.plan import omni_program, Plan
@@ -71,7 +71,7 @@ def trained(request):
   plan = Plan(config)
   rng = np.random.default_rng(0)
   examples = questions(*(part(rng) for _ in range(8)))
-  loader = Loader(Making(examples, plan.hosts, 0), plan.budget, prefetch=0)
+  loader = Loader(ExampleMaker(examples, plan.hosts, 0), plan.budget, prefetch=0)
   history = []
   with jax.set_mesh(plan.mesh):
     frozen = init_frozen(plan.model_config, seed=0)

@@ -11,9 +11,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from omni_jax.data.sources.ready.ready_set import Asked, LANGUAGES, ReadySet
+from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet, Selection
 from omni_jax.data.sources.ready.sets import READY
-from omni_jax.evaluate.page.shown import grid, spectrogram
+from omni_jax.evaluate.page.page_media import grid, spectrogram
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.files import png_bytes
@@ -102,7 +102,7 @@ def main() -> None:
 
   def test(name: str, language: str = '') -> ReadySet:
     languages = (language,) if language else ()
-    return READY[name](root, Asked('test', languages=languages), HOSTS)
+    return READY[name](root, Selection('test', languages=languages), HOSTS)
 
   digits = spread(test('mnist'), COLUMNS)
   faces = []

@@ -28,9 +28,9 @@ from ml_collections import config_flags
 
 from omni_jax.bench import corpus, data, peers
 from omni_jax.config import read_config
-from omni_jax.data.making import Making
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.errors import run_command, UserError
-from omni_jax.train.stages import making_of, Run
+from omni_jax.train.stages import maker_of, Run
 from omni_jax.types import RowBudget
 
 _FLAGS = flags.FlagValues()
@@ -71,9 +71,9 @@ def _data(run: Run) -> dict[str, Any]:
       )
     workers.append(int(number))
   examples = _FLAGS.examples
-  fresh_making = functools.partial(making_of, run)
-  overhead = data.measure_overhead(fresh_making, run.budget, examples)
-  rates = _rates(fresh_making, run.budget, workers)
+  fresh_maker = functools.partial(maker_of, run)
+  overhead = data.measure_overhead(fresh_maker, run.budget, examples)
+  rates = _rates(fresh_maker, run.budget, workers)
   data.log_costs(overhead, rates)
   figures: dict[str, Any] = {
     'overhead': dataclasses.asdict(overhead),
@@ -81,26 +81,26 @@ def _data(run: Run) -> dict[str, Any]:
   }
   if _FLAGS.peers:
     print('without augmentation, which the peers do not do:')
-    unaugmented = lambda: fresh_making()._replace(augment=None)
+    unaugmented = lambda: fresh_maker()._replace(augment=None)
     rates = _rates(unaugmented, run.budget, workers)
     data.log_rates(rates)
-    figures['peers'] = peers.measure_peers(fresh_making(), workers, examples, print)
+    figures['peers'] = peers.measure_peers(fresh_maker(), workers, examples, print)
     figures['rates_without_augmentation'] = _plain(rates)
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
       figures['memory'] = corpus.measure_peaks(
-        folder, _FLAGS.corpus, fresh_making(), run.budget, print
+        folder, _FLAGS.corpus, fresh_maker(), run.budget, print
       )
   return figures
 
 
 def _rates(
-  fresh_making: Callable[[], Making], budget: RowBudget, workers: Sequence[int]
+  fresh_maker: Callable[[], ExampleMaker], budget: RowBudget, workers: Sequence[int]
 ) -> list[data.Rate]:
   """Returns a loader's rates with each number of worker processes."""
   examples = _FLAGS.examples
   return [
-    data.measure_rate(fresh_making(), budget, workers=count, examples=examples)
+    data.measure_rate(fresh_maker(), budget, workers=count, examples=examples)
     for count in workers
   ]
 

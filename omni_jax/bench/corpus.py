@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   pack_example,
   write_array_record,
 )
-from omni_jax.data.worker_pool import Pool
+from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import UserError
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.types import RowBudget
@@ -29,19 +29,19 @@ class Reader(NamedTuple):
   """Reads a corpus once in a process of its own, which calls it with None.
 
   Attributes:
-    making: how examples are made; its own examples are not used.
+    maker: how examples are made; its own examples are not used.
     budget: sizes of a batch.
     paths: files of the corpus.
   """
 
-  making: Making
+  maker: ExampleMaker
   budget: RowBudget
   paths: list[str]
 
   def __call__(self, _: None) -> int:
     """Returns the process's peak resident memory in MiB since its start."""
-    examples = ArrayRecordExamples(self.paths, self.making.hosts)
-    loader = Loader(self.making._replace(examples=examples), self.budget)
+    examples = ArrayRecordExamples(self.paths, self.maker.hosts)
+    loader = Loader(self.maker._replace(examples=examples), self.budget)
     count = 0
     while count < len(examples):
       count += int(next(loader).segment_BL.max(axis=1).sum())
@@ -66,7 +66,7 @@ def peak_memory() -> int:
 def measure_peaks(
   folder: str,
   gigabytes: float,
-  making: Making,
+  maker: ExampleMaker,
   budget: RowBudget,
   log: Callable[[str], None],
 ) -> dict[str, int]:
@@ -77,7 +77,7 @@ def measure_peaks(
   Args:
     folder: where to write the corpus.
     gigabytes: size of the corpus.
-    making: how examples are made.
+    maker: how examples are made.
     budget: sizes of a batch.
     log: function that reports a line.
   """
@@ -94,15 +94,15 @@ def measure_peaks(
   peaks = {}
   parts = {'tenth': shards[: round(SHARE * SHARDS)], 'whole': shards}
   for name, paths in parts.items():
-    read: Any = Reader(making, budget, paths)
-    pool = Pool(
+    read: Any = Reader(maker, budget, paths)
+    pool = WorkerPool(
       read,
       1,
       timeout=10 * HOUR,
       died='the reading process has died',
       hangs='the reading process hangs',
     )
-    peaks[name] = pool.get(pool.ask(None))
+    peaks[name] = pool.result(pool.submit(None))
     pool.close()
     log(f'peak memory of reading the {name} once: {peaks[name]} MiB')
   return peaks

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from omni_jax.bench import bare
 from omni_jax.config import LoaderConfig
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader, Order
-from omni_jax.data.making import Making
 from omni_jax.data.sources.mixture import Mixture
 from omni_jax.types import Batch, RowBudget
 
@@ -114,19 +114,19 @@ def take(loader: Loader, examples: int) -> Counts:
 
 
 def measure_rate(
-  making: Making, budget: RowBudget, *, workers: int, examples: int
+  maker: ExampleMaker, budget: RowBudget, *, workers: int, examples: int
 ) -> Rate:
   """Returns the wall-clock speed of a loader.
 
   The first batches are left out, since they wait for the worker processes to start.
 
   Args:
-    making: how examples are made.
+    maker: how examples are made.
     budget: sizes of a batch.
     workers: number of worker processes.
     examples: number of examples to measure with.
   """
-  loader = Loader(making, budget, LoaderConfig(workers=workers))
+  loader = Loader(maker, budget, LoaderConfig(workers=workers))
   try:
     take(loader, max(1, examples // 4))
     start = time.perf_counter()
@@ -138,29 +138,29 @@ def measure_rate(
 
 
 def measure_overhead(
-  fresh_making: Callable[[], Making], budget: RowBudget, examples: int
+  fresh_maker: Callable[[], ExampleMaker], budget: RowBudget, examples: int
 ) -> Overhead:
   """Returns the CPU time of a loader and of the bare loop.
 
   Both take the same examples in the same order, one after another in this process.
 
   Args:
-    fresh_making: function that returns sources without cached media.
+    fresh_maker: function that returns sources without cached media.
     budget: sizes of a batch.
     examples: number of examples to measure with.
   """
-  making = fresh_making()
-  mixture = Mixture.of(making.examples)
-  order = Order(mixture, making.seed)
+  maker = fresh_maker()
+  mixture = Mixture.of(maker.examples)
+  order = Order(mixture, maker.seed)
   each = max(10, examples // ROUNDS)
   media = [bare.encoded_media(mixture, order[k].example) for k in range(ROUNDS * each)]
-  unaugmented = Loader(making._replace(augment=None), budget, prefetch=0)
-  augmented = Loader(fresh_making(), budget, prefetch=0) if making.augment else None
+  unaugmented = Loader(maker._replace(augment=None), budget, prefetch=0)
+  augmented = Loader(fresh_maker(), budget, prefetch=0) if maker.augment else None
   times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
   total = Counts.none()
   for k in range(ROUNDS):
     round_media = list(itertools.chain(*media[k * each : (k + 1) * each]))
-    decode = functools.partial(bare.decode_media, round_media, making.hosts)
+    decode = functools.partial(bare.decode_media, round_media, maker.hosts)
     seconds, _ = processor_seconds(decode)
     times['bare'].append(seconds / each)
     seconds, counts = processor_seconds(lambda: take(unaugmented, each))

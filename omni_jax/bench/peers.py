@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from omni_jax.bench.bare import DECODERS
-from omni_jax.data.making import Making
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts, TEXT
@@ -22,7 +22,7 @@ BATCH = 64
 
 
 def measure_peers(
-  making: Making, workers: Sequence[int], examples: int, log: Callable[[str], None]
+  maker: ExampleMaker, workers: Sequence[int], examples: int, log: Callable[[str], None]
 ) -> dict[str, float]:
   """Returns examples per second by number of worker processes.
 
@@ -32,7 +32,7 @@ def measure_peers(
   Raises:
     UserError: if the source is not JSON lines, or if a package is missing.
   """
-  lines = getattr(making.examples, 'lines', making.examples)
+  lines = getattr(maker.examples, 'lines', maker.examples)
   if not isinstance(lines, JsonLines):
     raise UserError('--peers reads JSON lines: use a config with data.source jsonl')
   try:
@@ -44,7 +44,7 @@ def measure_peers(
     ) from error
   path = os.fspath(lines.path)
   rows = datasets.load_dataset('json', data_files=path, split='train')
-  decode = functools.partial(transform, os.path.dirname(path), making.hosts)
+  decode = functools.partial(transform, os.path.dirname(path), maker.hosts)
   rows = rows.with_transform(decode)
   rates = {}
   for count in workers:
@@ -54,7 +54,7 @@ def measure_peers(
       shuffle=True,
       num_workers=count,
       collate_fn=collate,
-      generator=torch.Generator().manual_seed(making.seed),
+      generator=torch.Generator().manual_seed(maker.seed),
     )
     rate = _examples_per_second(loader, examples)
     rates[str(count)] = rate

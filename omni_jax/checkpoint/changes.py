@@ -87,7 +87,7 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return values
 
 
-def between(
+def compare(
   stage: str,
   saved: Mapping[str, Any],
   now: Mapping[str, Any],
@@ -130,7 +130,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def checked(
+def check(
   workdir: str, stage: str, step: int, changes: Changes, *, strict: bool
 ) -> list[str]:
   """Returns lines for the log about the values that changed.

@@ -135,7 +135,7 @@ class Checkpoints:
     """
     if not self._read_only:
       self._wait()
-    return max(step_folders.listed(self._path), default=None)
+    return max(step_folders.complete(self._path), default=None)
 
   def save(
     self, state: TrainState, iterator: bytes, about: Mapping[str, Any] | None = None
@@ -195,7 +195,7 @@ class Checkpoints:
   def _remove_old(self) -> None:
     """Removes all but the last steps, and those whose removal was not completed."""
     half_removed = step_folders.half_removed(self._path)
-    too_many = step_folders.listed(self._path)[: -self._keep]
+    too_many = step_folders.complete(self._path)[: -self._keep]
     for step in [*half_removed, *too_many]:
       try:
         step_folders.remove(self._path, step)
@@ -217,7 +217,7 @@ class Checkpoints:
     """Returns the error to raise for an error of the save in progress."""
     save = self._current_save
     step = '' if save is None else f' {save.step}'
-    last = max(step_folders.listed(self._path), default=None)
+    last = max(step_folders.complete(self._path), default=None)
     return SaveFailed(
       f'saving step{step} in {self._path} failed: {type(error).__name__}: '
       f'{first_line(error)}; the last good step is {last}; make room or repair the '
@@ -289,7 +289,7 @@ class Checkpoints:
       last = self._existing(step)
       candidates = [last]
       if step is None:
-        candidates = step_folders.listed(self._path)[::-1]
+        candidates = step_folders.complete(self._path)[::-1]
       for candidate in candidates:
         try:
           return read_checked_shapes(self._path / str(candidate))
@@ -310,7 +310,7 @@ class Checkpoints:
       except Damaged as error:
         raise UserError(
           f'{self._path}/{step} is damaged: {error}; choose another step of '
-          f'{step_folders.listed(self._path)}'
+          f'{step_folders.complete(self._path)}'
         ) from error
     for _ in range(ATTEMPTS):
       restored = self._last_good(read)
@@ -346,9 +346,9 @@ class Checkpoints:
           )
           continue
         damages.append(f'step {step}: {error}')
-        moved = self._put_aside(step, str(error))
+        moved = self._quarantine(step, str(error))
         self._say(f'WARNING: {self._path}/{step} is damaged: {error}; {instead}{moved}')
-    aside = [] if self._read_only else step_folders.aside(self._path)
+    aside = [] if self._read_only else step_folders.quarantined(self._path)
     if damages or aside:
       reason = '; '.join(damages) or 'all were moved to quarantine before'
       raise UserError(
@@ -357,26 +357,26 @@ class Checkpoints:
       )
     return None
 
-  def _put_aside(self, step: int, why: str) -> str:
+  def _quarantine(self, step: int, why: str) -> str:
     """Moves a damaged step to quarantine, unless read-only; returns words for the log."""
     if self._read_only:
       return ''
     if not jax.process_index():
-      step_folders.put_aside(self._path, step, why)
+      step_folders.quarantine(self._path, step, why)
     _barrier()
-    return f'; moved to {self._path}/{step_folders.ASIDE}'
+    return f'; moved to {self._path}/{step_folders.QUARANTINE}'
 
   def _shared_steps(self) -> list[int]:
     """Returns the steps that count as the first process sees them, in all processes.
 
     Other processes may see the storage a moment earlier or later.
     """
-    own = json.dumps(step_folders.listed(self._path)).encode()
+    own = json.dumps(step_folders.complete(self._path)).encode()
     return json.loads(gather_bytes(own)[0])
 
   def _existing(self, step: int | None) -> int:
     """Returns the step, or the last one for None; UserError if it does not count."""
-    steps = step_folders.listed(self._path)
+    steps = step_folders.complete(self._path)
     folders = step_folders.folders(self._path)
     if not steps and folders:
       raise UserError(
@@ -396,12 +396,12 @@ def _barrier() -> None:
 
 def has_checkpoint(workdir: str, stage: str) -> bool:
   """Returns whether a stage of a run has saved a step yet; creates no folder."""
-  return bool(listed_steps(workdir, stage))
+  return bool(complete_steps(workdir, stage))
 
 
-def listed_steps(workdir: str, stage: str) -> list[int]:
+def complete_steps(workdir: str, stage: str) -> list[int]:
   """Returns the steps of a stage that count, in order."""
-  return step_folders.listed(_folder(workdir, stage))
+  return step_folders.complete(_folder(workdir, stage))
 
 
 def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
@@ -410,7 +410,7 @@ def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
   Returns (0, {}) if there is none.
   """
   folder = _folder(workdir, stage)
-  for step in reversed(step_folders.listed(folder)):
+  for step in reversed(step_folders.complete(folder)):
     with contextlib.suppress(Damaged):
       return step, manifest.read(folder / str(step)).about
   return 0, {}

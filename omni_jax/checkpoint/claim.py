@@ -22,7 +22,7 @@ def is_local(path: epath.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(workdir: str) -> Iterator[None]:
+def exclusive(workdir: str) -> Iterator[None]:
   """Keeps a second trainer out of a folder until the context is left.
 
   The folder is created if it does not exist. The kernel holds a lock on a file in it,

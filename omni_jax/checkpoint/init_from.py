@@ -9,7 +9,7 @@ from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import fresh_average, TrainState, use_average
 from omni_jax.config import OMNI
 from omni_jax.errors import UserError
-from omni_jax.sharding import name_of, named_leaves
+from omni_jax.sharding import leaf_name, named_leaves
 
 _FROZEN = 'buffers.frozen.'  # prefix of the names of autoencoders' arrays
 
@@ -126,7 +126,7 @@ def start_from(
   with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
 
     def placed(path, leaf):
-      name = name_of(path).replace('buffers.ema.', 'params.', 1)
+      name = leaf_name(path).replace('buffers.ema.', 'params.', 1)
       target = ours.get(name)
       if target is None or target.shape != leaf.shape:
         return None
@@ -138,7 +138,7 @@ def start_from(
   theirs = named_leaves(use_average(model))
 
   def chosen(path, leaf):
-    name = name_of(path)
+    name = leaf_name(path)
     if name not in ours or name in fresh:
       return leaf
     return theirs[name].astype(leaf.dtype)

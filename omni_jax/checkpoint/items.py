@@ -97,7 +97,7 @@ def read_arrays(folder: epath.Path, like: Any, saved: Manifest) -> Any:
   restore_args = ocp.checkpoint_utils.construct_restore_args(like)
   args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
   try:
-    return manifest.patiently(
+    return manifest.with_retries(
       lambda: ocp.PyTreeCheckpointHandler().restore(folder, args=args), folder
     )
   except (MemoryError, UserError):
@@ -115,7 +115,7 @@ def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
   """
   folder = step_folder / MODEL
   try:
-    metadata = manifest.patiently(
+    metadata = manifest.with_retries(
       lambda: ocp.StandardCheckpointHandler().metadata(folder), folder
     )
   except UserError:

@@ -60,7 +60,7 @@ def _digest(data: bytes) -> str:
   return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def patiently(read: Callable[[], T], what: Any) -> T:
+def with_retries(read: Callable[[], T], what: Any) -> T:
   """Returns what `read` returns, trying a few times if the storage fails.
 
   A step is not damaged because its storage fails for a moment.
@@ -69,7 +69,7 @@ def patiently(read: Callable[[], T], what: Any) -> T:
     UserError: if it cannot be read for another reason than that it does not exist.
   """
   try:
-    return retry.patiently(read, what)
+    return retry.with_retries(read, what)
   except (FileNotFoundError, NotADirectoryError):
     raise
   except OSError as error:
@@ -123,7 +123,7 @@ def read(folder: epath.Path) -> Manifest:
   """
   path = folder / NAME
   try:
-    data = patiently(path.read_bytes, path)
+    data = with_retries(path.read_bytes, path)
   except FileNotFoundError as error:
     raise Damaged(f'{NAME} is missing') from error
   head, _, body = data.partition(b'\n')
@@ -221,12 +221,12 @@ def _leads_out(folder: epath.Path, name: str) -> bool:
 
 def _check_file(path: epath.Path, name: str, size: int, digest: str) -> None:
   """Raises Damaged if a file has another size or digest; '' matches every digest."""
-  actual_size = patiently(path.stat, path).length
+  actual_size = with_retries(path.stat, path).length
   if actual_size != size:
     raise Damaged(f'{name} has {actual_size} bytes, but {size} were written')
   if not digest:
     return
-  actual_digest = _digest(patiently(path.read_bytes, path))
+  actual_digest = _digest(with_retries(path.read_bytes, path))
   if actual_digest != digest:
     raise Damaged(f'{name} has digest {actual_digest}, but {digest} was written')
 

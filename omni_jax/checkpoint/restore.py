@@ -8,7 +8,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
+from omni_jax.checkpoint.checkpoints import Checkpoints, complete_steps
 from omni_jax.checkpoint.init_values import init_buffers, init_frozen, init_params
 from omni_jax.checkpoint.saved_config import CONFIG_FILE, saved_config
 from omni_jax.checkpoint.train_state import use_average
@@ -27,7 +27,7 @@ def steps_of(workdir: str) -> list[int]:
 
   A trainer may add and remove some at any time.
   """
-  return listed_steps(workdir, OMNI)
+  return complete_steps(workdir, OMNI)
 
 
 def last_step(workdir: str) -> int:

@@ -11,12 +11,12 @@ from etils import epath
 
 from omni_jax.checkpoint import manifest
 
-ASIDE = 'quarantine'
+QUARANTINE = 'quarantine'
 UNFINISHED = '.unfinished'
 
 
-def listed(folder: epath.Path) -> list[int]:
-  """Returns the steps that count, in order."""
+def complete(folder: epath.Path) -> list[int]:
+  """Returns the complete steps, which have a manifest, in order."""
   steps = folders(folder)
   return [step for step in steps if (folder / str(step) / manifest.NAME).exists()]
 
@@ -60,12 +60,12 @@ def remove(folder: epath.Path, step: int) -> None:
 
 def half_removed(folder: epath.Path) -> list[int]:
   """Returns the steps whose removal was not completed, while none is being written."""
-  complete = listed(folder)
-  steps = [step for step in folders(folder) if step not in complete]
+  complete_steps = complete(folder)
+  steps = [step for step in folders(folder) if step not in complete_steps]
   return [step for step in steps if _mark(folder, step).exists()]
 
 
-def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
+def quarantine(folder: epath.Path, step: int, why: str) -> epath.Path:
   """Moves a step file by file into the folder `quarantine`.
 
   Its manifest is moved first, so that the step no longer counts. If a process was
@@ -97,11 +97,11 @@ def put_aside(folder: epath.Path, step: int, why: str) -> epath.Path:
 
 def _new_target(folder: epath.Path, step: int) -> epath.Path:
   """Returns the first folder STEP.0, STEP.1, ... that is free in the quarantine."""
-  names = [path.name for path in aside(folder)]
+  names = [path.name for path in quarantined(folder)]
   number = 0
   while f'{step}.{number}' in names:
     number += 1
-  return folder / ASIDE / f'{step}.{number}'
+  return folder / QUARANTINE / f'{step}.{number}'
 
 
 def _moving_mark(target: epath.Path) -> epath.Path:
@@ -111,7 +111,7 @@ def _moving_mark(target: epath.Path) -> epath.Path:
 
 def _begun_target(folder: epath.Path, step: int) -> epath.Path | None:
   """Returns where a process that was killed has moved a part of the step, if any."""
-  quarantine = folder / ASIDE
+  quarantine = folder / QUARANTINE
   if not quarantine.exists():
     return None
   for mark in quarantine.glob(f'{step}.*{UNFINISHED}'):
@@ -119,9 +119,9 @@ def _begun_target(folder: epath.Path, step: int) -> epath.Path | None:
   return None
 
 
-def aside(folder: epath.Path) -> list[epath.Path]:
+def quarantined(folder: epath.Path) -> list[epath.Path]:
   """Returns the folders of the steps in quarantine."""
-  quarantine = folder / ASIDE
+  quarantine = folder / QUARANTINE
   if not quarantine.exists():
     return []
   paths = quarantine.iterdir()
@@ -146,11 +146,11 @@ def tidy(folder: epath.Path) -> list[str]:
     Lines for the log about what was done.
   """
   lines = []
-  complete = listed(folder)
+  complete_steps = complete(folder)
   for step in folders(folder):
     step_folder = folder / str(step)
     marked = _mark(folder, step).exists()
-    counts = step in complete
+    counts = step in complete_steps
     if counts and marked and _manifest_is_damaged(step_folder):
       counts = False  # killed while it wrote the manifest
     if counts:
@@ -163,7 +163,7 @@ def tidy(folder: epath.Path) -> list[str]:
         f'{manifest.NAME} is missing: it was removed, or the step was saved by older '
         'code or is half copied'
       )
-      target = put_aside(folder, step, why)
+      target = quarantine(folder, step, why)
       lines.append(f'WARNING: {step_folder} does not count: {why}; moved to {target}')
   _remove_stale_marks(folder)
   return lines
@@ -176,7 +176,7 @@ def _remove_stale_marks(folder: epath.Path) -> None:
     step = path.name.removesuffix(UNFINISHED)
     if path.name.endswith(UNFINISHED) and step.isdecimal():
       end(folder, int(step))
-  for target in aside(folder):
+  for target in quarantined(folder):
     source = folder / target.name.partition('.')[0]
     if not source.exists():  # all of it had been moved
       _moving_mark(target).unlink(missing_ok=True)

@@ -38,7 +38,11 @@ def _sent_operands(
 
 
 def collective_transfer(
-  collective: Instruction, computation: Computation, kind: str, times: int, awaited: str
+  collective: Instruction,
+  computation: Computation,
+  kind: str,
+  times: int,
+  wait_name: str,
 ) -> Transfer:
   """Returns the transfer of a collective.
 
@@ -47,7 +51,7 @@ def collective_transfer(
     computation: computation that holds the instruction.
     kind: what it does; a fusion may turn an all-reduce into a reduce-scatter.
     times: how often it runs in one run of the program.
-    awaited: name of the Wait that ends it, or ''.
+    wait_name: name of the Wait that ends it, or ''.
   """
   payload = 0.0
   for operand in _sent_operands(collective, computation):
@@ -57,7 +61,7 @@ def collective_transfer(
   else:
     groups = collective.attribute('replica_groups')
   return Transfer(
-    collective.name, kind, times, payload, groups or '{}', collective.source, awaited
+    collective.name, kind, times, payload, groups or '{}', collective.source, wait_name
   )
 
 
@@ -99,12 +103,12 @@ class FusedCollective(NamedTuple):
   Attributes:
     instruction: the collective.
     kind: what it does together with the instructions around it.
-    awaited: name of the Wait that ends it, or ''.
+    wait_name: name of the Wait that ends it, or ''.
   """
 
   instruction: Instruction
   kind: str
-  awaited: str
+  wait_name: str
 
 
 def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedCollective]:
@@ -129,8 +133,8 @@ def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedColle
     seen.add(channel)
     if kind == 'all-reduce' and _is_sliced(instruction, fused):
       kind = 'reduce-scatter'
-    awaited = f'channel {channel}' if starts else ''
-    yield FusedCollective(instruction, kind, awaited)
+    wait_name = f'channel {channel}' if starts else ''
+    yield FusedCollective(instruction, kind, wait_name)
 
 
 def fused_waits(fused: Computation) -> Iterator[Wait]:

@@ -107,8 +107,8 @@ class Walker:
     for instruction in computation.instructions:
       opcode = instruction.opcode
       if opcode.endswith('-done'):
-        awaited = start_name(instruction, computation)
-        self._order.append(Wait(awaited))
+        wait_name = start_name(instruction, computation)
+        self._order.append(Wait(wait_name))
       if opcode in FREE_OPCODES or opcode.endswith(('-done', '-update')):
         continue
       if opcode == 'while':
@@ -119,8 +119,8 @@ class Walker:
         self._call(instruction, times)
       elif kind := collective_kind(instruction):
         is_start = opcode != kind
-        awaited = instruction.name if is_start else self._awaited
-        self._collective(instruction, computation, kind, times, awaited)
+        wait_name = instruction.name if is_start else self._awaited
+        self._collective(instruction, computation, kind, times, wait_name)
       elif opcode in ('send', 'recv'):
         if transfer := slice_transfer(instruction, computation, times):
           self._add_transfer(transfer)
@@ -195,10 +195,10 @@ class Walker:
     computation: Computation,
     kind: str,
     times: int,
-    awaited: str,
+    wait_name: str,
   ) -> None:
     """Adds a collective, and the bytes of memory that it reads and writes."""
-    transfer = collective_transfer(collective, computation, kind, times, awaited)
+    transfer = collective_transfer(collective, computation, kind, times, wait_name)
     self._add_transfer(transfer)
     self._add_work(collective, times, 0.0, collective_bytes(collective, computation))
 
@@ -209,6 +209,6 @@ class Walker:
     fused = self._module.computations[fusion.called('calls')]
     self._order.extend(fused_waits(fused))
     for inner in fused_collectives(fused, seen):
-      self._collective(inner.instruction, fused, inner.kind, times, inner.awaited)
+      self._collective(inner.instruction, fused, inner.kind, times, inner.wait_name)
     flops = self._products.of(fusion, computation, times)
     self._add_work(fusion, times, flops, self._fusions.of(fusion, computation))

@@ -190,15 +190,15 @@ def advice(plan: Plan, topology: Topology, measurement: Measurement) -> str:
     measurement: measurement of the program.
   """
   memory = measurement.memory
-  ways = sharding.ways(plan.mesh, 'batch')
-  rows = plan.budget.rows // ways
+  shards = sharding.num_shards(plan.mesh, 'batch')
+  rows = plan.budget.rows // shards
   room = topology.hbm - (memory.peak - memory.temporaries)
   fitting_rows = 0
   if room > 0:
     fitting_rows = int(rows * room / memory.temporaries)
   if fitting_rows >= 1:
     return (
-      f'config.data.budget.rows={fitting_rows * ways} ({fitting_rows} a chip instead '
+      f'config.data.budget.rows={fitting_rows * shards} ({fitting_rows} a chip instead '
       f'of {rows}) should fit'
     )
   enough = _chips_for(memory.peak, topology)

@@ -25,9 +25,9 @@ from omni_jax.compile.memory import (
   read_texts,
 )
 from omni_jax.generate.api import block_media, reply_slots
-from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
+from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
 from omni_jax.generate.grammar import ANY, grammar
-from omni_jax.generate.prefill import prefill, Room
+from omni_jax.generate.prefill import prefill, ReplySizes
 from omni_jax.modalities.text.tokenizer import TASKS
 from omni_jax.model import abstract, encode_streams, ModelConfig
 from omni_jax.sequence.pack import Packer
@@ -107,7 +107,7 @@ def batch_shapes(plan: Plan) -> Batch:
   budget = plan.budget
   group_budget = dataclasses.replace(budget, rows=budget.group)
   group = Packer(group_budget, plan.hosts).batch()
-  where = sharding.by_rows(plan.mesh)
+  where = sharding.batch_sharding(plan.mesh)
 
   def of_all_groups(x: Any) -> jax.ShapeDtypeStruct:
     shape = (len(x) * budget.pools, *x.shape[1:])
@@ -161,7 +161,7 @@ class _Replies(NamedTuple):
   bias_IE: Any
   batch: Batch
   key_B: Any
-  room: Room
+  room: ReplySizes
 
 
 def _replies(plan: Plan) -> _Replies:
@@ -170,7 +170,7 @@ def _replies(plan: Plan) -> _Replies:
   state = _with_shardings(program.state, program.layout)
   max_new = plan.config.generate.max_new
   slots = plan.budget.length + reply_slots(plan.model_config, max_new)
-  where = sharding.by_rows(plan.mesh)
+  where = sharding.batch_sharding(plan.mesh)
   encode = functools.partial(encode_streams, plan.model_config)
   coded = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
   make_keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
@@ -180,7 +180,7 @@ def _replies(plan: Plan) -> _Replies:
     state.buffers['router_bias'],
     _with_sharding(coded, where),
     _with_sharding(keys, where),
-    Room(slots, max_new),
+    ReplySizes(slots, max_new),
   )
 
 
@@ -210,8 +210,8 @@ def _writing_call(plan: Plan) -> _WritingCall:
   reading = _prefill(plan, replies)
   with jax.set_mesh(plan.mesh):
     rows = jax.eval_shape(reading.function, *reading.call)
-  cache = _with_sharding(rows.cache, sharding.cache_layout(plan.mesh))
-  rows = _with_sharding(rows, sharding.by_rows(plan.mesh))
+  cache = _with_sharding(rows.cache, sharding.cache_sharding(plan.mesh))
+  rows = _with_sharding(rows, sharding.batch_sharding(plan.mesh))
   replicated = sharding.replicated(plan.mesh)
   make_rules = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
   rules = _with_sharding(jax.eval_shape(make_rules), replicated)
@@ -248,7 +248,7 @@ def decode_program(plan: Plan) -> Program:
 
 def block_program(plan: Plan, medium: str) -> Program:
   """Returns the program that writes a block of a medium in every row."""
-  block = BlockOf(medium, plan.config.generate.dit_steps)
+  block = BlockProgram(medium, plan.config.generate.dit_steps)
   return _writing_program(plan, functools.partial(write_block, block=block))
 
 

@@ -32,7 +32,7 @@ class Transfer(NamedTuple):
     payload: bytes that one device contributes each time.
     groups: XLA's text of the groups of devices, or `collectives.SLICES`.
     source: where in the program it comes from, as JAX's path of names.
-    awaited: name of the Wait that ends it; '' if the core stops until it is done.
+    wait_name: name of the Wait that ends it; '' if the core stops until it is done.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Transfer(NamedTuple):
   payload: float
   groups: str
   source: str
-  awaited: str
+  wait_name: str
 
 
 class Wait(NamedTuple):
@@ -91,8 +91,8 @@ def scheduled_seconds(
     else:
       network, seconds = network_seconds(event)
       busy_until[network] = max(now, busy_until.get(network, 0.0)) + seconds
-      if event.awaited:
-        done_at[event.awaited] = busy_until[network]
+      if event.wait_name:
+        done_at[event.wait_name] = busy_until[network]
       else:
         now = busy_until[network]
   return max(now, *done_at.values(), 0.0)

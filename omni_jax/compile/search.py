@@ -102,7 +102,9 @@ def search(
 
   experts = config.model.decoder.experts
   is_cpu = topology.devices[0].platform == 'cpu'
-  for split in sharding.splits(len(topology.devices), topology.slices, experts):
+  for split in sharding.candidate_meshes(
+    len(topology.devices), topology.slices, experts
+  ):
     for remat in REMATS:
       if remat == Remat.ATTENTION and is_cpu:
         continue  # there is no attention kernel on CPUs whose result could be kept

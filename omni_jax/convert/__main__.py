@@ -43,7 +43,7 @@ from omni_jax.convert.inputs import reader_of, READERS
 from omni_jax.convert.local import convert
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.errors import run_command, UserError
-from omni_jax.sequence.media import is_remote
+from omni_jax.sequence.read_media import is_remote
 
 # Flags whose value is a text, '' by default, and their help.
 TEXT_FLAGS = {

@@ -33,15 +33,15 @@ from omni_jax.convert.conversion import (
 from omni_jax.convert.formats.reader import Reader
 from omni_jax.convert.run_check import Fingerprints, fingerprints_of, RunCheck
 from omni_jax.data.sources.shards import (
-  check_useful,
-  lists_of,
+  check_not_empty,
   MANIFEST,
   manifest_of,
   REFUSED,
   ShardStats,
+  summary_files,
 )
 from omni_jax.errors import UserError
-from omni_jax.sequence.media import is_remote
+from omni_jax.sequence.read_media import is_remote
 
 # Number of a piece of the input, its first item, and the item behind its last.
 Piece = tuple[int, int, int]
@@ -113,7 +113,7 @@ def _published(partial: str, output: str) -> dict[str, Any]:
     manifest = json.loads(beam_files.read(partial, MANIFEST))
     if not manifest['records']:
       beam_files.remove(partial)
-    check_useful(manifest)
+    check_not_empty(manifest)
     shards = [shard['file'] for shard in manifest['shards']]
     beam_files.publish(partial, output, [MANIFEST, REFUSED, *shards])
   except OSError as error:
@@ -175,7 +175,7 @@ def write_lists(
   shards = [ShardStats(*fields) for fields in stats]
   shards.sort(key=lambda shard: shard.file)
   manifest = manifest_of(shards, input_name, *fingerprints)
-  for name, text in lists_of(manifest, shards).items():
+  for name, text in summary_files(manifest, shards).items():
     beam_files.write(folder, name, io.BytesIO(text.encode()))
 
 

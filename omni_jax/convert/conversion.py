@@ -20,7 +20,7 @@ import msgpack
 from omni_jax.convert.formats.reader import InputExample, Reader
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.sources.records import MAX_RECORD, pack_example, write_array_record
-from omni_jax.data.sources.shards import added, ShardStats
+from omni_jax.data.sources.shards import ShardStats, sum_counts
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.sequence.example import (
@@ -91,8 +91,8 @@ def convert_example(source: InputExample, check: RunCheck | None = None) -> Conv
   for part in decoded:
     if part['type'] != TEXT:
       host = hosts[part['type']]
-      counts.append(host.counted(part[host.key]))
-  return Converted(source.id, record, '', added(counts))
+      counts.append(host.count(part[host.key]))
+  return Converted(source.id, record, '', sum_counts(counts))
 
 
 def _decoded(part: Part, hosts: Hosts) -> Part:
@@ -209,7 +209,7 @@ def write_shard(
     size = path.stat().st_size
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  counts = added(entry.counts for entry in kept)
+  counts = sum_counts(entry.counts for entry in kept)
   return ShardStats(path.name, len(kept), size, digest, counts, refused)
 
 

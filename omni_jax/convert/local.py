@@ -22,13 +22,13 @@ from omni_jax.convert.conversion import (
 from omni_jax.convert.formats.reader import Reader, RESUME
 from omni_jax.convert.run_check import fingerprints_of, RunCheck
 from omni_jax.data.sources.shards import (
-  check_useful,
-  lists_of,
+  check_not_empty,
   manifest_of,
   SCHEMA,
   ShardStats,
+  summary_files,
 )
-from omni_jax.data.worker_pool import Pool
+from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import UserError
 
 
@@ -92,8 +92,8 @@ def convert(
     manifest = manifest_of(stats, input_name, *fingerprints_of(check))
     if not manifest['records']:
       shutil.rmtree(partial)
-    check_useful(manifest)
-    for name, text in lists_of(manifest, stats).items():
+    check_not_empty(manifest)
+    for name, text in summary_files(manifest, stats).items():
       (partial / name).write_text(text)
     shutil.rmtree(partial / 'spills')
     _plan_file(partial).unlink()
@@ -187,7 +187,7 @@ def _run(
     for number in numbers:
       yield function(job, number)
     return
-  pool = Pool(
+  pool = WorkerPool(
     functools.partial(function, job),
     min(workers, len(numbers)),
     timeout=timeout,
@@ -196,8 +196,8 @@ def _run(
     'with --workers=1 to see where it hangs',
   )
   try:
-    results = [pool.ask(number) for number in numbers]
+    results = [pool.submit(number) for number in numbers]
     for result in results:
-      yield pool.get(result)
+      yield pool.result(result)
   finally:
     pool.close()

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.config import budget_of, dataclass_of, media_sizes
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig

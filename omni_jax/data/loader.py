@@ -17,11 +17,11 @@ from grain.experimental import index_shuffle, ThreadPrefetchIterDataset
 import numpy as np
 
 from omni_jax.config import LoaderConfig
-from omni_jax.data.making import Here, Making, Place, Workers
+from omni_jax.data.example_maker import ExampleMaker, InProcess, Place, Workers
 from omni_jax.data.sources.mixture import Draw, ENDLESS, Mixture, Schedule
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.sequence.example import Example
-from omni_jax.sequence.pack import check_budget, concatenated, Laid, Packer
+from omni_jax.sequence.pack import check_budget, concatenated, LaidOut, Packer
 from omni_jax.types import Batch, RowBudget
 
 # Number of examples that may wait for a later batch before the current one is full.
@@ -96,18 +96,18 @@ class _Lane:
 
   Args:
     place_of: returns the place of the lane's k-th example; IndexError after the last.
-    maker: prepares examples, in this process or in workers.
+    preparer: prepares examples, in this process or in workers.
     new_packer: returns an empty packer of the lane's rows.
   """
 
   def __init__(
     self,
     place_of: Callable[[int], Place],
-    maker: Here | Workers,
+    preparer: InProcess | Workers,
     new_packer: Callable[[], Packer],
   ):
     self._place_of = place_of
-    self._maker = maker
+    self._preparer = preparer
     self._new_packer = new_packer
     self.restore({'next': 0, 'waiting': [], 'bad': {}, 'such_as': {}})
 
@@ -126,9 +126,9 @@ class _Lane:
     # The first message of each kind; states of older versions have none.
     self._first_bad: dict[str, str] = dict(state.get('such_as', {}))
     self._requests: dict[int, Any] = {}  # by the first index of a block
-    self._results: dict[int, Laid | BadRecord] = {}
+    self._results: dict[int, LaidOut | BadRecord] = {}
     # Examples that were looked at and are not packed yet; None for bad records.
-    self._laid: dict[int, Laid | None] = {}
+    self._laid: dict[int, LaidOut | None] = {}
 
   def __next__(self) -> Batch:
     packer = self._new_packer()
@@ -146,7 +146,7 @@ class _Lane:
     self._waiting = waiting + list(queue)
     return packer.batch()
 
-  def _get(self, index: int) -> Laid | None:
+  def _get(self, index: int) -> LaidOut | None:
     """Returns an example, or None for a bad record, which is counted."""
     if index in self._laid:
       return self._laid[index]
@@ -167,15 +167,15 @@ class _Lane:
     Raises:
       IndexError: if the order ends before the index.
     """
-    size = self._maker.block
+    size = self._preparer.block
     first = index - index % size
     next_block = self._next - self._next % size + size
     self._request(first)
-    for start in range(next_block, self._next + size * self._maker.ahead, size):
+    for start in range(next_block, self._next + size * self._preparer.ahead, size):
       self._request(start)
     if first not in self._requests:
       raise IndexError(f'after {index} examples')
-    results = self._maker.get(self._requests.pop(first))
+    results = self._preparer.result(self._requests.pop(first))
     if index - first >= len(results):
       raise IndexError(f'after {first + len(results)} examples')
     # Those before the index are packed already.
@@ -186,9 +186,9 @@ class _Lane:
     """Requests the block that begins at an index, unless it is requested or empty."""
     if start in self._requests or start in self._results:
       return
-    places = self._places(start, self._maker.block)
+    places = self._places(start, self._preparer.block)
     if places:
-      self._requests[start] = self._maker.ask(places)
+      self._requests[start] = self._preparer.submit(places)
 
   def _places(self, start: int, size: int) -> list[Place]:
     """Returns the places of a block; fewer, or none, where the order ends."""
@@ -259,7 +259,7 @@ class Loader:
   The same seed gives the same batches, wherever the loader is resumed.
 
   Args:
-    making: the examples and how they are prepared; its seed also decides the order,
+    maker: the examples and how they are prepared; its seed also decides the order,
       which differs between epochs. The examples have random access, as `JsonLines`,
       `ArrayRecordExamples` or a `Mixture` of such sources do.
     budget: budget of the global batch.
@@ -273,44 +273,47 @@ class Loader:
 
   def __init__(
     self,
-    making: Making,
+    maker: ExampleMaker,
     budget: RowBudget,
     config: LoaderConfig = DEFAULT,
     *,
     shard: tuple[int, int] = (0, 1),
     prefetch: int = 2,
   ):
-    if not len(making.examples):
+    if not len(maker.examples):
       raise UserError('the data set is empty; check config.data')
     index, count = shard
     lanes = lanes_of(budget.rows, config, count)
-    mixture = Mixture.of(making.examples)
-    making = making._replace(examples=mixture)
-    order = Order(mixture, making.seed)
-    maker = Workers(making, config.workers) if config.workers else Here(making)
+    mixture = Mixture.of(maker.examples)
+    maker = maker._replace(examples=mixture)
+    order = Order(mixture, maker.seed)
+    if config.workers:
+      preparer: InProcess | Workers = Workers(maker, config.workers)
+    else:
+      preparer = InProcess(maker)
     lane_budget = dataclasses.replace(budget, rows=budget.rows // lanes)
     own_lanes = range(index * lanes // count, (index + 1) * lanes // count)
 
     def new_packer() -> Packer:
-      return Packer(lane_budget, making.hosts)
+      return Packer(lane_budget, maker.hosts)
 
     def new_lane(lane: int) -> _Lane:
-      return _Lane(lambda k: order[lane + k * lanes], maker, new_packer)
+      return _Lane(lambda k: order[lane + k * lanes], preparer, new_packer)
 
     def new_lanes() -> _Lanes:
       return _Lanes({lane: new_lane(lane) for lane in own_lanes})
 
-    check_budget(lane_budget, making.hosts)
+    check_budget(lane_budget, maker.hosts)
     dataset = _LanesDataset(new_lanes)
     if prefetch:
       dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch)
     self._iterator = iter(dataset)
-    self._maker = maker
+    self._preparer = preparer
     self._order = order
     self._lane_count = lanes
     self._examples = mixture
     self._strict = config.strict
-    self._facts = _facts(making, mixture, budget, lanes)
+    self._facts = _facts(maker, mixture, budget, lanes)
 
   def __iter__(self) -> 'Loader':
     return self
@@ -395,25 +398,25 @@ class Loader:
   def close(self) -> None:
     """Ends the prefetching thread and the workers."""
     self._iterator.close()
-    self._maker.close()
+    self._preparer.close()
 
 
 def _facts(
-  making: Making, mixture: Mixture, budget: RowBudget, lanes: int
+  maker: ExampleMaker, mixture: Mixture, budget: RowBudget, lanes: int
 ) -> dict[str, Any]:
   """Returns everything that the batches depend on, as it comes back from a state."""
   sources = {}
   for name, source in zip(mixture.names, mixture.sources, strict=True):
     sources[name] = [len(source), identity_of(source)]
-  augment = making.augment or {}
+  augment = maker.augment or {}
   facts = {
     'examples': sources,
     'shares': [round(share, 6) for share in mixture.shares()],
     'uses': mixture.uses(),
-    'seed': making.seed,
+    'seed': maker.seed,
     'lanes': lanes,
     'budget': dataclasses.asdict(budget),
-    'tokenizer': making.hosts.tokenizer.fingerprint(),
+    'tokenizer': maker.hosts.tokenizer.fingerprint(),
     'augment': {name: dataclasses.asdict(value) for name, value in augment.items()},
   }
   return json.loads(json.dumps(facts))

@@ -9,7 +9,7 @@ from typing import Any
 from omni_jax.errors import UserError
 
 
-class Pool:
+class WorkerPool:
   """Calls a function in other processes.
 
   Results can be requested early and taken in any order.
@@ -40,8 +40,8 @@ class Pool:
       count, context, _Process.start, (function,)
     )
 
-  def ask(self, argument: Any) -> concurrent.futures.Future:
-    """Requests a call of the function; `get` returns its result.
+  def submit(self, argument: Any) -> concurrent.futures.Future:
+    """Requests a call of the function; `result` returns what it returned.
 
     Raises:
       UserError: if a process has died.
@@ -51,7 +51,7 @@ class Pool:
     except BrokenProcessPool as error:
       raise UserError(self._died) from error
 
-  def get(self, request: concurrent.futures.Future) -> Any:
+  def result(self, request: concurrent.futures.Future) -> Any:
     """Returns the result of a requested call; an error of the function is raised here.
 
     Raises:

@@ -13,15 +13,15 @@ from etils import epath
 
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.page.charts import COLORS, Line, lines_chart
-from omni_jax.evaluate.page.page import page
 from omni_jax.evaluate.page.runs import (
   differing_keys,
-  Group,
+  FinishedRun,
   group_seeds,
-  mean_and_spread,
+  mean_and_std,
   read_run,
-  Run,
+  SeedGroup,
 )
+from omni_jax.evaluate.page.template import page
 
 Table = list[list[str]]  # the first row holds the names of the columns
 MISSING = '–'
@@ -32,7 +32,7 @@ NOTE = (
 )
 
 
-def run_table(runs: Sequence[Run]) -> Table:
+def run_table(runs: Sequence[FinishedRun]) -> Table:
   """Returns a row for every run: config values that differ, then final metrics."""
   keys = _keys(runs)
   names = _metric_names(runs)
@@ -42,7 +42,7 @@ def run_table(runs: Sequence[Run]) -> Table:
   return table
 
 
-def seed_table(runs: Sequence[Run]) -> Table:
+def seed_table(runs: Sequence[FinishedRun]) -> Table:
   """Returns a row for every group of runs that differ only in the seed."""
   keys = _keys(runs)
   if 'seed' in keys:
@@ -56,11 +56,11 @@ def seed_table(runs: Sequence[Run]) -> Table:
   return table
 
 
-def _keys(runs: Sequence[Run]) -> list[str]:
+def _keys(runs: Sequence[FinishedRun]) -> list[str]:
   return differing_keys([run.config for run in runs])
 
 
-def _metric_names(runs: Sequence[Run]) -> list[str]:
+def _metric_names(runs: Sequence[FinishedRun]) -> list[str]:
   """Returns the metrics that any run has, in the order of their first appearance."""
   names: dict[str, float] = {}
   for run in runs:
@@ -81,16 +81,16 @@ def _cells(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
   return cells
 
 
-def _metrics(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+def _metrics(runs: Sequence[FinishedRun], names: Sequence[str]) -> list[str]:
   return [_metric(name, runs) for name in names]
 
 
-def _metric(name: str, runs: Sequence[Run]) -> str:
+def _metric(name: str, runs: Sequence[FinishedRun]) -> str:
   """Returns the mean of a metric as text, with its spread if several runs have it."""
   values = [run.metrics[name] for run in runs if name in run.metrics]
   if not values:
     return MISSING
-  mean, spread = mean_and_spread(values)
+  mean, spread = mean_and_std(values)
   direction_accuracy = '_to_' in name and ' ' not in name
   if direction_accuracy or name.endswith(PERCENT):
     mean_text = f'{100 * mean:.1f}'
@@ -125,7 +125,7 @@ def _html_row(cells: Sequence[str], tag: str) -> str:
   return f'<tr>{columns}</tr>'
 
 
-def _mean_line(group: Group, loss: str) -> Line:
+def _mean_line(group: SeedGroup, loss: str) -> Line:
   """Returns the mean and spread of a loss over the group's seeds.
 
   The line covers the steps that all runs which logged this loss have in common; it is
@@ -136,13 +136,13 @@ def _mean_line(group: Group, loss: str) -> Line:
   means: list[float] = []
   spreads: list[float] = []
   for step in steps:
-    mean, spread = mean_and_spread([curve[step] for curve in curves])
+    mean, spread = mean_and_std([curve[step] for curve in curves])
     means.append(mean)
     spreads.append(spread)
   return Line(steps, means, spreads)
 
 
-def _loss_curves(groups: Sequence[Group]) -> str:
+def _loss_curves(groups: Sequence[SeedGroup]) -> str:
   losses: dict[str, dict[int, float]] = {}
   for group in groups:
     for run in group.runs:
@@ -161,7 +161,7 @@ def _loss_curves(groups: Sequence[Group]) -> str:
   return f'<p class="note">{names}</p><div class="charts">{charts}</div>'
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[FinishedRun]) -> str:
   """Returns the page as HTML."""
   groups = group_seeds(runs)
   sections = [('Runs', _as_html(run_table(runs)))]
@@ -200,10 +200,12 @@ def compare(folders: Sequence[epath.PathLike], out: epath.PathLike) -> str:
   return as_text(over_seeds if len(over_seeds) < len(every_run) else every_run)
 
 
-def _named_apart(runs: Sequence[Run], folders: Sequence[epath.PathLike]) -> list[Run]:
+def _named_apart(
+  runs: Sequence[FinishedRun], folders: Sequence[epath.PathLike]
+) -> list[FinishedRun]:
   """Returns the runs; those whose folders have the same name get the whole path."""
   names = [run.name for run in runs]
-  apart: list[Run] = []
+  apart: list[FinishedRun] = []
   for run, folder in zip(runs, folders, strict=True):
     unique = names.count(run.name) == 1
     apart.append(run if unique else run._replace(name=str(folder)))

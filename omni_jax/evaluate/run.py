@@ -12,7 +12,7 @@ from omni_jax.data.sources.table import source_of
 from omni_jax.evaluate.limits import Limits, limits_of, Log
 from omni_jax.evaluate.page import report, training_log
 from omni_jax.evaluate.page.gallery import Gallery
-from omni_jax.evaluate.page.shown import Media
+from omni_jax.evaluate.page.page_media import Media
 from omni_jax.evaluate.page.training_log import Record
 from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS

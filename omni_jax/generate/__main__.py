@@ -74,7 +74,7 @@ flags.DEFINE_float(
 
 def _content(hosts: Hosts) -> list[Part]:
   """Returns the media files and the text of --prompt as parts of a message."""
-  from omni_jax.sequence.media import read_media
+  from omni_jax.sequence.read_media import read_media
 
   parts = []
   for kind in MEDIA:

@@ -13,9 +13,9 @@ import numpy as np
 from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.errors import UserError
-from omni_jax.generate.decode import BlockOf, decode, Sampling, write_block
+from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
 from omni_jax.generate.grammar import block_writings, Grammar, grammar
-from omni_jax.generate.prefill import prefill, Room, Rows
+from omni_jax.generate.prefill import DecodeState, prefill, ReplySizes
 from omni_jax.generate.prompt import chat, Content
 from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.contract import Part
@@ -31,7 +31,7 @@ from omni_jax.model import (
 )
 from omni_jax.sequence.example import Example
 from omni_jax.sequence.interleave import interleave, prompt_spans
-from omni_jax.sequence.pack import Laid, lay_out, pack_rows
+from omni_jax.sequence.pack import LaidOut, lay_out, pack_rows
 from omni_jax.types import Batch, RowBudget, Span, StreamSpec
 
 BATCH = 64  # rows that are written together; further prompts form further batches
@@ -186,7 +186,7 @@ class TrainedModel:
       replies += written[: len(batch)]
     return as_parts(replies, self._decoders(), self.hosts)
 
-  def _laid(self, prompt: Example) -> Laid:
+  def _laid(self, prompt: Example) -> LaidOut:
     """Returns the positions of a prompt, which must fit the context."""
     laid = lay_out(prompt_spans(prompt, self.hosts), self.hosts)
     context = self.config.data.budget.length
@@ -209,7 +209,7 @@ class TrainedModel:
   def _spec(self, stream: str) -> StreamSpec:
     return next(spec for spec in self.hosts.streams if spec.name == stream)
 
-  def _packed(self, laid: Sequence[Laid], rows: int) -> Batch:
+  def _packed(self, laid: Sequence[LaidOut], rows: int) -> Batch:
     """Returns a batch of one example per row; surplus rows repeat the first example."""
     positions, *needs = np.max([example.needs for example in laid], axis=0).tolist()
     streams = {}
@@ -226,7 +226,7 @@ class TrainedModel:
 
   def _write(
     self,
-    laid: Sequence[Laid],
+    laid: Sequence[LaidOut],
     rules: Grammar,
     settings: dict[str, Any],
     key_B: jax.Array,
@@ -238,7 +238,7 @@ class TrainedModel:
     sampling = Sampling(*values)
     max_new = settings['max_new']
     slots = batch.token_BL.shape[1] + reply_slots(self.model_config, max_new)
-    room = Room(slots, max_new)
+    room = ReplySizes(slots, max_new)
     rows = self._prefill(self.params, bias_IE, batch, key_B, room=room)
     blocks: list[list[Written]] = [[] for _ in key_B]
     block_M = np.asarray(rules.block_M)
@@ -252,7 +252,7 @@ class TrainedModel:
         break
       number = int(number_B[waiting[0]])
       medium = names[number]
-      program = BlockOf(medium, settings['dit_steps'])
+      program = BlockProgram(medium, settings['dit_steps'])
       rows, block = self._block(
         self.params, bias_IE, rows, rules, sampling, block=program
       )
@@ -263,7 +263,7 @@ class TrainedModel:
     return self._items(rows, blocks)
 
   def _items(
-    self, rows: Rows, blocks: Sequence[Sequence[Written]]
+    self, rows: DecodeState, blocks: Sequence[Sequence[Written]]
   ) -> list[list[str | Written]]:
     """Returns the texts and media of each row.
 
@@ -321,7 +321,7 @@ class TrainedModel:
     payloads = []
     for pieces in self.decode_items(name, codes):
       form = host.form_of((), len(pieces))
-      payloads.append(host.joined(pieces, form))
+      payloads.append(host.join_pieces(pieces, form))
     return payloads
 
   def loss(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -363,7 +363,7 @@ def _layout(params: Any, specs: Any, mesh: Mesh) -> Any:
   """
 
   def sharding_of(array: Any, spec: Any) -> Any:
-    return sharding.fitting(mesh, spec, array.shape)
+    return sharding.weight_sharding(mesh, spec, array.shape)
 
   return jax.tree.map(sharding_of, params, specs)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax.generate.grammar import DONE, FORM, Grammar
-from omni_jax.generate.prefill import append, Rows, split_rows
+from omni_jax.generate.prefill import append, DecodeState, split_keys
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.head import sample_token
 from omni_jax.model import merge, OmniModel
@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
   guidance: Array
 
 
-def waiting(rows: Rows, grammar: Grammar) -> Array:
+def waiting(rows: DecodeState, grammar: Grammar) -> Array:
   """Returns which rows the loop leaves alone, bool (B,).
 
   Their reply is done, or a block must be written first.
@@ -45,13 +45,13 @@ def waiting(rows: Rows, grammar: Grammar) -> Array:
 def decode(
   params: Any,
   bias_IE: Array,
-  rows: Rows,
+  rows: DecodeState,
   grammar: Grammar,
   sampling: Sampling,
   *,
   model: OmniModel,
   mesh: Mesh,
-) -> Rows:
+) -> DecodeState:
   """Writes until every row is done or waits for a block.
 
   Args:
@@ -61,7 +61,7 @@ def decode(
   """
   writer = _Writer(merge(model, params), bias_IE, grammar, sampling, mesh)
 
-  def unfinished(rows: Rows) -> Array:
+  def unfinished(rows: DecodeState) -> Array:
     return ~waiting(rows, grammar).all()
 
   return jax.lax.while_loop(unfinished, writer.write_id, rows)
@@ -76,13 +76,13 @@ class _Writer(NamedTuple):
   sampling: Sampling
   mesh: Mesh
 
-  def write_id(self, rows: Rows) -> Rows:
+  def write_id(self, rows: DecodeState) -> DecodeState:
     """Writes one id, and the piece it announces, in every row that is not waiting."""
     network = self.network
     grammar = self.grammar
     hosts = network.config.hosts()
     active_B = ~waiting(rows, grammar)
-    now_B, later_B = split_rows(rows.key_B)
+    now_B, later_B = split_keys(rows.key_B)
     token_B = jnp.where(active_B, self._token(rows, now_B), 0)
     mode_B = jnp.where(active_B, grammar.next_MV[rows.mode_B, token_B], rows.mode_B)
     # Number of the medium of which the id announces a piece, or 0.
@@ -132,7 +132,7 @@ class _Writer(NamedTuple):
     hidden_BD = jnp.where(active_B[:, None], hidden_B1D[:, 0], rows.hidden_BD)
     return rows._replace(hidden_BD=hidden_BD, time_B=rows.time_B + active_B)
 
-  def _token(self, rows: Rows, key_B: Array) -> Array:
+  def _token(self, rows: DecodeState, key_B: Array) -> Array:
     """Returns the next id of each row, int32 (B,).
 
     It is one that the mode of the row allows, and none that would make an item longer
@@ -162,7 +162,7 @@ class _Writer(NamedTuple):
 
     return jax.vmap(pick)(logits_BV, allowed_BV, key_B)
 
-  def _piece(self, name: str, rows: Rows, mine_B: Array, key_B: Array) -> Array:
+  def _piece(self, name: str, rows: DecodeState, mine_B: Array, key_B: Array) -> Array:
     """Returns a piece of a medium for every row, (B, …).
 
     The head runs only if the piece is needed in some row (`mine_B`).
@@ -183,7 +183,7 @@ class _Writer(NamedTuple):
     return jax.lax.cond(mine_B.any(), sampled, zeros)
 
 
-class BlockOf(NamedTuple):
+class BlockProgram(NamedTuple):
   """The static arguments of the program that writes blocks.
 
   Attributes:
@@ -210,14 +210,14 @@ class Block(NamedTuple):
 def write_block(
   params: Any,
   bias_IE: Array,
-  rows: Rows,
+  rows: DecodeState,
   grammar: Grammar,
   sampling: Sampling,
   *,
-  block: BlockOf,
+  block: BlockProgram,
   model: OmniModel,
   mesh: Mesh,
-) -> tuple[Rows, Block]:
+) -> tuple[DecodeState, Block]:
   """Writes one item in every row that waits for a block of this medium.
 
   The decoder reads the queries of all pieces, the head samples the pieces from its
@@ -247,7 +247,7 @@ def write_block(
   position_BM3 = rows.time_B[:, None, None] + place_BM3.astype(jnp.float32)
   modality_BM = jnp.where(valid_BM, number, 0)
 
-  now_B, later_B = split_rows(rows.key_B)
+  now_B, later_B = split_keys(rows.key_B)
   query_BMD = embed.queries(place_BM3, dtype)
   state_BMD, rows = append(
     network, rows, query_BMD, modality_BM, position_BM3, bias_IE, mesh
@@ -287,7 +287,7 @@ def write_block(
   return rows, Block(value_BM, form_B3)
 
 
-def _form(rows: Rows, opening: tuple[tuple[int, ...], ...]) -> Array:
+def _form(rows: DecodeState, opening: tuple[tuple[int, ...], ...]) -> Array:
   """Returns the form of the item that each row is about to write, int32 (B, 3).
 
   The last ids of a row are the sizes of the opening; a size that the opening of the

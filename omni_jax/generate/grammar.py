@@ -60,7 +60,7 @@ def piece_writings(hosts: Hosts) -> dict[str, Writing]:
   return writings
 
 
-def wants_of(hosts: Hosts) -> tuple[str, ...]:
+def reply_kinds(hosts: Hosts) -> tuple[str, ...]:
   """Returns what a reply may be requested to hold.
 
   That is text, one of the media that can be written, or any sequence of them.
@@ -118,7 +118,7 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
   Raises:
     UserError: if `want` is none of these.
   """
-  wants = wants_of(hosts)
+  wants = reply_kinds(hosts)
   if want not in wants:
     raise UserError(f'--want={want!r} is unknown; it is one of {wants}')
   tokenizer = hosts.tokenizer

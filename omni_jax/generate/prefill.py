@@ -14,7 +14,7 @@ from omni_jax.nn.reach import cached, packed_rows
 from omni_jax.types import Batch
 
 
-class Room(NamedTuple):
+class ReplySizes(NamedTuple):
   """Static sizes of a batch of replies.
 
   Attributes:
@@ -26,7 +26,7 @@ class Room(NamedTuple):
   max_new: int
 
 
-class Rows(NamedTuple):
+class DecodeState(NamedTuple):
   """The state of B replies that are being written; O is the most ids of a reply.
 
   Attributes:
@@ -81,13 +81,13 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
 
 def append(
   network: OmniModel,
-  rows: Rows,
+  rows: DecodeState,
   x_BLD: Array,
   modality_BL: Array,
   position_BL3: Array,
   bias_IE: Array,
   mesh: Mesh,
-) -> tuple[Array, Rows]:
+) -> tuple[Array, DecodeState]:
   """Runs the next positions of each row through the decoder; modality 0 is padding.
 
   Returns:
@@ -121,8 +121,8 @@ def prefill(
   *,
   model: OmniModel,
   mesh: Mesh,
-  room: Room,
-) -> Rows:
+  room: ReplySizes,
+) -> DecodeState:
   """Reads one prompt per row and returns the rows at the beginning of the replies.
 
   Args:
@@ -153,7 +153,7 @@ def prefill(
   pieces = {}
   for name, shape in piece_shapes(config).items():
     pieces[name] = jnp.zeros((b, room.max_new, *shape), jnp.int32)
-  return Rows(
+  return DecodeState(
     cache=decoded.cache,
     length_B=length_B,
     time_B=position_BL3.max(axis=(1, 2)) + 1,
@@ -167,7 +167,7 @@ def prefill(
   )
 
 
-def split_rows(key_B: Array) -> tuple[Array, Array]:
+def split_keys(key_B: Array) -> tuple[Array, Array]:
   """Splits the key of each row.
 
   What a row draws therefore never depends on its neighbours.

@@ -101,7 +101,7 @@ def as_parts(
       return hosts[TEXT].part(item)
     host = hosts[item.medium]
     pieces = next(decoded[item.medium]) if item.medium in decoded else item.pieces
-    return host.part(host.joined(pieces, item.form))
+    return host.part(host.join_pieces(pieces, item.form))
 
   parts = []
   for reply in replies:

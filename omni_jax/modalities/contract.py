@@ -17,7 +17,7 @@ from omni_jax.types import Layout, Span, StreamSpec
 MIME_TYPES = {'wav': 'audio/wav', 'svg': 'image/svg+xml'}
 
 
-class Shown(NamedTuple):
+class MediaFile(NamedTuple):
   """A payload as a file that browsers can show: a picture or a sound.
 
   Attributes:
@@ -129,7 +129,7 @@ class Host:
     """
     raise NotImplementedError
 
-  def augmented(self, payload: Any, changes: Any, rng: np.random.Generator) -> Any:
+  def augment(self, payload: Any, changes: Any, rng: np.random.Generator) -> Any:
     """Returns a slightly and randomly changed copy of a payload.
 
     Args:
@@ -156,7 +156,7 @@ class Host:
     """
     raise NotImplementedError
 
-  def joined(self, pieces: np.ndarray, form: Sequence[int]) -> Any:
+  def join_pieces(self, pieces: np.ndarray, form: Sequence[int]) -> Any:
     """Returns the payload of an item of this form, the inverse of `pieces`.
 
     Args:
@@ -194,7 +194,7 @@ class Host:
     """Returns a payload as a part of a reply."""
     raise NotImplementedError
 
-  def show(self, payload: Any) -> Shown:
+  def show(self, payload: Any) -> MediaFile:
     """Returns a payload as a file that browsers can show."""
     raise NotImplementedError
 
@@ -202,7 +202,7 @@ class Host:
     """Returns whether pieces under other sizes mean the same to an autoencoder."""
     return sizes == self.config
 
-  def counted(self, payload: Any) -> Mapping[str, float]:
+  def count(self, payload: Any) -> Mapping[str, float]:
     """Returns what a payload adds to each count in a converted folder's manifest."""
     return {}
 

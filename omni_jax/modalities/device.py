@@ -12,7 +12,7 @@ from omni_jax.types import RowBudget, StreamSpec
 Size = tuple[str, int, str]
 
 
-class Parts(NamedTuple):
+class MediumConfigs(NamedTuple):
   """The configs of one medium of a model, and the sizes of what surrounds it.
 
   Attributes:
@@ -46,7 +46,7 @@ class Flops(NamedTuple):
   autoencoder: float = 0.0
 
 
-class Trained(NamedTuple):
+class TrainOutput(NamedTuple):
   """Results of one training step of an autoencoder besides its loss.
 
   Attributes:
@@ -69,7 +69,7 @@ class Autoencoder(NamedTuple):
     config: dataclass of its sizes.
     make: (sizes of the medium, config, rngs) -> module.
     init_buffers: config -> dict of the values that no optimizer touches.
-    loss: (module, buffers, crops, key) -> (loss, Trained).
+    loss: (module, buffers, crops, key) -> (loss, TrainOutput).
     update_buffers: (config, buffers, stats, key) -> buffers.
     encode: (module, buffers, value_BM, item_BM) -> codes or latents of pieces in pools.
     decode: (module, buffers, codes of single items (N, M, …)) -> pieces (N, M, …).
@@ -84,7 +84,7 @@ class Autoencoder(NamedTuple):
   config: type
   make: Callable[[Any, Any, nnx.Rngs], nnx.Module]
   init_buffers: Callable[[Any], dict[str, Any]]
-  loss: Callable[[Any, Any, Any, Array], tuple[Array, Trained]]
+  loss: Callable[[Any, Any, Any, Array], tuple[Array, TrainOutput]]
   update_buffers: Callable[[Any, Any, Any, Array], dict[str, Any]]
   encode: Callable[[Any, Any, Array, Array], Array]
   decode: Callable[[Any, Any, Array], Array]
@@ -94,15 +94,15 @@ class Autoencoder(NamedTuple):
 
 
 # The defaults of a row are named functions, so that the table can be pickled.
-def _no_streams(parts: Parts) -> tuple[str, ...]:
+def _no_streams(parts: MediumConfigs) -> tuple[str, ...]:
   return ()
 
 
-def _no_sizes(parts: Parts) -> list[Size]:
+def _no_sizes(parts: MediumConfigs) -> list[Size]:
   return []
 
 
-def _no_flops(parts: Parts, budget: RowBudget) -> Flops:
+def _no_flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
   return Flops()
 
 
@@ -115,24 +115,24 @@ class Device(NamedTuple):
   `losses(hidden_BLD, stream, key)` and `sample(…)` side by side.
 
   Attributes:
-    embed: (Parts, rngs) -> module.
-    head: (Parts, rngs) -> module; None if the medium is only read.
+    embed: (MediumConfigs, rngs) -> module.
+    head: (MediumConfigs, rngs) -> module; None if the medium is only read.
     embed_config: dataclass of the embedding's sizes, or None.
     head_config: dataclass of the head's sizes, or None.
     autoencoder: autoencoder of the medium, or None.
-    coded: Parts -> kinds of streams that the model takes as the autoencoder's codes.
-    sizes: Parts -> main dimensions.
-    flops: (Parts, budget) -> Flops.
+    coded: MediumConfigs -> kinds of streams that the model takes as the autoencoder's codes.
+    sizes: MediumConfigs -> main dimensions.
+    flops: (MediumConfigs, budget) -> Flops.
   """
 
-  embed: Callable[[Parts, nnx.Rngs], nnx.Module]
-  head: Callable[[Parts, nnx.Rngs], nnx.Module] | None
+  embed: Callable[[MediumConfigs, nnx.Rngs], nnx.Module]
+  head: Callable[[MediumConfigs, nnx.Rngs], nnx.Module] | None
   embed_config: type | None = None
   head_config: type | None = None
   autoencoder: Autoencoder | None = None
-  coded: Callable[[Parts], tuple[str, ...]] = _no_streams
-  sizes: Callable[[Parts], list[Size]] = _no_sizes
-  flops: Callable[[Parts, RowBudget], Flops] = _no_flops
+  coded: Callable[[MediumConfigs], tuple[str, ...]] = _no_streams
+  sizes: Callable[[MediumConfigs], list[Size]] = _no_sizes
+  flops: Callable[[MediumConfigs, RowBudget], Flops] = _no_flops
 
 
 def swiglu_weights(width: int, hidden: int) -> int:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from omni_jax import sharding
-from omni_jax.nn.context import attend
+from omni_jax.nn.context_parallel import attend
 from omni_jax.nn.layers import Linear, RMSNorm
 from omni_jax.nn.reach import Reach
 from omni_jax.nn.rope import rotate

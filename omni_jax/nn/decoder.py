@@ -125,7 +125,7 @@ class Block(nnx.Module):
       experts=c.experts,
       top_k=c.top_k,
       shared=c.shared_hidden,
-      how=Dispatch(Exchange(c.exchange), c.capacity, c.block),
+      dispatch=Dispatch(Exchange(c.exchange), c.capacity, c.block),
       modalities=c.modalities,
       routers=c.modalities if c.routing == RoutedBy.MODALITY else 1,
     )

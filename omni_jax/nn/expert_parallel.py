@@ -53,7 +53,7 @@ class Dispatch:
   block: int = 64
 
 
-class Mixed(NamedTuple):
+class ExpertOutput(NamedTuple):
   """The output of the experts.
 
   Attributes:
@@ -79,9 +79,9 @@ def moe_expert_parallel(
   expert_BLK: Array,
   weight_BLK: Array,
   *,
-  how: Dispatch,
+  config: Dispatch,
   mesh: Mesh,
-) -> Mixed:
+) -> ExpertOutput:
   """Returns the sum of the routed experts, computed by all devices.
 
   Choices outside [0, E) are padding: they go nowhere.
@@ -92,22 +92,22 @@ def moe_expert_parallel(
     weights: in the type of the computation; split over the mesh axes of the table of
       rules.
   """
-  compute = partial(moe_experts, grouped=Grouped.of(mesh), block=how.block)
+  compute = partial(moe_experts, grouped=Grouped.of(mesh), block=config.block)
   if mesh.size == 1:
     y_TD = compute(_flat(x_BLD), weights, _flat(expert_BLK), _flat(weight_BLK))
-    return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
+    return ExpertOutput(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
   layouts = [
-    sharding.fitting(mesh, sharding.spec(*axes), w.shape).spec
+    sharding.weight_sharding(mesh, sharding.spec(*axes), w.shape).spec
     for axes, w in zip((UP_AXES, UP_AXES, DOWN_AXES), weights, strict=True)
   ]
   hidden_axes = layouts[0][2]
   exchange = _gather
-  if how.exchange == Exchange.ALL_TO_ALL and mesh.shape[sharding.EXPERT_AXIS] > 1:
+  if config.exchange == Exchange.ALL_TO_ALL and mesh.shape[sharding.EXPERT_AXIS] > 1:
     exchange = _all_to_all
 
   def local(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK):
     pairs = zip(weights, layouts, strict=True)
-    weights = Experts(*(sharding.whole_width(w, layout) for w, layout in pairs))
+    weights = Experts(*(sharding.gather_weight(w, layout) for w, layout in pairs))
     y_TD, shared_BLD, dropped = exchange(
       _flat(x_BLD),
       shared_BLD,
@@ -115,20 +115,20 @@ def moe_expert_parallel(
       _flat(expert_BLK),
       _flat(weight_BLK),
       compute=compute,
-      how=how,
+      config=config,
       mesh=mesh,
     )
     if hidden_axes:  # each device has computed a part of every sum
       y_TD = jax.lax.psum(y_TD, hidden_axes)
-    return Mixed(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), dropped)
+    return ExpertOutput(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), dropped)
 
   # A reply that is being generated has one position, and possibly one row: then the
   # mesh does not divide them, and all devices do the same work.
-  rows_axis = sharding.dividing(mesh, 'batch', x_BLD.shape[0])
-  length_axis = sharding.dividing(mesh, 'length', x_BLD.shape[1])
+  rows_axis = sharding.axis_if_divisible(mesh, 'batch', x_BLD.shape[0])
+  length_axis = sharding.axis_if_divisible(mesh, 'length', x_BLD.shape[1])
   tokens = sharding.spec(rows_axis, length_axis)
   weight_specs: Any = Experts._make(layouts)
-  out_specs: Any = Mixed._make([tokens, sharding.spec()])
+  out_specs: Any = ExpertOutput._make([tokens, sharding.spec()])
   everywhere = jax.shard_map(
     local,
     mesh=mesh,
@@ -170,14 +170,14 @@ def _gather(
   weight_TK: Array,
   *,
   compute: Callable[..., Array],
-  how: Dispatch,
+  config: Dispatch,
   mesh: Mesh,
 ) -> _Returned:
   """Gathers the tokens of the devices that share the experts, and sums the results.
 
   Each device computes its own experts on all of these tokens.
   """
-  del how
+  del config
   if mesh.shape[sharding.EXPERT_AXIS] == 1:
     y_TD = compute(x_TD, weights, expert_TK, weight_TK)
     return _Returned(y_TD, shared, jnp.zeros(()))
@@ -214,7 +214,7 @@ def _all_to_all(
   weight_TK: Array,
   *,
   compute: Callable[..., Array],
-  how: Dispatch,
+  config: Dispatch,
   mesh: Mesh,
 ) -> _Returned:
   """Sends every choice to the device that has its expert, and the results back.
@@ -223,7 +223,7 @@ def _all_to_all(
   """
   ways = mesh.shape[sharding.EXPERT_AXIS]
   experts = len(weights.up_EDF)
-  room = _room(x_TD, expert_TK, ways, experts, how.capacity)
+  room = _room(x_TD, expert_TK, ways, experts, config.capacity)
   route_of = _equal_route if mesh.devices.flat[0].platform == 'cpu' else _ragged_route
   route = route_of(expert_TK // experts, ways, room)
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * experts

@@ -36,7 +36,7 @@ class MoEConfig:
     experts: number of routed experts.
     top_k: number of routed experts that a token visits.
     shared: hidden width of the expert that every token visits; 0 for none.
-    how: how tokens reach their experts.
+    dispatch: how tokens reach their experts.
     modalities: rows of the table of experts by modality, padding included.
     routers: 1, or one per modality.
   """
@@ -46,7 +46,7 @@ class MoEConfig:
   experts: int
   top_k: int
   shared: int
-  how: Dispatch
+  dispatch: Dispatch
   modalities: int = 4
   routers: int = 1
 
@@ -102,7 +102,7 @@ class MoE(nnx.Module):
       weights,
       routing.expert_TK,
       routing.weight_TK,
-      how=c.how,
+      config=c.dispatch,
       mesh=mesh,
     )
     stats = moe_router.stats(

@@ -9,7 +9,7 @@ from omni_jax.modalities.hosts import Hosts
 from omni_jax.sequence.example import Example, Part
 
 
-def augmented(
+def augment_example(
   example: Example, changes: Mapping[str, Any], hosts: Hosts, rng: np.random.Generator
 ) -> Example:
   """Returns the example with the media of user messages changed at random.
@@ -24,7 +24,7 @@ def augmented(
     if part['type'] not in changes:
       return part
     host = hosts[part['type']]
-    payload = host.augmented(part[host.key], changes[host.name], rng)
+    payload = host.augment(part[host.key], changes[host.name], rng)
     return {**part, host.key: payload}
 
   if 'messages' not in example:

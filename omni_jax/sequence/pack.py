@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 class Positions(NamedTuple):
-  """The part of `Laid` that all examples of one form share.
+  """The part of `LaidOut` that all examples of one form share.
 
   Attributes:
     layout: positions; its offsets are relative to the example.
@@ -57,7 +57,7 @@ class Positions(NamedTuple):
   needs: tuple[int, ...]
 
 
-class Laid(NamedTuple):
+class LaidOut(NamedTuple):
   """One example laid out.
 
   Attributes:
@@ -78,7 +78,7 @@ class Laid(NamedTuple):
     return len(self.layout.offset_n3)
 
 
-def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> Laid:
+def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> LaidOut:
   """Returns the positions and pieces of an example.
 
   A span starts at the largest coordinate before it plus one.
@@ -98,7 +98,7 @@ def lay_out(spans: Sequence[Span], hosts: Hosts, example_id: str = '') -> Laid:
   positions = _positions if ids <= SHORT else _positions.__wrapped__
   digest = hashlib.blake2s(example_id.encode(), digest_size=4).digest()
   key = int.from_bytes(digest, 'little')
-  return Laid(*positions(tuple(forms), hosts), values=values, key=key)
+  return LaidOut(*positions(tuple(forms), hosts), values=values, key=key)
 
 
 def _values(span: Span, hosts: Hosts, example_id: str) -> Sequence[np.ndarray]:
@@ -218,7 +218,10 @@ def check_budget(budget: RowBudget, hosts: Hosts) -> None:
 
 
 def starts_of(
-  laid: Laid, cursors: Sequence[int], room: Sequence[int], specs: Sequence[StreamSpec]
+  laid: LaidOut,
+  cursors: Sequence[int],
+  room: Sequence[int],
+  specs: Sequence[StreamSpec],
 ) -> list[int] | None:
   """Returns where the items of an example begin in their streams, None without room.
 
@@ -237,7 +240,7 @@ def starts_of(
   return starts
 
 
-def check_room(laid: Laid, budget: RowBudget, hosts: Hosts) -> None:
+def check_room(laid: LaidOut, budget: RowBudget, hosts: Hosts) -> None:
   """Checks that an example fits an empty row. Raises ValueError with what is short."""
   specs = hosts.streams
   unlimited = [sys.maxsize] * len(specs)
@@ -342,7 +345,7 @@ class Packer:
     self._used_of_pool = [list(self._empty) for _ in range(budget.pools)]
     self._segments = [0] * rows
 
-  def add(self, laid: Laid, row: int | None = None) -> bool:
+  def add(self, laid: LaidOut, row: int | None = None) -> bool:
     """Puts an example into the first row with room, or into the given one.
 
     Returns:
@@ -368,7 +371,7 @@ class Packer:
       check_room(laid, self._budget, self._hosts)
     return False
 
-  def _starts(self, laid: Laid, used: Sequence[int]) -> list[int] | None:
+  def _starts(self, laid: LaidOut, used: Sequence[int]) -> list[int] | None:
     """Returns where the items of an example begin in a pool, None without room.
 
     Args:
@@ -379,7 +382,7 @@ class Packer:
         return None
     return starts_of(laid, used[::2], self._pieces, self._hosts.streams)
 
-  def _write(self, laid: Laid, row: int, starts: Sequence[int]) -> None:
+  def _write(self, laid: LaidOut, row: int, starts: Sequence[int]) -> None:
     start = self._used[row]
     stop = start + laid.length
     self._segments[row] += 1
@@ -426,7 +429,7 @@ class Packer:
     return sum(self._used) / (self._budget.rows * self._budget.length)
 
 
-def pack_rows(examples: Iterable[Laid], budget: RowBudget, hosts: Hosts) -> Batch:
+def pack_rows(examples: Iterable[LaidOut], budget: RowBudget, hosts: Hosts) -> Batch:
   """Returns a batch of one example per row, in order, as for prompts."""
   packer = Packer(budget, hosts)
   for row, laid in enumerate(examples):

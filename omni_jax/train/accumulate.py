@@ -12,11 +12,11 @@ from jax import Array
 import jax.numpy as jnp
 
 from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.objective import Outcome, Pretraining, Whole
+from omni_jax.objective import Outcome, Pretraining, WholeBatch
 from omni_jax.types import Batch
 
 
-def cut_into(batch: Batch, parts: int) -> Batch:
+def split_batch(batch: Batch, parts: int) -> Batch:
   """Returns the batch with a leading axis of parts.
 
   Every device cuts the rows that it holds: part p takes the rows p, p + parts, …. Rows
@@ -56,7 +56,7 @@ def accumulated(
   Args:
     hold: stops the gradient of the frozen parameters.
   """
-  cut = cut_into(batch, parts)
+  cut = split_batch(batch, parts)
 
   def weights(part: Batch) -> dict[str, Array]:
     # The weights need no forward pass: XLA leaves out everything else.
@@ -65,7 +65,7 @@ def accumulated(
     return {name: head.weight for name, head in heads.items()}
 
   sums = jax.tree.map(lambda w: w.sum(), jax.lax.map(weights, cut))
-  part_objective = dataclasses.replace(objective, whole=Whole(sums, parts))
+  part_objective = dataclasses.replace(objective, whole=WholeBatch(sums, parts))
 
   def loss_of(params: Any, part: Batch) -> tuple[Array, Outcome]:
     return part_objective(model, hold(params), reference, part, key)

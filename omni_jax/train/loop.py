@@ -23,7 +23,7 @@ from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.objective import Metrics
 from omni_jax.run_log import say
-from omni_jax.sharding import anywhere, gather_bytes, place
+from omni_jax.sharding import any_process, gather_bytes, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
   BadSteps,
@@ -392,14 +392,14 @@ class _Stop:
     if jax.process_count() == 1:
       return self.requested
     answer = self._earlier_answer
-    self._earlier_answer = anywhere(self.requested, self._mesh)
+    self._earlier_answer = any_process(self.requested, self._mesh)
     return answer is not None and bool(answer)
 
   def at_the_end(self) -> bool:
     """Returns whether any process was asked to stop."""
     if jax.process_count() == 1:
       return self.requested
-    return bool(anywhere(self.requested, self._mesh))
+    return bool(any_process(self.requested, self._mesh))
 
 
 @contextlib.contextmanager

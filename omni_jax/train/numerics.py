@@ -23,7 +23,7 @@ FILE = 'bad_steps.jsonl'
 JUDGED = ('loss/total', 'grad_norm/total')  # metrics that have to be finite
 
 
-def guarded(
+def skip_if_not_finite(
   before: TrainState, after: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after an update, without its changes if it is not finite.

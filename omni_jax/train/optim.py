@@ -16,7 +16,7 @@ import optax
 import optax.contrib
 
 from omni_jax.errors import UserError
-from omni_jax.sharding import name_of, named_leaves, Role
+from omni_jax.sharding import leaf_name, named_leaves, Role
 
 
 class Kind(enum.StrEnum):
@@ -86,7 +86,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
       )
 
   def matches(path, _):
-    name = name_of(path)
+    name = leaf_name(path)
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
   return jax.tree_util.tree_map_with_path(matches, params)
@@ -159,7 +159,7 @@ def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> A
       )
 
   def scaled(path, update):
-    name = name_of(path)
+    name = leaf_name(path)
     factors = (m for prefix, m in multipliers.items() if name.startswith(prefix))
     return update * next(factors, 1.0)
 
@@ -200,6 +200,6 @@ def _map_with_roles(
   role_by_name = named_leaves(roles)
 
   def of_leaf(path, leaf):
-    return function(role_by_name[name_of(path)], leaf)
+    return function(role_by_name[leaf_name(path)], leaf)
 
   return jax.tree_util.tree_map_with_path(of_leaf, params)

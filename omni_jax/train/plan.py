@@ -95,11 +95,11 @@ class Plan:
       sharding.check_divides(self.mesh, size, experts)
     group = self.budget.group
     groups = self.budget.pools // parts
-    ways = sharding.ways(self.mesh, 'batch')
-    if groups % ways:
+    shards = sharding.num_shards(self.mesh, 'batch')
+    if groups % shards:
       raise UserError(
         f'config.data.budget.group={group}: {rows} rows are {groups} groups, which do '
-        f'not divide by {ways} devices; set rows={ways * group * parts} or a smaller '
+        f'not divide by {shards} devices; set rows={shards * group * parts} or a smaller '
         'group'
       )
 

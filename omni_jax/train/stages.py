@@ -16,7 +16,7 @@ import optax
 from omni_jax import sharding
 from omni_jax.checkpoint import changes
 from omni_jax.checkpoint.checkpoints import has_checkpoint, last_about
-from omni_jax.checkpoint.claim import claimed
+from omni_jax.checkpoint.claim import exclusive
 from omni_jax.checkpoint.frozen import fingerprint, restore_autoencoder
 from omni_jax.checkpoint.init_from import fresh_names, start_from
 from omni_jax.checkpoint.init_values import init_autoencoder, init_frozen
@@ -24,8 +24,8 @@ from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.chips import peak_flops
 from omni_jax.config import EVALUATE, OMNI
 from omni_jax.data.crops import CropLoader
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import lanes_of, Loader
-from omni_jax.data.making import Making
 from omni_jax.data.sources.shards import check_codecs
 from omni_jax.data.sources.table import (
   check_tokenizers,
@@ -65,22 +65,24 @@ class Run(Plan):
     """
     super().__init__(config, tables=tables)
     self.workdir = workdir
-    self.part = sharding.input_part(self.mesh)
+    self.part = sharding.process_part(self.mesh)
     lanes_of(self.budget.rows, self.run_config.loader, self.part[1])
     source_of(config.data)
     check_tokenizers(config.data, self.hosts.tokenizer)
     for name in self.run_config.autoencoders:
       self._check_source(name)
     self._check_codes()
-    self.starts = bool(config.init_from) and not has_checkpoint(workdir, OMNI)
-    if self.starts:
+    self.starts_from_weights = bool(config.init_from) and not has_checkpoint(
+      workdir, OMNI
+    )
+    if self.starts_from_weights:
       fresh_names(config.init_from, self._shapes(), own=self.own_autoencoders())
 
-  def taken_from(self, name: str) -> str:
+  def source_run(self, name: str) -> str:
     """Returns the folder of the run whose autoencoder is used, '' for this run."""
     return self.run_config.autoencoders[name].init_from
 
-  def needs(self, name: str) -> bool:
+  def has_room_for(self, name: str) -> bool:
     """Returns whether rows have room for codes of this autoencoder."""
     for stream, autoencoder in self.model_config.coded().items():
       pieces, _ = self.budget.streams.get(stream, (0, 0))
@@ -93,13 +95,13 @@ class Run(Plan):
     own = []
     for name in self.run_config.autoencoders:
       is_trained = name in self.run_config.stages
-      if is_trained or self.taken_from(name) or not self.needs(name):
+      if is_trained or self.source_run(name) or not self.has_room_for(name):
         own.append(name)
     return own
 
   def _check_source(self, name: str) -> None:
     """Checks the run that an autoencoder comes from, if there is one."""
-    source = self.taken_from(name)
+    source = self.source_run(name)
     if not source:
       return
     setting = f'config.{name}.init_from={source}'
@@ -133,7 +135,7 @@ class Run(Plan):
 
   def _has_autoencoder(self, name: str) -> bool:
     """Returns whether config.NAME.init_from or this folder has the autoencoder."""
-    if self.taken_from(name):
+    if self.source_run(name):
       return True
     if self.config.init_from and name not in self.own_autoencoders():
       return False
@@ -212,9 +214,9 @@ def _restored(run: Run, name: str) -> Any:
   Raises:
     UserError: if the stage of the autoencoder is not finished.
   """
-  source = run.taken_from(name)
+  source = run.source_run(name)
   layout = sharding.replicated(run.mesh)
-  is_unused = run.config.init_from or not run.needs(name)
+  is_unused = run.config.init_from or not run.has_room_for(name)
   if is_unused and not source and name not in run.run_config.stages:
     init = functools.partial(init_autoencoder, run.model_config, name, seed=0)
     return jax.jit(init, out_shardings=layout)()
@@ -229,15 +231,15 @@ def _restored(run: Run, name: str) -> Any:
   return values
 
 
-def making_of(run: Run) -> Making:
+def maker_of(run: Run) -> ExampleMaker:
   """Returns the examples of the omni stage and how they become batches."""
   examples = training_examples(run.config.data, run.hosts)
-  return Making(examples, run.hosts, run.config.seed, run.run_config.augment)
+  return ExampleMaker(examples, run.hosts, run.config.seed, run.run_config.augment)
 
 
 def omni_batches(run: Run) -> Loader:
   """Returns the batches of the omni stage, from the first one on."""
-  return Loader(making_of(run), run.budget, run.run_config.loader, shard=run.part)
+  return Loader(maker_of(run), run.budget, run.run_config.loader, shard=run.part)
 
 
 def omni_stage(
@@ -259,17 +261,17 @@ def omni_stage(
       check_codecs(folder, fingerprints)
   program = omni_program(run, frozen, rate)
   vocab = run.hosts.tokenizer.vocab_size
-  ways = sharding.ways(run.mesh, 'vocab')
-  if vocab % ways:
+  shards = sharding.num_shards(run.mesh, 'vocab')
+  if vocab % shards:
     say(
       run.workdir,
       f'omni: the vocabulary of {vocab} ids does not divide by '
-      f'{sharding.axes_named("vocab")}={ways}; every device keeps all of it, which '
+      f'{sharding.describe_axes("vocab")}={shards}; every device keeps all of it, which '
       'does not change the results',
     )
   batches = omni_batches(run)
   state = program.init(frozen)
-  if run.starts:
+  if run.starts_from_weights:
     own = run.own_autoencoders()
     state, line = start_from(run.config.init_from, state, own=own)
     say(run.workdir, line)
@@ -349,7 +351,7 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
   run = processes.agreed(lambda: _checked(config, workdir, tables))
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
-      for line in processes.agreed(lambda: _claimed(stack, run)):
+      for line in processes.agreed(lambda: _claim(stack, run)):
         say(workdir, line)
       _write_config(config, epath.Path(workdir))
     else:
@@ -360,7 +362,7 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
       run_stage(run, name)
 
 
-def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
+def _claim(stack: contextlib.ExitStack, run: Run) -> list[str]:
   """Claims the folder, and compares the config with those of its checkpoints.
 
   Nothing is written there yet. The claim is released with the stack.
@@ -368,7 +370,7 @@ def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
   Returns:
     Lines about what has changed.
   """
-  stack.enter_context(claimed(run.workdir))
+  stack.enter_context(exclusive(run.workdir))
   lines = []
   config = changes.plain(run.config)
   media: dict[str, str | None] = {OMNI: None}
@@ -380,11 +382,11 @@ def _claimed(stack: contextlib.ExitStack, run: Run) -> list[str]:
     step, about = last_about(run.workdir, name)
     if 'config' not in about:
       continue
-    differences = changes.between(name, about['config'], config, media[name])
+    differences = changes.compare(name, about['config'], config, media[name])
     if step >= run.config[name].steps:  # finished: it reads no more data
       differences = differences._replace(data=[], free=[])
     strict = run.run_config.loader.strict
-    lines += changes.checked(run.workdir, name, step, differences, strict=strict)
+    lines += changes.check(run.workdir, name, step, differences, strict=strict)
   return lines
 
 

@@ -12,7 +12,7 @@ from omni_jax import sharding
 from omni_jax.checkpoint.init_values import init_autoencoder, init_buffers, init_params
 from omni_jax.checkpoint.train_state import fresh_average, TrainState
 from omni_jax.model import ModelConfig
-from omni_jax.sharding import name_of
+from omni_jax.sharding import leaf_name
 
 
 def _start(
@@ -62,13 +62,15 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
   """
   replicated = sharding.replicated(mesh)
   params = jax.tree.map(
-    lambda x, spec: sharding.fitting(mesh, spec, x.shape), abstract.params, specs
+    lambda x, spec: sharding.weight_sharding(mesh, spec, x.shape),
+    abstract.params,
+    specs,
   )
   by_name = sharding.named_leaves(params)
 
   def of_moment(path, leaf):
     # The name of a moment ends with the name of its weight, whatever wraps it.
-    parts = name_of(path).split('.')
+    parts = leaf_name(path).split('.')
     suffixes = ['.'.join(parts[i:]) for i in range(len(parts))]
     weight = next((name for name in suffixes if name in by_name), None)
     if weight is None:

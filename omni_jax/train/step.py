@@ -19,7 +19,7 @@ from omni_jax.objective import (
   Refresh,
 )
 from omni_jax.train.accumulate import accumulated
-from omni_jax.train.numerics import guarded
+from omni_jax.train.numerics import skip_if_not_finite
 from omni_jax.train.optim import frozen
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -93,7 +93,7 @@ def make_step(
     if 'ema' in buffers:
       average = averaged(buffers['ema'], after.params, state.step, update.ema)
       after = after._replace(buffers=buffers | {'ema': average})
-    return guarded(state, after, metrics)
+    return skip_if_not_finite(state, after, metrics)
 
   return step
 

@@ -11,8 +11,8 @@ import samples
 
 from omni_jax.bench import bare, corpus
 from omni_jax.bench.data import Counts, measure_overhead, measure_rate, take
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import (
   ArrayRecordExamples,
@@ -48,12 +48,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def making(folder):
-  return Making(JsonLines(folder / 'train.jsonl', HOSTS), HOSTS, seed=0)
+def maker(folder):
+  return ExampleMaker(JsonLines(folder / 'train.jsonl', HOSTS), HOSTS, seed=0)
 
 
-def test_the_bare_loop_decodes_the_same_media(folder, making):
-  lines = making.examples
+def test_the_bare_loop_decodes_the_same_media(folder, maker):
+  lines = maker.examples
   media = bare.encoded_media(lines, 3)
   assert [medium.kind for medium in media] == ['image', 'audio']
   pixels, wave = bare.decode_media(media, HOSTS)
@@ -69,9 +69,9 @@ def test_the_bare_loop_decodes_the_same_media(folder, making):
   assert bare.encoded_media(range(5), 3) == []
 
 
-def test_counts_are_those_of_the_batches(making):
-  counts = take(Loader(making, BUDGET, prefetch=0), 30)
-  again = Loader(making, BUDGET, prefetch=0)
+def test_counts_are_those_of_the_batches(maker):
+  counts = take(Loader(maker, BUDGET, prefetch=0), 30)
+  again = Loader(maker, BUDGET, prefetch=0)
   total = Counts.none()
   while total.examples < 30:
     total += counted_slowly(next(again))
@@ -97,8 +97,8 @@ def counted_slowly(batch):
   return Counts(examples, tokens, batch.token_BL.size, pieces, room)
 
 
-def test_overhead_and_rates_are_measured(making):
-  cost = measure_overhead(lambda: making, BUDGET, 100)
+def test_overhead_and_rates_are_measured(maker):
+  cost = measure_overhead(lambda: maker, BUDGET, 100)
   assert cost.loader > 0
   assert cost.bare > 0
   assert cost.augment == 0
@@ -108,12 +108,12 @@ def test_overhead_and_rates_are_measured(making):
   assert 0.5 < cost.streams['image.seen'] <= 1
   assert 0 < cost.streams['audio.heard'] < 1
   assert cost.ratio == pytest.approx(cost.loader / cost.bare)
-  assert measure_rate(making, BUDGET, workers=0, examples=30).examples > 0
+  assert measure_rate(maker, BUDGET, workers=0, examples=30).examples > 0
 
 
-def test_a_corpus_is_read_once_and_its_peak_memory_reported(tmp_path, making):
+def test_a_corpus_is_read_once_and_its_peak_memory_reported(tmp_path, maker):
   lines = []
-  peaks = corpus.measure_peaks(str(tmp_path), 0.002, making, BUDGET, lines.append)
+  peaks = corpus.measure_peaks(str(tmp_path), 0.002, maker, BUDGET, lines.append)
   assert set(peaks) == {'tenth', 'whole'}
   assert all(50 < peak < 4000 for peak in peaks.values())
   shards = tmp_path.glob('*.array_record')

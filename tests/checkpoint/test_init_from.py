@@ -185,10 +185,10 @@ def test_a_run_with_a_checkpoint_of_its_own_ignores_init_from(tmp_path, other):
     checkpoints.save(state()._replace(step=jnp.int32(1)), b'{}')
   config = one_device_run()
   config.init_from = str(tmp_path / 'gone')
-  assert not stages.Run(config, str(tmp_path)).starts
+  assert not stages.Run(config, str(tmp_path)).starts_from_weights
   config.init_from = str(other[0])
   config.model.audio.seconds = 0.48
-  assert stages.Run(config, str(tmp_path / 'new')).starts
+  assert stages.Run(config, str(tmp_path / 'new')).starts_from_weights
 
 
 def test_the_average_is_restored_unless_the_raw_weights_are_requested(other):

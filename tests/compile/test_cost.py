@@ -307,9 +307,9 @@ def test_an_all_reduce_moves_as_much_as_two_reduce_scatters():
 WORK = Work('add', 1, 0.0, 0.0, '')
 
 
-def send(awaited='', network='ICI fsdp'):
+def send(wait_name='', network='ICI fsdp'):
   """Returns a transfer; its groups stand for the network that carries it out."""
-  return Transfer('gather', 'all-gather', 1, 8.0, network, '', awaited)
+  return Transfer('gather', 'all-gather', 1, 8.0, network, '', wait_name)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ ENTRY %main (p: f32[8]) -> f32[16] {
     if not isinstance(event, Work) or event.name == 'q':
       order.append(event)
     if isinstance(event, Transfer):
-      transfers.append((event.kind, event.awaited))
+      transfers.append((event.kind, event.wait_name))
   assert transfers == [
     ('all-to-all', 'x'),
     ('all-gather', 'y'),
@@ -415,7 +415,7 @@ def test_the_shared_expert_runs_while_tokens_are_on_their_way():
     experts=8,
     top_k=2,
     shared=shared,
-    how=Dispatch(Exchange.ALL_TO_ALL),
+    dispatch=Dispatch(Exchange.ALL_TO_ALL),
   )
   model = nnx.eval_shape(lambda: MoE(config, rngs=nnx.Rngs(0)))
   graph, weights = nnx.split(model)
@@ -442,8 +442,8 @@ def test_the_shared_expert_runs_while_tokens_are_on_their_way():
   products_meanwhile = 0
   for event in cost.order:
     if isinstance(event, Transfer):
-      if event.kind == 'ragged-all-to-all' and event.awaited:
-        in_flight.add(event.awaited)
+      if event.kind == 'ragged-all-to-all' and event.wait_name:
+        in_flight.add(event.wait_name)
     elif isinstance(event, Wait):
       in_flight.discard(event.name)
     elif isinstance(event, Work):

@@ -9,8 +9,8 @@ import pytest
 from omni_jax.convert.conversion import convert_example
 from omni_jax.convert.formats.reader import InputExample
 from omni_jax.convert.run_check import RunCheck
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.image.files import png_bytes
@@ -107,7 +107,9 @@ def test_the_loader_stops_at_the_same_example():
   too_long = {'id': 'x', **chat('a' * 40)}
   with pytest.raises(BadRecord) as refused:
     check(too_long)
-  loader = Loader(Making([too_long], check.hosts, seed=0), check.budget, prefetch=0)
+  loader = Loader(
+    ExampleMaker([too_long], check.hosts, seed=0), check.budget, prefetch=0
+  )
   with pytest.raises(UserError) as stopped:
     next(loader)
   assert str(stopped.value).startswith(refused.value.reason)

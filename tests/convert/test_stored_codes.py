@@ -20,7 +20,7 @@ from omni_jax.convert import __main__ as command
 from omni_jax.convert.codes import Coder, coders_of
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.run_check import RunCheck
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   pack_example,
@@ -166,10 +166,10 @@ def test_the_number_of_workers_changes_nothing(root):
 
 def batch_of(run: stages.Run) -> Batch:
   """Returns all examples of a run as one batch."""
-  making = stages.making_of(run)
-  items = [prepare(example, making.hosts) for example in making.examples]
+  maker = stages.maker_of(run)
+  items = [prepare(example, maker.hosts) for example in maker.examples]
   streams = {'audio.heard': (24, 8), 'audio.spoken': (24, 8)}
-  return samples.packed(items, making.hosts, RowBudget(2, 96, streams))
+  return samples.packed(items, maker.hosts, RowBudget(2, 96, streams))
 
 
 def bytes_of(batch: Batch) -> int:
@@ -234,9 +234,9 @@ def test_configs_that_do_not_fit_stored_codes_are_refused_before_a_stage(root):
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
     stages.Run(stored(root, codes='sorted'), str(root / 'new'))
   config = stored(root, source='jsonl', train_file='in/data.jsonl')
-  making = stages.making_of(stages.Run(config, str(root / 'new')))
+  maker = stages.maker_of(stages.Run(config, str(root / 'new')))
   with pytest.raises(UserError, match="part of type 'audio' has no codes"):
-    prepare(making.examples[0], making.hosts)
+    prepare(maker.examples[0], maker.hosts)
 
 
 @pytest.mark.parametrize('role', ['user', 'assistant'])

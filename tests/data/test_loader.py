@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, picture, text, tiny_model
 
-from omni_jax.data import making
+from omni_jax.data import example_maker
 from omni_jax.data.loader import Loader, LoaderConfig, Shuffled, WAITING
 from omni_jax.data.sources.mixture import Drawing, Mixture
 from omni_jax.errors import BadRecord, UserError
@@ -62,7 +62,7 @@ def loader(
   items, *, seed=0, budget=SCARCE, augment=None, shard=(0, 1), prefetch=2, **config
 ):
   return Loader(
-    making.Making(items, HOSTS, seed, augment),
+    example_maker.ExampleMaker(items, HOSTS, seed, augment),
     budget,
     LoaderConfig(**config),
     shard=shard,
@@ -315,7 +315,7 @@ class Dies(list):
   [(Hangs, 'has returned nothing for 4 s'), (Dies, 'a data worker has died')],
 )
 def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, message):
-  monkeypatch.setattr(making, 'TIMEOUT', 4.0)
+  monkeypatch.setattr(example_maker, 'TIMEOUT', 4.0)
   batches = loader(kind(mixed()), prefetch=0, workers=1)
   start = time.monotonic()
   try:

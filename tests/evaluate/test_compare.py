@@ -11,7 +11,7 @@ from omni_jax.evaluate.page import charts
 from omni_jax.evaluate.page.runs import (
   differing_keys,
   group_seeds,
-  mean_and_spread,
+  mean_and_std,
   read_run,
 )
 
@@ -110,8 +110,8 @@ def test_only_differing_keys_are_columns_and_only_seeds_are_grouped(runs):
 
 
 def test_the_spread_is_that_of_a_sample():
-  assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
-  assert mean_and_spread([7.0]) == (7.0, 0.0)
+  assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+  assert mean_and_std([7.0]) == (7.0, 0.0)
 
 
 def test_the_page_is_self_contained_and_the_table_has_means_over_seeds(runs, tmp_path):

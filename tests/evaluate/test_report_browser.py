@@ -20,7 +20,7 @@ import pytest
 from omni_jax.evaluate.metrics.targets import TARGETS
 from omni_jax.evaluate.page import report
 from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
-from omni_jax.evaluate.page.shown import Media, Shown
+from omni_jax.evaluate.page.page_media import Media, PagePart
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -212,14 +212,14 @@ def full_metrics():
 
 def sound(samples):
   wave = np.sin(np.arange(samples) / 3).astype(np.float32) / 2
-  return Shown('audio', wave=wave, rate=8000)
+  return PagePart('audio', wave=wave, rate=8000)
 
 
 def full_gallery():
   """Returns a gallery that fills every section, with words as long as they get."""
   pixels = np.random.default_rng(0).random((8, 8, 1), np.float32)
-  picture = Shown('image', pixels=pixels)
-  long = Shown('text', text='Donaudampfschifffahrtsgesellschaftskapitän' * 3)
+  picture = PagePart('image', pixels=pixels)
+  long = PagePart('text', text='Donaudampfschifffahrtsgesellschaftskapitän' * 3)
   prompt = [sound(800), long]
   reply = [sound(1600), picture]
   example = Example('speech_to_speech', 'digit 7, en', prompt, reply, True)

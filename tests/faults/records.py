@@ -6,8 +6,8 @@ import numpy as np
 from samples import BUDGET, rows, tiny_model
 
 from omni_jax.config import LoaderConfig
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.audio.files import wav_bytes
@@ -43,8 +43,8 @@ def lines(folder, media, name='train.jsonl'):
 
 def loader(examples, budget=TWO, **config):
   """Returns a loader over examples."""
-  making = Making(examples, HOSTS, 0)
-  return Loader(making, budget, LoaderConfig(**config), prefetch=0)
+  maker = ExampleMaker(examples, HOSTS, 0)
+  return Loader(maker, budget, LoaderConfig(**config), prefetch=0)
 
 
 def bad_records(examples):

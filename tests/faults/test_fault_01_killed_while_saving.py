@@ -23,7 +23,7 @@ def kills(request):
 
 
 def last_step(workdir):
-  return max(step_folders.listed(stage_folder(workdir)), default=0)
+  return max(step_folders.complete(stage_folder(workdir)), default=0)
 
 
 def leaves(workdir, step):

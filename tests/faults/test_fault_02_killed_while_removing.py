@@ -59,7 +59,7 @@ def check(workdir):
     The listed steps, and the lines that the trainer logs.
   """
   folder = stage_folder(workdir)
-  listed = step_folders.listed(folder)
+  listed = step_folders.complete(folder)
   with Checkpoints(str(workdir), 'toy', read_only=True) as checkpoints:
     for step in listed:
       model, _ = checkpoints.restore_model(model_of(fresh()), step)
@@ -68,14 +68,14 @@ def check(workdir):
   lines = []
   with Checkpoints(str(workdir), 'toy', say=lines.append) as checkpoints:
     restored = checkpoints.resume(fresh())
-    assert step_folders.listed(folder) == listed
+    assert step_folders.complete(folder) == listed
     assert step_folders.folders(folder) == listed
     assert not marks(folder)
-    assert not step_folders.aside(folder)
+    assert not step_folders.quarantined(folder)
     assert same(restored.state, state_at(last))
     assert restored.iterator == f'{{"next": {last}}}'.encode()
     checkpoints.save(state_at(4), b'{"next": 4}')
-  assert max(step_folders.listed(folder)) == 4
+  assert max(step_folders.complete(folder)) == 4
   return listed, lines
 
 
@@ -131,7 +131,7 @@ def test_fault_02_a_manifest_that_a_killed_process_wrote_in_part_is_no_damage(
   assert not any('WARNING' in line for line in lines)
   assert step_folders.folders(folder) == [1]
   assert not marks(folder)
-  assert not step_folders.aside(folder)
+  assert not step_folders.quarantined(folder)
 
 
 # A script that runs the toy stage and kills itself in FUNCTION of step_folders.py, after
@@ -171,7 +171,7 @@ def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   assert code == -signal.SIGKILL, err
   folder = stage_folder(workdir)
   assert step_folders.folders(folder)[:3] == [2, 4, 6]
-  assert step_folders.listed(folder)[:2] == [4, 6]
+  assert step_folders.complete(folder)[:2] == [4, 6]
   code, out, err = run(workdir, '--steps=8')
   assert code == 0, err
   assert f'{folder}/2 was not finished and is removed' in out, err
@@ -223,21 +223,21 @@ def test_fault_02_and_04_a_step_stays_together_after_a_crash_at_any_write_of_its
       folder = stage_folder(workdir)
       with watched(workdir / 'checkpoints', crash_at=n), contextlib.suppress(Crash):
         resumed(workdir)
-      listed = step_folders.listed(folder)
+      listed = step_folders.complete(folder)
       still_listed.add(2 in listed)
       assert 1 in listed
       if 2 in listed:
         assert names_in(step) == names, 'a step that is listed is complete'
       restored, _ = resumed(workdir)
       assert same(restored.state, state_at(1))
-      assert step_folders.listed(folder) == step_folders.folders(folder) == [1]
-      (aside,) = step_folders.aside(folder)
+      assert step_folders.complete(folder) == step_folders.folders(folder) == [1]
+      (aside,) = step_folders.quarantined(folder)
       if n != total:
         assert names_in(aside) == names | {'why.txt'}, n
         assert 'has digest' in (aside / 'why.txt').read_text(), n
       assert not list((workdir / 'checkpoints').rglob('*.unfinished')), n
       saved(workdir, 3)
-      assert step_folders.listed(folder) == [1, 3]
+      assert step_folders.complete(folder) == [1, 3]
   assert still_listed == {True, False}
 
 
@@ -252,15 +252,15 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_moved_to_quarantine(
   folder = stage_folder(workdir)
   names = names_in(folder / '4')
   flip_in_arrays(folder / '4' / 'model', seed=0)
-  script = dying(tmp_path, 'put_aside', 'replace', after)
+  script = dying(tmp_path, 'quarantine', 'replace', after)
   code, _, err = run(workdir, '--steps=6', script=script)
   assert code == -signal.SIGKILL, err
-  assert step_folders.listed(folder) == [2]
+  assert step_folders.complete(folder) == [2]
   assert step_folders.folders(folder) == [2, 4]
   code, out, err = run(workdir, '--steps=6')
   assert code == 0, err
   assert 'resumed at step 2 of 6' in out, err
-  assert step_folders.listed(folder) == [4, 6]
+  assert step_folders.complete(folder) == [4, 6]
   assert names_in(folder / 'quarantine' / '4.0') == names | {'why.txt'}
 
 
@@ -288,13 +288,13 @@ def test_fault_02_and_27_a_step_that_cannot_be_removed_is_removed_by_the_next_sa
   with Checkpoints(str(tmp_path), 'toy', keep=2, say=lines.append) as checkpoints:
     checkpoints.save(state_at(3), b'{}')
     assert checkpoints.latest() == 3
-    assert step_folders.listed(folder) == [2, 3]
+    assert step_folders.complete(folder) == [2, 3]
     assert step_folders.folders(folder) == [1, 2, 3]
     assert len(lines) == 1
     assert 'toy/1 cannot be removed now' in lines[0]
     assert 'Directory not empty' in lines[0]
     checkpoints.save(state_at(4), b'{}')
     assert checkpoints.latest() == 4
-  assert step_folders.listed(folder) == step_folders.folders(folder) == [3, 4]
+  assert step_folders.complete(folder) == step_folders.folders(folder) == [3, 4]
   assert len(lines) == 1
   assert not marks(folder)

@@ -56,7 +56,7 @@ def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   processes[-1].send_signal(signal.SIGTERM)
   results = [finished(process) for process in processes]
   assert codes(results) == [75] * count, results
-  (step,) = step_folders.listed(stage_folder(parts))
+  (step,) = step_folders.complete(stage_folder(parts))
   assert step == logged(parts)[-1]['step']
   assert 5 <= step < 60
   results = run_processes(parts, count, *arguments)

@@ -12,7 +12,7 @@ from faults.storage import small_disk
 import pytest
 from samples import tiny_run
 
-from omni_jax.checkpoint.claim import claimed
+from omni_jax.checkpoint.claim import exclusive
 from omni_jax.errors import UserError
 from omni_jax.train import stages
 
@@ -62,6 +62,6 @@ def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
 
 def test_fault_08_the_probe_leaves_nothing_behind(tmp_path):
   workdir = tmp_path / 'run'
-  with claimed(str(workdir)):
+  with exclusive(str(workdir)):
     assert sorted(os.listdir(workdir)) == ['checkpoints', 'lock']
     assert not os.listdir(workdir / 'checkpoints')

@@ -46,7 +46,7 @@ def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   process.send_signal(signal.SIGTERM)
   code, _, err = finished(process)
   assert code == 75, err
-  saved_steps = step_folders.listed(stage_folder(workdir))
+  saved_steps = step_folders.complete(stage_folder(workdir))
   assert max(saved_steps) == logged(workdir)[-1]['step']
 
 

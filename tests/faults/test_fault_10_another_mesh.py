@@ -10,8 +10,8 @@ from samples import BUDGET, examples, frozen_values, omni_optimizer, rows, tiny_
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.config import LoaderConfig
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.model import abstract
 from omni_jax.sharding import make_mesh, param_specs, place
 from omni_jax.train import state as states
@@ -47,8 +47,8 @@ def loader(model):
   for seed in range(4):
     for k, example in enumerate(examples(seed)):
       items.append(dict(example, id=f'{seed}/{k}'))
-  making = Making(items, model.hosts(), 0)
-  return Loader(making, rows(BUDGET, 8), LoaderConfig(lanes=4), prefetch=0)
+  maker = ExampleMaker(items, model.hosts(), 0)
+  return Loader(maker, rows(BUDGET, 8), LoaderConfig(lanes=4), prefetch=0)
 
 
 @pytest.fixture(scope='module')

@@ -163,7 +163,7 @@ def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
   # Rows are split over data: check_divides checks them.
   checked = {'data'}
   for key, size, axis in sizes:
-    names = sharding.axes_named(axis)
+    names = sharding.describe_axes(axis)
     checked.update(names.replace('config.mesh.', '').split(' x '))
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:

@@ -10,8 +10,8 @@ import pytest
 from samples import BUDGET, examples, rows, tiny_model
 
 from omni_jax.config import LoaderConfig
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 
 DATA = {
@@ -45,8 +45,8 @@ def test_fault_14_the_data_have_a_fingerprint_of_their_own():
   def loader(count, **config):
     first = examples(0)[:count]
     items = [dict(example, id=str(k)) for k, example in enumerate(first)]
-    making = Making(items, hosts, 0)
-    return Loader(making, rows(BUDGET, 2), LoaderConfig(**config), prefetch=0)
+    maker = ExampleMaker(items, hosts, 0)
+    return Loader(maker, rows(BUDGET, 2), LoaderConfig(**config), prefetch=0)
 
   state = loader(5).state()
   message = (

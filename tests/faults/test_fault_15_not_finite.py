@@ -15,18 +15,20 @@ from samples import BUDGET, examples
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.config import LoaderConfig
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.sharding import make_mesh
 from omni_jax.train import loop
-from omni_jax.train.numerics import guarded
+from omni_jax.train.numerics import skip_if_not_finite
 
 
 @jax.jit
 def step(state, batch):
   after, metrics = update(state, batch)
-  return guarded(state, after, metrics | {'grad_norm/total': metrics['loss/total']})
+  return skip_if_not_finite(
+    state, after, metrics | {'grad_norm/total': metrics['loss/total']}
+  )
 
 
 def bad_stage(steps=8, bad=(), value=np.nan, **options):
@@ -125,7 +127,7 @@ def test_fault_15_the_real_step_keeps_its_state(kit, batch):
   assert not same(after.opt_state, kit.state.opt_state)
 
 
-class Spoilt(Making):
+class Spoilt(ExampleMaker):
   """Makes one record with positions that are NaN.
 
   Pixels and samples are bytes, which cannot be NaN.
@@ -146,8 +148,8 @@ def test_fault_15_the_records_of_a_bad_batch_are_named(tmp_path, kit):
   for seed in range(4):
     for k, example in enumerate(examples(seed)):
       items.append(dict(example, id=f'{seed}/{k}'))
-  making = Spoilt(items, kit.config.hosts(), 0)
-  batches = Loader(making, BUDGET, LoaderConfig(lanes=2))
+  maker = Spoilt(items, kit.config.hosts(), 0)
+  batches = Loader(maker, BUDGET, LoaderConfig(lanes=2))
   real = loop.Stage(
     'omni', 8, kit.step, kit.state, batches, log_every=4, save_every=100, bad_steps=8
   )

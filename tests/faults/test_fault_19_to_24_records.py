@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, chat, examples, rows, text, tiny_run
 
-from omni_jax.data import making
+from omni_jax.data import example_maker
 from omni_jax.data.sources.jsonl import JsonLines, parse_line
 from omni_jax.data.sources.records import (
   ArrayRecordExamples,
@@ -283,7 +283,7 @@ def test_fault_24_a_data_worker_that_dies_or_hangs_is_an_error_in_time(
   monkeypatch, kind, message, timeout
 ):
   """A worker has to start before it dies; that takes over 3 s on a busy machine."""
-  monkeypatch.setattr(making, 'TIMEOUT', timeout)
+  monkeypatch.setattr(example_maker, 'TIMEOUT', timeout)
   batches = loader(kind(examples(0)), workers=1)
   try:
     with pytest.raises(UserError, match=message):

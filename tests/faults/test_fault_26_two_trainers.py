@@ -12,13 +12,13 @@ import sys
 import pytest
 from samples import ROOT
 
-from omni_jax.checkpoint.claim import claimed
+from omni_jax.checkpoint.claim import exclusive
 from omni_jax.errors import UserError
 
 HOLDER = """
 import sys
-from omni_jax.checkpoint.claim import claimed
-with claimed(sys.argv[1]):
+from omni_jax.checkpoint.claim import exclusive
+with exclusive(sys.argv[1]):
   print('mine', flush=True)
   sys.stdin.read()
 """
@@ -47,13 +47,13 @@ def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder
     rf'is in use by another trainer \(.*"pid": {holder.pid}.*use another --workdir'
   )
   for _ in range(2):
-    with pytest.raises(UserError, match=message), claimed(workdir):
+    with pytest.raises(UserError, match=message), exclusive(workdir):
       pass
   holder.send_signal(signal.SIGKILL)
   holder.wait()
-  with claimed(workdir):
+  with exclusive(workdir):
     assert json.loads((tmp_path / 'run' / 'lock').read_text())['pid'] == os.getpid()
-  with claimed(workdir):
+  with exclusive(workdir):
     pass
 
 
@@ -84,6 +84,6 @@ def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
 
   monkeypatch.setattr(claim, 'is_local', lambda path: False)
   message = 'cannot be locked: make sure that no other process trains there'
-  with claimed(str(tmp_path)), claimed(str(tmp_path)):
+  with exclusive(str(tmp_path)), exclusive(str(tmp_path)):
     log = (tmp_path / 'log.txt').read_text()
     assert log.count(message) == 2

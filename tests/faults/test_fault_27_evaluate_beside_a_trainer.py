@@ -22,7 +22,7 @@ import pytest
 from samples import frozen_values, omni_optimizer, ROOT, tiny_run
 
 from omni_jax.checkpoint import step_folders
-from omni_jax.checkpoint.checkpoints import Checkpoints, listed_steps
+from omni_jax.checkpoint.checkpoints import Checkpoints, complete_steps
 from omni_jax.errors import UserError
 from omni_jax.evaluate.follow import follow
 from omni_jax.model import ModelConfig
@@ -155,7 +155,7 @@ def test_fault_27_follow_evaluates_new_steps_and_survives_a_removed_one(tmp_path
 
   follow(
     evaluate,
-    lambda: listed_steps(str(tmp_path), 'omni'),
+    lambda: complete_steps(str(tmp_path), 'omni'),
     lambda: 6,
     log=lines.append,
     wait=wait,
@@ -174,7 +174,7 @@ def test_fault_27_follow_does_not_hide_a_step_that_is_damaged(tmp_path):
   with pytest.raises(UserError, match='bad'):
     follow(
       evaluate,
-      lambda: listed_steps(str(tmp_path), 'omni'),
+      lambda: complete_steps(str(tmp_path), 'omni'),
       lambda: 6,
       log=print,
       wait=lambda: None,
@@ -261,4 +261,4 @@ def test_fault_27_the_real_command_follows_a_busy_trainer_to_its_last_step(tmp_p
     assert metrics['step'] == step_evaluated
     losses.add(metrics['data']['groups']['text']['loss']['text'])
   assert len(losses) == len(evaluations)
-  assert listed_steps(str(tmp_path), 'omni') == [LAST]
+  assert complete_steps(str(tmp_path), 'omni') == [LAST]

@@ -98,8 +98,8 @@ def test_fault_28_a_lasting_failure_ends_the_command_and_leaves_good_steps_alone
     resumed(workdir)
   assert len(calls) == 3
   folder = stage_folder(workdir)
-  assert step_folders.listed(folder) == [1, 2]
-  assert not step_folders.aside(folder)
+  assert step_folders.complete(folder) == [1, 2]
+  assert not step_folders.quarantined(folder)
 
 
 class Reader:
@@ -240,7 +240,7 @@ def test_fault_28_missing_forbidden_or_damaged_files_are_not_waited_for(
   with pytest.raises(BadRecord, match='not an image'):
     examples[1]
   for number in retry.LASTING:
-    assert not retry.may_pass(OSError(number, os.strerror(number)))
+    assert not retry.is_transient(OSError(number, os.strerror(number)))
   failing(quick, os, 'read', 1, PermissionError(errno.EACCES, 'no'))
   with pytest.raises(BadRecord, match='cannot be read'):
     examples[2]
@@ -289,7 +289,7 @@ def test_fault_28_a_torn_record_is_not_waited_for(caplog):
     ('open() failed: No such file or directory; reading /x', False),
     ('fstat() failed: Stale file handle; x', True),
   ):
-    assert records.may_pass(RuntimeError(message)) == passes, message
+    assert records.is_transient(RuntimeError(message)) == passes, message
 
 
 @pytest.mark.parametrize('times', [2, 99])

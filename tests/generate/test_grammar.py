@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.generate.grammar import DONE, grammar, START, wants_of
+from omni_jax.generate.grammar import DONE, grammar, reply_kinds, START
 from omni_jax.generate.prompt import chat
 from omni_jax.generate.reply import as_parts, items_of, Written
 from omni_jax.modalities.audio.sizes import AudioConfig
@@ -18,7 +18,7 @@ from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 TOKENIZER = Tokenizer(TokenizerConfig(languages=('en',), voices=('a',), max_grid=2))
 SIZES = {'image': ImageConfig(patch=4), 'audio': AudioConfig()}  # a grid of 2 x 2
 HOSTS = Hosts(SIZES, TOKENIZER)
-WANTS = wants_of(HOSTS)
+WANTS = reply_kinds(HOSTS)
 
 
 def parts(tokens, codes, blocks):
@@ -35,9 +35,9 @@ def drawn(rows: int, columns: int, level: int = 0) -> Written:
 
 def test_wants_are_the_media_that_can_be_written():
   assert WANTS == ('text', 'image', 'audio', 'any')
-  assert wants_of(Hosts({}, TOKENIZER)) == ('text', 'any')
+  assert reply_kinds(Hosts({}, TOKENIZER)) == ('text', 'any')
   without_sound = Hosts({'image': SIZES['image']}, TOKENIZER)
-  assert wants_of(without_sound) == ('text', 'image', 'any')
+  assert reply_kinds(without_sound) == ('text', 'image', 'any')
   with pytest.raises(UserError, match="want='audio' .*'text', 'image', 'any'"):
     grammar(without_sound, 'audio')
 

@@ -19,7 +19,7 @@ from omni_jax.modalities.audio.quantizer import dequantize
 from omni_jax.model import abstract, abstract_autoencoder, encode_streams, merge
 from omni_jax.nn.layers import gather_rows
 from omni_jax.sequence.interleave import interleave, prompt_spans
-from omni_jax.sequence.pack import Laid, lay_out, pack_rows
+from omni_jax.sequence.pack import LaidOut, lay_out, pack_rows
 from omni_jax.types import Batch, NONE, RowBudget, Span
 
 GREEDY = dict(temperature=0.0, speech_temperature=0.0)
@@ -87,7 +87,7 @@ def span_of(item: str | Written, model: TrainedModel) -> Span:
     return Span('text', True, tokens=model.tokenizer.encode(item))
   host = model.hosts[item.medium]
   if item.medium == 'image':
-    return Span('image', True, payload=host.joined(item.pieces, item.form))
+    return Span('image', True, payload=host.join_pieces(item.pieces, item.form))
   length = len(item.pieces) * host.config.frame
   return Span('audio', True, payload=np.zeros(length, np.float32))
 
@@ -116,7 +116,9 @@ def with_codes(batch: Batch, code_BMJ: np.ndarray) -> Batch:
   return batch._replace(streams=batch.streams | {'audio.spoken': spoken})
 
 
-def check_ids(logits_LV: np.ndarray, laid: Laid, begin: int, rules, tokenizer) -> None:
+def check_ids(
+  logits_LV: np.ndarray, laid: LaidOut, begin: int, rules, tokenizer
+) -> None:
   """Checks that each id of the reply is the best one that the grammar allows.
 
   Args:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from samples import examples, hosts_of, tiny_model
 
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
@@ -52,7 +52,7 @@ def test_images_of_eight_bits_come_back_exactly(written, channels, rows, columns
     assert pieces.dtype == np.uint8
     assert pieces.shape == (rows * columns, 4 * channels)
     assert form == (1, rows, columns)
-    joined = host.joined(pieces, form)
+    joined = host.join_pieces(pieces, form)
     assert joined.dtype == np.float32
     np.testing.assert_array_equal(joined, pixels)
 
@@ -62,7 +62,7 @@ def test_other_pixels_are_rounded_to_eight_bits():
   pixels = np.random.default_rng(0).random((8, 8, 1), np.float32)
   pixels[0, :2, 0] = (0, 1)
   pieces, form = only_item(host, Span('image', payload=pixels))
-  joined = host.joined(pieces, form)
+  joined = host.join_pieces(pieces, form)
   assert np.abs(joined - pixels).max() <= 0.5 / 255 + 1e-6
   assert joined[0, 0, 0] == 0
   assert joined[0, 1, 0] == 1
@@ -80,7 +80,7 @@ def test_sounds_of_sixteen_bits_come_back_exactly(written, samples, seed):
     pieces, form = only_item(host, Span('audio', written, payload=payload))
     assert pieces.dtype == np.int16
     assert pieces.shape == (-(-samples // 16), 16)
-    joined = host.joined(pieces, form)
+    joined = host.join_pieces(pieces, form)
     assert joined.dtype == np.float32
     np.testing.assert_array_equal(joined[:samples], wave)
     assert not joined[samples:].any()
@@ -92,7 +92,7 @@ def test_other_samples_are_rounded_to_sixteen_bits():
   wave = np.random.default_rng(0).uniform(-1, 1, 160).astype(np.float32)
   wave[:2] = (-1, 1)
   pieces, form = only_item(host, Span('audio', payload=wave))
-  joined = host.joined(pieces, form)
+  joined = host.join_pieces(pieces, form)
   assert np.abs(joined - wave).max() <= 1 / 32768
   assert joined[0] == -1
   assert joined[1] == 32767 / 32768
@@ -195,7 +195,7 @@ def test_a_shown_payload_decodes_to_itself(example):
       continue
     host = hosts[span.medium]
     pieces, form = only_item(host, span)
-    joined = host.joined(pieces, form)
+    joined = host.join_pieces(pieces, form)
     shown = host.show(joined)
     decoded = decoded_part(span.medium, shown.data, hosts)[host.key]
     assert f'.{shown.suffix}' in host.suffixes
@@ -209,7 +209,7 @@ def test_a_shown_payload_decodes_to_itself(example):
 
 def test_hosts_count_their_payloads():
   hosts = hosts_of(audio=AUDIO)
-  assert hosts['image'].counted(np.zeros((8, 8, 1), np.float32)) == {'images': 1}
-  counts = hosts['audio'].counted(np.zeros(50, np.float32))
+  assert hosts['image'].count(np.zeros((8, 8, 1), np.float32)) == {'images': 1}
+  counts = hosts['audio'].count(np.zeros(50, np.float32))
   assert counts == {'sounds': 1, 'seconds': 0.25}
-  assert hosts['text'].counted('words') == {}
+  assert hosts['text'].count('words') == {}

@@ -21,13 +21,13 @@ from omni_jax import inspect_data, sharding
 from omni_jax.checkpoint.init_values import init_frozen
 from omni_jax.compile.program import compile_program, programs_of
 from omni_jax.data.crops import CropLoader
+from omni_jax.data.example_maker import ExampleMaker, prepare
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making, prepare
 from omni_jax.errors import UserError
 from omni_jax.generate.api import TrainedModel
-from omni_jax.generate.grammar import wants_of
-from omni_jax.modalities.contract import Host, Part, Shown, Writing
-from omni_jax.modalities.device import Autoencoder, Device, Trained
+from omni_jax.generate.grammar import reply_kinds
+from omni_jax.modalities.contract import Host, MediaFile, Part, Writing
+from omni_jax.modalities.device import Autoencoder, Device, TrainOutput
 from omni_jax.modalities.devices import DEVICES, Tables
 from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.modalities.hosts import HOSTS
@@ -113,7 +113,7 @@ class PointsHost(Host):
   def pieces(self, span):
     return (np.rint(span.payload * 255).astype(np.uint8),)
 
-  def joined(self, pieces, form):
+  def join_pieces(self, pieces, form):
     return pieces.astype(np.float32) / 255
 
   def crop(self, payload, pieces, rng):
@@ -140,7 +140,7 @@ class PointsHost(Host):
   def show(self, payload):
     dots = ''.join(f'<circle cx="{x}" cy="{y}" r=".02"/>' for x, y in payload)
     text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{dots}</svg>'
-    return Shown('svg', text.encode())
+    return MediaFile('svg', text.encode())
 
 
 class PointsEmbed(nnx.Module):
@@ -195,7 +195,7 @@ class Cells(nnx.Module):
 def cells_loss(cells, buffers, crops, key):
   value, mask = crops
   loss = (cells.distances(value).min(axis=-1) * mask).sum() / mask.sum()
-  return loss, Trained({'distance': loss}, mask.sum())
+  return loss, TrainOutput({'distance': loss}, mask.sum())
 
 
 def count_points(config, buffers, count, key):
@@ -320,7 +320,7 @@ def trained(plan):
   frozen = init_frozen(config, seed=0)
   frozen['cells'] = {'params': state.params, 'buffers': state.buffers}
 
-  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  loader = Loader(ExampleMaker(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   with jax.set_mesh(plan.mesh):
     program = omni_program(plan, frozen)
     state = program.init(frozen)
@@ -337,7 +337,7 @@ def test_the_tables_give_it_a_number_streams_and_wants(plan):
   assert plan.hosts.numbers == {'text': 1, 'image': 2, 'audio': 3, 'points': 4}
   names = [spec.name for spec in plan.hosts.streams]
   assert names[-2:] == ['points.seen', 'points.made']
-  assert wants_of(plan.hosts) == ('text', 'image', 'audio', 'points', 'any')
+  assert reply_kinds(plan.hosts) == ('text', 'image', 'audio', 'points', 'any')
   assert plan.model_config.decoder.modalities == 5
   assert plan.model_config.coded()['points.seen'] == 'cells'
 
@@ -346,7 +346,7 @@ def test_it_is_packed_with_everything_else(plan):
   for example in EXAMPLES[:4]:
     parsed = parse(interleave(example, plan.hosts), plan.hosts)
     np.testing.assert_equal(parsed['messages'], example['messages'])
-  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  loader = Loader(ExampleMaker(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   assert set(batch.streams) == {spec.name for spec in plan.hosts.streams}
   made = batch.streams['points.made']
@@ -397,7 +397,7 @@ def test_it_is_read_and_written_in_replies(trained):
 
 
 def test_it_is_inspected(plan):
-  loader = Loader(Making(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
+  loader = Loader(ExampleMaker(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   page = inspect_data.render(batch, plan.hosts, rows=2, title='points')
   assert 'points.seen' in page

@@ -13,14 +13,14 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(address, 2, int(index))
 
 from omni_jax.errors import UserError  # noqa: E402
-from omni_jax.sharding import anywhere, input_part, make_mesh, place  # noqa: E402
+from omni_jax.sharding import any_process, make_mesh, place, process_part  # noqa: E402
 
 MESHES = [dict(data=4), dict(data=2, tensor=2), dict(tensor=4), dict(data=2, context=2)]
 ALL_ROWS = np.arange(8.0)
 
 for sizes in MESHES:
   mesh = make_mesh(sizes)
-  part, count = input_part(mesh)
+  part, count = process_part(mesh)
   own_rows = ALL_ROWS[part * 8 // count : (part + 1) * 8 // count]
   placed = place(own_rows, mesh)
   assert placed.shape == (8,), (sizes, placed.shape)
@@ -28,8 +28,8 @@ for sizes in MESHES:
     expected = ALL_ROWS[shard.index]
     np.testing.assert_array_equal(shard.data, expected, err_msg=str(sizes))
   print(sizes, part, count)
-  assert not anywhere(False, mesh)
-  assert anywhere(index == '1', mesh)
+  assert not any_process(False, mesh)
+  assert any_process(index == '1', mesh)
 try:
   make_mesh(dict(data=2))
 except UserError as error:

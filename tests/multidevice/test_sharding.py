@@ -70,7 +70,7 @@ def test_axes_that_do_not_divide_a_weight_are_left_out():
   mesh = sharding.make_mesh({'fsdp': 4, 'tensor': 2})
 
   def fitted(spec, shape):
-    return sharding.fitting(mesh, spec, shape).spec
+    return sharding.weight_sharding(mesh, spec, shape).spec
 
   assert fitted(P('fsdp', 'tensor'), (8, 6)) == P('fsdp', 'tensor')
   assert fitted(P('fsdp', 'tensor'), (6, 6)) == P(None, 'tensor')

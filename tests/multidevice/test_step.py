@@ -9,14 +9,14 @@ from samples import (
   BUDGET,
   laid,
   make_kit,
-  mostly_long,
+  mark_long_except,
   omni_optimizer,
   packed,
   rows,
   tiny_model,
 )
 
-from omni_jax.sharding import name_of
+from omni_jax.sharding import leaf_name
 
 AXES_ALONE = [
   dict(data=8),
@@ -75,7 +75,7 @@ def one_device(eight_rows):
 
 
 @pytest.mark.parametrize(
-  'sizes', mostly_long(AXES_ALONE + TOGETHER, 0, 1, 2, 3, 4, 5, 8), ids=str
+  'sizes', mark_long_except(AXES_ALONE + TOGETHER, 0, 1, 2, 3, 4, 5, 8), ids=str
 )
 def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   """Compares all metrics, weights and momenta, which are sums of gradients.
@@ -98,7 +98,7 @@ def test_eight_devices_equal_one(one_device, eight_rows, sizes):
   for (path, expected), leaf in zip(expected_leaves, leaves, strict=True):
     tolerance = 1e-5 * float(np.abs(expected).max())
     np.testing.assert_allclose(
-      leaf, expected, rtol=0, atol=tolerance, err_msg=name_of(path)
+      leaf, expected, rtol=0, atol=tolerance, err_msg=leaf_name(path)
     )
 
 
@@ -124,7 +124,7 @@ def test_weights_and_moments_are_placed_by_the_table(sizes, place):
   assert up.addressable_shards[0].data.size * shards == up.size
   moments = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(kit.state.opt_state):
-    if name_of(path).endswith('moe.up'):
+    if leaf_name(path).endswith('moe.up'):
       moments.append(leaf)
   assert len(moments) == 2
   for moment in moments:

@@ -17,11 +17,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import mostly_long
+from samples import mark_long_except
 
 from omni_jax.nn import attention_kernels
 from omni_jax.nn.attention_kernels import choose, in_pieces, Kernel
-from omni_jax.nn.context import attend, balanced_positions
+from omni_jax.nn.context_parallel import attend, balanced_positions
 from omni_jax.nn.reach import attention_reference, cached, packed_rows, within
 from omni_jax.sharding import make_mesh
 
@@ -146,7 +146,7 @@ MESHES = [
 
 
 @pytest.mark.parametrize('reach_of', [packed_rows, within], ids=['causal', 'items'])
-@pytest.mark.parametrize('sizes', mostly_long(MESHES, 2, 5, 7, 9), ids=str)
+@pytest.mark.parametrize('sizes', mark_long_except(MESHES, 2, 5, 7, 9), ids=str)
 def test_every_mesh_equals_one_device(sizes, reach_of, monkeypatch):
   """With sizes that the mesh divides and sizes that it does not.
 

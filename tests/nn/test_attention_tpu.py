@@ -13,7 +13,7 @@ import pytest
 
 from omni_jax import sharding
 from omni_jax.compile.topology import describe
-from omni_jax.nn.context import attend
+from omni_jax.nn.context_parallel import attend
 from omni_jax.nn.reach import packed_rows
 
 pytestmark = [

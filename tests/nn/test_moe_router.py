@@ -16,7 +16,7 @@ from omni_jax.nn.moe_router import (
   z_loss,
 )
 
-pytestmark = pytest.mark.usefixtures('strict_ranks')
+pytestmark = pytest.mark.usefixtures('no_rank_promotion')
 TOKENS = 40
 EXPERTS = 6
 MODALITIES = 4  # padding and three media

@@ -55,7 +55,7 @@ def test_causal_rows_are_known_to_kernels_and_items_are_not():
   assert not cached(item, 4).is_causal_row
 
 
-def test_a_query_that_sees_nothing_gets_zero_and_no_gradient(strict_ranks):
+def test_a_query_that_sees_nothing_gets_zero_and_no_gradient(no_rank_promotion):
   q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
   reach = packed_rows(jnp.asarray([[0, 1, 1, 2, 0, 0]]))
   y, back = jax.vjp(lambda *qkv: attention_reference(*qkv, reach), q, k, v)

@@ -7,7 +7,7 @@ import pytest
 
 from omni_jax.nn.rope import mrope_angles, rotate, sections
 
-pytestmark = pytest.mark.usefixtures('strict_ranks')
+pytestmark = pytest.mark.usefixtures('no_rank_promotion')
 HEAD = 16
 
 

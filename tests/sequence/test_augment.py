@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from samples import hosts_of
 
-from omni_jax.modalities.audio.augment import AudioAugment, coloured, stretched, varied
-from omni_jax.modalities.image.augment import ImageAugment, moved
-from omni_jax.sequence.augment import augmented
+from omni_jax.modalities.audio.augment import (
+  apply_tone,
+  AudioAugment,
+  augment_audio,
+  time_stretch,
+)
+from omni_jax.modalities.image.augment import augment_image, ImageAugment
+from omni_jax.sequence.augment import augment_example
 
 HOSTS = hosts_of()
 RATE = HOSTS['audio'].config.rate
@@ -25,7 +30,9 @@ def variants(
   wave: np.ndarray, config: AudioAugment, rng: np.random.Generator, count: int
 ) -> list[np.ndarray]:
   """Random variations of a sound."""
-  return [varied(wave, config, rng, rate=RATE, limit=LIMIT) for _ in range(count)]
+  return [
+    augment_audio(wave, config, rng, rate=RATE, limit=LIMIT) for _ in range(count)
+  ]
 
 
 def decibels(ratio: float) -> float:
@@ -48,7 +55,7 @@ def pitch_of(wave: np.ndarray) -> float:
 def test_pictures_vary_and_stay_in_range(channels):
   rng = np.random.default_rng(0)
   image = rng.uniform(size=(28, 28, channels)).astype(np.float32)
-  pictures = [moved(image, IMAGE, rng) for _ in range(20)]
+  pictures = [augment_image(image, IMAGE, rng) for _ in range(20)]
   for picture in pictures:
     assert picture.shape == image.shape
     assert picture.dtype == np.float32
@@ -70,7 +77,9 @@ def test_by_default_nothing_changes():
   rng = np.random.default_rng(0)
   image = rng.uniform(size=(8, 8, 1)).astype(np.float32)
   wave = tone(300).astype(np.float32)
-  np.testing.assert_allclose(moved(image, ImageAugment(), rng), image, atol=1e-6)
+  np.testing.assert_allclose(
+    augment_image(image, ImageAugment(), rng), image, atol=1e-6
+  )
   (sound,) = variants(wave, AudioAugment(), rng, 1)
   np.testing.assert_allclose(sound, wave, atol=1e-6)
 
@@ -78,7 +87,7 @@ def test_by_default_nothing_changes():
 @pytest.mark.parametrize('factor', [0.8, 0.93, 1.07, 1.3])
 def test_stretching_keeps_the_pitch_and_the_level(factor):
   wave = tone(300)
-  longer = stretched(wave, factor, window=320)
+  longer = time_stretch(wave, factor, window=320)
   assert len(longer) == round(len(wave) * factor)
   assert pitch_of(longer) == pytest.approx(300, rel=0.01)
   inner = slice(320, -320)
@@ -110,7 +119,7 @@ def test_gain_and_tone_are_decibels():
   assert min(tilts) < -5 and max(tilts) > 5
   assert max(np.abs(tilts)) <= 20
   # 6 dB at 0 Hz, 3 at 500, none from 1000 on.
-  half = coloured(soft, np.array([6.0, 0.0, 0.0, 0.0, 0.0]))
+  half = apply_tone(soft, np.array([6.0, 0.0, 0.0, 0.0, 0.0]))
   assert level(half, 500) - level(soft, 500) == pytest.approx(3, abs=0.2)
   assert level(half, 3500) == pytest.approx(level(soft, 3500), abs=0.1)
 
@@ -139,14 +148,14 @@ def test_only_what_users_show_changes():
       {'role': 'assistant', 'content': [part]},
     ],
   }
-  user, assistant = augmented(chat, {'image': IMAGE}, HOSTS, rng)['messages']
+  user, assistant = augment_example(chat, {'image': IMAGE}, HOSTS, rng)['messages']
   shown = user['content'][0]
   assert (shown['pixels'] != part['pixels']).any()
   assert shown['label'] == 'seven'
   assert user['content'][1] is text
   assert assistant['content'][0] is part
   plain = {'id': 'b', 'content': [part]}
-  assert augmented(plain, {'image': IMAGE}, HOSTS, rng) is plain
+  assert augment_example(plain, {'image': IMAGE}, HOSTS, rng) is plain
 
 
 def test_each_medium_changes_only_if_requested():
@@ -161,7 +170,7 @@ def test_each_medium_changes_only_if_requested():
     {},
   ):
     rng = np.random.default_rng(0)
-    (message,) = augmented(chat, changes, HOSTS, rng)['messages']
+    (message,) = augment_example(chat, changes, HOSTS, rng)['messages']
     after_image, after_audio = message['content']
     assert (after_image is not image) == ('image' in changes)
     assert (after_audio is not audio) == ('audio' in changes)
@@ -171,5 +180,5 @@ def test_a_sound_is_never_longer_than_the_longest_clip():
   rng = np.random.default_rng(0)
   longest = np.ones(LIMIT, np.float32)
   slow = AudioAugment(speed=0.5, delay=1.0)
-  lengths = [len(HOSTS['audio'].augmented(longest, slow, rng)) for _ in range(20)]
+  lengths = [len(HOSTS['audio'].augment(longest, slow, rng)) for _ in range(20)]
   assert max(lengths) == LIMIT > min(lengths)

@@ -22,7 +22,7 @@ from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.image import files as image_files
 from omni_jax.modalities.image.files import decode_image, fitted, png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
-from omni_jax.sequence.media import read_media
+from omni_jax.sequence.read_media import read_media
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 MALFORMED = SHARED / 'malformed'

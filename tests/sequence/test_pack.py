@@ -22,7 +22,7 @@ from sequence.reference import (
   start_of,
 )
 
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.sequence import pack
 from omni_jax.sequence.pack import concatenated, pack_rows, Packer
 from omni_jax.types import Batch, NONE, Stream, StreamSpec

@@ -8,7 +8,7 @@ import pytest
 from samples import BUDGET, chat, laid, picture, rows, sound, text
 from sequence.reference import assert_equal, BY_FIT, HOSTS, MODEL
 
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.errors import UserError
 from omni_jax.modalities.contract import Codes
 from omni_jax.modalities.hosts import Hosts

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from samples import BUDGET, laid, make_kit, mostly_long, packed, rows, tiny_model
+from samples import BUDGET, laid, make_kit, mark_long_except, packed, rows, tiny_model
 
 from omni_jax.objective import LossConfig
 from omni_jax.sharding import named_leaves
-from omni_jax.train.accumulate import cut_into
+from omni_jax.train.accumulate import split_batch
 
 CONFIG = tiny_model(experts=8)
 
@@ -24,7 +24,7 @@ def uneven():
   for seed in range(5):
     items += laid(CONFIG, seed)
   batch = packed(items[:23], CONFIG.hosts(), rows(BUDGET, 8))
-  parts = cut_into(jax.tree.map(jnp.asarray, batch), 2)
+  parts = split_batch(jax.tree.map(jnp.asarray, batch), 2)
   weights = {'text': parts.weight_BL}
   for name in ('image.drawn', 'audio.spoken'):
     weights[name] = parts.streams[name].write_at_BM >= 0
@@ -50,7 +50,7 @@ def whole(uneven):
 CASES = [(2, {}), (8, {}), (2, {'data': 2, 'fsdp': 2}), (4, {'expert': 2})]
 
 
-@pytest.mark.parametrize('parts, sizes', mostly_long(CASES, 0, 2), ids=str)
+@pytest.mark.parametrize('parts, sizes', mark_long_except(CASES, 0, 2), ids=str)
 def test_parts_equal_the_whole(uneven, whole, parts, sizes):
   """Except for the routers' losses, which are means over the parts."""
   state, metrics = updated(uneven, parts, **sizes)

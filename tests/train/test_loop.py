@@ -19,8 +19,8 @@ from samples import BUDGET, examples, sound
 
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.data.crops import CropLoader
+from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.data.making import Making
 from omni_jax.errors import UserError
 from omni_jax.model import abstract_autoencoder
 from omni_jax.objective import Autoencoding
@@ -58,7 +58,7 @@ def omni_stage(kit):
     for seed in range(4):
       for i, example in enumerate(examples(seed)):
         items.append(dict(example, id=f'{seed}/{i}'))
-    batches = Loader(Making(items, kit.config.hosts(), 0), BUDGET)
+    batches = Loader(ExampleMaker(items, kit.config.hosts(), 0), BUDGET)
     return loop.Stage(
       'omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100
     )

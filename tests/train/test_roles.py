@@ -16,7 +16,7 @@ from samples import ROOT
 
 from omni_jax.model import abstract, abstract_autoencoder, ModelConfig
 from omni_jax.nn.decoder import _cast_matrices
-from omni_jax.sharding import name_of, named_leaves, param_roles, Role
+from omni_jax.sharding import leaf_name, named_leaves, param_roles, Role
 from omni_jax.train.optim import decayed, muon_dimensions
 
 VARIANTS = {
@@ -81,7 +81,7 @@ def muon_axes_by_name(dimensions: Any) -> dict[str, tuple[int, int] | None]:
   axes = {}
   for path, leaf in leaves:
     used = None if leaf is None else (leaf.reduction_axis, leaf.output_axis)
-    axes[name_of(path)] = used
+    axes[leaf_name(path)] = used
   return axes
 
 
@@ -105,7 +105,7 @@ def test_the_blocks_are_cast_as_by_names(file, variant):
   leaves = jax.tree_util.tree_leaves_with_path(cast)
   assert len(leaves) == len(jax.tree.leaves(blocks)) > 8
   for path, leaf in leaves:
-    name = name_of(path)
+    name = leaf_name(path)
     assert (leaf.dtype == 'bfloat16') == cast_by_name(name, leaf.ndim), name
 
 

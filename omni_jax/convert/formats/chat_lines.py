@@ -9,7 +9,7 @@ from etils import epath
 from omni_jax.convert.formats.reader import InputExample, raising, RESUME
 from omni_jax.data.sources.jsonl import index_lines, parse_line, read_beside
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 from omni_jax.sequence.example import Example, map_media, Part
 
 
@@ -51,7 +51,7 @@ class JsonLinesReader:
       return texts
 
     try:
-      return patiently(read, self._path)
+      return with_retries(read, self._path)
     except OSError as error:
       raise UserError(f'{self._path}: cannot be read ({error}): {RESUME}') from error
 

@@ -8,7 +8,7 @@ import pathlib
 from omni_jax.convert.formats.reader import captioned, InputExample, MEDIUM_OF_SUFFIX
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.sequence.example import Example
-from omni_jax.sequence.media import read_media
+from omni_jax.sequence.read_media import read_media
 
 
 class FolderReader:

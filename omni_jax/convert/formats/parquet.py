@@ -7,9 +7,9 @@ import os
 from typing import Any, NamedTuple
 
 from omni_jax.convert.formats.reader import InputExample, raising
-from omni_jax.data.sources.pairs import only_medium_and_text, pair
+from omni_jax.data.sources.pairs import infer_columns, pair_example
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.retry import may_pass, patiently
+from omni_jax.retry import is_transient, with_retries
 from omni_jax.sequence.example import Example, Part
 
 DAMAGE = (OSError, ValueError)  # base classes of pyarrow's own errors
@@ -63,7 +63,7 @@ class ParquetReader:
       base = os.path.basename(path).removesuffix('.parquet')
       read_rows = functools.partial(self._rows, parquet, path, group)
       try:
-        rows = patiently(read_rows, path, passes=_may_pass)
+        rows = with_retries(read_rows, path, retryable=_is_transient)
       except DAMAGE as error:
         bad = BadRecord(f'row group cannot be read ({_one_line(error)})')
         yield InputExample(f'{base}/{group}', raising(bad))
@@ -80,14 +80,14 @@ class ParquetReader:
   def _example(self, row: Mapping[str, Any]) -> Example:
     shown = _part(self._read, row)
     answer = _part(self._write, row)
-    return pair([shown], answer, self._language)
+    return pair_example([shown], answer, self._language)
 
 
 def _opened(parquet: Any, path: str) -> Any:
   """Returns the `pyarrow.parquet.ParquetFile` of a path."""
   try:
-    return patiently(
-      functools.partial(parquet.ParquetFile, path), path, passes=_may_pass
+    return with_retries(
+      functools.partial(parquet.ParquetFile, path), path, retryable=_is_transient
     )
   except DAMAGE as error:
     raise UserError(
@@ -99,14 +99,14 @@ def _one_line(error: Exception) -> str:
   return ' '.join(str(error).split())
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
   """Returns whether another attempt may succeed.
 
   pyarrow reports damage as an OSError as well.
 
   Errors about damage have no `errno`.
   """
-  return may_pass(error) and getattr(error, 'errno', None) is not None
+  return is_transient(error) and getattr(error, 'errno', None) is not None
 
 
 def _library() -> Any:
@@ -164,7 +164,7 @@ def _chosen(
 ) -> tuple[Column, Column]:
   """Returns the columns of the prompt and of the answer."""
   kinds = {name: column.kind for name, column in columns.items()}
-  medium, text = only_medium_and_text(kinds)
+  medium, text = infer_columns(kinds)
   read = read or medium
   write = write or text
   if read not in columns or write not in columns:

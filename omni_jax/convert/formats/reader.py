@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.errors import BadRecord
 from omni_jax.sequence.example import Example, MEDIA, Part
 
@@ -77,4 +77,4 @@ def captioned(media: Sequence[Part], text: str, language: str = '') -> Example:
   """
   if not text:
     return {'content': list(media)}
-  return pair(media, {'type': 'text', 'text': text}, language)
+  return pair_example(media, {'type': 'text', 'text': text}, language)

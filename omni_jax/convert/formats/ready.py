@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import functools
 
 from omni_jax.convert.formats.reader import InputExample
-from omni_jax.data.sources.ready.ready_set import Asked
+from omni_jax.data.sources.ready.ready_set import Selection
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts
@@ -39,7 +39,7 @@ class ReadyReader:
       )
     try:
       languages = tuple(code for code in language.split(',') if code)
-      choice = Asked(split, write, read, languages)
+      choice = Selection(split, write, read, languages)
       self._examples = ready_set(root, choice, Hosts.lenient())
     except UserError as error:
       # The keys of a run's config are flags of this command.

@@ -17,7 +17,7 @@ from omni_jax.convert.formats.reader import (
 )
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.files import MAX_BYTES
-from omni_jax.retry import PatientFile
+from omni_jax.retry import RetryingFile
 from omni_jax.sequence.example import check_example, Example, map_media, Part
 
 CHAT_SUFFIX = '.json'
@@ -58,7 +58,7 @@ class TarReader:
     self._language = language
     for path in paths:
       try:
-        with PatientFile(path) as file, tarfile.open(fileobj=file, mode='r|*'):
+        with RetryingFile(path) as file, tarfile.open(fileobj=file, mode='r|*'):
           pass
       except DAMAGE as error:
         raise UserError(f'{path}: is not a tar file ({error})') from error
@@ -125,7 +125,7 @@ def _members(path: str) -> Iterator[Member]:
   Files that are too large are not read. A damaged archive ends with a problem.
   """
   try:
-    with PatientFile(path) as file, tarfile.open(fileobj=file, mode='r|*') as archive:
+    with RetryingFile(path) as file, tarfile.open(fileobj=file, mode='r|*') as archive:
       for info in archive:
         if info.isdir():
           continue

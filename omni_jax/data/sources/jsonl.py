@@ -20,7 +20,7 @@ import numpy as np
 
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 from omni_jax.sequence.example import (
   check_example,
   check_message,
@@ -31,7 +31,7 @@ from omni_jax.sequence.example import (
   Part,
   Stored,
 )
-from omni_jax.sequence.media import is_remote, read_media
+from omni_jax.sequence.read_media import is_remote, read_media
 
 MAX_LINE = 16 << 20  # bytes
 # Size of the cache of decoded media: later epochs of a small set need no decoding.
@@ -135,14 +135,14 @@ class JsonLines(Stored):
           digest.update(piece)
       return digest.hexdigest()
 
-    return patiently(read, self.path)
+    return with_retries(read, self.path)
 
   def encoded(self, index: SupportsIndex) -> Example:
     """Returns an example with the paths of its media, nothing decoded."""
     start, length, number = self._lines_n3[self.place(index)].tolist()
     name = f'{self._name}:{number}'
     try:
-      example = parse_line(patiently(lambda: self._read(start, length), self.path))
+      example = parse_line(with_retries(lambda: self._read(start, length), self.path))
     except OSError as error:
       raise BadRecord(f'the line cannot be read ({error})', name) from error
     except BadRecord as error:
@@ -237,7 +237,7 @@ def read_prompt(path: epath.PathLike, hosts: Hosts) -> Example:
     return decoded_part(part['type'], read_beside(folder, part['path']), hosts)
 
   try:
-    raw = _load_json(patiently(file.read_bytes, file))
+    raw = _load_json(with_retries(file.read_bytes, file))
     answer = _empty_answer(raw)
     if answer is not None:
       filled = {**answer, 'content': ' '}
@@ -305,7 +305,7 @@ def index_lines(
     UserError: if the file cannot be read, is empty, or a line is refused or too long.
   """
   try:
-    lines = patiently(lambda: _lines_of(path, check), path)
+    lines = with_retries(lambda: _lines_of(path, check), path)
   except OSError as error:
     raise UserError(
       f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines'

@@ -6,7 +6,7 @@ from typing import Any
 from omni_jax.modalities.text.tokenizer import TASKS
 
 
-def pair(
+def pair_example(
   shown: Sequence[dict[str, Any]],
   answer: dict[str, Any],
   language: str = '',
@@ -31,7 +31,7 @@ def pair(
   return {'messages': [question, message]}
 
 
-def only_medium_and_text(kinds: Mapping[str, str]) -> tuple[str, str]:
+def infer_columns(kinds: Mapping[str, str]) -> tuple[str, str]:
   """Returns the names of the only medium column and of the only text column.
 
   A name is '' if there is no such column, or more than one.

@@ -23,7 +23,7 @@ import numpy as np
 
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.retry import LASTING, patiently
+from omni_jax.retry import LASTING, with_retries
 from omni_jax.sequence.example import (
   check_example,
   decoded_part,
@@ -242,8 +242,10 @@ class ArrayRecordExamples(Stored):
   def _read(self, file: int, position: int) -> bytes:
     """Returns a record; errors that may pass are retried."""
     try:
-      return patiently(
-        lambda: self._read_once(file, position), self.paths[file], passes=may_pass
+      return with_retries(
+        lambda: self._read_once(file, position),
+        self.paths[file],
+        retryable=is_transient,
       )
     except RuntimeError as error:  # the reader raises nothing else
       reason = ' '.join(str(error).split())
@@ -263,7 +265,7 @@ class ArrayRecordExamples(Stored):
       raise
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
   """Returns whether an error of an ArrayRecord reader may be gone at the next attempt.
 
   These are errors of system calls, which its messages name; damage is "Corrupted".
@@ -299,7 +301,7 @@ def _count(path: str) -> int:
       reader.close()
 
   try:
-    count = patiently(count_once, path, passes=may_pass)
+    count = with_retries(count_once, path, retryable=is_transient)
   except RuntimeError as error:
     raise UserError(
       f'{path}: is not an ArrayRecord file, or is damaged ({error})'

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 
 SCHEMA = 1  # version of the form of a record
 MANIFEST = 'manifest.json'
 REFUSED = 'refused.jsonl'
-LISTED = 3  # names or reasons that a message lists
+MAX_LISTED = 3  # names or reasons that a message lists
 
 
 class ShardStats(NamedTuple):
@@ -26,7 +26,7 @@ class ShardStats(NamedTuple):
     records: number of records.
     bytes: size of the file.
     sha256: digest of the file, in hexadecimal.
-    counted: amounts of media, by name.
+    media: amounts of media, by name.
     refused: (id, reason) of each example that was left out.
   """
 
@@ -34,7 +34,7 @@ class ShardStats(NamedTuple):
   records: int
   bytes: int
   sha256: str
-  counted: dict[str, float]
+  media: dict[str, float]
   refused: list[tuple[str, str]]
 
 
@@ -74,13 +74,13 @@ def manifest_of(
     'tokenizer': tokenizer,
     'codecs': dict(codecs or {}),
     'records': sum(shard.records for shard in stats),
-    'media': added(shard.counted for shard in stats),
+    'media': sum_counts(shard.media for shard in stats),
     'refused': dict(reasons.most_common()),
     'shards': shards,
   }
 
 
-def added(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def sum_counts(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
   """Returns the sums of counts by name."""
   sums: dict[str, float] = {}
   for count in counts:
@@ -89,7 +89,9 @@ def added(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
   return sums
 
 
-def lists_of(manifest: dict[str, Any], stats: Sequence[ShardStats]) -> dict[str, str]:
+def summary_files(
+  manifest: dict[str, Any], stats: Sequence[ShardStats]
+) -> dict[str, str]:
   """Returns the text of the two files that lie beside the shards, by file name."""
   refused: list[tuple[str, str]] = []
   for shard in stats:
@@ -101,11 +103,11 @@ def lists_of(manifest: dict[str, Any], stats: Sequence[ShardStats]) -> dict[str,
   return {REFUSED: ''.join(lines), MANIFEST: text}
 
 
-def check_useful(manifest: dict[str, Any]) -> None:
+def check_not_empty(manifest: dict[str, Any]) -> None:
   """Raises UserError if no record could be used."""
   if manifest['records']:
     return
-  most_common = list(manifest['refused'].items())[:LISTED]
+  most_common = list(manifest['refused'].items())[:MAX_LISTED]
   reasons = '; '.join(f'{count} x {reason}' for reason, count in most_common)
   raise UserError(
     f'{manifest["input"]}: no example can be used: {reasons or "there is none"}'
@@ -202,7 +204,7 @@ def _read(folder: str) -> dict[str, Any] | None:
   if not os.path.isfile(path):
     return None
   try:
-    manifest = json.loads(patiently(pathlib.Path(path).read_bytes, path))
+    manifest = json.loads(with_retries(pathlib.Path(path).read_bytes, path))
     schema = manifest['schema']
     if schema == SCHEMA:
       _sizes_of(manifest)  # raises if a shard has no file or size
@@ -225,6 +227,6 @@ def _sizes_of(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 def _some(names: Sequence[str]) -> str:
   """Returns the first names, and how many more there are."""
-  text = ', '.join(names[:LISTED])
-  more = len(names) - LISTED
+  text = ', '.join(names[:MAX_LISTED])
+  more = len(names) - MAX_LISTED
   return f'{text} and {more} more' if more > 0 else text

@@ -78,7 +78,7 @@ KINDS = {
 }
 
 
-class Pool(NamedTuple):
+class SplitMedia(NamedTuple):
   """The media of a split that are paired."""
 
   images: list[Item]
@@ -154,8 +154,8 @@ def build(
       )
     everything: list[Item] = []
     for split in SPLITS:
-      pool = Pool(pictures[split], clips[split], joined[split])
-      lines.append(_write_split(partial, split, pool, rng))
+      media = SplitMedia(pictures[split], clips[split], joined[split])
+      lines.append(_write_split(partial, split, media, rng))
       everything += clips[split]
     lines.append(_write_speakers(partial, everything))
     (partial / 'README.md').write_text(NOTICE)
@@ -191,9 +191,11 @@ def _write_speakers(output: Path, clips: list[Item]) -> str:
   return f'speaker_NAME.jsonl of {", ".join(names)}, speakers.jsonl of all'
 
 
-def _write_split(output: Path, split: str, pool: Pool, rng: np.random.Generator) -> str:
+def _write_split(
+  output: Path, split: str, media: SplitMedia, rng: np.random.Generator
+) -> str:
   """Writes the split's rows in shuffled order; returns its line of the summary."""
-  for name, items in (('images', pool.images), ('clips', pool.clips)):
+  for name, items in (('images', media.images), ('clips', media.clips)):
     missing = set(range(10)) - {item.digits[0] for item in items}
     if missing:
       words = ', '.join(WORDS[digit] for digit in sorted(missing))
@@ -203,28 +205,28 @@ def _write_split(output: Path, split: str, pool: Pool, rng: np.random.Generator)
   rows: list[dict[str, Any]] = []
   counts: list[str] = []
   for name, kind in KINDS.items():
-    numbers = _source_numbers(kind, pool, rng, repeat=split == 'train')
-    rows += _examples(f'{split}/{name}', kind, pool, numbers, rng)
+    numbers = _source_numbers(kind, media, rng, repeat=split == 'train')
+    rows += _examples(f'{split}/{name}', kind, media, numbers, rng)
     counts.append(f'{name} {len(numbers)}')
   with open(output / f'{split}.jsonl', 'w') as file:
     for number in rng.permutation(len(rows)):
       file.write(json.dumps(rows[number]) + '\n')
   return (
-    f'{split}: {len(rows)} rows of {len(pool.images)} images and {len(pool.clips)} clips '
+    f'{split}: {len(rows)} rows of {len(media.images)} images and {len(media.clips)} clips '
     f'({", ".join(counts)})'
   )
 
 
 def _source_numbers(
-  kind: Kind, pool: Pool, rng: np.random.Generator, *, repeat: bool
+  kind: Kind, media: SplitMedia, rng: np.random.Generator, *, repeat: bool
 ) -> np.ndarray:
   """Returns the number of the source of each row of a kind, shape (rows,).
 
   Sources are used about equally often, and at most once unless `repeat`; where the
   target differs each time, a source may be used again.
   """
-  sources = len(pool.sources(kind.given))
-  count = max(1, round(kind.share * len(pool.images)))
+  sources = len(media.sources(kind.given))
+  count = max(1, round(kind.share * len(media.images)))
   if not repeat:
     writes_text = kind.reply == ('text',)
     if writes_text or kind.given in ('image', 'audio', 'string'):
@@ -237,11 +239,15 @@ def _source_numbers(
 
 
 def _examples(
-  name: str, kind: Kind, pool: Pool, numbers: np.ndarray, rng: np.random.Generator
+  name: str,
+  kind: Kind,
+  media: SplitMedia,
+  numbers: np.ndarray,
+  rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
   """Yields a row of a kind for each number of a source."""
-  sources = pool.sources(kind.given)
-  targets = pool.by_digit()
+  sources = media.sources(kind.given)
+  targets = media.by_digit()
   for n, number in enumerate(numbers):
     source = sources[number]
     answers = {'text': source}

@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 from etils import epath
 
 from omni_jax.errors import UserError
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 
 # The first part of the file is for training, the rest for evaluation, as in nanoGPT.
 TRAIN_SHARE = 0.9
@@ -29,7 +29,7 @@ class TextFile(Sequence):
   def __init__(self, path: epath.PathLike, *, length: int, train: bool):
     self.path = path
     try:
-      data = patiently(epath.Path(path).read_bytes, path)
+      data = with_retries(epath.Path(path).read_bytes, path)
       data.decode()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from omni_jax.data.sources.pairs import only_medium_and_text, pair
-from omni_jax.data.sources.records import may_pass
+from omni_jax.data.sources.pairs import infer_columns, pair_example
+from omni_jax.data.sources.records import is_transient
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 from omni_jax.sequence.example import Example, Stored
 
 
@@ -78,7 +78,7 @@ class TfdsExamples(Stored):
     index = self.place(index)
     id = f'{self.path}:{index}'
     try:
-      record = patiently(lambda: self._source[index], id, passes=may_pass)
+      record = with_retries(lambda: self._source[index], id, retryable=is_transient)
       shown = self._read.part(record[self._read.name])
       answer = self._write.part(record[self._write.name])
     except BadRecord as error:
@@ -99,7 +99,7 @@ class TfdsExamples(Stored):
     return self._example(id, shown, answer)
 
   def _example(self, id: str, shown: dict[str, Any], answer: dict[str, Any]) -> Example:
-    return {'id': id, **pair([shown], answer, self._language)}
+    return {'id': id, **pair_example([shown], answer, self._language)}
 
 
 def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
@@ -257,7 +257,7 @@ def _chosen(
   its only medium and its only text.
   """
   kinds = {name: field.kind for name, field in fields.items()}
-  read, write = only_medium_and_text(kinds)
+  read, write = infer_columns(kinds)
   is_pair = isinstance(supervised, tuple) and len(supervised) == 2
   if is_pair and set(supervised) <= fields.keys():
     read, write = supervised

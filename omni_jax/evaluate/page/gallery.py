@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omni_jax.evaluate.page.shown import Shown, shown
+from omni_jax.evaluate.page.page_media import page_part, PagePart
 from omni_jax.evaluate.tasks.answers import Answered, expected_text
 from omni_jax.evaluate.tasks.outcomes import FreeReply, Outcome
 from omni_jax.evaluate.tasks.prompts import DIGITS, Material, Prompt
@@ -36,8 +36,8 @@ class Example(NamedTuple):
 
   title: str
   note: str
-  prompt: list[Shown]
-  reply: list[Shown]
+  prompt: list[PagePart]
+  reply: list[PagePart]
   right: bool | None
 
 
@@ -45,8 +45,8 @@ class Spoken(NamedTuple):
   """A word as the model says it (None: it said nothing), and as a real clip."""
 
   title: str
-  generated: Shown | None
-  real: Shown
+  generated: PagePart | None
+  real: PagePart
 
 
 class Gallery(NamedTuple):
@@ -102,7 +102,7 @@ def data_gallery(answered: Mapping[str, Sequence[Answered]], rate: int) -> Galle
 def _data_example(group: str, item: Answered, rate: int) -> Example:
   expected = expected_text(item.case)
   note = f'expected: {expected}' if expected else ''
-  prompt: list[Shown] = []
+  prompt: list[PagePart] = []
   assert item.case.prompt is not None
   for message in item.case.prompt['messages']:
     prompt += _shown_parts(message['content'], rate)
@@ -110,13 +110,15 @@ def _data_example(group: str, item: Answered, rate: int) -> Example:
   return Example(group, note, prompt, reply, None)
 
 
-def _shown_parts(parts: Sequence[Mapping[str, Any] | Part], rate: int) -> list[Shown]:
-  return [shown(part, rate) for part in parts]
+def _shown_parts(
+  parts: Sequence[Mapping[str, Any] | Part], rate: int
+) -> list[PagePart]:
+  return [page_part(part, rate) for part in parts]
 
 
 def _free_example(item: FreeReply, rate: int) -> Example:
   note = f'reply in {item.prompt.language}'
-  prompt = [shown(item.prompt.source, rate)]
+  prompt = [page_part(item.prompt.source, rate)]
   reply = _shown_parts(item.reply, rate)
   return Example('any', note, prompt, reply, item.agreed)
 
@@ -127,7 +129,7 @@ def _example(outcome: Outcome, index: int, rate: int) -> Example:
   note = ', '.join(value for value in requested if value)
   reply = _shown_parts(outcome.replies[index], rate)
   right = outcome.verdicts[index].digit_right
-  source = [shown(prompt.source, rate)]
+  source = [page_part(prompt.source, rate)]
   return Example(outcome.direction.name, note, source, reply, right)
 
 
@@ -163,8 +165,8 @@ def _spoken(outcome: Outcome, material: Material, rate: int) -> list[Spoken]:
       continue
     title = f'{word} ({prompt.language}, voice {prompt.voice or "any"})'
     part = part_of(reply, 'audio')
-    generated = shown(part, rate) if part else None
-    clip = shown({'type': 'audio', 'wave': real}, rate)
+    generated = page_part(part, rate) if part else None
+    clip = page_part({'type': 'audio', 'wave': real}, rate)
     spoken[word] = Spoken(title, generated, clip)
   return list(spoken.values())
 

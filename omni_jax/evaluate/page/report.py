@@ -8,8 +8,8 @@ from omni_jax.evaluate.metrics import targets
 from omni_jax.evaluate.metrics.targets import Check
 from omni_jax.evaluate.page import charts, training_log
 from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
-from omni_jax.evaluate.page.page import page
-from omni_jax.evaluate.page.shown import grid, Media, NOTHING
+from omni_jax.evaluate.page.page_media import grid, Media, NOTHING
+from omni_jax.evaluate.page.template import page
 from omni_jax.evaluate.tasks.prompts import DIGITS, DIRECTIONS
 
 # Metrics beside the accuracy of a direction, and how the report calls them.

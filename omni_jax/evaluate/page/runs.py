@@ -28,7 +28,7 @@ LOSSES = ('loss/', 'codec/loss')  # beginnings of the names that are losses
 Curves = dict[str, dict[int, float]]
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
   """The content of a run's folder.
 
   Attributes:
@@ -45,11 +45,11 @@ class Run(NamedTuple):
   curves: Curves
 
 
-class Group(NamedTuple):
+class SeedGroup(NamedTuple):
   """Runs whose configs are the same except for the seed."""
 
   config: dict[str, Any]  # without the seed
-  runs: list[Run]
+  runs: list[FinishedRun]
 
   @property
   def name(self) -> str:
@@ -57,7 +57,7 @@ class Group(NamedTuple):
     return first if len(self.runs) == 1 else f'{first} and other seeds'
 
 
-def read_run(folder: epath.PathLike) -> Run:
+def read_run(folder: epath.PathLike) -> FinishedRun:
   """Returns a run from its config.json, metrics.jsonl and last evaluation.
 
   Raises:
@@ -80,7 +80,7 @@ def read_run(folder: epath.PathLike) -> Run:
   if records:
     metrics['minutes'] = max(record['seconds'] for record in records) / 60
   config = _flat(_json(folder / 'config.json'))
-  return Run(folder.name or str(folder), config, metrics, curves)
+  return FinishedRun(folder.name or str(folder), config, metrics, curves)
 
 
 def _loss_curves(records: Sequence[training_log.Record]) -> Curves:
@@ -159,20 +159,20 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
   return differing
 
 
-def group_seeds(runs: Sequence[Run]) -> list[Group]:
+def group_seeds(runs: Sequence[FinishedRun]) -> list[SeedGroup]:
   """Returns the runs in their order, grouped where only config.seed differs."""
-  groups: list[Group] = []
+  groups: list[SeedGroup] = []
   for run in runs:
     config = {key: value for key, value in run.config.items() if key != 'seed'}
     group = next((group for group in groups if group.config == config), None)
     if group:
       group.runs.append(run)
     else:
-      groups.append(Group(config, [run]))
+      groups.append(SeedGroup(config, [run]))
   return groups
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
   """Returns mean and standard deviation of a sample (n - 1); 0 for a single value."""
   if len(values) < 2:
     return float(np.mean(values)), 0.0

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 TONES = 5  # frequency bands whose loudness is changed
-WINDOW_SECONDS = 0.04  # length of the segments that a stretched wave consists of
+WINDOW_SECONDS = 0.04  # length of the segments that a time_stretch wave consists of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AudioAugment:
   delay: float = 0.0
 
 
-def varied(
+def augment_audio(
   wave_S: np.ndarray,
   c: AudioAugment,
   rng: np.random.Generator,
@@ -53,19 +53,19 @@ def varied(
   pitch = 1 + rng.uniform(-c.pitch, c.pitch)
   speed = max(speed, len(wave_S) / limit)
   wave_S = resampled(wave_S, speed * pitch)
-  wave_S = stretched(wave_S, pitch, window=round(WINDOW_SECONDS * rate))[:limit]
+  wave_S = time_stretch(wave_S, pitch, window=round(WINDOW_SECONDS * rate))[:limit]
   delay = int(rng.uniform(0, c.delay) * rate)
   delay = min(delay, limit - len(wave_S))
   gain = rng.uniform(-c.gain, c.gain)
   wave_S = np.pad(wave_S, (delay, 0)) * 10 ** (gain / 20)
   if c.tone:
-    wave_S = coloured(wave_S, rng.uniform(-c.tone, c.tone, TONES))
+    wave_S = apply_tone(wave_S, rng.uniform(-c.tone, c.tone, TONES))
   wave_S = wave_S / max(1.0, np.abs(wave_S).max())
   noise_S = rng.standard_normal(len(wave_S)) * c.noise * 10 ** rng.uniform(-2, 0)
   return np.clip(wave_S + noise_S, -1, 1).astype(np.float32)
 
 
-def coloured(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
+def apply_tone(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
   """Returns the wave with n frequencies made louder by these decibels.
 
   The frequencies are evenly spaced from 0 to half the sample rate; between them the
@@ -89,7 +89,7 @@ def resampled(wave_S: np.ndarray, factor: float) -> np.ndarray:
   return np.interp(at, np.arange(len(wave_S)), wave_S)
 
 
-def stretched(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
+def time_stretch(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarray:
   """Returns the wave `factor` times as long, at the same pitch.
 
   WSOLA (Verhelst and Roelands 1993): overlapping segments are added up. A segment is

@@ -24,10 +24,10 @@ from omni_jax.modalities.device import (
   Autoencoder,
   Device,
   Flops,
-  Parts,
+  MediumConfigs,
   Size,
   swiglu_weights,
-  Trained,
+  TrainOutput,
 )
 from omni_jax.types import RowBudget
 
@@ -47,11 +47,11 @@ def _init_buffers(config: CodecConfig) -> dict[str, Any]:
 
 def _loss(
   codec: Codec, buffers: dict[str, Any], crops: tuple[Array, Array], key: Array
-) -> tuple[Array, Trained]:
+) -> tuple[Array, TrainOutput]:
   value_NMY, mask_NM = crops
   wave_NS = value_NMY.reshape(len(value_NMY), -1)
   loss, output = codec_forward(codec, codebooks_of(buffers), wave_NS, mask_NM, key)
-  return loss, Trained(output.metrics._asdict(), output.stats)
+  return loss, TrainOutput(output.metrics._asdict(), output.stats)
 
 
 def _update_buffers(
@@ -114,7 +114,7 @@ CODEC = Autoencoder(
 )
 
 
-def _embed(parts: Parts, rngs: nnx.Rngs) -> AudioEmbed:
+def _embed(parts: MediumConfigs, rngs: nnx.Rngs) -> AudioEmbed:
   codec = parts.autoencoder
   return AudioEmbed(
     parts.embed,
@@ -126,18 +126,18 @@ def _embed(parts: Parts, rngs: nnx.Rngs) -> AudioEmbed:
   )
 
 
-def _head(parts: Parts, rngs: nnx.Rngs) -> CodecHead:
+def _head(parts: MediumConfigs, rngs: nnx.Rngs) -> CodecHead:
   codec = parts.autoencoder
   return CodecHead(parts.head, codec.codebooks, codec.entries, parts.width, rngs=rngs)
 
 
-def _coded(parts: Parts) -> tuple[str, ...]:
+def _coded(parts: MediumConfigs) -> tuple[str, ...]:
   if parts.embed.hearing == Hearing.CODES:
     return ('spoken', 'heard')
   return ('spoken',)
 
 
-def _sizes(parts: Parts) -> list[Size]:
+def _sizes(parts: MediumConfigs) -> list[Size]:
   head = parts.head
   sizes: list[Size] = []
   if parts.embed.hearing == Hearing.MEL:
@@ -151,7 +151,7 @@ def _sizes(parts: Parts) -> list[Size]:
   return sizes
 
 
-def _flops(parts: Parts, budget: RowBudget) -> Flops:
+def _flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
   heard, _ = budget.streams.get('audio.heard', (0, 0))
   spoken, _ = budget.streams.get('audio.spoken', (0, 0))
   audio = parts.sizes

@@ -10,10 +10,10 @@ import functools
 
 import numpy as np
 
-from omni_jax.modalities.audio.augment import AudioAugment, varied
+from omni_jax.modalities.audio.augment import AudioAugment, augment_audio
 from omni_jax.modalities.audio.files import decode_audio, wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.contract import Host, Part, Shown, Writing
+from omni_jax.modalities.contract import Host, MediaFile, Part, Writing
 from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
 
 LOUDNESS = (0.6, 1.2)  # range of the random factor of a crop for the codec's training
@@ -97,11 +97,11 @@ class AudioHost(Host):
   def decode(self, data: bytes) -> np.ndarray:
     return decode_audio(data, self.config)
 
-  def augmented(
+  def augment(
     self, payload: np.ndarray, changes: AudioAugment, rng: np.random.Generator
   ) -> np.ndarray:
     config = self.config
-    return varied(payload, changes, rng, rate=config.rate, limit=config.samples)
+    return augment_audio(payload, changes, rng, rate=config.rate, limit=config.samples)
 
   def form(self, span: Span) -> int:
     """Returns the number of frames."""
@@ -118,7 +118,7 @@ class AudioHost(Host):
       samples = np.concatenate([samples, np.zeros(missing, np.int16)])
     return (samples.reshape(-1, frame),)
 
-  def joined(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
+  def join_pieces(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
     wave = pieces.reshape(-1)
     if wave.dtype == np.int16:
       return wave.astype(np.float32) / np.float32(32768)
@@ -154,13 +154,13 @@ class AudioHost(Host):
   def part(self, payload: np.ndarray) -> AudioPart:
     return AudioPart(payload, self.config.rate)
 
-  def show(self, payload: np.ndarray) -> Shown:
-    return Shown('wav', wav_bytes(payload, self.config.rate))
+  def show(self, payload: np.ndarray) -> MediaFile:
+    return MediaFile('wav', wav_bytes(payload, self.config.rate))
 
   def same_pieces(self, sizes: AudioConfig) -> bool:
     return sizes.rate == self.config.rate
 
-  def counted(self, payload: np.ndarray) -> dict[str, float]:
+  def count(self, payload: np.ndarray) -> dict[str, float]:
     return {'sounds': 1, 'seconds': len(payload) / self.config.rate}
 
 

@@ -26,7 +26,7 @@ class ImageAugment:
   shift: float = 0.0
 
 
-def moved(
+def augment_image(
   pixels_hwc: np.ndarray, c: ImageAugment, rng: np.random.Generator
 ) -> np.ndarray:
   """Returns a rotated, scaled, sheared and shifted copy: float32 in [0, 1].

@@ -2,23 +2,29 @@
 
 from flax import nnx
 
-from omni_jax.modalities.device import Device, Flops, Parts, Size, swiglu_weights
+from omni_jax.modalities.device import (
+  Device,
+  Flops,
+  MediumConfigs,
+  Size,
+  swiglu_weights,
+)
 from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig
 from omni_jax.modalities.image.head import DiTConfig, DiTHead
 from omni_jax.types import RowBudget
 
 
-def _embed(parts: Parts, rngs: nnx.Rngs) -> ImageEmbed:
+def _embed(parts: MediumConfigs, rngs: nnx.Rngs) -> ImageEmbed:
   block = parts.streams['seen'].block
   return ImageEmbed(parts.embed, parts.sizes, block, parts.width, rngs=rngs)
 
 
-def _head(parts: Parts, rngs: nnx.Rngs) -> DiTHead:
+def _head(parts: MediumConfigs, rngs: nnx.Rngs) -> DiTHead:
   block = parts.streams['drawn'].block
   return DiTHead(parts.head, parts.sizes, block, parts.width, rngs=rngs)
 
 
-def _sizes(parts: Parts) -> list[Size]:
+def _sizes(parts: MediumConfigs) -> list[Size]:
   embed = parts.embed
   head = parts.head
   sizes: list[Size] = []
@@ -33,7 +39,7 @@ def _sizes(parts: Parts) -> list[Size]:
   return sizes
 
 
-def _flops(parts: Parts, budget: RowBudget) -> Flops:
+def _flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
   seen, _ = budget.streams.get('image.seen', (0, 0))
   drawn, images = budget.streams.get('image.drawn', (0, 0))
   width = parts.width

@@ -12,8 +12,8 @@ import functools
 
 import numpy as np
 
-from omni_jax.modalities.contract import Host, Part, Shown, Writing
-from omni_jax.modalities.image.augment import ImageAugment, moved
+from omni_jax.modalities.contract import Host, MediaFile, Part, Writing
+from omni_jax.modalities.image.augment import augment_image, ImageAugment
 from omni_jax.modalities.image.files import decode_image, png_bytes
 from omni_jax.modalities.image.sizes import Fit, ImageConfig
 from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
@@ -113,10 +113,10 @@ class ImageHost(Host):
   def decode(self, data: bytes) -> np.ndarray:
     return decode_image(data, self.config)
 
-  def augmented(
+  def augment(
     self, payload: np.ndarray, changes: ImageAugment, rng: np.random.Generator
   ) -> np.ndarray:
-    return moved(payload, changes, rng)
+    return augment_image(payload, changes, rng)
 
   def form(self, span: Span) -> tuple[int, int]:
     """Returns the number of rows and of columns of patches."""
@@ -128,7 +128,7 @@ class ImageHost(Host):
   def pieces(self, span: Span) -> tuple[np.ndarray, ...]:
     return (cut(bytes_of(span.payload), self.config.patch),)
 
-  def joined(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
+  def join_pieces(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
     _, rows, columns = form
     p = self.config.patch
     grid = pieces.reshape(rows, columns, p, p, self.config.channels)
@@ -147,10 +147,10 @@ class ImageHost(Host):
   def part(self, payload: np.ndarray) -> ImagePart:
     return ImagePart(payload)
 
-  def show(self, payload: np.ndarray) -> Shown:
-    return Shown('png', png_bytes(payload))
+  def show(self, payload: np.ndarray) -> MediaFile:
+    return MediaFile('png', png_bytes(payload))
 
-  def counted(self, payload: np.ndarray) -> dict[str, float]:
+  def count(self, payload: np.ndarray) -> dict[str, float]:
     return {'images': 1}
 
 

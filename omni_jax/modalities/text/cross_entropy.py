@@ -51,7 +51,7 @@ def cross_entropy(
   if mesh.size == 1:
     hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
     return _chunked(hidden_TD, w_DV, target_T, weight_T, sharding.spec(), logits)
-  layout = sharding.fitting(mesh, sharding.spec(*axes), w_DV.shape).spec
+  layout = sharding.weight_sharding(mesh, sharding.spec(*axes), w_DV.shape).spec
 
   def local(
     hidden_BLD: Array, w_DV: Array, target_BL: Array, weight_BL: Array
@@ -100,7 +100,7 @@ def _chunked(
     layout: PartitionSpec of the weight.
     logits: largest number of logits at a time.
   """
-  w_DV = sharding.whole_width(w_dV, layout)
+  w_DV = sharding.gather_weight(w_dV, layout)
   axis = _vocabulary_axis(layout)
   total, _ = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, False)
   return total
@@ -124,13 +124,13 @@ def _forward(
   Both are computed together, while the logits of a chunk exist; otherwise these would
   have to be computed again.
   """
-  w_DV = sharding.whole_width(w_dV, layout)
+  w_DV = sharding.gather_weight(w_dV, layout)
   axis = _vocabulary_axis(layout)
   total, gradients = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, True)
   assert gradients is not None
   # Only a slice of the weight's gradient is kept. The barrier makes sure that it is cut
   # before the decoder's backward pass begins.
-  slices = gradients._replace(w_DV=sharding.summed_slices(gradients.w_DV, layout))
+  slices = gradients._replace(w_DV=sharding.scatter_gradient(gradients.w_DV, layout))
   return jax.lax.optimization_barrier((total, slices))
 
 

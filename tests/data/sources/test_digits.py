@@ -12,7 +12,7 @@ import pytest
 from samples import hosts_of, tiny_run
 
 from omni_jax.config import budget_of
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.data.sources.digits import (
   DigitExamples,
   INPUTS,

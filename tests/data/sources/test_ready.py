@@ -23,7 +23,7 @@ from omni_jax.convert.inputs import reader_of
 from omni_jax.convert.local import convert
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.ready.barista import order_text, parse_order
-from omni_jax.data.sources.ready.ready_set import Asked
+from omni_jax.data.sources.ready.ready_set import Selection
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.data.sources.table import held_out, training_examples, training_payloads
@@ -157,7 +157,7 @@ def write_text20(folder):
 
 
 def opened(root, name, split='train', hosts=HOSTS, **asked):
-  return READY[name](str(root), Asked(split, **asked), hosts)
+  return READY[name](str(root), Selection(split, **asked), hosts)
 
 
 def taken(example):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import BUDGET, chat, packed, picture, text
 
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.modalities.head_loss import HeadLoss
 from omni_jax.modalities.image.head import DiTConfig, DiTHead
 from omni_jax.modalities.image.host import bytes_of, cut, patch_places

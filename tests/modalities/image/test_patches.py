@@ -33,7 +33,7 @@ def test_patches_come_back_as_the_image():
     value = pieces(image)
     assert value.shape == (24, 12)
     assert value.dtype == np.uint8
-    joined = HOST.joined(value, (1, 4, 6))
+    joined = HOST.join_pieces(value, (1, 4, 6))
     np.testing.assert_allclose(joined, image, atol=0.5 / 255 + 1e-6)
     np.testing.assert_array_equal(pieces(joined), value)
 
@@ -72,7 +72,7 @@ def test_a_smaller_image_has_the_patches_and_places_of_a_corner_of_the_largest(
   np.testing.assert_array_equal(pieces(small), cut(bytes_of(small), 2))
   (item,) = HOST.layout((rows, columns), False).items
   np.testing.assert_array_equal(item.place_M3, place_M3)
-  joined = HOST.joined(pieces(small), item.form)
+  joined = HOST.join_pieces(pieces(small), item.form)
   np.testing.assert_allclose(joined, small, atol=0.5 / 255 + 1e-6)
 
 

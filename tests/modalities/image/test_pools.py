@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from samples import chat, picture, text
 
-from omni_jax.data.making import prepare
+from omni_jax.data.example_maker import prepare
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image import embed as image_embed
 from omni_jax.modalities.image.embed import ImageEmbed, ImageEmbedConfig, normalised

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import os
 from typing import NamedTuple
 
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import json_rows, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.sequence.example import Example
@@ -93,4 +93,4 @@ class Barista(ReadySet):
     clip = {'type': 'audio', 'path': f'audio.zip/{row.file}'}
     text = {'type': 'text', 'text': row.text}
     meta = {'form': 'slots'}
-    return {'id': row.file, 'meta': meta, **pair([clip], text, 'en')}
+    return {'id': row.file, 'meta': meta, **pair_example([clip], text, 'en')}

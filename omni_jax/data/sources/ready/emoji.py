@@ -6,7 +6,7 @@ The pictures are Noto's (Apache-2.0, public domain), the names are those of Unic
 import os
 from typing import Any, NamedTuple
 
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import json_rows
 from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet
 from omni_jax.sequence.example import Example
@@ -65,5 +65,5 @@ class Emoji(ReadySet):
     picture = {'type': 'image', 'path': f'{row.archive}/{row.file}'}
     id = f'{row.file}/{row.language}'
     if self.asked.write == 'text':
-      return {'id': id, **pair([picture], name, row.language)}
-    return {'id': id, **pair([name], picture)}
+      return {'id': id, **pair_example([picture], name, row.language)}
+    return {'id': id, **pair_example([name], picture)}

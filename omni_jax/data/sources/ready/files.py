@@ -15,7 +15,7 @@ import zlib
 
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.files import MAX_BYTES
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 
 # Errors of reading a member of a zip file that is damaged, or that Python cannot
 # unpack.
@@ -46,7 +46,7 @@ def read_text(path: str) -> str:
     UserError: if the file cannot be read or is not UTF-8.
   """
   try:
-    return patiently(pathlib.Path(path).read_bytes, path).decode()
+    return with_retries(pathlib.Path(path).read_bytes, path).decode()
   except OSError as error:
     raise unusable(path, error.strerror or error) from error
   except UnicodeDecodeError as error:
@@ -94,7 +94,7 @@ class Archive:
     self.path = path
     self._start()
     try:
-      patiently(self._opened, path)
+      with_retries(self._opened, path)
     except DAMAGE as error:
       raise unusable(path, getattr(error, 'strerror', None) or error) from error
 
@@ -123,7 +123,7 @@ class Archive:
       BadRecord: if there is no such member, or it cannot be read.
     """
     try:
-      return patiently(lambda: self._read(name), self.path)
+      return with_retries(lambda: self._read(name), self.path)
     except BadRecord:
       raise
     except KeyError as error:

@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from omni_jax.data.sources.espeak import DIGIT_WORDS
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import read_text, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.sequence.example import Example
@@ -60,5 +60,5 @@ class Fsdd(ReadySet):
       'voice': row.speaker,
     }
     if self.asked.write == 'text':
-      return {'id': row.file, **pair([clip], word, 'en')}
-    return {'id': row.file, **pair([word], clip, 'en', row.speaker)}
+      return {'id': row.file, **pair_example([clip], word, 'en')}
+    return {'id': row.file, **pair_example([word], clip, 'en', row.speaker)}

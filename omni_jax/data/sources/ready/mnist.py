@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from omni_jax.data.sources.espeak import DIGIT_WORDS
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import DAMAGE, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.modalities.image.files import png_bytes
@@ -61,8 +61,8 @@ class Mnist(ReadySet):
     image = {'type': 'image', 'path': f'mnist.npz/{number}', 'label': WORDS[digit]}
     id = f'{number:05d}'
     if self.asked.write == 'text':
-      return {'id': id, **pair([image], word, 'en')}
-    return {'id': id, **pair([word], image)}
+      return {'id': id, **pair_example([image], word, 'en')}
+    return {'id': id, **pair_example([word], image)}
 
   def read_file(self, path: str) -> bytes:
     """Returns a PNG file of an image, lossless."""

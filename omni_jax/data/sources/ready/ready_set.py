@@ -39,7 +39,7 @@ LANGUAGES = (
 KIND = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
 
-class Asked(NamedTuple):
+class Selection(NamedTuple):
   """The selection of a set's examples, and their form.
 
   Its repr is a part of the identity of the data.
@@ -60,11 +60,11 @@ class Asked(NamedTuple):
   longest: int = 0
 
 
-def asked_of(config: ConfigDict, split: str) -> Asked:
+def asked_of(config: ConfigDict, split: str) -> Selection:
   """Returns the selection of `config.data`; commas separate several languages."""
   names = [name.strip() for name in config.language.split(',')]
   languages = tuple(name for name in names if name)
-  return Asked(split, config.write, config.read, languages, config.longest)
+  return Selection(split, config.write, config.read, languages, config.longest)
 
 
 class ReadySet(Stored):
@@ -92,7 +92,7 @@ class ReadySet(Stored):
   READS: Sequence[str] = ()
   LANGUAGES: Sequence[str] = ('en',)
 
-  def __init__(self, root: str, asked: Asked, hosts: Hosts):
+  def __init__(self, root: str, asked: Selection, hosts: Hosts):
     self.folder = os.path.join(root, self.FOLDER)
     self.hosts = hosts
     write = asked.write or 'text'

@@ -20,7 +20,7 @@ def open_ready(config: ConfigDict, hosts: Hosts, split: str) -> ReadySet:
   """Opens a split of the set that `config.source` names.
 
   Args:
-    config: `config.data`; see `Asked` for the keys that select examples.
+    config: `config.data`; see `Selection` for the keys that select examples.
     hosts: hosts that decode the media.
     split: name of the split.
 

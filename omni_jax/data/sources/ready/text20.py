@@ -6,7 +6,7 @@ It has several licences, of which CC BY-SA 4.0 is the strictest.
 import os
 from typing import NamedTuple
 
-from omni_jax.data.sources.pairs import pair
+from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import read_text, unusable
 from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet
 from omni_jax.sequence.example import Example
@@ -95,4 +95,4 @@ class Text20(ReadySet):
       return {'id': f'{row.language}/{row.line}', 'content': [text]}
     source = {'type': 'text', 'text': row.source}
     id = f'{self.asked.read}-{row.language}/{row.line}'
-    return {'id': id, **pair([source], text, row.language)}
+    return {'id': id, **pair_example([source], text, row.language)}

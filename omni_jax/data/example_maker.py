@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omni_jax.data.worker_pool import Pool
+from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.sequence.augment import augmented
+from omni_jax.sequence.augment import augment_example
 from omni_jax.sequence.example import Example
 from omni_jax.sequence.interleave import interleave
-from omni_jax.sequence.pack import Laid, lay_out
+from omni_jax.sequence.pack import LaidOut, lay_out
 
 TIMEOUT = 300.0  # seconds for one example
 DIED = (
@@ -32,7 +32,7 @@ class Place(NamedTuple):
   example: int
 
 
-class Making(NamedTuple):
+class ExampleMaker(NamedTuple):
   """The inputs of a prepared example, besides its place in the order.
 
   Attributes:
@@ -48,7 +48,7 @@ class Making(NamedTuple):
   seed: int
   augment: Mapping[str, Any] | None = None
 
-  def __call__(self, place: Place) -> Laid | BadRecord:
+  def __call__(self, place: Place) -> LaidOut | BadRecord:
     """Returns the example at a place, laid out, or why it cannot be used.
 
     Augmentation depends on the seed and the position: it differs between epochs and is
@@ -58,51 +58,51 @@ class Making(NamedTuple):
       example = self.examples[place.example]
       if self.augment:
         rng = np.random.default_rng((self.seed, place.position))
-        example = augmented(example, self.augment, self.hosts, rng)
+        example = augment_example(example, self.augment, self.hosts, rng)
       return prepare(example, self.hosts)
     except BadRecord as error:
       return error  # raising it would end the stream
 
-  def block(self, places: Sequence[Place]) -> list[Laid | BadRecord]:
+  def block(self, places: Sequence[Place]) -> list[LaidOut | BadRecord]:
     """Returns the examples at several places."""
     return [self(place) for place in places]
 
 
-def prepare(example: Example, hosts: Hosts) -> Laid:
+def prepare(example: Example, hosts: Hosts) -> LaidOut:
   """Returns the positions of an example with decoded media."""
   spans = interleave(example, hosts)
   return lay_out(spans, hosts, str(example.get('id', '')))
 
 
-class Here:
+class InProcess:
   """Prepares examples in this process, at the moment they are needed."""
 
   block = 1  # examples per request
   ahead = 0  # blocks to request before they are needed
 
-  def __init__(self, making: Making):
-    self._making = making
+  def __init__(self, maker: ExampleMaker):
+    self._maker = maker
 
-  def ask(self, places: list[Place]) -> list[Place]:
-    """Returns the request for a block of examples, which `get` takes."""
+  def submit(self, places: list[Place]) -> list[Place]:
+    """Returns the request for a block of examples, which `result` takes."""
     return places
 
-  def get(self, request: list[Place]) -> list[Laid | BadRecord]:
+  def result(self, request: list[Place]) -> list[LaidOut | BadRecord]:
     """Returns the requested examples."""
-    return self._making.block(request)
+    return self._maker.block(request)
 
   def close(self) -> None:
     """Does nothing: there are no processes to end."""
 
 
-class Workers(Pool):
+class Workers(WorkerPool):
   """Prepares examples in worker processes."""
 
   block = 16  # examples per request
 
-  def __init__(self, making: Making, count: int):
+  def __init__(self, maker: ExampleMaker, count: int):
     super().__init__(
-      making.block,
+      maker.block,
       count,
       timeout=TIMEOUT,
       died=DIED,

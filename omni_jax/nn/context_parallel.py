@@ -54,15 +54,15 @@ def attend(
   if mesh is None:
     kernel = kernel or kernels.choose(None, q_BLHA, k_BSGA, reach)
     return _run(kernel, q_BLHA, k_BSGA, v_BSGA, reach, None)
-  tensor_ways = sharding.ways(mesh, 'act_heads')
+  tensor_ways = sharding.num_shards(mesh, 'act_heads')
   k_BSGA = _enough_heads(k_BSGA, q_BLHA.shape[2], tensor_ways)
   v_BSGA = _enough_heads(v_BSGA, q_BLHA.shape[2], tensor_ways)
   b, l, h, _ = q_BLHA.shape
-  fits = partial(sharding.dividing, mesh)
+  fits = partial(sharding.axis_if_divisible, mesh)
   rows = fits('batch', b)
   heads = fits('act_heads', h, k_BSGA.shape[2])
   length = fits('length', l, l // 2)  # each device takes two chunks of the positions
-  parts = sharding.ways(mesh, 'length') if length else 1
+  parts = sharding.num_shards(mesh, 'length') if length else 1
   position_NL = balanced_positions(l, parts)
   device = mesh.devices.flat[0]
   local_q = _share(mesh, q_BLHA, rows, length, heads)

@@ -28,7 +28,7 @@ LINE = 0.35  # gray level of the lines between images
 NOTHING = '<span class="word">∅</span>'
 
 
-class Shown(NamedTuple):
+class PagePart(NamedTuple):
   """A part of a prompt or a reply in one form; the fields of other kinds are None."""
 
   kind: str  # 'text', 'image', 'audio'
@@ -38,7 +38,7 @@ class Shown(NamedTuple):
   rate: int | None = None
 
 
-def shown(part: Mapping[str, Any] | contract.Part, rate: int) -> Shown:
+def page_part(part: Mapping[str, Any] | contract.Part, rate: int) -> PagePart:
   """Returns a part of an example (a mapping) or of a reply in the form of the report.
 
   Args:
@@ -48,12 +48,12 @@ def shown(part: Mapping[str, Any] | contract.Part, rate: int) -> Shown:
   kind = _field(part, 'type')
   if kind == 'image':
     pixels = np.asarray(_field(part, 'pixels'), np.float32)
-    return Shown(kind, pixels=np.nan_to_num(pixels))
+    return PagePart(kind, pixels=np.nan_to_num(pixels))
   if kind == 'audio':
     wave = np.nan_to_num(np.asarray(_field(part, 'wave'), np.float32))
     wave = np.clip(wave, -1, 1)
-    return Shown(kind, wave=wave, rate=_field(part, 'rate') or rate)
-  return Shown('text', text=str(_field(part, 'text')))
+    return PagePart(kind, wave=wave, rate=_field(part, 'rate') or rate)
+  return PagePart('text', text=str(_field(part, 'text')))
 
 
 def _field(part: Mapping[str, Any] | contract.Part, name: str) -> Any:
@@ -101,7 +101,7 @@ class Media:
     self._folder = folder
     self._counts: dict[str, int] = {}
 
-  def html(self, item: Shown, name: str) -> str:
+  def html(self, item: PagePart, name: str) -> str:
     """Returns the HTML of an item; pictures and sounds are saved as `name` + number."""
     if item.pixels is not None:
       return self.picture(item.pixels, name, css='digit')
@@ -110,7 +110,7 @@ class Media:
     assert item.wave is not None and item.rate is not None
     return self.player(item.wave, item.rate, name)
 
-  def embedded(self, file: contract.Shown, name: str) -> str:
+  def embedded(self, file: contract.MediaFile, name: str) -> str:
     """Returns the HTML of a file that a medium's host wrote.
 
     It is a picture, or the player of a sound with its spectrogram.

@@ -7,7 +7,7 @@ from etils import epath
 
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.files import check_bytes
-from omni_jax.retry import patiently
+from omni_jax.retry import with_retries
 
 # Without it, opening a pipe would wait forever for a writer.
 NONBLOCK = getattr(os, 'O_NONBLOCK', 0)
@@ -20,7 +20,7 @@ def read_media(path: epath.PathLike) -> bytes:
     BadRecord: if it is missing, not a regular file, too large or unreadable.
   """
   try:
-    return patiently(lambda: _read_file(path), path)
+    return with_retries(lambda: _read_file(path), path)
   except FileNotFoundError as error:
     raise BadRecord('no such file') from error
   except IsADirectoryError as error:
