@@ -16,7 +16,7 @@ from omni_jax.data.sources.ready.sets import READY
 from omni_jax.evaluate.page.page_media import grid, spectrogram
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.modalities.image.files import png_bytes
+from omni_jax.modalities.image.files import bytes_of, png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 
@@ -84,8 +84,7 @@ def draw_sounds(words: list[dict], orders: list[dict]) -> None:
   rows = [strip(heard_words, width)]
   for picture in heard_orders:
     rows.append(strip([picture], width))
-  pixels = np.round(np.concatenate(rows) * 255).astype(np.uint8)
-  image = Image.fromarray(pixels).quantize(32)
+  image = Image.fromarray(bytes_of(np.concatenate(rows))).quantize(32)
   size = (ZOOM * image.width, ZOOM * image.height)
   image = image.resize(size, Image.Resampling.NEAREST)
   image.save(FOLDER / 'ready_sounds.png', optimize=True)
