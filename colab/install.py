@@ -1,7 +1,7 @@
-"""Installs what the notebooks need and does not have yet: `python colab/install.py`.
+"""Installs the packages that the notebooks need and lack: `python colab/install.py`.
 
 A jax that is new enough stays as it is, with the packages that drive its TPU or GPU: pip
-may not touch them. A jax that is missing or too old is installed, for the accelerator
+may not change them. If jax is missing or too old, it is installed, for the accelerator
 that the old one was for.
 """
 
@@ -24,23 +24,23 @@ KEPT = ('jax', 'jaxlib', 'libtpu')  # and every plugin, jax-cuda…, jax-rocm…
 
 
 class Plan(NamedTuple):
-  """What pip is told to install, and the versions that it may not change."""
+  """Packages that pip has to install, and versions that it may not change."""
 
   missing: list[str]
   kept: list[str]
 
 
-def plan(wanted: Sequence[str], have: Mapping[str, str]) -> Plan:
-  """Returns what pip has to install beside the packages that are already there.
+def plan(wanted: Sequence[str], installed: Mapping[str, str]) -> Plan:
+  """Returns what pip has to install, besides what is already installed.
 
   Args:
     wanted: requirements, as in pyproject.toml.
-    have: installed versions by canonical name.
+    installed: installed versions by canonical name.
   """
-  new_enough = 'jax' in have and Version(have['jax']) >= Version(OLDEST_JAX)
+  new_enough = 'jax' in installed and Version(installed['jax']) >= Version(OLDEST_JAX)
   kept = []
   if new_enough:
-    for name, version in sorted(have.items()):
+    for name, version in sorted(installed.items()):
       if name in KEPT or name.startswith(('jax-cuda', 'jax-rocm')):
         kept.append(f'{name}=={version}')
   missing = []
@@ -50,20 +50,20 @@ def plan(wanted: Sequence[str], have: Mapping[str, str]) -> Plan:
       continue
     if name == 'jax':
       if not new_enough:
-        missing.append(f'jax{_accelerator(have)}>={OLDEST_JAX}')
+        missing.append(f'jax{_accelerator(installed)}>={OLDEST_JAX}')
       continue
-    version = have.get(name)
+    version = installed.get(name)
     if version is None or not requirement.specifier.contains(version, prereleases=True):
       missing.append(f'{requirement.name}{requirement.specifier}')
   return Plan(missing, kept)
 
 
-def _accelerator(have: Mapping[str, str]) -> str:
+def _accelerator(installed: Mapping[str, str]) -> str:
   """Returns the extra of jax for the accelerator whose driver is installed, or ''."""
-  if 'libtpu' in have:
+  if 'libtpu' in installed:
     return '[tpu]'
   cuda = []
-  for name in have:
+  for name in installed:
     if name.startswith('jax-cuda'):
       cuda.append(name.removeprefix('jax-').removesuffix('-plugin'))
   return f'[{min(cuda, key=len)}]' if cuda else ''
@@ -76,13 +76,13 @@ def main() -> int:
   wanted = [*project['dependencies'], 'matplotlib']
   for extra in EXTRAS:
     wanted += project['optional-dependencies'][extra]
-  have = {}
+  installed = {}
   for package in importlib.metadata.distributions():
     if package.name:
-      have[canonicalize_name(package.name)] = package.version
-  missing, kept = plan(wanted, have)
-  print(f'stays: {", ".join(kept) or "no jax"}')
-  print(f'installs: {", ".join(missing) or "nothing"}')
+      installed[canonicalize_name(package.name)] = package.version
+  missing, kept = plan(wanted, installed)
+  print(f'kept: {", ".join(kept) or "no jax"}')
+  print(f'to install: {", ".join(missing) or "nothing"}')
   if not missing:
     return 0
   with tempfile.NamedTemporaryFile('w', suffix='.txt') as constraints:

@@ -75,7 +75,7 @@ def _model() -> ConfigDict:
   c.tokenizer = ConfigDict()
   c.tokenizer.languages = ('en',)  # each has a token
   c.tokenizer.voices = ()  # each has a token
-  c.tokenizer.max_grid = 4  # most patches along a side of an image
+  c.tokenizer.max_grid = 4  # largest number of patches along a side of an image
   c.tokenizer.marks = ()  # names of further special tokens
   c.tokenizer.size = 0  # size of the vocabulary; 0: only the ids that have a meaning
   c.decoder = ConfigDict()
@@ -133,7 +133,7 @@ def _model() -> ConfigDict:
   c.codec.decay = 0.98  # of the entries, which are moving averages
   c.codec.width = 128
   c.codec.layers = 2  # of the encoder and of the decoder
-  c.codec.hops = 2  # spectra that a patch is decoded to
+  c.codec.hops = 2  # spectra that a patch is decoded into
   c.codec.heads = 4
   c.codec.hidden = 256
   c.codec.window = 16  # patches that attention reaches back
@@ -162,7 +162,7 @@ def _data(model: ConfigDict) -> ConfigDict:
   c.write = ''  # feature of the answer
   # Language of the answers. For ready sets one or more, separated by commas; '': all.
   c.language = ''
-  c.longest = 0  # most bytes in a line of text20; 0: any number
+  c.longest = 0  # largest number of bytes in a line of text20; 0: any number
   c.piece = 64  # bytes in a piece of a text file
   # Of a mixture: NAME -> keys that differ from these, and weight, cap, epochs.
   c.sources = ConfigDict()

@@ -6,7 +6,7 @@
     --config.data.root=data/spoken_digits --config.data.leave_out=theo \\
     --config.data.eval_file=speaker_theo.jsonl
 
-One busy CPU core: 5 to 8 minutes. Correct words in % by the speaker that is left out,
+One busy CPU core: 5 to 8 minutes. Correct words in % by the speaker who is left out,
 with seed 0 and 500 recordings each (bar 80): george 75.0, jackson 85.4, nicolas 84.0,
 theo 83.9, yweweler 83.4. The settings were chosen on george; docs/results.md lists
 them.

@@ -5,8 +5,8 @@
   python -m omni_jax.compile --config=configs/omni_1b.py --topology=v5e:4x4
 
 Each token visits 1 billion of the parameters. DATA holds JSON lines as in
-docs/add_dataset.md. Images are 256 x 256 in patches of 16, sounds have 16 kHz.
-docs/pods.md has what the run takes on chips, measured by compiling it.
+docs/add_dataset.md. Images are 256 x 256 in patches of 16; sounds are at 16 kHz.
+docs/pods.md lists what the run takes on chips, measured by compiling it.
 `--config=configs/omni_1b.py:text` is the same decoder with text alone.
 """
 
@@ -16,11 +16,11 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  """Returns the run.
+  """Returns the config of the run.
 
   Args:
-    only: 'text' for the same decoder on rows of text without any other medium, to
-      compare it with trainers of text alone; '' for all media.
+    only: 'text' for the same decoder on text without any other medium, to compare it
+      with trainers of text alone; '' for all media.
 
   Raises:
     ValueError: if `only` has another value.
@@ -92,7 +92,7 @@ def get_config(only: str = '') -> ConfigDict:
 
 
 def text_only(c: ConfigDict) -> ConfigDict:
-  """Takes all media but text out of the run and returns it."""
+  """Removes all media but text from a config, and returns it."""
   config_file(__file__, 'text')['without_media'](c)
   c.stages = ('omni',)
   return c

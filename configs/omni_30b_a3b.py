@@ -9,7 +9,7 @@
 It needs 32 chips of TPU v5p or 64 of v6e. The shape is that of arXiv 2505.09388: width
 2048, 48 layers, 32 heads, 4 key and value heads, and 128 experts of width 768, of which
 a token visits eight; there is no shared expert. Data, images and sounds are as in
-configs/omni_1b.py. docs/pods.md has what the run takes on chips, measured by compiling
+configs/omni_1b.py. docs/pods.md lists what the run takes on chips, measured by compiling
 it. `--config=configs/omni_30b_a3b.py:text` is the same decoder with text alone.
 """
 
@@ -19,7 +19,7 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  """Returns the run; `only` is as in configs/omni_1b.py."""
+  """Returns the config of the run; `only` is as in configs/omni_1b.py."""
   c = derived(__file__, 'omni_1b')
   c.mesh.expert = 4
   c.model.decoder.update(

@@ -7,7 +7,7 @@
 It has 48 billion parameters and needs 64 chips of TPU v5p. The shape is that of arXiv
 2401.04088: width 4096, 32 layers, 32 heads, 8 key and value heads, and 8 experts of
 width 14336, of which a token visits two. Data, images and sounds are as in
-configs/omni_1b.py. docs/pods.md has what the run takes on chips, measured by compiling
+configs/omni_1b.py. docs/pods.md lists what the run takes on chips, measured by compiling
 it. `--config=configs/omni_8x7b.py:text` is the same decoder with text alone.
 """
 
@@ -17,7 +17,7 @@ from omni_jax.config import config_file, derived
 
 
 def get_config(only: str = '') -> ConfigDict:
-  """Returns the run; `only` is as in configs/omni_1b.py."""
+  """Returns the config of the run; `only` is as in configs/omni_1b.py."""
   c = derived(__file__, 'omni_1b')
   c.model.decoder.update(
     dict(

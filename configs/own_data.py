@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
   c = derived(__file__, 'tiny')
   # Add 'evaluate' to score the model on data.eval_file after the training.
   c.stages = ('codec', 'omni')
-  # Change: every image is resized to this height and width. Divided by patch they are
-  # the grid, at most max_grid below. channels=3 is for colour; mean and std are those
-  # of your pixels in [0, 1].
+  # Change: every image is resized to this height and width. Divided by `patch`, they give
+  # the sides of the grid, at most `max_grid` below. channels=3 is for colour; mean and std
+  # are those of your pixels in [0, 1].
   c.model.image.update(
     dict(height=8, width=8, channels=1, patch=2, mean=0.305, std=0.376, fit='stretch')
   )

@@ -5,12 +5,13 @@
 
 Digits and emoji are read and written, spoken orders are heard, and text is in 20
 languages. The file shows how sets are named and mixed (docs/ready_sources.md). It has
-not been trained to the end yet, so that there are no figures.
+not been trained to the end yet, so there are no figures.
 """
 
 from ml_collections import ConfigDict
 
 from omni_jax.config import derived
+from omni_jax.data.sources.ready.fsdd import SPEAKERS
 from omni_jax.data.sources.ready.ready_set import LANGUAGES
 
 
@@ -23,7 +24,7 @@ def get_config() -> ConfigDict:
   )
   c.model.audio.seconds = 15.04  # the longest order lasts 14.87 s
   c.model.tokenizer.languages = LANGUAGES
-  c.model.tokenizer.voices = ('george', 'jackson', 'nicolas', 'theo', 'yweweler')
+  c.model.tokenizer.voices = SPEAKERS
   c.data.source = 'mixture'
   c.data.eval_file = ''
   c.data.augment = ConfigDict()
@@ -34,10 +35,10 @@ def get_config() -> ConfigDict:
   c.data.budget.streams.audio.update(dict(heard=(736, 32), spoken=(38, 12)))
   # `longest` is in bytes: prompt and answer share the 384 positions of a row.
   text = dict(source='text20', longest=160)
-  pieces = dict(source='text', train_file='tinyshakespeare/input.txt', piece=256)
+  shakespeare = dict(source='text', train_file='tinyshakespeare/input.txt', piece=256)
   sources = {
     'fsdd': dict(source='fsdd'),
-    'fsdd_said': dict(source='fsdd', write='audio'),
+    'fsdd_spoken': dict(source='fsdd', write='audio'),
     'mnist': dict(source='mnist'),
     'mnist_drawn': dict(source='mnist', write='image'),
     'emoji': dict(source='emoji'),
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
     'barista': dict(source='barista'),
     'text20': text,
     'translated': dict(read='en', **text),
-    'shakespeare': pieces,
+    'shakespeare': shakespeare,
   }
   for name, values in sources.items():
     c.data.sources[name] = ConfigDict(dict(weight=1.0, **values))

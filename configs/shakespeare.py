@@ -1,4 +1,4 @@
-"""Checks the decoder against a public figure: nanoGPT's CPU setting on Shakespeare.
+"""Checks the decoder against a published result: nanoGPT's CPU setting on Shakespeare.
 
   python -m omni_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare \\
     --config.data.root=../shared/data/tinyshakespeare

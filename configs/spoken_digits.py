@@ -7,8 +7,8 @@
 
 Two CPU cores, no accelerator: 53 min 49 s from process start to report.html (bar 60;
 small jobs ran at the same time), 6.7 GB of memory at the peak, most of it in the
-evaluation. The codec takes 123 s, the omni stage makes 5,000 steps at 1.6-2.0 steps/s,
-the evaluation takes 324 s. Seed 0, code of a320c96 with the budget below (the loader
+evaluation. The codec takes 123 s, the omni stage runs 5,000 steps at 1.6-2.0 steps/s,
+and the evaluation takes 324 s. Seed 0, code of a320c96 with the budget below (the loader
 has been rewritten since).
 
 The figures are for real test media that were not used in training: MNIST's test images
@@ -38,6 +38,7 @@ than a replay was not measured.
 from ml_collections import ConfigDict
 
 from omni_jax.config import derived
+from omni_jax.data.sources.ready.fsdd import SPEAKERS
 
 
 def get_config() -> ConfigDict:
@@ -47,7 +48,7 @@ def get_config() -> ConfigDict:
   # Strings of up to five digits; one word lasts 1.04 s at most.
   c.model.audio.seconds = 3.2
   c.model.tokenizer.languages = ('en',)
-  c.model.tokenizer.voices = ('george', 'jackson', 'nicolas', 'theo', 'yweweler')
+  c.model.tokenizer.voices = SPEAKERS
   c.data.source = 'jsonl'
   c.data.augment.audio.pitch = 0.1
   c.data.budget.streams.image.update(dict(seen=(48, 3), drawn=(16, 1)))

@@ -29,8 +29,8 @@ from omni_jax.train.__main__ import parse, start_jax
 FIRST = 1e-5  # learning rate of the first step
 LAST = 1.0  # learning rate of the last step
 STEPS = 100
-SMOOTH = 0.8  # share of the old running mean in the new one
-EXPLODED = 2.0  # the loss explodes at this multiple of the smallest running mean
+SMOOTHING = 0.8  # weight of the old running mean in the new one
+EXPLOSION = 2.0  # multiple of the smallest running mean at which the loss explodes
 
 
 def rate(step: Any) -> Any:
@@ -47,8 +47,8 @@ def smoothed(losses: Sequence[float]) -> list[float]:
   means = []
   mean = 0.0
   for k, loss in enumerate(losses):
-    mean = SMOOTH * mean + (1 - SMOOTH) * loss
-    means.append(mean / (1 - SMOOTH ** (k + 1)))
+    mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+    means.append(mean / (1 - SMOOTHING ** (k + 1)))
   return means
 
 
@@ -56,7 +56,7 @@ class Suggestion(NamedTuple):
   """Two learning rates to start from.
 
   Attributes:
-    steepest: rate where the smoothed loss falls steepest.
+    steepest: rate where the smoothed loss falls fastest.
     tenth: a tenth of the rate where the smoothed loss is smallest.
   """
 
@@ -76,22 +76,23 @@ def suggestion(losses: Sequence[float]) -> Suggestion:
   curve = np.array(smoothed(losses))
   lowest = int(curve.argmin())
   if lowest < 2:
-    raise UserError(f'the loss falls at no rate between {FIRST:g} and {LAST:g}')
+    raise UserError(f'the loss does not fall at any rate from {FIRST:g} to {LAST:g}')
   slopes = np.gradient(curve)[: lowest + 1]
   steepest = int(slopes.argmin())
   return Suggestion(rate(steepest), rate(lowest) / 10)
 
 
 def ramp(config: ConfigDict, workdir: str) -> list[float]:
-  """Returns the losses of the steps up to the first that explodes.
+  """Trains on the ramp, and returns the losses up to the first that explodes.
 
-  It ends after STEPS steps, or earlier at a loss that is not finite, which is left out,
-  or that is too far above the smallest.
+  A loss explodes if it is too far above the smallest one or not finite; one that is not
+  finite is left out.
   """
   import jax
 
   from omni_jax.sharding import place
   from omni_jax.train import stages
+  from omni_jax.train.numerics import TOTAL_LOSS
 
   run = stages.Run(config, workdir)
   losses = []
@@ -106,9 +107,9 @@ def ramp(config: ConfigDict, workdir: str) -> list[float]:
       for _ in range(STEPS):
         batch = place(next(stage.batches), run.mesh)
         state, metrics = stage.step(state, batch)
-        losses.append(float(metrics['loss/total']))
+        losses.append(float(metrics[TOTAL_LOSS]))
         means = smoothed(losses)
-        has_exploded = means[-1] > EXPLODED * min(means)
+        has_exploded = means[-1] > EXPLOSION * min(means)
         if has_exploded or not math.isfinite(losses[-1]):
           break
     finally:
@@ -129,13 +130,13 @@ def main() -> None:
   steepest, tenth = suggestion(losses)
   rates = [rate(step) for step in range(len(losses))]
   conclusion = (
-    f'the loss falls steepest at {steepest:.1e}; a tenth of the rate of its minimum is '
+    f'the loss falls fastest at {steepest:.1e}; a tenth of the rate of its minimum is '
     f'{tenth:.1e}: try --config.omni.optim.lr={tenth:.1e}'
   )
   no_spread = np.zeros(len(losses))
   lines = [Line(rates, smoothed(losses), no_spread), Line(rates, losses, no_spread)]
   title = 'loss/total, smoothed (blue) and as measured (red)'
-  chart = lines_chart(title, lines, unit='rate', decades=True)
+  chart = lines_chart(title, lines, unit='rate', log_x=True)
   chart = f'<div style="max-width:560px">{chart}</div>'
   head = f'<h1>Learning rate</h1><p>{conclusion}</p>'
   out = pathlib.Path(workdir) / 'lr_find.html'

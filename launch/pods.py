@@ -15,9 +15,11 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from omni_jax.chips import GIB
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FACTS = ROOT / 'docs' / 'pods.json'
-PAGE = ROOT / 'docs' / 'pods.md'
+RESULTS_FILE = ROOT / 'docs' / 'pods.json'
+PAGE_FILE = ROOT / 'docs' / 'pods.md'
 ALL = 'train,prefill,decode,draw'
 
 
@@ -26,7 +28,7 @@ class Run(NamedTuple):
 
   Attributes:
     section: section of the page that shows it.
-    config: file of configs/, perhaps with a variant behind a colon.
+    config: file of configs/, perhaps with a variant after a colon.
     topology: chips to compile for.
     programs: names of the programs, separated by commas.
     overrides: changed values of the config by their keys.
@@ -96,7 +98,7 @@ PEERS = {
   'qwen3 30b-a3b v6e': (20.4, 120),
   'qwen3 30b-a3b v5e': (None, None),
 }
-ABOUT = """# Pods
+INTRODUCTION = """# Pods
 
 What the pod configs take, by ahead-of-time compilation: libtpu compiles the real train
 step and the programs of generation for topologies that are only described. No figure
@@ -120,7 +122,7 @@ here was measured on a TPU. `python launch/pods.py` writes this page.
 
 
 def compile_run(name: str) -> dict:
-  """Compiles the programs of a run and returns what the command prints about them.
+  """Compiles the programs of a run, and returns the results that the command prints.
 
   A program that does not fit is a result, too.
 
@@ -140,30 +142,32 @@ def compile_run(name: str) -> dict:
     f'--programs={run.programs}',
     *overrides,
   ]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-  if not done.stdout.strip():
-    raise SystemExit(f'{name}: {done.stderr.strip().splitlines()[-1]}')
-  facts = json.loads(done.stdout)
+  completed = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  if not completed.stdout.strip():
+    raise SystemExit(f'{name}: {completed.stderr.strip().splitlines()[-1]}')
+  results = json.loads(completed.stdout)
   for program in run.programs.split(','):
-    facts[program]['largest'] = facts[program]['largest'][:8]
-  budget = facts.pop('config')['data']['budget']
-  facts['commit'] = current_commit()
-  facts['rows'] = budget['rows']
-  facts['length'] = budget['length']
-  facts['command'] = ' '.join(command[1:])
-  return facts
+    results[program]['largest'] = results[program]['largest'][:8]
+  budget = results.pop('config')['data']['budget']
+  results['commit'] = current_commit()
+  results['rows'] = budget['rows']
+  results['length'] = budget['length']
+  results['command'] = ' '.join(command[1:])
+  return results
 
 
 def current_commit() -> str:
   """Returns the short hash of the commit that is checked out."""
   git = ['git', 'rev-parse', '--short', 'HEAD']
-  done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
-  return done.stdout.strip()
+  completed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+  return completed.stdout.strip()
 
 
 def gib(size: float) -> str:
   """Returns a number of bytes in GiB, without the unit."""
-  return f'{size / 2**30:.2f}'
+  return f'{size / GIB:.2f}'
 
 
 def large_collectives(collectives: list[dict]) -> str:
@@ -177,7 +181,7 @@ def large_collectives(collectives: list[dict]) -> str:
 
 
 def three_ways(values: dict[str, float], form: str) -> str:
-  """Returns the values if collectives are hidden, as scheduled, and if not hidden."""
+  """Returns three values as text: collectives hidden, as scheduled, and not hidden."""
   keys = ('overlapped', 'scheduled', 'serial')
   return ' / '.join(form.format(values[key]) for key in keys)
 
@@ -227,12 +231,12 @@ HEAD = (
 )
 
 
-def commits(facts: dict[str, dict]) -> str:
+def commits(results: dict[str, dict]) -> str:
   """Returns which runs were measured at which commit."""
   by_commit: dict[str, list[str]] = {}
   for name in RUNS:
-    if name in facts:
-      by_commit.setdefault(facts[name]['commit'], []).append(name)
+    if name in results:
+      by_commit.setdefault(results[name]['commit'], []).append(name)
   texts = [f'{", ".join(names)} at {commit}' for commit, names in by_commit.items()]
   return '; '.join(texts)
 
@@ -256,16 +260,16 @@ def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
     for program in ('prefill', 'decode', 'draw'):
       if program not in run:
         continue
-      facts = run[program]
+      results = run[program]
       cells = (
         name,
         program,
-        gib(facts['memory']['peak']),
-        'yes' if facts['fits'] else '**no**',
-        f'{facts["flops"]["program"] / 1e12:.3g}',
-        f'{facts["hbm_bytes"] / 1e9:.3g}',
-        f'{1e3 * facts["seconds"]["overlapped"]:.1f}',
-        facts['bound'],
+        gib(results['memory']['peak']),
+        'yes' if results['fits'] else '**no**',
+        f'{results["flops"]["program"] / 1e12:.3g}',
+        f'{results["hbm_bytes"] / 1e9:.3g}',
+        f'{1e3 * results["seconds"]["overlapped"]:.1f}',
+        results['bound'],
       )
       lines.append(row(*cells))
   return lines
@@ -302,21 +306,21 @@ def memory_table(runs: list[tuple[str, dict]]) -> list[str]:
   return lines
 
 
-def versions(facts: dict[str, dict]) -> str:
+def versions(results: dict[str, dict]) -> str:
   """Returns the versions of jax and libtpu that the runs used."""
   texts = set()
-  for run in facts.values():
+  for run in results.values():
     tools = [f'{name} {version}' for name, version in run['versions'].items()]
     texts.add(', '.join(tools))
   return '; '.join(sorted(texts))
 
 
-def runs_of(section: str, facts: dict[str, dict]) -> list[tuple[str, dict]]:
-  """Returns the name and the facts of each run in a section that was measured."""
+def runs_of(section: str, results: dict[str, dict]) -> list[tuple[str, dict]]:
+  """Returns the name and the results of each measured run of a section."""
   runs = []
   for name, run in RUNS.items():
-    if run.section == section and name in facts:
-      runs.append((name, facts[name]))
+    if run.section == section and name in results:
+      runs.append((name, results[name]))
   return runs
 
 
@@ -325,14 +329,14 @@ def train_table(runs: list[tuple[str, dict]]) -> list[str]:
   return ['', HEAD, *(train_row(name, run) for name, run in runs)]
 
 
-def page(facts: dict[str, dict]) -> str:
+def page(results: dict[str, dict]) -> str:
   """Returns the text of docs/pods.md."""
-  fits = runs_of('fits', facts)
-  scaling = runs_of('scaling', facts)
-  peers = runs_of('peers', facts)
+  fits = runs_of('fits', results)
+  scaling = runs_of('scaling', results)
+  peers = runs_of('peers', results)
   lines = [
-    ABOUT,
-    f'Versions: {versions(facts)}. Measured: {commits(facts)}.',
+    INTRODUCTION,
+    f'Versions: {versions(results)}. Measured: {commits(results)}.',
     '',
     '## All modalities and heads',
     *train_table(fits),
@@ -371,17 +375,17 @@ def main() -> None:
   )
   parser.add_argument('--page', action='store_true', help='only write the page')
   arguments = parser.parse_args()
-  facts = json.loads(FACTS.read_text()) if FACTS.exists() else {}
+  results = json.loads(RESULTS_FILE.read_text()) if RESULTS_FILE.exists() else {}
   names = arguments.only or list(RUNS)
   if arguments.page:
     names = []
   for name in names:
-    facts[name] = compile_run(name)
-    train = facts[name]['train']
+    results[name] = compile_run(name)
+    train = results[name]['train']
     fits = 'fits' if train['fits'] else 'does not fit'
     print(f'{name}: peak {gib(train["memory"]["peak"])} GiB, {fits}', flush=True)
-    FACTS.write_text(json.dumps(facts, indent=1) + '\n')
-  PAGE.write_text(page(facts))
+    RESULTS_FILE.write_text(json.dumps(results, indent=1) + '\n')
+  PAGE_FILE.write_text(page(results))
 
 
 if __name__ == '__main__':

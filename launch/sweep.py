@@ -21,11 +21,9 @@ import subprocess
 import sys
 import time
 
-from omni_jax.errors import run_command, UserError
+from omni_jax.errors import PREEMPTED, run_command, UserError
 from omni_jax.evaluate.compare import compare
 
-# Exit code of omni_jax.train when it has saved after a preemption and can be resumed.
-PREEMPTED = 75
 Runner = Callable[[list[str]], int]  # runs a command and returns its exit code
 
 
@@ -86,15 +84,15 @@ def run_to_end(command: list[str]) -> int:
   A SIGTERM to the sweep is passed on to the command, so that the run saves.
   """
   process = subprocess.Popen(command)
-  before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+  previous_handler = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
   try:
     return process.wait()
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, previous_handler)
 
 
 def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, run: Runner) -> int:
-  """Runs what is not finished yet and returns the exit code of the sweep.
+  """Runs the commands that are not finished, and returns the exit code of the sweep.
 
   sweep.json stores the command and the exit code of each run.
 
@@ -108,13 +106,13 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, run: Runner) 
   """
   workdir.mkdir(parents=True, exist_ok=True)
   log = workdir / 'sweep.json'
-  done = json.loads(log.read_text()) if log.exists() else {}
+  results = json.loads(log.read_text()) if log.exists() else {}
   codes: dict[str, int] = {}
   for number, (name, command) in enumerate(commands.items(), 1):
     arguments = command[1:]
     start = time.monotonic()
     label = f'sweep: {number} of {len(commands)}, {name}'
-    if done.get(name) == {'arguments': arguments, 'code': 0}:
+    if results.get(name) == {'arguments': arguments, 'code': 0}:
       print(f'{label}: already finished', flush=True)
       codes[name] = 0
       continue
@@ -123,8 +121,8 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, run: Runner) 
     if codes[name] == PREEMPTED:
       print('sweep: preempted and saved; the same command resumes', flush=True)
       return PREEMPTED
-    done[name] = {'arguments': arguments, 'code': codes[name]}
-    log.write_text(json.dumps(done, indent=1) + '\n')
+    results[name] = {'arguments': arguments, 'code': codes[name]}
+    log.write_text(json.dumps(results, indent=1) + '\n')
     outcome = 'finished'
     if codes[name]:
       outcome = f'failed with exit code {codes[name]} (its message is above)'
