@@ -24,9 +24,9 @@ class Chip:
     hbm_rate: bytes/s between memory and compute units.
     link: bytes/s of one link between chips, in one direction.
     dcn: bytes/s of the data center network, per chip and direction.
-    sides: dimensions of the torus; a chip has two links along each.
-    ring: a side whose length is a multiple of this wraps around into a ring; any other
-      side is a line.
+    sides: number of dimensions of the torus; a chip has two links along each.
+    ring: a dimension whose length is a multiple of this wraps around into a ring; any
+      other is a line.
     devices: number of jax devices per chip (one per core unless the cores are fused).
   """
 
@@ -39,6 +39,11 @@ class Chip:
   sides: int = 0
   ring: int = 1
   devices: int = 1
+
+  @property
+  def device_flops(self) -> float:
+    """Peak dense bf16 FLOP/s of one jax device."""
+    return self.flops / self.devices
 
 
 # The page of v4 gives no bandwidth of the data center network, so that of v5p is used.
@@ -75,6 +80,4 @@ def chip_of(device_kind: str) -> Chip | None:
 def peak_flops(device_kind: str) -> float | None:
   """Returns the peak bf16 FLOP/s of one jax device; None for an unknown kind."""
   chip = chip_of(device_kind)
-  if chip is None:
-    return None
-  return chip.flops / chip.devices
+  return None if chip is None else chip.device_flops

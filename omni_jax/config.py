@@ -12,18 +12,20 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.contract import Host
-from omni_jax.modalities.hosts import HOSTS
-from omni_jax.types import RowBudget
+from omni_jax.modalities.hosts import HOSTS, HostTable
+from omni_jax.types import RowBudget, stream_name
 
 T = TypeVar('T')
-# By medium: the dataclass of its sizes (None for text) and its host.
-HostTable = Mapping[str, tuple[type | None, type[Host]]]
 # Names of stages; an autoencoder's stage has the autoencoder's name.
 OMNI = 'omni'
 EVALUATE = 'evaluate'
+# The weights that are restored: their moving average, or as they were trained.
+AVERAGE = 'average'
+RAW = 'raw'
+WEIGHTS = (AVERAGE, RAW)
 # Values of config.data.codes: codes are computed in the step, or stored in the records.
-CODES = ('computed', 'stored')
+STORED = 'stored'
+CODES = ('computed', STORED)
 # Keys that every config has, and keys of its `data` part.
 REQUIRED = (
   'seed',
@@ -115,9 +117,9 @@ class StageConfig:
     for name in ('steps', 'log_every', 'save_every'):
       value = getattr(self, name)
       if value < 1:
-        raise ValueError(f'{name}={value}: must be 1 or more')
+        raise ValueError(f'{name}={value} must be 1 or more')
     if self.bad_steps < 0:
-      raise ValueError(f'bad_steps={self.bad_steps}: must be 0 or more')
+      raise ValueError(f'bad_steps={self.bad_steps} must be 0 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +158,9 @@ class ModelStage(StageConfig):
   def __post_init__(self):
     super().__post_init__()
     if self.accumulate < 1:
-      raise ValueError(f'accumulate={self.accumulate}: must be 1 or more')
+      raise ValueError(f'accumulate={self.accumulate} must be 1 or more')
     if not 0 <= self.ema < 1:
-      raise ValueError(f'ema={self.ema}: must be at least 0 (off) and below 1')
+      raise ValueError(f'ema={self.ema} must be at least 0 (off) and below 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +174,7 @@ class RunConfig:
     omni: settings of the stage of the whole model.
     budget: sizes of a batch.
     loader: settings of the data loader.
-    augment: strength of the augmentation of media that are only read, by medium.
+    augment: augmentation config of each medium that is augmented, by name.
   """
 
   config: ConfigDict
@@ -224,7 +226,7 @@ class RunConfig:
     if budget.grouped and budget.pools % parts:
       groups = f' in groups of {budget.group}' if budget.group > 1 else ''
       raise UserError(
-        f'config.omni.accumulate={parts}: must be 1 or more and divide '
+        f'config.omni.accumulate={parts} must be 1 or more and divide '
         f'config.data.budget.rows={budget.rows}{groups}'
       )
     codes = self.config.data.codes
@@ -261,7 +263,7 @@ def budget_of(part: ConfigDict) -> RowBudget:
   streams: dict[str, tuple[int, int]] = {}
   for medium, kinds in values.pop('streams', {}).items():
     for kind, sizes in kinds.items():
-      name = f'{medium}.{kind}'
+      name = stream_name(medium, kind)
       streams[name] = _stream_sizes(name, sizes)
   budget = dataclass_of(RowBudget, ConfigDict(values), 'data.budget')
   return dataclasses.replace(budget, streams=streams)
@@ -280,7 +282,7 @@ def _stream_sizes(stream: str, sizes: Any) -> tuple[int, int]:
 
 
 def augment_of(part: ConfigDict | None, table: HostTable = HOSTS) -> dict[str, Any]:
-  """Returns the strength of the augmentation by medium, from `config.data.augment`.
+  """Returns the augmentation config of each medium, by name: `config.data.augment`.
 
   Media whose settings are all zero are left out.
 
@@ -299,6 +301,17 @@ def augment_of(part: ConfigDict | None, table: HostTable = HOSTS) -> dict[str, A
     if any(dataclasses.astuple(strength)):
       augment[medium] = strength
   return augment
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the values of a nested config by dotted name; empty parts are values."""
+  values: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping) and value:
+      values |= flat(value, f'{prefix}{name}.')
+    else:
+      values[f'{prefix}{name}'] = value
+  return values
 
 
 def media_sizes(model: ConfigDict, table: HostTable = HOSTS) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 import re
 import sys
 
+# Exit codes: a mistake of the user; saved after SIGTERM, start again (EX_TEMPFAIL).
+MISTAKE = 2
+PREEMPTED = 75
 # The parts of a reason that are specific to one record: quoted text and numbers.
 OWN_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,:]*")
 
@@ -44,15 +47,19 @@ class BadRecord(ValueError):
     return f'{self.id}: {self.reason}' if self.id else self.reason
 
 
+def one_line(message: object) -> str:
+  """Returns an error, or its message, as one line of text."""
+  return ' '.join(str(message).split())
+
+
 def run_command(main: Callable[[], int | None]) -> None:
   """Runs a command's main function and exits with the code that it returns.
 
-  A `UserError` becomes one line on stderr and exit code 2.
+  A `UserError` becomes one line on stderr and exit code MISTAKE.
   """
   try:
     code = main() or 0
   except UserError as error:
-    message = ' '.join(str(error).split())
-    print(f'error: {message}', file=sys.stderr)
-    code = 2
+    print(f'error: {one_line(error)}', file=sys.stderr)
+    code = MISTAKE
   sys.exit(code)

@@ -1,9 +1,8 @@
 """python -m omni_jax.inspect_data --config=F --out=page.html [--rows=4 --batch=0]
 
 Writes one HTML page that shows a batch as the model receives it: every row with its
-spans, modalities, positions, attention mask and the positions that have a loss, with
-pictures to look at and sounds to look at and play. Look here first when training goes
-wrong.
+spans, modalities, positions, attention mask and the positions that have a loss, its
+pictures, and its sounds to see and play. Look here first when training goes wrong.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from omni_jax.evaluate.page.template import page
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.train.stages import omni_batches, Run
-from omni_jax.types import Batch, NONE, PADDING
+from omni_jax.types import Batch, medium_and_kind, NONE, PADDING
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
@@ -37,13 +36,14 @@ flags.DEFINE_integer(
 
 COLORS = ('#e2e7ee', '#1f5ea8', '#1c7c4a', '#b07a12', '#8a3ea8', '#a83e3e')
 QUERIES = 'queries'  # kind of a stretch of learned queries
-# Sizes of a row's strip in units of its SVG: width of the strip, height of the cells,
-# top of the first line of loss marks, height of a mark, and distance between the lines.
+# Sizes of a row's strip in units of its SVG.
 WIDTH = 1040
 CELL_HEIGHT = 16
-MARKS_TOP = 19
+CELL_GAP = 0.3  # before a cell
+EXAMPLE_GAP = 1.5  # before the first cell of an example
+MARKS_TOP = 19  # top of the first line of loss marks
 MARK_HEIGHT = 4
-LINE_HEIGHT = 5
+LINE_HEIGHT = 5  # distance between the lines of loss marks
 
 
 class Stretch(NamedTuple):
@@ -145,7 +145,7 @@ def render(batch: Batch, hosts: Hosts, *, rows: int, title: str) -> str:
   """
   batch_rows, length = batch.token_BL.shape
   filled = (batch.segment_BL > 0).mean()
-  examples = int(batch.segment_BL.max(axis=1).sum())
+  examples = batch.examples
   counts = [f'padding {_positions_of(batch, PADDING)}']
   for name, number in hosts.numbers.items():
     counts.append(f'{name} {_positions_of(batch, number)}')
@@ -184,7 +184,7 @@ def _budget_line(name: str, used: np.ndarray) -> str:
 def payload_of(batch: Batch, row: int, stretch: Stretch, hosts: Hosts) -> Any | None:
   """Returns the payload of a stretch's item, as the model receives it.
 
-  None if the stream holds stored codes instead of payloads.
+  Returns None if the stream holds stored codes instead of payloads.
   """
   spec = next(spec for spec in hosts.streams if spec.name == stretch.kind)
   if spec.entries:
@@ -210,7 +210,7 @@ def _content(
   payload = payload_of(batch, row, stretch, hosts)
   if payload is None:
     return f'<span class="small">stored codes of {positions} pieces</span>'
-  medium = stretch.kind.partition('.')[0]
+  medium, _ = medium_and_kind(stretch.kind)
   return media.embedded(hosts[medium].show(payload), stretch.kind)
 
 
@@ -229,7 +229,7 @@ def _row(batch: Batch, row: int, hosts: Hosts) -> str:
     lines += f'<tr><td>{where}</td><td>{stretch.kind}</td><td>{content}</td></tr>'
   head = '<tr><th>positions</th><th>kind</th><th>content</th></tr>'
   table = f'<table class="heat">{head}{lines}</table>'
-  charts = f'<div class="charts">{_mask(batch, row)}{_places(batch, row)}</div>'
+  charts = f'<div class="charts">{_mask(batch, row)}{_coordinates(batch, row)}</div>'
   return f'{_strip(batch, row, hosts)}{charts}<div class="wide">{table}</div>'
 
 
@@ -240,13 +240,13 @@ def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
   """
   modality_L = batch.modality_BL[row]
   segment_L = batch.segment_BL[row]
-  step = WIDTH / len(modality_L)
+  cell = WIDTH / len(modality_L)
   shapes = ''
   for position, number in enumerate(modality_L.tolist()):
     starts_example = position and segment_L[position] != segment_L[position - 1]
-    gap = 1.5 if starts_example else 0.3
+    gap = EXAMPLE_GAP if starts_example else CELL_GAP
     shapes += (
-      f'<rect x="{position * step + gap:.1f}" y="0" width="{max(step - gap, 0.5):.1f}" '
+      f'<rect x="{position * cell + gap:.1f}" y="0" width="{max(cell - gap, 0.5):.1f}" '
       f'height="{CELL_HEIGHT}" fill="{color_of(number)}"/>'
     )
   losses = loss_masks(batch, row, hosts)
@@ -255,7 +255,7 @@ def _strip(batch: Batch, row: int, hosts: Hosts) -> str:
     top = MARKS_TOP + LINE_HEIGHT * line
     for position in np.flatnonzero(has_loss).tolist():
       shapes += (
-        f'<rect x="{position * step:.1f}" y="{top}" width="{step:.1f}" '
+        f'<rect x="{position * cell:.1f}" y="{top}" width="{cell:.1f}" '
         f'height="{MARK_HEIGHT}" fill="{color}"/>'
       )
   legend = ', '.join(_legend(hosts))
@@ -287,13 +287,13 @@ def _mask(batch: Batch, row: int) -> str:
   return f'<figure class="chart"><figcaption>{caption}</figcaption>{figure}</figure>'
 
 
-def _places(batch: Batch, row: int) -> str:
+def _coordinates(batch: Batch, row: int) -> str:
   """Returns a chart of the coordinates of a row's positions."""
   filled = int((batch.segment_BL[row] > 0).sum())
   lines = []
   for axis in range(3):
-    coordinates = batch.position_BL3[row, :filled, axis]
-    lines.append(Line(np.arange(filled), coordinates, np.zeros(filled)))
+    values = batch.position_BL3[row, :filled, axis]
+    lines.append(Line(np.arange(filled), values, np.zeros(filled)))
   return lines_chart('time (blue), height (red), width (green)', lines, unit='position')
 
 

@@ -1,6 +1,6 @@
 """OmniModel: embed -> decoder -> heads, and the losses of a batch.
 
-It knows streams; all that it knows about media comes from their tables.
+It handles streams; all that depends on a medium comes from the tables.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.embed import TextEmbed
 from omni_jax.modalities.text.head import TextHead
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
-from omni_jax.nn.decoder import Decoded, Decoder, DecoderConfig
+from omni_jax.nn.decoder import Decoder, DecoderConfig, DecoderOutput
 from omni_jax.nn.layers import gather_rows
 from omni_jax.nn.moe_router import RouterStats
-from omni_jax.types import Batch, StreamSpec
+from omni_jax.types import Batch, stream_name, StreamSpec
 
 T = TypeVar('T')
 Module = TypeVar('Module', bound=nnx.Module)
@@ -51,15 +51,15 @@ class ModelConfig:
     tables: tables of all media that a model can have.
   """
 
-  tokenizer: TokenizerConfig = TokenizerConfig()
-  decoder: DecoderConfig = DecoderConfig()
-  media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  embeds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  autoencoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  dtype: str = 'float32'
-  weights: str = 'float32'
-  tables: Tables = TABLES
+  tokenizer: TokenizerConfig
+  decoder: DecoderConfig
+  media: Mapping[str, Any]
+  embeds: Mapping[str, Any]
+  heads: Mapping[str, Any]
+  autoencoders: Mapping[str, Any]
+  dtype: str
+  weights: str
+  tables: Tables
 
   @classmethod
   def from_config(cls, config: ConfigDict, tables: Tables = TABLES) -> 'ModelConfig':
@@ -70,7 +70,7 @@ class ModelConfig:
       tables: tables of all media that the model can have.
 
     Raises:
-      UserError: if a part has an unknown key or refuses a value.
+      UserError: if a part is missing, has an unknown key or refuses a value.
     """
     known = {'tokenizer', 'decoder', 'dtype', 'weights'}
     known |= set(tables.devices) | set(tables.autoencoders())
@@ -112,8 +112,7 @@ class ModelConfig:
     specs = {}
     for spec in self.hosts().streams:
       if spec.medium == medium:
-        _, _, kind = spec.name.partition('.')
-        specs[kind] = spec
+        specs[spec.kind] = spec
     autoencoder = None
     if device.autoencoder:
       autoencoder = self.autoencoders.get(device.autoencoder.name)
@@ -126,14 +125,14 @@ class ModelConfig:
       self.decoder.width,
     )
 
-  def coded(self) -> dict[str, str]:
+  def coded_streams(self) -> dict[str, str]:
     """Returns the autoencoder of each stream that the model takes as codes."""
     autoencoders = {}
     for medium in self.media:
       device = self.tables.devices[medium]
       if device.autoencoder:
         for kind in device.coded(self.parts(medium)):
-          autoencoders[f'{medium}.{kind}'] = device.autoencoder.name
+          autoencoders[stream_name(medium, kind)] = device.autoencoder.name
     return autoencoders
 
   def codes_of(self, autoencoder: str) -> Codes:
@@ -143,30 +142,36 @@ class ModelConfig:
 
   def stored_codes(self) -> dict[str, Codes]:
     """Returns the form of the codes by stream, for runs whose codes are stored."""
-    return {stream: self.codes_of(name) for stream, name in self.coded().items()}
+    coded = self.coded_streams()
+    return {stream: self.codes_of(name) for stream, name in coded.items()}
 
 
-def _part(kind: type[T], config: ConfigDict, name: str) -> T:
-  """Returns a part of `config.model` as a dataclass; its defaults if it is absent."""
-  if name not in config:
-    return kind()
-  return dataclass_of(kind, config[name], f'model.{name}')
+def _part(kind: type[T], config: ConfigDict, path: str) -> T:
+  """Returns the part of `config.model` with this dotted name as a dataclass.
+
+  Raises:
+    UserError: if it is missing, or has keys or values that the dataclass refuses.
+  """
+  part = config
+  for name in path.split('.'):
+    if name not in part:
+      raise UserError(
+        f'config.model.{path} is missing: start from configs/base.py, which has every '
+        'key'
+      )
+    part = part[name]
+  return dataclass_of(kind, part, f'model.{path}')
 
 
 def _network(config: ConfigDict, tables: Tables, medium: str, name: str) -> Any:
   """Returns the config of a medium's 'embed' or 'head'; None if it has none."""
   kind = getattr(tables.devices[medium], f'{name}_config')
-  if kind is None:
-    return None
-  part = config[medium].get(name)
-  if part is None:
-    return kind()
-  return dataclass_of(kind, part, f'model.{medium}.{name}')
+  return None if kind is None else _part(kind, config, f'{medium}.{name}')
 
 
 def _dtype(config: ConfigDict, name: str) -> str:
-  """Returns a dtype of `config.model`, float32 by default; raises UserError."""
-  dtype = config.get(name, 'float32')
+  """Returns a dtype of `config.model`; raises UserError for any other value."""
+  dtype = config.get(name)
   if dtype not in DTYPES:
     raise UserError(f'config.model.{name}={dtype!r} is unknown; it is one of {DTYPES}')
   return dtype
@@ -175,10 +180,10 @@ def _dtype(config: ConfigDict, name: str) -> str:
 def main_sizes(config: ModelConfig) -> list[Size]:
   """Returns (config key, size, logical axis) of each dimension a mesh has to divide.
 
-  Small dimensions are not among them: they stay whole. Attention counts in heads
-  rather than in columns of its projections, since devices that shared a head would
-  exchange it in every layer; key heads are repeated if there are too few. The
-  vocabulary is not among them either, because its size follows from the tokenizer.
+  Small dimensions are left out: they stay whole. The size of attention is its number of
+  heads rather than of columns of its projections, since devices that shared a head
+  would exchange it in every layer; key heads are repeated if there are too few. The
+  vocabulary is left out as well, because its size follows from the tokenizer.
   """
   decoder = config.decoder
   sizes: list[Size] = [
@@ -231,18 +236,19 @@ class OmniModel(nnx.Module):
       if not stream.item_BM.size:
         continue
       embed = self.embeds[spec.medium]
-      piece_BMD = (
-        embed.written(stream.value_BM, stream.place_BM3, dtype)
-        if spec.written
-        else embed.read(stream, dtype)
-      )
+      if spec.written:
+        piece_BMD = embed.written(stream.value_BM, stream.place_BM3, dtype)
+      else:
+        piece_BMD = embed.read(stream, dtype)
       x_BLD += gather_pool(piece_BMD, stream.at_BL)
       if spec.queries:
         query_BMD = embed.queries(stream.place_BM3, dtype)
         x_BLD += gather_pool(query_BMD, stream.query_at_BL)
     return sharding.shard(x_BLD, 'batch', 'length', 'act_embed')
 
-  def __call__(self, batch: Batch, bias_IE: Float[Array, 'I E'], mesh: Mesh) -> Decoded:
+  def __call__(
+    self, batch: Batch, bias_IE: Float[Array, 'I E'], mesh: Mesh
+  ) -> DecoderOutput:
     """Returns the decoder's states of a batch.
 
     Args:
@@ -270,7 +276,7 @@ class OmniModel(nnx.Module):
     text = self.heads[TEXT]
     losses = {TEXT: text.loss(hidden_BLD, batch.target_BL, batch.weight_BL, mesh)}
     for medium, units in self._unit_losses(hidden_BLD, batch, key).items():
-      losses[medium] = units.summed() if units else HeadLoss(_zero(), _zero())
+      losses[medium] = units.summed() if units else HeadLoss.zero()
     return losses
 
   def segment_losses(
@@ -278,7 +284,7 @@ class OmniModel(nnx.Module):
   ) -> dict[str, HeadLoss]:
     """Returns the loss of each head, summed over each segment of each row: (B, S).
 
-    Serves objectives that compare answers. Heads that the rows have no room for are
+    It serves objectives that compare answers. Heads that the rows have no room for are
     left out.
 
     Args:
@@ -325,10 +331,6 @@ def gather_pool(
   return gather_rows(piece_PMD, at_PL).reshape(rows, length, -1)
 
 
-def _zero() -> Array:
-  return jnp.zeros((), jnp.float32)
-
-
 def abstract(config: ModelConfig) -> OmniModel:
   """Returns the model with shapes in place of arrays, without computing anything."""
   return nnx.eval_shape(lambda: OmniModel(config, rngs=nnx.Rngs(0)))
@@ -338,8 +340,8 @@ def abstract_autoencoder(config: ModelConfig, name: str) -> nnx.Module:
   """Returns an autoencoder with shapes in place of arrays."""
   medium, row = config.tables.autoencoders()[name]
   sizes = config.media[medium]
-  own = config.autoencoders[name]
-  return nnx.eval_shape(lambda: row.make(sizes, own, nnx.Rngs(0)))
+  autoencoder = config.autoencoders[name]
+  return nnx.eval_shape(lambda: row.make(sizes, autoencoder, nnx.Rngs(0)))
 
 
 def merge(model: Module, params: dict[str, Any]) -> Module:
@@ -396,7 +398,7 @@ def encode_streams(
   """
   specs = {spec.name: spec for spec in config.hosts().streams}
   streams = dict(batch.streams)
-  for name, autoencoder in config.coded().items():
+  for name, autoencoder in config.coded_streams().items():
     stream = streams[name]
     has_codes = stream.value_BM.dtype != specs[name].dtype
     if has_codes:

@@ -23,6 +23,7 @@ from omni_jax.nn.moe_router import mutual_information, RouterStats, updated_bias
 from omni_jax.types import Batch
 
 Metrics = dict[str, Array]
+TOKENS = 'tokens'  # metric: number of filled positions, or of pieces, in the batch
 
 
 class Outcome(NamedTuple):
@@ -88,9 +89,9 @@ class LossConfig:
       many frames from outweighing the words.
   """
 
-  heads: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  balance: float = 0.01
-  z: float = 0.001
+  heads: Mapping[str, float]
+  balance: float
+  z: float
   inside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @classmethod
@@ -102,12 +103,16 @@ class LossConfig:
       media: names of the media of the run, text among them.
 
     Raises:
-      UserError: if a key is neither a medium nor one of these names.
+      UserError: if a key is neither a medium nor one of these names, or if the weight
+        of a router's loss is missing.
     """
+    for name in ('balance', 'z'):
+      if name not in part:
+        raise UserError(f'config.omni.losses.{name} is missing')
     heads = part.to_dict()
     inside = heads.pop('inside', {})
-    balance = heads.pop('balance', cls.balance)
-    z = heads.pop('z', cls.z)
+    balance = heads.pop('balance')
+    z = heads.pop('z')
     unknown = sorted({*heads, *inside} - set(media))
     if unknown:
       raise UserError(
@@ -170,7 +175,7 @@ class Pretraining:
 
   losses: LossConfig
   mesh: Mesh
-  bias_step: float = 1e-3
+  bias_step: float
   whole: WholeBatch | None = None
 
   def __call__(
@@ -184,7 +189,7 @@ class Pretraining:
     )
     loss = total_loss(heads, stats, self.losses, self.whole)
     filled_BL = batch.segment_BL > 0
-    metrics = {'tokens': filled_BL.sum(), 'filled': filled_BL.mean()}
+    metrics = {TOKENS: filled_BL.sum(), 'filled': filled_BL.mean()}
     return loss, Outcome(metrics, heads, stats)
 
   def refresh(self, reference: Any, outcome: Outcome, key: Array) -> dict[str, Any]:
@@ -193,6 +198,21 @@ class Pretraining:
     load_IE = outcome.stats.load_E
     bias_IE = updated_bias(reference['router_bias'], load_IE, self.bias_step)
     return {'router_bias': bias_IE}
+
+
+def over_parts(metrics: Metrics, stats: RouterStats) -> tuple[Metrics, RouterStats]:
+  """Returns the metrics and router statistics of a batch from those of its parts.
+
+  Counts are summed; everything else is averaged.
+
+  Args:
+    metrics, stats: those of the parts, stacked along a leading axis.
+  """
+  of_batch = {name: value.mean(axis=0) for name, value in metrics.items()}
+  of_batch[TOKENS] = metrics[TOKENS].sum(axis=0)
+  mean_stats = jax.tree.map(lambda x: x.mean(axis=0), stats)
+  load_mE = stats.load_mE.sum(axis=0)
+  return of_batch, mean_stats._replace(load_mE=load_mE)
 
 
 def metrics_of(outcome: Outcome) -> Metrics:
@@ -220,8 +240,8 @@ def router_metrics(stats: RouterStats) -> Metrics:
     'routing/load_max': stats.load_E.max() * experts,
     'routing/load_min': stats.load_E.min() * experts,
     'routing/dropped': stats.dropped.mean(),
-    'routing/mutual_information': jax.vmap(mutual_information)(stats.load_ME).mean(),
-    'routing/expert_by_modality': stats.load_ME.sum(axis=0),
+    'routing/mutual_information': jax.vmap(mutual_information)(stats.load_mE).mean(),
+    'routing/expert_by_modality': stats.load_mE.sum(axis=0),
   }
 
 
@@ -247,7 +267,7 @@ class Autoencoding:
     module = merge(model, params)
     _, mask = batch
     loss, trained = self.row.loss(module, reference, batch, forward_key)
-    metrics = {f'{self.row.name}/loss': loss, 'tokens': jnp.sum(mask)}
+    metrics = {f'{self.row.name}/loss': loss, TOKENS: jnp.sum(mask)}
     for name, value in trained.metrics.items():
       metrics[f'{self.row.name}/{name}'] = value
     return loss, Outcome(metrics, {}, trained.stats)

@@ -1,4 +1,4 @@
-"""Decides all sharding: mesh axes, the table of logical axes, building of parameters."""
+"""Defines the mesh axes, the table of logical axes and how every parameter is built."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import enum
@@ -16,33 +16,33 @@ import numpy as np
 from omni_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
-BATCH_AXES = ('data', 'fsdp', 'expert')
 EXPERT_AXIS = 'expert'
 CONTEXT_AXIS = 'context'
+BATCH_AXES = ('data', 'fsdp', EXPERT_AXIS)
 # Mesh axes that split tokens: devices along them hold different tokens.
 TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)
 # Mesh axes over which a weight may be split only to save memory (see `gather_weight`).
-MEMORY_AXES = ('fsdp', 'expert')
+MEMORY_AXES = ('fsdp', EXPERT_AXIS)
 # Logical axis -> the mesh axis or axes that split it; None: it is not split.
 RULES = {
   # activations
   'batch': BATCH_AXES,
-  'length': 'context',
+  'length': CONTEXT_AXIS,
   'act_embed': None,
   'act_mlp': 'tensor',
   'act_heads': 'tensor',
   # weights
-  'embed': ('fsdp', 'expert'),
+  'embed': MEMORY_AXES,
   'expert_embed': 'fsdp',
   'mlp': 'tensor',
   'mlp_rows': ('tensor', 'fsdp'),
   'heads': 'tensor',
   'vocab': 'tensor',
-  'expert': 'expert',
+  'expert': EXPERT_AXIS,
   'layers': None,
 }
 
-# A mesh of devices, or one that only has their numbers.
+# A mesh of devices, or an abstract mesh, which only has the axis sizes.
 AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 
@@ -67,27 +67,28 @@ def make_mesh(
   count = len(devices)
   shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
   if shape.count(-1) == 1:
-    rest = max(1, count // -math.prod(shape))
+    known = math.prod(size for size in shape if size != -1)
+    rest = max(1, count // max(1, known))
     shape = tuple(rest if size == -1 else size for size in shape)
-  described = f'mesh {dict(zip(AXES, shape, strict=True))}'
+  description = f'mesh {dict(zip(AXES, shape, strict=True))}'
   needed = math.prod(shape)
   if min(shape) < 1:
-    raise UserError(f'{described}: sizes are 1 or more, and at most one is -1')
+    raise UserError(f'{description}: sizes are 1 or more, and at most one is -1')
   if needed > count or count % needed:
     raise UserError(
-      f'{described} needs {needed} devices, but there are {count}; '
+      f'{description} needs {needed} devices, but there are {count}; '
       f'set config.mesh so that the product divides {count}'
     )
   if needed < count and jax.process_count() > 1:
     raise UserError(
-      f'{described} has {needed} of {count} devices: several processes take all of '
+      f'{description} has {needed} of {count} devices: several processes take all of '
       'them; set one axis of config.mesh to -1'
     )
-  layout = _laid_out(shape, devices[:needed])
-  return Mesh(layout, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  array = _device_array(shape, devices[:needed])
+  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+def _device_array(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
   """Returns the devices in this shape: axes follow links, the first crosses slices."""
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1 and devices[0].platform == 'tpu':
@@ -106,21 +107,21 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
   try:
     return mesh_utils.create_device_mesh(shape, devices)
   except NotImplementedError:
-    # No combination of whole sides of the torus has the size of some axis.
+    # Some axis is not a product of whole dimensions of the torus.
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def candidate_meshes(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
-  """Returns the axis sizes of the meshes worth trying for these numbers.
+  """Returns the axis sizes worth trying for this many devices, slices and experts.
 
   Slices go to `data`; the devices within a slice go to `fsdp`, alone or together with
   `expert` or `tensor`.
   """
   within = devices // slices
   parts = [{'fsdp': within}]
-  for n in (4, 8, 16):
+  for n in (4, 8, 16):  # sizes of the axis `expert` worth trying
     if within % n == 0 and experts % n == 0 and within > n:
-      parts.append({'fsdp': within // n, 'expert': n})
+      parts.append({'fsdp': within // n, EXPERT_AXIS: n})
   if within % 4 == 0 and within > 4:
     parts.append({'fsdp': within // 4, 'tensor': 4})
   base = dict.fromkeys(AXES, 1)
@@ -141,20 +142,14 @@ def num_shards(mesh: AnyMesh, axis: str) -> int:
   return math.prod(mesh.shape[name] for name in _mesh_axes(axis))
 
 
-def check_divides(mesh: AnyMesh, rows: int, experts: int) -> None:
-  """Raises UserError, before compilation, unless the mesh divides rows and experts."""
+def check_rows(mesh: AnyMesh, rows: int) -> None:
+  """Raises UserError, before compilation, unless the mesh divides the batch's rows."""
   parts = num_shards(mesh, 'batch')
   if rows % parts:
     nearest = max(1, rows // parts) * parts
     raise UserError(
       f'batch of {rows} rows is not divisible by {parts} devices of {BATCH_AXES}; '
       f'nearest: {nearest}'
-    )
-  expert_devices = mesh.shape[EXPERT_AXIS]
-  if experts % expert_devices:
-    raise UserError(
-      f'{experts} experts are not divisible by {expert_devices} devices of axis '
-      f'{EXPERT_AXIS!r}'
     )
 
 
@@ -166,8 +161,8 @@ def describe_axes(axis: str) -> str:
 def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
   """Checks, before compilation, that the mesh divides the main dimensions.
 
-  `weight_sharding` would silently keep such a dimension whole on every device: harmless for
-  small tables, but not for the weights that have these dimensions.
+  `weight_sharding` would silently keep such a dimension whole on every device: harmless
+  for small tables, but not for the weights that have these dimensions.
 
   Args:
     sizes: (config key, size, logical axis) of each dimension.
@@ -183,15 +178,20 @@ def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
     names = describe_axes(axis)
     below = size // parts * parts
     multiples = [n for n in (below, below + parts) if n]
-    divisors = [n for n in range(1, size + 1) if size % n == 0]
-    smaller = [n for n in divisors if n < parts]
-    larger = [n for n in divisors if n > parts]
     nearest_sizes = ' or '.join(map(str, multiples))
-    nearest_parts = ' or '.join(map(str, smaller[-1:] + larger[:1]))
+    nearest_parts = ' or '.join(map(str, _nearest_divisors(size, parts)))
     raise UserError(
       f'{key}={size} is not divisible by {names}={parts}; '
       f'nearest: {nearest_sizes} for {key}, {nearest_parts} for {names}'
     )
+
+
+def _nearest_divisors(size: int, parts: int) -> list[int]:
+  """Returns the divisors of a size that are nearest to a number of parts."""
+  divisors = [n for n in range(1, size + 1) if size % n == 0]
+  smaller = [n for n in divisors if n < parts]
+  larger = [n for n in divisors if n > parts]
+  return smaller[-1:] + larger[:1]
 
 
 def spec(*axes: str | None) -> P:
@@ -211,11 +211,11 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def shard_items(x: jax.Array) -> jax.Array:
-  """Constrains the first axis to stay split over devices as the rows of the batch are.
+  """Constrains the first axis to be split over devices like the rows of a batch.
 
-  The axis holds rows, or images or frames flattened out of rows. Without the constraint
-  XLA would gather the items of all rows on every device instead of a weight
-  (docs/decisions.md, 38). Without a mesh that divides the axis, x is returned as it is.
+  It holds rows, or images or frames flattened out of rows; without the constraint XLA
+  would gather the items of all rows on every device (docs/decisions.md, 38). Without a
+  mesh that divides the axis, x is returned as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.shape[0] % num_shards(mesh, 'batch'):
@@ -273,12 +273,12 @@ def param_specs(model: nnx.Module) -> dict[str, Any]:
     layers = ('layers',) * (variable.ndim - len(axes))
     return spec(*layers, *axes)
 
-  return _by_param(spec_of, model)
+  return _map_params(spec_of, model)
 
 
 def param_roles(model: nnx.Module) -> dict[str, Any]:
   """Returns the role of every parameter, as a pure dict."""
-  return _by_param(role_of, model)
+  return _map_params(role_of, model)
 
 
 def role_of(variable: nnx.Variable) -> Role:
@@ -286,7 +286,7 @@ def role_of(variable: nnx.Variable) -> Role:
   return variable.get_metadata()['role']
 
 
-def _by_param(function: Callable[[nnx.Variable], Any], model: nnx.Module) -> Any:
+def _map_params(function: Callable[[nnx.Variable], Any], model: nnx.Module) -> Any:
   """Applies the function to every parameter; returns the results as a pure dict."""
   state = nnx.state(model, nnx.Param)
   is_variable = lambda x: isinstance(x, nnx.Variable)
@@ -300,12 +300,14 @@ def weight_sharding(mesh: Mesh, pspec: P, shape: tuple[int, ...]) -> NamedShardi
   Of several axes for one dimension, the longest prefix that divides it is kept.
   """
   padded = tuple(pspec) + (None,) * (len(shape) - len(pspec))
-  kept = []
+  kept: list[Any] = []
   for axes, size in zip(padded, shape, strict=True):
-    if isinstance(axes, tuple):
+    if axes is None:
+      kept.append(None)
+    elif isinstance(axes, tuple):
       kept.append(_dividing_prefix(mesh, axes, size))
     else:
-      kept.append(axes if size % mesh.shape.get(axes, 1) == 0 else None)
+      kept.append(axes if size % mesh.shape[axes] == 0 else None)
   return NamedSharding(mesh, P(*kept))
 
 
@@ -327,8 +329,8 @@ def gather_weight(w: jax.Array, pspec: P) -> jax.Array:
   """Returns a weight gathered over the mesh axes that split it only to save memory.
 
   Those are `fsdp` and, in a weight that belongs to no expert, also `expert`. The
-  gradient goes back by reduce-scatter. For use inside a shard_map, where w is the
-  device's part of a weight that is laid out as `pspec`.
+  gradient goes back by reduce-scatter. Inside a shard_map, w is the device's part of a
+  weight that is split as `pspec` says.
   """
   for dimension, axes in _memory_axes(pspec):
     w = jax.lax.all_gather(w, axes, axis=dimension, tiled=True)
@@ -338,7 +340,7 @@ def gather_weight(w: jax.Array, pspec: P) -> jax.Array:
 def scatter_gradient(dw: jax.Array, pspec: P) -> jax.Array:
   """Returns the device's part of a weight's gradient, summed over all devices.
 
-  The counterpart of `gather_weight`: dw is the device's gradient of the gathered weight.
+  dw is the device's gradient of the weight that `gather_weight` returned.
   """
   for dimension, axes in _memory_axes(pspec):
     dw = jax.lax.psum_scatter(dw, axes, scatter_dimension=dimension, tiled=True)
@@ -392,20 +394,22 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
       more rows than another.
   """
   parts = num_shards(mesh, 'batch')
-  owned: dict[int, set[int]] = {}
-  rows_of: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
-  for device, (rows,) in rows_of.items():
-    owned.setdefault(device.process_index, set()).add(rows.start or 0)
-  groups = sorted({tuple(sorted(own)) for own in owned.values()})
+  rows_by_process: dict[int, set[int]] = {}
+  # As if the batch had one row for each part.
+  slices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
+  for device, (rows,) in slices.items():
+    row = rows.start or 0  # None means 0
+    rows_by_process.setdefault(device.process_index, set()).add(row)
+  groups = sorted({tuple(sorted(rows)) for rows in rows_by_process.values()})
   sizes = [len(group) for group in groups]
   if sum(sizes) != parts or len(set(sizes)) > 1:
     raise UserError(
-      f'mesh {dict(mesh.shape)} splits the rows into {parts} parts and gives the '
-      f'processes {groups} of them, which overlap or differ in number; set config.mesh '
-      'so that the number of processes divides the product of the axes that split rows'
+      'the processes of this mesh hold different numbers of rows, or overlapping ones: '
+      f'{groups}; set config.mesh so that the number of processes divides the product '
+      'of the axes that split rows'
     )
-  own = tuple(sorted(owned[jax.process_index()]))
-  return groups.index(own), len(groups)
+  own_group = tuple(sorted(rows_by_process[jax.process_index()]))
+  return groups.index(own_group), len(groups)
 
 
 def place(batch: Any, mesh: Mesh) -> Any:
@@ -413,34 +417,34 @@ def place(batch: Any, mesh: Mesh) -> Any:
 
   The batch is a pytree of numpy arrays: the rows of this process, see `process_part`.
   """
-  layout = batch_sharding(mesh)
-  to_global = lambda x: jax.make_array_from_process_local_data(layout, x)
+  sharding = batch_sharding(mesh)
+  to_global = lambda x: jax.make_array_from_process_local_data(sharding, x)
   return jax.tree.map(to_global, batch)
 
 
 _largest = jax.jit(jnp.max)
 
 
-def any_process(own: bool, mesh: Mesh) -> jax.Array:
-  """Returns an array that is nonzero if `own` is true in any process.
+def any_process(flag: bool, mesh: Mesh) -> jax.Array:
+  """Returns an array that is nonzero if `flag` is true in any process.
 
   All processes have to call it at the same points. It is computed on the devices:
   reading it waits for all the work that was queued there before.
   """
-  flags = np.full((jax.local_device_count(),), own, np.int32)
-  layout = NamedSharding(mesh, P(AXES))
-  return _largest(jax.make_array_from_process_local_data(layout, flags))
+  flags = np.full((jax.local_device_count(),), flag, np.int32)
+  sharding = NamedSharding(mesh, P(AXES))
+  return _largest(jax.make_array_from_process_local_data(sharding, flags))
 
 
-def gather_bytes(own: bytes) -> list[bytes]:
+def gather_bytes(data: bytes) -> list[bytes]:
   """Returns the bytes of all processes, in every process.
 
   After `train.processes.disband`, each process gets only its own.
   """
   if jax.process_count() == 1 or not jax.distributed.is_initialized():
-    return [own]
-  lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    return [data]
+  lengths = multihost_utils.process_allgather(np.int32(len(data)))
   padded = np.zeros(lengths.max(), np.uint8)
-  padded[: len(own)] = np.frombuffer(own, np.uint8)
+  padded[: len(data)] = np.frombuffer(data, np.uint8)
   rows = multihost_utils.process_allgather(padded)
   return [row[:n].tobytes() for row, n in zip(rows, lengths, strict=True)]

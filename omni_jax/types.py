@@ -2,16 +2,34 @@
 
 Letters, as suffixes of names (`x_BLD`) and in jaxtyping strings ('B L D'):
 
-  B rows of a batch             L positions in a row          D model width
-  T tokens = B·L                V vocabulary                  E experts
-  K router choices              F expert width                H query heads
-  G key/value heads             A width of a head             S segments of a row
-  M pieces of a stream in a row                N items of a stream in a row
-  Y values of a piece           J codebooks                   I layers
-  U items or blocks of pieces of a batch
-  W width inside a head or an autoencoder      3 (time, height, width)
-In modalities/audio also: R frames of a clip, S samples, X mel values of a frame,
-Z latent width.
+  B rows of a batch          L positions of a row       D model width
+  T tokens = B·L             V vocabulary               I layers
+  E experts                  F width of an expert       K router choices of a token
+  H query heads              G key/value heads          A width of a head
+  S keys, or segments, of a row                         Q queries
+  M pieces of a row          N items of a row           Y values of a piece
+  P pools of a batch         J codebooks                O ids of a reply
+  U units of a batch: items, blocks of pieces, or predictions
+  W width inside a head or an autoencoder               3 (time, height, width)
+  m modalities               n positions of a span or of an example
+
+Some files need more letters, or another meaning of one:
+
+  nn/slots.py, experts.py    C choices = T·K, Z slots, G groups of slots, N blocks of
+                             slots, b slots of a block, U chunks of choices, c choices
+                             of a chunk, d and f widths of a matmul
+  nn/expert_parallel.py      Z slots of a sender, R places of a receiver, X senders,
+                             N receivers, n numbers
+  nn/pool.py                 P pieces of a block
+  nn/rope.py                 a angles of a head
+  nn/context_parallel.py, attention_kernels.py    N devices that share a row
+  text/cross_entropy.py      C tokens of a chunk, d slice of the width
+  generate/                  C modes of the grammar of replies
+  modalities/image           P pieces of a block, K noise samples of an item,
+                             Q rows with noise = B·K
+  modalities/audio           N clips, or rows of clips; R frames, S samples, L patches,
+                             C mel columns, k mel bands, X mel values of a frame,
+                             Z latent width, W distances in a window
 """
 
 from collections.abc import Mapping
@@ -44,11 +62,22 @@ class Span(NamedTuple):
   stored: np.ndarray | None = None
 
 
+def stream_name(medium: str, kind: str) -> str:
+  """Returns the name of a stream, such as 'image.seen'."""
+  return f'{medium}.{kind}'
+
+
+def medium_and_kind(stream: str) -> tuple[str, str]:
+  """Returns the medium and the kind of a stream from its name."""
+  medium, _, kind = stream.partition('.')
+  return medium, kind
+
+
 class StreamSpec(NamedTuple):
   """The fixed properties of a stream, which do not depend on its contents.
 
   Attributes:
-    name: 'MEDIUM.KIND', such as 'image.seen'.
+    name: name of the stream (see `stream_name`).
     medium: name of its medium.
     written: whether the model writes the items of this stream.
     queries: whether items are written as a block, each piece from the state of a
@@ -70,6 +99,11 @@ class StreamSpec(NamedTuple):
   block: int = 0
   entries: int = 0
 
+  @property
+  def kind(self) -> str:
+    """Returns the kind of the stream among those of its medium."""
+    return medium_and_kind(self.name)[1]
+
   def start(self, taken: int, pieces: int) -> int:
     """Returns the index of the first piece of a new item in a pool.
 
@@ -79,8 +113,8 @@ class StreamSpec(NamedTuple):
     """
     if not self.block or taken % self.block == 0:
       return taken
-    alone = self.block <= self.longest
-    if alone or taken % self.block + pieces > self.block:
+    one_item = self.block <= self.longest
+    if one_item or taken % self.block + pieces > self.block:
       return (taken // self.block + 1) * self.block
     return taken
 
@@ -213,6 +247,11 @@ class Batch(NamedTuple):
   weight_BL: Any
   streams: dict[str, Stream]
 
+  @property
+  def examples(self) -> int:
+    """Number of examples of the batch, whose arrays are numpy arrays."""
+    return int(self.segment_BL.max(axis=1).sum())
+
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
@@ -241,3 +280,7 @@ class RowBudget:
   def pools(self) -> int:
     """Number of pools of each stream in a batch."""
     return self.rows // self.group
+
+  def room(self, stream: str) -> tuple[int, int]:
+    """Returns the (pieces, items) of a stream that a pool has room for."""
+    return self.streams.get(stream, (0, 0))

@@ -53,7 +53,7 @@ class Attention(nnx.Module):
     is still written to the cache but attends to itself, as in training.
 
     Args:
-      mesh: as in `context.attend`.
+      mesh: as in `context_parallel.attend`.
       slot_BL: cache slot of each position. A slot outside the cache is not written,
         which keeps padding out.
     """

@@ -2,7 +2,7 @@
 
 Splash runs on TPU, cuDNN on GPU; elsewhere XLA attends in pieces or all at once. Each
 kernel takes the arguments of `attention_reference` and returns the same result, except
-for queries that see nothing: the caller sets those to zero (`context.attend`).
+for queries that see nothing: the caller sets those to zero (`context_parallel.attend`).
 """
 
 import enum
@@ -110,7 +110,7 @@ def in_pieces(
   b, l = segment_BL.shape
   piece = piece or max(1, MANY_LOGITS // k_BSGA.shape[1])
   count = -(-l // piece)
-  kind = k_BSGA.dtype
+  dtype = k_BSGA.dtype
   # The gradients of keys and values accumulate over the pieces in fp32, whatever type
   # the pieces are computed in.
   k_BSGA = k_BSGA.astype(jnp.float32)
@@ -119,7 +119,9 @@ def in_pieces(
   def attend(part):
     q, segment, until = part
     piece_reach = Reach(segment, until, key_segment_BS)
-    return attention_reference(q, k_BSGA.astype(kind), v_BSGA.astype(kind), piece_reach)
+    k = k_BSGA.astype(dtype)
+    v = v_BSGA.astype(dtype)
+    return attention_reference(q, k, v, piece_reach)
 
   def cut(x):
     padded = jnp.pad(x, [(0, 0), (0, count * piece - l)] + [(0, 0)] * (x.ndim - 2))
@@ -201,7 +203,7 @@ def by_splash(
   reach: Reach,
   kernel: splash.SplashAttentionKernel,
 ) -> Array:
-  """Returns the attention of rows by a `splash_kernel`.
+  """Returns the attention of rows that a `splash_kernel` computes.
 
   The kernel does not scale the logits and expects the heads before the positions; keys
   are not repeated for the queries that share them.

@@ -44,7 +44,7 @@ def attend(
   """Returns `attention_reference`, computed by the best kernel for the mesh's devices.
 
   A dimension that the mesh does not divide is not split: each device computes all of
-    it.
+  it.
 
   Args:
     mesh: None lets XLA choose the layout: small attention, in heads and encoders.
@@ -58,10 +58,11 @@ def attend(
   k_BSGA = _enough_heads(k_BSGA, q_BLHA.shape[2], tensor_ways)
   v_BSGA = _enough_heads(v_BSGA, q_BLHA.shape[2], tensor_ways)
   b, l, h, _ = q_BLHA.shape
-  fits = partial(sharding.axis_if_divisible, mesh)
-  rows = fits('batch', b)
-  heads = fits('act_heads', h, k_BSGA.shape[2])
-  length = fits('length', l, l // 2)  # each device takes two chunks of the positions
+  split_axis = partial(sharding.axis_if_divisible, mesh)
+  rows = split_axis('batch', b)
+  heads = split_axis('act_heads', h, k_BSGA.shape[2])
+  # Each device takes two chunks of the positions.
+  length = split_axis('length', l, l // 2)
   parts = sharding.num_shards(mesh, 'length') if length else 1
   position_NL = balanced_positions(l, parts)
   device = mesh.devices.flat[0]
@@ -74,8 +75,8 @@ def attend(
   if kernel is Kernel.SPLASH:
     interpret = device.platform != 'tpu'
     splash = kernels.splash_kernel(position_NL, local_q.shape[2], interpret=interpret)
-    layout = NamedSharding(mesh, sharding.spec(None, length))
-    splash_spec = splash.manual_sharding_spec(layout)
+    position_sharding = NamedSharding(mesh, sharding.spec(None, length))
+    splash_spec = splash.manual_sharding_spec(position_sharding)
   local = partial(_local, kernel, position_NL)
   if mesh.size == 1:
     return local(q_BLHA, k_BSGA, v_BSGA, reach, splash)
@@ -95,8 +96,8 @@ def attend(
 
 def _share(mesh: Mesh, x: Array, *axes: str | None) -> jax.ShapeDtypeStruct:
   """Returns the shape of what one device holds of an array."""
-  layout = NamedSharding(mesh, sharding.spec(*axes))
-  return jax.ShapeDtypeStruct(layout.shard_shape(x.shape), x.dtype)
+  named = NamedSharding(mesh, sharding.spec(*axes))
+  return jax.ShapeDtypeStruct(named.shard_shape(x.shape), x.dtype)
 
 
 def _reach_spec(reach: Reach, rows: str | None, length: str | None) -> Reach:
@@ -155,7 +156,7 @@ def _run(
   reach: Reach,
   splash: SplashAttentionKernel | None,
 ) -> Array:
-  """Returns the attention by a kernel, zero for queries that see nothing."""
+  """Returns the attention that a kernel computes; zero for queries that see nothing."""
   if kernel is Kernel.REFERENCE:
     return attention_reference(q_BLHA, k_BSGA, v_BSGA, reach)
   if kernel is Kernel.PIECES:
@@ -190,39 +191,39 @@ def _device_of(chunk: int, parts: int) -> int:
 
 
 def balanced_positions(length: int, parts: int) -> np.ndarray:
-  """Returns the positions that each of `parts` devices attends for: (parts, L)."""
+  """Returns the positions that each of N devices attends for, of shape (N, L / N)."""
   position_L = np.arange(length, dtype=np.int32)
   if parts == 1:
     return position_L.reshape(1, -1)
-  first_P = np.arange(parts)
-  second_P = 2 * parts - 1 - first_P
-  is_even_P = first_P % 2 == 0
-  even_P = np.where(is_even_P, first_P, second_P)
-  odd_P = np.where(is_even_P, second_P, first_P)
+  first_N = np.arange(parts)
+  second_N = 2 * parts - 1 - first_N
+  is_even_N = first_N % 2 == 0
+  even_N = np.where(is_even_N, first_N, second_N)
+  odd_N = np.where(is_even_N, second_N, first_N)
   chunks = position_L.reshape(2 * parts, -1)
-  return np.concatenate([chunks[even_P], chunks[odd_P]], axis=1)
+  return np.concatenate([chunks[even_N], chunks[odd_N]], axis=1)
 
 
 def _to_balanced(x_BLHA: Array, parts: int) -> Array:
   """Returns the positions that this device attends for, received from their holders."""
   to_even = [(t, _device_of(2 * t, parts)) for t in range(parts)]
   to_odd = [(t, _device_of(2 * t + 1, parts)) for t in range(parts)]
-  return _exchanged(x_BLHA, to_even, to_odd)
+  return _exchange(x_BLHA, to_even, to_odd)
 
 
 def _from_balanced(x_BLHA: Array, parts: int) -> Array:
   """Returns the positions that this device holds: the inverse of `_to_balanced`."""
   from_even = [(_device_of(2 * t, parts), t) for t in range(parts)]
   from_odd = [(_device_of(2 * t + 1, parts), t) for t in range(parts)]
-  return _exchanged(x_BLHA, from_even, from_odd)
+  return _exchange(x_BLHA, from_even, from_odd)
 
 
-def _exchanged(
+def _exchange(
   x_BLHA: Array,
   even_routes: Sequence[tuple[int, int]],
   odd_routes: Sequence[tuple[int, int]],
 ) -> Array:
-  """Sends the even and odd halves of the positions along (source, target) routes."""
+  """Sends the even and odd chunks of the positions along (source, target) routes."""
   even, odd = jnp.split(x_BLHA, 2, axis=1)
   even = jax.lax.ppermute(even, AXIS, even_routes)
   odd = jax.lax.ppermute(odd, AXIS, odd_routes)

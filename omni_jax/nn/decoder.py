@@ -35,8 +35,7 @@ class Remat(enum.StrEnum):
 
   NONE = 'none'  # keep everything
   DOTS = 'dots'  # keep the results of matmuls
-  # Keep the input of each block and the outputs of the attention kernel; needs a
-  # kernel.
+  # Keep the input of each block and the output of its attention kernel, if it has one.
   ATTENTION = 'attention'
   FULL = 'full'  # keep only the input of each block
   OFFLOAD = 'offload'  # keep the input of each block in the host's memory
@@ -63,7 +62,10 @@ class DecoderConfig:
   """Sizes of the decoder.
 
   Attributes:
-    width, layers, heads, kv_heads, head_dim: as usual.
+    width: width of the state of a position.
+    layers: number of blocks.
+    heads, kv_heads: number of query heads, and of key/value heads.
+    head_dim: width of a head.
     experts: number of routed experts.
     top_k: number of experts that a token visits.
     expert_hidden: hidden width of a routed expert.
@@ -81,22 +83,22 @@ class DecoderConfig:
       the experts, or an enum has no such value.
   """
 
-  width: int = 128
-  layers: int = 4
-  heads: int = 4
-  kv_heads: int = 2
-  head_dim: int = 32
-  experts: int = 8
-  top_k: int = 2
-  expert_hidden: int = 128
-  shared_hidden: int = 128
-  routing: RoutedBy | str = RoutedBy.TOKEN
-  exchange: Exchange | str = Exchange.GATHER
-  capacity: float = 2.0
-  block: int = 64
-  theta: float = 1000.0
-  remat: Remat | str = Remat.NONE
-  unroll: int = 1
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  experts: int
+  top_k: int
+  expert_hidden: int
+  shared_hidden: int
+  routing: RoutedBy | str
+  exchange: Exchange | str
+  capacity: float
+  block: int
+  theta: float
+  remat: Remat | str
+  unroll: int
   modalities: int = 4
 
   def __post_init__(self):
@@ -105,10 +107,10 @@ class DecoderConfig:
     object.__setattr__(self, 'exchange', Exchange(self.exchange))
     if self.heads % self.kv_heads:
       raise ValueError(
-        f'{self.heads} heads do not divide by {self.kv_heads} key/value heads'
+        f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}'
       )
     if self.top_k > self.experts:
-      raise ValueError(f'top_k={self.top_k} of {self.experts} experts')
+      raise ValueError(f'top_k={self.top_k} exceeds experts={self.experts}')
 
 
 class Block(nnx.Module):
@@ -142,7 +144,7 @@ class Block(nnx.Module):
     cache: KVCache | None = None,
     slot_BL: Array | None = None,
   ) -> tuple[Array, moe_router.RouterStats, KVCache | None]:
-    """Returns the new hidden states, what the router reports, and the updated cache."""
+    """Returns the new hidden states, the router's statistics and the updated cache."""
     y_BLD, cache = self.attention(
       self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL
     )
@@ -152,7 +154,7 @@ class Block(nnx.Module):
     return x_BLD, stats, cache
 
 
-class Decoded(NamedTuple):
+class DecoderOutput(NamedTuple):
   """The result of the decoder.
 
   Attributes:
@@ -183,7 +185,7 @@ class Decoder(nnx.Module):
     position_BL3: Float[Array, 'B L 3'],
     bias_IE: Float[Array, 'I E'],
     mesh: Mesh,
-  ) -> Decoded:
+  ) -> DecoderOutput:
     """Returns the hidden states of whole packed rows, as in training."""
     return self._scan(
       x_BLD, packed_rows(segment_BL), modality_BL, position_BL3, bias_IE, mesh
@@ -199,7 +201,7 @@ class Decoder(nnx.Module):
     mesh: Mesh,
     cache: KVCache,
     reach: Reach,
-  ) -> Decoded:
+  ) -> DecoderOutput:
     """Returns the hidden states of the next L positions of each row, using a cache.
 
     Args:
@@ -221,7 +223,7 @@ class Decoder(nnx.Module):
     mesh: Mesh,
     cache: KVCache | None = None,
     slot_BL: Array | None = None,
-  ) -> Decoded:
+  ) -> DecoderOutput:
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
@@ -241,7 +243,7 @@ class Decoder(nnx.Module):
       body = jax.checkpoint(body, policy=POLICIES[Remat(c.remat)], prevent_cse=False)
     layers = (blocks, bias_IE, cache)
     x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, layers, unroll=c.unroll)
-    return Decoded(self.norm(x_BLD), stats, cache)
+    return DecoderOutput(self.norm(x_BLD), stats, cache)
 
   def init_cache(
     self, rows: int, slots: int, dtype: jax.typing.DTypeLike = jnp.float32

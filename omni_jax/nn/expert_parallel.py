@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax import sharding
-from omni_jax.nn.experts import Experts, Grouped, moe_experts
+from omni_jax.nn.experts import Experts, GroupedMatmul, moe_experts
 from omni_jax.nn.slots import (
   assign_equal,
   assign_sorted,
   combine,
   dispatch,
   dispatch_choices,
-  rows,
   Slots,
   sums_before,
+  take_rows,
 )
 
 
@@ -48,9 +48,9 @@ class Dispatch:
     block: slots in a block, see `experts.moe_blocks`.
   """
 
-  exchange: Exchange = Exchange.GATHER
-  capacity: float = 2.0
-  block: int = 64
+  exchange: Exchange
+  capacity: float
+  block: int
 
 
 class ExpertOutput(NamedTuple):
@@ -92,22 +92,22 @@ def moe_expert_parallel(
     weights: in the type of the computation; split over the mesh axes of the table of
       rules.
   """
-  compute = partial(moe_experts, grouped=Grouped.of(mesh), block=config.block)
+  compute = partial(moe_experts, matmul=GroupedMatmul.of(mesh), block=config.block)
   if mesh.size == 1:
     y_TD = compute(_flat(x_BLD), weights, _flat(expert_BLK), _flat(weight_BLK))
     return ExpertOutput(_sum(y_TD.reshape(x_BLD.shape), shared_BLD), jnp.zeros(()))
-  layouts = [
-    sharding.weight_sharding(mesh, sharding.spec(*axes), w.shape).spec
-    for axes, w in zip((UP_AXES, UP_AXES, DOWN_AXES), weights, strict=True)
-  ]
-  hidden_axes = layouts[0][2]
+  pspecs = []
+  for axes, w in zip((UP_AXES, UP_AXES, DOWN_AXES), weights, strict=True):
+    split = sharding.weight_sharding(mesh, sharding.spec(*axes), w.shape)
+    pspecs.append(split.spec)
+  hidden_axes = pspecs[0][2]
   exchange = _gather
   if config.exchange == Exchange.ALL_TO_ALL and mesh.shape[sharding.EXPERT_AXIS] > 1:
     exchange = _all_to_all
 
   def local(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK):
-    pairs = zip(weights, layouts, strict=True)
-    weights = Experts(*(sharding.gather_weight(w, layout) for w, layout in pairs))
+    pairs = zip(weights, pspecs, strict=True)
+    weights = Experts(*(sharding.gather_weight(w, pspec) for w, pspec in pairs))
     y_TD, shared_BLD, dropped = exchange(
       _flat(x_BLD),
       shared_BLD,
@@ -127,16 +127,16 @@ def moe_expert_parallel(
   rows_axis = sharding.axis_if_divisible(mesh, 'batch', x_BLD.shape[0])
   length_axis = sharding.axis_if_divisible(mesh, 'length', x_BLD.shape[1])
   tokens = sharding.spec(rows_axis, length_axis)
-  weight_specs: Any = Experts._make(layouts)
+  weight_specs: Any = Experts._make(pspecs)
   out_specs: Any = ExpertOutput._make([tokens, sharding.spec()])
-  everywhere = jax.shard_map(
+  on_all_devices = jax.shard_map(
     local,
     mesh=mesh,
     in_specs=(tokens, tokens, weight_specs, tokens, tokens),
     out_specs=out_specs,
     check_vma=False,
   )
-  return everywhere(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK)
+  return on_all_devices(x_BLD, shared_BLD, weights, expert_BLK, weight_BLK)
 
 
 def _flat(x_BLD: Array) -> Array:
@@ -148,7 +148,7 @@ def _sum(routed_BLD: Array, shared_BLD: Array | None) -> Array:
   return routed_BLD if shared_BLD is None else routed_BLD + shared_BLD
 
 
-class _Returned(NamedTuple):
+class _ExchangeResult(NamedTuple):
   """The result of an exchange, on the device of the tokens.
 
   Attributes:
@@ -172,7 +172,7 @@ def _gather(
   compute: Callable[..., Array],
   config: Dispatch,
   mesh: Mesh,
-) -> _Returned:
+) -> _ExchangeResult:
   """Gathers the tokens of the devices that share the experts, and sums the results.
 
   Each device computes its own experts on all of these tokens.
@@ -180,20 +180,20 @@ def _gather(
   del config
   if mesh.shape[sharding.EXPERT_AXIS] == 1:
     y_TD = compute(x_TD, weights, expert_TK, weight_TK)
-    return _Returned(y_TD, shared, jnp.zeros(()))
+    return _ExchangeResult(y_TD, shared, jnp.zeros(()))
   gather = partial(
     jax.lax.all_gather, axis_name=sharding.EXPERT_AXIS, axis=0, tiled=True
   )
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * len(weights.up_EDF)
-  x_RD, weight_RK, shared = _meanwhile(gather(x_TD), gather(weight_TK), shared)
+  x_RD, weight_RK, shared = _overlapped(gather(x_TD), gather(weight_TK), shared)
   y_RD = compute(x_RD, weights, gather(expert_TK) - first, weight_RK)
   y_TD = jax.lax.psum_scatter(
     y_RD, sharding.EXPERT_AXIS, scatter_dimension=0, tiled=True
   )
-  return _Returned(y_TD, shared, jnp.zeros(()))
+  return _ExchangeResult(y_TD, shared, jnp.zeros(()))
 
 
-def _meanwhile(
+def _overlapped(
   arrived_RD: Array, weight_RK: Array, shared: Array | None
 ) -> tuple[Array, Array, Array | None]:
   """Makes the routed experts wait for the shared expert as well as for the transfer.
@@ -216,10 +216,10 @@ def _all_to_all(
   compute: Callable[..., Array],
   config: Dispatch,
   mesh: Mesh,
-) -> _Returned:
+) -> _ExchangeResult:
   """Sends every choice to the device that has its expert, and the results back.
 
-  Choices that find no place there are dropped: for each sender, the last of its row.
+  Choices that find no place there are dropped, a sender's last ones first.
   """
   ways = mesh.shape[sharding.EXPERT_AXIS]
   experts = len(weights.up_EDF)
@@ -229,23 +229,26 @@ def _all_to_all(
   first = jax.lax.axis_index(sharding.EXPERT_AXIS) * experts
   # One more than the expert's number: places that nothing was sent to stay 0, which is
   # no expert.
-  number_Z = rows(expert_TK.reshape(-1) + 1, route.slots.choice_Z).astype(jnp.float32)
+  number_Z = take_rows(expert_TK.reshape(-1) + 1, route.slots.choice_Z).astype(
+    jnp.float32
+  )
   weight_Z = dispatch_choices(weight_TK.astype(jnp.float32), route.slots)
   numbers_Z2 = jnp.stack([number_Z, weight_Z], axis=1)
-  # The numbers go first: behind the tokens they would wait for the network, and the
+  # The numbers go first: after the tokens they would wait for the network, and the
   # core would wait for them.
   x_ZD, numbers_R2 = jax.lax.optimization_barrier(
     (dispatch(x_TD, route.slots), route.send_numbers(numbers_Z2))
   )
   expert_R1 = numbers_R2[:, :1].astype(jnp.int32) - 1 - first
-  x_RD, weight_R1, shared = _meanwhile(
+  x_RD, weight_R1, shared = _overlapped(
     route.send(x_ZD), numbers_R2[:, 1:].astype(x_TD.dtype), shared
   )
-  y_ZD = route.back(compute(x_RD, weights, expert_R1, weight_R1))
+  y_ZD = route.send_back(compute(x_RD, weights, expert_R1, weight_R1))
   y_TD = combine(y_ZD, route.slots)
-  valid = (expert_TK < ways * experts).sum()
-  counts = jax.lax.psum(jnp.stack([route.dropped, valid]), sharding.TOKEN_AXES)
-  return _Returned(y_TD, shared, counts[0] / jnp.maximum(counts[1], 1))
+  routed = (expert_TK < ways * experts).sum()
+  counts = jnp.stack([route.dropped, routed])
+  dropped, routed = jax.lax.psum(counts, sharding.TOKEN_AXES)
+  return _ExchangeResult(y_TD, shared, dropped / jnp.maximum(routed, 1))
 
 
 def _room(
@@ -258,11 +261,11 @@ def _room(
     experts: number of experts on each of them.
   """
   # The choices of a token are different experts.
-  most = ways * len(x_TD) * min(expert_TK.shape[1], experts)
+  largest = ways * len(x_TD) * min(expert_TK.shape[1], experts)
   if not capacity:
-    return most
+    return largest
   per_sender = -(-int(expert_TK.size * capacity) // ways)
-  return min(most, per_sender * ways)
+  return min(largest, per_sender * ways)
 
 
 class _Route(NamedTuple):
@@ -272,14 +275,14 @@ class _Route(NamedTuple):
     slots: places of what leaves this device, sorted by where it goes.
     send_numbers: the same as `send`, for a few numbers per slot.
     send: brings the slots of all devices to R places on the devices of their experts.
-    back: returns what is in the places to the slots.
+    send_back: brings what is in the places back to the slots.
     dropped: number of choices of this device that find no place.
   """
 
   slots: Slots
   send_numbers: Callable[[Array], Array]
   send: Callable[[Array], Array]
-  back: Callable[[Array], Array]
+  send_back: Callable[[Array], Array]
   dropped: Array
 
 
@@ -293,8 +296,8 @@ def _equal_route(device_TK: Array, ways: int, room: int) -> _Route:
     concat_axis=0,
     tiled=True,
   )
-  lost = (device_TK < ways) & (slots.slot_TK == len(slots.choice_Z))
-  return _Route(slots, swap, swap, swap, lost.sum())
+  dropped_TK = (device_TK < ways) & (slots.slot_TK == len(slots.choice_Z))
+  return _Route(slots, swap, swap, swap, dropped_TK.sum())
 
 
 def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
@@ -304,27 +307,27 @@ def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
   """
   slots, sent_N = assign_sorted(device_TK, ways)
   me = jax.lax.axis_index(sharding.EXPERT_AXIS)
-  # Sizes, from sender M to receiver N; where they begin among the slots of M; and where
-  # they begin in the room of N.
-  sent_MN = jax.lax.all_gather(sent_N, sharding.EXPERT_AXIS)
-  start_MN = sums_before(sent_MN.T).T
-  place_MN = sums_before(sent_MN)
-  fits_MN = jnp.clip(room - place_MN, 0, sent_MN)
+  # What each sender X sends to each receiver N: the number of choices, their start
+  # among the slots of X, and their start in the room of N.
+  sent_XN = jax.lax.all_gather(sent_N, sharding.EXPERT_AXIS)
+  start_XN = sums_before(sent_XN.T).T
+  place_XN = sums_before(sent_XN)
+  fits_XN = jnp.clip(room - place_XN, 0, sent_XN)
 
   def send_numbers(numbers_Zn):
     # All numbers go to all devices: a TPU would send each row of few numbers as 128.
     numbers_nR = jnp.zeros((numbers_Zn.shape[1], room), numbers_Zn.dtype)
     place_R = jnp.arange(room)
-    numbers_MnZ = jax.lax.all_gather(numbers_Zn.T, sharding.EXPERT_AXIS)
-    for m, numbers_nZ in enumerate(numbers_MnZ):
-      begin = place_MN[m, me]
-      size = fits_MN[m, me]
-      padded_nP = jnp.pad(numbers_nZ, ((0, 0), (room, room)))
+    numbers_XnZ = jax.lax.all_gather(numbers_Zn.T, sharding.EXPERT_AXIS)
+    for sender, numbers_nZ in enumerate(numbers_XnZ):
+      begin = place_XN[sender, me]
+      size = fits_XN[sender, me]
+      padded = jnp.pad(numbers_nZ, ((0, 0), (room, room)))
       moved_nR = jax.lax.dynamic_slice_in_dim(
-        padded_nP, room + start_MN[m, me] - begin, room, axis=1
+        padded, room + start_XN[sender, me] - begin, room, axis=1
       )
-      from_m_R = (place_R >= begin) & (place_R < begin + size)
-      numbers_nR = jnp.where(from_m_R, moved_nR, numbers_nR)
+      from_sender_R = (place_R >= begin) & (place_R < begin + size)
+      numbers_nR = jnp.where(from_sender_R, moved_nR, numbers_nR)
     return numbers_nR.T
 
   def send(x_Z):
@@ -332,24 +335,24 @@ def _ragged_route(device_TK: Array, ways: int, room: int) -> _Route:
     return jax.lax.ragged_all_to_all(
       x_Z,
       room_R,
-      start_MN[me],
-      fits_MN[me],
-      place_MN[me],
-      fits_MN[:, me],
+      start_XN[me],
+      fits_XN[me],
+      place_XN[me],
+      fits_XN[:, me],
       axis_name=sharding.EXPERT_AXIS,
     )
 
-  def back(y_R):
+  def send_back(y_R):
     room_Z = jnp.zeros((len(slots.choice_Z), *y_R.shape[1:]), y_R.dtype)
     return jax.lax.ragged_all_to_all(
       y_R,
       room_Z,
-      place_MN[:, me],
-      fits_MN[:, me],
-      start_MN[:, me],
-      fits_MN[me],
+      place_XN[:, me],
+      fits_XN[:, me],
+      start_XN[:, me],
+      fits_XN[me],
       axis_name=sharding.EXPERT_AXIS,
     )
 
-  dropped = (sent_MN - fits_MN)[me].sum()
-  return _Route(slots, send_numbers, send, back, dropped)
+  dropped = (sent_XN - fits_XN)[me].sum()
+  return _Route(slots, send_numbers, send, send_back, dropped)

@@ -35,7 +35,7 @@ class Experts(NamedTuple):
   down_EFD: Array
 
 
-class Grouped(enum.StrEnum):
+class GroupedMatmul(enum.StrEnum):
   """Ways to multiply tokens with the weights of their experts.
 
   Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient),
@@ -49,10 +49,10 @@ class Grouped(enum.StrEnum):
   MEGABLOX = 'megablox'
 
   @classmethod
-  def of(cls, mesh: Mesh) -> 'Grouped':
+  def of(cls, mesh: Mesh) -> 'GroupedMatmul':
     """Returns the fastest way on the devices of a mesh.
 
-    The devices may be those of an absent machine that is only compiled for.
+    The devices may belong to an absent machine, for which a program is only compiled.
     """
     on_tpu = mesh.devices.flat[0].platform == 'tpu'
     return cls.MEGABLOX if on_tpu else cls.BLOCKS
@@ -114,10 +114,11 @@ def moe_megablox(
   """
   slots, size_E = assign_sorted(expert_TK, len(weights.up_EDF))
 
-  def grouped(x_Zd, w_Edf):
+  def grouped_matmul(x_Zd, w_Edf):
     z = len(x_Zd)
     _, d, f = w_Edf.shape
-    rows = max(LANES, min(MAX_TILE[0], 1 << (z - 1).bit_length()))
+    next_power_of_2 = 1 << (z - 1).bit_length()
+    rows = max(LANES, min(MAX_TILE[0], next_power_of_2))
     # The kernel needs whole tiles of rows.
     padded_Zd = jnp.pad(x_Zd, ((0, -z % rows), (0, 0)))
     tiling = (rows, tile(d, MAX_TILE[1]), tile(f, MAX_TILE[2]))
@@ -128,12 +129,12 @@ def moe_megablox(
 
   x_ZD = dispatch(x_TD, slots)
   weight_Z1 = dispatch_choices(weight_TK.astype(x_TD.dtype), slots)[:, None]
-  gate_ZF = jax.nn.silu(grouped(x_ZD, weights.gate_EDF))
-  # Weighted before the last product, whose result no gradient then needs: remat leaves
-  # it out.
-  hidden_ZF = gate_ZF * grouped(x_ZD, weights.up_EDF) * weight_Z1
-  y_ZD = grouped(hidden_ZF, weights.down_EFD)
-  # The kernel writes no rows behind the last group; `combine` reads none of them.
+  gate_ZF = jax.nn.silu(grouped_matmul(x_ZD, weights.gate_EDF))
+  # Weighted before the last product, whose result no gradient then needs: remat does
+  # not recompute it.
+  hidden_ZF = gate_ZF * grouped_matmul(x_ZD, weights.up_EDF) * weight_Z1
+  y_ZD = grouped_matmul(hidden_ZF, weights.down_EFD)
+  # The kernel writes no rows after the last group; `combine` reads none of them.
   return combine(y_ZD, slots)
 
 
@@ -143,7 +144,7 @@ def moe_experts(
   expert_TK: Array,
   weight_TK: Array,
   *,
-  grouped: Grouped,
+  matmul: GroupedMatmul,
   block: int,
 ) -> Array:
   """Returns the sum of the chosen experts; choices outside [0, E) count as zero.
@@ -151,6 +152,6 @@ def moe_experts(
   Widths that are not multiples of the lanes are computed in blocks, on a TPU as well.
   """
   fills_lanes = all(n % LANES == 0 for n in weights.up_EDF.shape[1:])
-  if grouped == Grouped.MEGABLOX and fills_lanes:
+  if matmul == GroupedMatmul.MEGABLOX and fills_lanes:
     return moe_megablox(x_TD, weights, expert_TK, weight_TK)
   return moe_blocks(x_TD, weights, expert_TK, weight_TK, block=block)

@@ -101,7 +101,7 @@ class SwiGLU(nnx.Module):
 def gather_rows(
   item_BND: Shaped[Array, 'B N D'], index_BL: Int[Array, 'B L']
 ) -> Shaped[Array, 'B L D']:
-  """Returns item[b, index[b, l]], zeros where the index is below 0."""
+  """Returns item[b, index[b, l]], with zeros where the index is below 0."""
   index_BL1 = jnp.maximum(index_BL, 0)[..., None]
   picked_BLD = jnp.take_along_axis(item_BND, index_BL1, axis=1)
   return jnp.where(index_BL[..., None] >= 0, picked_BLD, 0)

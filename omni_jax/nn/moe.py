@@ -37,8 +37,8 @@ class MoEConfig:
     top_k: number of routed experts that a token visits.
     shared: hidden width of the expert that every token visits; 0 for none.
     dispatch: how tokens reach their experts.
-    modalities: rows of the table of experts by modality, padding included.
-    routers: 1, or one per modality.
+    modalities: m, the number of modalities, padding included.
+    routers: number of routers: 1, or one per modality.
   """
 
   width: int
@@ -47,8 +47,8 @@ class MoEConfig:
   top_k: int
   shared: int
   dispatch: Dispatch
-  modalities: int = 4
-  routers: int = 1
+  modalities: int
+  routers: int
 
 
 class MoE(nnx.Module):
@@ -76,7 +76,7 @@ class MoE(nnx.Module):
     bias_E: Float[Array, 'E'],
     mesh: Mesh,
   ) -> tuple[Float[Array, 'B L D'], moe_router.RouterStats]:
-    """Returns the output of the layer and what the router reports.
+    """Returns the output of the layer and the router's statistics.
 
     Args:
       modality_BL: number of the medium of each position; 0 is padding, which is not
@@ -86,9 +86,9 @@ class MoE(nnx.Module):
     c = self.config
     logits_BLE = self.router(x_BLD.astype(jnp.float32))
     if c.routers > 1:
-      own_BLM = jax.nn.one_hot(modality_BL, c.routers)
-      logits_BLME = logits_BLE.reshape(*modality_BL.shape, c.routers, -1)
-      logits_BLE = jnp.einsum('blme,blm->ble', logits_BLME, own_BLM)
+      own_BLm = jax.nn.one_hot(modality_BL, c.routers)
+      logits_BLmE = logits_BLE.reshape(*modality_BL.shape, c.routers, -1)
+      logits_BLE = jnp.einsum('blme,blm->ble', logits_BLmE, own_BLm)
     routing = moe_router.route(logits_BLE, bias_E, modality_BL > 0, top_k=c.top_k)
     weights = Experts(
       self.gate[...].astype(x_BLD.dtype),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 
 class Routing(NamedTuple):
-  """The experts chosen for T tokens, where T may stand for several dimensions.
+  """The experts of T tokens, where T may stand for several dimensions.
 
   Attributes:
     expert_TK: int32 numbers of the experts; E (one past the last) for padding.
@@ -33,7 +33,7 @@ class RouterStats(NamedTuple):
     entropy: entropy of the router probabilities of a token, in nats, mean over valid
       tokens.
     load_E: share of the valid choices that each expert got.
-    load_ME: number of valid choices by modality and expert.
+    load_mE: number of valid choices by modality and expert.
     dropped: share of the valid choices that found no place at their expert.
   """
 
@@ -41,7 +41,7 @@ class RouterStats(NamedTuple):
   z: Array
   entropy: Array
   load_E: Array
-  load_ME: Array
+  load_mE: Array
   dropped: Array
 
 
@@ -108,31 +108,31 @@ def stats(
 
   Args:
     dropped: share of the valid choices that found no place at their expert.
-    modalities: rows of the table of experts by modality, padding included.
+    modalities: m, the number of modalities, padding included.
   """
   valid_T = modality_T > 0
   logp_TE = jax.nn.log_softmax(logits_TE.astype(jnp.float32), axis=-1)
   entropy_T = -jnp.sum(jnp.exp(logp_TE) * logp_TE, axis=-1)
   experts = logits_TE.shape[-1]
   load_TE = jax.nn.one_hot(routing.expert_TK, experts, dtype=jnp.float32).sum(axis=-2)
-  modality_TM = jax.nn.one_hot(modality_T, modalities, dtype=jnp.float32)
-  load_ME = jnp.einsum('...m,...e->me', modality_TM, load_TE)
+  modality_Tm = jax.nn.one_hot(modality_T, modalities, dtype=jnp.float32)
+  load_mE = jnp.einsum('...m,...e->me', modality_Tm, load_TE)
   balance = balance_loss(routing)
   z = z_loss(logits_TE, valid_T)
   entropy = jnp.where(valid_T, entropy_T, 0).sum() / jnp.maximum(valid_T.sum(), 1)
-  return RouterStats(balance, z, entropy, routing.load_E, load_ME, dropped)
+  return RouterStats(balance, z, entropy, routing.load_E, load_mE, dropped)
 
 
-def mutual_information(load_ME: Float[Array, 'M E']) -> Float[Array, '']:
+def mutual_information(load_mE: Float[Array, 'm E']) -> Float[Array, '']:
   """Returns the mutual information of expert and modality, in nats.
 
   Σ p(m, e) log p(m, e) / p(m) p(e); it is 0 where routing ignores the modality.
   """
-  p_ME = load_ME / jnp.maximum(load_ME.sum(), 1)
-  independent_ME = p_ME.sum(axis=1, keepdims=True) * p_ME.sum(axis=0, keepdims=True)
-  used_ME = p_ME > 0
-  term_ME = p_ME * jnp.log(p_ME / jnp.maximum(independent_ME, 1e-9))
-  return jnp.sum(jnp.where(used_ME, term_ME, 0))
+  p_mE = load_mE / jnp.maximum(load_mE.sum(), 1)
+  independent_mE = p_mE.sum(axis=1, keepdims=True) * p_mE.sum(axis=0, keepdims=True)
+  used_mE = p_mE > 0
+  term_mE = p_mE * jnp.log(p_mE / jnp.maximum(independent_mE, 1e-9))
+  return jnp.sum(jnp.where(used_mE, term_mE, 0))
 
 
 def updated_bias(

@@ -15,21 +15,21 @@ from omni_jax.nn.reach import Reach, within
 
 
 class Pool(NamedTuple):
-  """The pieces of a pool, in blocks. An item lies entirely within one block.
+  """The pieces of a pool, in U blocks of P pieces.
 
-  Attention stays inside a block.
+  An item lies entirely within one block, and attention stays inside a block.
 
   Attributes:
-    item_UP: int32, number (from 1) of the item in its row that each piece belongs to, 0
-      for none; P pieces per block.
+    item_UP: int32, number (from 1) of the item in its row that each piece belongs to; 0
+      for none.
     items: N, the largest number of items in a row.
-    alone: whether a block holds at most one item, so that a value of the item is a
+    one_item: whether a block holds at most one item, so that a value of the item is a
       value of the block.
   """
 
   item_UP: Array
   items: int
-  alone: bool
+  one_item: bool
 
   @classmethod
   def of(
@@ -43,7 +43,7 @@ class Pool(NamedTuple):
       longest: the largest number of pieces in an item.
     """
     pieces = min(block, item_BM.shape[1])
-    return cls(item_BM.reshape(-1, pieces), items, alone=pieces <= longest)
+    return cls(item_BM.reshape(-1, pieces), items, one_item=pieces <= longest)
 
   @property
   def pieces(self) -> int:
@@ -67,22 +67,23 @@ class Pool(NamedTuple):
   def members(self, dtype: jax.typing.DTypeLike) -> Float[Array, 'U P1 N']:
     """Returns 1 where a piece belongs to an item of its row, else 0.
 
-    P1 is 1 if every block holds at most one item: then the block stands for its pieces.
+    P1 is P, or 1 if every block holds at most one item: then the block stands for its
+    pieces.
     """
-    item = self.item_UP.max(axis=1, keepdims=True) if self.alone else self.item_UP
+    item = self.item_UP.max(axis=1, keepdims=True) if self.one_item else self.item_UP
     return jax.nn.one_hot(item - 1, self.items, dtype=dtype)
 
   def look_up(self, value_BNW: Float[Array, 'B N W']) -> Float[Array, 'U P1 W']:
-    """Returns for each piece the value of its item; P1 is 1 as in `members`.
+    """Returns the value of each piece's item; P1 is as in `members`.
 
     It is a product with zeros and ones, and so is its gradient: the gradients of
     gathers are slow in XLA:CPU.
     """
-    each_UPN = self.members(value_BNW.dtype)
+    member_UPN = self.members(value_BNW.dtype)
     rows = value_BNW.shape[0]
-    per_BMN = each_UPN.reshape(rows, -1, self.items)
-    per_BMW = jnp.einsum('bmn,bnw->bmw', per_BMN, value_BNW)
-    return per_BMW.reshape(*each_UPN.shape[:2], -1)
+    member_BMN = member_UPN.reshape(rows, -1, self.items)
+    value_BMW = jnp.einsum('bmn,bnw->bmw', member_BMN, value_BNW)
+    return value_BMW.reshape(*member_UPN.shape[:2], -1)
 
   def mean(self, value_UPW: Float[Array, 'U P W'], rows: int) -> Float[Array, 'B N W']:
     """Returns the mean over the pieces of each item, 0 for an item without pieces."""

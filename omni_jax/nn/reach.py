@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 
 class Reach(NamedTuple):
-  """The keys that queries see: those of their own segment, up to a key of the row.
+  """The keys that queries see: those of their own segment, up to some key of the row.
 
   Segment 0 is padding: it sees nothing and nothing sees it.
 
@@ -44,7 +44,7 @@ class Reach(NamedTuple):
 
 
 def packed_rows(segment_BL: Int[Array, 'B L']) -> Reach:
-  """Returns the reach of examples that lie one behind the other in a row.
+  """Returns the reach of examples that follow each other in a row.
 
   Each position sees the past of its own example.
   """
@@ -58,7 +58,7 @@ def cached(slot_BL: Int[Array, 'B L'], slots: int) -> Reach:
 
 
 def within(item_BL: Int[Array, 'B L']) -> Reach:
-  """Returns the reach of items that lie one behind the other.
+  """Returns the reach of items that follow each other in a row.
 
   Each position sees all of its own item; items count from 1.
   """
@@ -67,7 +67,7 @@ def within(item_BL: Int[Array, 'B L']) -> Reach:
 
 
 def mask_of(reach: Reach) -> Bool[Array, 'B L S']:
-  """Returns True where query q may look at key k."""
+  """Returns a mask that is True where query q may look at key k."""
   segment_BL, until_BL, key_segment_BS = reach.spelled_out()
   assert until_BL is not None and key_segment_BS is not None
   same_BLS = segment_BL[:, :, None] == key_segment_BS[:, None, :]

@@ -1,4 +1,4 @@
-"""Multimodal rotary positions: each pair of a head turns by time, height or width."""
+"""Multimodal rotary positions: time, height or width rotates each pair of a head."""
 
 from jax import Array
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ def mrope_angles(
 def rotate(
   x_BLHA: Float[Array, 'B L H A'], angle_BLa: Float[Array, 'B L a']
 ) -> Float[Array, 'B L H A']:
-  """Turns the pairs (x[i], x[i + A/2]) by the angles (Su et al. 2021)."""
+  """Rotates the pairs (x[i], x[i + A/2]) by the angles (Su et al. 2021)."""
   cos = jnp.cos(angle_BLa)[:, :, None]
   sin = jnp.sin(angle_BLa)[:, :, None]
   a, b = jnp.split(x_BLHA.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_BLHA.dtype)
+  rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return rotated.astype(x_BLHA.dtype)

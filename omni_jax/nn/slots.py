@@ -10,6 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+CHUNK = 512  # choices that one matmul of `_rank` counts
+
 
 class Slots(NamedTuple):
   """The places of C = T·K choices among Z slots.
@@ -38,7 +40,7 @@ class Blocks(NamedTuple):
 
 
 def assign_blocks(expert_TK: Int[Array, 'T K'], experts: int, block: int) -> Blocks:
-  """Returns the choices grouped by expert, each expert rounded up to whole blocks.
+  """Returns slots grouped by expert, in whole blocks for each expert.
 
   Shapes are static and nothing is dropped. Choices of experts outside [0, experts) get
   no slot.
@@ -56,14 +58,14 @@ def assign_blocks(expert_TK: Int[Array, 'T K'], experts: int, block: int) -> Blo
 
 
 def assign_equal(group_TK: Int[Array, 'T K'], groups: int, size: int) -> Slots:
-  """Returns `size` slots for every group.
+  """Returns slots in groups of `size`.
 
   Choices beyond the slots of their group are dropped, as are those outside [0, groups).
   """
   chosen_CG = jax.nn.one_hot(group_TK.reshape(-1), groups, dtype=jnp.int32)
   rank_C = _rank(chosen_CG)
-  has_C = chosen_CG.any(axis=1) & (rank_C < size)
-  slot_C = jnp.where(has_C, group_TK.reshape(-1) * size + rank_C, groups * size)
+  has_slot_C = chosen_CG.any(axis=1) & (rank_C < size)
+  slot_C = jnp.where(has_slot_C, group_TK.reshape(-1) * size + rank_C, groups * size)
   return _inverse(slot_C.reshape(group_TK.shape), groups * size)
 
 
@@ -73,7 +75,7 @@ def assign_sorted(
   """Returns as many slots as choices, sorted by group, and the size of every group.
 
   There are no gaps between groups. Choices outside [0, groups) get no slot; the slots
-  behind the last group are empty.
+  after the last group are empty.
   """
   group_C = group_TK.reshape(-1)
   choices = len(group_C)
@@ -97,7 +99,7 @@ def assign_sorted(
 def sums_before(count_NG: Int[Array, 'N G']) -> Int[Array, 'N G']:
   """Returns the exclusive sums along the first axis.
 
-  Each is summed on its own, since XLA is slow to compile a cumsum for a TPU.
+  Each sum is computed separately, since XLA is slow to compile a cumsum for a TPU.
   """
   before_NN1 = jnp.tri(len(count_NG), k=-1, dtype=bool)[..., None]
   return jnp.where(before_NN1, count_NG[None], 0).sum(axis=1)
@@ -106,17 +108,17 @@ def sums_before(count_NG: Int[Array, 'N G']) -> Int[Array, 'N G']:
 def _rank(chosen_CG: Array) -> Array:
   """Returns the place of every choice among those of its group.
 
-  A matmul counts inside chunks; the sums of the chunks before it are added.
+  A matmul counts inside U chunks of c choices; the sums of the chunks before are added.
   """
-  chunk = min(512, len(chosen_CG))
+  chunk = min(CHUNK, len(chosen_CG))
   padded_CG = jnp.pad(chosen_CG, ((0, -len(chosen_CG) % chunk), (0, 0)))
-  chosen_NcG = padded_CG.reshape(-1, chunk, padded_CG.shape[1])
+  chosen_UcG = padded_CG.reshape(-1, chunk, padded_CG.shape[1])
   before_cc = jnp.tri(chunk, k=-1, dtype=jnp.float32)
   # The sums in fp32 are exact below 2^24.
-  rank_NcG = jnp.einsum('ij,njg->nig', before_cc, chosen_NcG.astype(jnp.float32))
-  rank_NcG = rank_NcG.astype(jnp.int32)
-  rank_NcG = rank_NcG + sums_before(chosen_NcG.sum(axis=1))[:, None]
-  return (rank_NcG * chosen_NcG).sum(axis=2).reshape(-1)[: len(chosen_CG)]
+  rank_UcG = jnp.einsum('ij,njg->nig', before_cc, chosen_UcG.astype(jnp.float32))
+  rank_UcG = rank_UcG.astype(jnp.int32)
+  rank_UcG = rank_UcG + sums_before(chosen_UcG.sum(axis=1))[:, None]
+  return (rank_UcG * chosen_UcG).sum(axis=2).reshape(-1)[: len(chosen_CG)]
 
 
 def _inverse(slot_TK: Array, slots: int) -> Slots:
@@ -128,8 +130,8 @@ def _inverse(slot_TK: Array, slots: int) -> Slots:
   return Slots(choice_Z, slot_TK.astype(jnp.int32))
 
 
-def rows(x: Array, index: Array) -> Array:
-  """Returns x[index], zeros where the index is one past the end."""
+def take_rows(x: Array, index: Array) -> Array:
+  """Returns x[index], with zeros where the index is one past the end."""
   inside = index < len(x)
   picked = x.at[jnp.where(inside, index, 0)].get(mode='promise_in_bounds')
   inside = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
@@ -142,7 +144,7 @@ def rows(x: Array, index: Array) -> Array:
 @jax.custom_vjp
 def dispatch(x_TD: Float[Array, 'T D'], slots: Slots) -> Float[Array, 'Z D']:
   """Returns the token in each slot; empty slots are zero."""
-  return rows(x_TD, slots.choice_Z // slots.slot_TK.shape[1])
+  return take_rows(x_TD, slots.choice_Z // slots.slot_TK.shape[1])
 
 
 @jax.custom_vjp
@@ -151,14 +153,14 @@ def combine(y_ZD: Float[Array, 'Z D'], slots: Slots) -> Float[Array, 'T D']:
 
   A choice without a slot counts as zero.
   """
-  y_TKD = rows(y_ZD, slots.slot_TK)
+  y_TKD = take_rows(y_ZD, slots.slot_TK)
   return y_TKD.sum(axis=1, dtype=jnp.float32).astype(y_ZD.dtype)
 
 
 @jax.custom_vjp
 def dispatch_choices(weight_TK: Float[Array, 'T K'], slots: Slots) -> Float[Array, 'Z']:
-  """Returns the number of the choice in each slot, zero in empty slots."""
-  return rows(weight_TK.reshape(-1), slots.choice_Z)
+  """Returns the weight of the choice in each slot; empty slots are zero."""
+  return take_rows(weight_TK.reshape(-1), slots.choice_Z)
 
 
 dispatch.defvjp(
@@ -171,5 +173,5 @@ combine.defvjp(
 )
 dispatch_choices.defvjp(
   lambda weight_TK, slots: (dispatch_choices(weight_TK, slots), slots),
-  lambda slots, dweight_Z: (rows(dweight_Z, slots.slot_TK), None),
+  lambda slots, dweight_Z: (take_rows(dweight_Z, slots.slot_TK), None),
 )

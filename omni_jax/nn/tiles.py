@@ -1,6 +1,6 @@
 """Sizes of the tiles of TPU kernels."""
 
-LANES = 128  # of a TPU's vector registers: tiles are multiples of it
+LANES = 128  # lanes of a TPU's vector registers; tiles are multiples of this
 
 
 def tile(size: int, most: int) -> int:
