@@ -4,6 +4,7 @@ A medium is one package (`modalities/NAME/`) and one row in each of two tables:
 `hosts.py` (numpy) and `devices.py` (jax).
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, TYPE_CHECKING
@@ -13,7 +14,7 @@ import numpy as np
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.types import Layout, Span, StreamSpec
 
-# By suffix; every other suffix is that of a picture, 'image/SUFFIX'.
+# MIME types by suffix; any other suffix belongs to a picture: 'image/SUFFIX'.
 MIME_TYPES = {'wav': 'audio/wav', 'svg': 'image/svg+xml'}
 
 
@@ -33,9 +34,14 @@ class MediaFile(NamedTuple):
     """Returns the MIME type of the file."""
     return MIME_TYPES.get(self.suffix, f'image/{self.suffix}')
 
+  @property
+  def url(self) -> str:
+    """Returns a URL that holds the whole file."""
+    return f'data:{self.mime};base64,{base64.b64encode(self.data).decode()}'
+
 
 class Writing(NamedTuple):
-  """The edges of the grammar by which a reply writes a medium.
+  """The part of the grammar of replies that writes a medium.
 
   Attributes:
     opening: ids allowed at each opening position, in order. Every position after the
@@ -89,7 +95,7 @@ class Host:
     config: sizes of the medium (`config.model.NAME`).
     tokenizer: tokenizer of the run.
     number: number of the medium, which is its place in the table, from 1.
-    text: number of text, for the tokens that open and close an item.
+    text: number of the medium text, for the tokens that open and close an item.
     stored: (kind of stream, codes) for the streams that carry codes, not payloads.
 
   Attributes of the class:
@@ -129,11 +135,11 @@ class Host:
     """
     raise NotImplementedError
 
-  def augment(self, payload: Any, changes: Any, rng: np.random.Generator) -> Any:
+  def augment(self, payload: Any, strength: Any, rng: np.random.Generator) -> Any:
     """Returns a slightly and randomly changed copy of a payload.
 
     Args:
-      changes: an `Augment`.
+      strength: an `Augment`.
     """
     raise NotImplementedError
 

@@ -50,7 +50,7 @@ class TrainOutput(NamedTuple):
   """Results of one training step of an autoencoder besides its loss.
 
   Attributes:
-    metrics: figures to log, by name.
+    metrics: metrics to log, by name.
     stats: statistics of the batch, from which its buffers are updated.
   """
 
@@ -120,7 +120,8 @@ class Device(NamedTuple):
     embed_config: dataclass of the embedding's sizes, or None.
     head_config: dataclass of the head's sizes, or None.
     autoencoder: autoencoder of the medium, or None.
-    coded: MediumConfigs -> kinds of streams that the model takes as the autoencoder's codes.
+    coded: MediumConfigs -> kinds of the streams that the model takes as codes of the
+      autoencoder.
     sizes: MediumConfigs -> main dimensions.
     flops: (MediumConfigs, budget) -> Flops.
   """

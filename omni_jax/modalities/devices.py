@@ -1,12 +1,11 @@
-"""The device table: the embedding, head and autoencoder of every medium."""
+"""Lists the embedding, head and autoencoder of every medium: the device table."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from omni_jax.modalities.audio.device import AUDIO
-from omni_jax.modalities.contract import Host
 from omni_jax.modalities.device import Autoencoder, Device
-from omni_jax.modalities.hosts import HOSTS
+from omni_jax.modalities.hosts import HOSTS, HostTable
 from omni_jax.modalities.image.device import IMAGE
 
 DEVICES: Mapping[str, Device] = {'image': IMAGE, 'audio': AUDIO}
@@ -16,11 +15,12 @@ class Tables(NamedTuple):
   """Both tables of the media that a model can have, by name of the medium.
 
   Attributes:
-    hosts: the numpy side: (dataclass of sizes, host).
-    devices: the jax side.
+    hosts: the numpy side of each medium: (config dataclass, Host class); the dataclass
+      is None for text.
+    devices: the jax side of each medium.
   """
 
-  hosts: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
+  hosts: HostTable = HOSTS
   devices: Mapping[str, Device] = DEVICES
 
   def autoencoders(self) -> dict[str, tuple[str, Autoencoder]]:

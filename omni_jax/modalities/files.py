@@ -2,7 +2,7 @@
 
 from omni_jax.errors import BadRecord
 
-MAX_BYTES = 64 << 20  # in one encoded file
+MAX_BYTES = 64 << 20  # of one encoded file
 
 
 def check_bytes(size: int) -> None:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 class HeadLoss(NamedTuple):
   """A loss as a sum and a weight, to be added up before the division.
 
-  Devices and micro-batches add both. Scalars over a batch, or of shape (B, S) over the
-  segments of its rows.
+  Both add up over devices and micro-batches. They are scalars for a batch, or of shape
+  (B, S) for the segments of its rows.
 
   Attributes:
     total: weighted sum of the losses.
@@ -21,6 +21,11 @@ class HeadLoss(NamedTuple):
 
   total: Array
   weight: Array
+
+  @classmethod
+  def zero(cls) -> 'HeadLoss':
+    """Returns the loss of a batch in which nothing has weight."""
+    return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
   @property
   def mean(self) -> Array:
@@ -57,9 +62,9 @@ class UnitLoss(NamedTuple):
     segment_PL = segment_BL.reshape(pools, -1)
     at_PU = jnp.maximum(self.at_BU, 0)
     segment_PU = jnp.take_along_axis(segment_PL, at_PU, axis=1)
-    counts_PU = (self.at_BU >= 0) & (segment_PU > 0) & (segment_PU <= segments)
+    valid_PU = (self.at_BU >= 0) & (segment_PU > 0) & (segment_PU <= segments)
     number_PU = at_PU // length * segments + segment_PU - 1
-    number_PU = jnp.where(counts_PU, number_PU, -1)
+    number_PU = jnp.where(valid_PU, number_PU, -1)
     member_PUS = jax.nn.one_hot(number_PU, rows // pools * segments)
 
     def sums(value_PU: Float[Array, 'P U']) -> Float[Array, 'B S']:

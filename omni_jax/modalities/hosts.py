@@ -1,4 +1,4 @@
-"""The host table: the numpy side of every medium, in the order that numbers them."""
+"""Lists the numpy side of all media, in the order of their numbers: the host table."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +11,13 @@ from omni_jax.modalities.image.host import ImageHost
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.host import TextHost
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
-from omni_jax.types import StreamSpec
+from omni_jax.types import medium_and_kind, StreamSpec
 
 TEXT = 'text'
-# Name of the medium -> (its sizes, its host). Its number is its place here, from 1.
-HOSTS: Mapping[str, tuple[type | None, type[Host]]] = {
+# (config dataclass, Host class) by medium; the dataclass is None for text.
+HostTable = Mapping[str, tuple[type | None, type[Host]]]
+# The number of a medium is its place here, from 1.
+HOSTS: HostTable = {
   TEXT: (None, TextHost),
   'image': (ImageConfig, ImageHost),
   'audio': (AudioConfig, AudioHost),
@@ -41,7 +43,7 @@ class Hosts(Mapping[str, Host]):
     self,
     sizes: Mapping[str, Any],
     tokenizer: Tokenizer,
-    table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS,
+    table: HostTable = HOSTS,
     stored: Mapping[str, Codes] | None = None,
   ):
     self.tokenizer = tokenizer
@@ -49,11 +51,12 @@ class Hosts(Mapping[str, Host]):
     self._hosts: dict[str, Host] = {}
     specs: list[StreamSpec] = []
     text = self.numbers[TEXT]
-    for name, (_, make) in table.items():
+    for name, (_, host_class) in table.items():
       if name != TEXT and name not in sizes:
         continue
       codes = _codes_of_medium(stored or {}, name)
-      host = make(sizes.get(name), tokenizer, self.numbers[name], text, codes)
+      number = self.numbers[name]
+      host = host_class(sizes.get(name), tokenizer, number, text, codes)
       self._hosts[name] = host
       specs.extend(host.streams())
     self.streams: tuple[StreamSpec, ...] = tuple(specs)
@@ -65,9 +68,7 @@ class Hosts(Mapping[str, Host]):
     return writing
 
   @classmethod
-  def lenient(
-    cls, table: Mapping[str, tuple[type | None, type[Host]]] = HOSTS
-  ) -> 'Hosts':
+  def lenient(cls, table: HostTable = HOSTS) -> 'Hosts':
     """Returns hosts that check files without a run: any intact file decodes."""
     sizes = {name: host.lenient for name, (_, host) in table.items() if host.lenient}
     return cls(sizes, Tokenizer(TokenizerConfig()), table)
@@ -105,10 +106,10 @@ class Hosts(Mapping[str, Host]):
 def _codes_of_medium(
   stored: Mapping[str, Codes], medium: str
 ) -> tuple[tuple[str, Codes], ...]:
-  """Returns (kind, codes) of the streams 'MEDIUM.KIND'."""
+  """Returns (kind, codes) of the streams of a medium."""
   codes_of_kind = []
   for stream, codes in stored.items():
-    name, _, kind = stream.partition('.')
+    name, kind = medium_and_kind(stream)
     if name == medium:
       codes_of_kind.append((kind, codes))
   return tuple(codes_of_kind)

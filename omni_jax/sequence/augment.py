@@ -10,29 +10,29 @@ from omni_jax.sequence.example import Example, Part
 
 
 def augment_example(
-  example: Example, changes: Mapping[str, Any], hosts: Hosts, rng: np.random.Generator
+  example: Example, strengths: Mapping[str, Any], hosts: Hosts, rng: np.random.Generator
 ) -> Example:
   """Returns the example with the media of user messages changed at random.
 
   Plain examples stay as they are.
 
   Args:
-    changes: by medium, how much it changes (see the medium's `augment.py`).
+    strengths: augmentation config of each medium, by name (see its `augment.py`).
   """
 
-  def changed(part: Part) -> Part:
-    if part['type'] not in changes:
+  def augment_part(part: Part) -> Part:
+    if part['type'] not in strengths:
       return part
     host = hosts[part['type']]
-    payload = host.augment(part[host.key], changes[host.name], rng)
+    payload = host.augment(part[host.key], strengths[host.name], rng)
     return {**part, host.key: payload}
 
   if 'messages' not in example:
     return example
   messages = []
   for message in example['messages']:
+    content = message['content']
     if message['role'] == 'user':
-      content = [changed(part) for part in message['content']]
-      message = {**message, 'content': content}
-    messages.append(message)
+      content = [augment_part(part) for part in content]
+    messages.append({**message, 'content': content})
   return {**example, 'messages': messages}

@@ -1,21 +1,28 @@
 """The format of an example: its structure is checked here, and its media are decoded.
 
-`Stored` is the base class of all data sets of stored examples.
+`StoredExamplesBase` is the base class of all data sets of stored examples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import operator
 from typing import Any, NamedTuple, Protocol, runtime_checkable, SupportsIndex
 
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
+from omni_jax.paths import is_remote
 
 ROLES = ('user', 'assistant')
-MESSAGE_STRINGS = ('language', 'task', 'voice')  # optional keys of a message
+# Optional keys of a message -> kinds of the special tokens that they become.
+CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}
 MEDIA = {name: host for name, (_, host) in HOSTS.items() if name != TEXT}
 
 Example = dict[str, Any]
 Part = dict[str, Any]
+
+
+def text_part(text: str) -> Part:
+  """Returns the part of an example for a text."""
+  return {'type': TEXT, 'text': text}
 
 
 def decoded_part(kind: str, data: bytes, hosts: Hosts) -> Part:
@@ -34,7 +41,7 @@ def check_path(path: Any) -> str:
     raise BadRecord(f'path {path!r} is not a file name')
   if '\\' in path:
     raise BadRecord(f'path {path!r} has backslashes: separate folders by /')
-  if path.startswith('/') or '://' in path or '..' in path.split('/'):
+  if path.startswith('/') or is_remote(path) or '..' in path.split('/'):
     raise BadRecord(
       f'path {path!r} leaves the folder of the JSON lines file: put the media into '
       'that folder and use a relative path'
@@ -76,30 +83,30 @@ class Keys(NamedTuple):
 
 
 EXAMPLE_KEYS = Keys.of(optional=('messages', 'content', 'id', 'meta'))
-MESSAGE_KEYS = Keys.of('role', 'content', optional=MESSAGE_STRINGS)
+MESSAGE_KEYS = Keys.of('role', 'content', optional=tuple(CONTROLS))
 
 
 def _part_keys(media_key: str) -> dict[str, Keys]:
   """Returns the keys of a part by its type, where media are under `media_key`."""
   keys = {TEXT: Keys.of('type', 'text')}
   for name, host in MEDIA.items():
-    beside = host.record_keys if media_key == 'data' else ()
-    keys[name] = Keys.of('type', media_key, optional=host.labels + beside)
+    extra = host.record_keys if media_key == 'data' else ()
+    keys[name] = Keys.of('type', media_key, optional=host.labels + extra)
   return keys
 
 
 PART_KEYS = {media_key: _part_keys(media_key) for media_key in MEDIA_KEYS}
 
-# A place in an example. It is put into words only when something is wrong there.
-Where = tuple[str | int, ...]
+# A place in an example. It becomes text only when something is wrong there.
+Location = tuple[str | int, ...]
 
 
-def _words(where: Where) -> str:
+def _location_text(location: Location) -> str:
   """Returns a place as messages name it, such as 'messages[0].content'."""
-  words = ''
-  for step in where:
-    words += f'[{step}]' if isinstance(step, int) else f'.{step}'
-  return words.removeprefix('.')
+  text = ''
+  for key in location:
+    text += f'[{key}]' if isinstance(key, int) else f'.{key}'
+  return text.removeprefix('.')
 
 
 def check_example(raw: Any, media_key: str) -> Example:
@@ -138,96 +145,104 @@ def check_example(raw: Any, media_key: str) -> Example:
   return example
 
 
-def check_message(raw: Any, where: Where, media_key: str) -> dict[str, Any]:
+def check_message(raw: Any, location: Location, media_key: str) -> dict[str, Any]:
   """Returns a message whose content is a list of parts.
 
   Args:
-    where: its place in the example, for messages.
+    location: its place in the example, for errors.
     media_key: as in `check_example`.
 
   Raises:
     BadRecord: with the place in the example and what is wrong there.
   """
-  _check_keys(raw, where, MESSAGE_KEYS)
+  _check_keys(raw, location, MESSAGE_KEYS)
   role = raw['role']
   if role not in ROLES:
-    raise BadRecord(f'{_words(where)}: role {role!r} is not one of {", ".join(ROLES)}')
+    raise BadRecord(
+      f'{_location_text(location)}: role {role!r} is not one of {", ".join(ROLES)}'
+    )
   message = {'role': role}
-  message.update(_strings(raw, where, MESSAGE_STRINGS))
+  message.update(_strings(raw, location, CONTROLS))
   empty = [key for key, value in message.items() if not value]
   if empty:
     keys = ' or '.join(empty)
-    raise BadRecord(f'{_words(where)}: empty {keys}: leave the key out')
-  message['content'] = _check_content(raw['content'], (*where, 'content'), media_key)
+    raise BadRecord(f'{_location_text(location)}: empty {keys}: leave the key out')
+  message['content'] = _check_content(raw['content'], (*location, 'content'), media_key)
   return message
 
 
-def _strings(raw: dict[str, Any], where: Where, keys: Sequence[str]) -> dict[str, str]:
+def _strings(
+  raw: dict[str, Any], location: Location, keys: Iterable[str]
+) -> dict[str, str]:
   """Returns the strings under those of the keys that an object has."""
-  return {key: _check_text(raw[key], where, key) for key in keys if key in raw}
+  return {key: _check_text(raw[key], location, key) for key in keys if key in raw}
 
 
-def _check_content(raw: Any, where: Where, media_key: str) -> list[Part]:
+def _check_content(raw: Any, location: Location, media_key: str) -> list[Part]:
   if isinstance(raw, str):
-    raw = [{'type': TEXT, 'text': raw}]
+    raw = [text_part(raw)]
   if not isinstance(raw, list) or not raw:
     raise BadRecord(
-      f'{_words(where)} is neither a string nor a list of at least one part'
+      f'{_location_text(location)} is neither a string nor a list of at least one part'
     )
-  return [_check_part(part, (*where, i), media_key) for i, part in enumerate(raw)]
+  return [_check_part(part, (*location, i), media_key) for i, part in enumerate(raw)]
 
 
-def _check_part(raw: Any, where: Where, media_key: str) -> Part:
+def _check_part(raw: Any, location: Location, media_key: str) -> Part:
   kind = raw.get('type') if isinstance(raw, dict) else None
   if not isinstance(kind, str) or kind not in PART_KEYS[media_key]:
     known = ', '.join((TEXT, *MEDIA))
-    raise BadRecord(f'{_words(where)}: type {kind!r} is not one of {known}')
-  _check_keys(raw, where, PART_KEYS[media_key][kind])
+    raise BadRecord(f'{_location_text(location)}: type {kind!r} is not one of {known}')
+  _check_keys(raw, location, PART_KEYS[media_key][kind])
   if kind == TEXT:
-    return {'type': TEXT, 'text': _check_text(raw['text'], where, 'text')}
+    return text_part(_check_text(raw['text'], location, 'text'))
   host = MEDIA[kind]
-  labels = _strings(raw, where, host.labels)
+  labels = _strings(raw, location, host.labels)
   try:
-    beside = {key: check_data(raw[key]) for key in host.record_keys if key in raw}
+    extra = {key: check_data(raw[key]) for key in host.record_keys if key in raw}
     medium = MEDIA_KEYS[media_key](raw[media_key])
   except BadRecord as error:
-    raise error.at(_words(where)) from error
-  return {'type': kind, media_key: medium, **labels, **beside}
+    raise error.at(_location_text(location)) from error
+  return {'type': kind, media_key: medium, **labels, **extra}
 
 
-def _check_keys(raw: Any, where: Where, keys: Keys) -> None:
+def _check_keys(raw: Any, location: Location, keys: Keys) -> None:
   if isinstance(raw, dict) and keys.required <= raw.keys() <= keys.all:
     return
   if not isinstance(raw, dict):
-    raise BadRecord(f'{_words(where)} is of type {type(raw).__name__}, not an object')
+    raise BadRecord(
+      f'{_location_text(location)} is of type {type(raw).__name__}, not an object'
+    )
   absent = keys.required - raw.keys()
   missing = [key for key in keys.known if key in absent]
   if missing:
-    raise BadRecord(f'{_words(where)}: missing {", ".join(missing)}')
+    raise BadRecord(f'{_location_text(location)}: missing {", ".join(missing)}')
   # A misspelt key would be ignored silently.
   unknown = ', '.join(str(key) for key in raw if key not in keys.all)
   known = ', '.join(keys.known)
   hint = '; fields of your own go under "meta"' if 'meta' in keys.all else ''
-  raise BadRecord(f'{_words(where)}: unknown {unknown}; known are {known}{hint}')
+  raise BadRecord(
+    f'{_location_text(location)}: unknown {unknown}; the known keys are {known}{hint}'
+  )
 
 
-def _check_text(text: Any, where: Where, key: str) -> str:
+def _check_text(text: Any, location: Location, key: str) -> str:
   if not isinstance(text, str):
-    place = _text_place(where, key)
+    place = _text_place(location, key)
     raise BadRecord(f'{place} is of type {type(text).__name__}, not a string')
   try:
     text.encode()
   except UnicodeEncodeError as error:
     # JSON can escape half a surrogate pair, which no tokenizer accepts.
-    place = _text_place(where, key)
+    place = _text_place(location, key)
     raise BadRecord(
       f'{place} holds half a surrogate pair at character {error.start}'
     ) from error
   return text
 
 
-def _text_place(where: Where, key: str) -> str:
-  return f'{_words(where)}: "{key}"' if where else f'"{key}"'
+def _text_place(location: Location, key: str) -> str:
+  return f'{_location_text(location)}: "{key}"' if location else f'"{key}"'
 
 
 def map_media(example: Example, change: Callable[[Part], Part]) -> Example:
@@ -275,7 +290,7 @@ class StoredExamples(Protocol):
   def encoded(self, index: SupportsIndex, /) -> Example: ...
 
 
-class Stored(Sequence):
+class StoredExamplesBase(Sequence):
   """Examples with random access, whose media are decoded when one is read.
 
   A subclass has `__len__` and `encoded`, and `decode` if a medium is not under 'data'.
@@ -310,7 +325,7 @@ class Stored(Sequence):
     except BadRecord as error:
       raise error.of(example['id']) from error
 
-  def place(self, index: SupportsIndex) -> int:
+  def checked_index(self, index: SupportsIndex) -> int:
     """Returns the index counted from the beginning. Raises IndexError outside."""
     index = operator.index(index)
     if not -len(self) <= index < len(self):

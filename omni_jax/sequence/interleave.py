@@ -6,11 +6,8 @@ from typing import Any
 
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
-from omni_jax.sequence.example import Example, Part
+from omni_jax.sequence.example import CONTROLS, Example, Part, text_part
 from omni_jax.types import Span
-
-# Key of a message -> kind of its token.
-CONTROLS = {'language': 'lang', 'task': 'task', 'voice': 'voice'}
 
 
 def interleave(example: Example, hosts: Hosts) -> list[Span]:
@@ -62,16 +59,16 @@ def parse(spans: Sequence[Span], hosts: Hosts) -> Example:
     if span.medium != TEXT:
       content.append({'type': span.medium, hosts[span.medium].key: span.payload})
       continue
-    run: list[int] = []
+    text_ids: list[int] = []
     # A special token ends a run of text: the padding ends the last one.
     for token in (*span.tokens, tokenizer.special('pad')):
       name = tokenizer.name(token)
       if name is None:
-        run.append(token)
+        text_ids.append(token)
         continue
-      if run:
-        content.append({'type': TEXT, 'text': tokenizer.decode(tuple(run))})
-        run = []
+      if text_ids:
+        content.append(text_part(tokenizer.decode(tuple(text_ids))))
+        text_ids = []
       if name in ('user', 'sot'):
         content = []
         role = 'user' if name == 'user' else 'assistant'

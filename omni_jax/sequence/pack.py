@@ -187,7 +187,7 @@ def room_of(budget: RowBudget, hosts: Hosts) -> list[int]:
   """Returns the room of a row: positions, then the pieces and items of each stream."""
   room = [budget.length]
   for spec in hosts.streams:
-    room += budget.streams.get(spec.name, (0, 0))
+    room += budget.room(spec.name)
   return room
 
 
@@ -195,12 +195,11 @@ def check_budget(budget: RowBudget, hosts: Hosts) -> None:
   """Checks a budget against the streams of a run.
 
   Raises:
-    UserError: for groups that do not divide the rows, unknown streams, or pieces that
-      are not whole blocks.
+    UserError: if a stream is unknown, or if groups or blocks do not fit.
   """
   if not budget.grouped:
     raise UserError(
-      f'config.data.budget.group={budget.group}: it has to be 1 or more and to divide '
+      f'config.data.budget.group={budget.group} must be 1 or more and divide '
       f'rows={budget.rows}'
     )
   specs = {spec.name: spec for spec in hosts.streams}
@@ -223,7 +222,7 @@ def starts_of(
   room: Sequence[int],
   specs: Sequence[StreamSpec],
 ) -> list[int] | None:
-  """Returns where the items of an example begin in their streams, None without room.
+  """Returns where the items of an example begin in their streams; None without room.
 
   Args:
     cursors: pieces already used, by stream.
@@ -280,7 +279,7 @@ class _Pools:
 
   def __init__(self, spec: StreamSpec, budget: RowBudget):
     pools = budget.pools
-    pieces, items = budget.streams.get(spec.name, (0, 0))
+    pieces, items = budget.room(spec.name)
 
     def empty_map(*shape: int) -> np.ndarray:
       return np.full(shape, NONE, np.int32)
@@ -310,16 +309,15 @@ class _Pools:
     """
     stream = self.stream
     pool = place.pool
-    row = place.row
     end = first + len(item.at_M)
     stream.value_BM[pool, first:end] = value
     stream.item_BM[pool, first:end] = number + 1
     stream.place_BM3[pool, first:end] = item.place_M3
     stream.form_BN3[pool, number] = item.form
     pieces = np.arange(first, end)
-    stream.at_BL[row, item.at_M + place.start] = pieces
+    stream.at_BL[place.row, item.at_M + place.start] = pieces
     if item.query_M is not None:
-      stream.query_at_BL[row, item.query_M + place.start] = pieces
+      stream.query_at_BL[place.row, item.query_M + place.start] = pieces
     if item.write_M is not None:
       stream.write_at_BM[pool, first:end] = item.write_M + place.start_in_pool
 
@@ -330,8 +328,7 @@ class Packer:
   def __init__(self, budget: RowBudget, hosts: Hosts):
     self._budget = budget
     self._hosts = hosts
-    rows = budget.rows
-    length = budget.length
+    rows, length = budget.rows, budget.length
     # Tokens, modalities and labels; `batch` turns the labels into targets.
     self._ids_3BL = np.zeros((3, rows, length), np.int32)
     self._segment_BL = np.zeros((rows, length), np.int32)
@@ -372,7 +369,7 @@ class Packer:
     return False
 
   def _starts(self, laid: LaidOut, used: Sequence[int]) -> list[int] | None:
-    """Returns where the items of an example begin in a pool, None without room.
+    """Returns where the items of an example begin in a pool; None without room.
 
     Args:
       used: pieces and items of each stream that the pool already holds.

@@ -1,4 +1,4 @@
-"""Reads media files as bytes, from a disk or a bucket; odd or huge files are refused."""
+"""Reads media files as bytes, from disk or bucket; refuses irregular or huge ones."""
 
 import os
 import stat
@@ -7,9 +7,10 @@ from etils import epath
 
 from omni_jax.errors import BadRecord
 from omni_jax.modalities.files import check_bytes
+from omni_jax.paths import is_remote
 from omni_jax.retry import with_retries
 
-# Without it, opening a pipe would wait forever for a writer.
+# Without this flag, opening a pipe would wait forever for a writer.
 NONBLOCK = getattr(os, 'O_NONBLOCK', 0)
 
 
@@ -55,8 +56,3 @@ def _read_regular(file: int) -> bytes:
     size += len(piece)
     check_bytes(size)
   return pieces[0] if len(pieces) == 1 else b''.join(pieces)
-
-
-def is_remote(path: epath.PathLike) -> bool:
-  """Returns whether a path is in a bucket (gs://…), which has no links or devices."""
-  return '://' in os.fspath(path)

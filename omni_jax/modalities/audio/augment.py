@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 TONES = 5  # frequency bands whose loudness is changed
-WINDOW_SECONDS = 0.04  # length of the segments that a time_stretch wave consists of
+WINDOW_SECONDS = 0.04  # length of the segments that `time_stretch` adds up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class AudioAugment:
       faster or slower (Ko et al. 2015).
     pitch: change of pitch at the same tempo, as a share of the frequency.
     gain: change of the overall loudness, in decibels.
-    tone: change of the loudness of each of TONES overlapping bands, in decibels, as
-      rooms and microphones cause it.
+    tone: change of the loudness of each of TONES overlapping bands, in decibels, like
+      that of rooms and microphones.
     noise: largest standard deviation of white noise (full scale is 1); the deviation is
       drawn log-uniformly between a hundredth of it and all of it.
     delay: longest silence in front, in seconds, drawn between 0 and it.
@@ -66,7 +66,7 @@ def augment_audio(
 
 
 def apply_tone(wave_S: np.ndarray, decibels_n: np.ndarray) -> np.ndarray:
-  """Returns the wave with n frequencies made louder by these decibels.
+  """Returns the wave with each of n frequencies made louder by some decibels.
 
   The frequencies are evenly spaced from 0 to half the sample rate; between them the
   decibels are interpolated.
@@ -116,8 +116,8 @@ def time_stretch(wave_S: np.ndarray, factor: float, *, window: int) -> np.ndarra
     continuation = padded[start + hop : start + hop + window]
     ideal = min(search + round(k * hop / factor), last - search)
     nearby = padded[ideal - search : ideal + search + window]
-    fits = np.correlate(nearby, continuation, mode='valid')
-    start = ideal - search + int(fits.argmax())
+    correlations = np.correlate(nearby, continuation, mode='valid')
+    start = ideal - search + int(correlations.argmax())
     out[k * hop : k * hop + window] += padded[start : start + window] * ramp
   # Nothing precedes the first segment, so it must not fade in.
   out[:hop] += padded[search : search + hop] * (1 - ramp[:hop])

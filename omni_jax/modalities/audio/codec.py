@@ -25,7 +25,10 @@ from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.sharding import Role
 
-SPEECH = 0.1  # rms of usual speech: the scale of the untrained decoder's output
+SPEECH_RMS = 0.1  # of usual speech: the scale of the untrained decoder's output
+INPUT_GAIN = 10  # brings the samples of usual speech to about 1
+MAX_LOG_MAGNITUDE = 6.0  # of a spectrum, so that no sample overflows
+MASKED = -1e30  # score of a key that a query does not see
 uniform = nnx.initializers.uniform
 
 
@@ -49,17 +52,17 @@ class CodecConfig(QuantizerConfig):
       (Moshi, Défossez et al. 2024).
   """
 
-  width: int = 128
-  layers: int = 2
-  hops: int = 2
-  heads: int = 4
-  hidden: int = 256
-  window: int = 16
-  subframes: int = 4
-  commitment: float = 0.05
-  waveform: float = 0.0
-  dropout: float = 0.0
-  unquantized: float = 0.5
+  width: int
+  layers: int
+  hops: int
+  heads: int
+  hidden: int
+  window: int
+  subframes: int
+  commitment: float
+  waveform: float
+  dropout: float
+  unquantized: float
 
 
 class LayerCache(NamedTuple):
@@ -84,7 +87,7 @@ def near_attention(
 ) -> Float[Array, 'N L H A']:
   """Returns attention to the last W keys of each query's clip, with all logits at once.
 
-  A query's own key is one of the W. A bias is added per distance.
+  A query's own key is one of the W. Each distance has a bias.
 
   Args:
     clip_NL: number of each query's clip.
@@ -101,7 +104,7 @@ def near_attention(
   scale = q_NLHA.shape[-1] ** -0.5
   score = jnp.einsum('nqha,nkha->nhqk', q_NLHA, keys.key_NLHA) * scale + bias[None]
   visible = near[None] & same
-  score = jnp.where(visible[:, None], score, -1e30)
+  score = jnp.where(visible[:, None], score, MASKED)
   return jnp.einsum('nhqk,nkha->nqha', jax.nn.softmax(score), keys.value_NLHA)
 
 
@@ -119,16 +122,16 @@ def chunked_attention(
   window = bias_HW.shape[1]
   past = keys.clip_NL.shape[1] - l
   chunks = -(-l // window)
-  behind = chunks * window - l
+  missing = chunks * window - l
 
   def queries(a: Array) -> Array:
-    ends = [(0, 0), (0, behind)] + [(0, 0)] * (a.ndim - 2)
+    ends = [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)
     padded = jnp.pad(a, ends)
     return padded.reshape(n * chunks, window, *a.shape[2:])
 
   def pairs(a: Array) -> Array:
     # Padding gets clip -1, which no query has.
-    ends = [(0, 0), (window - past, behind)] + [(0, 0)] * (a.ndim - 2)
+    ends = [(0, 0), (window - past, missing)] + [(0, 0)] * (a.ndim - 2)
     padded = jnp.pad(a, ends, constant_values=-1)
     chunk = padded.reshape(n, chunks + 1, window, *a.shape[2:])
     pair = jnp.concatenate([chunk[:, :-1], chunk[:, 1:]], axis=2)
@@ -213,7 +216,7 @@ class Codec(nnx.Module):
     self.config = config
     self.audio = audio
     self.patch = audio.frame // config.subframes
-    mel = audio.mel_hops * audio.mels // config.subframes
+    mel = audio.mel_values // config.subframes
     self.embed = Linear(2 * self.patch + mel, config.width, (None, 'embed'), rngs=rngs)
     self.encoder = nnx.List([Layer(config, rngs=rngs) for _ in range(config.layers)])
     self.merge_norm = RMSNorm(config.width, rngs=rngs)
@@ -306,10 +309,10 @@ class Codec(nnx.Module):
     mel_NRX = log_mel_patches(heard_NRS, heard_NR, self.audio)[:, 1:]
     with_past_NRS = with_past(heard_NRS, heard_NR, self.patch)[:, 1:]
     patch_NRLS = with_past_NRS.reshape(n, r, -1, self.patch)
-    # Loudness spans decades: the wave itself carries the phase, the mel columns the
-    # rest.
-    previous_NRLS = 10 * patch_NRLS[:, :, :-1]
-    current_NRLS = 10 * patch_NRLS[:, :, 1:]
+    # Loudness spans decades: the samples mainly carry the phase, and the mel columns
+    # the rest.
+    previous_NRLS = INPUT_GAIN * patch_NRLS[:, :, :-1]
+    current_NRLS = INPUT_GAIN * patch_NRLS[:, :, 1:]
     mel_NRLX = mel_NRX.reshape(n, r, subframes, -1)
     x_NRLX = jnp.concatenate([previous_NRLS, current_NRLS, mel_NRLX], axis=-1)
     x_NLD = self.embed(x_NRLX.reshape(n, r * subframes, -1))
@@ -357,10 +360,13 @@ class Codec(nnx.Module):
     """
     n, l, _ = x_NLD.shape
     spectra = self.head(x_NLD).reshape(n, l, self.config.hops, 2 * self.bins)
-    size, phase = jnp.split(spectra, 2, axis=-1)
+    log_magnitude, phase = jnp.split(spectra, 2, axis=-1)
     phase = phase + self.phase[...][None, None]
-    size = jnp.exp(jnp.minimum(size, 6.0)) * (SPEECH / self.bins**0.5)
-    spectrum = jnp.concatenate([size * jnp.cos(phase), size * jnp.sin(phase)], axis=-1)
+    log_magnitude = jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE)
+    magnitude = jnp.exp(log_magnitude) * (SPEECH_RMS / self.bins**0.5)
+    cosines = magnitude * jnp.cos(phase)
+    sines = magnitude * jnp.sin(phase)
+    spectrum = jnp.concatenate([cosines, sines], axis=-1)
     sound = spectrum @ jnp.asarray(synthesis_matrix(self.hop, self.ramp))
     sound_NLS = sound.reshape(n, l * self.config.hops, -1)
     tails_NLS = jnp.concatenate([tail_NS[:, None], sound_NLS[:, :, self.hop :]], axis=1)

@@ -18,7 +18,7 @@ from omni_jax.modalities.audio.quantizer import (
 )
 from omni_jax.modalities.audio.sizes import AudioConfig
 
-WINDOWS = (64, 128, 256, 512)  # in samples at 8 kHz; they grow with the rate
+WINDOWS = (64, 128, 256, 512)  # samples at 8 kHz; they grow with the sample rate
 
 
 class CodecMetrics(NamedTuple):
@@ -63,7 +63,7 @@ def mel_distance(
 ) -> Array:
   """Returns the mean |difference| of log-mel power over windows of several lengths.
 
-  A column belongs to the frame in which its window ends, so padding behind a clip is
+  A column belongs to the frame in which its window ends, so padding after a clip is
   never seen.
 
   Args:
@@ -72,7 +72,7 @@ def mel_distance(
   total = jnp.zeros(())
   for window in scaled_windows(audio.rate):
     hop = window // 4
-    mels = window * 5 // 32
+    mels = window * 5 // 32  # 10 to 80 bands for WINDOWS
     columns = functools.partial(
       log_mel_columns, rate=audio.rate, mels=mels, window=window, hop=hop
     )
@@ -113,7 +113,7 @@ def codec_forward(
 
   Args:
     buffers: codebooks of the quantizer.
-    mask_NR: 1 for the frames that hold samples of the clip, 0 for the padding behind
+    mask_NR: 1 for the frames that hold samples of the clip, 0 for the padding after
       it.
     key: random key of the quantizer dropout and of the unquantized clips.
   """

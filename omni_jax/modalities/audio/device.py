@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from omni_jax.modalities.audio.codec import Codec, CodecConfig
 from omni_jax.modalities.audio.codec_loss import codec_forward
-from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, Hearing
+from omni_jax.modalities.audio.embed import (
+  AudioEmbed,
+  AudioEmbedConfig,
+  Hearing,
+  mel_inputs,
+  TAPS,
+)
 from omni_jax.modalities.audio.head import CodecHead, CodecHeadConfig
 from omni_jax.modalities.audio.mel import as_wave
 from omni_jax.modalities.audio.quantizer import (
@@ -152,14 +158,17 @@ def _sizes(parts: MediumConfigs) -> list[Size]:
 
 
 def _flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
-  heard, _ = budget.streams.get('audio.heard', (0, 0))
-  spoken, _ = budget.streams.get('audio.spoken', (0, 0))
+  heard, _ = budget.room('audio.heard')
+  spoken, _ = budget.room('audio.spoken')
   audio = parts.sizes
   embed = parts.embed
   depth = parts.head
   codec = parts.autoencoder
   hears_codes = embed.hearing == Hearing.CODES
-  frame = embed.hidden * (audio.mels * audio.mel_hops + parts.width)
+  # Two convolutions, if there are any: over all columns, then over half of them.
+  columns = audio.mel_hops
+  frame = TAPS * embed.channels * (columns * audio.mels + columns // 2 * embed.channels)
+  frame += embed.hidden * (mel_inputs(embed, audio) + parts.width)
   read = 0 if hears_codes else heard * frame
 
   per_layer = 4 * depth.width**2 + swiglu_weights(depth.width, depth.hidden)
@@ -167,7 +176,7 @@ def _flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
   code = depth.layers * per_layer + depth.width * codec.entries
   head = spoken * (codec.codebooks * code + parts.width * depth.width)
 
-  values = (2 * audio.frame + audio.mel_hops * audio.mels) // codec.subframes
+  values = (2 * audio.frame + audio.mel_values) // codec.subframes
   patch = values * codec.width
   per_layer = 4 * codec.width**2 + swiglu_weights(codec.width, codec.hidden)
   patch += codec.layers * per_layer

@@ -35,7 +35,7 @@ class Level(enum.StrEnum):
   """The reference for the loudness of a mel band.
 
   FIXED leaves it as recorded. CLIP subtracts the mean of the clip, which needs the
-  whole clip, so it cannot serve for speech that is answered while it goes on.
+  whole clip, so that speech cannot be answered while it goes on.
   """
 
   FIXED = 'fixed'
@@ -54,14 +54,21 @@ class AudioEmbedConfig:
     hidden: hidden width of the perceptron between a frame and the decoder.
   """
 
-  hearing: Hearing | str = Hearing.MEL
-  level: Level | str = Level.FIXED
-  channels: int = 0
-  hidden: int = 256
+  hearing: Hearing | str
+  level: Level | str
+  channels: int
+  hidden: int
 
   def __post_init__(self):
     object.__setattr__(self, 'hearing', Hearing(self.hearing))
     object.__setattr__(self, 'level', Level(self.level))
+
+
+def mel_inputs(embed: AudioEmbedConfig, audio: AudioConfig) -> int:
+  """Returns how many values of a frame the perceptron of heard sounds reads."""
+  if embed.channels:  # the convolutions halve the columns twice
+    return audio.mel_hops // 4 * embed.channels
+  return audio.mel_values
 
 
 class CausalConv(nnx.Module):
@@ -113,10 +120,8 @@ class AudioEmbed(nnx.Module):
     self.hearing = c.hearing
     if c.hearing == Hearing.MEL:
       self.convs = nnx.List(_convolutions(c, audio, rngs))
-      frame = audio.mel_hops * audio.mels
-      if c.channels:
-        frame = audio.mel_hops // 4 * c.channels
-      self.mel_in = Linear(frame, c.hidden, (None, 'mlp'), rngs=rngs, bias=True)
+      values = mel_inputs(c, audio)
+      self.mel_in = Linear(values, c.hidden, (None, 'mlp'), rngs=rngs, bias=True)
       self.mel_out = Linear(c.hidden, width, ('mlp', 'embed'), rngs=rngs, bias=True)
     else:
       # Tells heard codes from the model's own.

@@ -9,19 +9,27 @@ import io
 import struct
 from typing import NamedTuple
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Int16, Num
 import numpy as np
 import soundfile
 import soxr
 
-from omni_jax.errors import BadRecord
-from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.errors import BadRecord, one_line
+from omni_jax.modalities.audio.sizes import AudioConfig, FULL_SCALE
 from omni_jax.modalities.files import check_size
 
 MAX_CHANNELS = 16  # in one decoded sound
-# Lowest and highest rate that is resampled: a false one would need huge memory.
+# Lowest and highest rate that is resampled: a wrong one would need a huge memory.
 SAMPLE_RATES = (1_000, 384_000)
-AUDIO_FORMATS = ('WAV', 'WAVEX', 'RF64', 'FLAC', 'OGG', 'MP3')
+# The suffixes of each format.
+FORMATS = {
+  'WAV': ('.wav',),
+  'WAVEX': (),
+  'RF64': (),
+  'FLAC': ('.flac',),
+  'OGG': ('.ogg', '.opus'),
+  'MP3': ('.mp3',),
+}
 # The header of a WAV file that has nothing but a format and samples.
 PLAIN_WAV = struct.Struct('<4sI4s4sIHHIIHH4sI')
 
@@ -69,8 +77,8 @@ def _any_sound(data: bytes, config: AudioConfig) -> _Sound:
   _check_ogg_is_whole(data)
   try:
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-      if file.format not in AUDIO_FORMATS:
-        formats = ' '.join(AUDIO_FORMATS)
+      if file.format not in FORMATS:
+        formats = ' '.join(FORMATS)
         raise BadRecord(
           f'sound of format {file.format} is not supported; known formats are {formats}'
         )
@@ -87,7 +95,7 @@ def _any_sound(data: bytes, config: AudioConfig) -> _Sound:
     ValueError,
     TypeError,
   ) as error:
-    raise BadRecord(f'not a sound, or a damaged one ({_one_line(error)})') from error
+    raise BadRecord(f'not a sound, or a damaged one ({_message(error)})') from error
   if len(wave_sc) < promised:
     raise BadRecord(
       f'sound ends after {len(wave_sc)} of the {promised} samples that its header '
@@ -144,7 +152,7 @@ def _plain_wav(data: bytes, config: AudioConfig) -> _Sound | None:
   _check_audio_header(header.rate, header.channels, frames, config)
   values = np.frombuffer(data, '<i2', offset=PLAIN_WAV.size)
   wave_sc = values.astype(np.float32).reshape(-1, header.channels)
-  wave_sc *= np.float32(1 / 32768)
+  wave_sc *= np.float32(1 / FULL_SCALE)
   return _Sound(wave_sc, header.rate)
 
 
@@ -211,19 +219,28 @@ def _check_ogg_is_whole(data: bytes) -> None:
     raise BadRecord('Ogg file is cut off: its last page is missing')
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
   """Returns the message of an error of libsndfile on one line."""
   # `error_string` leaves out the address of our BytesIO.
-  text = getattr(error, 'error_string', None) or str(error)
-  return ' '.join(text.split())
+  return one_line(getattr(error, 'error_string', None) or error)
 
 
-def wav_bytes(wave_s: Float[np.ndarray, ' samples'], rate: int) -> bytes:
-  """Returns a WAV file, mono, 16 bits, of samples in [-1, 1].
+def samples_of(wave_s: Num[np.ndarray, ' samples']) -> Int16[np.ndarray, ' samples']:
+  """Returns samples in [-1, 1] as int16, rounded and clipped; int16 stays as it is."""
+  if wave_s.dtype == np.int16:
+    return wave_s
+  values_s = np.rint(wave_s * np.float32(FULL_SCALE))
+  # Not np.clip, whose checks take as long as all the rest.
+  return np.minimum(np.maximum(values_s, -FULL_SCALE), FULL_SCALE - 1).astype(np.int16)
+
+
+def wav_bytes(wave_s: Num[np.ndarray, ' samples'], rate: int) -> bytes:
+  """Returns a WAV file, mono, 16 bits, of samples.
 
   Reading it back gives the 16-bit values exactly.
 
   Args:
+    wave_s: floats in [-1, 1], or int16.
     rate: samples per second.
 
   Raises:
@@ -231,7 +248,6 @@ def wav_bytes(wave_s: Float[np.ndarray, ' samples'], rate: int) -> bytes:
   """
   if not np.isfinite(wave_s).all():
     raise ValueError('samples hold NaN or infinite values')
-  values = np.clip(np.round(wave_s * 32768), -32768, 32767).astype(np.int16)
   out = io.BytesIO()
-  soundfile.write(out, values, rate, format='WAV', subtype='PCM_16')
+  soundfile.write(out, samples_of(wave_s), rate, format='WAV', subtype='PCM_16')
   return out.getvalue()

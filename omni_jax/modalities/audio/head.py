@@ -34,11 +34,11 @@ class CodecHeadConfig:
       all are divided by their sum.
   """
 
-  width: int = 128
-  layers: int = 2
-  heads: int = 4
-  hidden: int = 256
-  first_weight: float = 3.0
+  width: int
+  layers: int
+  heads: int
+  hidden: int
+  first_weight: float
 
 
 class DepthBlock(nnx.Module):

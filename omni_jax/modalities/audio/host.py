@@ -3,18 +3,18 @@
 A stream is a pool of frames.
 """
 
-import base64
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
 from omni_jax.modalities.audio.augment import AudioAugment, augment_audio
-from omni_jax.modalities.audio.files import decode_audio, wav_bytes
-from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.audio.files import decode_audio, FORMATS, samples_of, wav_bytes
+from omni_jax.modalities.audio.sizes import AudioConfig, FULL_SCALE
 from omni_jax.modalities.contract import Host, MediaFile, Part, Writing
-from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
+from omni_jax.types import ItemLayout, Layout, Span, stream_name, StreamSpec
 
 LOUDNESS = (0.6, 1.2)  # range of the random factor of a crop for the codec's training
 KINDS = (('heard', False), ('spoken', True))  # (kind of stream, is it written?)
@@ -34,8 +34,8 @@ class AudioPart(Part):
   type: str = 'audio'
 
   def _repr_html_(self) -> str:
-    data = base64.b64encode(wav_bytes(self.wave, self.rate)).decode()
-    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+    file = MediaFile('wav', wav_bytes(self.wave, self.rate))
+    return f'<audio controls src="{file.url}"></audio>'
 
 
 def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
@@ -50,18 +50,10 @@ def frames_of(wave: np.ndarray, config: AudioConfig) -> int:
   if not 0 < frames <= config.frames:
     seconds = len(wave) / config.rate
     raise ValueError(
-      f'clip of {seconds:.2f} s does not fit 0 < t <= {config.seconds} s'
+      f'clip of {seconds:.2f} s is empty or longer than the {config.seconds} s of '
+      'this run'
     )
   return frames
-
-
-def samples_of(wave: np.ndarray) -> np.ndarray:
-  """Returns samples in [-1, 1] as int16; int16 stays as it is."""
-  if wave.dtype == np.int16:
-    return wave
-  samples = np.rint(wave * np.float32(32768))
-  # Not np.clip, whose checks take as long as all the rest.
-  return np.minimum(np.maximum(samples, -32768), 32767).astype(np.int16)
 
 
 class AudioHost(Host):
@@ -72,7 +64,7 @@ class AudioHost(Host):
   key = 'wave'
   labels = ('label', 'voice')
   record_keys = ('digest', 'codes')
-  suffixes = ('.wav', '.flac', '.ogg', '.opus', '.mp3')
+  suffixes = tuple(itertools.chain(*FORMATS.values()))
   Augment = AudioAugment
   lenient = AudioConfig(seconds=3600.0)  # every run limits the length itself
 
@@ -80,8 +72,8 @@ class AudioHost(Host):
     specs = []
     for kind, written in KINDS:
       spec = StreamSpec(
-        f'audio.{kind}',
-        'audio',
+        stream_name(self.name, kind),
+        self.name,
         written,
         queries=False,
         shape=(self.config.frame,),
@@ -98,10 +90,10 @@ class AudioHost(Host):
     return decode_audio(data, self.config)
 
   def augment(
-    self, payload: np.ndarray, changes: AudioAugment, rng: np.random.Generator
+    self, payload: np.ndarray, strength: AudioAugment, rng: np.random.Generator
   ) -> np.ndarray:
     config = self.config
-    return augment_audio(payload, changes, rng, rate=config.rate, limit=config.samples)
+    return augment_audio(payload, strength, rng, rate=config.rate, limit=config.samples)
 
   def form(self, span: Span) -> int:
     """Returns the number of frames."""
@@ -121,7 +113,7 @@ class AudioHost(Host):
   def join_pieces(self, pieces: np.ndarray, form: Sequence[int]) -> np.ndarray:
     wave = pieces.reshape(-1)
     if wave.dtype == np.int16:
-      return wave.astype(np.float32) / np.float32(32768)
+      return wave.astype(np.float32) / np.float32(FULL_SCALE)
     return wave
 
   def crop(

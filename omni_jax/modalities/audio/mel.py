@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 import numpy as np
 
-from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.modalities.audio.sizes import AudioConfig, FULL_SCALE
 
 # Mean and standard deviation of log power over synthesised speech of rms 0.1; they
 # bring `log_mel_patches` to about zero mean and unit deviation.
 MEAN = -11.0
 DEVIATION = 3.0
-# In deviations: a column is loud if it is less than LOUD (26 dB) below the loudest of
-# its clip, and values below QUIET, relative to the mean of the loud columns, are
+# Thresholds in deviations. A column is loud if it is less than LOUD (26 dB) below the
+# loudest of its clip. Values below QUIET, relative to the mean of the loud columns, are
 # silence.
 LOUD = 2.0
 QUIET = -2.5
@@ -25,7 +25,7 @@ FLOOR = 1e-7  # power below which all is silence; a sine of amplitude 1 has 1/4
 def as_wave(samples: Shaped[Array, '*M S']) -> Float[Array, '*M S']:
   """Returns 16-bit samples as floats in [-1, 1]; floats stay as they are."""
   if samples.dtype == jnp.int16:
-    return samples.astype(jnp.float32) / 32768
+    return samples.astype(jnp.float32) / FULL_SCALE
   return samples
 
 
@@ -72,10 +72,14 @@ def mel_filterbank(mels: int, window: int, rate: int) -> np.ndarray:
 
 @functools.cache
 def fourier_matrix(window: int, length: int) -> np.ndarray:
-  """Returns Hann window and real DFT of the last `window` of `length` samples.
+  """Returns a matrix: a Hann window and real DFT of the last samples of `length`.
 
-  float32 (length, 2·(window//2 + 1)): first all cosines, then all sines. Scaled so that
-  a sine of amplitude a has power a²/4 in its bin.
+  It is float32 (length, 2·(window//2 + 1)), first all cosines, then all sines, and so
+  scaled that a sine of amplitude a has power a²/4 in its bin.
+
+  Args:
+    window: number of the last samples that are transformed.
+    length: number of samples.
   """
   n = np.arange(window)
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / window)
@@ -96,8 +100,8 @@ def power_columns(
 ) -> Float[Array, 'N C bins']:
   """Returns the power spectrum of the `window` samples that end with each hop.
 
-  Causal. The first `overlap(window, hop)` samples serve as context only and have no
-  columns of their own.
+  The columns are causal. The first `overlap(window, hop)` samples serve as context only
+  and have no columns of their own.
   """
   n, samples = wave_NS.shape
   assert samples % hop == 0, (samples, hop)
@@ -142,7 +146,7 @@ def log_mel_patches(
 ) -> Float[Array, 'N R X']:
   """Returns the `mel_hops` log-mel columns of each frame side by side.
 
-  X = mel_hops · mels. A frame depends only on its own and on earlier samples of its
+  X = audio.mel_values. A frame depends only on its own and on earlier samples of its
   clip. Silence is about -1.7, speech is within ±2.
 
   Args:
@@ -160,38 +164,38 @@ def log_mel_patches(
   columns = log_mel_columns(
     heard_TS, rate=audio.rate, mels=audio.mels, window=audio.mel_window, hop=hop
   )
-  return ((columns - MEAN) / DEVIATION).reshape(n, r, audio.mel_hops * audio.mels)
+  return ((columns - MEAN) / DEVIATION).reshape(n, r, audio.mel_values)
 
 
 def levelled(
   mel_NRX: Float[Array, 'N R X'], clip_NR: Int[Array, 'N R'], mels: int
 ) -> Float[Array, 'N R X']:
-  """Returns `log_mel_patches` less the mean of the loud columns of each clip.
+  """Returns `log_mel_patches` minus the mean of the loud columns of each clip.
 
   The mean is taken band by band. This removes what room, microphone and distance add to
-  every column of a clip (cepstral mean normalisation, Atal 1974). Not causal.
+  every column of a clip (cepstral mean normalisation, Atal 1974). It is not causal.
   """
-  column_NRCM = mel_NRX.reshape(*clip_NR.shape, -1, mels)
+  column_NRCk = mel_NRX.reshape(*clip_NR.shape, -1, mels)
   same_NRR = clip_NR[:, :, None] == clip_NR[:, None]
-  level_NRC = column_NRCM.mean(axis=-1)
+  level_NRC = column_NRCk.mean(axis=-1)
   loudest_NRR = jnp.where(same_NRR, level_NRC.max(axis=-1)[:, None], -jnp.inf)
   loudest_NR = loudest_NRR.max(axis=-1)
   loud_NRC = (level_NRC > loudest_NR[..., None] - LOUD).astype(mel_NRX.dtype)
-  sums_NRM = jnp.einsum(
-    'nrs,nscm,nsc->nrm', same_NRR.astype(mel_NRX.dtype), column_NRCM, loud_NRC
+  sums_NRk = jnp.einsum(
+    'nrs,nscm,nsc->nrm', same_NRR.astype(mel_NRX.dtype), column_NRCk, loud_NRC
   )
   counts_NR = jnp.einsum('nrs,nsc->nr', same_NRR.astype(mel_NRX.dtype), loud_NRC)
-  # Never a division by 0: the loudest column is itself a loud one.
-  mean_NRM = sums_NRM / counts_NR[..., None]
-  return jnp.maximum(column_NRCM - mean_NRM[:, :, None], QUIET).reshape(mel_NRX.shape)
+  # This never divides by 0: the loudest column is itself a loud one.
+  mean_NRk = sums_NRk / counts_NR[..., None]
+  return jnp.maximum(column_NRCk - mean_NRk[:, :, None], QUIET).reshape(mel_NRX.shape)
 
 
 @functools.cache
 def synthesis_matrix(hop: int, ramp: int) -> np.ndarray:
-  """Returns the inverse real DFT into hop + ramp samples, with a fade at both ends.
+  """Returns a matrix: the inverse real DFT to hop + ramp samples, faded at both ends.
 
-  float32 (2·bins, hop + ramp), cosine amplitudes first. The samples fade in over the
-  first `ramp` and out over the last `ramp`; windows that lie `hop` apart sum to 1.
+  It is float32 (2·bins, hop + ramp), cosine amplitudes first. The samples fade in over
+  the first `ramp` and out over the last `ramp`; windows that lie `hop` apart sum to 1.
   """
   length = hop + ramp
   n = np.arange(length)

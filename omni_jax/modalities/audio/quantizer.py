@@ -2,7 +2,7 @@
 
 Each codebook codes what the ones before it left over (SoundStream, Zeghidour et al.
 2021). The codebooks are buffers: their entries are moving averages of the latents that
-chose them (van den Oord et al. 2017, appendix A.1), and an entry that nobody chooses
+chose them (van den Oord et al. 2017, appendix A.1), and an entry that is rarely chosen
 restarts from a latent of the batch.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 # As a share of the mean use of a codebook's entries:
 DEAD = 0.1  # an entry used less than this restarts
-NEWBORN = 0.5  # the use that a restarted entry starts with
+START_USE = 0.5  # the use that a restarted entry starts with
 # As a share of a latent's size: noise that tells apart entries restarted from the same
 # latent.
 JITTER = 0.01
@@ -33,16 +33,16 @@ class QuantizerConfig:
     decay: decay of the moving averages, per update.
   """
 
-  latent: int = 64
-  codebooks: int = 8
-  entries: int = 256
-  decay: float = 0.98
+  latent: int
+  codebooks: int
+  entries: int
+  decay: float
 
 
 class CodecBuffers(NamedTuple):
   """The quantizer's state, which no optimizer touches.
 
-  A codebook whose counts are all zero is not born yet: it is all zeros and codes
+  A codebook whose counts are all zero is not initialised yet: it is all zeros and codes
   nothing.
 
   Attributes:
@@ -90,9 +90,9 @@ class Quantized(NamedTuple):
 
 
 def init_buffers(config: QuantizerConfig) -> CodecBuffers:
-  """Returns unborn codebooks.
+  """Returns codebooks that are not initialised yet.
 
-  Each of the first J updates brings one to life, with latents of its batch as entries.
+  Each of the first J updates initialises one, with latents of its batch as entries.
   """
   count_JE = jnp.zeros((config.codebooks, config.entries))
   sum_JEZ = jnp.zeros((config.codebooks, config.entries, config.latent))
@@ -145,9 +145,9 @@ def quantize(
   levels = (buffers.codebook_JEZ, keep_JT)
   (_, total_TZ), outputs = jax.lax.scan(code_level, start, levels)
   code_JT, commitment_J, (count_JE, sum_JEZ, residual_JTZ) = outputs
-  through_TZ = latent_TZ + jax.lax.stop_gradient(total_TZ - latent_TZ)
+  straight_through_TZ = latent_TZ + jax.lax.stop_gradient(total_TZ - latent_TZ)
   return Quantized(
-    latent_NRZ=through_TZ.reshape(n, r, z),
+    latent_NRZ=straight_through_TZ.reshape(n, r, z),
     code_NRJ=code_JT.T.reshape(n, r, j),
     commitment=commitment_J.sum(),
     stats=CodeStats(count_JE, sum_JEZ, residual_JTZ, mask_T),
@@ -177,20 +177,21 @@ def update_buffers(
 ) -> CodecBuffers:
   """Returns the codebooks after one update.
 
-  The averages move towards the batch; then one codebook may be born, and entries that
-  nobody uses restart from latents of the batch.
+  The averages move towards the batch; then one codebook may be initialised, and entries
+  that are rarely used restart from latents of the batch.
   """
-  born_J = buffers.count_JE.sum(-1) > 0
-  # One codebook is born per update, because what it has to code exists only once the
-  # one before it codes something.
-  newborn_J = ~born_J & jnp.concatenate([jnp.ones(1, bool), born_J[:-1]])
+  initialised_J = buffers.count_JE.sum(-1) > 0
+  # One codebook is initialised per update, because what it has to code exists only once
+  # the one before it codes something.
+  is_next_J = jnp.concatenate([jnp.ones(1, bool), initialised_J[:-1]])
+  is_next_J = ~initialised_J & is_next_J
   count_JE = config.decay * buffers.count_JE + (1 - config.decay) * stats.count_JE
   sum_JEZ = config.decay * buffers.sum_JEZ + (1 - config.decay) * stats.sum_JEZ
 
   average_J = count_JE.mean(-1)
   expected = jnp.maximum(stats.mask_T.sum(), 1) / config.entries
-  mean_J = jnp.where(born_J, average_J, expected)
-  dead_JE = (count_JE < DEAD * mean_J[:, None]) | newborn_J[:, None]
+  mean_J = jnp.where(initialised_J, average_J, expected)
+  dead_JE = (count_JE < DEAD * mean_J[:, None]) | is_next_J[:, None]
   pick_key, jitter_key = jax.random.split(key)
   weight_T = stats.mask_T / jnp.maximum(stats.mask_T.sum(), 1)
   pick_E = jax.random.choice(pick_key, len(weight_T), (config.entries,), p=weight_T)
@@ -200,20 +201,20 @@ def update_buffers(
     jitter_key, latent_JEZ.shape
   )
 
-  start_J = NEWBORN * mean_J
+  start_J = START_USE * mean_J
   count_JE = jnp.where(dead_JE, start_J[:, None], count_JE)
   sum_JEZ = jnp.where(dead_JE[:, :, None], latent_JEZ * start_J[:, None, None], sum_JEZ)
-  alive_J = born_J | newborn_J
-  count_JE = jnp.where(alive_J[:, None], count_JE, 0)
-  sum_JEZ = jnp.where(alive_J[:, None, None], sum_JEZ, 0)
+  initialised_J = initialised_J | is_next_J
+  count_JE = jnp.where(initialised_J[:, None], count_JE, 0)
+  sum_JEZ = jnp.where(initialised_J[:, None, None], sum_JEZ, 0)
   codebook_JEZ = sum_JEZ / jnp.maximum(count_JE, 1e-8)[:, :, None]
   return CodecBuffers(codebook_JEZ, count_JE, sum_JEZ)
 
 
 def perplexity(count_JE: Float[Array, 'J E']) -> Float[Array, 'J']:
-  """Returns how many entries of each codebook are in effective use, 1…E.
+  """Returns the effective number of entries in use of each codebook, 1…E.
 
-  That is the exponential of the entropy of their use.
+  It is the exponential of the entropy of their use.
   """
   share_JE = count_JE / jnp.maximum(count_JE.sum(-1, keepdims=True), 1e-8)
   return jnp.exp(-(share_JE * jnp.log(jnp.maximum(share_JE, 1e-20))).sum(-1))

@@ -4,6 +4,8 @@ import dataclasses
 
 from omni_jax.types import FRAMES_PER_SECOND
 
+FULL_SCALE = 32768  # 16-bit samples of this amplitude would be 1 as floats
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
@@ -12,9 +14,9 @@ class AudioConfig:
   Attributes:
     rate: samples per second.
     seconds: length of the longest clip, in seconds.
-    mels: mel bands of a column.
-    mel_hops: mel columns in one frame.
-    mel_window: samples of the analysis window of a column.
+    mels: number of mel bands of a column.
+    mel_hops: number of mel columns in a frame.
+    mel_window: number of samples in the analysis window of a column.
   """
 
   rate: int = 8000
@@ -32,6 +34,11 @@ class AudioConfig:
   def frames(self) -> int:
     """Returns the number of frames in the longest clip."""
     return round(self.seconds * FRAMES_PER_SECOND)
+
+  @property
+  def mel_values(self) -> int:
+    """Returns the number of mel values of one frame."""
+    return self.mel_hops * self.mels
 
   @property
   def samples(self) -> int:

@@ -40,8 +40,8 @@ def _sizes(parts: MediumConfigs) -> list[Size]:
 
 
 def _flops(parts: MediumConfigs, budget: RowBudget) -> Flops:
-  seen, _ = budget.streams.get('image.seen', (0, 0))
-  drawn, images = budget.streams.get('image.drawn', (0, 0))
+  seen, _ = budget.room('image.seen')
+  drawn, images = budget.room('image.drawn')
   width = parts.width
   values = parts.sizes.values
   seen_block = min(parts.streams['seen'].block, seen)

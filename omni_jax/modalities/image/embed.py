@@ -25,7 +25,10 @@ def normalised(value: UInt8[Array, '*M Y'], image: ImageConfig) -> Float[Array, 
 
 
 def as_bytes(patch: Float[Array, '*M Y'], image: ImageConfig) -> UInt8[Array, '*M Y']:
-  """Returns patches as bytes, clipped and rounded: the inverse of `normalised`."""
+  """Returns patches as bytes, clipped and rounded: the inverse of `normalised`.
+
+  The rounding is that of `files.bytes_of`.
+  """
   pixels = jnp.clip(patch * image.std + image.mean, 0, 1)
   return jnp.floor(pixels * 255 + 0.5).astype(jnp.uint8)
 
@@ -70,9 +73,9 @@ class ImageEmbedConfig:
     hidden: hidden width of each layer's SwiGLU.
   """
 
-  layers: int = 0
-  heads: int = 4
-  hidden: int = 256
+  layers: int
+  heads: int
+  hidden: int
 
 
 class EncoderBlock(nnx.Module):

@@ -7,7 +7,7 @@ and the range that the run's configuration asks for.
 
 import io
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Num, UInt8
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -16,9 +16,17 @@ from omni_jax.modalities.files import check_size
 from omni_jax.modalities.image.sizes import Fit, ImageConfig
 
 MAX_PIXELS = 50_000_000  # in one decoded image
-# A fixed list, not everything that Pillow knows: EPS, for one, runs an interpreter on
-# the file.
-IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
+# The suffixes of each format. Not all that Pillow supports: EPS, for one, runs an
+# interpreter on the file.
+FORMATS = {
+  'PNG': ('.png',),
+  'JPEG': ('.jpg', '.jpeg'),
+  'WEBP': ('.webp',),
+  'GIF': ('.gif',),
+  'BMP': ('.bmp',),
+  'TIFF': ('.tif', '.tiff'),
+  'PPM': ('.ppm',),
+}
 
 
 def decode_image(
@@ -34,7 +42,7 @@ def decode_image(
   """
   check_size(data)
   try:
-    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
       return _decode(image, config)
   except BadRecord:
     raise
@@ -42,7 +50,7 @@ def decode_image(
     # Pillow's own limit, which may be met before ours.
     raise BadRecord(f'image of more than the {MAX_PIXELS:,} pixels allowed') from error
   except UnidentifiedImageError as error:
-    formats = ' '.join(IMAGE_FORMATS)
+    formats = ' '.join(FORMATS)
     raise BadRecord(
       f'not an image, or a damaged one; known formats are {formats}'
     ) from error
@@ -132,15 +140,27 @@ def _over_white(image: Image.Image) -> Image.Image:
   return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
 
 
-def png_bytes(pixels_hwc: Float[np.ndarray, 'height width channels']) -> bytes:
-  """Returns a PNG file, 8 bits per channel, of gray or RGB pixels in [0, 1].
+def bytes_of(pixels: Num[np.ndarray, '*shape']) -> UInt8[np.ndarray, '*shape']:
+  """Returns pixels in [0, 1] as uint8, rounded; uint8 stays as it is."""
+  if pixels.dtype == np.uint8:
+    return pixels
+  return (pixels * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def png_bytes(pixels_hwc: Num[np.ndarray, 'height width channels']) -> bytes:
+  """Returns a PNG file, 8 bits per channel, of gray or RGB pixels.
+
+  Args:
+    pixels_hwc: floats, which are clipped to [0, 1], or uint8.
 
   Raises:
     ValueError: if pixels are NaN or infinite.
   """
   if not np.isfinite(pixels_hwc).all():
     raise ValueError('pixels hold NaN or infinite values')
-  values_hwc = np.round(np.clip(pixels_hwc, 0, 1) * 255).astype(np.uint8)
+  if pixels_hwc.dtype != np.uint8:
+    pixels_hwc = np.clip(pixels_hwc, 0, 1)
+  values_hwc = bytes_of(pixels_hwc)
   is_gray = values_hwc.shape[-1] == 1
   image = Image.fromarray(values_hwc[..., 0] if is_gray else values_hwc)
   out = io.BytesIO()

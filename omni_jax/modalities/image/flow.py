@@ -16,18 +16,18 @@ from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.nn.pool import counts
 from omni_jax.types import Stream
 
-# Base of the number that encodes a place; no side of an item has as many pieces.
+# Base of the number that encodes a place: more than the pieces along a side of an item.
 PLACES = 1024
 
 
 class Noise(NamedTuple):
-  """The random numbers of a step for a stream; K samples for each item and piece.
+  """The random numbers of a step for a stream: K samples for each item and piece.
 
   Attributes:
     noise_BKMY: normal noise of each piece.
     t_BKN: time of each item, in [0, 1].
-    chance_BKN: uniform number of each item, in [0, 1), for what happens to a share of
-      the items.
+    chance_BKN: uniform number of each item, in [0, 1), which decides what happens to a
+      share of the items.
   """
 
   noise_BKMY: Array
@@ -49,12 +49,12 @@ def item_keys(key_BN: Array, key: Array) -> Array:
   """Returns a random key for each item.
 
   Args:
-    key_BN: name of each item.
+    key_BN: uint32 key of each item, as in `Stream`.
     key: random key of the step.
   """
 
-  def fold_in(name: Array) -> Array:
-    return jax.random.fold_in(key, name)
+  def fold_in(item_key: Array) -> Array:
+    return jax.random.fold_in(key, item_key)
 
   return jax.vmap(jax.vmap(fold_in))(key_BN)
 
@@ -74,20 +74,20 @@ def piece_noise(
   time, high, wide = jnp.moveaxis(place_M3, -1, 0)
   number = (time * PLACES + high) * PLACES + wide
 
-  def draw(key: Array, number: Array) -> Array:
+  def of_piece(key: Array, number: Array) -> Array:
     return jax.random.normal(jax.random.fold_in(key, number), (samples, values))
 
-  flat = jax.vmap(draw)(key.reshape(-1), number.reshape(-1))
+  flat = jax.vmap(of_piece)(key.reshape(-1), number.reshape(-1))
   return flat.reshape(*number.shape, samples, values)
 
 
-def draw_noise(
+def sample_noise(
   stream: Stream, key: Array, *, samples: int, values: int, shift: float
 ) -> Noise:
   """Returns the noise, times (logit-normal, shifted) and chances of a stream.
 
-  They depend only on `key`, on the item's name and on the piece's place in it, not on
-  where the item is packed.
+  They depend only on `key`, on the item's own key and on the piece's place in it, not
+  on where the item is packed.
 
   Args:
     key: random key of the step.

@@ -19,11 +19,11 @@ from omni_jax import sharding
 from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.modalities.image.embed import as_bytes, normalised, Places
 from omni_jax.modalities.image.flow import (
-  draw_noise,
   flow_loss,
   Noise,
   noised,
   sample,
+  sample_noise,
   start_noise,
   time_features,
   velocity,
@@ -45,8 +45,9 @@ class DiTConfig:
     layers: number of blocks.
     heads: attention heads of a block.
     hidden: hidden width of a block's SwiGLU.
-    noises: noise samples per image and step; the decoder runs once for all of them.
-    null: share of conditions replaced by the null condition, for classifier-free
+    noises: number of noise samples per image and step; the decoder runs once for all of
+      them.
+    null: share of conditions that the null condition replaces, for classifier-free
       guidance.
     shift: s of t -> s·t / (1 + (s - 1)·t); above 1 it moves t toward data (BAGEL, with
       the opposite convention of t, shifts toward noise).
@@ -55,20 +56,20 @@ class DiTConfig:
       modulation for each patch, which DOTS and FULL do not keep.
   """
 
-  width: int = 128
-  layers: int = 3
-  heads: int = 4
-  hidden: int = 256
-  noises: int = 2
-  null: float = 0.1
-  shift: float = 1.0
-  remat: Remat | str = Remat.NONE
+  width: int
+  layers: int
+  heads: int
+  hidden: int
+  noises: int
+  null: float
+  shift: float
+  remat: Remat | str
 
   def __post_init__(self):
     object.__setattr__(self, 'remat', Remat(self.remat))
     choices = (Remat.NONE, Remat.DOTS, Remat.FULL)
     if self.remat not in choices:
-      raise ValueError(f'remat={self.remat}: must be one of {", ".join(choices)}')
+      raise ValueError(f'remat={self.remat} must be one of {", ".join(choices)}')
 
 
 class DiTBlock(nnx.Module):
@@ -168,15 +169,15 @@ class DiTHead(nnx.Module):
       key: random key of the step.
     """
     c = self.config
-    noise = draw_noise(
+    noise = sample_noise(
       stream, key, samples=c.noises, values=self.image.values, shift=c.shift
     )
-    return self.losses_under(noise, hidden_BLD, stream)
+    return self.losses_with_noise(noise, hidden_BLD, stream)
 
-  def losses_under(
+  def losses_with_noise(
     self, noise: Noise, hidden_BLD: Float[Array, 'B L D'], stream: Stream
   ) -> UnitLoss:
-    """Returns the losses under this noise.
+    """Returns the losses with given noise.
 
     Where the chance is below `null`, the condition is replaced by the null condition.
     """
@@ -184,14 +185,14 @@ class DiTHead(nnx.Module):
     items = stream.form_BN3.shape[1]
     data_BKMY = normalised(stream.value_BM, self.image)[:, None]
     item_BKM = jnp.broadcast_to(stream.item_BM[:, None], (b, k, m))
-    first_BKM = jnp.maximum(item_BKM - 1, 0)
-    t_BKM = jnp.take_along_axis(noise.t_BKN, first_BKM, axis=2)
+    index_BKM = jnp.maximum(item_BKM - 1, 0)
+    t_BKM = jnp.take_along_axis(noise.t_BKN, index_BKM, axis=2)
     x_BKMY = noised(data_BKMY, noise.noise_BKMY, t_BKM[..., None])
     target_BKMY = velocity(data_BKMY, noise.noise_BKMY)
 
     state_BMD = gather_rows(hidden_BLD, stream.write_at_BM)
     dropped_BKN = noise.chance_BKN < self.config.null
-    dropped_BKM = jnp.take_along_axis(dropped_BKN, first_BKM, axis=2)
+    dropped_BKM = jnp.take_along_axis(dropped_BKN, index_BKM, axis=2)
     null_D = self.null[...].astype(state_BMD.dtype)
     state_BKMD = jnp.where(dropped_BKM[..., None], null_D, state_BMD[:, None])
 

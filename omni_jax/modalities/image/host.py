@@ -5,16 +5,16 @@ then the clean copy X of every patch. A stream is a pool of patches of images of
 size.
 """
 
-import base64
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
 from omni_jax.modalities.contract import Host, MediaFile, Part, Writing
 from omni_jax.modalities.image.augment import augment_image, ImageAugment
-from omni_jax.modalities.image.files import decode_image, png_bytes
+from omni_jax.modalities.image.files import bytes_of, decode_image, FORMATS, png_bytes
 from omni_jax.modalities.image.sizes import Fit, ImageConfig
 from omni_jax.types import ItemLayout, Layout, Span, StreamSpec
 
@@ -33,9 +33,9 @@ class ImagePart(Part):
   type: str = 'image'
 
   def _repr_html_(self) -> str:
-    data = base64.b64encode(png_bytes(self.pixels)).decode()
+    file = MediaFile('png', png_bytes(self.pixels))
     style = 'image-rendering:pixelated;min-width:8em'
-    return f'<img style="{style}" src="data:image/png;base64,{data}">'
+    return f'<img style="{style}" src="{file.url}">'
 
 
 def grid_of(pixels: np.ndarray, config: ImageConfig) -> tuple[int, int]:
@@ -63,13 +63,6 @@ def patch_places(rows: int, columns: int) -> np.ndarray:
   return np.stack([np.zeros_like(row_M), row_M, column_M], axis=1)
 
 
-def bytes_of(pixels: np.ndarray) -> np.ndarray:
-  """Returns pixels in [0, 1] as uint8; uint8 stays as it is."""
-  if pixels.dtype == np.uint8:
-    return pixels
-  return (pixels * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-
-
 def cut(pixels_hwc: np.ndarray, patch: int) -> np.ndarray:
   """Returns the patches of an image row by row, of shape (patches, values).
 
@@ -88,7 +81,7 @@ class ImageHost(Host):
   key = 'pixels'
   labels = ('label',)
   record_keys = ('digest',)
-  suffixes = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm')
+  suffixes = tuple(itertools.chain(*FORMATS.values()))
   Augment = ImageAugment
   lenient = ImageConfig()
 
@@ -114,9 +107,9 @@ class ImageHost(Host):
     return decode_image(data, self.config)
 
   def augment(
-    self, payload: np.ndarray, changes: ImageAugment, rng: np.random.Generator
+    self, payload: np.ndarray, strength: ImageAugment, rng: np.random.Generator
   ) -> np.ndarray:
-    return augment_image(payload, changes, rng)
+    return augment_image(payload, strength, rng)
 
   def form(self, span: Span) -> tuple[int, int]:
     """Returns the number of rows and of columns of patches."""

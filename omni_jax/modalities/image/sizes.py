@@ -17,7 +17,7 @@ class Fit(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-  """Images as raw patches (the VAE comes later).
+  """Sizes of images, which are cut into patches of raw pixels.
 
   Attributes:
     height: height of the largest image, in pixels.

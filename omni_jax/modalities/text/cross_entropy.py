@@ -51,20 +51,20 @@ def cross_entropy(
   if mesh.size == 1:
     hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
     return _chunked(hidden_TD, w_DV, target_T, weight_T, sharding.spec(), logits)
-  layout = sharding.weight_sharding(mesh, sharding.spec(*axes), w_DV.shape).spec
+  pspec = sharding.weight_sharding(mesh, sharding.spec(*axes), w_DV.shape).spec
 
   def local(
     hidden_BLD: Array, w_DV: Array, target_BL: Array, weight_BL: Array
   ) -> Array:
     hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
-    total = _chunked(hidden_TD, w_DV, target_T, weight_T, layout, logits)
+    total = _chunked(hidden_TD, w_DV, target_T, weight_T, pspec, logits)
     return jax.lax.psum(total, sharding.TOKEN_AXES)
 
   rows = sharding.spec('batch', 'length')
   mapped = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(rows, layout, rows, rows),
+    in_specs=(rows, pspec, rows, rows),
     out_specs=sharding.spec(),
     check_vma=False,
   )
@@ -90,25 +90,25 @@ def _chunked(
   w_dV: Array,
   target_T: Array,
   weight_T: Array,
-  layout: Any,
+  pspec: Any,
   logits: int,
 ) -> Array:
   """Returns the sum over the tokens of this device.
 
   Args:
     w_dV: the slice of the weight that this device holds.
-    layout: PartitionSpec of the weight.
+    pspec: PartitionSpec of the weight.
     logits: largest number of logits at a time.
   """
-  w_DV = sharding.gather_weight(w_dV, layout)
-  axis = _vocabulary_axis(layout)
+  w_DV = sharding.gather_weight(w_dV, pspec)
+  axis = _vocabulary_axis(pspec)
   total, _ = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, False)
   return total
 
 
-def _vocabulary_axis(layout: Any) -> str | None:
-  """Returns the mesh axis that the vocabulary is split over, or None."""
-  return layout[1] if layout else None
+def _vocabulary_axis(pspec: Any) -> str | None:
+  """Returns the mesh axis that splits the vocabulary, or None."""
+  return pspec[1] if pspec else None
 
 
 def _forward(
@@ -116,29 +116,29 @@ def _forward(
   w_dV: Array,
   target_T: Array,
   weight_T: Array,
-  layout: Any,
+  pspec: Any,
   logits: int,
 ) -> tuple[Array, _Gradients]:
   """Returns the loss and its gradients.
 
-  Both are computed together, while the logits of a chunk exist; otherwise these would
-  have to be computed again.
+  Both are computed together, while the logits of a chunk exist; otherwise the logits
+  would have to be computed again.
   """
-  w_DV = sharding.gather_weight(w_dV, layout)
-  axis = _vocabulary_axis(layout)
+  w_DV = sharding.gather_weight(w_dV, pspec)
+  axis = _vocabulary_axis(pspec)
   total, gradients = _loss(hidden_TD, w_DV, target_T, weight_T, axis, logits, True)
   assert gradients is not None
   # Only a slice of the weight's gradient is kept. The barrier makes sure that it is cut
   # before the decoder's backward pass begins.
-  slices = gradients._replace(w_DV=sharding.scatter_gradient(gradients.w_DV, layout))
+  slices = gradients._replace(w_DV=sharding.scatter_gradient(gradients.w_DV, pspec))
   return jax.lax.optimization_barrier((total, slices))
 
 
 def _backward(
-  layout: Any, logits: int, gradients: _Gradients, scale: Array
+  pspec: Any, logits: int, gradients: _Gradients, scale: Array
 ) -> tuple[Array, Array, None, None]:
   del logits
-  axis = _vocabulary_axis(layout)
+  axis = _vocabulary_axis(pspec)
   if axis:
     # The loss is the same on all devices of this axis, so shard_map gives each of them
     # a part of the cotangent.
@@ -164,7 +164,7 @@ def _loss(
 
   Args:
     w_DV: the weight, or the columns of this device where `axis` splits it.
-    axis: mesh axis that the vocabulary is split over, or None.
+    axis: mesh axis that splits the vocabulary, or None.
   """
   tokens = len(hidden_TD)
   width, vocab = w_DV.shape

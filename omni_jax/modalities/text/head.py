@@ -13,6 +13,7 @@ from omni_jax.nn.layers import Linear
 from omni_jax.sharding import Role
 
 WEIGHT_AXES = ('embed', 'vocab')  # logical axes of the head's weight
+MIN_TEMPERATURE = 1e-4  # avoids a division by 0
 
 
 class TextHead(nnx.Module):
@@ -50,8 +51,8 @@ class TextHead(nnx.Module):
   ) -> UnitLoss:
     """Returns the weighted cross-entropy of each position, in nats.
 
-    For objectives that weigh the segments of a row differently; `loss` costs less.
-    Works row by row and computes the logits again for the gradient.
+    It serves objectives that weigh the segments of a row differently, works row by row
+    and computes the logits again for the gradient; `loss` costs less.
     """
 
     @jax.checkpoint
@@ -87,7 +88,7 @@ def sample_logits(
     temperature: divides the logits; 0 takes the most likely id.
     top_p: the nucleus is the fewest ids whose probabilities sum to at least this.
   """
-  scaled = logits / jnp.maximum(temperature, 1e-4)
+  scaled = logits / jnp.maximum(temperature, MIN_TEMPERATURE)
   ordered = jnp.sort(scaled, axis=-1)[..., ::-1]
   before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
   lowest = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)

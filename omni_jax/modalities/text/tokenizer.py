@@ -6,8 +6,10 @@ import hashlib
 from omni_jax.errors import UserError
 
 BYTES = 256  # ids that stand for one byte of text
+ANY = 'any'  # asks for a reply whose media the model chooses itself
 # The task that the assistant is given, by the medium that a reply should hold.
-TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak', 'any': 'reply'}
+TASKS = {'text': 'write', 'image': 'draw', 'audio': 'speak', ANY: 'reply'}
+# Names of the special tokens that every run has.
 FIXED = (
   'pad',
   'bos',
@@ -42,7 +44,7 @@ class TokenizerConfig:
 
   languages: tuple[str, ...] = ('en',)
   voices: tuple[str, ...] = ()
-  max_grid: int = 8
+  max_grid: int = 4
   marks: tuple[str, ...] = ()
   size: int = 0
 
