@@ -1,4 +1,4 @@
-"""python -m omni_jax.convert --input=… --output=DIR: own data -> ArrayRecord shards.
+"""python -m omni_jax.convert --input=… --output=DIR: your data -> ArrayRecord shards.
 
   --input=data/train.jsonl       JSON lines with media files beside them
   --input=pictures/              pictures or sounds, with labels (the folders in it)
@@ -42,8 +42,9 @@ from omni_jax.convert import beam
 from omni_jax.convert.inputs import reader_of, READERS
 from omni_jax.convert.local import convert
 from omni_jax.convert.run_check import RunCheck
+from omni_jax.data.sources.shards import REFUSED
 from omni_jax.errors import run_command, UserError
-from omni_jax.sequence.read_media import is_remote
+from omni_jax.paths import is_remote
 
 # Flags whose value is a text, '' by default, and their help.
 TEXT_FLAGS = {
@@ -94,8 +95,8 @@ def _with_coders(check: RunCheck | None, folder: str) -> RunCheck:
     sizes = coder.host.config
     if not host.same_pieces(sizes):
       raise UserError(
-        f'--codes={folder} has a {coder.name} of pieces as {sizes}, '
-        f'--config has {host.config}'
+        f'--codes={folder} has a {coder.name} for pieces of {sizes}, but --config has '
+        f'{host.config}'
       )
   return check._replace(coders=coders)
 
@@ -111,7 +112,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--input', required=True)
   parser.add_argument('--output', required=True, help='folder to create')
   parser.add_argument(
-    '--kind', choices=list(READERS), help='kind of the input, if its name does not tell'
+    '--kind',
+    choices=list(READERS),
+    help='kind of the input, if its name leaves that open',
   )
   parser.add_argument(
     '--shards',
@@ -140,7 +143,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     '--rate',
     type=int,
     default=0,
-    help='samples per second of sounds whose TFDS feature does not tell',
+    help='samples per second of sounds whose TFDS feature does not give them',
   )
   flags, rest = parser.parse_known_args(arguments)
   unknown = [word for word in rest if not word.startswith(('--config=', '--config.'))]
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str]) -> None:
     f'{media}; {refused} refused'
   )
   if refused:
-    summary += f', see {flags.output}/refused.jsonl'
+    summary += f', see {flags.output}/{REFUSED}'
   print(summary)
 
 

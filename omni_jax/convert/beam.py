@@ -1,8 +1,8 @@
 """Runs a conversion as a pipeline of Apache Beam, for data too large for one machine.
 
 It shares its functions with the conversion on one machine and writes the same bytes.
-Two things differ. A pipeline that fails keeps nothing. And a shard, media included, is
-sorted in the memory of one worker, as is the list of all refused examples: request so
+Two things differ: a pipeline that fails keeps nothing, and a shard, media included, is
+sorted in the memory of one worker, as is the list of all refused examples. Request so
 many shards that each is a fraction of a worker's memory (some hundred MB).
 
 The reader travels with the pipeline, so an input of very many lines or pictures is
@@ -41,9 +41,9 @@ from omni_jax.data.sources.shards import (
   summary_files,
 )
 from omni_jax.errors import UserError
-from omni_jax.sequence.read_media import is_remote
+from omni_jax.paths import is_remote
 
-# Number of a piece of the input, its first item, and the item behind its last.
+# Number of a piece of the input, its first item, and the item after its last.
 Piece = tuple[int, int, int]
 # Id of an example, number of its piece, its number in the piece, fields of `Converted`.
 # Plain tuples: Beam encodes them compactly.
@@ -104,10 +104,10 @@ def convert(
     raise UserError(
       f'--beam={options!r}: the pipeline failed: {_last_line(error)}'
     ) from error
-  return _published(partial, output)
+  return _publish(partial, output)
 
 
-def _published(partial: str, output: str) -> dict[str, Any]:
+def _publish(partial: str, output: str) -> dict[str, Any]:
   """Renames the finished folder; returns its manifest."""
   try:
     manifest = json.loads(beam_files.read(partial, MANIFEST))
@@ -118,7 +118,7 @@ def _published(partial: str, output: str) -> dict[str, Any]:
     beam_files.publish(partial, output, [MANIFEST, REFUSED, *shards])
   except OSError as error:
     raise UserError(
-      f'{partial}: cannot be read or renamed here ({_last_line(error)}): '
+      f'{partial} cannot be read or renamed here ({_last_line(error)}): '
       'name a folder of --output that this machine and all workers see'
     ) from error
   return manifest

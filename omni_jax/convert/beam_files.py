@@ -11,7 +11,7 @@ import shutil
 from typing import Any, BinaryIO
 import uuid
 
-from omni_jax.sequence.read_media import is_remote
+from omni_jax.paths import is_remote
 
 UPLOADS = 'uploads'  # folder inside the output, of files that are not complete yet
 COPY_BYTES = 1 << 20

@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax.checkpoint.frozen import fingerprint, finished_autoencoder
+from omni_jax.data.sources.records import CODE
 from omni_jax.errors import UserError
 from omni_jax.model import encode_pieces, ModelConfig
 from omni_jax.types import Span
 
 PIECE = 32  # items are padded to a multiple of this many pieces: few shapes to compile
-MOST_ENTRIES = 1 << 16  # a record stores 16 bits per code
+CODE_BITS = 8 * CODE.itemsize
 
 
 class Coder:
@@ -23,8 +24,9 @@ class Coder:
   Payloads are encoded one at a time, so that a code never depends on other payloads.
 
   Attributes:
+    name: name of the autoencoder.
     medium: medium of the payloads.
-    fingerprint: changes when the codes would change.
+    fingerprint: digest that changes when the codes would change.
   """
 
   def __init__(self, model_config: ModelConfig, name: str, values: dict[str, Any]):
@@ -65,16 +67,16 @@ def coders_of(workdir: str, config: ConfigDict) -> dict[str, Coder]:
       fit the records.
   """
   model_config = ModelConfig.from_config(config.model)
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   coders = {}
-  for name in sorted(set(model_config.coded().values())):
+  for name in sorted(set(model_config.coded_streams().values())):
     codes = model_config.codes_of(name)
-    if codes.entries > MOST_ENTRIES:
+    if codes.entries > 1 << CODE_BITS:
       raise UserError(
-        f'{workdir}: codes with {codes.entries} entries do not fit into the 16 bits '
-        'of a record'
+        f'{workdir}: codes with {codes.entries} entries do not fit into the '
+        f'{CODE_BITS} bits of a record'
       )
-    values = finished_autoencoder(workdir, config, name, place)
+    values = finished_autoencoder(workdir, config, model_config, name, sharding)
     coder = Coder(model_config, name, values)
     coders[coder.medium] = coder
   return coders

@@ -19,8 +19,8 @@ import msgpack
 
 from omni_jax.convert.formats.reader import InputExample, Reader
 from omni_jax.convert.run_check import RunCheck
-from omni_jax.data.sources.records import MAX_RECORD, pack_example, write_array_record
-from omni_jax.data.sources.shards import ShardStats, sum_counts
+from omni_jax.data.sources.records import CODE, pack_example, write_array_record
+from omni_jax.data.sources.shards import SHARD_SUFFIX, ShardStats, sum_counts
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.sequence.example import (
@@ -51,7 +51,7 @@ class Converted(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """The place of a record in a spill file; other fields as in `Converted`."""
+  """The place of a record in a spill file, with some fields of `Converted`."""
 
   id: str
   refusal: str
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 def output_exists(output: str | os.PathLike) -> UserError:
-  """Returns the error about an output that is already there."""
+  """Returns the error about an output that already exists."""
   return UserError(
     f'--output={output} already exists: remove it or name another folder'
   )
@@ -81,10 +81,6 @@ def convert_example(source: InputExample, check: RunCheck | None = None) -> Conv
       check(_with_parts(example, decoded))
       example = _with_parts(example, _with_codes(parts, decoded, check))
     record = pack_example(example)
-    if len(record) > MAX_RECORD:
-      raise BadRecord(
-        f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
-      )
   except BadRecord as error:
     return Converted(source.id, b'', error.reason, {})
   counts = []
@@ -111,7 +107,7 @@ def _with_codes(
     coder = check.coders.get(part['type'])
     if coder:
       payload = decoded_medium[check.hosts[part['type']].key]
-      part = {**part, 'codes': coder(payload).astype('<u2').tobytes()}
+      part = {**part, 'codes': coder(payload).astype(CODE).tobytes()}
     coded.append(part)
   return coded
 
@@ -130,7 +126,7 @@ def _with_parts(example: Example, parts: Sequence[Part]) -> Example:
 
 
 def pieces_of(reader: Reader) -> list[range]:
-  """Returns the items that a worker reads at a time; depends on the input only."""
+  """Returns the items of each piece of the input, which depend on the input only."""
   pieces = []
   for start in range(0, len(reader), reader.chunk):
     stop = min(start + reader.chunk, len(reader))
@@ -139,7 +135,7 @@ def pieces_of(reader: Reader) -> list[range]:
 
 
 def shard_of(id: str, shards: int) -> int:
-  """Returns the number of a record's shard; depends on its id only."""
+  """Returns the number of a record's shard, which depends on its id only."""
   digest = hashlib.blake2b(id.encode(), digest_size=8).digest()
   return int.from_bytes(digest, 'little') % shards
 
@@ -176,7 +172,7 @@ def index_of(spill: pathlib.Path) -> pathlib.Path:
 
 def shard_name(number: int, shards: int) -> str:
   """Returns the file name of a shard."""
-  return f'data-{number:05d}-of-{shards:05d}.array_record'
+  return f'data-{number:05d}-of-{shards:05d}{SHARD_SUFFIX}'
 
 
 def write_shard(
@@ -187,8 +183,8 @@ def write_shard(
   """Writes one shard; of several records with the same id it keeps the first.
 
   Args:
-    entries: what is known of each record and the place where it is, sorted by id and
-      then in the order of the input.
+    entries: (facts about a record, its place) of each record, sorted by id and then in
+      the order of the input.
     read: returns the records at the given places, in order.
   """
   kept: list[Converted | Entry] = []
@@ -198,7 +194,7 @@ def write_shard(
     if entry.refusal:
       refused.append((entry.id, entry.refusal))
     elif kept and kept[-1].id == entry.id:
-      refused.append((entry.id, 'its id occurs before'))
+      refused.append((entry.id, 'its id occurs earlier'))
     else:
       kept.append(entry)
       places.append(place)

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
 from omni_jax.convert.formats.parquet import ParquetReader
-from omni_jax.convert.formats.reader import Reader
+from omni_jax.convert.formats.reader import DEFAULT_SPLIT, Reader
 from omni_jax.convert.formats.ready import ReadyReader
 from omni_jax.convert.formats.seqio import SeqioReader
 from omni_jax.convert.formats.tar import TarReader
@@ -71,7 +71,7 @@ def _seqio(paths: list[str], flags: InputFlags) -> Reader:
   return SeqioReader(_only(paths), module=flags.module, language=flags.language)
 
 
-# Kind of an input -> function of its paths and the flags that returns its reader.
+# Kind of an input -> function (paths, flags) that returns its reader.
 READERS: dict[str, Callable[[list[str], InputFlags], Reader]] = {
   'jsonl': _jsonl,
   'folder': _folder,
@@ -95,7 +95,7 @@ def reader_of(flags: InputFlags) -> Reader:
   if colon and scheme in READY:
     return ReadyReader(
       scheme,
-      rest or 'train',
+      rest or DEFAULT_SPLIT,
       root=flags.root,
       read=flags.read,
       write=flags.write,
@@ -105,8 +105,7 @@ def reader_of(flags: InputFlags) -> Reader:
   kind = flags.kind or _kind_of(paths[0])
   if not kind:
     raise UserError(
-      f'--input={flags.input}: its name does not tell its kind; '
-      f'give --kind={"|".join(READERS)}'
+      f'--input={flags.input}: its kind is unclear; give --kind={"|".join(READERS)}'
     )
   if kind in SHARDED and os.path.isdir(paths[0]):
     files = [entry.path for entry in os.scandir(paths[0])]
@@ -129,7 +128,7 @@ def _paths_of(pattern: str) -> list[str]:
 
 
 def _kind_of(path: str) -> str:
-  """Returns the kind of a file or folder, or '' if its name does not tell."""
+  """Returns the kind of a file or folder by its name, or '' if that is unclear."""
   if not os.path.isdir(path):
     for kind, suffixes in SUFFIXES.items():
       if path.endswith(suffixes):

@@ -31,6 +31,8 @@ from omni_jax.data.sources.shards import (
 from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import UserError
 
+SPILLS = 'spills'  # folder of the spill files, in that of the unfinished output
+
 
 class Job(NamedTuple):
   """The settings of a worker.
@@ -47,7 +49,7 @@ class Job(NamedTuple):
 
   def spill(self, number: int) -> pathlib.Path:
     """Returns the path of a spill file."""
-    return self.folder / 'spills' / f'{number:06d}.spill'
+    return self.folder / SPILLS / f'{number:06d}.spill'
 
   def shard(self, number: int) -> pathlib.Path:
     """Returns the path of a shard."""
@@ -95,11 +97,11 @@ def convert(
     check_not_empty(manifest)
     for name, text in summary_files(manifest, stats).items():
       (partial / name).write_text(text)
-    shutil.rmtree(partial / 'spills')
+    shutil.rmtree(partial / SPILLS)
     _plan_file(partial).unlink()
     os.rename(partial, output)
   except OSError as error:
-    raise UserError(f'{partial}: cannot be written ({error}): {RESUME}') from error
+    raise UserError(f'{partial} cannot be written ({error}): {RESUME}') from error
   return manifest
 
 
@@ -131,7 +133,7 @@ def _begin(partial: pathlib.Path, plan: dict[str, Any]) -> None:
   """
   path = _plan_file(partial)
   if not path.exists():
-    (partial / 'spills').mkdir(parents=True, exist_ok=True)
+    (partial / SPILLS).mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plan))
     return
   old_plan = json.loads(path.read_text())
@@ -151,7 +153,7 @@ def _write_spills(
   missing = [k for k in range(pieces) if not index_of(job.spill(k)).exists()]
   finished = pieces - len(missing)
   if finished:
-    log(f'convert: resumes, {finished} of {pieces} pieces are converted already')
+    log(f'convert: resuming, {finished} of {pieces} pieces are already converted')
   results = _run(_spill, job, missing, workers, timeout)
   for done, (number, examples) in enumerate(results, start=1):
     log(
@@ -191,9 +193,9 @@ def _run(
     functools.partial(function, job),
     min(workers, len(numbers)),
     timeout=timeout,
-    died=f'a worker has died (out of memory?): {RESUME}',
-    hangs=f'no worker has finished anything for {timeout:.0f} s: {RESUME}, '
-    'with --workers=1 to see where it hangs',
+    died_message=f'a worker has died (out of memory?): {RESUME}',
+    hang_message=f'no worker has finished a piece for {timeout:.0f} s: {RESUME}, with '
+    '--workers=1 to see where it hangs',
   )
   try:
     results = [pool.submit(number) for number in numbers]

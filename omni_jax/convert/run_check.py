@@ -1,6 +1,6 @@
 """Checks whether a run could train on an example, and encodes its media.
 
-The tokenizer, the sizes of the media and the budget of a row of the run decide.
+This depends on the run's tokenizer, sizes of media and budget of a row.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Coder(Protocol):
 class RunCheck(NamedTuple):
   """The parts of a run that examples are checked against. It may be pickled.
 
-  Examples are checked as they are; augmentation may still make them longer.
+  Examples are checked without augmentation, which may still make them longer.
 
   Attributes:
     coders: by medium, the autoencoders whose codes are stored.
@@ -53,9 +53,10 @@ class RunCheck(NamedTuple):
       UserError: if a part is missing or a value is not accepted.
     """
     try:
-      names = dataclass_of(TokenizerConfig, config.model.tokenizer, 'model.tokenizer')
+      part = config.model.tokenizer
+      tokenizer = dataclass_of(TokenizerConfig, part, 'model.tokenizer')
       sizes = media_sizes(config.model)
-      hosts = Hosts(sizes, Tokenizer(names))
+      hosts = Hosts(sizes, Tokenizer(tokenizer))
       return cls(hosts, budget_of(config.data.budget))
     except AttributeError as error:  # raised by ConfigDict; it names the key
       raise UserError(f'--config is not that of a run: {error}') from error
@@ -72,7 +73,7 @@ class RunCheck(NamedTuple):
       raise BadRecord(str(error)) from error
 
   def __str__(self) -> str:
-    """Returns everything that decides on the check and on the codes."""
+    """Returns everything that the check and the codes depend on."""
     sizes = {name: host.config for name, host in self.hosts.items()}
     coders = {name: coder.fingerprint for name, coder in self.coders.items()}
     return f'{self.hosts.tokenizer.config} {sizes} {self.budget} {coders}'

@@ -14,9 +14,9 @@ from omni_jax.sequence.interleave import interleave
 from omni_jax.sequence.pack import LaidOut, lay_out
 
 TIMEOUT = 300.0  # seconds for one example
-DIED = (
-  'a data worker has died (out of memory?): run the same command again to continue from '
-  'the last checkpoint, or set config.loader.workers=0 to see the cause'
+DIED_MESSAGE = (
+  'a data worker has died (out of memory?): run the same command again to continue '
+  'from the last checkpoint, or set config.loader.workers=0 to see the cause'
 )
 
 
@@ -39,8 +39,8 @@ class ExampleMaker(NamedTuple):
     examples: the examples, with random access.
     hosts: hosts of the run's media.
     seed: seed of the order and of the augmentation.
-    augment: for each medium, how strongly media that are only read are changed; None
-      for no augmentation.
+    augment: augmentation config of each medium that is augmented, by name; None for no
+      augmentation.
   """
 
   examples: Sequence[Example]
@@ -105,8 +105,8 @@ class Workers(WorkerPool):
       maker.block,
       count,
       timeout=TIMEOUT,
-      died=DIED,
-      hangs=f'a data worker has returned nothing for {TIMEOUT:.0f} s: it hangs; set '
-      'config.loader.workers=0 to see where',
+      died_message=DIED_MESSAGE,
+      hang_message=f'a data worker has returned nothing for {TIMEOUT:.0f} s: it hangs; '
+      'set config.loader.workers=0 to see where',
     )
     self.ahead = 3 * count  # blocks to request before they are needed

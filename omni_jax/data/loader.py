@@ -28,6 +28,7 @@ from omni_jax.types import Batch, RowBudget
 WAITING = 24
 DEFAULT = LoaderConfig()
 BAD_SHARE = 0.01  # a larger share of bad records stops the run
+FEW_BAD = 10  # so many bad records never stop it
 
 
 def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
@@ -51,8 +52,8 @@ def lanes_of(rows: int, config: LoaderConfig, count: int) -> int:
   return lanes
 
 
-class Shuffled:
-  """An endless sequence over a range of numbers, shuffled anew in every epoch.
+class ShuffledRange:
+  """An endless sequence over a range of numbers, in a new order in every epoch.
 
   It gives the order of Grain's shuffle without the layers that Grain puts around it.
   """
@@ -81,10 +82,10 @@ class Order:
   def __init__(self, mixture: Mixture, seed: int):
     self._schedule = Schedule(mixture.shares(), mixture.uses())
     self._single = mixture.uses() == [ENDLESS]
-    self._sources: list[Shuffled] = []
+    self._sources: list[ShuffledRange] = []
     for start, source in zip(mixture.starts, mixture.sources, strict=True):
       source_seed = seed + len(self._sources)
-      self._sources.append(Shuffled(start, len(source), source_seed))
+      self._sources.append(ShuffledRange(start, len(source), source_seed))
 
   def __getitem__(self, position: int) -> Place:
     draw = Draw(0, position) if self._single else self._schedule[position]
@@ -127,7 +128,7 @@ class _Lane:
     self._first_bad: dict[str, str] = dict(state.get('such_as', {}))
     self._requests: dict[int, Any] = {}  # by the first index of a block
     self._results: dict[int, LaidOut | BadRecord] = {}
-    # Examples that were looked at and are not packed yet; None for bad records.
+    # Examples that were fetched and are not packed yet; None for bad records.
     self._laid: dict[int, LaidOut | None] = {}
 
   def __next__(self) -> Batch:
@@ -209,7 +210,7 @@ class _Lane:
     self._bad[bad.kind] += 1
     self._first_bad.setdefault(bad.kind, str(bad))
     total = sum(self._bad.values())
-    if total <= max(10, BAD_SHARE * self._next):
+    if total <= max(FEW_BAD, BAD_SHARE * self._next):
       return
     kinds = []
     for kind, count in self._bad.most_common():
@@ -323,8 +324,8 @@ class Loader:
       return next(self._iterator)
     except IndexError as error:
       raise UserError(
-        f'all sources of the mixture are used up ({error}): set epochs=0 (no limit) for '
-        'one of config.data.sources, or train for fewer steps'
+        f'all sources of the mixture are used up ({error}): set epochs=0 (no limit) '
+        'for one of config.data.sources, or train for fewer steps'
       ) from error
     except ValueError as error:
       if isinstance(error, UserError):
@@ -342,23 +343,23 @@ class Loader:
     """Continues where `state` was taken.
 
     Raises:
-      UserError: if the data are not those of the state; it names the differences.
+      UserError: if the data do not match the state; it names the differences.
     """
     saved = json.loads(state)
     differences = []
     for name, value in self._facts.items():
       before = saved['of'].get(name)
       if before != value:
-        differences.append(f'{name} was {before}, is {value}')
+        differences.append(f'{name} was {before} and is now {value}')
     if differences and self._strict:
       raise UserError(
-        f'the data are not those of the checkpoint: {"; ".join(differences)}; start in a '
+        f'the data do not match the checkpoint: {"; ".join(differences)}; start in a '
         'new --workdir, or continue anyway with --config.loader.strict=False'
       )
     missing = self._iterator.get_state().keys() - saved['lanes'].keys()
     if missing:
       raise UserError(
-        f'the checkpoint has the lanes {sorted(saved["lanes"])} of the data, not '
+        f'the checkpoint has the lanes {sorted(saved["lanes"])} of the data, but not '
         f'{sorted(missing)}: set config.loader.lanes to its earlier value'
       )
     self._iterator.set_state(saved['lanes'])

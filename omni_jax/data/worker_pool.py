@@ -15,11 +15,11 @@ class WorkerPool:
   Results can be requested early and taken in any order.
 
   Args:
-    function: is sent to every process once, so it must pickle.
+    function: function to call; it is sent to every process once, so it must pickle.
     count: number of processes.
     timeout: seconds to wait for one result.
-    died: message for the user when a process ends.
-    hangs: message for the user when no result arrives within `timeout`.
+    died_message: message for the user when a process ends.
+    hang_message: message for the user when no result arrives within `timeout`.
   """
 
   def __init__(
@@ -28,12 +28,12 @@ class WorkerPool:
     count: int,
     *,
     timeout: float,
-    died: str,
-    hangs: str,
+    died_message: str,
+    hang_message: str,
   ):
     self._timeout = timeout
-    self._died = died
-    self._hangs = hangs
+    self._died_message = died_message
+    self._hang_message = hang_message
     # Not a fork, which would copy the locks of jax's threads.
     context = multiprocessing.get_context('spawn')
     self._pool = concurrent.futures.ProcessPoolExecutor(
@@ -49,7 +49,7 @@ class WorkerPool:
     try:
       return self._pool.submit(_Process.call, argument)
     except BrokenProcessPool as error:
-      raise UserError(self._died) from error
+      raise UserError(self._died_message) from error
 
   def result(self, request: concurrent.futures.Future) -> Any:
     """Returns the result of a requested call; an error of the function is raised here.
@@ -60,12 +60,12 @@ class WorkerPool:
     try:
       return request.result(self._timeout)
     except BrokenProcessPool as error:
-      raise UserError(self._died) from error
+      raise UserError(self._died_message) from error
     except TimeoutError as error:
       # A process that hangs would be waited for at exit.
       for process in list(self._pool._processes.values()):
         process.kill()
-      raise UserError(self._hangs) from error
+      raise UserError(self._hang_message) from error
 
   def close(self) -> None:
     self._pool.shutdown(wait=False, cancel_futures=True)

@@ -40,7 +40,7 @@ class JsonLinesReader:
       yield InputExample(example['id'] or name, make)
 
   def _texts(self, lines_n3: Sequence[Sequence[int]]) -> list[bytes]:
-    """Returns all given lines at once: they hold paths of media, not the media."""
+    """Returns all these lines at once: they hold paths of media, not the media."""
 
     def read() -> list[bytes]:
       texts = []
@@ -53,7 +53,7 @@ class JsonLinesReader:
     try:
       return with_retries(read, self._path)
     except OSError as error:
-      raise UserError(f'{self._path}: cannot be read ({error}): {RESUME}') from error
+      raise UserError(f'{self._path} cannot be read ({error}): {RESUME}') from error
 
   def _with_media(self, example: Example) -> Example:
     """Returns the example with the contents of its media files instead of paths."""

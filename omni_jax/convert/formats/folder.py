@@ -28,7 +28,7 @@ class FolderReader:
     self.files = tuple(str(self._root / name) for name in self._names)
     if not self._names:
       known = ' '.join(MEDIUM_OF_SUFFIX)
-      raise UserError(f'{path}: holds no pictures or sounds; known suffixes: {known}')
+      raise UserError(f'{path} holds no pictures or sounds; known suffixes: {known}')
 
   def __len__(self) -> int:
     return len(self._names)

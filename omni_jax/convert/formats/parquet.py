@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from omni_jax.convert.formats.reader import InputExample, raising
 from omni_jax.data.sources.pairs import infer_columns, pair_example
-from omni_jax.errors import BadRecord, UserError
+from omni_jax.errors import BadRecord, one_line, UserError
 from omni_jax.retry import is_transient, with_retries
-from omni_jax.sequence.example import Example, Part
+from omni_jax.sequence.example import Example, Part, text_part
 
 DAMAGE = (OSError, ValueError)  # base classes of pyarrow's own errors
 
@@ -47,12 +47,12 @@ class ParquetReader:
     parquet = _library()
     schemas = []
     for path in paths:
-      file = _opened(parquet, path)
+      file = _open_file(parquet, path)
       schemas.append(file.schema_arrow)
       for group in range(file.num_row_groups):
         self._groups.append((path, group))
     columns = _columns(schemas[0])
-    self._read, self._write = _chosen(columns, read, write, paths[0])
+    self._read, self._write = _read_and_write(columns, read, write, paths[0])
 
   def __len__(self) -> int:
     return len(self._groups)
@@ -65,7 +65,7 @@ class ParquetReader:
       try:
         rows = with_retries(read_rows, path, retryable=_is_transient)
       except DAMAGE as error:
-        bad = BadRecord(f'row group cannot be read ({_one_line(error)})')
+        bad = BadRecord(f'row group cannot be read ({one_line(error)})')
         yield InputExample(f'{base}/{group}', raising(bad))
         continue
       for number, row in enumerate(rows):
@@ -78,33 +78,25 @@ class ParquetReader:
       return file.read_row_group(group, columns=names).to_pylist()
 
   def _example(self, row: Mapping[str, Any]) -> Example:
-    shown = _part(self._read, row)
+    question = _part(self._read, row)
     answer = _part(self._write, row)
-    return pair_example([shown], answer, self._language)
+    return pair_example([question], answer, self._language)
 
 
-def _opened(parquet: Any, path: str) -> Any:
+def _open_file(parquet: Any, path: str) -> Any:
   """Returns the `pyarrow.parquet.ParquetFile` of a path."""
   try:
     return with_retries(
       functools.partial(parquet.ParquetFile, path), path, retryable=_is_transient
     )
   except DAMAGE as error:
-    raise UserError(
-      f'{path}: cannot be read as Parquet ({_one_line(error)})'
-    ) from error
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())
+    raise UserError(f'{path} cannot be read as Parquet ({one_line(error)})') from error
 
 
 def _is_transient(error: Exception) -> bool:
   """Returns whether another attempt may succeed.
 
-  pyarrow reports damage as an OSError as well.
-
-  Errors about damage have no `errno`.
+  pyarrow reports damage as an OSError, too, but without an `errno`.
   """
   return is_transient(error) and getattr(error, 'errno', None) is not None
 
@@ -146,20 +138,20 @@ def _column(field: Any, feature: Mapping[str, Any]) -> Column | None:
   """
   from pyarrow import types
 
-  noted = str(feature.get('_type', ''))
+  kind = str(feature.get('_type', ''))
   if types.is_string(field.type) or types.is_large_string(field.type):
     return Column(field.name, 'text')
-  if types.is_integer(field.type) and noted == 'ClassLabel':
+  if types.is_integer(field.type) and kind == 'ClassLabel':
     return Column(field.name, 'text', tuple(feature['names']))
   has_bytes = types.is_struct(field.type) and field.type.get_field_index('bytes') >= 0
   if not has_bytes and not types.is_binary(field.type):
     return None
-  named_audio = not noted and 'audio' in field.name
-  is_audio = noted == 'Audio' or named_audio
+  named_audio = not kind and 'audio' in field.name
+  is_audio = kind == 'Audio' or named_audio
   return Column(field.name, 'audio' if is_audio else 'image')
 
 
-def _chosen(
+def _read_and_write(
   columns: Mapping[str, Column], read: str, write: str, path: str
 ) -> tuple[Column, Column]:
   """Returns the columns of the prompt and of the answer."""
@@ -170,8 +162,8 @@ def _chosen(
   if read not in columns or write not in columns:
     known = ', '.join(f'{name} ({kind})' for name, kind in kinds.items())
     raise UserError(
-      f'{path} has {known or "no column that can be used"}: name the prompt by --read, '
-      f'the answer by --write (now {read!r}, {write!r})'
+      f'{path} has {known or "no column that can be used"}: name the prompt by --read '
+      f'and the answer by --write (now {read!r} and {write!r})'
     )
   return columns[read], columns[write]
 
@@ -180,7 +172,7 @@ def _part(column: Column, row: Mapping[str, Any]) -> Part:
   """Returns the value of a column as a part of an example."""
   value = row[column.name]
   if column.kind == 'text':
-    return {'type': 'text', 'text': _text(column, value)}
+    return text_part(_text(column, value))
   data = value.get('bytes') if isinstance(value, dict) else value
   if not isinstance(data, bytes):
     raise BadRecord(f'column {column.name!r} holds no bytes of a medium')

@@ -5,11 +5,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from omni_jax.data.sources.pairs import pair_example
 from omni_jax.errors import BadRecord
-from omni_jax.sequence.example import Example, MEDIA, Part
+from omni_jax.sequence.example import Example, MEDIA, Part, text_part
 
 # Videos cannot be read yet: they are refused by name instead of being ignored silently.
 VIDEO_SUFFIXES = ('.mp4', '.webm', '.mkv', '.mov', '.avi')
 
+DEFAULT_SPLIT = 'train'  # of inputs that have named splits
 # The end of an error message about a conversion that can be resumed.
 RESUME = 'run the same command again to resume'
 
@@ -77,4 +78,4 @@ def captioned(media: Sequence[Part], text: str, language: str = '') -> Example:
   """
   if not text:
     return {'content': list(media)}
-  return pair_example(media, {'type': 'text', 'text': text}, language)
+  return pair_example(media, text_part(text), language)

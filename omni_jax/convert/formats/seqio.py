@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import functools
 from typing import Any
 
-from omni_jax.convert.formats.reader import captioned, InputExample
+from omni_jax.convert.formats.reader import captioned, DEFAULT_SPLIT, InputExample
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
 
 
 class SeqioReader:
@@ -30,7 +30,7 @@ class SeqioReader:
   def __init__(self, name: str, *, module: str = '', language: str = ''):
     self.files = ()
     self._name, _, split = name.partition('/')
-    self._split = split or 'train'
+    self._split = split or DEFAULT_SPLIT
     self._module = module
     self._language = language
     self._task()
@@ -57,8 +57,8 @@ class SeqioReader:
       task = seqio.get_mixture_or_task(self._name)
     except ValueError as error:
       raise UserError(
-        f'SeqIO knows no task or mixture {self._name!r}: name the module that '
-        'registers it by --module'
+        f'SeqIO has no task or mixture {self._name!r}: name the module that registers '
+        'it by --module'
       ) from error
     if self._split not in task.splits:
       known = ', '.join(sorted(task.splits))
@@ -80,8 +80,8 @@ class SeqioReader:
     if answer is None:
       raise BadRecord(f'has no targets, but {", ".join(sorted(row))}')
     if not prompt:
-      return {'content': [{'type': 'text', 'text': answer}]}
-    return captioned([{'type': 'text', 'text': prompt}], answer, self._language)
+      return {'content': [text_part(answer)]}
+    return captioned([text_part(prompt)], answer, self._language)
 
 
 def _text(task: Any, row: Mapping[str, Any], name: str) -> str | None:

@@ -16,9 +16,9 @@ from omni_jax.convert.formats.reader import (
   raising,
 )
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.modalities.files import MAX_BYTES
+from omni_jax.modalities.files import check_bytes
 from omni_jax.retry import RetryingFile
-from omni_jax.sequence.example import check_example, Example, map_media, Part
+from omni_jax.sequence.example import check_example, Example, map_media, Part, text_part
 
 CHAT_SUFFIX = '.json'
 TEXT_SUFFIXES = ('.txt', '.cls')
@@ -61,7 +61,7 @@ class TarReader:
         with RetryingFile(path) as file, tarfile.open(fileobj=file, mode='r|*'):
           pass
       except DAMAGE as error:
-        raise UserError(f'{path}: is not a tar file ({error})') from error
+        raise UserError(f'{path} is not a tar file ({error})') from error
 
   def __len__(self) -> int:
     return len(self.files)
@@ -92,7 +92,7 @@ class TarReader:
       elif member.suffix in TEXT_SUFFIXES:
         texts.append(_text(member))
     if not media:
-      return {'content': [{'type': 'text', 'text': text} for text in texts]}
+      return {'content': [text_part(text) for text in texts]}
     return captioned(media, '\n'.join(texts), self._language)
 
 
@@ -122,7 +122,8 @@ def _chat(chat: Member, files: dict[str, bytes]) -> Example:
 def _members(path: str) -> Iterator[Member]:
   """Yields the files of an archive from front to back.
 
-  Files that are too large are not read. A damaged archive ends with a problem.
+  Files that are too large are not read. A damaged archive ends with a member that has a
+  problem.
   """
   try:
     with RetryingFile(path) as file, tarfile.open(fileobj=file, mode='r|*') as archive:
@@ -144,8 +145,10 @@ def _problem(info: tarfile.TarInfo) -> str:
     return f'{info.name}: a path that leaves the archive'
   if not info.isreg():
     return f'{info.name}: a link or a device'
-  if info.size > MAX_BYTES:
-    return f'{info.name}: has {info.size:,} bytes, more than the {MAX_BYTES:,} allowed'
+  try:
+    check_bytes(info.size)
+  except BadRecord as error:
+    return error.at(info.name).reason
   return ''
 
 

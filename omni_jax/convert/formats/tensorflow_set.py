@@ -5,7 +5,7 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
-from omni_jax.convert.formats.reader import InputExample
+from omni_jax.convert.formats.reader import DEFAULT_SPLIT, InputExample
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts
@@ -47,7 +47,8 @@ class TfdsReader:
   def _open(self) -> None:
     config = SimpleNamespace(**self._config)
     try:
-      self._examples = open_tfds(config, Hosts.lenient(), self._split or 'train')
+      split = self._split or DEFAULT_SPLIT
+      self._examples = open_tfds(config, Hosts.lenient(), split)
     except UserError as error:
       # The keys of a run's config are flags of this command.
       text = str(error).replace('config.data.', '')

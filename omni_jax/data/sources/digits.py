@@ -1,6 +1,6 @@
 """The embedded default data: handwritten digits, and digit words in four languages.
 
-The images are scikit-learn's, the speech is synthesised. Every example is built from
+The images are scikit-learn's; the speech is synthesised. Every example is built from
 its index by one of the recipes below; nothing is downloaded or stored.
 """
 
@@ -21,6 +21,8 @@ from omni_jax.data.sources.espeak import (
   TRAIN_VARIANTS,
 )
 from omni_jax.errors import UserError
+from omni_jax.modalities.text.tokenizer import ANY, TASKS
+from omni_jax.sequence.example import text_part
 
 LANGUAGES = tuple(DIGIT_WORDS)
 HELDOUT_TAKES = ((150, 45),)  # words per minute and pitch that training never has
@@ -95,10 +97,6 @@ def load_digits(config: Any) -> Digits:
   return _load(config.voices, config.takes, config.rate, config.seconds)
 
 
-def _text(word: str) -> dict[str, Any]:
-  return {'type': 'text', 'text': word}
-
-
 def _image(pixels: np.ndarray) -> dict[str, Any]:
   return {'type': 'image', 'pixels': pixels}
 
@@ -133,22 +131,23 @@ class DigitExamples(Sequence):
     recipes: Mapping[str, float],
     *,
     seed: int,
-    spoken_takes: int = 1,
+    spoken_takes: int,
     length: int = 10**7,
   ):
     known = {f'{source}_to_{target}' for source in INPUTS for target in OUTPUTS}
     unknown = set(recipes) - known - {'reply'}
     if unknown or not recipes:
+      problem = f'{sorted(unknown)} is unknown' if unknown else 'it is empty'
       raise UserError(
-        f'config.data.recipes: {sorted(unknown)} is unknown; a recipe is input_to_output '
-        "with image, speech and text, or 'reply'"
+        f'config.data.recipes: {problem}; a recipe is input_to_output with image, '
+        "speech and text, or 'reply'"
       )
     self._digits = digits
     self._seed = seed
     self._length = length
     self._names = tuple(recipes)
     weights = np.array(list(recipes.values()), np.float64)
-    self._p = weights / weights.sum()
+    self._probabilities = weights / weights.sum()
     self._images = [np.flatnonzero(digits.train_labels == d) for d in range(10)]
     self._takes = _takes_by_voice(digits.train_clips)
     self._voices = tuple(self._takes)
@@ -159,7 +158,12 @@ class DigitExamples(Sequence):
 
   def identity(self) -> str:
     """Returns a digest of the images, the clips and the settings."""
-    settings = (self._names, self._p.tolist(), self._seed, self._spoken_takes)
+    settings = (
+      self._names,
+      self._probabilities.tolist(),
+      self._seed,
+      self._spoken_takes,
+    )
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
     arrays: list[np.ndarray] = [self._digits.train_images, self._digits.train_labels]
     arrays += [clip.wave for clip in self._digits.train_clips]
@@ -177,19 +181,19 @@ class DigitExamples(Sequence):
     self, index: int
   ) -> dict[str, Any]:
     rng = np.random.default_rng((self._seed, index))
-    recipe = rng.choice(len(self._names), p=self._p)
+    recipe = rng.choice(len(self._names), p=self._probabilities)
     name = self._names[recipe]
     scene = _Scene(self, rng)
     if name == 'reply':
       source = ('image', 'speech', 'text')[rng.integers(3)]
-      shown = INPUTS[source](scene)
+      question = INPUTS[source](scene)
       answer = _reply(scene)
     else:
       source, _, target = name.partition('_to_')
-      shown = INPUTS[source](scene)
+      question = INPUTS[source](scene)
       answer = OUTPUTS[target](scene, source)
-    question = {'role': 'user', 'content': [shown]}
-    messages = [question, {'role': 'assistant', **answer}]
+    user = {'role': 'user', 'content': [question]}
+    messages = [user, {'role': 'assistant', **answer}]
     return {'id': f'digits/{index}', 'messages': messages}
 
 
@@ -212,8 +216,8 @@ class _Scene:
   """The random choices of one example: a digit, a speaker and two languages.
 
   Attributes:
-    heard, spoken: the speaker's take in a prompt and in an answer.
-    language, other: languages of the prompt and of the answer.
+    heard, spoken: the speaker's takes in the question and in the answer.
+    question_language, answer_language: their languages.
   """
 
   def __init__(self, examples: DigitExamples, rng: np.random.Generator):
@@ -223,15 +227,15 @@ class _Scene:
     takes = examples._takes[self.voice]
     self.heard = takes[rng.integers(len(takes))]
     self.spoken = takes[rng.integers(examples._spoken_takes)]
-    language, other = rng.choice(len(LANGUAGES), 2, replace=False)
-    self.language = LANGUAGES[language]
-    self.other = LANGUAGES[other]
+    first, second = rng.choice(len(LANGUAGES), 2, replace=False)
+    self.question_language = LANGUAGES[first]
+    self.answer_language = LANGUAGES[second]
     self._digits = examples._digits
     self._images = examples._images[self.digit]
 
   @property
   def word(self) -> str:
-    return DIGIT_WORDS[self.other][self.digit]
+    return DIGIT_WORDS[self.answer_language][self.digit]
 
   def draw(self) -> dict[str, Any]:
     """Returns a random image of the digit."""
@@ -240,27 +244,27 @@ class _Scene:
 
   def speak(self) -> dict[str, Any]:
     """Returns the answer's clip."""
-    return _audio(self.spoken[self.other, self.digit])
+    return _audio(self.spoken[self.answer_language, self.digit])
 
 
 def _write(scene: _Scene, source: str) -> dict[str, Any]:
   # Speech is mostly transcribed in its own language; text is always translated.
   if source == 'speech' and scene.rng.random() < OWN_LANGUAGE:
-    scene.other = scene.language
-  content = [_text(scene.word)]
-  return {'task': 'write', 'language': scene.other, 'content': content}
+    scene.answer_language = scene.question_language
+  content = [text_part(scene.word)]
+  return {'task': TASKS['text'], 'language': scene.answer_language, 'content': content}
 
 
 def _draw(scene: _Scene, source: str) -> dict[str, Any]:
   del source
   content = [scene.draw()]
-  return {'task': 'draw', 'language': scene.other, 'content': content}
+  return {'task': TASKS['image'], 'language': scene.answer_language, 'content': content}
 
 
 def _speak(scene: _Scene, source: str) -> dict[str, Any]:
   if source == 'text' and scene.rng.random() < READ_ALOUD:
-    scene.other = scene.language
-  answer: dict[str, Any] = {'task': 'speak', 'language': scene.other}
+    scene.answer_language = scene.question_language
+  answer: dict[str, Any] = {'task': TASKS['audio'], 'language': scene.answer_language}
   if source != 'speech':  # the answer to speech has the voice that was heard
     answer['voice'] = scene.voice
   answer['content'] = [scene.speak()]
@@ -269,10 +273,10 @@ def _speak(scene: _Scene, source: str) -> dict[str, Any]:
 
 def _reply(scene: _Scene) -> dict[str, Any]:
   return {
-    'task': 'reply',
-    'language': scene.other,
+    'task': TASKS[ANY],
+    'language': scene.answer_language,
     'voice': scene.voice,
-    'content': [_text(scene.word), scene.draw(), scene.speak()],
+    'content': [text_part(scene.word), scene.draw(), scene.speak()],
   }
 
 
@@ -281,11 +285,11 @@ def _image_input(scene: _Scene) -> dict[str, Any]:
 
 
 def _speech_input(scene: _Scene) -> dict[str, Any]:
-  return _audio(scene.heard[scene.language, scene.digit])
+  return _audio(scene.heard[scene.question_language, scene.digit])
 
 
 def _text_input(scene: _Scene) -> dict[str, Any]:
-  return _text(DIGIT_WORDS[scene.language][scene.digit])
+  return text_part(DIGIT_WORDS[scene.question_language][scene.digit])
 
 
 INPUTS = {'image': _image_input, 'speech': _speech_input, 'text': _text_input}

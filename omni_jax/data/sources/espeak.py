@@ -1,8 +1,8 @@
-"""Synthesises spoken digits in four languages and many voices by eSpeak NG.
+"""Synthesises spoken digits in four languages and many voices with eSpeak NG.
 
 They are the speech of the embedded default data. The library (GPL-3.0) comes with the
-optional wheel `espeakng-loader` and is called by ctypes: no program is started and no
-network is used.
+optional wheel `espeakng-loader` and is called through ctypes: no program is started and
+no network is used.
 """
 
 import _ctypes
@@ -21,8 +21,9 @@ import numpy as np
 import soxr
 
 from omni_jax.errors import UserError
+from omni_jax.modalities.audio.sizes import FULL_SCALE
 
-# By language, in the order of the digits.
+# The words of the digits 0 to 9, by language.
 DIGIT_WORDS = {
   'en': (
     'zero',
@@ -73,8 +74,8 @@ DIGIT_WORDS = {
     'nueve',
   ),
 }
-# Variants in eSpeak's folder `!v`: no robots, whispers or croaks, and low and high
-# voices in both lists.
+# Variants in eSpeak's folder `!v`, without robots, whispers and croaks. Both lists have
+# low and high voices.
 TRAIN_VARIANTS = (
   'f1',
   'f2',
@@ -92,7 +93,7 @@ TRAIN_VARIANTS = (
   'Denis',
 )
 HELDOUT_VARIANTS = ('f3', 'm4', 'Annie', 'Michael')
-# (words per minute, pitch from 0 to 99).
+# The takes of a voice: (words per minute, pitch from 0 to 99).
 TAKES = ((125, 50), (140, 40), (165, 60), (135, 65), (155, 35))
 
 # Values of speak_lib.h. The first is AUDIO_OUTPUT_SYNCHRONOUS: no sound device and no
@@ -123,8 +124,8 @@ class Clip:
     digit: digit that is spoken, 0…9.
     language: key of `DIGIT_WORDS`.
     voice: eSpeak variant.
-    rate_wpm: words per minute that eSpeak was told.
-    pitch: pitch that eSpeak was told, 0…99.
+    rate_wpm: words per minute that eSpeak was asked for.
+    pitch: pitch that eSpeak was asked for, 0…99.
   """
 
   wave: np.ndarray
@@ -162,7 +163,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
   try:
     rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
     if rate <= 0:
-      raise UserError(f'eSpeak NG does not start with the data of {data}: code {rate}')
+      raise UserError(f'eSpeak NG does not start with the data in {data}: code {rate}')
     lib.espeak_ng_SetRandSeed(ctypes.c_long(0))
     if os.name == 'posix':
       ctypes.CDLL(None).srand(1)
@@ -176,7 +177,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
 def variants() -> tuple[str, ...]:
   """Returns the names of all voice variants of the installed eSpeak NG.
 
-  eSpeak itself replaces an unknown variant by its default in silence.
+  eSpeak itself silently replaces an unknown variant by its default.
   """
   folder = pathlib.Path(_loader().get_data_path()) / 'voices' / '!v'
   return tuple(sorted(path.name for path in folder.iterdir()))
@@ -205,7 +206,7 @@ def _speak(text: str, voice: str, rate_wpm: int, pitch: int) -> tuple[np.ndarray
     raise UserError(
       f'eSpeak NG produced no sound for {text!r} with voice {voice!r}: code {code}'
     )
-  return np.concatenate(pieces) / np.float32(2**15), rate
+  return np.concatenate(pieces) / np.float32(FULL_SCALE), rate
 
 
 def _trimmed(wave_S: np.ndarray, rate: int) -> np.ndarray:
@@ -258,8 +259,8 @@ def corpus(
   takes: Sequence[tuple[int, int]] = TAKES,
   languages: Sequence[str] = tuple(DIGIT_WORDS),
   *,
-  sample_rate: int = 8000,
-  seconds: float = 0.96,
+  sample_rate: int,
+  seconds: float,
 ) -> list[Clip]:
   """Returns every digit in every language by every voice in every take: 4 ms per clip.
 

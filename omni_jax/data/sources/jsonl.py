@@ -20,6 +20,7 @@ import numpy as np
 
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
+from omni_jax.paths import is_remote
 from omni_jax.retry import with_retries
 from omni_jax.sequence.example import (
   check_example,
@@ -29,9 +30,9 @@ from omni_jax.sequence.example import (
   Example,
   map_media,
   Part,
-  Stored,
+  StoredExamplesBase,
 )
-from omni_jax.sequence.read_media import is_remote, read_media
+from omni_jax.sequence.read_media import read_media
 
 MAX_LINE = 16 << 20  # bytes
 # Size of the cache of decoded media: later epochs of a small set need no decoding.
@@ -54,7 +55,7 @@ class MediaCache:
     self._lock = threading.Lock()
 
   def get(self, name: tuple[str, str], make: Callable[[], Part]) -> Part:
-    """Returns a copy of the part of a name, which `make` returns if it is not cached.
+    """Returns a copy of the part with a name; calls `make` if it is not cached.
 
     Its arrays are shared and read-only.
     """
@@ -84,10 +85,10 @@ def _size(part: Part) -> int:
   return sum(array.nbytes for array in _arrays(part))
 
 
-class JsonLines(Stored):
+class JsonLines(StoredExamplesBase):
   """The examples of one JSON lines file, with random access.
 
-  Texts stay as they are, media become arrays of the run's size. It holds the offsets of
+  Texts stay as they are; media become arrays of the run's size. It holds the offsets of
   the lines, not the lines; many threads may read it, and worker processes get it by
   pickling.
 
@@ -100,7 +101,7 @@ class JsonLines(Stored):
     self, path: epath.PathLike, hosts: Hosts, *, cache_bytes: int = CACHE_BYTES
   ):
     self.path = epath.Path(path)
-    # Strings: to ask epath takes as long as to read a line.
+    # Kept as strings: asking epath takes as long as reading a line.
     self._name = self.path.name
     self._folder = os.fspath(self.path.parent)
     self.hosts = hosts
@@ -139,7 +140,7 @@ class JsonLines(Stored):
 
   def encoded(self, index: SupportsIndex) -> Example:
     """Returns an example with the paths of its media, nothing decoded."""
-    start, length, number = self._lines_n3[self.place(index)].tolist()
+    start, length, number = self._lines_n3[self.checked_index(index)].tolist()
     name = f'{self._name}:{number}'
     try:
       example = parse_line(with_retries(lambda: self._read(start, length), self.path))
@@ -155,7 +156,7 @@ class JsonLines(Stored):
   def _read(self, start: int, length: int) -> bytes:
     """Returns bytes of the file.
 
-    A local file is opened only once, since that takes longer than to parse a line.
+    A local file is opened only once, since that takes longer than parsing a line.
     """
     file = self._file
     if file is None and is_remote(self.path):
@@ -293,13 +294,13 @@ def _load_json(line: bytes) -> Any:
 def index_lines(
   path: epath.Path, check: Callable[[bytes], Any] | None = None
 ) -> np.ndarray:
-  """Returns where the lines of a file are, int64 (lines, 3); blank lines are left out.
+  """Returns the places of the lines of a file, int64 (lines, 3), without blank lines.
 
   The columns are start and length in bytes, and the line number from 1.
 
   Args:
     path: the file.
-    check: is called with each line, and may refuse it by a BadRecord.
+    check: function that is called with each line; a BadRecord refuses the line.
 
   Raises:
     UserError: if the file cannot be read, is empty, or a line is refused or too long.
@@ -308,10 +309,10 @@ def index_lines(
     lines = with_retries(lambda: _lines_of(path, check), path)
   except OSError as error:
     raise UserError(
-      f'{path}: cannot be read ({error.strerror or error}): name a file of JSON lines'
+      f'{path} cannot be read ({error.strerror or error}): name a file of JSON lines'
     ) from error
   if not lines:
-    raise UserError(f'{path}: holds no examples: write one JSON object per line')
+    raise UserError(f'{path} holds no examples: write one JSON object per line')
   return np.array(lines, np.int64)
 
 
@@ -329,7 +330,7 @@ def _lines_of(
         if len(line) > MAX_LINE:
           raise BadRecord(
             f'longer than {MAX_LINE:,} bytes: write one object per line, and put media '
-            'into files'
+            'in files'
           )
         if text.strip():
           if check is not None:

@@ -19,6 +19,7 @@ from omni_jax.sequence.example import Example
 ENDLESS = 1 << 62  # number of draws from a source without a limit
 UNIT = 1_000_000  # shares are rounded to multiples of 1 / UNIT
 BLOCK = 128  # draws of a schedule that are computed at once
+BLOCKS = 8  # blocks of draws that are kept
 # Keys of config.data that a part never inherits from its mixture, and their defaults.
 OWN = dict(source='', sources={}, temperature=1.0, eval_file='')
 UNREAD = ('budget', 'augment')  # keys that no source reads
@@ -26,7 +27,7 @@ UNREAD = ('budget', 'augment')  # keys that no source reads
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """The share and the limits of a source in a mixture.
+  """The weight and the limits of a source in a mixture.
 
   Attributes:
     weight: weight relative to the other sources; 0 for the number of its examples.
@@ -43,7 +44,7 @@ class Drawing:
   def __post_init__(self):
     if min(self.weight, self.cap, self.epochs) < 0:
       raise ValueError(
-        f'weight={self.weight} cap={self.cap} epochs={self.epochs}: none may be negative'
+        f'weight={self.weight} cap={self.cap} epochs={self.epochs}: none may be below 0'
       )
 
 
@@ -79,7 +80,7 @@ class Schedule:
     common = math.lcm(*self._weights)
     # Half of the time between two draws of each source, exact.
     self._halves = [common // weight for weight in self._weights]
-    self._block = functools.lru_cache(maxsize=8)(self._block_from)
+    self._block = functools.lru_cache(maxsize=BLOCKS)(self._block_from)
 
   def __getitem__(self, place: int) -> Draw:
     """Returns the draw at a place. Raises IndexError when all sources are used up."""
@@ -91,16 +92,16 @@ class Schedule:
   def _block_from(self, place: int) -> list[Draw]:
     """Returns the next BLOCK draws from a place on, fewer where the schedule ends.
 
-    To find the place takes as long as a hundred draws.
+    Finding the place takes as long as a hundred draws.
     """
-    drawn = self._drawn(self._moment_before(place))
+    counts = self._draw_counts(self._moment_before(place))
     heap: list[tuple[int, int, int]] = []  # (time, source, number) of the next draws
-    for source, number in enumerate(drawn):
+    for source, number in enumerate(counts):
       if number < self._uses[source]:
         time = (2 * number + 1) * self._halves[source]
         heap.append((time, source, number))
     heapq.heapify(heap)
-    earlier = place - sum(drawn)
+    earlier = place - sum(counts)
     draws: list[Draw] = []
     while heap and len(draws) < earlier + BLOCK:
       time, source, number = heap[0]
@@ -116,18 +117,18 @@ class Schedule:
     """Returns the last integer moment with at most `place` draws before it."""
     low = 0
     high = 1
-    while sum(self._drawn(high)) <= place:
+    while sum(self._draw_counts(high)) <= place:
       low = high
       high *= 2
     while high - low > 1:
       middle = (low + high) // 2
-      if sum(self._drawn(middle)) <= place:
+      if sum(self._draw_counts(middle)) <= place:
         low = middle
       else:
         high = middle
     return low
 
-  def _drawn(self, moment: int) -> list[int]:
+  def _draw_counts(self, moment: int) -> list[int]:
     """Returns the number of draws from each source up to a moment.
 
     Draw n of a source is at the moment (n + 1/2) / share.
@@ -144,7 +145,7 @@ class Mixture(Sequence):
 
   Args:
     sources: examples of each source, by name.
-    drawings: how often each source is drawn from, by name.
+    drawings: weight and limits of each source, by name.
     temperature: above 1 it evens out the shares.
 
   Raises:
@@ -197,7 +198,7 @@ class Mixture(Sequence):
     return (scaled / scaled.sum()).tolist()
 
   def uses(self) -> list[int]:
-    """Returns how many examples each source gives before it is used up."""
+    """Returns how many draws use up each source."""
     uses: list[int] = []
     for source, drawing in zip(self.sources, self.drawings, strict=True):
       limit = max(1, round(drawing.epochs * len(source)))
@@ -273,5 +274,5 @@ def mixture_of(
     except ValueError as error:
       raise UserError(f'config.data.sources.{name}: {error}') from error
     if not len(sources[name]):
-      raise UserError(f'config.data.sources.{name}: holds no examples')
+      raise UserError(f'config.data.sources.{name} holds no examples')
   return Mixture(sources, drawings, config.temperature)

@@ -1,13 +1,16 @@
-"""Builds examples of two columns: one is the prompt, the other the answer."""
+"""Builds examples from two columns: one is the question, the other the answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omni_jax.modalities.text.tokenizer import TASKS
 
+# Names of the media in directions and groups, such as 'image_to_speech'.
+WORD_OF_MEDIUM = {'text': 'text', 'image': 'image', 'audio': 'speech'}
+
 
 def pair_example(
-  shown: Sequence[dict[str, Any]],
+  question_parts: Sequence[dict[str, Any]],
   answer: dict[str, Any],
   language: str = '',
   voice: str = '',
@@ -15,20 +18,20 @@ def pair_example(
   """Returns an example in the chat form, without an id.
 
   Args:
-    shown: parts of the user's message.
-    answer: the one part of the assistant's message.
+    question_parts: parts of the user's message.
+    answer: the only part of the assistant's message.
     language: language of the answer; '' to leave it open.
     voice: voice of the answer; '' to leave it open.
   """
   task = TASKS[answer['type']]
-  message: dict[str, Any] = {'role': 'assistant', 'task': task}
+  question = {'role': 'user', 'content': list(question_parts)}
+  reply: dict[str, Any] = {'role': 'assistant', 'task': task}
   if language:
-    message['language'] = language
+    reply['language'] = language
   if voice:
-    message['voice'] = voice
-  message['content'] = [answer]
-  question = {'role': 'user', 'content': list(shown)}
-  return {'messages': [question, message]}
+    reply['voice'] = voice
+  reply['content'] = [answer]
+  return {'messages': [question, reply]}
 
 
 def infer_columns(kinds: Mapping[str, str]) -> tuple[str, str]:
@@ -42,8 +45,10 @@ def infer_columns(kinds: Mapping[str, str]) -> tuple[str, str]:
   media: list[str] = []
   texts: list[str] = []
   for name, kind in kinds.items():
-    names = texts if kind == 'text' else media
-    names.append(name)
+    if kind == 'text':
+      texts.append(name)
+    else:
+      media.append(name)
   medium = media[0] if len(media) == 1 else ''
   text = texts[0] if len(texts) == 1 else ''
   return medium, text

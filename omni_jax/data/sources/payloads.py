@@ -12,7 +12,8 @@ from omni_jax.data.sources.without_voice import WithoutVoice
 from omni_jax.errors import BadRecord
 from omni_jax.sequence.example import Example, MEDIA, Part, parts_of
 
-Named = JsonLines | ReadySet | WithoutVoice  # sources whose media have paths
+# Sources whose media are files or members of archives.
+SourceWithPaths = JsonLines | ReadySet | WithoutVoice
 
 
 class Payloads(NamedTuple):
@@ -20,7 +21,8 @@ class Payloads(NamedTuple):
 
   Attributes:
     arrays: the payloads.
-    refused: why other media cannot be used; the loader of the omni stage counts these.
+    refused: errors of the media that cannot be used, which the loader of the omni stage
+      counts again.
   """
 
   arrays: list[np.ndarray]
@@ -32,7 +34,7 @@ def payload_of(part: Part) -> Any:
   return part[MEDIA[part['type']].key]
 
 
-def named_payloads(examples: Named, medium: str, limit: int) -> Payloads:
+def named_payloads(examples: SourceWithPaths, medium: str, limit: int) -> Payloads:
   """Returns every payload that the model writes, or reads if it writes none.
 
   Args:
@@ -64,8 +66,8 @@ def named_payloads(examples: Named, medium: str, limit: int) -> Payloads:
 def sampled_payloads(examples: Sequence[Example], medium: str, limit: int) -> Payloads:
   """Returns every payload of about `limit` examples, evenly spread over the data.
 
-  Of a mixture they come from as many examples of each source. Media of records have no
-  names, so payloads of equal content count as the same.
+  In a mixture, each source gives as many examples. Media of records have no names, so
+  payloads of equal content count as the same.
   """
   by_content: dict[int, np.ndarray] = {}
   refused: list[BadRecord] = []

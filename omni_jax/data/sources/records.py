@@ -21,7 +21,7 @@ from etils import epath
 import msgpack
 import numpy as np
 
-from omni_jax.errors import BadRecord, UserError
+from omni_jax.errors import BadRecord, one_line, UserError
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.retry import LASTING, with_retries
 from omni_jax.sequence.example import (
@@ -30,13 +30,14 @@ from omni_jax.sequence.example import (
   Example,
   map_media,
   Part,
-  Stored,
+  StoredExamplesBase,
 )
 from omni_jax.types import Span
 
 MAX_RECORD = 256 << 20  # bytes
 DIGEST_BYTES = 16
-# For random access.
+CODE = np.dtype('<u2')  # a stored code
+# Nothing is read ahead, for random access.
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 # One record per group, so that random access reads nothing else.
 WRITER_OPTIONS = 'group_size:1'
@@ -67,6 +68,9 @@ def pack_example(example: Example) -> bytes:
   """Returns the record of a checked example whose media parts hold their bytes.
 
   Each medium gets its digest.
+
+  Raises:
+    BadRecord: if the record is too large.
   """
 
   def with_digest(part: Part) -> Part:
@@ -76,7 +80,16 @@ def pack_example(example: Example) -> bytes:
       packed['codes'] = part['codes']
     return packed
 
-  return msgpack.packb(map_media(example, with_digest))
+  record = msgpack.packb(map_media(example, with_digest))
+  _check_size(record)
+  return record
+
+
+def _check_size(record: bytes) -> None:
+  if len(record) > MAX_RECORD:
+    raise BadRecord(
+      f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
+    )
 
 
 def digest_of(data: bytes) -> bytes:
@@ -90,10 +103,7 @@ def unpack_example(record: bytes) -> Example:
   Raises:
     BadRecord: if the record is too large, or not an example.
   """
-  if len(record) > MAX_RECORD:
-    raise BadRecord(
-      f'record of {len(record):,} bytes, more than the {MAX_RECORD:,} allowed'
-    )
+  _check_size(record)
   try:
     raw = msgpack.unpackb(record)
   except (ValueError, msgpack.UnpackException) as error:
@@ -136,15 +146,15 @@ def _decoded(part: Part, hosts: Hosts) -> Part:
 
 def _code_of(data: bytes, pieces: int, shape: tuple[int, ...]) -> np.ndarray:
   """Returns the codes of a medium, uint16 (pieces, *shape)."""
-  if len(data) != 2 * pieces * math.prod(shape):
+  if len(data) != CODE.itemsize * pieces * math.prod(shape):
     raise BadRecord(
       f'codes of {len(data)} bytes are not those of {pieces} pieces of {shape} codes'
     )
-  return np.frombuffer(data, '<u2').reshape(pieces, *shape)
+  return np.frombuffer(data, CODE).reshape(pieces, *shape)
 
 
 def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
-  """Writes records to an ArrayRecord file, which appears only when it is complete.
+  """Writes an ArrayRecord file, which appears only when it is complete.
 
   Returns the number of records.
 
@@ -166,14 +176,14 @@ def write_array_record(path: epath.PathLike, examples: Iterable[bytes]) -> int:
       writer.close()
     os.replace(partial, path)
   except (RuntimeError, OSError) as error:
-    raise UserError(f'{os.fspath(path)}: cannot be written ({error})') from error
+    raise UserError(f'{os.fspath(path)} cannot be written ({error})') from error
   finally:
     if os.path.exists(partial):
       os.remove(partial)
   return count
 
 
-class ArrayRecordExamples(Stored):
+class ArrayRecordExamples(StoredExamplesBase):
   """The examples of one or more ArrayRecord files, with random access.
 
   Many threads may read them, and worker processes get them by pickling; files are
@@ -223,7 +233,7 @@ class ArrayRecordExamples(Stored):
 
   def encoded(self, index: SupportsIndex) -> Example:
     """Returns an example with the bytes of its media, nothing decoded."""
-    index = self.place(index)
+    index = self.checked_index(index)
     file = bisect.bisect_right(self._ends, index)
     start = self._ends[file - 1] if file else 0
     position = index - start
@@ -240,7 +250,7 @@ class ArrayRecordExamples(Stored):
     return _decoded(part, self.hosts)
 
   def _read(self, file: int, position: int) -> bytes:
-    """Returns a record; errors that may pass are retried."""
+    """Returns a record; transient errors are retried."""
     try:
       return with_retries(
         lambda: self._read_once(file, position),
@@ -248,8 +258,7 @@ class ArrayRecordExamples(Stored):
         retryable=is_transient,
       )
     except RuntimeError as error:  # the reader raises nothing else
-      reason = ' '.join(str(error).split())
-      raise BadRecord(f'cannot be read ({reason})') from error
+      raise BadRecord(f'cannot be read ({one_line(error)})') from error
 
   def _read_once(self, file: int, position: int) -> bytes:
     with self._lock:
@@ -295,7 +304,7 @@ def _count(path: str) -> int:
   def count_once() -> int:
     reader = _reader(path)
     try:
-      # It may also be 0 where the file is something else: not every reader complains.
+      # It may also be 0 where the file is something else: some readers raise nothing.
       return reader.num_records()
     finally:
       reader.close()
@@ -304,8 +313,8 @@ def _count(path: str) -> int:
     count = with_retries(count_once, path, retryable=is_transient)
   except RuntimeError as error:
     raise UserError(
-      f'{path}: is not an ArrayRecord file, or is damaged ({error})'
+      f'{path} is not an ArrayRecord file, or is damaged ({error})'
     ) from error
   if not count:
-    raise UserError(f'{path}: holds no examples, or is not an ArrayRecord file')
+    raise UserError(f'{path} holds no examples, or is not an ArrayRecord file')
   return count

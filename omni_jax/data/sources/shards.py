@@ -15,6 +15,7 @@ from omni_jax.retry import with_retries
 SCHEMA = 1  # version of the form of a record
 MANIFEST = 'manifest.json'
 REFUSED = 'refused.jsonl'
+SHARD_SUFFIX = '.array_record'  # of shards
 MAX_LISTED = 3  # names or reasons that a message lists
 
 
@@ -109,24 +110,23 @@ def check_not_empty(manifest: dict[str, Any]) -> None:
     return
   most_common = list(manifest['refused'].items())[:MAX_LISTED]
   reasons = '; '.join(f'{count} x {reason}' for reason, count in most_common)
-  raise UserError(
-    f'{manifest["input"]}: no example can be used: {reasons or "there is none"}'
-  )
+  if not reasons:
+    raise UserError(f'{manifest["input"]} holds no examples')
+  raise UserError(f'no example of {manifest["input"]} can be used: {reasons}')
 
 
 def shards_in(folder: str) -> list[str]:
   """Returns the paths of the shards of a folder, in order; [] if there are none.
 
   Sizes are compared with the manifest; digests are not, since that would read
-  everything. A folder without a manifest was put together by hand, and is taken as it
-  is.
+  everything. A folder without a manifest is accepted without a check.
 
   Raises:
-    UserError: if the manifest has another version, or if shards are missing, extra or
-      of another size.
+    UserError: if the manifest has another schema, or if shards are missing, extra or of
+      another size.
   """
   sizes: dict[str, int] = {}
-  for path in glob.glob(f'{glob.escape(folder)}/*.array_record'):
+  for path in glob.glob(f'{glob.escape(folder)}/*{SHARD_SUFFIX}'):
     sizes[os.path.basename(path)] = os.path.getsize(path)
   manifest = _read(folder)
   if manifest is not None:
@@ -137,7 +137,7 @@ def shards_in(folder: str) -> list[str]:
 def _check_sizes(
   folder: str, sizes: Mapping[str, int], manifest: Mapping[str, Any]
 ) -> None:
-  """Raises UserError if the shards and their sizes are not those of the manifest."""
+  """Raises UserError unless the names and sizes of the shards match the manifest."""
   expected = _sizes_of(manifest)
   changed = []
   for name in sorted(expected.keys() & sizes.keys()):
@@ -148,11 +148,14 @@ def _check_sizes(
     'not in the manifest': sorted(sizes.keys() - expected.keys()),
     'of another size': changed,
   }
-  problems = [f'{kind}: {_some(names)}' for kind, names in differences.items() if names]
+  problems = []
+  for kind, names in differences.items():
+    if names:
+      problems.append(f'{kind}: {_shortened_list(names)}')
   if problems:
     raise UserError(
-      f'{folder}: the shards are not those of {MANIFEST} ({"; ".join(problems)}): copy '
-      'the folder again, or convert again'
+      f'{folder}: the shards do not match {MANIFEST} ({"; ".join(problems)}): copy the '
+      'folder again, or convert the data again'
     )
 
 
@@ -162,34 +165,39 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
   A folder that was converted for no particular tokenizer fits every run.
   """
   manifest = _read(folder) or {}
-  theirs = manifest.get('tokenizer')
-  ours = tokenizer.fingerprint()
-  if theirs not in (None, ours):
+  converted_for = manifest.get('tokenizer')
+  expected = tokenizer.fingerprint()
+  if converted_for not in (None, expected):
     raise UserError(
-      f'{folder} was converted for the tokenizer {theirs}, this run has {ours}: convert '
-      'again with the --config of this run, or train with the config.model.tokenizer of '
-      'the conversion'
+      f'{folder} was converted for the tokenizer {converted_for}, but this run uses '
+      f'{expected}: convert the data again with the --config of this run, or train '
+      'with the config.model.tokenizer of the conversion'
     )
 
 
-def check_codecs(folder: str, ours: Mapping[str, str]) -> None:
+def check_codecs(folder: str, fingerprints: Mapping[str, str]) -> None:
   """Refuses a folder whose codes were made by other autoencoders than this run's.
 
   Args:
     folder: folder that was converted with codes.
-    ours: fingerprints of this run's autoencoders, by name.
+    fingerprints: those of this run's autoencoders, by name.
 
   Raises:
-    UserError: if a fingerprint differs from the manifest's.
+    UserError: if a fingerprint differs from the manifest's, or is not in it.
   """
   manifest = _read(folder) or {}
-  theirs = manifest.get('codecs') or {}
-  for name, fingerprint in ours.items():
-    if theirs.get(name) != fingerprint:
+  stored = manifest.get('codecs') or {}
+  for name, expected in fingerprints.items():
+    if name not in stored:
       raise UserError(
-        f'{folder} holds codes of the {name} {theirs.get(name)}, this run has '
-        f"{fingerprint}: convert again with --codes=RUN of this run's {name}, set "
-        f'config.{name}.init_from to the run that made the codes, or use '
+        f'{folder} holds no codes of a {name}: convert the data again with --codes=RUN '
+        f"of this run's {name}, or use config.data.codes='computed'"
+      )
+    if stored[name] != expected:
+      raise UserError(
+        f'{folder} holds codes of the {name} {stored[name]}, but this run uses '
+        f"{expected}: convert the data again with --codes=RUN of this run's {name}, "
+        f'set config.{name}.init_from to the run that made the codes, or use '
         "config.data.codes='computed'"
       )
 
@@ -210,22 +218,23 @@ def _read(folder: str) -> dict[str, Any] | None:
       _sizes_of(manifest)  # raises if a shard has no file or size
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path}: is not the manifest of a conversion ({type(error).__name__}: {error}): '
-      'convert again'
+      f'{path} is not the manifest of a conversion ({type(error).__name__}: {error}): '
+      'convert the data again'
     ) from error
   if schema != SCHEMA:
     raise UserError(
-      f'{path}: has schema {schema!r}, this version reads {SCHEMA}: convert again with it'
+      f'{path} has schema {schema!r}, but this version reads {SCHEMA}: convert the '
+      'data again with this version'
     )
   return manifest
 
 
 def _sizes_of(manifest: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the sizes in bytes that the manifest tells, by file name."""
+  """Returns the sizes in bytes that the manifest gives, by file name."""
   return {shard['file']: shard['bytes'] for shard in manifest['shards']}
 
 
-def _some(names: Sequence[str]) -> str:
+def _shortened_list(names: Sequence[str]) -> str:
   """Returns the first names, and how many more there are."""
   text = ', '.join(names[:MAX_LISTED])
   more = len(names) - MAX_LISTED

@@ -2,12 +2,13 @@
 
   python -m omni_jax.data.sources.spoken_digits --source=../shared/data --output=DIR
 
-pairs them in every direction. It writes DIR/{train,valid,test}.jsonl, DIR/images/*.png,
-DIR/speech/*.wav and DIR/strings/*.wav. Recordings follow FSDD's official split (test
-has the takes 0-4 of every speaker and digit; valid has the takes 5-7 of the training
-part), images MNIST's. Every medium is labelled with what it shows or says and with its
-voice. speaker_NAME.jsonl holds all recordings of one speaker and speakers.jsonl those
-of all, for runs that leave one out. The same seed gives the same files.
+The command pairs them in every direction. It writes DIR/{train,valid,test}.jsonl,
+DIR/images/*.png, DIR/speech/*.wav and DIR/strings/*.wav. Recordings follow FSDD's
+official split (test has the takes 0-4 of every speaker and digit; valid has the takes
+5-7 of the training part), and images follow MNIST's. Every medium is labelled with what
+it shows or says and with its voice. speaker_NAME.jsonl holds all recordings of one
+speaker and speakers.jsonl those of all, for runs that leave one out. The same seed
+gives the same files.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import numpy as np
 from omni_jax.data.sources.spoken_digits_media import (
   Item,
   RATE,
+  sizes_for,
   SPLITS,
   WORDS,
   write_images,
@@ -31,10 +33,11 @@ from omni_jax.data.sources.spoken_digits_media import (
   write_strings,
 )
 from omni_jax.errors import run_command, UserError
-from omni_jax.types import FRAMES_PER_SECOND
+from omni_jax.modalities.text.tokenizer import ANY, TASKS
+from omni_jax.sequence.example import text_part
 
 LANGUAGE = 'en'
-# Most rows of a kind that draws or speaks, in each of valid and test.
+# Largest number of rows of a kind that draws or speaks, in valid and in test.
 MOST_HELD_OUT = 1000
 NOTICE = """# Spoken and handwritten digits, paired
 Made by `python -m omni_jax.data.sources.spoken_digits`.
@@ -49,32 +52,35 @@ class Kind(NamedTuple):
   """One kind of rows: a direction such as image to text.
 
   Attributes:
-    given: what the user shows: a medium, 'text', 'numeral' or 'string'.
-    task: task of the answer.
+    question: what the user shows: a medium, 'text', 'numeral' or 'string'.
     reply: types of the answer's parts.
     share: number of rows per image.
   """
 
-  given: str
-  task: str
+  question: str
   reply: tuple[str, ...]
   share: float
+
+  @property
+  def task(self) -> str:
+    """Returns the task of the answer."""
+    return TASKS[self.reply[0] if len(self.reply) == 1 else ANY]
 
 
 # Handwriting varies most, so many rows read it; speech comes from few recordings and
 # makes long rows.
 KINDS = {
-  'image_to_text': Kind('image', 'write', ('text',), 1.5),
-  'speech_to_text': Kind('audio', 'write', ('text',), 0.3),
-  'string_to_text': Kind('string', 'write', ('text',), 0.25),
-  'text_to_text': Kind('numeral', 'write', ('text',), 0.02),
-  'text_to_image': Kind('text', 'draw', ('image',), 0.25),
-  'image_to_image': Kind('image', 'draw', ('image',), 0.1),
-  'speech_to_image': Kind('audio', 'draw', ('image',), 0.1),
-  'text_to_speech': Kind('text', 'speak', ('audio',), 0.3),
-  'image_to_speech': Kind('image', 'speak', ('audio',), 0.08),
-  'speech_to_speech': Kind('audio', 'speak', ('audio',), 0.08),
-  'reply': Kind('image', 'reply', ('text', 'image', 'audio'), 0.08),
+  'image_to_text': Kind('image', ('text',), 1.5),
+  'speech_to_text': Kind('audio', ('text',), 0.3),
+  'string_to_text': Kind('string', ('text',), 0.25),
+  'text_to_text': Kind('numeral', ('text',), 0.02),
+  'text_to_image': Kind('text', ('image',), 0.25),
+  'image_to_image': Kind('image', ('image',), 0.1),
+  'speech_to_image': Kind('audio', ('image',), 0.1),
+  'text_to_speech': Kind('text', ('audio',), 0.3),
+  'image_to_speech': Kind('image', ('audio',), 0.08),
+  'speech_to_speech': Kind('audio', ('audio',), 0.08),
+  'reply': Kind('image', ('text', 'image', 'audio'), 0.08),
 }
 
 
@@ -85,12 +91,12 @@ class SplitMedia(NamedTuple):
   clips: list[Item]
   strings: list[Item]
 
-  def sources(self, given: str) -> list[Item]:
-    """Returns the items that the user shows in rows of a kind."""
-    if given in ('text', 'numeral'):
+  def sources(self, question: str) -> list[Item]:
+    """Returns the items that the user shows in rows of a kind, see `Kind.question`."""
+    if question in ('text', 'numeral'):
       return [Item((digit,)) for digit in range(10)]
     media = {'image': self.images, 'audio': self.clips, 'string': self.strings}
-    return media[given]
+    return media[question]
 
   def by_digit(self) -> dict[str, list[list[Item]]]:
     """Returns the images and the clips of each digit, by type of the part."""
@@ -130,13 +136,13 @@ def build(
   """
   if output.exists():
     raise UserError(
-      f'--output={output} exists already: remove it or name another folder'
+      f'--output={output} already exists: remove it or name another folder'
     )
   if not 0 < seconds <= string_seconds < 3600 or seed < 0 or strings < 10:
     raise UserError(
       f'--seconds={seconds} --string_seconds={string_seconds} --strings={strings} '
-      f'--seed={seed}: needed are 0 < seconds <= string_seconds < 3600, at least 10 '
-      'strings, and a seed that is not negative'
+      f'--seed={seed}: give 0 < seconds <= string_seconds < 3600, at least 10 strings, '
+      'and a seed that is not negative'
     )
   rng = np.random.default_rng(seed)
   partial = output.with_name(f'{output.name}.partial-{os.getpid()}')
@@ -163,7 +169,7 @@ def build(
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   lines += skipped
-  fits = math.ceil(string_seconds * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
+  fits = sizes_for(string_seconds).seconds
   lines.append(
     f'wrote {output}: a run needs audio rate {RATE} and seconds of at least {fits}'
   )
@@ -173,8 +179,8 @@ def build(
 def _write_speakers(output: Path, clips: list[Item]) -> str:
   """Writes speaker_NAME.jsonl and speakers.jsonl; returns a line of the summary.
 
-  The first hold all recordings of one speaker, to be transcribed, the second those of
-  all.
+  The former hold all recordings of one speaker, to be transcribed; the latter holds
+  those of all speakers.
   """
   names = sorted({clip.voice for clip in clips})
   all_lines: list[str] = []
@@ -212,8 +218,8 @@ def _write_split(
     for number in rng.permutation(len(rows)):
       file.write(json.dumps(rows[number]) + '\n')
   return (
-    f'{split}: {len(rows)} rows of {len(media.images)} images and {len(media.clips)} clips '
-    f'({", ".join(counts)})'
+    f'{split}: {len(rows)} rows of {len(media.images)} images and '
+    f'{len(media.clips)} clips ({", ".join(counts)})'
   )
 
 
@@ -225,11 +231,11 @@ def _source_numbers(
   Sources are used about equally often, and at most once unless `repeat`; where the
   target differs each time, a source may be used again.
   """
-  sources = len(media.sources(kind.given))
+  sources = len(media.sources(kind.question))
   count = max(1, round(kind.share * len(media.images)))
   if not repeat:
     writes_text = kind.reply == ('text',)
-    if writes_text or kind.given in ('image', 'audio', 'string'):
+    if writes_text or kind.question in ('image', 'audio', 'string'):
       count = min(count, sources)
     if not writes_text:
       count = min(count, MOST_HELD_OUT)
@@ -246,7 +252,7 @@ def _examples(
   rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
   """Yields a row of a kind for each number of a source."""
-  sources = media.sources(kind.given)
+  sources = media.sources(kind.question)
   targets = media.by_digit()
   for n, number in enumerate(numbers):
     source = sources[number]
@@ -276,7 +282,7 @@ def _row(
   if 'audio' in kind.reply:
     assistant['voice'] = answers['audio'].voice
   assistant['content'] = [_part(medium, answers[medium]) for medium in kind.reply]
-  user = {'role': 'user', 'content': [_part(kind.given, source)]}
+  user = {'role': 'user', 'content': [_part(kind.question, source)]}
   return {
     'id': name,
     'meta': {'group': name.split('/')[-2]},
@@ -294,9 +300,9 @@ def _other(items: list[Item], source: Item, rng: np.random.Generator) -> Item:
 
 def _part(medium: str, item: Item) -> dict[str, str]:
   if medium == 'numeral':
-    return {'type': 'text', 'text': str(item.digits[0])}
+    return text_part(str(item.digits[0]))
   if medium == 'text' or not item.path:
-    return {'type': 'text', 'text': item.words}
+    return text_part(item.words)
   if medium == 'image':
     return {'type': 'image', 'path': item.path, 'label': item.words}
   return {'type': 'audio', 'path': item.path, 'label': item.words, 'voice': item.voice}

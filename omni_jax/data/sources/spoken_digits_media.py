@@ -7,11 +7,12 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 import zipfile
-import zlib
 
 import numpy as np
 
 from omni_jax.data.sources.espeak import DIGIT_WORDS
+from omni_jax.data.sources.ready import fsdd, mnist
+from omni_jax.data.sources.ready.files import UNREADABLE
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import decode_audio, wav_bytes
 from omni_jax.modalities.audio.sizes import AudioConfig
@@ -22,17 +23,7 @@ WORDS = DIGIT_WORDS['en']
 SPLITS = ('train', 'valid', 'test')
 VALID_TAKES = range(5, 8)  # of the training part
 RATE = 8000  # samples per second of FSDD
-# Errors of reading zip, npz and csv files that are missing, damaged or something else.
-DAMAGE = (
-  OSError,
-  KeyError,
-  TypeError,
-  ValueError,
-  EOFError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
-# Numbers of recordings that are joined into one of a digit string.
+# Numbers of recordings that are joined into a string of digits.
 FEWEST_IN_STRING = 2
 MOST_IN_STRING = 5
 # The pattern also prevents names in the index from leaving the output folder.
@@ -40,7 +31,7 @@ RECORDING = re.compile(r'\d_[a-z]+_\d+\.wav')
 
 
 class Item(NamedTuple):
-  """A file, or text, that shows one digit or a string of digits.
+  """A file, or a text, with one digit or a string of digits.
 
   Attributes:
     digits: the digits.
@@ -73,24 +64,24 @@ def write_speech(
     UserError: if the files of FSDD cannot be used.
   """
   clips: dict[str, list[Item]] = {split: [] for split in SPLITS}
-  config = _limit(seconds)
+  config = sizes_for(seconds)
   unreadable = 0
   too_long = 0
   try:
     with (
-      zipfile.ZipFile(source / 'recordings.zip') as archive,
-      open(source / 'index.csv', newline='') as index,
+      zipfile.ZipFile(source / fsdd.ARCHIVE) as archive,
+      open(source / fsdd.INDEX, newline='') as index,
     ):
       for row in csv.DictReader(index):
         file = row['file']
         if not RECORDING.fullmatch(file):
           raise UserError(
-            f'{source}/index.csv: file {file!r} is not named DIGIT_SPEAKER_TAKE.wav'
+            f'{source}/{fsdd.INDEX}: file {file!r} is not named DIGIT_SPEAKER_TAKE.wav'
           )
         if int(row['samples']) > seconds * int(row['sample_rate']):
           too_long += 1
           continue
-        data = archive.read(f'recordings/{file}')
+        data = archive.read(fsdd.member_of(file))
         try:
           decode_audio(data, config)
         except BadRecord:
@@ -100,8 +91,8 @@ def write_speech(
         digit = int(row['digit'])
         clip = Item((digit,), f'speech/{file}', row['speaker'])
         clips[_split_of(row)].append(clip)
-  except DAMAGE as error:
-    raise _unusable(error, f'{source}/recordings.zip and index.csv') from error
+  except UNREADABLE as error:
+    raise _unusable(error, f'{source}/{fsdd.ARCHIVE} and {fsdd.INDEX}') from error
   lines = []
   if unreadable:
     lines.append(f'left out {unreadable} unreadable clips')
@@ -110,7 +101,7 @@ def write_speech(
   return clips, lines
 
 
-def _limit(seconds: float) -> AudioConfig:
+def sizes_for(seconds: float) -> AudioConfig:
   """Returns sizes whose longest clip, a whole number of frames, holds `seconds`."""
   frames = math.ceil(seconds * FRAMES_PER_SECOND)
   return AudioConfig(rate=RATE, seconds=frames / FRAMES_PER_SECOND)
@@ -138,13 +129,13 @@ def write_images(
   Raises:
     UserError: if the file of MNIST cannot be used, or has too few images.
   """
-  arrays = _mnist_arrays(source / 'mnist.npz')
+  parts = _mnist_parts(source / mnist.ARCHIVE)
   tenth = max(1, count // 10)
-  train = len(arrays['train_labels'])
-  test = len(arrays['test_labels'])
+  train = len(parts['train'].labels)
+  test = len(parts['test'].labels)
   if not 0 < count <= train - tenth:
     raise UserError(
-      f'--images={count}: {source}/mnist.npz has {train} training images, of which '
+      f'--images={count}: {source}/{mnist.ARCHIVE} has {train} training images, of which '
       f'{count + tenth} would be used'
     )
   order = rng.permutation(train)
@@ -156,36 +147,21 @@ def write_images(
   items: dict[str, list[Item]] = {split: [] for split in SPLITS}
   for split, numbers in chosen.items():
     part = 'test' if split == 'test' else 'train'
-    images = arrays[f'{part}_images']
-    labels = arrays[f'{part}_labels']
+    images, labels = parts[part]
     for number in numbers:
       digit = int(labels[number])
       path = f'images/{digit}_{part}_{number:05d}.png'
-      pixels_hwc = images[number][..., None].astype(np.float32) / 255
-      (output / path).write_bytes(png_bytes(pixels_hwc))
+      (output / path).write_bytes(png_bytes(images[number][..., None]))
       items[split].append(Item((digit,), path))
   return items
 
 
-def _mnist_arrays(path: Path) -> dict[str, np.ndarray]:
-  """Returns the images and labels of both parts. Raises UserError."""
-  arrays: dict[str, np.ndarray] = {}
+def _mnist_parts(path: Path) -> dict[str, mnist.MnistSplit]:
+  """Returns the images and digits of both parts. Raises UserError."""
   try:
-    # np.load never unpickles by default.
-    with open(path, 'rb') as file, np.load(file) as mnist:
-      for name in ('train_images', 'train_labels', 'test_images', 'test_labels'):
-        arrays[name] = mnist[name]
-    for part in ('train', 'test'):
-      images = arrays[f'{part}_images']
-      labels = arrays[f'{part}_labels']
-      is_image = images.ndim == 3 and images.dtype == np.uint8
-      if not is_image or labels.shape != images.shape[:1]:
-        raise ValueError(
-          f'{part}_images {images.dtype}{images.shape}, {part}_labels {labels.shape}'
-        )
-  except DAMAGE as error:
+    return {part: mnist.read_split(str(path), part) for part in ('train', 'test')}
+  except UNREADABLE as error:
     raise _unusable(error, str(path)) from error
-  return arrays
 
 
 def write_strings(
@@ -196,7 +172,7 @@ def write_strings(
   rng: np.random.Generator,
   split: str,
 ) -> list[Item]:
-  """Joins two to five recordings of one speaker to each of `count` strings.
+  """Writes `count` strings, each of two to five recordings of one speaker.
 
   Returns the strings. Recordings that would make a string too long are dropped from its
   end.
@@ -212,7 +188,7 @@ def write_strings(
   """
   folder = output / 'strings'
   folder.mkdir(exist_ok=True)
-  config = _limit(seconds)
+  config = sizes_for(seconds)
   waves: dict[str, np.ndarray] = {}
   for clip in clips:
     data = (output / clip.path).read_bytes()
@@ -221,10 +197,10 @@ def write_strings(
   strings: list[Item] = []
   for number in range(count if clips else 0):
     voice = voices[number % len(voices)]
-    own = [clip for clip in clips if clip.voice == voice]
-    size = min(len(own), int(rng.integers(FEWEST_IN_STRING, MOST_IN_STRING + 1)))
-    numbers = rng.choice(len(own), size, replace=False)
-    joined = [own[k] for k in numbers]
+    own_clips = [clip for clip in clips if clip.voice == voice]
+    size = min(len(own_clips), int(rng.integers(FEWEST_IN_STRING, MOST_IN_STRING + 1)))
+    numbers = rng.choice(len(own_clips), size, replace=False)
+    joined = [own_clips[k] for k in numbers]
     while sum(len(waves[clip.path]) for clip in joined) > seconds * RATE:
       joined.pop()
     digits = tuple(clip.digits[0] for clip in joined)
@@ -240,6 +216,6 @@ def _unusable(error: Exception, files: str) -> UserError:
   if isinstance(error, UserError):
     return error
   return UserError(
-    f'{files}: cannot be used ({type(error).__name__}: {error}): --source names the folder '
-    'that holds fsdd/ and mnist/'
+    f'{files} cannot be used ({type(error).__name__}: {error}): --source must name the '
+    'folder that holds fsdd/ and mnist/'
   )

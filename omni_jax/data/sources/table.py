@@ -40,11 +40,10 @@ class Source(NamedTuple):
 
   Attributes:
     train: opens the training examples.
-    held_out: opens the held-out part; None where there is none. It may return None.
+    held_out: opens the held-out part, or returns None; None if the source has none.
     held_out_key: the key of config.data without which nothing is held out.
-    payloads: collects the media of the training examples that an autoencoder is trained
-      on; its last argument limits the number of examples that are decoded. Its first
-      argument is what `train` returns.
+    payloads: collects the media that an autoencoder is trained on. Its arguments are
+      the result of `train`, the medium, and a limit of the examples to decode.
     evaluation: the task by which a run on this source is evaluated.
     labelled: opens the training examples whose labels judges are fitted to, if any.
     folders: lists the converted folders that a key of config.data names.
@@ -222,8 +221,8 @@ def held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   if examples is None:
     raise UserError(
       f'config.data.source={config.source!r} holds out nothing to evaluate on: set '
-      'config.data.eval_split or eval_file (for a mixture, that of one of its sources), '
-      'or evaluate with --data=FILE.jsonl'
+      'config.data.eval_split or eval_file (for a mixture, that of one of its '
+      'sources), or evaluate with --data=FILE.jsonl'
     )
   return examples
 
@@ -252,7 +251,7 @@ def training_payloads(
   These are the digits' own clips or images; for JSON lines and ready sets, every
   payload that the model writes (all that it reads, if it writes none); for records,
   whose media have no names, every payload of about `limit` examples, evenly spread; for
-  a mixture, those of as many examples of each source.
+  a mixture, the payloads of as many examples from each source.
 
   Raises:
     UserError: if there are none.
@@ -261,12 +260,15 @@ def training_payloads(
   payloads = source.payloads(source.train(config, hosts), medium, limit)
   if payloads.arrays:
     return payloads.arrays
-  reason = 'there is none'
+  data = config.name or config.root
+  problem = f'{data} holds no {medium}'
   if payloads.refused:
-    reason = f'{len(payloads.refused)} are refused, the first: {payloads.refused[0]}'
+    count = len(payloads.refused)
+    first = payloads.refused[0]
+    problem = f'no {medium} in {data} can be used ({count} are refused, first: {first})'
   raise UserError(
-    f'no {medium} in {config.name or config.root} can be used ({reason}): the stage that '
-    'trains its autoencoder needs some; or leave that stage out of config.stages'
+    f'{problem}: the stage that trains its autoencoder needs some; or leave that stage '
+    'out of config.stages'
   )
 
 

@@ -8,6 +8,7 @@ from etils import epath
 
 from omni_jax.errors import UserError
 from omni_jax.retry import with_retries
+from omni_jax.sequence.example import text_part
 
 # The first part of the file is for training, the rest for evaluation, as in nanoGPT.
 TRAIN_SHARE = 0.9
@@ -64,6 +65,6 @@ class TextFile(Sequence):
     piece = self._data[start : start + self._length]
     return {
       'id': f'text/{start}',
-      'content': [{'type': 'text', 'text': piece.decode(errors='replace')}],
+      'content': [text_part(piece.decode(errors='replace'))],
       'open': True,
     }

@@ -15,9 +15,10 @@ from omni_jax.data.sources.pairs import infer_columns, pair_example
 from omni_jax.data.sources.records import is_transient
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.files import wav_bytes
+from omni_jax.modalities.audio.sizes import FULL_SCALE
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.retry import with_retries
-from omni_jax.sequence.example import Example, Stored
+from omni_jax.sequence.example import Example, StoredExamplesBase, text_part
 
 
 class Field(NamedTuple):
@@ -34,14 +35,14 @@ class Field(NamedTuple):
   part: Callable[[Any], dict[str, Any]]
 
 
-class TfdsExamples(Stored):
+class TfdsExamples(StoredExamplesBase):
   """The examples of one split.
 
   Args:
     name: name of the set and split, in ids and messages.
     source: the split's records.
-    read: feature that the user shows.
-    write: feature that is the assistant's answer.
+    read: feature of the user's message.
+    write: feature of the assistant's answer.
     hosts: hosts that decode the media.
     language: language of the answer; '' to leave it open.
   """
@@ -75,18 +76,18 @@ class TfdsExamples(Stored):
     Raises:
       BadRecord: if the record cannot be read or used.
     """
-    index = self.place(index)
+    index = self.checked_index(index)
     id = f'{self.path}:{index}'
     try:
       record = with_retries(lambda: self._source[index], id, retryable=is_transient)
-      shown = self._read.part(record[self._read.name])
+      question = self._read.part(record[self._read.name])
       answer = self._write.part(record[self._write.name])
     except BadRecord as error:
       raise error.of(id) from error
     except (OSError, RuntimeError, ValueError) as error:
       # The readers of the file and of the record raise these.
-      raise BadRecord(f'cannot be read ({_line(error)})', id) from error
-    return self._example(id, shown, answer)
+      raise BadRecord(f'cannot be read ({_first_line(error)})', id) from error
+    return self._example(id, question, answer)
 
   def encoded(self, index: SupportsIndex) -> Example:
     """Returns an example whose parts have only their types, which are always the same.
@@ -94,12 +95,14 @@ class TfdsExamples(Stored):
     Nothing is read.
     """
     id = f'{self.path}:{operator.index(index)}'
-    shown = {'type': self._read.kind}
+    question = {'type': self._read.kind}
     answer = {'type': self._write.kind}
-    return self._example(id, shown, answer)
+    return self._example(id, question, answer)
 
-  def _example(self, id: str, shown: dict[str, Any], answer: dict[str, Any]) -> Example:
-    return {'id': id, **pair_example([shown], answer, self._language)}
+  def _example(
+    self, id: str, question: dict[str, Any], answer: dict[str, Any]
+  ) -> Example:
+    return {'id': id, **pair_example([question], answer, self._language)}
 
 
 def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
@@ -109,7 +112,7 @@ def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
     config: `config.data`: `name` is the set; `root` its folder, or '' for
       ~/tensorflow_datasets; `read` and `write` are the features of prompt and answer,
       or '' if there is no choice; `language` is that of the answer; `rate` the samples
-      per second of sounds whose feature does not tell it.
+      per second of sounds whose feature does not give it.
     hosts: hosts that decode the media.
     split: split as TensorFlow Datasets writes it: 'test', 'train[90%:]'.
 
@@ -122,27 +125,27 @@ def open_tfds(config: Any, hosts: Hosts, split: str) -> TfdsExamples:
       "config.data.source='tfds' reads a set by its name: --config.data.name=mnist"
     )
   tfds = _library()
-  builder = _prepared(tfds, config)
+  builder = _prepared_builder(tfds, config)
   features = builder.info.features
   fields: dict[str, Field] = {}
   for name in sorted(features):
     field = _field(tfds, name, features[name], config)
     if field is not None:
       fields[name] = field
-  read, write = _chosen(config, fields, builder.info.supervised_keys)
+  read, write = _question_and_answer(config, fields, builder.info.supervised_keys)
   for field in (read, write):
     if field.kind == 'audio' and not _rate(features[field.name], config):
       raise UserError(
-        f'{config.name}: feature {field.name!r} does not state its sample rate: set it, '
-        'for example --config.data.rate=16000'
+        f'{config.name}: feature {field.name!r} does not state its sample rate: set '
+        'it, for example --config.data.rate=16000'
       )
-  source = _opened(tfds, builder, fields.values(), config, split)
+  source = _open_split(tfds, builder, fields.values(), config, split)
   return TfdsExamples(
     f'{config.name}/{split}', source, read, write, hosts, config.language
   )
 
 
-def _opened(
+def _open_split(
   tfds: Any, builder: Any, fields: Iterable[Field], config: Any, split: str
 ) -> Sequence[Mapping[str, Any]]:
   """Returns the records of a split, with media as they are stored.
@@ -157,14 +160,14 @@ def _opened(
     return builder.as_data_source(split=split, decoders=undecoded)
   except NotImplementedError as error:
     raise UserError(
-      f'{builder.data_dir}: holds no ArrayRecord files: prepare the set in another '
+      f'{builder.data_dir} holds no ArrayRecord files: prepare the set in another '
       '--config.data.root'
     ) from error
   except (KeyError, ValueError) as error:
     splits = ', '.join(sorted(builder.info.splits))
     raise UserError(
-      f'{config.name}: no split {split!r}; there are {splits}, and parts of them such as '
-      "'train[90%:]'"
+      f'{config.name}: no split {split!r}; there are {splits}, and parts of them such '
+      "as 'train[90%:]'"
     ) from error
 
 
@@ -179,7 +182,7 @@ def _library() -> Any:
   return tensorflow_datasets
 
 
-def _prepared(tfds: Any, config: Any) -> Any:
+def _prepared_builder(tfds: Any, config: Any) -> Any:
   """Returns the builder of a set whose files are there.
 
   Raises:
@@ -191,32 +194,32 @@ def _prepared(tfds: Any, config: Any) -> Any:
       config.name, data_dir=config.root or None, file_format='array_record'
     )
     if not builder.is_prepared():
-      # Every set's code needs it: better to miss it now than after the download.
+      # The code of every set needs it: an error now is better than after the download.
       import tensorflow  # noqa: F401
 
       builder.download_and_prepare()
   except tfds.core.DatasetNotFoundError as error:
     raise UserError(
-      f'config.data.name={config.name!r}: neither TensorFlow Datasets nor {root} has a set '
-      'of this name; see https://www.tensorflow.org/datasets/catalog'
+      f'config.data.name={config.name!r}: neither TensorFlow Datasets nor {root} has a '
+      'set of this name; see https://www.tensorflow.org/datasets/catalog'
     ) from error
   except ImportError as error:
     raise UserError(
-      f'{config.name}: cannot be prepared or opened without TensorFlow: '
+      f'{config.name} cannot be prepared or opened without TensorFlow: '
       "pip install 'omni_jax[tf]'"
     ) from error
   except Exception as error:
     # The code of a set may fail for any reason: network, disk, an archive that changed.
     raise UserError(
-      f'{config.name}: cannot be prepared in {root} ({_line(error)}): this needs a '
-      'network; or prepare it where there is one, copy its folder and name the copy with '
-      '--config.data.root'
+      f'{config.name} cannot be prepared in {root} ({_first_line(error)}): this needs '
+      'a network; or prepare it where there is one, copy its folder and name the copy '
+      'with --config.data.root'
     ) from error
   return builder
 
 
 def _field(tfds: Any, name: str, feature: Any, config: Any) -> Field | None:
-  """Returns how a feature becomes a part; None if it is neither text nor a medium."""
+  """Returns the field of a feature; None if it is neither text nor a medium."""
   kinds = tfds.features
   if isinstance(feature, kinds.Image):
     return Field(name, 'image', _image_part)
@@ -241,14 +244,14 @@ def _audio_part(data: Any, *, rate: int) -> dict[str, Any]:
 
 
 def _label_part(number: Any, *, feature: Any) -> dict[str, Any]:
-  return {'type': 'text', 'text': feature.int2str(int(number))}
+  return text_part(feature.int2str(int(number)))
 
 
 def _text_part(text: Any) -> dict[str, Any]:
-  return {'type': 'text', 'text': _text(text)}
+  return text_part(_text(text))
 
 
-def _chosen(
+def _question_and_answer(
   config: Any, fields: Mapping[str, Field], supervised: Any
 ) -> tuple[Field, Field]:
   """Returns the fields of prompt and answer.
@@ -267,13 +270,14 @@ def _chosen(
     known = ', '.join(f'{name} ({kind})' for name, kind in kinds.items())
     raise UserError(
       f'{config.name} has {known or "nothing that can be used"}: name the prompt by '
-      f'--config.data.read, the answer by --config.data.write (now {read!r} and {write!r})'
+      '--config.data.read and the answer by --config.data.write (now '
+      f'{read!r} and {write!r})'
     )
   return fields[read], fields[write]
 
 
 def _rate(feature: Any, config: Any) -> int:
-  """Returns the samples per second that the feature or the config tells, else 0."""
+  """Returns the samples per second that the feature or the config gives, else 0."""
   return getattr(feature, 'sample_rate', None) or config.rate
 
 
@@ -294,11 +298,11 @@ def _sound(data: Any, rate: int) -> bytes:
   if samples.ndim == 2:
     wave = wave.mean(axis=1, dtype=np.float64)
   if np.issubdtype(samples.dtype, np.integer):
-    wave = wave / 32768
+    wave = wave / FULL_SCALE
   finite = np.isfinite(wave).all()
   peak = np.abs(wave).max(initial=0)
   if not finite or peak > 1:
-    raise BadRecord('sound of samples that are neither of 16 bits nor between -1 and 1')
+    raise BadRecord('sound of samples that are neither 16-bit nor between -1 and 1')
   return wav_bytes(wave, rate)
 
 
@@ -311,7 +315,7 @@ def _text(text: str | bytes) -> str:
     raise BadRecord(f'text is not UTF-8 at byte {error.start}') from error
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
   """Returns the type of an error and the first line of its message."""
   lines = str(error).strip().splitlines()
   first = lines[0][:200] if lines else ''

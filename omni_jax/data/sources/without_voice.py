@@ -32,7 +32,7 @@ class WithoutVoice(Sequence):
     return len(self._kept)
 
   def identity(self) -> str:
-    """Returns the identity of all examples; the length tells which are left out."""
+    """Returns the identity of all examples: their number shows what is left out."""
     return self.lines.identity()
 
   def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices

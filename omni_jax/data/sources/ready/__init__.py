@@ -1,1 +1,1 @@
-"""Public data sets that are read as they lie in ../shared/data, one file per set."""
+"""Public data sets that are read directly from ../shared/data, one file per set."""

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import json_rows, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
+
+SLOTS = 'slots'  # form of the texts, which the evaluation scores in a way of its own
 
 
 class Order(NamedTuple):
@@ -46,7 +48,7 @@ def order_text(intent: str, slots: Mapping[str, str]) -> str:
 def parse_order(text: str) -> Order:
   """Returns the order of a line: the inverse of `order_text`, for any text.
 
-  Pieces that are no slots are ignored; of several slots with the same name the first
+  Pieces that are not slots are ignored; of several slots with the same name, the first
   counts.
   """
   intent, *pieces = text.split(';')
@@ -63,8 +65,8 @@ def parse_order(text: str) -> Order:
 class Barista(ReadySet):
   """Spoken orders and their lines; `meta.form` makes the evaluation score the slots.
 
-  The orders last 5 to 15 s. `config.model.audio.seconds` must allow that, or longer ones
-  are bad records.
+  The orders last 5 to 15 s. `config.model.audio.seconds` must allow that, or longer
+  ones are bad records.
   """
 
   NAME = 'barista'
@@ -80,7 +82,7 @@ class Barista(ReadySet):
     fields = {'file': str, 'intent': str, 'slots': dict, 'split': str}
     rows: list[_Row] = []
     for row in json_rows(labels, fields):
-      if row['split'] != self.asked.split:
+      if row['split'] != self.selection.split:
         continue
       try:
         text = order_text(row['intent'], row['slots'])
@@ -91,6 +93,6 @@ class Barista(ReadySet):
 
   def _example(self, row: _Row) -> Example:
     clip = {'type': 'audio', 'path': f'audio.zip/{row.file}'}
-    text = {'type': 'text', 'text': row.text}
-    meta = {'form': 'slots'}
+    text = text_part(row.text)
+    meta = {'form': SLOTS}
     return {'id': row.file, 'meta': meta, **pair_example([clip], text, 'en')}

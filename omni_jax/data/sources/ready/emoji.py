@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import json_rows
 from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
 
 # The archive of pictures of each index.
 PARTS = {'emoji.jsonl': 'emoji64.zip', 'flags.jsonl': 'flags64.zip'}
@@ -47,23 +47,23 @@ class Emoji(ReadySet):
     fields = {'file': str, 'names': dict, 'split': str}
     for index, archive in PARTS.items():
       for row in json_rows(os.path.join(self.folder, index), fields):
-        if row['split'] == self.asked.split:
+        if row['split'] == self.selection.split:
           rows += self._rows_of(row, archive)
     return rows
 
   def _rows_of(self, row: dict[str, Any], archive: str) -> list[_Row]:
     """Returns the rows of a picture in the selected languages."""
     rows: list[_Row] = []
-    for language in self.asked.languages:
+    for language in self.selection.languages:
       name = row['names'].get(language)
       if name and isinstance(name, str):
         rows.append(_Row(archive, row['file'], language, name))
     return rows
 
   def _example(self, row: _Row) -> Example:
-    name = {'type': 'text', 'text': row.name}
+    name = text_part(row.name)
     picture = {'type': 'image', 'path': f'{row.archive}/{row.file}'}
     id = f'{row.file}/{row.language}'
-    if self.asked.write == 'text':
+    if self.selection.write == 'text':
       return {'id': id, **pair_example([picture], name, row.language)}
     return {'id': id, **pair_example([name], picture)}

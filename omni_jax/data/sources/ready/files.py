@@ -13,8 +13,8 @@ from typing import Any
 import zipfile
 import zlib
 
-from omni_jax.errors import BadRecord, UserError
-from omni_jax.modalities.files import MAX_BYTES
+from omni_jax.errors import BadRecord, one_line, UserError
+from omni_jax.modalities.files import check_bytes
 from omni_jax.retry import with_retries
 
 # Errors of reading a member of a zip file that is damaged, or that Python cannot
@@ -28,13 +28,15 @@ DAMAGE = (
   zipfile.BadZipFile,
   zlib.error,
 )
+# Also errors of a table or of an npz file that holds something else.
+UNREADABLE = (*DAMAGE, KeyError, TypeError)
 
 
 def unusable(path: str, why: object) -> UserError:
   """Returns an error about a file of a set that cannot be used, with what to do."""
   folder = os.path.basename(os.path.dirname(path))
   return UserError(
-    f'{path}: cannot be used ({why}): config.data.root names the folder that holds '
+    f'{path} cannot be used ({why}): config.data.root must name the folder that holds '
     f'{folder}/, whose README.md and SHA256SUMS list the files'
   )
 
@@ -117,7 +119,7 @@ class Archive:
   def read(self, name: str) -> bytes:
     """Returns the bytes of a member, whose checksum is verified.
 
-    Errors that may pass are retried.
+    Transient errors are retried.
 
     Raises:
       BadRecord: if there is no such member, or it cannot be read.
@@ -129,16 +131,13 @@ class Archive:
     except KeyError as error:
       raise BadRecord(f'is not in {os.path.basename(self.path)}') from error
     except DAMAGE as error:
-      reason = ' '.join(str(error).split())
-      raise BadRecord(f'cannot be read ({reason})') from error
+      raise BadRecord(f'cannot be read ({one_line(error)})') from error
 
   def _read(self, name: str) -> bytes:
     with self._lock:
       try:
         archive = self._opened()
-        size = archive.getinfo(name).file_size
-        if size > MAX_BYTES:
-          raise BadRecord(f'has {size:,} bytes, more than the {MAX_BYTES:,} allowed')
+        check_bytes(archive.getinfo(name).file_size)
         return archive.read(name)
       except OSError:
         self._zip = None  # the next attempt opens it anew

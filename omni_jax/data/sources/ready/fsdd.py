@@ -12,10 +12,18 @@ from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import read_text, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
 
 WORDS = DIGIT_WORDS['en']
 DIGITS = '0123456789'
+SPEAKERS = ('george', 'jackson', 'nicolas', 'theo', 'yweweler')
+INDEX = 'index.csv'
+ARCHIVE = 'recordings.zip'
+
+
+def member_of(file: str) -> str:
+  """Returns the name in the archive of a recording that the index lists."""
+  return f'recordings/{file}'
 
 
 class _Row(NamedTuple):
@@ -36,15 +44,15 @@ class Fsdd(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    index = os.path.join(self.folder, 'index.csv')
-    return index, os.path.join(self.folder, 'recordings.zip')
+    index = os.path.join(self.folder, INDEX)
+    return index, os.path.join(self.folder, ARCHIVE)
 
   def _open(self) -> list[_Row]:
     index = self.files[0]
     rows: list[_Row] = []
     try:
       for row in csv.DictReader(io.StringIO(read_text(index))):
-        if row['split'] == self.asked.split:
+        if row['split'] == self.selection.split:
           digit = DIGITS.index(row['digit'])
           rows.append(_Row(row['file'], digit, row['speaker']))
     except (KeyError, TypeError, ValueError, csv.Error) as error:
@@ -52,13 +60,13 @@ class Fsdd(ReadySet):
     return rows
 
   def _example(self, row: _Row) -> Example:
-    word = {'type': 'text', 'text': WORDS[row.digit]}
+    word = text_part(WORDS[row.digit])
     clip = {
       'type': 'audio',
-      'path': f'recordings.zip/recordings/{row.file}',
+      'path': f'{ARCHIVE}/{member_of(row.file)}',
       'label': WORDS[row.digit],
       'voice': row.speaker,
     }
-    if self.asked.write == 'text':
+    if self.selection.write == 'text':
       return {'id': row.file, **pair_example([clip], word, 'en')}
     return {'id': row.file, **pair_example([word], clip, 'en', row.speaker)}

@@ -5,24 +5,46 @@ It is by Y. LeCun, C. Cortes and C. Burges.
 
 import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from omni_jax.data.sources.espeak import DIGIT_WORDS
 from omni_jax.data.sources.pairs import pair_example
-from omni_jax.data.sources.ready.files import DAMAGE, unusable
+from omni_jax.data.sources.ready.files import UNREADABLE, unusable
 from omni_jax.data.sources.ready.ready_set import ReadySet
 from omni_jax.modalities.image.files import png_bytes
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
 
 WORDS = DIGIT_WORDS['en']
+ARCHIVE = 'mnist.npz'
+
+
+class MnistSplit(NamedTuple):
+  """The images of a split, uint8 (n, height, width), and their digits (n,)."""
+
+  images: np.ndarray
+  labels: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
-def _array(path: str, name: str) -> np.ndarray:
-  """Returns an array of an npz file, which is unpacked once per process."""
-  with np.load(path, allow_pickle=False) as file:
-    return file[name]
+def read_split(path: str, split: str) -> MnistSplit:
+  """Returns a split of an npz file, which is unpacked once per process.
+
+  Raises:
+    Exception: one of UNREADABLE, if the file is missing, damaged or not MNIST.
+  """
+  with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+    images = arrays[f'{split}_images']
+    labels = arrays[f'{split}_labels']
+  is_image = images.ndim == 3 and images.dtype == np.uint8
+  if not is_image or labels.shape != images.shape[:1]:
+    raise ValueError(
+      f'{split}_images {images.dtype}{images.shape}, {split}_labels {labels.shape}'
+    )
+  if labels.min(initial=0) < 0 or labels.max(initial=0) > 9:
+    raise ValueError(f'{split}_labels from {labels.min()} to {labels.max()}')
+  return MnistSplit(images, labels)
 
 
 class Mnist(ReadySet):
@@ -37,44 +59,29 @@ class Mnist(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    return (os.path.join(self.folder, 'mnist.npz'),)
+    return (os.path.join(self.folder, ARCHIVE),)
 
   def _open(self) -> list[tuple[int, int]]:
     """Returns the number and the digit of each image."""
     path = self.files[0]
     try:
-      with np.load(path, allow_pickle=False) as file:
-        labels = file[f'{self.asked.split}_labels']
-      _check_arrays(self._images(), labels)
-      return [(number, int(label)) for number, label in enumerate(labels)]
-    except (*DAMAGE, KeyError, TypeError) as error:
+      labels = read_split(path, self.selection.split).labels
+    except UNREADABLE as error:
       reason = getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'
       raise unusable(path, reason) from error
-
-  def _images(self) -> np.ndarray:
-    """Returns the images of the split, uint8 (n, height, width)."""
-    return _array(self.files[0], f'{self.asked.split}_images')
+    return [(number, int(label)) for number, label in enumerate(labels)]
 
   def _example(self, row: tuple[int, int]) -> Example:
     number, digit = row
-    word = {'type': 'text', 'text': WORDS[digit]}
-    image = {'type': 'image', 'path': f'mnist.npz/{number}', 'label': WORDS[digit]}
+    word = text_part(WORDS[digit])
+    image = {'type': 'image', 'path': f'{ARCHIVE}/{number}', 'label': WORDS[digit]}
     id = f'{number:05d}'
-    if self.asked.write == 'text':
+    if self.selection.write == 'text':
       return {'id': id, **pair_example([image], word, 'en')}
     return {'id': id, **pair_example([word], image)}
 
   def read_file(self, path: str) -> bytes:
     """Returns a PNG file of an image, lossless."""
     number = int(path.rpartition('/')[2])
-    pixels_hwc = self._images()[number][..., None]
-    return png_bytes(pixels_hwc.astype(np.float32) / 255)
-
-
-def _check_arrays(images: np.ndarray, labels: np.ndarray) -> None:
-  """Raises ValueError if the arrays are not images and their digits."""
-  is_image = images.ndim == 3 and images.dtype == np.uint8
-  if not is_image or labels.shape != images.shape[:1]:
-    raise ValueError(f'images {images.dtype}{images.shape}, labels {labels.shape}')
-  if labels.min(initial=0) < 0 or labels.max(initial=0) > 9:
-    raise ValueError(f'labels from {labels.min()} to {labels.max()}')
+    images = read_split(self.files[0], self.selection.split).images
+    return png_bytes(images[number][..., None])

@@ -7,10 +7,17 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from ml_collections import ConfigDict
 
+from omni_jax.data.sources.pairs import WORD_OF_MEDIUM
 from omni_jax.data.sources.ready.files import Archive, unusable
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.hosts import Hosts
-from omni_jax.sequence.example import decoded_part, Example, map_media, Part, Stored
+from omni_jax.sequence.example import (
+  decoded_part,
+  Example,
+  map_media,
+  Part,
+  StoredExamplesBase,
+)
 
 # The languages of the sets in twenty languages.
 LANGUAGES = (
@@ -35,8 +42,6 @@ LANGUAGES = (
   'vi',
   'zh',
 )
-# Names of the kinds in the groups of an evaluation.
-KIND = {'text': 'text', 'image': 'image', 'audio': 'speech'}
 
 
 class Selection(NamedTuple):
@@ -60,14 +65,14 @@ class Selection(NamedTuple):
   longest: int = 0
 
 
-def asked_of(config: ConfigDict, split: str) -> Selection:
+def selection_of(config: ConfigDict, split: str) -> Selection:
   """Returns the selection of `config.data`; commas separate several languages."""
   names = [name.strip() for name in config.language.split(',')]
   languages = tuple(name for name in names if name)
   return Selection(split, config.write, config.read, languages, config.longest)
 
 
-class ReadySet(Stored):
+class ReadySet(StoredExamplesBase):
   """The examples of one split of a ready set.
 
   Many threads may read it, and worker processes get it by pickling. A subclass defines
@@ -77,7 +82,7 @@ class ReadySet(Stored):
 
   Args:
     root: the folder that holds the set's folder.
-    asked: selection of the examples.
+    selection: selection of the examples.
     hosts: hosts that decode the media.
 
   Raises:
@@ -92,18 +97,18 @@ class ReadySet(Stored):
   READS: Sequence[str] = ()
   LANGUAGES: Sequence[str] = ('en',)
 
-  def __init__(self, root: str, asked: Selection, hosts: Hosts):
+  def __init__(self, root: str, selection: Selection, hosts: Hosts):
     self.folder = os.path.join(root, self.FOLDER)
     self.hosts = hosts
-    write = asked.write or 'text'
-    languages = asked.languages or tuple(self.LANGUAGES)
-    self.asked = asked._replace(write=write, languages=languages)
-    self._check('split', self.SPLITS, [asked.split])
+    write = selection.write or 'text'
+    languages = selection.languages or tuple(self.LANGUAGES)
+    self.selection = selection._replace(write=write, languages=languages)
+    self._check('split', self.SPLITS, [selection.split])
     self._check('write', self.WRITES, [write])
-    if asked.read:
-      self._check('read', self.READS, [asked.read])
+    if selection.read:
+      self._check('read', self.READS, [selection.read])
     self._check('language', self.LANGUAGES, languages)
-    self.path = f'{self.NAME}/{asked.split}'
+    self.path = f'{self.NAME}/{selection.split}'
     self._archives: dict[str, Archive] = {}
     for path in self.files:
       if path.endswith('.zip'):
@@ -111,7 +116,7 @@ class ReadySet(Stored):
     self._rows = self._open()
     if not self._rows:
       raise UserError(
-        f'{self.folder}: holds no examples of split {asked.split!r}, languages '
+        f'{self.folder} holds no examples of split {selection.split!r}, languages '
         f'{", ".join(languages)}'
       )
 
@@ -140,7 +145,7 @@ class ReadySet(Stored):
 
   def identity(self) -> str:
     """Returns a digest of the files and of the selection."""
-    digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr(self.selection).encode(), digest_size=8)
     for path in self.files:
       try:
         with open(path, 'rb') as file:
@@ -155,7 +160,7 @@ class ReadySet(Stored):
 
     Its 'meta' has the group of an evaluation.
     """
-    example = self._example(self._rows[self.place(index)])
+    example = self._example(self._rows[self.checked_index(index)])
     meta = {'group': self._group(example)}
     meta.update(example.get('meta', {}))
     example['id'] = f'{self.path}/{example["id"]}'
@@ -165,9 +170,9 @@ class ReadySet(Stored):
   def _group(self, example: Example) -> str:
     if 'content' in example:
       return self.NAME
-    shown, answer = example['messages']
-    source = KIND[shown['content'][0]['type']]
-    target = KIND[answer['content'][0]['type']]
+    question, answer = example['messages']
+    source = WORD_OF_MEDIUM[question['content'][0]['type']]
+    target = WORD_OF_MEDIUM[answer['content'][0]['type']]
     return f'{self.NAME}_{source}_to_{target}'
 
   def stored(self, index: SupportsIndex) -> Example:

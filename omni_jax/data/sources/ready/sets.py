@@ -6,7 +6,7 @@ from omni_jax.data.sources.ready.barista import Barista
 from omni_jax.data.sources.ready.emoji import Emoji
 from omni_jax.data.sources.ready.fsdd import Fsdd
 from omni_jax.data.sources.ready.mnist import Mnist
-from omni_jax.data.sources.ready.ready_set import asked_of, ReadySet
+from omni_jax.data.sources.ready.ready_set import ReadySet, selection_of
 from omni_jax.data.sources.ready.text20 import Text20
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts
@@ -33,4 +33,4 @@ def open_ready(config: ConfigDict, hosts: Hosts, split: str) -> ReadySet:
       f'config.data.source={config.source!r} reads files: name the folder that holds '
       f'{kind.FOLDER}/ with --config.data.root=DIR'
     )
-  return kind(config.root, asked_of(config, split), hosts)
+  return kind(config.root, selection_of(config, split), hosts)

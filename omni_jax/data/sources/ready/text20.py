@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omni_jax.data.sources.pairs import pair_example
 from omni_jax.data.sources.ready.files import read_text, unusable
 from omni_jax.data.sources.ready.ready_set import LANGUAGES, ReadySet
-from omni_jax.sequence.example import Example
+from omni_jax.sequence.example import Example, text_part
 
 
 class _Row(NamedTuple):
@@ -43,15 +43,15 @@ class Text20(ReadySet):
 
   @property
   def files(self) -> tuple[str, ...]:
-    languages = list(self.asked.languages)
-    if self.asked.read:
-      languages.insert(0, self.asked.read)
+    languages = list(self.selection.languages)
+    if self.selection.read:
+      languages.insert(0, self.selection.read)
     return tuple(self._file(language) for language in dict.fromkeys(languages))
 
   def _file(self, language: str) -> str:
-    if self.asked.split == 'train' and not self.asked.read:
+    if self.selection.split == 'train' and not self.selection.read:
       return os.path.join(self.folder, 'train', f'{language}.txt')
-    name = f'{language}.{self.asked.split}.txt'
+    name = f'{language}.{self.selection.split}.txt'
     return os.path.join(self.folder, 'parallel_ntrex', name)
 
   def _lines(self, language: str) -> list[str]:
@@ -60,8 +60,8 @@ class Text20(ReadySet):
 
   def _open(self) -> list[_Row]:
     rows: list[_Row] = []
-    for language in self.asked.languages:
-      if language != self.asked.read:
+    for language in self.selection.languages:
+      if language != self.selection.read:
         rows += self._rows_of(language)
     return rows
 
@@ -69,30 +69,30 @@ class Text20(ReadySet):
     """Returns the rows of a language, without empty and too long lines."""
     lines = self._lines(language)
     sources = [''] * len(lines)
-    if self.asked.read:
-      sources = self._lines(self.asked.read)
+    if self.selection.read:
+      sources = self._lines(self.selection.read)
     if len(sources) != len(lines):
-      source_file = os.path.basename(self._file(self.asked.read))
+      source_file = os.path.basename(self._file(self.selection.read))
       raise unusable(
         self._file(language),
-        f'{len(lines)} lines beside {len(sources)} of {source_file}',
+        f'{len(lines)} lines, but {source_file} has {len(sources)}',
       )
     rows: list[_Row] = []
     pairs = zip(lines, sources, strict=True)
     for number, (text, source) in enumerate(pairs, start=1):
-      missing = not text or (self.asked.read and not source)
+      missing = not text or (self.selection.read and not source)
       if not missing and not self._too_long(text, source):
         rows.append(_Row(language, number, text, source))
     return rows
 
   def _too_long(self, text: str, source: str) -> bool:
     size = max(len(text.encode()), len(source.encode()))
-    return 0 < self.asked.longest < size
+    return 0 < self.selection.longest < size
 
   def _example(self, row: _Row) -> Example:
-    text = {'type': 'text', 'text': row.text}
-    if not self.asked.read:
+    text = text_part(row.text)
+    if not self.selection.read:
       return {'id': f'{row.language}/{row.line}', 'content': [text]}
-    source = {'type': 'text', 'text': row.source}
-    id = f'{self.asked.read}-{row.language}/{row.line}'
+    source = text_part(row.source)
+    id = f'{self.selection.read}-{row.language}/{row.line}'
     return {'id': id, **pair_example([source], text, row.language)}
