@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from omni_jax.config import NETWORKS
+from omni_jax.config import flat, NETWORKS
 from omni_jax.errors import UserError
 
-# Names that may change: they say how the network is computed, not what it computes, or
-# where the data are stored (their fingerprint shows whether they are other data).
+# Names of values that may change: they say how the network is computed, not what it
+# computes, or where the data are stored (a fingerprint tells whether the data changed).
 FREE = (
   'model.decoder.remat',
   'model.decoder.unroll',
@@ -49,8 +49,8 @@ class _Patterns(NamedTuple):
 def _patterns(stage: str, medium: str | None) -> _Patterns:
   """Returns the patterns of the omni stage, or of the autoencoder stage of `medium`."""
   if medium is None:
-    whole = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
-    return _Patterns(FREE, whole, ('seed', 'data.*'))
+    network: tuple[str, ...] = ('model.*', f'{stage}.optim.kind', f'{stage}.freeze')
+    return _Patterns(FREE, network, ('seed', 'data.*'))
   # The stage of an autoencoder has neither the medium's embedding nor its head.
   unused = [f'model.{medium}.{part}.*' for part in NETWORKS]
   network = (
@@ -64,7 +64,7 @@ def _patterns(stage: str, medium: str | None) -> _Patterns:
 
 
 class Changes(NamedTuple):
-  """Lines of the form 'name was VALUE, is VALUE', by what the change means."""
+  """Lines of the form 'NAME was VALUE and is now VALUE', by what the change means."""
 
   network: list[str]
   data: list[str]
@@ -76,21 +76,10 @@ def plain(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns the values of a nested config by dotted name."""
-  values: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping) and value:
-      values |= _flat(value, f'{prefix}{name}.')
-    else:
-      values[f'{prefix}{name}'] = value
-  return values
-
-
 def compare(
   stage: str,
   saved: Mapping[str, Any],
-  now: Mapping[str, Any],
+  current: Mapping[str, Any],
   medium: str | None = None,
 ) -> Changes:
   """Returns the differences between two configs that concern a stage.
@@ -98,11 +87,11 @@ def compare(
   Args:
     stage: name of the stage.
     saved: config of the checkpoint.
-    now: config to continue with.
+    current: config to continue with.
     medium: medium whose autoencoder the stage trains; None for the omni stage.
   """
-  before = _flat(saved)
-  after = _flat(now)
+  before = flat(saved)
+  after = flat(current)
   changes = Changes([], [], [])
   patterns = _patterns(stage, medium)
   for name in sorted(before.keys() | after.keys()):
@@ -111,7 +100,7 @@ def compare(
     old = before.get(name, 'absent')
     new = after.get(name, 'absent')
     lines = _lines_for(name, patterns, changes)
-    lines.append(f'{name} was {old!r}, is {new!r}')
+    lines.append(f'{name} was {old!r} and is now {new!r}')
   return changes
 
 
@@ -145,9 +134,9 @@ def check(
     hint = '; --config.loader.strict=False allows other data'
   if refused:
     raise UserError(
-      f'{workdir} holds step {step} of stage {stage!r} of another run: '
-      f'{"; ".join(refused)}. Use the values it was trained with, or another '
-      f'--workdir{hint}'
+      f'{workdir}: cannot continue from step {step} of stage {stage}, which was saved '
+      f'with other values: {"; ".join(refused)}. Use the values it was saved with, or '
+      f'another --workdir{hint}'
     )
   allowed = changes.free + changes.data
   if not allowed:

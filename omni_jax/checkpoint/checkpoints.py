@@ -33,6 +33,7 @@ from omni_jax.checkpoint.verify import (
 )
 from omni_jax.errors import UserError
 from omni_jax.retry import ATTEMPTS
+from omni_jax.run_folder import CHECKPOINTS
 from omni_jax.sharding import gather_bytes
 
 
@@ -48,10 +49,13 @@ class Restored(NamedTuple):
 
 
 class _Save(NamedTuple):
-  """The content of the manifest of the save in progress.
+  """The contents of the manifest of the save in progress.
 
   Attributes:
-    digests: result of `digest.begin`, not yet fetched.
+    step: number of the step.
+    shapes: shapes of the arrays, by name.
+    digests: result of `digest.begin`; the devices may still compute it.
+    about: plain values to store in the manifest.
   """
 
   step: int
@@ -70,8 +74,8 @@ class Checkpoints:
 
   Each has the items model (params, buffers), train (optimizer, step, rng) and iterator.
   A step counts once its manifest is written, which comes last; everything that is read
-  is compared with it. It is a context manager: leaving the context waits for the save in
-  progress, even after an error.
+  is compared with it. An object of this class is a context manager: leaving the context
+  waits for the save in progress, even after an error.
 
   Args:
     workdir: folder of the run.
@@ -165,7 +169,7 @@ class Checkpoints:
         step_folders.begin(self._path, step)
       self._writer.save(self._path / str(step), args=save_args(state, iterator))
     except (OSError, ValueError) as error:
-      raise self._failed(error) from error
+      raise self._save_error(error) from error
 
   def check(self) -> None:
     """Raises SaveFailed if the save in progress has failed.
@@ -175,7 +179,7 @@ class Checkpoints:
     try:
       self._writer.check_for_errors()
     except Exception as error:
-      raise self._failed(error) from error
+      raise self._save_error(error) from error
 
   def _complete(self) -> None:
     """Writes the manifest that makes a step count, and removes old steps.
@@ -211,9 +215,9 @@ class Checkpoints:
     try:
       self._writer.wait_until_finished()
     except Exception as error:
-      raise self._failed(error) from error
+      raise self._save_error(error) from error
 
-  def _failed(self, error: Exception) -> SaveFailed:
+  def _save_error(self, error: Exception) -> SaveFailed:
     """Returns the error to raise for an error of the save in progress."""
     save = self._current_save
     step = '' if save is None else f' {save.step}'
@@ -225,7 +229,7 @@ class Checkpoints:
     )
 
   def restore(self, like: TrainState, step: int | None = None) -> Restored:
-    """Returns state and iterator of a step.
+    """Returns the state and the iterator's state of a step.
 
     Args:
       like: shapes and shardings of the state.
@@ -235,7 +239,7 @@ class Checkpoints:
       Damaged: if the step is not as it was saved.
       UserError: if there is no such step, or if it is of another model.
     """
-    return self._read_all(self._existing(step), like)
+    return self._read_all(self._given_or_last(step), like)
 
   def resume(self, like: TrainState) -> Restored | None:
     """Returns the last step that is as it was saved; None if nothing was saved.
@@ -286,7 +290,7 @@ class Checkpoints:
     attempts = ATTEMPTS if step is None else 1
     # All listed steps may be removed while they are read: then they are listed again.
     for _ in range(attempts):
-      last = self._existing(step)
+      last = self._given_or_last(step)
       candidates = [last]
       if step is None:
         candidates = step_folders.complete(self._path)[::-1]
@@ -306,7 +310,7 @@ class Checkpoints:
 
     if step is not None:
       try:
-        return read(self._existing(step))
+        return read(self._given_or_last(step))
       except Damaged as error:
         raise UserError(
           f'{self._path}/{step} is damaged: {error}; choose another step of '
@@ -318,7 +322,7 @@ class Checkpoints:
         return restored
       # Either there is no step, which is refused here, or all listed steps were removed
       # while they were read, and there are others now.
-      self._existing(None)
+      self._given_or_last(None)
     raise UserError(
       f'the steps in {self._path} are removed faster than they can be read'
     )
@@ -331,7 +335,7 @@ class Checkpoints:
   def _last_good(self, read: Callable[[int], Any]) -> Any | None:
     """Returns what `read` returns for the last undamaged step; None without a step."""
     steps = self._shared_steps()[::-1]
-    damages = []
+    problems = []
     for k, step in enumerate(steps):
       try:
         return read(step)
@@ -345,12 +349,12 @@ class Checkpoints:
             f'step {step} in {self._path} was removed while it was read; {instead}'
           )
           continue
-        damages.append(f'step {step}: {error}')
+        problems.append(f'step {step}: {error}')
         moved = self._quarantine(step, str(error))
         self._say(f'WARNING: {self._path}/{step} is damaged: {error}; {instead}{moved}')
-    aside = [] if self._read_only else step_folders.quarantined(self._path)
-    if damages or aside:
-      reason = '; '.join(damages) or 'all were moved to quarantine before'
+    quarantined = [] if self._read_only else step_folders.quarantined(self._path)
+    if problems or quarantined:
+      reason = '; '.join(problems) or 'all were moved to quarantine before'
       raise UserError(
         f'no good step in {self._path}: {reason}; restore one from a backup, or remove '
         f'{self._path} to start this stage from scratch'
@@ -374,8 +378,12 @@ class Checkpoints:
     own = json.dumps(step_folders.complete(self._path)).encode()
     return json.loads(gather_bytes(own)[0])
 
-  def _existing(self, step: int | None) -> int:
-    """Returns the step, or the last one for None; UserError if it does not count."""
+  def _given_or_last(self, step: int | None) -> int:
+    """Returns the given step, or the last one for None.
+
+    Raises:
+      UserError: if there is no such step, or if it does not count.
+    """
     steps = step_folders.complete(self._path)
     folders = step_folders.folders(self._path)
     if not steps and folders:
@@ -390,7 +398,7 @@ class Checkpoints:
 
 
 def _barrier() -> None:
-  """Waits until all processes have come here."""
+  """Waits until all processes have reached this point."""
   gather_bytes(b'')
 
 
@@ -417,4 +425,4 @@ def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
 
 
 def _folder(workdir: str, stage: str) -> epath.Path:
-  return epath.Path(workdir).absolute() / 'checkpoints' / stage
+  return epath.Path(workdir).absolute() / CHECKPOINTS / stage

@@ -11,14 +11,11 @@ from typing import IO
 from etils import epath
 
 from omni_jax.errors import UserError
+from omni_jax.paths import is_remote
+from omni_jax.run_folder import CHECKPOINTS
 from omni_jax.run_log import say
 
 NAME = 'lock'
-
-
-def is_local(path: epath.PathLike) -> bool:
-  """Returns whether a path is on a file system rather than in an object store."""
-  return '://' not in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -35,13 +32,13 @@ def exclusive(workdir: str) -> Iterator[None]:
   folder = epath.Path(workdir)
   try:
     _write_probe(folder)
-    lock = _locked_file(folder) if is_local(folder) else contextlib.nullcontext()
+    lock = contextlib.nullcontext() if is_remote(folder) else _locked_file(folder)
   except OSError as error:
     raise UserError(
       f'--workdir={workdir} cannot be written: {error}; make room there, grant write '
       'access, or use another --workdir'
     ) from error
-  if not is_local(folder):
+  if is_remote(folder):
     say(
       workdir,
       f'{workdir} cannot be locked: make sure that no other process trains there',
@@ -51,12 +48,12 @@ def exclusive(workdir: str) -> Iterator[None]:
 
 
 def _write_probe(folder: epath.Path) -> None:
-  """Creates the folder and writes a file that it removes again.
+  """Creates the folder, and writes and removes a file in it.
 
   Raises:
-    OSError: if one of them fails.
+    OSError: if one of these fails.
   """
-  checkpoints = folder / 'checkpoints'
+  checkpoints = folder / CHECKPOINTS
   checkpoints.mkdir(parents=True, exist_ok=True)
   probe = checkpoints / f'probe.{os.getpid()}'
   probe.write_text('written before the first step, to check that writing works')

@@ -26,9 +26,11 @@ LARGE = 1 << 20
 _PIECES = 8
 # Elements that NumPy processes at a time: few enough to stay in the cache.
 _CHUNK = 1 << 15
+# Added to every index, so that index 0 does not hash to 0: the golden ratio in 32 bits.
+_INDEX_OFFSET = 0x9E3779B9
 
 
-def _mixed(x: Any) -> Any:
+def _hash(x: Any) -> Any:
   """Returns a one-to-one hash of 32 bits: every output bit depends on every input bit.
 
   It is lowbias32 by Wellons.
@@ -41,21 +43,21 @@ def _mixed(x: Any) -> Any:
 def _hashes(word: Any, index: Any) -> tuple[Any, Any]:
   """Returns two hashes of every word at its index, as arrays of NumPy or of jax.
 
-  Indices count mod 2^32. The first hash is one-to-one in the word: changing one word,
+  Indices are taken mod 2^32. The first hash is one-to-one in the word: changing one word,
   even by a bit, always changes the sum of all. The second weights the first by the hash
   of the index, so that changes that cancel in one sum also cancel in the other with a
   probability of only 33/2 of 2^-32; for both together that is 2^-60. An independent
   second hash would make it 2^-64, and cost as much as the first.
   """
-  key = _mixed(index)
-  first = _mixed(word ^ key)
+  key = _hash(index)
+  first = _hash(word ^ key)
   return first, first * key
 
 
 def _index(
   xp: Any, part_shape: Sequence[int], start: Sequence[Any], shape: Sequence[int]
 ) -> Callable[[int, int], Any]:
-  """Returns a function that gives the indices of elements of a part of an array.
+  """Returns a function that computes the indices of elements of a part of an array.
 
   The function takes (first, size), which select elements of the flattened part, and
   returns their row-major indices in the whole array plus a constant, as uint32.
@@ -70,7 +72,7 @@ def _index(
   for axis in range(len(shape)):
     elements = math.prod(shape[axis + 1 :])
     strides.append(np.uint32(elements % 2**32))
-  base = xp.full((1,), 0x9E3779B9, np.uint32)
+  base = xp.full((1,), _INDEX_OFFSET, np.uint32)
   for offset, stride in zip(start, strides, strict=True):
     base = base + xp.asarray(offset).astype(np.uint32) * stride
 
@@ -100,7 +102,9 @@ def _index_of_words(
   return _index(xp, [*part_shape, *extra], start_of_words, [*shape, *extra])
 
 
-def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> list[int]:
+def _sums_on_host(
+  part: np.ndarray, start: Sequence[int], shape: Sequence[int]
+) -> list[int]:
   """Returns the two sums over a part, from `start`, of an array of this shape."""
   itemsize = part.dtype.itemsize
   words = np.ascontiguousarray(part).reshape(-1).view(_UINT[itemsize])
@@ -111,17 +115,17 @@ def _on_host(part: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> li
     chunk = words[k : k + _CHUNK].astype(np.uint32)
     hashes = _hashes(chunk, index(k, chunk.size))
     sums = [int(values.sum(dtype=np.uint32)) for values in hashes]
-    totals = _added(totals, sums)
+    totals = _add_columns(totals, sums)
   return totals
 
 
-def _added(*sums: Sequence[int]) -> list[int]:
+def _add_columns(*sums: Sequence[int]) -> list[int]:
   """Returns the sums of each column, mod 2^32."""
   return [sum(column) % 2**32 for column in zip(*sums, strict=True)]
 
 
-def _on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
-  """Returns what `_on_host` does, inside a program, as uint32 of shape (2,)."""
+def _sums_on_device(part: Array, start: Sequence[Any], shape: Sequence[int]) -> Array:
+  """Returns what `_sums_on_host` returns, inside a program, as uint32 of shape (2,)."""
   if part.dtype == bool:
     part = part.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(part, _UINT[part.dtype.itemsize])
@@ -152,7 +156,7 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
   If the array is split, every device sums its part, and then the sums are added.
   """
   if sharding is None:
-    return jax.jit(lambda x: _on_device(x, [0] * x.ndim, x.shape))
+    return jax.jit(lambda x: _sums_on_device(x, [0] * x.ndim, x.shape))
 
   mesh: Any = sharding.mesh
 
@@ -160,15 +164,15 @@ def _program(sharding: NamedSharding | None) -> Callable[[Array], Array]:
     axes = _mesh_axes(sharding, x.ndim)
     split = tuple(name for names in axes for name in names)
 
-    def own_sums(part):
+    def sums_of_part(part):
       start = []
       for names, n in zip(axes, part.shape, strict=True):
         start.append(jax.lax.axis_index(names) * n if names else 0)
-      total = _on_device(part, start, x.shape)
+      total = _sums_on_device(part, start, x.shape)
       return jax.lax.psum(total, split) if split else total
 
     return jax.shard_map(
-      own_sums,
+      sums_of_part,
       mesh=mesh,
       in_specs=sharding.spec,
       out_specs=replicated(mesh).spec,
@@ -188,7 +192,7 @@ def _mesh_axes(sharding: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
   return axes
 
 
-def _gathered(small: Mapping[str, Array]) -> dict[str, list[int]]:
+def _gather_sums(small: Mapping[str, Array]) -> dict[str, list[int]]:
   """Returns the sums of small arrays, in every process.
 
   Each process adds the parts of which it holds the first copy.
@@ -200,17 +204,17 @@ def _gathered(small: Mapping[str, Array]) -> dict[str, list[int]]:
   processes = [json.loads(text) for text in texts]
   sums = {}
   for name in own:
-    sums[name] = _added(*(process[name] for process in processes))
+    sums[name] = _add_columns(*(process[name] for process in processes))
   return sums
 
 
 def _own_sums(x: Array) -> list[int]:
-  """Returns the sums over the parts of an array that this process answers for."""
+  """Returns the sums over those parts of an array whose first copy is in this process."""
   total = [0, 0]
   for shard in x.addressable_shards:
     if shard.replica_id == 0:
       start = [part.start or 0 for part in shard.index]
-      total = _added(total, _on_host(np.asarray(shard.data), start, x.shape))
+      total = _add_columns(total, _sums_on_host(np.asarray(shard.data), start, x.shape))
   return total
 
 
@@ -226,7 +230,7 @@ def _zero_if_finite(x: Array) -> Array:
 
 
 def _is_finite(x: Array) -> bool:
-  """Returns whether all elements that this process can see are finite."""
+  """Returns whether all elements that this process holds are finite."""
   if not jnp.issubdtype(x.dtype, jnp.inexact):
     return True
   if x.size >= LARGE:
@@ -261,13 +265,13 @@ def begin(tree: Any) -> dict[str, Any]:
       continue
     sharding = x.sharding if isinstance(x.sharding, NamedSharding) else None
     sums[name] = _program(sharding)(x)
-  return sums | _gathered(small)
+  return sums | _gather_sums(small)
 
 
-def finish(begun: Mapping[str, Any]) -> dict[str, str]:
+def finish(sums: Mapping[str, Any]) -> dict[str, str]:
   """Returns the sums that `begin` returned as 16 hexadecimal digits for each array."""
   digests = {}
-  for name, totals in begun.items():
+  for name, totals in sums.items():
     first, second = jax.device_get(totals)
     digests[name] = f'{int(first):08x}{int(second):08x}'
   return digests

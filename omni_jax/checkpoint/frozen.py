@@ -13,6 +13,7 @@ import numpy as np
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.init_values import init_autoencoder
+from omni_jax.config import OMNI
 from omni_jax.errors import UserError
 from omni_jax.model import ModelConfig
 from omni_jax.sharding import named_leaves
@@ -36,36 +37,44 @@ def fingerprint(config: ModelConfig, name: str, values: dict[str, Any]) -> str:
 
 
 def restore_autoencoder(
-  workdir: str, config: ModelConfig, name: str, place: jax.sharding.Sharding
+  workdir: str, config: ModelConfig, name: str, sharding: jax.sharding.Sharding
 ) -> tuple[dict[str, Any], int]:
   """Returns the values of an autoencoder that a run has trained, and their step."""
   shapes = jax.eval_shape(functools.partial(init_autoencoder, config, name, seed=0))
   like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
   )
   with Checkpoints(workdir, name, read_only=True) as checkpoints:
     return checkpoints.restore_model(like)
 
 
 def finished_autoencoder(
-  workdir: str, config: ConfigDict, name: str, place: jax.sharding.Sharding
+  workdir: str,
+  config: ConfigDict,
+  model_config: ModelConfig,
+  name: str,
+  sharding: jax.sharding.Sharding,
 ) -> dict[str, Any]:
   """Returns the values of an autoencoder of a run that has finished training it.
 
   If the run took the autoencoder from another run, they come from there.
 
   Args:
+    workdir: folder of the run.
     config: config of the run.
+    model_config: shapes of its network.
+    name: name of the autoencoder.
+    sharding: sharding of every array.
 
   Raises:
     UserError: if the autoencoder's stage is not finished.
   """
-  model_config = ModelConfig.from_config(config.model)
   source = config[name].get('init_from')
-  values, step = restore_autoencoder(source or workdir, model_config, name, place)
+  values, step = restore_autoencoder(source or workdir, model_config, name, sharding)
   steps = config[name].steps
   if not source and step < steps:
     raise UserError(
-      f'the {name} stage of {workdir} stands at step {step} of {steps}: finish it first'
+      f'the {name} stage of {workdir} is at step {step} of {steps}; finish it first: '
+      f'config.stages must hold {name!r} before {OMNI!r}'
     )
   return values

@@ -19,7 +19,7 @@ class Source(NamedTuple):
 
   Attributes:
     workdir: the run's folder.
-    step: None for the last one.
+    step: number of the step; None for the last one.
   """
 
   workdir: str
@@ -34,10 +34,10 @@ def named_run(init_from: str) -> Source:
   return Source(init_from, None)
 
 
-def _wanted(state: TrainState, own: Collection[str]) -> dict[str, Any]:
+def _wanted_arrays(state: TrainState, own: Collection[str]) -> dict[str, Any]:
   """Returns the arrays that another run may provide, by name.
 
-  The autoencoders that this run has itself are not among them.
+  Those of this run's own autoencoders are left out.
   """
   model = use_average({'params': state.params, 'buffers': state.buffers})
   buffers = model['buffers']
@@ -67,12 +67,12 @@ def fresh_names(
   Args:
     init_from: value of config.init_from.
     state: arrays, or shapes only.
-    own: names of the autoencoders that this run has itself; all arrays of the others
-      must come from the other run.
+    own: names of this run's own autoencoders; all arrays of the others must come from
+      the other run.
 
   Raises:
-    UserError: if there is no such run or step, if no parameter agrees, or if an
-      autoencoder does not.
+    UserError: if there is no such run or step, or if it cannot provide any parameter,
+      or an array of an autoencoder that must come from it.
   """
   source = named_run(init_from)
   try:
@@ -80,30 +80,30 @@ def fresh_names(
       shapes = checkpoints.shapes(source.step)
   except UserError as error:
     raise UserError(f'config.init_from={init_from}: {error}') from error
-  theirs = named_leaves(use_average(shapes))
-  ours = _wanted(state, own)
+  provided = named_leaves(use_average(shapes))
+  wanted = _wanted_arrays(state, own)
   fresh = []
-  for name, leaf in ours.items():
-    if name not in theirs or theirs[name].shape != leaf.shape:
+  for name, leaf in wanted.items():
+    if name not in provided or provided[name].shape != leaf.shape:
       fresh.append(name)
-  if not any(name.startswith('params.') for name in ours.keys() - fresh):
+  if not any(name.startswith('params.') for name in wanted.keys() - fresh):
     raise UserError(
       f'config.init_from={init_from}: none of its parameters has the name and shape of '
       "one of this model's; it is a run of another kind, or every width differs"
     )
   for name in fresh:
     if name.startswith(_FROZEN):
-      raise _autoencoder_error(init_from, name, theirs)
+      raise _autoencoder_error(init_from, name, provided)
   return fresh
 
 
 def _autoencoder_error(
-  init_from: str, name: str, theirs: Mapping[str, Any]
+  init_from: str, name: str, provided: Mapping[str, Any]
 ) -> UserError:
   """Returns the error for an autoencoder's array that the other run cannot provide."""
   stage = name.removeprefix(_FROZEN).split('.')[0]
   problem = f'it has no {stage}'
-  if any(other.startswith(f'{_FROZEN}{stage}.') for other in theirs):
+  if any(other.startswith(f'{_FROZEN}{stage}.') for other in provided):
     problem = f'its {stage} differs ({name})'
   return UserError(
     f'config.init_from={init_from}: {problem}; put {stage!r} into config.stages to '
@@ -121,34 +121,32 @@ def start_from(
   `fresh_names`, which the line lists. Arguments and errors are those of `fresh_names`.
   """
   source = named_run(init_from)
-  ours = _wanted(state, own)
+  wanted = _wanted_arrays(state, own)
   fresh = set(fresh_names(init_from, state, own=own))
   with Checkpoints(source.workdir, OMNI, read_only=True) as checkpoints:
 
-    def placed(path, leaf):
+    def shape_to_read(path, leaf):
       name = leaf_name(path).replace('buffers.ema.', 'params.', 1)
-      target = ours.get(name)
+      target = wanted.get(name)
       if target is None or target.shape != leaf.shape:
         return None
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target.sharding)
 
     shapes = checkpoints.shapes(source.step)
-    like = _without_none(jax.tree_util.tree_map_with_path(placed, shapes))
+    like = _without_none(jax.tree_util.tree_map_with_path(shape_to_read, shapes))
     model, step = checkpoints.restore_some(like, source.step)
-  theirs = named_leaves(use_average(model))
+  provided = named_leaves(use_average(model))
 
-  def chosen(path, leaf):
+  def initial_value(path, leaf):
     name = leaf_name(path)
-    if name not in ours or name in fresh:
+    if name not in wanted or name in fresh:
       return leaf
-    return theirs[name].astype(leaf.dtype)
+    return provided[name].astype(leaf.dtype)
 
   values = {'params': state.params, 'buffers': state.buffers}
-  restored = jax.tree_util.tree_map_with_path(chosen, values)
-  count = len(ours) - len(fresh)
-  message = (
-    f'omni: starts from {source.workdir} at step {step}: {count} of {len(ours)} arrays'
-  )
+  restored = jax.tree_util.tree_map_with_path(initial_value, values)
+  count = len(wanted) - len(fresh)
+  message = f'omni: starts from {source.workdir} at step {step}: {count} of {len(wanted)} arrays'
   if fresh:
     message += f'; fresh: {", ".join(sorted(fresh))}'
   return fresh_average(state._replace(**restored)), message

@@ -36,7 +36,7 @@ def items_of(state: TrainState) -> dict[str, Any]:
 
 
 def fields_of(items: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of all items in one dict; names in a manifest have no item."""
+  """Returns the fields of all items in one dict, by the names that a manifest uses."""
   fields: dict[str, Any] = {}
   for tree in items.values():
     fields |= tree
@@ -50,7 +50,7 @@ def make_writer(on_complete: Callable[[], None]) -> ocp.AsyncCheckpointer:
   that a step is complete.
 
   Args:
-    on_complete: called in the background once all files of a step are there.
+    on_complete: called in the background once all files of a step exist.
   """
   in_place = ocp.path.atomicity.CommitFileTemporaryPath
   handlers = {
@@ -103,7 +103,8 @@ def read_arrays(folder: epath.Path, like: Any, saved: Manifest) -> Any:
   except (MemoryError, UserError):
     raise
   except Exception as error:
-    raise _refusal(error, folder, _array_named_in(error, folder, saved)) from error
+    array = _array_named_in(error, folder, saved)
+    raise _read_error(error, folder, array) from error
 
 
 def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
@@ -122,28 +123,32 @@ def read_shapes(step_folder: epath.Path) -> dict[str, Any]:
     raise
   except Exception as error:
     # Orbax raises all sorts of errors for a step that is removed while it is read.
-    raise _refusal(error, folder, 'its metadata') from error
+    raise _read_error(error, folder, 'its metadata') from error
   tree = getattr(metadata, 'tree', metadata)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _array_named_in(error: Exception, folder: epath.Path, saved: Manifest) -> str:
-  """Returns words for the array of an item that an error is about."""
+  """Returns a description of the array that an error of an item is about."""
   fields = FIELDS[folder.name]
   own = [name for name in saved.leaves if name.partition('.')[0] in fields]
   text = str(error)
-  named = [name for name in own if name in text]
-  return f'array {max(named, key=len)}' if named else f'an array of {folder.name}'
+  mentioned = [name for name in own if name in text]
+  if not mentioned:
+    return f'an array of {folder.name}'
+  return f'array {max(mentioned, key=len)}'
 
 
-def _refusal(error: Exception, folder: epath.Path, what: str) -> Damaged | UserError:
+def _read_error(error: Exception, folder: epath.Path, what: str) -> Damaged | UserError:
   """Returns the error to raise for an error of Orbax.
 
-  It is Damaged, or a UserError if the step only cannot be read at the moment.
+  It is Damaged, or a UserError if the step merely cannot be read at the moment.
   """
   line = first_line(error)
   if any(word in str(error) for word in NOT_DAMAGE):
-    return UserError(f'{folder} cannot be read: {line}; start again when it can')
+    return UserError(
+      f'{folder} cannot be read: {line}; start again when it can be read'
+    )
   return Damaged(f'{what} cannot be read: {type(error).__name__}: {line}')
 
 

@@ -66,7 +66,7 @@ def with_retries(read: Callable[[], T], what: Any) -> T:
   A step is not damaged because its storage fails for a moment.
 
   Raises:
-    UserError: if it cannot be read for another reason than that it does not exist.
+    UserError: if it cannot be read, although it exists.
   """
   try:
     return retry.with_retries(read, what)
@@ -74,7 +74,7 @@ def with_retries(read: Callable[[], T], what: Any) -> T:
     raise
   except OSError as error:
     raise UserError(
-      f'{what} cannot be read: {error}; start again when it can'
+      f'{what} cannot be read: {error}; start again when it can be read'
     ) from error
 
 
@@ -88,7 +88,7 @@ def files_in(folder: epath.Path, prefix: str = '') -> Iterator[str]:
       yield name
 
 
-def _measured(path: epath.Path) -> tuple[int, str]:
+def _size_and_digest(path: epath.Path) -> tuple[int, str]:
   """Returns the size in bytes of a file, and its digest if it is small."""
   size = path.stat().length
   if size > SMALL:
@@ -101,13 +101,13 @@ def write(
 ) -> None:
   """Writes the manifest of a step, once everything else in its folder is written.
 
-  The step counts as soon as this file is complete. Its first line holds the digest of
-  its second line, which shows whether it is complete.
+  The step counts as soon as this file is complete. The first line holds the digest of
+  the second line, which shows whether that is complete.
   """
   files = {}
   for name in files_in(folder):
     if name not in OWN_FILES:
-      files[name] = _measured(folder / name)
+      files[name] = _size_and_digest(folder / name)
   manifest = Manifest(step, leaves, files, about)
   body = json.dumps({'version': VERSION, **manifest._asdict()}, default=list)
   head = json.dumps({'blake2b': _digest(body.encode())})
@@ -136,16 +136,16 @@ def read(folder: epath.Path) -> Manifest:
   digest = _digest(body)
   if expected != digest:
     raise Damaged(f'{NAME} has digest {digest}, but {expected} was written')
-  return _parsed(fields)
+  return _parse(fields)
 
 
-def _parsed(fields: Any) -> Manifest:
-  """Returns the manifest in a JSON value, all types checked: it may come from anywhere."""
+def _parse(fields: Any) -> Manifest:
+  """Returns the manifest in a JSON value, whose types are checked: anyone may write one."""
   try:
     version = fields['version']
     if version not in DIGITS:
       raise UserError(
-        f'{NAME} of step {fields["step"]} is of version {version}, this code reads '
+        f'{NAME} of step {fields["step"]} has version {version}, but this code reads '
         f'{sorted(DIGITS)}: use the code that wrote it, or another --workdir'
       )
     leaves = {}
@@ -186,12 +186,12 @@ def check_files(
     folder: folder of the step.
     manifest: manifest of the step.
     items: names of the items.
-    arrays: whether to compare the digests of small files with arrays, or else those of
-      all other files.
+    arrays: whether to compare the digests of the small files that hold arrays, or else
+      those of all other small files.
 
   Raises:
-    Damaged: for a file that is missing or differs, and for one that is a link or is
-      behind one: a step contains all of its data itself.
+    Damaged: for a file that is missing or differs, and for a link in its path: a step
+      contains all of its data itself.
   """
   prefixes = tuple(f'{item}/' for item in items)
   for name, (size, digest) in manifest.files.items():
@@ -237,16 +237,16 @@ def check_leaves(manifest: Manifest, digests: Mapping[str, str]) -> None:
   Raises:
     Damaged: with the name of the first array that differs, and both digests.
   """
-  differ = []
+  different = []
   for name, digest in digests.items():
     saved = manifest.leaves[name].digest
     if saved != digest[: len(saved)]:
-      differ.append(name)
-  if not differ:
+      different.append(name)
+  if not different:
     return
-  name = differ[0]
+  name = different[0]
   saved = manifest.leaves[name].digest
   message = f'array {name} has digest {digests[name]}, but {saved} was saved'
-  if len(differ) > 1:
-    message += f'; {len(differ)} arrays differ'
+  if len(different) > 1:
+    message += f'; {len(different)} arrays differ'
   raise Damaged(message)

@@ -10,16 +10,13 @@ from ml_collections import ConfigDict
 
 from omni_jax.checkpoint.checkpoints import Checkpoints, complete_steps
 from omni_jax.checkpoint.init_values import init_buffers, init_frozen, init_params
-from omni_jax.checkpoint.saved_config import CONFIG_FILE, saved_config
+from omni_jax.checkpoint.saved_config import saved_config
 from omni_jax.checkpoint.train_state import use_average
-from omni_jax.config import OMNI
+from omni_jax.config import AVERAGE, OMNI, RAW, WEIGHTS
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
-
-AVERAGE = 'average'
-RAW = 'raw'
-WEIGHTS = (AVERAGE, RAW)
+from omni_jax.run_folder import CONFIG_FILE
 
 
 def steps_of(workdir: str) -> list[int]:
@@ -31,7 +28,7 @@ def steps_of(workdir: str) -> list[int]:
 
 
 def last_step(workdir: str) -> int:
-  """Returns the step at which the run ends by its config; -1 if it has no config yet."""
+  """Returns the last step of a run by its config; -1 if it has no config yet."""
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     return -1
@@ -45,7 +42,7 @@ def restore_run(
 
   Args:
     workdir: folder of the run.
-    step: None for the last one.
+    step: number of the step; None for the last one.
     weights: one of WEIGHTS: the moving average, if the run keeps one (config.omni.ema),
       or the parameters as trained.
     tables: tables of the media that the run may have.

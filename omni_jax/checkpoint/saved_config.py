@@ -1,4 +1,4 @@
-"""Reads the config in a run's folder."""
+"""Writes and reads the config in a run's folder."""
 
 import json
 
@@ -8,8 +8,13 @@ from ml_collections import ConfigDict
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
+from omni_jax.run_folder import CONFIG_FILE, write_whole
 
-CONFIG_FILE = 'config.json'
+
+def save_config(config: ConfigDict, workdir: str) -> None:
+  """Writes the config of a run; other commands may read it at any time."""
+  text = json.dumps(config.to_dict(), indent=2, default=list)
+  write_whole(epath.Path(workdir) / CONFIG_FILE, text + '\n')
 
 
 def saved_config(workdir: str, tables: Tables = TABLES) -> ConfigDict:
@@ -25,7 +30,7 @@ def saved_config(workdir: str, tables: Tables = TABLES) -> ConfigDict:
     )
   try:
     config = ConfigDict(json.loads(path.read_text()))
-    ModelConfig.from_config(config.model, tables)
+    ModelConfig.from_config(config.model, tables)  # raises an error if it is no config
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise UserError(f'{path} is not the config of a run: {error}') from error
   return config

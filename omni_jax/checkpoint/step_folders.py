@@ -2,8 +2,8 @@
 
 A step counts while its folder holds a manifest. Object stores have no atomic rename, so
 none is used: a file `STEP.unfinished` beside the folder says that a step is being
-written or removed. If that file is there, a folder without a complete manifest is what
-such a process left behind. Otherwise something else damaged the step, and it is moved
+written or removed. If that file exists, a folder without a complete manifest is what a
+killed process left behind. Otherwise something else damaged the step, and it is moved
 to quarantine.
 """
 
@@ -59,7 +59,7 @@ def remove(folder: epath.Path, step: int) -> None:
 
 
 def half_removed(folder: epath.Path) -> list[int]:
-  """Returns the steps whose removal was not completed, while none is being written."""
+  """Returns the steps whose removal was not completed; no step may be in progress."""
   complete_steps = complete(folder)
   steps = [step for step in folders(folder) if step not in complete_steps]
   return [step for step in steps if _mark(folder, step).exists()]
@@ -69,13 +69,13 @@ def quarantine(folder: epath.Path, step: int, why: str) -> epath.Path:
   """Moves a step file by file into the folder `quarantine`.
 
   Its manifest is moved first, so that the step no longer counts. If a process was
-  killed while it did this, its work is completed, so that the step stays together.
+  killed while it moved the step, its work is completed, so that the step stays together.
 
   Returns:
     The new folder of the step, with `why` in the file why.txt.
   """
   source = folder / str(step)
-  target = _begun_target(folder, step)
+  target = _unfinished_target(folder, step)
   if target is None:
     target = _new_target(folder, step)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,22 +109,22 @@ def _moving_mark(target: epath.Path) -> epath.Path:
   return target.parent / f'{target.name}{UNFINISHED}'
 
 
-def _begun_target(folder: epath.Path, step: int) -> epath.Path | None:
-  """Returns where a process that was killed has moved a part of the step, if any."""
-  quarantine = folder / QUARANTINE
-  if not quarantine.exists():
+def _unfinished_target(folder: epath.Path, step: int) -> epath.Path | None:
+  """Returns the folder to which a killed process had begun to move the step, if any."""
+  quarantine_folder = folder / QUARANTINE
+  if not quarantine_folder.exists():
     return None
-  for mark in quarantine.glob(f'{step}.*{UNFINISHED}'):
+  for mark in quarantine_folder.glob(f'{step}.*{UNFINISHED}'):
     return mark.parent / mark.name.removesuffix(UNFINISHED)
   return None
 
 
 def quarantined(folder: epath.Path) -> list[epath.Path]:
   """Returns the folders of the steps in quarantine."""
-  quarantine = folder / QUARANTINE
-  if not quarantine.exists():
+  quarantine_folder = folder / QUARANTINE
+  if not quarantine_folder.exists():
     return []
-  paths = quarantine.iterdir()
+  paths = quarantine_folder.iterdir()
   return sorted(path for path in paths if not path.name.endswith(UNFINISHED))
 
 
@@ -157,7 +157,7 @@ def tidy(folder: epath.Path) -> list[str]:
       end(folder, step)
     elif marked:
       remove(folder, step)
-      lines.append(f'{step_folder} was not finished and is removed')
+      lines.append(f'{step_folder} was unfinished and has been removed')
     else:
       why = (
         f'{manifest.NAME} is missing: it was removed, or the step was saved by older '
@@ -170,7 +170,7 @@ def tidy(folder: epath.Path) -> list[str]:
 
 
 def _remove_stale_marks(folder: epath.Path) -> None:
-  """Removes the marks of steps that nothing has to be done for any more."""
+  """Removes the marks of steps that need no more work."""
   paths = folder.iterdir() if folder.exists() else ()
   for path in paths:
     step = path.name.removesuffix(UNFINISHED)

@@ -31,8 +31,8 @@ class Shape(NamedTuple):
     return repr(tuple(self))
 
 
-# A function that compares the arrays in a manifest with the wanted ones. It takes the
-# step's folder, its manifest, and shapes by field of a TrainState.
+# Compares the arrays in a manifest with the wanted ones: a function of the step's folder,
+# its manifest, and the wanted shapes by field of a TrainState.
 Check = Callable[[epath.Path, Manifest, dict[str, Any]], None]
 
 
@@ -45,17 +45,17 @@ def shapes_of(tree: Any) -> dict[str, Shape]:
 
 
 def check_all_arrays(folder: epath.Path, saved: Manifest, like: dict[str, Any]) -> None:
-  """Raises UserError if the arrays of the wanted fields are not exactly those wanted.
+  """Raises UserError unless the saved arrays of the fields in `like` are those of `like`.
 
   They are compared before anything is read or allocated, since Orbax casts a changed
   dtype and fails late on a changed shape.
   """
-  of_fields = {}
+  saved_shapes = {}
   for name, shape in _saved_shapes(saved).items():
     field = name.partition('.')[0]
     if field in like:
-      of_fields[name] = shape
-  _compare(folder, of_fields, shapes_of(like))
+      saved_shapes[name] = shape
+  _compare(folder, saved_shapes, shapes_of(like))
 
 
 def check_wanted_arrays(
@@ -77,15 +77,17 @@ def _compare(
 ) -> None:
   """Raises UserError with the first difference between saved and wanted arrays."""
   names = saved.keys() | wanted.keys()
-  differ = [name for name in names if saved.get(name) != wanted.get(name)]
-  if not differ:
+  different = [name for name in names if saved.get(name) != wanted.get(name)]
+  if not different:
     return
   # Moments of the optimizer differ as their parameters do: a parameter is named first.
-  name = min(differ, key=lambda name: (not name.startswith('params.'), name))
+  name = min(different, key=lambda name: (not name.startswith('params.'), name))
+  verb = 'differs' if len(different) == 1 else 'differ'
   raise UserError(
-    f'checkpoint {folder} is of another model: {len(differ)} arrays differ, first '
-    f'{name}: saved {saved.get(name, "absent")}, wanted {wanted.get(name, "absent")}; '
-    'use the config it was trained with, or another --workdir'
+    f'checkpoint {folder} is of another model: {len(different)} of {len(names)} arrays '
+    f'{verb}, the first is {name}: saved {saved.get(name, "absent")}, wanted '
+    f'{wanted.get(name, "absent")}; use the config it was trained with, or another '
+    '--workdir'
   )
 
 
@@ -95,7 +97,7 @@ def read_step(folder: epath.Path, like: dict[str, Any], check: Check) -> dict[st
   Args:
     folder: folder of the step.
     like: shapes and shardings by item and field; None for the iterator.
-    check: comparison of the saved and the wanted arrays, before anything is read.
+    check: compares the saved arrays with the wanted ones before anything is read.
 
   Raises:
     Damaged: in all processes, if any of them finds that something is not as it was

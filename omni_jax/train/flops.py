@@ -1,4 +1,4 @@
-"""FLOPs of a step by the config: those of the model, and those of recomputation."""
+"""Counts the FLOPs of a step from the config: the model's, and those of recomputation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,13 +9,15 @@ from omni_jax.model import ModelConfig
 from omni_jax.nn.decoder import Remat
 from omni_jax.types import RowBudget
 
-TRAINED = 3  # a matmul has two gradients, each as much work as the matmul itself
+# FLOPs of an update, relative to its forward pass: a matmul has two gradients, each as
+# much work as the matmul itself.
+FORWARD_AND_BACKWARD = 3
 
 
 class StepFlops(NamedTuple):
   """FLOPs of a forward pass on a full batch, by part of the model.
 
-  A weight costs 2 per position that it is applied to.
+  A weight costs two FLOPs for each position that it is applied to.
 
   Attributes:
     layers: matrices of the decoder.
@@ -39,12 +41,16 @@ class StepFlops(NamedTuple):
     trained = self.layers + self.attention + self.text
     trained += sum(flops.embed + flops.head for flops in self.media.values())
     frozen = sum(flops.autoencoder for flops in self.media.values())
-    return TRAINED * trained + frozen
+    return FORWARD_AND_BACKWARD * trained + frozen
 
   def executed(self, remat: Remat) -> float:
-    """Returns the FLOPs of an update, those that `remat` computes again included."""
-    again = {Remat.NONE: 0.0, Remat.DOTS: self.attention, Remat.ATTENTION: self.layers}
-    return self.model + again.get(remat, self.layers + self.attention)
+    """Returns the FLOPs of an update, including what `remat` computes again."""
+    recomputed = {
+      Remat.NONE: 0.0,
+      Remat.DOTS: self.attention,
+      Remat.ATTENTION: self.layers,
+    }
+    return self.model + recomputed.get(remat, self.layers + self.attention)
 
 
 def step_flops(c: ModelConfig, budget: RowBudget) -> StepFlops:

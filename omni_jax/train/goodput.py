@@ -1,7 +1,7 @@
 """Accounts for a run's time.
 
-The kinds are productive steps, start, restoring, waiting for saves and for data; work
-that was lost is counted as well.
+The kinds of time are productive steps, the start, restoring, and waiting for saves and
+for data; work that was lost is counted as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from omni_jax.run_folder import read_json_lines
 from omni_jax.run_log import START
 
 FILE = 'goodput.jsonl'
@@ -25,10 +26,10 @@ KINDS = (STARTUP, RESTORE, DATA, SAVE, STEP)
 
 
 class Goodput:
-  """Seconds by kind of one stage in one process.
+  """Counts the seconds of one stage in one process, by kind.
 
-  A line of goodput.jsonl is written whenever metrics or a checkpoint are. Time of no
-  other kind is `step`: productive, unless it is lost later.
+  A line of goodput.jsonl is written whenever metrics or a checkpoint are. Time that is
+  of no other kind is `step`: productive, unless it is lost later.
   """
 
   def __init__(self, workdir: str, stage: str):
@@ -63,19 +64,19 @@ class Goodput:
     if last['session'] == self._session or last['step'] <= step:
       return
     lost = last['step'] - step
-    done = max(last['step'] - last['first'], 1)
-    seconds = last['seconds'][STEP] * min(1, lost / done)
+    finished = max(last['step'] - last['first'], 1)
+    seconds = last['seconds'][STEP] * min(1, lost / finished)
     self._lost = {'steps': lost, 'seconds': round(seconds, 3)}
 
-  def first_step(self) -> None:
+  def mark_first_step(self) -> None:
     """Marks the end of the first update.
 
-    Until here the process has started and compiled, except for what other kinds count.
+    All time until then counts as the start, except for that of other kinds.
     """
     self._spent[STARTUP] = time.time() - self._began - sum(self._spent.values())
 
   def write(self, first: int, step: int) -> None:
-    """Writes a line about this process, which began after step `first`, up to now."""
+    """Writes a line about this process up to now; it began after step `first`."""
     if jax.process_index():
       return
     total = time.time() - self._began
@@ -93,18 +94,8 @@ class Goodput:
 
 
 def read(workdir: Any) -> list[dict[str, Any]]:
-  """Returns the lines of goodput.jsonl.
-
-  A line that a killed process left half-written is left out.
-  """
-  file = epath.Path(workdir) / FILE
-  if not file.exists():
-    return []
-  lines = []
-  for text in file.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      lines.append(json.loads(text))
-  return lines
+  """Returns the lines of goodput.jsonl."""
+  return read_json_lines(epath.Path(workdir) / FILE)
 
 
 def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

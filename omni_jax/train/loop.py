@@ -1,4 +1,4 @@
-"""The loop of every stage: it reads batches, updates the state, reports and saves.
+"""Runs the loop of every stage: reads batches, updates the state, reports and saves.
 
 It resumes from the last checkpoint, and stops cleanly on SIGTERM.
 """
@@ -20,26 +20,24 @@ import numpy as np
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.errors import UserError
-from omni_jax.objective import Metrics
+from omni_jax.errors import PREEMPTED, UserError
+from omni_jax.objective import Metrics, TOKENS
 from omni_jax.run_log import say
 from omni_jax.sharding import any_process, gather_bytes, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
   BadSteps,
+  check_repeated_step,
   check_state,
+  describe_not_finite,
   not_finite,
-  same_twice,
   SKIPPED,
 )
 from omni_jax.train.step import StepFn
-from omni_jax.train.writer import Silent, Writer
+from omni_jax.train.writer import SilentWriter, STEPS_PER_SECOND, Writer
 
 # Errors of a disk that is full or read-only; the logs can run into them as well.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Exit code after SIGTERM: everything is saved, start me again (EX_TEMPFAIL of
-# sysexits.h).
-PREEMPTED = 75
 
 
 @runtime_checkable
@@ -63,8 +61,8 @@ class Batches(Protocol):
 
 
 @runtime_checkable
-class Named(Protocol):
-  """Batches that know the examples in a batch."""
+class BatchesWithIds(Protocol):
+  """Batches that know the ids of their examples."""
 
   def ids(self, before: bytes, after: bytes) -> list[str]:
     """Returns the ids of the examples between two states of this process."""
@@ -75,21 +73,22 @@ class Stage:
   """One stage of a run.
 
   Attributes:
-    name: name in the log, in metrics and of the folder of its checkpoints.
+    name: name of the stage in the log, in the metrics and in the path of its
+      checkpoints.
     steps: total number of updates.
-    step: one update.
+    step: function that computes one update.
     state: the state to start from; it gives the shapes and shardings for restoring.
     batches: the data.
-    flops: model FLOPs of an update, for MFU; 0 if not counted.
-    peak: peak FLOP/s of one device, for MFU; None if unknown.
     log_every: number of steps between two lines of metrics.
     save_every: number of steps between two checkpoints.
-    profile: 'first:last' steps to trace, or ''.
     bad_steps: number of updates that may be skipped because they are not finite; one
       more ends the run.
+    repeat_every: N, if every N-th step is computed twice and the bits are compared; 0
+      if none is.
     about: plain values for the manifests of its checkpoints.
-    repeat_every: every N-th step is computed twice and the bits are compared; 0 for
-      none.
+    flops: model FLOPs of an update, for MFU; 0 if not counted.
+    peak: peak FLOP/s of one device, for MFU; None if unknown.
+    profile: steps to trace, as 'first:last'; '' for none.
   """
 
   name: str
@@ -97,14 +96,14 @@ class Stage:
   step: StepFn
   state: TrainState
   batches: Batches
+  log_every: int
+  save_every: int
+  bad_steps: int
+  repeat_every: int
+  about: Mapping[str, Any]
   flops: float = 0.0
   peak: float | None = None
-  log_every: int = 50
-  save_every: int = 500
   profile: str = ''
-  bad_steps: int = 0
-  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  repeat_every: int = 0
 
 
 class Preempted(SystemExit):
@@ -115,7 +114,7 @@ class Preempted(SystemExit):
 
 
 class _Meter:
-  """The speed since the last report, and the share of time spent waiting for data."""
+  """Measures the speed and the wait for data since the last report."""
 
   def __init__(self):
     self._restart()
@@ -125,9 +124,9 @@ class _Meter:
     self._wait = 0.0
     self._steps = 0
 
-  def waited(self, seconds: float) -> None:
-    """Counts a step and the time that it waited for its batch."""
-    self._wait += seconds
+  def count_step(self, wait_seconds: float) -> None:
+    """Counts a step, and the time that it waited for its batch."""
+    self._wait += wait_seconds
     self._steps += 1
 
   def report(self, tokens_per_step: float, stage: Stage) -> dict[str, float]:
@@ -135,7 +134,7 @@ class _Meter:
     seconds = time.perf_counter() - self._start
     steps = max(self._steps, 1)
     metrics = {
-      'speed/steps_per_second': steps / seconds,
+      STEPS_PER_SECOND: steps / seconds,
       'speed/data_wait': self._wait / seconds,
       'speed/tokens_per_second': tokens_per_step * steps / seconds,
     }
@@ -168,7 +167,7 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
   """
   with _sigterm(mesh) as stop:
     try:
-      state = _resumed(stage, workdir, mesh, stop)
+      state = _resume(stage, workdir, mesh, stop)
     except OSError as error:
       if error.errno not in NO_ROOM:
         raise
@@ -183,7 +182,7 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     return state
 
 
-def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
+def _resume(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
   """Restores the last checkpoint, if there is one, and runs the steps that are left."""
   log = functools.partial(say, workdir)
   with Checkpoints(workdir, stage.name, say=log) as checkpoints:
@@ -202,7 +201,7 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
     with _writer(stage, workdir, start) as writer:
       bad_steps = BadSteps(workdir, stage.name, stage.bad_steps)
       tools = _Tools(checkpoints, writer, goodput, bad_steps)
-      state = _steps(tools, stage, state, mesh, stop)
+      state = _run_steps(tools, stage, state, mesh, stop)
       with goodput.spent(SAVE):
         checkpoints.latest()  # waits for the last save
       goodput.write(start, stage.steps)
@@ -212,11 +211,11 @@ def _resumed(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainStat
 def _writer(stage: Stage, workdir: str, start: int) -> Writer:
   """Returns the writer of this process: only the first one writes."""
   if jax.process_index():
-    return Silent(workdir, stage.name)
+    return SilentWriter(workdir, stage.name)
   return Writer(workdir, stage.name, steps=stage.steps, start=start)
 
 
-def _steps(
+def _run_steps(
   tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop'
 ) -> TrainState:
   """Runs the steps from the state to the end of the stage."""
@@ -232,9 +231,9 @@ def _steps(
     before = time.perf_counter()
     with goodput.spent(DATA):
       host_batch = next(stage.batches)
-    meter.waited(time.perf_counter() - before)
+    meter.count_step(time.perf_counter() - before)
     earlier_metrics = metrics
-    state, metrics = _updated(stage, state, place(host_batch, mesh), step)
+    state, metrics = _compute_step(stage, state, place(host_batch, mesh), step)
     # One step ahead of the devices is enough to keep them busy. Further ahead, the host
     # would use up the prefetched batches, wait for each new one though no device does,
     # and hold all of them in the devices' memory.
@@ -246,18 +245,18 @@ def _steps(
     writer.advance()
     if step == start + 1:
       jax.block_until_ready(metrics)
-      goodput.first_step()
+      goodput.mark_first_step()
     trace.after(step, state)
     is_last = step == stage.steps
-    logs = step % stage.log_every == 0 or is_last
+    must_log = step % stage.log_every == 0 or is_last
     preempted = stop.after_a_step()  # read once: it may turn true at any moment
-    saves = preempted or step % stage.save_every == 0 or is_last
-    if not logs and not saves:
+    must_save = preempted or step % stage.save_every == 0 or is_last
+    if not must_log and not must_save:
       continue
-    values = _checked(tools, stage, step, metrics)
-    if logs:
+    values = _checked_metrics(tools, stage, step, metrics)
+    if must_log:
       _log(tools, stage, step, values, meter)
-    if saves:
+    if must_save:
       with goodput.spent(SAVE):
         _save(checkpoints, stage, state)
     goodput.write(start, step)
@@ -266,7 +265,7 @@ def _steps(
   return state
 
 
-def _checked(
+def _checked_metrics(
   tools: _Tools, stage: Stage, step: int, metrics: Metrics
 ) -> dict[str, np.ndarray]:
   """Returns the metrics of a step, once it and all before it are known to be good.
@@ -279,9 +278,8 @@ def _checked(
   bad = not_finite(values)
   if bad and SKIPPED not in metrics:
     raise UserError(
-      f'{stage.name}: {", ".join(bad)} is no longer finite at step {step}; the last '
-      f'checkpoint is step {tools.checkpoints.latest()}; try a smaller '
-      f'config.{stage.name}.optim.lr'
+      f'{stage.name}: {describe_not_finite(bad)} at step {step}; the last checkpoint is '
+      f'step {tools.checkpoints.latest()}; try a smaller config.{stage.name}.optim.lr'
     )
   return values
 
@@ -296,16 +294,16 @@ def _log(
   """Writes a line of metrics, without those of a skipped step that are not finite."""
   finite: dict[str, Any] = {}
   for name, value in values.items():
-    if name != 'tokens' and np.isfinite(value).all():
+    if name != TOKENS and np.isfinite(value).all():
       finite[name] = value
   if tools.bad_steps.count:
     finite[SKIPPED] = tools.bad_steps.count
-  speed = meter.report(float(values['tokens']), stage)
+  speed = meter.report(float(values[TOKENS]), stage)
   tools.writer.write(step, finite | speed)
 
 
 def _save(checkpoints: Checkpoints, stage: Stage, state: TrainState) -> None:
-  """Begins to save a state together with the position of all processes in the data."""
+  """Begins to save a state, with the positions of all processes in the data."""
   check_state(state)
   positions = gather_bytes(stage.batches.state())
   checkpoints.save(state, stage.batches.merged(positions), stage.about)
@@ -326,31 +324,31 @@ def _own_records(batches: Batches, before: bytes, after: bytes) -> list[Any]:
   These are the ids of its examples or, if the batches do not know them, the position in
   the data before it.
   """
-  if isinstance(batches, Named):
+  if isinstance(batches, BatchesWithIds):
     return batches.ids(before, after)
   return [json.loads(before)]
 
 
-def _updated(
+def _compute_step(
   stage: Stage, state: TrainState, batch: Any, step: int
 ) -> tuple[TrainState, Metrics]:
   """Returns the state and the metrics after one more step.
 
-  To find silent corruption, every `repeat_every`-th step is computed twice: the first
-  time from a copy.
+  If the stage repeats steps to find silent corruption, such a step is computed twice:
+  the first time from a copy.
   """
   if not stage.repeat_every or step % stage.repeat_every:
     return stage.step(state, batch)
   first, _ = stage.step(jax.tree.map(jnp.copy, state), batch)
   second, metrics = stage.step(state, batch)
-  same_twice(first, second, step)
+  check_repeated_step(first, second, step)
   return second, metrics
 
 
 class _Trace:
   """Runs the profiler over the steps of config.profile.
 
-  A resumed run may begin behind the first or the last of them.
+  A resumed run may begin after the first or even after the last of them.
   """
 
   def __init__(self, steps: str, folder: str):
@@ -404,14 +402,14 @@ class _Stop:
 
 @contextlib.contextmanager
 def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
-  """Yields a `_Stop` that the signal sets; afterwards the signal kills as before."""
+  """Yields a `_Stop` that SIGTERM sets; afterwards the signal kills as before."""
   stop = _Stop(mesh)
 
   def request(*_):
     stop.requested = True
 
   try:
-    before = signal.signal(signal.SIGTERM, request)
+    previous_handler = signal.signal(signal.SIGTERM, request)
   except ValueError:
     # Not the main thread (a notebook, a test): the signal is not ours to catch.
     yield stop
@@ -419,4 +417,4 @@ def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
   try:
     yield stop
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, previous_handler)

@@ -1,9 +1,9 @@
-"""Handles updates that are not finite: they are skipped, counted and recorded.
+"""Skips, counts and records updates that are not finite.
 
 A run ends when there are more of them than its config allows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 from typing import Any
 
@@ -20,7 +20,11 @@ from omni_jax.run_log import say
 
 SKIPPED = 'skipped'
 FILE = 'bad_steps.jsonl'
-JUDGED = ('loss/total', 'grad_norm/total')  # metrics that have to be finite
+# Metrics that have to be finite.
+TOTAL_LOSS = 'loss/total'
+TOTAL_GRAD_NORM = 'grad_norm/total'
+GUARDED = (TOTAL_LOSS, TOTAL_GRAD_NORM)
+NAMED = 3  # most arrays that a message names
 
 
 def skip_if_not_finite(
@@ -30,13 +34,13 @@ def skip_if_not_finite(
 
   If the loss or the gradient is not finite, the arrays are those of `before`, and only
   the step advances. This is a pure choice inside the step, whatever the policy, so that
-  no state is ever spoilt. metrics['skipped'] is 1 for such an update, else 0.
+  no state is ever corrupted. metrics['skipped'] is 1 for such an update, else 0.
   """
-  judged = jnp.stack([metrics[name] for name in JUDGED if name in metrics])
-  good = jnp.isfinite(judged).all()
-  kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-  kept = kept._replace(step=after.step)
-  return kept, metrics | {SKIPPED: jnp.where(good, 0, 1)}
+  guarded = jnp.stack([metrics[name] for name in GUARDED if name in metrics])
+  good = jnp.isfinite(guarded).all()
+  state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+  state = state._replace(step=after.step)
+  return state, metrics | {SKIPPED: jnp.where(good, 0, 1)}
 
 
 class BadSteps:
@@ -45,7 +49,9 @@ class BadSteps:
   It reads the metrics of a step one step late, so that the devices stay busy.
 
   Args:
-    limit: 0 if the first one ends the run.
+    workdir: folder of the run.
+    stage: name of the stage.
+    limit: number of skipped updates that are allowed; with 0, the first one ends the run.
   """
 
   def __init__(self, workdir: str, stage: str, limit: int):
@@ -57,9 +63,13 @@ class BadSteps:
     self._pending: list[tuple[int, Metrics, Callable[[], Any]]] = []
 
   def after(self, step: int, metrics: Metrics, records: Callable[[], Any]) -> None:
-    """Checks the step before this one: waiting for this one would leave devices idle.
+    """Notes a step, and checks the step before it.
+
+    Waiting for the metrics of this step would leave the devices idle.
 
     Args:
+      step: number of the step.
+      metrics: metrics of the step.
       records: returns what the batch consisted of; called in all processes if the step
         was skipped.
     """
@@ -96,23 +106,31 @@ class BadSteps:
       line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': names}
       with self._file.open('a') as file:
         file.write(json.dumps(line) + '\n')
-    problem = f'{self._stage}: {", ".join(bad)} is no longer finite at step {step}'
+    problem = f'{self._stage}: {describe_not_finite(bad)} at step {step}'
+    where = f'the records of the batch are in {self._file}'
     if self.count > self._limit:
+      skipped = '1 update was' if self.count == 1 else f'{self.count} updates were'
       raise UserError(
-        f'{problem}; the update is skipped, {self.count} so far, but only '
-        f'config.{self._stage}.bad_steps={self._limit} are allowed; its records are in '
-        f'{self._file}; try a smaller config.{self._stage}.optim.lr'
+        f'{problem}; {skipped} skipped, more than '
+        f'config.{self._stage}.bad_steps={self._limit} allows; {where}; try a smaller '
+        f'config.{self._stage}.optim.lr'
       )
     say(
       self._workdir,
       f'WARNING: {problem}; the update is skipped ({self.count} of {self._limit} '
-      f'allowed), its records are in {self._file}',
+      f'allowed); {where}',
     )
 
 
 def not_finite(values: Mapping[str, np.ndarray]) -> list[str]:
   """Returns the names of the metrics that are not finite, sorted."""
   return sorted(name for name, value in values.items() if not np.isfinite(value).all())
+
+
+def describe_not_finite(names: Sequence[str]) -> str:
+  """Returns, for example, 'loss/total is not finite'."""
+  verb = 'is' if len(names) == 1 else 'are'
+  return f'{", ".join(names)} {verb} not finite'
 
 
 def check_state(state: TrainState) -> None:
@@ -124,9 +142,9 @@ def check_state(state: TrainState) -> None:
   bad = digest.not_finite(state._asdict())
   if not bad:
     return
-  names = ', '.join(bad[:3])
-  if len(bad) > 3:
-    names += f' and {len(bad) - 3} more arrays'
+  names = ', '.join(bad[:NAMED])
+  if len(bad) > NAMED:
+    names += f' and {len(bad) - NAMED} more arrays'
   verb = 'is' if len(bad) == 1 else 'are'
   raise UserError(
     f'step {int(state.step)} is not saved: {names} {verb} not finite; the last '
@@ -134,8 +152,8 @@ def check_state(state: TrainState) -> None:
   )
 
 
-def same_twice(first: TrainState, second: TrainState, step: int) -> None:
-  """Compares two results of one step.
+def check_repeated_step(first: TrainState, second: TrainState, step: int) -> None:
+  """Compares the two results of a step that was computed twice.
 
   Raises:
     UserError: if they are not bit-identical.
@@ -146,9 +164,10 @@ def same_twice(first: TrainState, second: TrainState, step: int) -> None:
   if not different:
     return
   name = different[0]
+  verb = 'differs' if len(different) == 1 else 'differ'
   raise UserError(
     f'step {step} was computed twice from the same state and batch, and '
-    f'{len(different)} arrays differ, first {name}: {digests[name]} and '
-    f'{other_digests[name]}; a device computes wrong results, or an operation is not '
-    'deterministic; neither result is saved'
+    f'{len(different)} of {len(digests)} arrays {verb}, the first is {name}: '
+    f'{digests[name]} and {other_digests[name]}; a device computes wrong results, or an '
+    'operation is not deterministic; neither result is saved'
   )

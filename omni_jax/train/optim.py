@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up and cosine decay, clipping and frozen parameters.
+"""Builds the optimizer: AdamW or Muon with warm-up, cosine decay and clipping.
 
 Learning-rate multipliers and frozen parameters are selected by name.
 """
@@ -18,6 +18,9 @@ import optax.contrib
 from omni_jax.errors import UserError
 from omni_jax.sharding import leaf_name, named_leaves, Role
 
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # root mean square of Muon's updates, about that of AdamW's
+
 
 class Kind(enum.StrEnum):
   """Kind of optimizer."""
@@ -31,8 +34,8 @@ class OptimConfig:
   """Settings of the optimizer of a stage.
 
   Attributes:
-    kind: see Kind; Muon's updates are scaled to the size of AdamW's (root mean square
-      0.2), so that lr means the same.
+    kind: see Kind; Muon's updates are scaled to MUON_RMS, so that lr means the same for
+      both.
     lr: peak learning rate.
     warmup: number of steps in which the rate rises to its peak.
     final: share of the peak that a cosine reaches at the last step.
@@ -46,14 +49,14 @@ class OptimConfig:
     ValueError: if there is no such kind.
   """
 
-  kind: Kind | str = Kind.ADAMW
-  lr: float = 2e-3
-  warmup: int = 100
-  final: float = 0.02
-  b1: float = 0.9
-  b2: float = 0.98
-  weight_decay: float = 0.01
-  clip: float = 1.0
+  kind: Kind | str
+  lr: float
+  warmup: int
+  final: float
+  b1: float
+  b2: float
+  weight_decay: float
+  clip: float
   multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -68,7 +71,7 @@ def schedule(c: OptimConfig, steps: int) -> optax.Schedule:
   )
 
 
-def frozen(params: Any, patterns: Sequence[str]) -> Any:
+def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
   """Returns a tree with True at every parameter whose name matches one of the patterns.
 
   Args:
@@ -108,12 +111,12 @@ def make_optimizer(
       and have no moments.
     rate: a learning rate by step, used instead of the config's schedule.
   """
-  decay_mask = functools.partial(decayed, roles=roles)
-  scale_by_name = functools.partial(_scaled, multipliers=c.multipliers)
+  decays = functools.partial(decay_mask, roles=roles)
+  scale_by_name = functools.partial(_scale_by_name, multipliers=c.multipliers)
   tx = optax.chain(
     optax.clip_by_global_norm(c.clip),
     _direction(c, roles),
-    optax.add_decayed_weights(c.weight_decay, mask=decay_mask),
+    optax.add_decayed_weights(c.weight_decay, mask=decays),
     optax.stateless(scale_by_name),
     optax.scale_by_learning_rate(rate or schedule(c, steps)),
   )
@@ -121,8 +124,8 @@ def make_optimizer(
     return tx
 
   def labels(params):
-    is_frozen = frozen(params, freeze)
-    return jax.tree.map(lambda held: 'frozen' if held else 'trained', is_frozen)
+    mask = frozen_mask(params, freeze)
+    return jax.tree.map(lambda is_frozen: 'frozen' if is_frozen else 'trained', mask)
 
   return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
 
@@ -133,17 +136,19 @@ def _direction(c: OptimConfig, roles: Any) -> optax.GradientTransformation:
     return optax.scale_by_adam(c.b1, c.b2)
   muon = optax.contrib.muon(
     1.0,
-    beta=0.95,
+    beta=MUON_MOMENTUM,
     adam_b1=c.b1,
     adam_b2=c.b2,
-    consistent_rms=0.2,
+    consistent_rms=MUON_RMS,
     muon_weight_dimension_numbers=functools.partial(muon_dimensions, roles=roles),
   )
   # Muon's own rate is 1, and its updates already point against the gradient.
   return optax.chain(muon, optax.scale(-1.0))
 
 
-def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> Any:
+def _scale_by_name(
+  updates: Any, params: Any, *, multipliers: Mapping[str, float]
+) -> Any:
   """Returns every update times the factor of the first prefix that its name has.
 
   Raises:
@@ -158,15 +163,15 @@ def _scaled(updates: Any, params: Any, *, multipliers: Mapping[str, float]) -> A
         f'{sorted(beginnings)}'
       )
 
-  def scaled(path, update):
+  def scale(path, update):
     name = leaf_name(path)
     factors = (m for prefix, m in multipliers.items() if name.startswith(prefix))
     return update * next(factors, 1.0)
 
-  return jax.tree_util.tree_map_with_path(scaled, updates)
+  return jax.tree_util.tree_map_with_path(scale, updates)
 
 
-def decayed(params: Any, *, roles: Any) -> Any:
+def decay_mask(params: Any, *, roles: Any) -> Any:
   """Returns a tree with True at every parameter that decays.
 
   Matrices, routers and tables decay. Norms, biases and single vectors do not, even
@@ -180,7 +185,7 @@ def decayed(params: Any, *, roles: Any) -> Any:
 
 
 def muon_dimensions(params: Any, *, roles: Any) -> Any:
-  """Returns the last two axes of every matrix, None where Muon leaves it to AdamW."""
+  """Returns the last two axes of every matrix, and None for what AdamW updates."""
 
   def axes(role, leaf):
     if role != Role.MATRIX:

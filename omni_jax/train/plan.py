@@ -1,4 +1,4 @@
-"""The plan of a run: its shapes, optimizers and mesh, all checked.
+"""Plans a run: reads its shapes, optimizers and mesh from the config, and checks them.
 
 It also builds the program of the omni stage, to run or only to compile.
 """
@@ -12,7 +12,7 @@ import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.config import dataclass_of, OMNI, RunConfig
+from omni_jax.config import dataclass_of, OMNI, RunConfig, STORED
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
@@ -20,7 +20,7 @@ from omni_jax.model import abstract, main_sizes, ModelConfig
 from omni_jax.objective import LossConfig, Pretraining
 from omni_jax.sequence.pack import check_budget
 from omni_jax.train import state as states
-from omni_jax.train.optim import frozen, make_optimizer, OptimConfig
+from omni_jax.train.optim import frozen_mask, make_optimizer, OptimConfig
 from omni_jax.train.step import make_step, Update
 
 
@@ -49,8 +49,8 @@ class Plan:
 
     Args:
       config: the config of the run, as it was read.
-      devices: devices other than those of this process, such as those of a described
-        topology.
+      devices: devices other than those of this process, such as those of a topology
+        that is only described.
       tables: tables of the media that the run may have.
 
     Raises:
@@ -62,7 +62,7 @@ class Plan:
     self.run_config = RunConfig.of(config, autoencoders, tables.hosts)
     self.mesh: Mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     self.budget = self.run_config.budget
-    self.stored_codes = config.data.codes == 'stored'
+    self.stored_codes = config.data.codes == STORED
     codes = self.model_config.stored_codes() if self.stored_codes else {}
     self.hosts = self.model_config.hosts(codes)
     check_budget(self.budget, self.hosts)
@@ -74,8 +74,8 @@ class Plan:
     self.losses = LossConfig.from_config(config.omni.losses, media)
     self._check_mesh()
     freeze = self.run_config.omni.freeze
-    if freeze:  # refuses a pattern that matches nothing
-      frozen(sharding.param_specs(abstract(self.model_config)), freeze)
+    if freeze:  # raises an error for a pattern that matches nothing
+      frozen_mask(sharding.param_specs(abstract(self.model_config)), freeze)
 
   def _check_mesh(self) -> None:
     """Checks that the mesh divides all sizes that are split over it.
@@ -85,22 +85,21 @@ class Plan:
     """
     length = ('config.data.budget.length', self.budget.length, 'length')
     sharding.check_sizes(self.mesh, [*main_sizes(self.model_config), length])
-    experts = self.model_config.decoder.experts
     parts = self.run_config.omni.accumulate
     rows = self.budget.rows // parts
     batch_sizes = [rows]
     for stage in self.run_config.autoencoders.values():
       batch_sizes.append(stage.batch)
     for size in batch_sizes:
-      sharding.check_divides(self.mesh, size, experts)
+      sharding.check_rows(self.mesh, size)
     group = self.budget.group
     groups = self.budget.pools // parts
     shards = sharding.num_shards(self.mesh, 'batch')
     if groups % shards:
       raise UserError(
-        f'config.data.budget.group={group}: {rows} rows are {groups} groups, which do '
-        f'not divide by {shards} devices; set rows={shards * group * parts} or a smaller '
-        'group'
+        f'config.data.budget.group={group}: {rows} rows are {groups} groups, which are '
+        f'not divisible by {shards} devices; set rows={shards * group * parts} or a '
+        'smaller group'
       )
 
 
@@ -111,13 +110,13 @@ class OmniProgram(NamedTuple):
     init: returns a fresh state, given the values of the autoencoders.
     step: one update; it reuses the memory of the state for its result.
     state: shapes of the state.
-    layout: shardings of the state.
+    shardings: shardings of the state.
   """
 
   init: Callable[[Any], TrainState]
   step: Callable[[TrainState, Any], tuple[TrainState, Any]]
   state: TrainState
-  layout: TrainState
+  shardings: TrainState
 
 
 def omni_program(
@@ -146,13 +145,18 @@ def omni_program(
     )
 
   shapes = jax.eval_shape(init, frozen_values)
-  layout = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
+  shardings = states.shardings(shapes, sharding.param_specs(model), plan.mesh)
   objective = Pretraining(plan.losses, plan.mesh, stage.bias_step)
   freeze = tuple(stage.freeze)
   update = Update(stage.accumulate, stage.ema, freeze, objective.refresh)
   step = make_step(objective, model, tx, update)
   options = sharding.compiler_options(plan.mesh)
-  jitted = jax.jit(
-    step, donate_argnums=0, out_shardings=(layout, None), compiler_options=options
+  jitted_step = jax.jit(
+    step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
   )
-  return OmniProgram(jax.jit(init, out_shardings=layout), jitted, shapes, layout)
+  return OmniProgram(
+    init=jax.jit(init, out_shardings=shardings),
+    step=jitted_step,
+    state=shapes,
+    shardings=shardings,
+  )

@@ -1,4 +1,4 @@
-"""The processes of a run, one per host: connecting, agreeing to start, and leaving."""
+"""Connects the processes of a run, one per host, and ends them together."""
 
 from collections.abc import Callable
 import os
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from omni_jax.errors import UserError
+from omni_jax.errors import MISTAKE, one_line, UserError
 from omni_jax.sharding import gather_bytes
 
 T = TypeVar('T')
@@ -52,7 +52,7 @@ def _is_number(value: str | None) -> bool:
 
 
 def agreed(make: Callable[[], T]) -> T:
-  """Returns what `make` returns; if it fails in any process, all of them end.
+  """Returns what `make` returns; if it fails in any process, all processes end.
 
   No process then waits for one that gave up. Process 0 raises the UserError; the others end
   silently. They disconnect first, while all of them are still running.
@@ -68,7 +68,7 @@ def agreed(make: Callable[[], T]) -> T:
     return result
   disband()
   if jax.process_index():
-    raise SystemExit(2)
+    raise SystemExit(MISTAKE)
   different = dict.fromkeys(text for text in messages if text)
   raise UserError('; '.join(different)) from error
 
@@ -81,13 +81,13 @@ def leave(error: Exception) -> None:
   """
   who = f'process {jax.process_index()} of {jax.process_count()}'
   if isinstance(error, UserError):
-    print(f'error: {who}: {" ".join(str(error).split())}', file=sys.stderr)
+    print(f'error: {who}: {one_line(error)}', file=sys.stderr)
   else:
     traceback.print_exception(error)
     print(f'error: {who} ends', file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(2 if isinstance(error, UserError) else 1)
+  os._exit(MISTAKE if isinstance(error, UserError) else 1)
 
 
 def disband() -> None:

@@ -1,15 +1,13 @@
-"""The stages of a run: autoencoders -> omni -> evaluate.
+"""Runs the stages of a run: autoencoders -> omni -> evaluate.
 
-Each can be resumed, and does nothing when it is already done.
+Each can be resumed, and does nothing if it is already finished.
 """
 
 import contextlib
 import functools
 import gc
-import json
 from typing import Any
 
-from etils import epath
 import jax
 import optax
 
@@ -17,9 +15,10 @@ from omni_jax import sharding
 from omni_jax.checkpoint import changes
 from omni_jax.checkpoint.checkpoints import has_checkpoint, last_about
 from omni_jax.checkpoint.claim import exclusive
-from omni_jax.checkpoint.frozen import fingerprint, restore_autoencoder
+from omni_jax.checkpoint.frozen import fingerprint, finished_autoencoder
 from omni_jax.checkpoint.init_from import fresh_names, start_from
 from omni_jax.checkpoint.init_values import init_autoencoder, init_frozen
+from omni_jax.checkpoint.saved_config import save_config
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.chips import peak_flops
 from omni_jax.config import EVALUATE, OMNI
@@ -52,8 +51,9 @@ class Run(Plan):
 
   Attributes:
     workdir: the run's folder.
-    part: (index, count): this process's part of the rows, of how many.
-    starts: whether the weights start from those of the run config.init_from.
+    part: index of this process's part of the rows, and the number of parts.
+    starts_from_weights: whether the weights start from those of the run
+      config.init_from.
   """
 
   def __init__(self, config: Any, workdir: str, tables: Tables = TABLES):
@@ -79,19 +79,19 @@ class Run(Plan):
       fresh_names(config.init_from, self._shapes(), own=self.own_autoencoders())
 
   def source_run(self, name: str) -> str:
-    """Returns the folder of the run whose autoencoder is used, '' for this run."""
+    """Returns the folder of the run that an autoencoder comes from; '' for this run."""
     return self.run_config.autoencoders[name].init_from
 
   def has_room_for(self, name: str) -> bool:
     """Returns whether rows have room for codes of this autoencoder."""
-    for stream, autoencoder in self.model_config.coded().items():
-      pieces, _ = self.budget.streams.get(stream, (0, 0))
+    for stream, autoencoder in self.model_config.coded_streams().items():
+      pieces, _ = self.budget.room(stream)
       if autoencoder == name and pieces:
         return True
     return False
 
   def own_autoencoders(self) -> list[str]:
-    """Returns the autoencoders that do not come from the run the weights start from."""
+    """Returns the autoencoders that do not come from the run config.init_from."""
     own = []
     for name in self.run_config.autoencoders:
       is_trained = name in self.run_config.stages
@@ -118,7 +118,7 @@ class Run(Plan):
       return
     setting = "config.data.codes='stored'"
     specs = {spec.name: spec for spec in self.hosts.streams}
-    for stream, name in self.model_config.coded().items():
+    for stream, name in self.model_config.coded_streams().items():
       if not self._has_autoencoder(name):
         raise UserError(
           f'{setting}: this run does not have the {name} that computed them; set '
@@ -202,10 +202,10 @@ def train_autoencoder(run: Run, name: str) -> None:
 
 def restore_frozen(run: Run) -> dict[str, Any]:
   """Returns the values of all autoencoders, by name."""
-  return {name: _restored(run, name) for name in run.run_config.autoencoders}
+  return {name: _frozen_values(run, name) for name in run.run_config.autoencoders}
 
 
-def _restored(run: Run, name: str) -> Any:
+def _frozen_values(run: Run, name: str) -> Any:
   """Returns the values of a finished autoencoder.
 
   It is this run's or that of config.NAME.init_from. The values are fresh if they will
@@ -214,25 +214,19 @@ def _restored(run: Run, name: str) -> Any:
   Raises:
     UserError: if the stage of the autoencoder is not finished.
   """
-  source = run.source_run(name)
-  layout = sharding.replicated(run.mesh)
+  replicated = sharding.replicated(run.mesh)
   is_unused = run.config.init_from or not run.has_room_for(name)
-  if is_unused and not source and name not in run.run_config.stages:
+  is_own = not run.source_run(name)
+  if is_unused and is_own and name not in run.run_config.stages:
     init = functools.partial(init_autoencoder, run.model_config, name, seed=0)
-    return jax.jit(init, out_shardings=layout)()
-  folder = source or run.workdir
-  values, step = restore_autoencoder(folder, run.model_config, name, layout)
-  steps = run.run_config.autoencoders[name].steps
-  if not source and step < steps:
-    raise UserError(
-      f'the {name} stage is at step {step} of {steps}; finish it first: config.stages '
-      f'must hold {name!r} before {OMNI!r}'
-    )
-  return values
+    return jax.jit(init, out_shardings=replicated)()
+  return finished_autoencoder(
+    run.workdir, run.config, run.model_config, name, replicated
+  )
 
 
 def maker_of(run: Run) -> ExampleMaker:
-  """Returns the examples of the omni stage and how they become batches."""
+  """Returns the maker of the omni stage's examples."""
   examples = training_examples(run.config.data, run.hosts)
   return ExampleMaker(examples, run.hosts, run.config.seed, run.run_config.augment)
 
@@ -265,7 +259,7 @@ def omni_stage(
   if vocab % shards:
     say(
       run.workdir,
-      f'omni: the vocabulary of {vocab} ids does not divide by '
+      f'omni: the vocabulary of {vocab} ids is not divisible by '
       f'{sharding.describe_axes("vocab")}={shards}; every device keeps all of it, which '
       'does not change the results',
     )
@@ -322,8 +316,8 @@ def run_stage(run: Run, name: str) -> None:
     train_autoencoder(run, name)
 
 
-def _checked(config: Any, workdir: str, tables: Tables) -> Run:
-  """Returns the run, checked together with its processes."""
+def _checked_run(config: Any, workdir: str, tables: Tables) -> Run:
+  """Returns the run, after checks of its config and of the processes."""
   if jax.process_count() > 1 and not jax.distributed.is_initialized():
     raise UserError(
       f'{jax.process_count()} processes share the devices, but are not connected: set '
@@ -348,12 +342,12 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
     UserError: before anything is written, if the config, the data or the folder is not
       usable.
   """
-  run = processes.agreed(lambda: _checked(config, workdir, tables))
+  run = processes.agreed(lambda: _checked_run(config, workdir, tables))
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
       for line in processes.agreed(lambda: _claim(stack, run)):
         say(workdir, line)
-      _write_config(config, epath.Path(workdir))
+      save_config(config, workdir)
     else:
       processes.agreed(lambda: None)
     for name in run.run_config.stages:
@@ -368,7 +362,7 @@ def _claim(stack: contextlib.ExitStack, run: Run) -> list[str]:
   Nothing is written there yet. The claim is released with the stack.
 
   Returns:
-    Lines about what has changed.
+    Lines for the log about what has changed.
   """
   stack.enter_context(exclusive(run.workdir))
   lines = []
@@ -388,11 +382,3 @@ def _claim(stack: contextlib.ExitStack, run: Run) -> list[str]:
     strict = run.run_config.loader.strict
     lines += changes.check(run.workdir, name, step, differences, strict=strict)
   return lines
-
-
-def _write_config(config: Any, folder: epath.Path) -> None:
-  """Writes config.json in one step, since other commands may read it at any time."""
-  part = folder / 'config.json.part'
-  text = json.dumps(config.to_dict(), indent=2, default=list)
-  part.write_text(text + '\n')
-  part.replace(folder / 'config.json')

@@ -15,12 +15,17 @@ from omni_jax.model import ModelConfig
 from omni_jax.sharding import leaf_name
 
 
-def _start(
+def _initial_state(
   params: Any, buffers: Any, tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """Returns the state before the first update."""
-  key_data = jax.random.key_data(jax.random.key(seed))
-  return TrainState(params, buffers, tx.init(params), jnp.int32(0), key_data)
+  return TrainState(
+    params=params,
+    buffers=buffers,
+    opt_state=tx.init(params),
+    step=jnp.int32(0),
+    rng=jax.random.key_data(jax.random.key(seed)),
+  )
 
 
 def init_model_state(
@@ -35,11 +40,12 @@ def init_model_state(
 
   Args:
     frozen: values of the autoencoders by name, kept as frozen buffers.
-    average: also keep a moving average of the parameters, as a buffer.
+    seed: seed of the parameters and of the run's random key.
+    average: whether a buffer keeps a moving average of the parameters.
   """
   params = init_params(config, seed=seed)
   buffers = init_buffers(config, frozen, params if average else None)
-  return fresh_average(_start(params, buffers, tx, seed))
+  return fresh_average(_initial_state(params, buffers, tx, seed))
 
 
 def init_autoencoder_state(
@@ -47,7 +53,7 @@ def init_autoencoder_state(
 ) -> TrainState:
   """Returns a fresh state of the stage of the autoencoder with this name."""
   values = init_autoencoder(config, name, seed=seed)
-  return _start(values['params'], values['buffers'], tx, seed)
+  return _initial_state(values['params'], values['buffers'], tx, seed)
 
 
 def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
@@ -60,7 +66,7 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
     abstract: shapes of the state.
     specs: PartitionSpecs of the parameters, as `sharding.param_specs` returns them.
   """
-  replicated = sharding.replicated(mesh)
+  replicated: Any = sharding.replicated(mesh)  # stands for an array, too
   params = jax.tree.map(
     lambda x, spec: sharding.weight_sharding(mesh, spec, x.shape),
     abstract.params,
@@ -68,19 +74,21 @@ def shardings(abstract: TrainState, specs: Any, mesh: Mesh) -> TrainState:
   )
   by_name = sharding.named_leaves(params)
 
-  def of_moment(path, leaf):
+  def moment_sharding(path, leaf):
     # The name of a moment ends with the name of its weight, whatever wraps it.
     parts = leaf_name(path).split('.')
     suffixes = ['.'.join(parts[i:]) for i in range(len(parts))]
     weight = next((name for name in suffixes if name in by_name), None)
     if weight is None:
       return replicated
-    own = by_name[weight]
-    return own if leaf.ndim >= len(own.spec) else replicated
+    weight_sharding = by_name[weight]
+    has_all_axes = leaf.ndim >= len(weight_sharding.spec)
+    return weight_sharding if has_all_axes else replicated
 
-  moments = jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state)
+  moments = jax.tree_util.tree_map_with_path(moment_sharding, abstract.opt_state)
   buffers: dict[str, Any] = jax.tree.map(lambda _: replicated, abstract.buffers)
   if 'ema' in buffers:
     buffers['ema'] = params
-  layout: list[Any] = [params, buffers, moments, replicated, replicated]
-  return TrainState._make(layout)
+  return TrainState(
+    params=params, buffers=buffers, opt_state=moments, step=replicated, rng=replicated
+  )

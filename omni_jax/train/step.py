@@ -18,9 +18,9 @@ from omni_jax.objective import (
   Pretraining,
   Refresh,
 )
-from omni_jax.train.accumulate import accumulated
-from omni_jax.train.numerics import skip_if_not_finite
-from omni_jax.train.optim import frozen
+from omni_jax.train.accumulate import value_and_grad_in_parts
+from omni_jax.train.numerics import skip_if_not_finite, TOTAL_GRAD_NORM, TOTAL_LOSS
+from omni_jax.train.optim import frozen_mask
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 GROUPS = ('embeds', 'heads')  # parts of the model whose norms are reported by medium
@@ -31,11 +31,12 @@ class Update:
   """The settings of an update besides those of the optimizer.
 
   Attributes:
-    accumulate: number of parts that the batch is cut into, computed one after the
-      other; the update is that of the whole batch, except for the routers' balance
-      losses, which are means over the parts.
+    accumulate: number of parts into which the batch is split; they are computed one
+      after the other. The update is that of the whole batch, except for the routers'
+      balance losses, which are means over the parts.
     ema: decay of the average in buffers['ema']; used only if the state has one.
-    freeze: the optimizer's patterns: no gradient is computed for parameters that match.
+    freeze: patterns of names, as the optimizer has them; no gradient is computed for
+      parameters that match.
     refresh: returns the buffers that change with an update; None if there are none.
   """
 
@@ -61,18 +62,18 @@ def make_step(
   def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-    def hold(params: Any) -> Any:
-      is_frozen = frozen(params, update.freeze)
-      return jax.tree.map(_held, params, is_frozen)
+    def stop_frozen(params: Any) -> Any:
+      is_frozen = frozen_mask(params, update.freeze)
+      return jax.tree.map(_stop_gradient_if, is_frozen, params)
 
     def loss_of(params: Any) -> tuple[Array, Outcome]:
-      return objective(model, hold(params), state.buffers, batch, key)
+      return objective(model, stop_frozen(params), state.buffers, batch, key)
 
     if update.accumulate == 1:
       value, grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     else:
       assert isinstance(objective, Pretraining), 'only its losses can be accumulated'
-      value, grads = accumulated(
+      value, grads = value_and_grad_in_parts(
         objective,
         model,
         state.params,
@@ -80,32 +81,32 @@ def make_step(
         batch,
         key,
         parts=update.accumulate,
-        hold=hold,
+        stop_frozen=stop_frozen,
       )
     loss, outcome = value
-    metrics = {'loss/total': loss, 'grad_norm/total': optax.tree.norm(grads)}
+    metrics = {TOTAL_LOSS: loss, TOTAL_GRAD_NORM: optax.tree.norm(grads)}
     metrics |= group_norms(grads)
     metrics |= metrics_of(outcome)
     buffers = dict(state.buffers)
     if update.refresh:
       buffers |= update.refresh(state.buffers, outcome, key)
-    after = _apply(state, grads, buffers, tx)
+    after = _apply_gradients(state, grads, buffers, tx)
     if 'ema' in buffers:
-      average = averaged(buffers['ema'], after.params, state.step, update.ema)
+      average = updated_average(buffers['ema'], after.params, state.step, update.ema)
       after = after._replace(buffers=buffers | {'ema': average})
     return skip_if_not_finite(state, after, metrics)
 
   return step
 
 
-def _held(p: Array, is_frozen: bool) -> Array:
-  return jax.lax.stop_gradient(p) if is_frozen else p
+def _stop_gradient_if(is_frozen: bool, param: Array) -> Array:
+  return jax.lax.stop_gradient(param) if is_frozen else param
 
 
 def group_norms(grads: Any) -> Metrics:
   """Returns the gradient norm of every part of the model.
 
-  Those of embeddings and heads are by medium.
+  Embeddings and heads have one norm per medium.
   """
   norms = {}
   for name, part in grads.items():
@@ -117,16 +118,22 @@ def group_norms(grads: Any) -> Metrics:
   return norms
 
 
-def _apply(
+def _apply_gradients(
   state: TrainState, grads: Any, buffers: Any, tx: optax.GradientTransformation
 ) -> TrainState:
   """Returns the state after the optimizer's update, with the given buffers."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return TrainState(params, buffers, opt_state, state.step + 1, state.rng)
+  return TrainState(
+    params=params,
+    buffers=buffers,
+    opt_state=opt_state,
+    step=state.step + 1,
+    rng=state.rng,
+  )
 
 
-def averaged(average: Any, params: Any, step: Array, decay: float) -> Any:
+def updated_average(average: Any, params: Any, step: Array, decay: float) -> Any:
   """Returns the moving average of the parameters after an update.
 
   The decay is min(decay, (1 + step) / (10 + step)), so it forgets fast at first.

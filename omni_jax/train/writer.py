@@ -5,7 +5,6 @@ import functools
 import json
 import sys
 import time
-from typing import Any
 
 from etils import epath
 from jax.typing import ArrayLike
@@ -13,24 +12,26 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from omni_jax.run_folder import read_json_lines, TRAINING_LOG, write_whole
 from omni_jax.run_log import say, START
 
-SHOWN = ('loss/', 'codec/')  # prefixes of the metrics on the progress bar
+LOSS = 'loss/'  # prefix of the losses of the whole model
+STEPS_PER_SECOND = 'speed/steps_per_second'  # metric that the log shows as well
 
 
 class Writer:
-  """Writes the metrics of one stage. A context: leaving it closes the files.
+  """Writes the metrics of one stage; leaving it as a context closes the files.
 
-  Lines of metrics.jsonl past the step that the stage resumes from are dropped first.
+  Lines of metrics.jsonl after the step that the stage resumes from are dropped first.
   """
 
   def __init__(self, workdir: str, stage: str, *, steps: int, start: int):
     self._stage = stage
     self._folder = epath.Path(workdir)
-    self._metrics = self._folder / 'metrics.jsonl'
+    self._metrics = self._folder / TRAINING_LOG
     self._seconds = _spent_before(str(self._metrics))
     self._keep_until(start)
-    self._board = SummaryWriter(str(self._folder / 'tensorboard' / stage))
+    self._board = SummaryWriter(str(self.trace_folder))
     self._bar = tqdm(
       total=steps,
       initial=start,
@@ -47,18 +48,15 @@ class Writer:
     self._board.close()
 
   def _keep_until(self, start: int) -> None:
-    """Drops the lines of this stage past a step, and those that are half-written."""
-    lines = _lines(self._metrics)
-    kept = []
-    for line in lines:
-      if line and (line['stage'] != self._stage or line['step'] <= start):
-        kept.append(line)
-    if len(kept) == len(lines):
+    """Drops the lines of this stage after a step, and those that are half-written."""
+    if not self._metrics.exists():
       return
-    # A process that is killed here loses nothing.
-    part = self._folder / 'metrics.jsonl.part'
-    part.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    part.replace(self._metrics)
+    kept = ''
+    for line in read_json_lines(self._metrics):
+      if line['stage'] != self._stage or line['step'] <= start:
+        kept += json.dumps(line) + '\n'
+    if kept != self._metrics.read_text():
+      write_whole(self._metrics, kept)  # a process that is killed here loses nothing
 
   @property
   def trace_folder(self) -> epath.Path:
@@ -81,20 +79,20 @@ class Writer:
       if isinstance(value, list):
         continue
       self._board.add_scalar(name, value, step)
-      if name.startswith(SHOWN):
-        shown[name.removeprefix('loss/')] = f'{value:.3f}'
+      if name.startswith((LOSS, f'{self._stage}/')):
+        shown[name.removeprefix(LOSS)] = f'{value:.3f}'
     self._bar.set_postfix(shown, refresh=False)
     if self._bar.disable:
-      rate = plain.get('speed/steps_per_second')
+      rate = plain.get(STEPS_PER_SECOND)
       text = ' '.join(f'{name}={value}' for name, value in shown.items())
       speed = '' if rate is None else f' ({rate:.2f} steps/s)'
       say(self._folder, f'{self._stage} step {step}: {text}{speed}')
 
 
-class Silent(Writer):
+class SilentWriter(Writer):
   """Writes nothing, in processes other than the first.
 
-  The metrics are the same in all processes, and so is the folder.
+  All processes have the same metrics, and the same folder.
   """
 
   def __init__(self, workdir: str, stage: str):
@@ -111,26 +109,11 @@ class Silent(Writer):
     pass
 
 
-def _lines(metrics: epath.Path) -> list[dict[str, Any] | None]:
-  """Returns the lines of metrics.jsonl, None for one that a killed process tore."""
-  if not metrics.exists():
-    return []
-  return [_parsed(text) for text in metrics.read_text().splitlines()]
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-  """Returns a line of JSON as an object, or None if it is torn."""
-  try:
-    return json.loads(text)
-  except json.JSONDecodeError:
-    return None
-
-
 @functools.cache
 def _spent_before(metrics: str) -> float:
   """Returns the seconds that earlier processes spent on this run.
 
   The first call has to come before this process writes anything.
   """
-  seconds = [line['seconds'] for line in _lines(epath.Path(metrics)) if line]
+  seconds = [line['seconds'] for line in read_json_lines(epath.Path(metrics))]
   return max(seconds, default=0.0)
