@@ -13,6 +13,7 @@ import sys
 from absl import logging
 from etils import epath
 
+from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import run_command, UserError
 
 
@@ -29,8 +30,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   )
   parser.add_argument(
     '--weights',
-    choices=('average', 'raw'),
-    default='average',
+    choices=WEIGHTS,
+    default=AVERAGE,
     help='average: the moving average of the weights, if the run keeps one; raw: the '
     'weights as trained',
   )
@@ -39,7 +40,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   )
   parser.add_argument('--out', help='folder to write; default: WORKDIR/eval/STEP')
   parser.add_argument(
-    '--seed', type=int, default=0, help='seed of prompts and sampling'
+    '--seed',
+    type=int,
+    help="seed of prompts and sampling; default: the run's config.evaluate.seed",
   )
   parser.add_argument(
     '--sampling',
@@ -52,7 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--follow',
     action='store_true',
-    help='evaluate every new step of a run that is being trained, until it is done',
+    help='evaluate every new step of a run that is being trained, until its end',
   )
   return parser.parse_args(arguments)
 
@@ -76,7 +79,7 @@ def sampling_of(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def _check(flags: argparse.Namespace) -> None:
-  """Raises UserError where the flags name no folder or file, or contradict."""
+  """Raises UserError if the flags name no folder or file, or contradict each other."""
   if not epath.Path(flags.workdir).is_dir():
     raise UserError(
       f'--workdir={flags.workdir}: no such folder; give the one that training wrote'

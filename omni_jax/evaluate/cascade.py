@@ -4,8 +4,8 @@ python -m omni_jax.evaluate.cascade --workdir=DIR [--step=N] [--n=400] [--seed=N
 
 The same model answers the same spoken prompts (new takes of known voices, another
 language requested) twice: directly, and as a cascade that first writes down what it
-heard and then reads that text aloud. Text carries neither who spoke nor how, so the
-cascade's voice is drawn at random.
+heard and then reads that text aloud. Text tells neither who spoke nor how, so the
+cascade's voice is chosen at random.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.table import DIRECTIONS, source_of
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.judges import fit_judges, Judges
+from omni_jax.evaluate.limits import seed_of
 from omni_jax.evaluate.metrics import speech_metrics
 from omni_jax.evaluate.metrics.scores import share
 from omni_jax.evaluate.tasks import prompts as prompts_lib
 from omni_jax.evaluate.tasks import scoring
 from omni_jax.evaluate.tasks.prompts import Direction, MAIN, Prompt
 from omni_jax.evaluate.tasks.scoring import RealData
+from omni_jax.generate.prompt import chat
 from omni_jax.modalities.contract import Part
 
 SPEECH = Direction('speech', 'speech')
@@ -34,7 +36,7 @@ SPEECH = Direction('speech', 'speech')
 Scores = dict[str, float | None]
 
 
-def compare(trained: Any, *, n: int, seed: int = 0) -> dict[str, Scores]:
+def compare(trained: Any, *, n: int, seed: int) -> dict[str, Scores]:
   """Returns the scores of direct answers, of the cascade, of the judges and the codec.
 
   Scores are the accuracies of digit, language and voice, and the correlation of the log
@@ -45,6 +47,9 @@ def compare(trained: Any, *, n: int, seed: int = 0) -> dict[str, Scores]:
     n: number of prompts.
     seed: seed of prompts and sampling.
   """
+  # Imported only now: mistakes in flags are reported without waiting for jax.
+  from omni_jax.modalities.audio.device import CODEC
+
   digits = load_digits(trained.config.data)
   rate = trained.model_config.media['audio'].rate
   judges = fit_judges(digits, rate=rate, seed=seed)
@@ -56,7 +61,8 @@ def compare(trained: Any, *, n: int, seed: int = 0) -> dict[str, Scores]:
   direct = trained.generate_batch(examples, want='audio', seed=seed)
   cascade = through_text(trained, prompts, material.voices, seed=seed)
   waves = [prompt.source['wave'] for prompt in prompts]
-  decoded = trained.decode_payloads('codec', trained.encode_payloads('codec', waves))
+  codes = trained.encode_payloads(CODEC.name, waves)
+  decoded = trained.decode_payloads(CODEC.name, codes)
   codec_correlation = _pitch_correlation(waves, decoded, rate)
   return {
     'direct': _reply_scores(prompts, direct, judges, real),
@@ -77,19 +83,19 @@ def through_text(
   Args:
     trained: a restored run (`TrainedModel`).
     prompts: spoken prompts; the text is in the language that each requests.
-    voices: voices of which each reply is given one at random.
+    voices: voices, of which each reply gets one at random.
     seed: seed of voices and sampling.
   """
   rng = np.random.default_rng(seed)
   writing: list[dict[str, Any]] = []
   for prompt in prompts:
-    writing.append(prompts_lib.chat(prompt.source, prompt.language, 'write'))
+    writing.append(chat([prompt.source], 'text', language=prompt.language))
   transcripts = trained.generate_batch(writing, want='text', seed=seed)
   speaking: list[dict[str, Any]] = []
   for prompt, transcript in zip(prompts, transcripts, strict=True):
-    source = {'type': 'text', 'text': scoring.text_of(transcript) or ' '}
+    text = scoring.text_of(transcript) or ' '
     voice = voices[int(rng.integers(len(voices)))]
-    speaking.append(prompts_lib.chat(source, prompt.language, 'speak', voice))
+    speaking.append(chat(text, 'audio', language=prompt.language, voice=voice))
   return trained.generate_batch(speaking, want='audio', seed=seed)
 
 
@@ -125,9 +131,9 @@ def _pitch_correlation(
   known: list[list[float]] = []
   for pair in zip(left, right, strict=True):
     pitches = [speech_metrics.pitch(wave, rate=rate) for wave in pair]
-    found = [pitch for pitch in pitches if pitch is not None]
-    if len(found) == len(pitches):
-      known.append(found)
+    voiced = [pitch for pitch in pitches if pitch is not None]
+    if len(voiced) == len(pitches):
+      known.append(voiced)
   if len(known) <= 2:
     return None
   return float(np.corrcoef(np.log(known).T)[0, 1])
@@ -146,7 +152,9 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--step', type=int, help='checkpoint; default: the last one')
   parser.add_argument('--n', type=int, default=400, help='number of prompts')
   parser.add_argument(
-    '--seed', type=int, default=0, help='seed of prompts and sampling'
+    '--seed',
+    type=int,
+    help="seed of prompts and sampling; default: the run's config.evaluate.seed",
   )
   flags = parser.parse_args(arguments)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
@@ -160,7 +168,8 @@ def main(arguments: Sequence[str]) -> None:
       f'--workdir={flags.workdir}: its data.source is {data.source!r}, but the cascade '
       "is measured on 'digits' only"
     )
-  scores = compare(trained, n=flags.n, seed=flags.seed)
+  seed = seed_of(trained.config) if flags.seed is None else flags.seed
+  scores = compare(trained, n=flags.n, seed=seed)
   print(json.dumps({'n': flags.n, **scores}, indent=1))
 
 

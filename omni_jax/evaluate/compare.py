@@ -21,11 +21,10 @@ from omni_jax.evaluate.page.runs import (
   read_run,
   SeedGroup,
 )
-from omni_jax.evaluate.page.template import page
+from omni_jax.evaluate.page.template import MISSING, page, title_of
 
 Table = list[list[str]]  # the first row holds the names of the columns
-MISSING = '–'
-PERCENT = ('accuracy', 'exact_match', 'wer')  # ends of the names of shares
+PERCENT = ('accuracy', 'exact_match', 'wer')  # suffixes of the names of shares
 NOTE = (
   'Mean ± standard deviation over runs that differ only in config.seed (n runs), in '
   'tables and curves.'
@@ -36,7 +35,7 @@ def run_table(runs: Sequence[FinishedRun]) -> Table:
   """Returns a row for every run: config values that differ, then final metrics."""
   keys = _keys(runs)
   names = _metric_names(runs)
-  table = [['run', *keys, *map(_title, names)]]
+  table = [['run', *keys, *map(title_of, names)]]
   for run in runs:
     table.append([run.name, *_cells(run.config, keys), *_metrics([run], names)])
   return table
@@ -48,7 +47,7 @@ def seed_table(runs: Sequence[FinishedRun]) -> Table:
   if 'seed' in keys:
     keys.remove('seed')
   names = _metric_names(runs)
-  table = [['config', 'n', *keys, *map(_title, names)]]
+  table = [['config', 'n', *keys, *map(title_of, names)]]
   for group in group_seeds(runs):
     n = str(len(group.runs))
     metrics = _metrics(group.runs, names)
@@ -66,10 +65,6 @@ def _metric_names(runs: Sequence[FinishedRun]) -> list[str]:
   for run in runs:
     names |= run.metrics
   return list(names)
-
-
-def _title(metric: str) -> str:
-  return metric.replace('_to_', ' → ').replace('_', ' ')
 
 
 def _cells(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -154,11 +149,11 @@ def _loss_curves(groups: Sequence[SeedGroup]) -> str:
       charts += lines_chart(loss, lines, unit='step')
   if not charts:
     return ''
-  names = ''
+  legend = ''
   for k, group in enumerate(groups):
     color = COLORS[k % len(COLORS)]
-    names += f'<span style="color:{color}">■ {html.escape(group.name)}</span> '
-  return f'<p class="note">{names}</p><div class="charts">{charts}</div>'
+    legend += f'<span style="color:{color}">■ {html.escape(group.name)}</span> '
+  return f'<p class="note">{legend}</p><div class="charts">{charts}</div>'
 
 
 def render(runs: Sequence[FinishedRun]) -> str:
@@ -190,7 +185,7 @@ def compare(folders: Sequence[epath.PathLike], out: epath.PathLike) -> str:
   Raises:
     UserError: if a folder holds no run or no metrics; nothing is written then.
   """
-  runs = _named_apart([read_run(folder) for folder in folders], folders)
+  runs = _with_unique_names([read_run(folder) for folder in folders], folders)
   text = render(runs)
   out = epath.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -200,16 +195,16 @@ def compare(folders: Sequence[epath.PathLike], out: epath.PathLike) -> str:
   return as_text(over_seeds if len(over_seeds) < len(every_run) else every_run)
 
 
-def _named_apart(
+def _with_unique_names(
   runs: Sequence[FinishedRun], folders: Sequence[epath.PathLike]
 ) -> list[FinishedRun]:
   """Returns the runs; those whose folders have the same name get the whole path."""
   names = [run.name for run in runs]
-  apart: list[FinishedRun] = []
+  renamed: list[FinishedRun] = []
   for run, folder in zip(runs, folders, strict=True):
-    unique = names.count(run.name) == 1
-    apart.append(run if unique else run._replace(name=str(folder)))
-  return apart
+    is_unique = names.count(run.name) == 1
+    renamed.append(run if is_unique else run._replace(name=str(folder)))
+  return renamed
 
 
 def main(arguments: Sequence[str]) -> None:

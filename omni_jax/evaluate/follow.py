@@ -1,4 +1,4 @@
-"""Evaluates every new step of a run that is still being trained, until it is done."""
+"""Evaluates every new step of a run that is still being trained, until its end."""
 
 from collections.abc import Callable
 import time
@@ -29,20 +29,20 @@ def follow(
   Args:
     evaluate: evaluates a step.
     steps: lists the steps that are saved now.
-    last: returns the step at which the run is done, by its present config.
+    last: returns the step at which the run ends, by its present config.
     log: reports a step that disappeared.
     wait: waits between two looks at the folder.
 
   Raises:
     UserError, OSError: those of `evaluate`, if the step is still there.
   """
-  done = -1
+  last_evaluated = -1
   while True:
     newest = max(steps(), default=-1)
-    if newest > done:
+    if newest > last_evaluated:
       try:
         evaluate(newest)
-        done = newest
+        last_evaluated = newest
       except (UserError, OSError) as error:
         if newest in steps():
           raise
@@ -51,6 +51,6 @@ def follow(
           'evaluating the newest step instead'
         )
         continue
-    if done >= last() >= 0:
+    if last_evaluated >= last() >= 0:
       return
     wait()

@@ -18,9 +18,10 @@ COMPONENTS = 120
 IMAGE_COMPONENTS = 64  # principal components of pixels, where there are more pixels
 COLUMNS = 24  # columns of a word's time-normalised log-mel
 LEVEL = 0.1  # root mean square that every clip is scaled to
-# Added to mel magnitudes: sounds 30 dB below speech of that level carry no information.
+# Added to mel magnitudes, because sounds 30 dB below speech carry no information.
 NOISE_FLOOR = 0.003
-MOST_CLIPS = 4000  # clips that are fitted to: the cost grows with the square
+MAX_CLIPS = 4000  # most clips that are fitted to: the cost grows with their square
+LENGTH_WEIGHT = 3  # weight of a word's log length beside its log-mel
 
 
 class SpeechVerdict(NamedTuple):
@@ -77,11 +78,11 @@ class SpeechJudge:
       from sklearn.preprocessing import StandardScaler
       from sklearn.svm import SVC
     rng = np.random.default_rng(seed)
-    if len(clips) > MOST_CLIPS:
-      clips = [clips[k] for k in rng.permutation(len(clips))[:MOST_CLIPS]]
+    if len(clips) > MAX_CLIPS:
+      clips = [clips[k] for k in rng.permutation(len(clips))[:MAX_CLIPS]]
     self._rate = rate
     waves = [clip.wave for clip in clips]
-    noisy = [distorted(wave, rng) for wave in waves]
+    noisy = [distort(wave, rng) for wave in waves]
     raw = self._raw(waves + noisy)
     components = min(COMPONENTS, len(raw))
     pca = PCA(components, svd_solver='randomized', random_state=seed)
@@ -123,15 +124,15 @@ def word_features(wave: np.ndarray, *, rate: int) -> np.ndarray:
   wave = trim(wave if len(wave) else np.zeros(1, np.float32), rate=rate)
   wave = wave * (LEVEL / (np.sqrt(np.mean(np.square(wave))) + 1e-6))
   mel = np.log(np.exp(log_mel(wave, rate=rate)) + NOISE_FLOOR)
-  length = 3 * np.log(len(wave) / rate + 1e-3)
+  length = LENGTH_WEIGHT * np.log(len(wave) / rate + 1e-3)
   return np.append(stretch(mel - mel.mean(), COLUMNS).ravel(), length)
 
 
-def distorted(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Returns real speech as through a bad line.
+def distort(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Returns real speech as it sounds over a bad line.
 
   The speed changes by up to 8 %, the spectrum by a few dB, the band is sometimes
-  limited, and noise is added at a signal-to-noise ratio of 10 to 40 dB. Without it a
+  limited, and noise is added at a signal-to-noise ratio of 10 to 40 dB. Without this, a
   judge that is perfect on clean takes falls to 80 % at 15 dB, and would measure the
   codec's hiss instead of the word.
   """

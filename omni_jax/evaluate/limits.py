@@ -1,4 +1,4 @@
-"""The size of an evaluation, and which items it takes where there are more."""
+"""Defines the size of an evaluation, and chooses its items where there are more."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -20,8 +20,7 @@ class Limits:
   """Numbers of prompts and examples that an evaluation uses.
 
   Attributes:
-    n: prompts of a direction; half as many again for the second set of voices where
-      speech is the prompt.
+    n: prompts of a direction; if they are speech, half as many again with other voices.
     n_images: prompts of text to image, whose diversity and novelty need more.
     n_any: prompts for which the model chooses the modalities of its reply.
     n_data: examples of each group of held-out examples.
@@ -55,6 +54,17 @@ def limits_of(config: ConfigDict) -> Limits:
       f'{", ".join((*known, *OTHER_SETTINGS))}'
     )
   return Limits(**settings)
+
+
+def seed_of(config: ConfigDict) -> int:
+  """Returns the seed of prompts and sampling in a run's `config.evaluate`.
+
+  Raises:
+    UserError: if the config has none.
+  """
+  if 'seed' not in config.get('evaluate', {}):
+    raise UserError('config.evaluate.seed is missing: start from configs/base.py')
+  return config.evaluate.seed
 
 
 def subset(items: Sequence[Item], n: int, seed: int) -> list[Item]:

@@ -8,8 +8,9 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from omni_jax.config import AVERAGE
 from omni_jax.data.sources.table import source_of
-from omni_jax.evaluate.limits import Limits, limits_of, Log
+from omni_jax.evaluate.limits import Limits, limits_of, Log, seed_of
 from omni_jax.evaluate.page import report, training_log
 from omni_jax.evaluate.page.gallery import Gallery
 from omni_jax.evaluate.page.page_media import Media
@@ -18,6 +19,7 @@ from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS
 from omni_jax.generate.api import load, TrainedModel
 from omni_jax.modalities.devices import TABLES, Tables
+from omni_jax.run_folder import EVALUATIONS, REPORT_FILE, SCORES_FILE, write_whole
 
 VERSION = 1
 TITLE = 'omni_jax: evaluation'
@@ -26,7 +28,7 @@ TITLE = 'omni_jax: evaluation'
 def restore(
   workdir: epath.PathLike,
   step: int | None = None,
-  weights: str = 'average',
+  weights: str = AVERAGE,
   tables: Tables = TABLES,
 ) -> TrainedModel:
   """Restores a run as `omni_jax.load` does, onto one device of this process.
@@ -48,7 +50,7 @@ def run(
   workdir: epath.PathLike,
   out: epath.PathLike | None = None,
   *,
-  seed: int = 0,
+  seed: int | None = None,
   limits: Limits | None = None,
   data: epath.PathLike | None = None,
   log: Log = print,
@@ -61,7 +63,7 @@ def run(
     trained: the restored run.
     workdir: the run's folder, which holds its training log.
     out: folder to write; by default workdir/eval/STEP.
-    seed: seed of prompts and sampling.
+    seed: seed of prompts and sampling; by default that of the run's config.
     limits: size of the evaluation; by default that of the run's config.
     data: a JSON-lines file to evaluate on, instead of the run's own test data.
     log: reports progress.
@@ -73,9 +75,12 @@ def run(
     UserError: if the data cannot be used.
   """
   began = time.monotonic()
-  out = epath.Path(out) if out else epath.Path(workdir) / 'eval' / str(trained.step)
+  by_step = epath.Path(workdir) / EVALUATIONS / str(trained.step)
+  out = epath.Path(out) if out else by_step
   records = training_log.read(workdir)
   limits = limits or limits_of(trained.config)
+  if seed is None:
+    seed = seed_of(trained.config)
   if data:
     measured = measure_on_file(trained, data, limits, seed=seed, log=log)
   else:
@@ -92,7 +97,7 @@ def run(
   metrics['seconds'] = round(time.monotonic() - began, 2)
   metrics = plain(metrics)
   _write(out, metrics, measured.gallery, records)
-  log(f'evaluate: wrote {out / "report.html"} after {metrics["seconds"]:.1f} s')
+  log(f'evaluate: wrote {out / REPORT_FILE} after {metrics["seconds"]:.1f} s')
   return metrics
 
 
@@ -128,12 +133,7 @@ def _write(
 ) -> None:
   """Writes media first; page and numbers get their names when they are complete."""
   (out / 'media').mkdir(parents=True, exist_ok=True)
+  numbers = json.dumps(metrics, indent=1, allow_nan=False)
   page = report.render(metrics, gallery, records, Media(out / 'media'), title=TITLE)
-  texts = {
-    'report.html': page,
-    'metrics.json': json.dumps(metrics, indent=1, allow_nan=False) + '\n',
-  }
-  for name, text in texts.items():
-    part = out / f'{name}.part'
-    part.write_text(text)
-    part.replace(out / name)
+  write_whole(out / REPORT_FILE, page)
+  write_whole(out / SCORES_FILE, numbers + '\n')

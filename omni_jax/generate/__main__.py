@@ -12,12 +12,13 @@ import sys
 
 from absl import flags, logging
 
+from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import BadRecord, run_command, UserError
 from omni_jax.modalities.contract import Part as ReplyPart
-from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
-from omni_jax.sequence.example import decoded_part, Example, Part
+from omni_jax.modalities.hosts import Hosts, TEXT
+from omni_jax.modalities.text.tokenizer import ANY
+from omni_jax.sequence.example import decoded_part, Example, MEDIA, Part, text_part
 
-MEDIA = [name for name in HOSTS if name != TEXT]
 NOT_YET = ('video',)  # media that users may expect but that do not exist yet
 _FLAGS = flags.FlagValues()
 for name, text in {
@@ -35,16 +36,16 @@ for name in MEDIA:
 for name in NOT_YET:
   flags.DEFINE_string(name, '', 'not supported yet', flag_values=_FLAGS)
 flags.DEFINE_string(
-  'want', 'any', f'text, {", ".join(MEDIA)} or any', flag_values=_FLAGS
+  'want', ANY, f'{TEXT}, {", ".join(MEDIA)} or {ANY}', flag_values=_FLAGS
 )
-flags.DEFINE_integer('seed', 0, 'seed of the sampling', flag_values=_FLAGS)
+flags.DEFINE_integer('seed', 0, 'seed of sampling', flag_values=_FLAGS)
 flags.DEFINE_integer(
   'step', None, 'step of the checkpoint; the last one by default', flag_values=_FLAGS
 )
 flags.DEFINE_enum(
   'weights',
-  'average',
-  ['average', 'raw'],
+  AVERAGE,
+  WEIGHTS,
   'the moving average of the weights, where the run keeps one, or the trained weights',
   flag_values=_FLAGS,
 )
@@ -52,7 +53,7 @@ flags.DEFINE_integer('n', 1, 'number of replies', lower_bound=1, flag_values=_FL
 flags.DEFINE_float(
   'temperature',
   None,
-  'temperature of text and speech; 0 takes the most likely',
+  'temperature of text and speech; 0 takes the most likely id',
   lower_bound=0,
   flag_values=_FLAGS,
 )
@@ -86,7 +87,7 @@ def _content(hosts: Hosts) -> list[Part]:
     except (BadRecord, OSError, UserError) as error:
       raise UserError(f'--{kind}={path}: {error}') from error
   if _FLAGS.prompt:
-    parts.append({'type': TEXT, 'text': _FLAGS.prompt})
+    parts.append(text_part(_FLAGS.prompt))
   return parts
 
 
@@ -114,27 +115,27 @@ def _options() -> dict[str, float]:
 def _write(
   replies: Sequence[Sequence[ReplyPart]], folder: pathlib.Path, hosts: Hosts
 ) -> None:
-  """Writes a file per medium, and replies.json with all texts and file names in order.
+  """Writes a file for each image or sound, and replies.json with texts and file names.
 
   Files appear in the folder only when all are complete, replies.json last.
   """
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  listed = []
+  entries = []
   for i, parts in enumerate(replies):
     content = []
     for j, part in enumerate(parts):
       if part.type == TEXT:
-        content.append({'type': TEXT, 'text': part.text})
+        content.append(text_part(part.text))
         continue
       host = hosts[part.type]
       shown = host.show(getattr(part, host.key))
       name = f'{i:03d}_{j}.{shown.suffix}'
       (partial / name).write_bytes(shown.data)
       content.append({'type': part.type, 'path': name})
-    listed.append({'content': content})
-  text = json.dumps({'replies': listed}, ensure_ascii=False, indent=2)
+    entries.append({'content': content})
+  text = json.dumps({'replies': entries}, ensure_ascii=False, indent=2)
   index = partial / 'replies.json'
   index.write_text(text + '\n')
   folder.mkdir(exist_ok=True)
@@ -142,7 +143,7 @@ def _write(
   for file in [*media, index]:
     file.replace(folder / file.name)
   partial.rmdir()
-  print(json.dumps(listed, ensure_ascii=False))
+  print(json.dumps(entries, ensure_ascii=False))
 
 
 def _parse() -> None:

@@ -1,4 +1,4 @@
-"""Generation from Python: `load(workdir).generate(content, want='any', seed=0)`."""
+"""Generates from Python: `load(workdir).generate(content, want='any', seed=0)`."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
@@ -12,14 +12,16 @@ import numpy as np
 
 from omni_jax import sharding
 from omni_jax.checkpoint.restore import restore_run
+from omni_jax.config import AVERAGE
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
-from omni_jax.generate.grammar import block_writings, Grammar, grammar
+from omni_jax.generate.grammar import block_writings, build_grammar, Grammar
 from omni_jax.generate.prefill import DecodeState, prefill, ReplySizes
 from omni_jax.generate.prompt import chat, Content
-from omni_jax.generate.reply import as_parts, items_of, Written
+from omni_jax.generate.reply import as_parts, items_of, WrittenItem
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.devices import TABLES, Tables
+from omni_jax.modalities.text.tokenizer import ANY
 from omni_jax.model import (
   abstract,
   batch_losses,
@@ -34,30 +36,30 @@ from omni_jax.sequence.interleave import interleave, prompt_spans
 from omni_jax.sequence.pack import LaidOut, lay_out, pack_rows
 from omni_jax.types import Batch, RowBudget, Span, StreamSpec
 
-BATCH = 64  # rows that are written together; further prompts form further batches
-# Positions and pieces are padded to a multiple of this: few lengths are compiled.
-PIECE = 32
-POSITIONS_PER_BLOCK = 8  # a reply has room for one block per 8 ids of `max_new`
+BATCH = 64  # number of rows that are written together
+# Positions and pieces are padded to a multiple of this, so that few lengths are compiled.
+LENGTH_MULTIPLE = 32
+IDS_PER_BLOCK = 8  # a reply has room for one block per so many ids of `max_new`
 
 
-def block_media(model_config: ModelConfig) -> dict[str, int]:
-  """Returns the most pieces of an item, by medium that is written as a block."""
+def block_sizes(model_config: ModelConfig) -> dict[str, int]:
+  """Returns the largest number of pieces of an item of each medium written as a block."""
   writings = block_writings(model_config.hosts())
   return {name: writing.longest for name, writing in writings.items()}
 
 
-def most_blocks(max_new: int) -> int:
+def max_blocks(max_new: int) -> int:
   """Returns the number of blocks that a reply has room for."""
-  return max(1, max_new // POSITIONS_PER_BLOCK)
+  return max(1, max_new // IDS_PER_BLOCK)
 
 
 def reply_slots(model_config: ModelConfig, max_new: int) -> int:
-  """Returns the number of cache slots that a reply may take behind its prompt."""
-  longest = max(block_media(model_config).values(), default=0)
+  """Returns the number of cache slots that a reply may take after its prompt."""
+  longest = max(block_sizes(model_config).values(), default=0)
   if not longest:
     return max_new
-  block_slots = 2 * longest + 1  # queries, clean pieces and the id behind them
-  return max_new + most_blocks(max_new) * block_slots
+  block_slots = 2 * longest + 1  # queries, clean pieces and the id after them
+  return max_new + max_blocks(max_new) * block_slots
 
 
 class TrainedModel:
@@ -96,8 +98,8 @@ class TrainedModel:
     self._buffers = buffers
     model = abstract(self.model_config)
     if mesh is not None:
-      layout = _layout(params, sharding.param_specs(model), mesh)
-      self.params = jax.device_put(params, layout)
+      shardings = _param_shardings(params, sharding.param_specs(model), mesh)
+      self.params = jax.device_put(params, shardings)
       self._buffers = jax.device_put(buffers, sharding.replicated(mesh))
     self._compile(model)
 
@@ -106,7 +108,7 @@ class TrainedModel:
     on_mesh: dict[str, Any] = dict(model=model, mesh=self._mesh)
     prefill_rows = functools.partial(prefill, **on_mesh)
     write_blocks = functools.partial(write_block, **on_mesh)
-    self._prefill = jax.jit(prefill_rows, static_argnames='room')
+    self._prefill = jax.jit(prefill_rows, static_argnames='sizes')
     self._decode = jax.jit(functools.partial(decode, **on_mesh))
     self._block = jax.jit(write_blocks, static_argnames='block')
     self._losses = jax.jit(functools.partial(batch_losses, **on_mesh))
@@ -124,7 +126,7 @@ class TrainedModel:
   def generate(
     self,
     content: Content,
-    want: str = 'any',
+    want: str = ANY,
     seed: int = 0,
     *,
     language: str = '',
@@ -148,7 +150,7 @@ class TrainedModel:
     return self.generate_batch([prompt], want, seed, **options)[0]
 
   def generate_batch(
-    self, prompts: Sequence[Example], want: str = 'any', seed: int = 0, **options: Any
+    self, prompts: Sequence[Example], want: str = ANY, seed: int = 0, **options: Any
   ) -> list[list[Part]]:
     """Returns the replies to prompts.
 
@@ -173,34 +175,34 @@ class TrainedModel:
         f'unknown options of generation: {unknown}; they are {sorted(settings)}'
       )
     settings.update(options)
-    rules = jax.tree.map(jnp.asarray, grammar(self.hosts, want))
-    laid = [self._laid(prompt) for prompt in prompts]
+    grammar = jax.tree.map(jnp.asarray, build_grammar(self.hosts, want))
+    examples = [self._lay_out(prompt) for prompt in prompts]
     keys_of = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-    rows = BATCH if len(laid) > 1 else 1
-    replies: list[list[str | Written]] = []
-    for first in range(0, len(laid), BATCH):
-      batch = laid[first : first + BATCH]
+    rows = BATCH if len(examples) > 1 else 1
+    replies: list[list[str | WrittenItem]] = []
+    for first in range(0, len(examples), BATCH):
+      group = examples[first : first + BATCH]
       key_B = keys_of(jnp.arange(first, first + rows))
       with jax.set_mesh(self._mesh):
-        written = self._write(batch, rules, settings, key_B)
-      replies += written[: len(batch)]
+        written = self._write(group, grammar, settings, key_B)
+      replies += written[: len(group)]
     return as_parts(replies, self._decoders(), self.hosts)
 
-  def _laid(self, prompt: Example) -> LaidOut:
+  def _lay_out(self, prompt: Example) -> LaidOut:
     """Returns the positions of a prompt, which must fit the context."""
-    laid = lay_out(prompt_spans(prompt, self.hosts), self.hosts)
+    example = lay_out(prompt_spans(prompt, self.hosts), self.hosts)
     context = self.config.data.budget.length
-    if laid.length >= context:
+    if example.length >= context:
       raise UserError(
-        f'the prompt has {laid.length} positions, the context of this model has '
+        f'the prompt has {example.length} positions, but the context of this model has '
         f'{context}: shorten the prompt'
       )
-    return laid
+    return example
 
   def _decoders(self) -> dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]]:
-    """Returns functions from codes to pieces, by medium that is written as codes."""
+    """Returns a function from codes to pieces for each medium written as codes."""
     decoders: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {}
-    for stream, name in self.model_config.coded().items():
+    for stream, name in self.model_config.coded_streams().items():
       spec = self._spec(stream)
       if spec.written:
         decoders[spec.medium] = functools.partial(self.decode_items, name)
@@ -209,69 +211,70 @@ class TrainedModel:
   def _spec(self, stream: str) -> StreamSpec:
     return next(spec for spec in self.hosts.streams if spec.name == stream)
 
-  def _packed(self, laid: Sequence[LaidOut], rows: int) -> Batch:
+  def _pack(self, examples: Sequence[LaidOut], rows: int) -> Batch:
     """Returns a batch of one example per row; surplus rows repeat the first example."""
-    positions, *needs = np.max([example.needs for example in laid], axis=0).tolist()
+    all_needs = [example.needs for example in examples]
+    positions, *needs = np.max(all_needs, axis=0).tolist()
     streams = {}
     for k, spec in enumerate(self.hosts.streams):
       pieces = needs[2 * k]
       items = needs[2 * k + 1]
-      unit = spec.block or PIECE
+      unit = spec.block or LENGTH_MULTIPLE
       # With blocks, each item may begin a new one.
       room = items * unit if spec.block else _rounded_up(pieces, unit)
       streams[spec.name] = (max(room, unit), max(items, 1))
-    budget = RowBudget(rows, _rounded_up(positions, PIECE), streams)
-    surplus = [laid[0]] * (rows - len(laid))
-    return pack_rows([*laid, *surplus], budget, self.hosts)
+    budget = RowBudget(rows, _rounded_up(positions, LENGTH_MULTIPLE), streams)
+    surplus = [examples[0]] * (rows - len(examples))
+    return pack_rows([*examples, *surplus], budget, self.hosts)
 
   def _write(
     self,
-    laid: Sequence[LaidOut],
-    rules: Grammar,
+    prompts: Sequence[LaidOut],
+    grammar: Grammar,
     settings: dict[str, Any],
     key_B: jax.Array,
-  ) -> list[list[str | Written]]:
+  ) -> list[list[str | WrittenItem]]:
     """Returns the replies of one batch of prompts, with media as they were written."""
-    batch = self._encode_streams(self.frozen, self._packed(laid, len(key_B)))
+    batch = self._encode_streams(self.frozen, self._pack(prompts, len(key_B)))
     bias_IE = self._buffers['router_bias']
     values = [jnp.float32(settings[name]) for name in Sampling._fields]
     sampling = Sampling(*values)
     max_new = settings['max_new']
     slots = batch.token_BL.shape[1] + reply_slots(self.model_config, max_new)
-    room = ReplySizes(slots, max_new)
-    rows = self._prefill(self.params, bias_IE, batch, key_B, room=room)
-    blocks: list[list[Written]] = [[] for _ in key_B]
-    block_M = np.asarray(rules.block_M)
+    sizes = ReplySizes(slots, max_new)
+    state = self._prefill(self.params, bias_IE, batch, key_B, sizes=sizes)
+    blocks: list[list[WrittenItem]] = [[] for _ in key_B]
+    block_C = np.asarray(grammar.block_C)
     names = {number: name for name, number in self.hosts.numbers.items()}
     while True:
-      rows = self._decode(self.params, bias_IE, rows, rules, sampling)
-      number_B = block_M[np.asarray(rows.mode_B)]  # medium of the block, or 0
+      state = self._decode(self.params, bias_IE, state, grammar, sampling)
+      number_B = block_C[np.asarray(state.mode_B)]  # medium of the block, or 0
       waiting = np.flatnonzero(number_B)
-      most = max((len(blocks[row]) for row in waiting), default=0)
-      if not len(waiting) or most == most_blocks(max_new):
+      most_blocks = max((len(blocks[row]) for row in waiting), default=0)
+      if not len(waiting) or most_blocks == max_blocks(max_new):
         break
       number = int(number_B[waiting[0]])
       medium = names[number]
       program = BlockProgram(medium, settings['dit_steps'])
-      rows, block = self._block(
-        self.params, bias_IE, rows, rules, sampling, block=program
+      state, block = self._block(
+        self.params, bias_IE, state, grammar, sampling, block=program
       )
       for row in np.flatnonzero(number_B == number):
         time, height, width = np.asarray(block.form_B3[row]).tolist()
         pieces = np.asarray(block.value_BM[row])[: time * height * width]
-        blocks[row].append(Written(medium, pieces, (time, height, width)))
-    return self._items(rows, blocks)
+        blocks[row].append(WrittenItem(medium, pieces, (time, height, width)))
+    return self._items(state, blocks)
 
   def _items(
-    self, rows: DecodeState, blocks: Sequence[Sequence[Written]]
-  ) -> list[list[str | Written]]:
+    self, state: DecodeState, blocks: Sequence[Sequence[WrittenItem]]
+  ) -> list[list[str | WrittenItem]]:
     """Returns the texts and media of each row.
 
     Args:
       blocks: by row, the items that were written as a block.
     """
-    tokens = np.asarray(rows.token_BO).tolist()
-    pieces = {name: np.asarray(array) for name, array in rows.piece_BO.items()}
+    tokens = np.asarray(state.token_BO).tolist()
+    pieces = {name: np.asarray(array) for name, array in state.piece_BO.items()}
     replies = []
     for row, row_blocks in enumerate(blocks):
       row_pieces = {name: array[row] for name, array in pieces.items()}
@@ -301,7 +304,7 @@ class TrainedModel:
   def decode_items(self, name: str, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns the pieces of items given as codes (pieces, …).
 
-    Items are padded behind their end, which does not change their pieces.
+    Items are padded at their end, which does not change their pieces.
 
     Args:
       name: name of an autoencoder.
@@ -329,20 +332,20 @@ class TrainedModel:
 
     The units are those of the heads: nats per id, squared error, nats per piece.
     """
-    laid = []
+    laid_out = []
     for example in examples:
       name = str(example.get('id', ''))
-      laid.append(lay_out(interleave(example, self.hosts), self.hosts, name))
-    full = len(laid) // BATCH * BATCH
+      laid_out.append(lay_out(interleave(example, self.hosts), self.hosts, name))
+    full = len(laid_out) // BATCH * BATCH
     groups = []
     for first in range(0, full, BATCH):
-      groups.append(laid[first : first + BATCH])
-    # The rest goes one by one: a batch of each remainder would be compiled anew.
-    for rest in laid[full:]:
-      groups.append([rest])
+      groups.append(laid_out[first : first + BATCH])
+    # The rest goes one by one: a batch of every other size would be compiled anew.
+    for remaining in laid_out[full:]:
+      groups.append([remaining])
     totals: dict[str, np.ndarray] = {}
     for group in groups:
-      batch = self._packed(group, len(group))
+      batch = self._pack(group, len(group))
       with jax.set_mesh(self._mesh):
         losses = self._losses(self.params, self._buffers, batch, jax.random.key(0))
       for name, head in losses.heads.items():
@@ -355,7 +358,7 @@ class TrainedModel:
     return means
 
 
-def _layout(params: Any, specs: Any, mesh: Mesh) -> Any:
+def _param_shardings(params: Any, specs: Any, mesh: Mesh) -> Any:
   """Returns the sharding of each parameter on a mesh.
 
   Args:
@@ -374,12 +377,12 @@ def _rounded_up(n: int, unit: int) -> int:
 
 
 def _padded(items: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns items (M, …) padded to one length, one per row.
+  """Pads items (M, …) to one length, one per row.
 
   Returns:
     The pieces (rows, M, …), and the number of each piece's item, which is 1 everywhere.
   """
-  longest = _rounded_up(max(len(item) for item in items), PIECE)
+  longest = _rounded_up(max(len(item) for item in items), LENGTH_MULTIPLE)
   first = items[0]
   value_NM = np.zeros((rows, longest, *first.shape[1:]), first.dtype)
   for row, item in zip(value_NM, items, strict=False):
@@ -396,7 +399,7 @@ def _unpadded(values: jax.Array, items: Sequence[np.ndarray]) -> list[np.ndarray
 def load(
   workdir: str,
   step: int | None = None,
-  weights: str = 'average',
+  weights: str = AVERAGE,
   mesh: Mapping[str, int] | None = None,
   tables: Tables = TABLES,
 ) -> TrainedModel:
@@ -415,7 +418,7 @@ def load(
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
   config, values, restored_step = restore_run(workdir, step, weights, tables)
-  devices = None if mesh is None else sharding.make_mesh(mesh)
+  device_mesh = None if mesh is None else sharding.make_mesh(mesh)
   return TrainedModel(
-    config, restored_step, values['params'], values['buffers'], devices, tables
+    config, restored_step, values['params'], values['buffers'], device_mesh, tables
   )

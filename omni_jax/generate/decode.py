@@ -1,7 +1,7 @@
-"""The jitted programs that write replies: the decode loop, and the writing of a block.
+"""Defines the programs that write replies: the decode loop, and the writing of a block.
 
-The loop writes ids, and media one piece at a time, until every row is done or waits for
-a block. A block is written all at once, between two runs of the loop.
+The loop writes ids, and media one piece at a time, until every row is finished or waits
+for a block. A block is written all at once, between two runs of the loop.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax.generate.grammar import DONE, FORM, Grammar
-from omni_jax.generate.prefill import append, DecodeState, split_keys
+from omni_jax.generate.prefill import DecodeState, extend_rows, split_keys
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.head import sample_token
 from omni_jax.model import merge, OmniModel
@@ -34,25 +34,25 @@ class Sampling(NamedTuple):
   guidance: Array
 
 
-def waiting(rows: DecodeState, grammar: Grammar) -> Array:
+def is_waiting(state: DecodeState, grammar: Grammar) -> Array:
   """Returns which rows the loop leaves alone, bool (B,).
 
-  Their reply is done, or a block must be written first.
+  Their reply is finished, or a block must be written first.
   """
-  return (rows.mode_B == DONE) | (grammar.block_M[rows.mode_B] > 0)
+  return (state.mode_B == DONE) | (grammar.block_C[state.mode_B] > 0)
 
 
 def decode(
   params: Any,
   bias_IE: Array,
-  rows: DecodeState,
+  state: DecodeState,
   grammar: Grammar,
   sampling: Sampling,
   *,
   model: OmniModel,
   mesh: Mesh,
 ) -> DecodeState:
-  """Writes until every row is done or waits for a block.
+  """Writes until every row is finished or waits for a block.
 
   Args:
     params: pure dict of the model's parameters.
@@ -61,10 +61,10 @@ def decode(
   """
   writer = _Writer(merge(model, params), bias_IE, grammar, sampling, mesh)
 
-  def unfinished(rows: DecodeState) -> Array:
-    return ~waiting(rows, grammar).all()
+  def unfinished(state: DecodeState) -> Array:
+    return ~is_waiting(state, grammar).all()
 
-  return jax.lax.while_loop(unfinished, writer.write_id, rows)
+  return jax.lax.while_loop(unfinished, writer.write_id, state)
 
 
 class _Writer(NamedTuple):
@@ -76,63 +76,63 @@ class _Writer(NamedTuple):
   sampling: Sampling
   mesh: Mesh
 
-  def write_id(self, rows: DecodeState) -> DecodeState:
+  def write_id(self, state: DecodeState) -> DecodeState:
     """Writes one id, and the piece it announces, in every row that is not waiting."""
     network = self.network
     grammar = self.grammar
     hosts = network.config.hosts()
-    active_B = ~waiting(rows, grammar)
-    now_B, later_B = split_keys(rows.key_B)
-    token_B = jnp.where(active_B, self._token(rows, now_B), 0)
-    mode_B = jnp.where(active_B, grammar.next_MV[rows.mode_B, token_B], rows.mode_B)
+    active_B = ~is_waiting(state, grammar)
+    key_B, next_key_B = split_keys(state.key_B)
+    token_B = jnp.where(active_B, self._token(state, key_B), 0)
+    mode_B = jnp.where(active_B, grammar.next_CV[state.mode_B, token_B], state.mode_B)
     # Number of the medium of which the id announces a piece, or 0.
-    inside_B = jnp.where(active_B, grammar.inside_M[mode_B], 0)
-    count_B = rows.written_B + active_B
+    inside_B = jnp.where(active_B, grammar.inside_C[mode_B], 0)
+    count_B = state.written_B + active_B
     # A reply that has used up its room ends, even in the middle of an item.
-    room = rows.token_BO.shape[1]
+    room = state.token_BO.shape[1]
     mode_B = jnp.where(active_B & (count_B >= room), DONE, mode_B)
     row_B = jnp.arange(len(token_B))
     # Waiting rows write past the end, where updates are dropped.
-    write_B = jnp.where(active_B, rows.written_B, room)
+    write_B = jnp.where(active_B, state.written_B, room)
 
     dtype = jnp.dtype(network.config.dtype)
-    # An id that announces a piece is not embedded itself: the piece is.
-    words_B = jnp.where(inside_B > 0, -1, token_B)
-    x_BD = network.embeds[TEXT].tokens(words_B, dtype)
+    # In place of an id that announces a piece, the piece is embedded.
+    text_B = jnp.where(inside_B > 0, -1, token_B)
+    x_BD = network.embeds[TEXT].tokens(text_B, dtype)
     modality_B = jnp.where(active_B, hosts.numbers[TEXT], 0)
-    pieces = dict(rows.piece_BO)
-    for name, written_BO in rows.piece_BO.items():
-      mine_B = inside_B == hosts.numbers[name]
-      piece_B = self._piece(name, rows, mine_B, now_B)
+    pieces = dict(state.piece_BO)
+    for name, written_BO in state.piece_BO.items():
+      announced_B = inside_B == hosts.numbers[name]
+      piece_B = self._piece(name, state, announced_B, key_B)
       place_B3 = jnp.zeros((len(row_B), FORM), jnp.int32)
-      place_B3 = place_B3.at[:, 0].set(rows.item_pieces_B)
+      place_B3 = place_B3.at[:, 0].set(state.item_pieces_B)
       embedded_BD = network.embeds[name].written(piece_B, place_B3, dtype)
-      x_BD = x_BD + jnp.where(mine_B[:, None], embedded_BD, 0)
-      modality_B = jnp.where(mine_B, hosts.numbers[name], modality_B)
+      x_BD = x_BD + jnp.where(announced_B[:, None], embedded_BD, 0)
+      modality_B = jnp.where(announced_B, hosts.numbers[name], modality_B)
       pieces[name] = written_BO.at[row_B, write_B].set(piece_B, mode='drop')
 
-    rows = rows._replace(
+    state = state._replace(
       mode_B=mode_B,
-      key_B=later_B,
+      key_B=next_key_B,
       written_B=count_B,
-      item_pieces_B=jnp.where(inside_B > 0, rows.item_pieces_B + 1, 0),
-      token_BO=rows.token_BO.at[row_B, write_B].set(token_B, mode='drop'),
+      item_pieces_B=jnp.where(inside_B > 0, state.item_pieces_B + 1, 0),
+      token_BO=state.token_BO.at[row_B, write_B].set(token_B, mode='drop'),
       piece_BO=pieces,
     )
-    position_B13 = jnp.broadcast_to(rows.time_B[:, None, None], (len(row_B), 1, FORM))
-    hidden_B1D, rows = append(
+    position_B13 = jnp.broadcast_to(state.time_B[:, None, None], (len(row_B), 1, FORM))
+    hidden_B1D, state = extend_rows(
       network,
-      rows,
+      state,
       x_BD[:, None],
       modality_B[:, None],
       position_B13,
       self.bias_IE,
       self.mesh,
     )
-    hidden_BD = jnp.where(active_B[:, None], hidden_B1D[:, 0], rows.hidden_BD)
-    return rows._replace(hidden_BD=hidden_BD, time_B=rows.time_B + active_B)
+    hidden_BD = jnp.where(active_B[:, None], hidden_B1D[:, 0], state.hidden_BD)
+    return state._replace(hidden_BD=hidden_BD, time_B=state.time_B + active_B)
 
-  def _token(self, rows: DecodeState, key_B: Array) -> Array:
+  def _token(self, state: DecodeState, key_B: Array) -> Array:
     """Returns the next id of each row, int32 (B,).
 
     It is one that the mode of the row allows, and none that would make an item longer
@@ -140,15 +140,15 @@ class _Writer(NamedTuple):
     """
     hosts = self.network.config.hosts()
     sampling = self.sampling
-    allowed_BV = self.grammar.allowed_MV[rows.mode_B]
-    inside_B = self.grammar.inside_M[rows.mode_B]
-    for name in rows.piece_BO:
+    allowed_BV = self.grammar.allowed_CV[state.mode_B]
+    inside_B = self.grammar.inside_C[state.mode_B]
+    for name in state.piece_BO:
       writing = hosts.writing(name)
       is_inside_B = inside_B == hosts.numbers[name]
-      full_B = is_inside_B & (rows.item_pieces_B >= writing.longest)
+      full_B = is_inside_B & (state.item_pieces_B >= writing.longest)
       announces_V = jnp.arange(allowed_BV.shape[1]) == writing.piece
       allowed_BV = allowed_BV & ~(full_B[:, None] & announces_V)
-    logits_BV = self.network.heads[TEXT].logits(rows.hidden_BD)
+    logits_BV = self.network.heads[TEXT].logits(state.hidden_BD)
 
     def pick(logits_V: Array, allowed_V: Array, key: Array) -> Array:
       token_1 = sample_token(
@@ -162,16 +162,18 @@ class _Writer(NamedTuple):
 
     return jax.vmap(pick)(logits_BV, allowed_BV, key_B)
 
-  def _piece(self, name: str, rows: DecodeState, mine_B: Array, key_B: Array) -> Array:
+  def _piece(
+    self, name: str, state: DecodeState, announced_B: Array, key_B: Array
+  ) -> Array:
     """Returns a piece of a medium for every row, (B, …).
 
-    The head runs only if the piece is needed in some row (`mine_B`).
+    The head runs only if some row needs the piece (`announced_B`).
     """
-    written_BO = rows.piece_BO[name]
+    written_BO = state.piece_BO[name]
 
     def sampled() -> Array:
       return self.network.heads[name].sample(
-        rows.hidden_BD,
+        state.hidden_BD,
         key_B,
         temperature=self.sampling.speech_temperature,
         top_p=self.sampling.top_p,
@@ -180,7 +182,7 @@ class _Writer(NamedTuple):
     def zeros() -> Array:
       return jnp.zeros((len(written_BO), *written_BO.shape[2:]), written_BO.dtype)
 
-    return jax.lax.cond(mine_B.any(), sampled, zeros)
+    return jax.lax.cond(announced_B.any(), sampled, zeros)
 
 
 class BlockProgram(NamedTuple):
@@ -198,8 +200,10 @@ class BlockProgram(NamedTuple):
 class Block(NamedTuple):
   """The items that were written as a block, one per row.
 
+  They are meaningless in rows that did not wait for one.
+
   Attributes:
-    value_BM: pieces as the host has them; meaningless in rows that did not wait.
+    value_BM: pieces, as the host has them.
     form_B3: (time, height, width) of each item, in pieces.
   """
 
@@ -210,7 +214,7 @@ class Block(NamedTuple):
 def write_block(
   params: Any,
   bias_IE: Array,
-  rows: DecodeState,
+  state: DecodeState,
   grammar: Grammar,
   sampling: Sampling,
   *,
@@ -221,7 +225,7 @@ def write_block(
   """Writes one item in every row that waits for a block of this medium.
 
   The decoder reads the queries of all pieces, the head samples the pieces from its
-  states, and the decoder reads the clean pieces and the id behind the item.
+  states, and the decoder reads the clean pieces and the id after the item.
 
   Args:
     params: pure dict of the model's parameters.
@@ -229,7 +233,7 @@ def write_block(
     model: abstract model.
 
   Returns:
-    The rows behind the item, and the item of each row.
+    The state after the item, and the item of each row.
   """
   network = merge(model, params)
   hosts = model.config.hosts()
@@ -238,25 +242,25 @@ def write_block(
   number = hosts.numbers[medium]
   embed = network.embeds[medium]
   dtype = jnp.dtype(model.config.dtype)
-  waits_B = grammar.block_M[rows.mode_B] == number
-  form_B3 = _form(rows, writing.opening)
+  waits_B = grammar.block_C[state.mode_B] == number
+  form_B3 = _form(state, writing.opening)
   place_BM3 = _places(form_B3, writing.longest)
   piece_M = jnp.arange(writing.longest)
   valid_BM = waits_B[:, None] & (piece_M[None] < form_B3.prod(axis=1)[:, None])
   place_BM3 = jnp.where(valid_BM[..., None], place_BM3, 0)
-  position_BM3 = rows.time_B[:, None, None] + place_BM3.astype(jnp.float32)
+  position_BM3 = state.time_B[:, None, None] + place_BM3.astype(jnp.float32)
   modality_BM = jnp.where(valid_BM, number, 0)
 
-  now_B, later_B = split_keys(rows.key_B)
+  key_B, next_key_B = split_keys(state.key_B)
   query_BMD = embed.queries(place_BM3, dtype)
-  state_BMD, rows = append(
-    network, rows, query_BMD, modality_BM, position_BM3, bias_IE, mesh
+  state_BMD, state = extend_rows(
+    network, state, query_BMD, modality_BM, position_BM3, bias_IE, mesh
   )
   value_BM = network.heads[medium].sample(
     state_BMD,
     place_BM3,
     valid_BM,
-    now_B,
+    key_B,
     guidance_U=jnp.broadcast_to(sampling.guidance, waits_B.shape),
     steps=block.steps,
   )
@@ -264,51 +268,50 @@ def write_block(
   clean_BMD = embed.written(value_BM, place_BM3, dtype)
   closing_B = jnp.full(len(waits_B), writing.closing)
   end_B1D = network.embeds[TEXT].tokens(closing_B, dtype)[:, None]
-  end_time_B = rows.time_B + form_B3.max(axis=1)
+  end_time_B = state.time_B + form_B3.max(axis=1)
   end_position_B13 = jnp.broadcast_to(
     end_time_B[:, None, None], (len(waits_B), 1, FORM)
   )
   end_modality_B1 = jnp.where(waits_B, hosts.numbers[TEXT], 0)[:, None]
-  hidden_BLD, rows = append(
+  hidden_BLD, state = extend_rows(
     network,
-    rows,
+    state,
     jnp.concatenate([clean_BMD, end_B1D], axis=1),
     jnp.concatenate([modality_BM, end_modality_B1], axis=1),
     jnp.concatenate([position_BM3, end_position_B13], axis=1),
     bias_IE,
     mesh,
   )
-  rows = rows._replace(
-    mode_B=jnp.where(waits_B, grammar.after, rows.mode_B),
-    key_B=later_B,
-    hidden_BD=jnp.where(waits_B[:, None], hidden_BLD[:, -1], rows.hidden_BD),
-    time_B=jnp.where(waits_B, end_time_B + 1, rows.time_B),
+  state = state._replace(
+    mode_B=jnp.where(waits_B, grammar.after, state.mode_B),
+    key_B=next_key_B,
+    hidden_BD=jnp.where(waits_B[:, None], hidden_BLD[:, -1], state.hidden_BD),
+    time_B=jnp.where(waits_B, end_time_B + 1, state.time_B),
   )
-  return rows, Block(value_BM, form_B3)
+  return state, Block(value_BM, form_B3)
 
 
-def _form(rows: DecodeState, opening: tuple[tuple[int, ...], ...]) -> Array:
+def _form(state: DecodeState, opening: tuple[tuple[int, ...], ...]) -> Array:
   """Returns the form of the item that each row is about to write, int32 (B, 3).
 
-  The last ids of a row are the sizes of the opening; a size that the opening of the
-  medium does not have is 1.
+  The last ids of a row give the sizes; a size that the medium's opening lacks is 1.
   """
   sizes = opening[1:]
-  form_B3 = jnp.ones((len(rows.written_B), FORM), jnp.int32)
+  form_B3 = jnp.ones((len(state.written_B), FORM), jnp.int32)
   for k, ids in enumerate(sizes):
     back = len(sizes) - k
-    at_B1 = jnp.maximum(rows.written_B - back, 0)[:, None]
-    token_B = jnp.take_along_axis(rows.token_BO, at_B1, axis=1)[:, 0]
+    at_B1 = jnp.maximum(state.written_B - back, 0)[:, None]
+    token_B = jnp.take_along_axis(state.token_BO, at_B1, axis=1)[:, 0]
     form_B3 = form_B3.at[:, FORM - back].set(token_B - ids[0] + 1)
   return form_B3
 
 
 def _places(form_B3: Array, pieces: int) -> Array:
   """Returns (time, height, width) of each piece inside its item, int32 (B, M, 3)."""
-  _, high_B, wide_B = form_B3.T
+  _, height_B, width_B = form_B3.T
   piece_1M = jnp.arange(pieces)[None]
-  plane_B1 = jnp.maximum(high_B * wide_B, 1)[:, None]
-  width_B1 = jnp.maximum(wide_B, 1)[:, None]
+  plane_B1 = jnp.maximum(height_B * width_B, 1)[:, None]
+  width_B1 = jnp.maximum(width_B, 1)[:, None]
   inside_BM = piece_1M % plane_B1  # number of the piece inside its frame
   time_BM = piece_1M // plane_B1
   row_BM = inside_BM // width_B1

@@ -13,63 +13,59 @@ import numpy as np
 from omni_jax.errors import UserError
 from omni_jax.modalities.contract import Writing
 from omni_jax.modalities.hosts import Hosts, TEXT
+from omni_jax.modalities.text.tokenizer import ANY
 
-START, IN_TEXT, END, DONE = range(4)  # modes; those of media follow
-ANY = 'any'
+START, IN_TEXT, EXPECT_EOT, DONE = range(4)  # modes; those of media follow
 FORM = 3  # sizes of an item: (time, height, width)
 
 
 class Grammar(NamedTuple):
-  """Tables over M modes and V ids.
-
-  The decode loop takes them as arguments, so that it is compiled once for all wants.
+  """Tables over C modes and V ids.
 
   Attributes:
-    allowed_MV: bool, ids that may be written in a mode.
-    next_MV: int32, mode after an id is written.
-    block_M: int32, number of the medium whose block a row in this mode waits for, or 0.
-    inside_M: int32, number of the medium of which a row in this mode writes one piece
+    allowed_CV: bool, ids that may be written in a mode.
+    next_CV: int32, mode after an id is written.
+    block_C: int32, number of the medium whose block a row in this mode waits for, or 0.
+    inside_C: int32, number of the medium of which a row in this mode writes one piece
       at a time, or 0.
     after: int32, mode after an item is written.
   """
 
-  allowed_MV: np.ndarray
-  next_MV: np.ndarray
-  block_M: np.ndarray
-  inside_M: np.ndarray
+  allowed_CV: np.ndarray
+  next_CV: np.ndarray
+  block_C: np.ndarray
+  inside_C: np.ndarray
   after: np.ndarray
 
 
-def block_writings(hosts: Hosts) -> dict[str, Writing]:
-  """Returns how media that are written as a block are written, by medium."""
+def _writings(hosts: Hosts) -> dict[str, Writing]:
+  """Returns how each medium that can be written is written."""
   writings = {}
   for name, host in hosts.items():
     writing = host.writing()
-    if writing is not None and writing.piece is None:
+    if writing is not None:
       writings[name] = writing
   return writings
+
+
+def block_writings(hosts: Hosts) -> dict[str, Writing]:
+  """Returns how each medium that is written as a block is written."""
+  writings = _writings(hosts).items()
+  return {name: writing for name, writing in writings if writing.piece is None}
 
 
 def piece_writings(hosts: Hosts) -> dict[str, Writing]:
-  """Returns how media that are written one piece at a time are written, by medium."""
-  writings = {}
-  for name, host in hosts.items():
-    writing = host.writing()
-    if writing is not None and writing.piece is not None:
-      writings[name] = writing
-  return writings
+  """Returns how each medium that is written piece by piece is written."""
+  writings = _writings(hosts).items()
+  return {name: writing for name, writing in writings if writing.piece is not None}
 
 
 def reply_kinds(hosts: Hosts) -> tuple[str, ...]:
-  """Returns what a reply may be requested to hold.
+  """Returns the values that `want` may take.
 
-  That is text, one of the media that can be written, or any sequence of them.
+  They are text, each medium that can be written, and any sequence of these.
   """
-  return (TEXT, *_written_media(hosts), ANY)
-
-
-def _written_media(hosts: Hosts) -> list[str]:
-  return [name for name, host in hosts.items() if host.writing() is not None]
+  return (TEXT, *_writings(hosts), ANY)
 
 
 class _Automaton:
@@ -93,7 +89,7 @@ class _Automaton:
   def add_edge(
     self, mode: int, ids: int | Sequence[int] | np.ndarray, next_mode: int
   ) -> None:
-    """Allows ids in a mode and says which mode follows them."""
+    """Allows ids in a mode, and sets the mode that follows them."""
     ids = np.asarray(ids)
     self.allowed[mode][ids] = True
     self.next[mode][ids] = next_mode
@@ -101,16 +97,16 @@ class _Automaton:
   def tables(self, after: int) -> Grammar:
     """Returns the finished tables; see `Grammar` for `after`."""
     return Grammar(
-      allowed_MV=np.stack(self.allowed),
-      next_MV=np.stack(self.next),
-      block_M=np.array(self.block, np.int32),
-      inside_M=np.array(self.inside, np.int32),
+      allowed_CV=np.stack(self.allowed),
+      next_CV=np.stack(self.next),
+      block_C=np.array(self.block, np.int32),
+      inside_C=np.array(self.inside, np.int32),
       after=np.asarray(after, np.int32),
     )
 
 
-def grammar(hosts: Hosts, want: str) -> Grammar:
-  """Returns the automaton of replies that hold what is wanted.
+def build_grammar(hosts: Hosts, want: str) -> Grammar:
+  """Returns the automaton of replies of the requested kind.
 
   Args:
     want: 'text' for text only, a medium for one item of it, 'any' for any sequence.
@@ -123,11 +119,11 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
     raise UserError(f'--want={want!r} is unknown; it is one of {wants}')
   tokenizer = hosts.tokenizer
   automaton = _Automaton(tokenizer.vocab_size)
-  for _ in (START, IN_TEXT, END, DONE):
+  for _ in (START, IN_TEXT, EXPECT_EOT, DONE):  # they get these numbers
     automaton.add_mode()
   text_ids = np.arange(tokenizer.first_byte, tokenizer.used)
-  after = IN_TEXT if want == ANY else END
-  for name in _written_media(hosts):
+  after = IN_TEXT if want == ANY else EXPECT_EOT
+  for name in _writings(hosts):
     first_mode = _add_medium(automaton, hosts, name, after)
     if want in (name, ANY):
       opening = hosts.writing(name).opening[0]
@@ -136,14 +132,14 @@ def grammar(hosts: Hosts, want: str) -> Grammar:
   if want in (TEXT, ANY):
     automaton.add_edge(START, text_ids, IN_TEXT)
     automaton.add_edge(IN_TEXT, text_ids, IN_TEXT)
-  end = tokenizer.special('eot')
-  automaton.add_edge(IN_TEXT, end, DONE)
-  automaton.add_edge(END, end, DONE)
+  eot = tokenizer.special('eot')
+  automaton.add_edge(IN_TEXT, eot, DONE)
+  automaton.add_edge(EXPECT_EOT, eot, DONE)
   return automaton.tables(after)
 
 
 def _add_medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> int:
-  """Adds the modes of a medium and returns the mode behind its first id."""
+  """Adds the modes of a medium, and returns the mode after its first id."""
   writing = hosts.writing(name)
   number = hosts.numbers[name]
   sizes = writing.opening[1:]
@@ -151,12 +147,12 @@ def _add_medium(automaton: _Automaton, hosts: Hosts, name: str, after: int) -> i
   if writing.piece is None:
     modes.append(automaton.add_mode(block=number))
   else:
-    opened = automaton.add_mode()
+    before_pieces = automaton.add_mode()
     inside = automaton.add_mode(inside=number)
-    automaton.add_edge(opened, writing.piece, inside)
+    automaton.add_edge(before_pieces, writing.piece, inside)
     automaton.add_edge(inside, writing.piece, inside)
     automaton.add_edge(inside, writing.closing, after)
-    modes.append(opened)
+    modes.append(before_pieces)
   for k, ids in enumerate(sizes):
     automaton.add_edge(modes[k], ids, modes[k + 1])
   return modes[0]

@@ -1,4 +1,4 @@
-"""Reads prompts into the cache; the state of the replies that are being written."""
+"""Reads prompts into the KV cache, and defines the state of replies in progress."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class ReplySizes(NamedTuple):
 
   Attributes:
     slots: slots of the cache.
-    max_new: most ids of a reply.
+    max_new: largest number of ids in a reply.
   """
 
   slots: int
@@ -27,7 +27,7 @@ class ReplySizes(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-  """The state of B replies that are being written; O is the most ids of a reply.
+  """The state of B replies in progress, with room for O ids each.
 
   Attributes:
     cache: keys and values of all layers.
@@ -37,9 +37,9 @@ class DecodeState(NamedTuple):
     mode_B: int32, mode of the grammar.
     key_B: random keys.
     written_B: int32, ids written so far.
-    token_BO: int32, ids in the order of writing, 0 behind the last.
-    piece_BO: by medium that is written one piece at a time, the pieces (B, O, …), each
-      at the place of the id that announces it.
+    token_BO: int32, ids in the order of writing, 0 after the last.
+    piece_BO: pieces (B, O, …) of each medium that is written piece by piece, at the
+      index of the id that announces them.
     item_pieces_B: int32, pieces of the current item written so far.
   """
 
@@ -56,22 +56,22 @@ class DecodeState(NamedTuple):
 
 
 def piece_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of a written piece, by medium that is written piece by piece."""
+  """Returns the shape of a written piece of each medium that is written piece by piece."""
   hosts = config.hosts()
-  coded = config.coded()
-  written = [spec for spec in hosts.streams if spec.written]
+  autoencoder_of = config.coded_streams()
+  written_specs = [spec for spec in hosts.streams if spec.written]
   shapes = {}
   for name in piece_writings(hosts):
-    spec = next(spec for spec in written if spec.medium == name)
-    if spec.name in coded:
-      shapes[name] = config.codes_of(coded[spec.name]).shape
+    spec = next(spec for spec in written_specs if spec.medium == name)
+    if spec.name in autoencoder_of:
+      shapes[name] = config.codes_of(autoencoder_of[spec.name]).shape
     else:
       shapes[name] = spec.shape
   return shapes
 
 
 def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
-  """Returns the cache slot of each position of a piece, int32 (B, L).
+  """Returns the cache slot of each new position, int32 (B, L).
 
   Positions that are not valid get the slot past the end, which is never written.
   """
@@ -79,9 +79,9 @@ def slots_of(valid_BL: Array, length_B: Array, slots: int) -> Array:
   return jnp.where(valid_BL, length_B[:, None] + rank_BL, slots)
 
 
-def append(
+def extend_rows(
   network: OmniModel,
-  rows: DecodeState,
+  state: DecodeState,
   x_BLD: Array,
   modality_BL: Array,
   position_BL3: Array,
@@ -91,12 +91,12 @@ def append(
   """Runs the next positions of each row through the decoder; modality 0 is padding.
 
   Returns:
-    hidden_BLD of these positions, and the rows with the cache and its length advanced;
-    the caller advances time and hidden state.
+    hidden_BLD of these positions, and the state with its cache and length advanced; the
+    caller advances the time and the hidden state.
   """
   valid_BL = modality_BL > 0
-  slots = rows.cache.key_BSGA.shape[2]
-  slot_BL = slots_of(valid_BL, rows.length_B, slots)
+  slots = state.cache.key_BSGA.shape[2]
+  slot_BL = slots_of(valid_BL, state.length_B, slots)
   decoded = network.decoder.extend(
     x_BLD,
     slot_BL,
@@ -104,13 +104,13 @@ def append(
     position_BL3,
     bias_IE,
     mesh,
-    rows.cache,
+    state.cache,
     cached(slot_BL, slots),
   )
-  length_B = rows.length_B + valid_BL.sum(axis=1)
+  length_B = state.length_B + valid_BL.sum(axis=1)
   assert decoded.cache is not None
-  rows = rows._replace(cache=decoded.cache, length_B=length_B)
-  return decoded.hidden_BLD, rows
+  state = state._replace(cache=decoded.cache, length_B=length_B)
+  return decoded.hidden_BLD, state
 
 
 def prefill(
@@ -121,9 +121,9 @@ def prefill(
   *,
   model: OmniModel,
   mesh: Mesh,
-  room: ReplySizes,
+  sizes: ReplySizes,
 ) -> DecodeState:
-  """Reads one prompt per row and returns the rows at the beginning of the replies.
+  """Reads one prompt per row and returns the state at the beginning of the replies.
 
   Args:
     params: pure dict of the model's parameters.
@@ -131,6 +131,8 @@ def prefill(
     batch: the prompts; coded streams hold codes.
     key_B: a random key per row.
     model: abstract model.
+    mesh: mesh of the program.
+    sizes: sizes of the replies.
   """
   network = merge(model, params)
   config = model.config
@@ -139,9 +141,9 @@ def prefill(
   length_B = valid_BL.sum(axis=1)
   zero_B = jnp.zeros(b, jnp.int32)
   x_BLD = network.embed(batch)
-  slot_BL = slots_of(valid_BL, zero_B, room.slots)
-  cache = network.decoder.init_cache(b, room.slots, jnp.dtype(config.dtype))
-  # The cache is empty: positions look at those of their own row only.
+  slot_BL = slots_of(valid_BL, zero_B, sizes.slots)
+  cache = network.decoder.init_cache(b, sizes.slots, jnp.dtype(config.dtype))
+  # The cache is empty: positions attend only to their own row.
   reach = packed_rows(valid_BL.astype(jnp.int32))
   decoded = network.decoder.extend(
     x_BLD, slot_BL, batch.modality_BL, batch.position_BL3, bias_IE, mesh, cache, reach
@@ -152,16 +154,16 @@ def prefill(
   position_BL3 = jnp.where(batch.segment_BL[..., None] > 0, batch.position_BL3, 0)
   pieces = {}
   for name, shape in piece_shapes(config).items():
-    pieces[name] = jnp.zeros((b, room.max_new, *shape), jnp.int32)
+    pieces[name] = jnp.zeros((b, sizes.max_new, *shape), jnp.int32)
   return DecodeState(
     cache=decoded.cache,
     length_B=length_B,
     time_B=position_BL3.max(axis=(1, 2)) + 1,
     hidden_BD=last_BD,
-    mode_B=zero_B + START,
+    mode_B=jnp.full(b, START, jnp.int32),
     key_B=key_B,
     written_B=zero_B,
-    token_BO=jnp.zeros((b, room.max_new), jnp.int32),
+    token_BO=jnp.zeros((b, sizes.max_new), jnp.int32),
     piece_BO=pieces,
     item_pieces_B=zero_B,
   )
@@ -170,7 +172,7 @@ def prefill(
 def split_keys(key_B: Array) -> tuple[Array, Array]:
   """Splits the key of each row.
 
-  What a row draws therefore never depends on its neighbours.
+  What a row samples therefore never depends on its neighbours.
 
   Returns:
     Keys to use now, and keys to keep.

@@ -3,9 +3,8 @@
 from typing import Any
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.tokenizer import TASKS
-from omni_jax.sequence.example import Example, Part
+from omni_jax.sequence.example import Example, Part, text_part
 
 Content = str | list[Part] | Example
 
@@ -15,7 +14,7 @@ def chat(content: Content, want: str, **control: str) -> Example:
 
   Args:
     content: text, a list of parts, or an example.
-    want: what the answer shall hold; it determines the task.
+    want: what the answer is to hold; it determines the task.
     control: language and voice of the answer, where the prompt does not set them.
 
   Raises:
@@ -29,7 +28,7 @@ def chat(content: Content, want: str, **control: str) -> Example:
     if value:
       answer[key] = value
   if isinstance(content, str):
-    content = [{'type': TEXT, 'text': content}]
+    content = [text_part(content)]
   if isinstance(content, list):
     if not content:
       raise UserError('the prompt is empty; give text or a file to read')

@@ -10,7 +10,7 @@ from omni_jax.modalities.contract import Part
 from omni_jax.modalities.hosts import Hosts, TEXT
 
 
-class Written(NamedTuple):
+class WrittenItem(NamedTuple):
   """One item as the model wrote it, before it becomes a payload.
 
   Attributes:
@@ -27,27 +27,27 @@ class Written(NamedTuple):
 def items_of(
   tokens: Sequence[int],
   pieces: Mapping[str, np.ndarray],
-  blocks: Sequence[Written],
+  blocks: Sequence[WrittenItem],
   hosts: Hosts,
-) -> list[str | Written]:
+) -> list[str | WrittenItem]:
   """Returns the texts and the media of one reply, in order.
 
   Args:
     tokens: ids of the reply, 0 after its end.
-    pieces: arrays (ids, …) by medium that is written one piece at a time; an entry is
+    pieces: array (ids, …) of each medium that is written piece by piece; an entry is
       valid where the id announces a piece.
     blocks: items that were written as a block, in order.
   """
   tokenizer = hosts.tokenizer
   announced = {hosts.writing(name).piece: name for name in pieces}
   opening_sizes = _opening_sizes(hosts)
-  items: list[str | Written] = []
+  items: list[str | WrittenItem] = []
   text: list[int] = []
-  run: list[np.ndarray] = []  # pieces of the item that is being read
-  run_medium = ''
+  current: list[np.ndarray] = []  # pieces of the item that is being read
+  current_medium = ''
   opening: list[int] = []  # ids since the last one that opens a block
   remaining = list(blocks)
-  for at, token in enumerate([*tokens, 0]):
+  for index, token in enumerate([*tokens, 0]):
     if tokenizer.name(token) is None:
       text.append(token)
       continue
@@ -55,13 +55,13 @@ def items_of(
       items.append(tokenizer.decode(tuple(text)))
       text = []
     if token in announced:
-      run_medium = announced[token]
-      run.append(pieces[run_medium][at])
+      current_medium = announced[token]
+      current.append(pieces[current_medium][index])
       continue
-    if run:
-      form = hosts[run_medium].form_of((), len(run))
-      items.append(Written(run_medium, np.stack(run), form))
-      run = []
+    if current:
+      form = hosts[current_medium].form_of((), len(current))
+      items.append(WrittenItem(current_medium, np.stack(current), form))
+      current = []
     if token in opening_sizes:
       opening = []
     opening.append(token)
@@ -72,7 +72,7 @@ def items_of(
 
 
 def _opening_sizes(hosts: Hosts) -> dict[int, int]:
-  """Returns the id that opens a block -> number of ids in the whole opening."""
+  """Returns the number of ids in the whole opening, by the id that opens a block."""
   sizes = {}
   for writing in block_writings(hosts).values():
     for token in writing.opening[0]:
@@ -81,22 +81,22 @@ def _opening_sizes(hosts: Hosts) -> dict[int, int]:
 
 
 def as_parts(
-  replies: Sequence[Sequence[str | Written]],
+  replies: Sequence[Sequence[str | WrittenItem]],
   decode: Mapping[str, Callable[[list[np.ndarray]], list[np.ndarray]]],
   hosts: Hosts,
 ) -> list[list[Part]]:
   """Returns the parts of each reply.
 
   Args:
-    decode: by medium that is written as codes, a function that returns the pieces of
-      items given as codes.
+    decode: for each medium that is written as codes, a function that returns the pieces
+      of items given as codes.
   """
   decoded: dict[str, Iterator[np.ndarray]] = {}
   for medium, function in decode.items():
     codes = _pieces_of(replies, medium)
     decoded[medium] = iter(function(codes) if codes else [])
 
-  def part(item: str | Written) -> Part:
+  def part_of(item: str | WrittenItem) -> Part:
     if isinstance(item, str):
       return hosts[TEXT].part(item)
     host = hosts[item.medium]
@@ -105,17 +105,17 @@ def as_parts(
 
   parts = []
   for reply in replies:
-    parts.append([part(item) for item in reply])
+    parts.append([part_of(item) for item in reply])
   return parts
 
 
 def _pieces_of(
-  replies: Sequence[Sequence[str | Written]], medium: str
+  replies: Sequence[Sequence[str | WrittenItem]], medium: str
 ) -> list[np.ndarray]:
   """Returns the pieces of all items of a medium, in order."""
   pieces = []
   for reply in replies:
     for item in reply:
-      if isinstance(item, Written) and item.medium == medium:
+      if isinstance(item, WrittenItem) and item.medium == medium:
         pieces.append(item.pieces)
   return pieces

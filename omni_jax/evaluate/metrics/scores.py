@@ -1,4 +1,4 @@
-"""Shares with their confidence intervals, and confusion tables."""
+"""Computes shares with their confidence intervals, and confusion tables."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The targets of a run, and whether its metrics reach them."""
+"""Defines the targets of a run, and checks whether its metrics reach them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ TARGETS = {
 ERRORS = ('cer', 'wer')  # metrics that are better the lower they are
 CODEC_PERPLEXITY_RATIO = 0.4
 CODEC_JUDGE_LOSS = 0.02  # accuracy that the judge may lose on reconstructed speech
-TOLERANCE = 1e-9
+TOLERANCE = 1e-9  # for the rounding of shares
 
 
 class Check(NamedTuple):

@@ -48,7 +48,7 @@ def _error_rate(
   return float(rate(expected, written)) if expected else None
 
 
-class Named(NamedTuple):
+class NamedDigit(NamedTuple):
   """The digit that a text names.
 
   Attributes:
@@ -60,7 +60,7 @@ class Named(NamedTuple):
   languages: frozenset[str]
 
 
-def name_of(text: str, words: Mapping[str, Sequence[str]]) -> Named:
+def named_digit(text: str, words: Mapping[str, Sequence[str]]) -> NamedDigit:
   """Returns the digit that a text names, and the languages that the word belongs to.
 
   'six' is both English and French. A word of two different digits names none.
@@ -77,5 +77,5 @@ def name_of(text: str, words: Mapping[str, Sequence[str]]) -> Named:
         digits.add(digit)
         languages.add(language)
   if len(digits) != 1:
-    return Named(-1, frozenset())
-  return Named(digits.pop(), frozenset(languages))
+    return NamedDigit(-1, frozenset())
+  return NamedDigit(digits.pop(), frozenset(languages))

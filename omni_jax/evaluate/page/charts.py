@@ -17,7 +17,7 @@ LEFT = 46
 BOTTOM = 26
 TOP = 10
 RIGHT = 10
-MOST_POINTS = 300
+MAX_POINTS = 300  # most points of a curve over time
 # The colours of lines in their order; they repeat after the last one.
 COLORS = (
   '#1f5ea8',
@@ -29,11 +29,11 @@ COLORS = (
   '#c2478f',
   '#68758a',
 )
-DARK = 0.5  # share of a row above which the text of a cell is white
+DARK = 0.5  # depth of a cell's colour above which its text is white
 
 
 class Line(NamedTuple):
-  """Points and how far they spread to both sides; a spread of zeros draws no band."""
+  """Points, and their spread to both sides; a spread of zeros draws no band."""
 
   x: Sequence[float] | np.ndarray
   y: Sequence[float] | np.ndarray
@@ -61,15 +61,15 @@ class _Plot(NamedTuple):
     return ' '.join(f'{x:.1f},{y:.1f}' for x, y in pairs)
 
 
-def line_chart(title: str, curve: Curve) -> str:
+def curve_chart(title: str, curve: Curve) -> str:
   """Returns one curve over minutes, with its last value beside the title.
 
-  Long curves are averaged down to MOST_POINTS points.
+  Long curves are averaged down to MAX_POINTS points.
   """
   x = np.asarray(curve.minutes, float)
   y = np.asarray(curve.values, float)
-  if len(x) > MOST_POINTS:
-    edges = np.linspace(0, len(x), MOST_POINTS + 1).astype(int)
+  if len(x) > MAX_POINTS:
+    edges = np.linspace(0, len(x), MAX_POINTS + 1).astype(int)
     x = _means(x, edges)
     y = _means(y, edges)
   line = Line(x, y, np.zeros(len(y)))
@@ -82,45 +82,40 @@ def _means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def lines_chart(
-  title: str,
-  lines: Sequence[Line],
-  *,
-  unit: str,
-  label: str = '',
-  decades: bool = False,
+  title: str, lines: Sequence[Line], *, unit: str, label: str = '', log_x: bool = False
 ) -> str:
   """Returns several lines in one plot, each in its own colour of COLORS.
 
-  An empty line only takes up its colour. The y axis is logarithmic where all values are
-  positive and span more than a factor of ten.
+  An empty line draws nothing, but uses up its colour. The y axis is logarithmic if all
+  values are positive and span more than a factor of ten.
 
   Args:
     title: text above the plot.
     lines: the lines; at least one has points.
     unit: unit of the x axis.
     label: text beside the title.
-    decades: whether the x axis is logarithmic, from the first point on; else it starts
+    log_x: whether the x axis is logarithmic, from the first point on; else it starts
       at 0.
   """
   y = np.concatenate([line.y for line in lines])
   logarithmic = bool(y.min() > 0 and y.max() > 10 * y.min())
   floor = float(y.min()) if logarithmic else None
-  unders = [_scaled(np.subtract(line.y, line.spread), floor) for line in lines]
-  overs = [_scaled(np.add(line.y, line.spread), floor) for line in lines]
-  low, high = _range(np.concatenate([*unders, *overs]))
-  xs = [np.log10(line.x) if decades else np.asarray(line.x, float) for line in lines]
+  lower = [_to_scale(np.subtract(line.y, line.spread), floor) for line in lines]
+  upper = [_to_scale(np.add(line.y, line.spread), floor) for line in lines]
+  low, high = _range(np.concatenate([*lower, *upper]))
+  xs = [np.log10(line.x) if log_x else np.asarray(line.x, float) for line in lines]
   all_x = np.concatenate(xs)
-  left = float(all_x.min()) if decades else 0.0
+  left = float(all_x.min()) if log_x else 0.0
   right = max(left + 1e-3, float(all_x.max()))
   plot = _Plot(left, right, low, high)
-  parts = [_y_axis(plot, logarithmic), _x_axis(plot, unit, decades)]
+  parts = [_y_axis(plot, logarithmic), _x_axis(plot, unit, log_x)]
   for k, line in enumerate(lines):
     if not len(line.x):
       continue
     color = COLORS[k % len(COLORS)]
     if np.any(line.spread):
-      parts.append(_band(plot, xs[k], unders[k], overs[k], color))
-    points = plot.points(xs[k], _scaled(np.asarray(line.y), floor))
+      parts.append(_band(plot, xs[k], lower[k], upper[k], color))
+    points = plot.points(xs[k], _to_scale(np.asarray(line.y), floor))
     parts.append(f'<polyline points="{points}" class="line" style="stroke:{color}"/>')
   name = html.escape(title)
   return (
@@ -130,8 +125,8 @@ def lines_chart(
   )
 
 
-def _scaled(values: np.ndarray, floor: float | None) -> np.ndarray:
-  """Returns base-10 logarithms of values of at least `floor`; None: the values."""
+def _to_scale(values: np.ndarray, floor: float | None) -> np.ndarray:
+  """Returns the base-10 logarithms of values, raised to `floor`; if None, the values."""
   if floor is None:
     return values
   return np.log10(np.maximum(values, floor))
@@ -149,12 +144,12 @@ def _y_axis(plot: _Plot, logarithmic: bool) -> str:
   return parts
 
 
-def _x_axis(plot: _Plot, unit: str, decades: bool) -> str:
+def _x_axis(plot: _Plot, unit: str, log_x: bool) -> str:
   """Returns the numbers of the x axis and, at its right end, its unit."""
   parts = ''
-  for tick in _ticks(plot.left, plot.right, decades):
+  for tick in _ticks(plot.left, plot.right, log_x):
     if tick < plot.left + 0.87 * (plot.right - plot.left):  # leaves room for the unit
-      value = 10**tick if decades else tick
+      value = 10**tick if log_x else tick
       parts += (
         f'<text x="{plot.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
         f'{value:g}</text>'
@@ -166,10 +161,10 @@ def _x_axis(plot: _Plot, unit: str, decades: bool) -> str:
 
 
 def _band(
-  plot: _Plot, x: np.ndarray, under: np.ndarray, over: np.ndarray, color: str
+  plot: _Plot, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, color: str
 ) -> str:
   outline_x = np.concatenate([x, x[::-1]])
-  outline_y = np.concatenate([over, under[::-1]])
+  outline_y = np.concatenate([upper, lower[::-1]])
   points = plot.points(outline_x, outline_y)
   return f'<polygon points="{points}" fill="{color}" opacity="0.18"/>'
 
@@ -190,15 +185,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-  """Returns logarithms of powers of ten, and in a small range of thrice those."""
+  """Returns logarithms of powers of ten, and in a small range also of three times them."""
   factors = (1,) if high - low > 2.5 else (1, 3)
-  found: list[float] = []
+  log_ticks: list[float] = []
   for decade in range(math.floor(low), math.ceil(high) + 1):
     for factor in factors:
       tick = decade + math.log10(factor)
       if low <= tick <= high:
-        found.append(tick)
-  return found
+        log_ticks.append(tick)
+  return log_ticks
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

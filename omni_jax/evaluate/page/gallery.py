@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omni_jax.evaluate.page.page_media import page_part, PagePart
-from omni_jax.evaluate.tasks.answers import Answered, expected_text
+from omni_jax.evaluate.tasks.answers import AnsweredCase, expected_text
 from omni_jax.evaluate.tasks.outcomes import FreeReply, Outcome
 from omni_jax.evaluate.tasks.prompts import DIGITS, Material, Prompt
 from omni_jax.evaluate.tasks.scoring import part_of
@@ -18,7 +18,7 @@ EXAMPLES = 2  # examples of each direction
 DATA_EXAMPLES = 4  # examples of each group of a JSON-lines file
 # Prompts are shown in steps of this size, so that digits and languages vary.
 STRIDE = 13
-BLANK = 0.35  # gray level of a drawing that is missing
+BLANK = 0.35  # gray level in the place of a missing drawing
 
 Rows = Sequence[Sequence[np.ndarray]]
 
@@ -41,8 +41,8 @@ class Example(NamedTuple):
   right: bool | None
 
 
-class Spoken(NamedTuple):
-  """A word as the model says it (None: it said nothing), and as a real clip."""
+class SpokenWord(NamedTuple):
+  """A word as the model speaks it (None if it speaks nothing), and as a real clip."""
 
   title: str
   generated: PagePart | None
@@ -50,7 +50,7 @@ class Spoken(NamedTuple):
 
 
 class Gallery(NamedTuple):
-  """The content of the report.
+  """The prompts and replies that the report shows.
 
   Attributes:
     examples: replies of the directions or groups.
@@ -64,13 +64,13 @@ class Gallery(NamedTuple):
   free: Sequence[Example] = ()
   drawn: Rows = ()
   real: Rows = ()
-  spoken: Sequence[Spoken] = ()
+  spoken: Sequence[SpokenWord] = ()
 
 
 def digits_gallery(
   outcomes: Sequence[Outcome], free: Sequence[FreeReply], material: Material, rate: int
 ) -> Gallery:
-  """Returns the gallery of the nine directions; `rate` is that of prompts, in Hz."""
+  """Returns the gallery of the nine directions; `rate` is that of the prompts, in Hz."""
   examples: list[Example] = []
   for outcome in outcomes:
     for _ in range(EXAMPLES):
@@ -89,8 +89,8 @@ def digits_gallery(
   return Gallery(examples, free_examples, drawn, real, spoken)
 
 
-def data_gallery(answered: Mapping[str, Sequence[Answered]], rate: int) -> Gallery:
-  """Returns prompts and replies of a JSON-lines file, with the text expected."""
+def data_gallery(answered: Mapping[str, Sequence[AnsweredCase]], rate: int) -> Gallery:
+  """Returns prompts and replies of a JSON-lines file, with the expected text."""
   examples: list[Example] = []
   for group, items in answered.items():
     prompted = [item for item in items if item.case.prompt]
@@ -99,7 +99,7 @@ def data_gallery(answered: Mapping[str, Sequence[Answered]], rate: int) -> Galle
   return Gallery(examples)
 
 
-def _data_example(group: str, item: Answered, rate: int) -> Example:
+def _data_example(group: str, item: AnsweredCase, rate: int) -> Example:
   expected = expected_text(item.case)
   note = f'expected: {expected}' if expected else ''
   prompt: list[PagePart] = []
@@ -120,7 +120,7 @@ def _free_example(item: FreeReply, rate: int) -> Example:
   note = f'reply in {item.prompt.language}'
   prompt = [page_part(item.prompt.source, rate)]
   reply = _shown_parts(item.reply, rate)
-  return Example('any', note, prompt, reply, item.agreed)
+  return Example('any', note, prompt, reply, item.right)
 
 
 def _example(outcome: Outcome, index: int, rate: int) -> Example:
@@ -151,9 +151,9 @@ def _drawings(outcome: Outcome, material: Material) -> tuple[Rows, Rows]:
   return drawn_rows[:rows], real_rows[:rows]
 
 
-def _spoken(outcome: Outcome, material: Material, rate: int) -> list[Spoken]:
+def _spoken(outcome: Outcome, material: Material, rate: int) -> list[SpokenWord]:
   """Returns the first replies of different words, each beside a real clip."""
-  spoken: dict[str, Spoken] = {}
+  spoken: dict[str, SpokenWord] = {}
   for prompt, reply in zip(outcome.prompts, outcome.replies, strict=True):
     if len(spoken) == WORDS:
       break
@@ -167,7 +167,7 @@ def _spoken(outcome: Outcome, material: Material, rate: int) -> list[Spoken]:
     part = part_of(reply, 'audio')
     generated = page_part(part, rate) if part else None
     clip = page_part({'type': 'audio', 'wave': real}, rate)
-    spoken[word] = Spoken(title, generated, clip)
+    spoken[word] = SpokenWord(title, generated, clip)
   return list(spoken.values())
 
 

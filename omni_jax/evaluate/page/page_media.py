@@ -1,6 +1,5 @@
 """Turns texts, pictures and sounds into HTML, and writes them as files into media/."""
 
-import base64
 from collections.abc import Mapping, Sequence
 import html
 import io
@@ -23,13 +22,13 @@ SHADES = (
   )
   / 255
 )
-DEPTH = 6.9  # nepers (60 dB) below the loudest that a spectrogram shows
+DEPTH = 6.9  # nepers (60 dB) below the loudest point that a spectrogram shows
 LINE = 0.35  # gray level of the lines between images
 NOTHING = '<span class="word">∅</span>'
 
 
 class PagePart(NamedTuple):
-  """A part of a prompt or a reply in one form; the fields of other kinds are None."""
+  """A part of a prompt or of a reply; the fields of other kinds are None."""
 
   kind: str  # 'text', 'image', 'audio'
   text: str | None = None
@@ -43,7 +42,7 @@ def page_part(part: Mapping[str, Any] | contract.Part, rate: int) -> PagePart:
 
   Args:
     part: the part.
-    rate: samples per second of a sound that does not say its own.
+    rate: samples per second of a sound that does not state its own rate.
   """
   kind = _field(part, 'type')
   if kind == 'image':
@@ -77,11 +76,11 @@ def spectrogram(wave: np.ndarray, rate: int) -> np.ndarray:
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   """Returns images of one size in rows, with gray lines of one pixel between them."""
-  strips = [_joined(row, 1) for row in rows]
-  return _joined(strips, 0)
+  strips = [_join(row, 1) for row in rows]
+  return _join(strips, 0)
 
 
-def _joined(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
+def _join(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
   shape = list(images[0].shape)
   shape[axis] = 1
   line = np.full(shape, LINE, np.float32)
@@ -92,9 +91,9 @@ def _joined(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
 
 
 class Media:
-  """Writes media files into a folder, and returns the HTML that shows them without it.
+  """Writes media files into a folder, and returns HTML that does not depend on them.
 
-  Where the folder is None, nothing is written.
+  If the folder is None, nothing is written.
   """
 
   def __init__(self, folder: epath.Path | None):
@@ -102,7 +101,7 @@ class Media:
     self._counts: dict[str, int] = {}
 
   def html(self, item: PagePart, name: str) -> str:
-    """Returns the HTML of an item; pictures and sounds are saved as `name` + number."""
+    """Returns the HTML of an item; pictures and sounds are saved as `name`_NUMBER."""
     if item.pixels is not None:
       return self.picture(item.pixels, name, css='digit')
     if item.text is not None:
@@ -118,9 +117,7 @@ class Media:
     if file.suffix == 'wav':
       wave, rate = soundfile.read(io.BytesIO(file.data), dtype='float32')
       return self.player(wave, rate, name)
-    self._save(file.data, name, file.suffix)
-    url = _data_url(file.data, file.mime)
-    return f'<img class="digit" alt="{html.escape(name)}" src="{url}">'
+    return self._image(file, name, css='digit')
 
   def picture(self, pixels: np.ndarray, name: str, *, css: str) -> str:
     """Returns the HTML of an image.
@@ -130,10 +127,12 @@ class Media:
       name: name of the file, without its number.
       css: class of the HTML element.
     """
-    png = png_bytes(pixels)
-    self._save(png, name, 'png')
-    url = _data_url(png, 'image/png')
-    return f'<img class="{css}" alt="{html.escape(name)}" src="{url}">'
+    return self._image(_png(pixels), name, css=css)
+
+  def _image(self, file: contract.MediaFile, name: str, *, css: str) -> str:
+    """Saves a picture and returns its HTML."""
+    self._save(file, name)
+    return f'<img class="{css}" alt="{html.escape(name)}" src="{file.url}">'
 
   def player(self, wave: np.ndarray, rate: int, name: str) -> str:
     """Returns the HTML of a sound: its spectrogram and a player.
@@ -142,25 +141,25 @@ class Media:
     """
     if not len(wave):
       return NOTHING
-    wav = wav_bytes(wave, rate)
-    file = self._save(wav, name, 'wav')
-    picture = _data_url(png_bytes(spectrogram(wave, rate)), 'image/png')
-    sound = _data_url(wav, 'audio/wav')
+    sound = contract.MediaFile('wav', wav_bytes(wave, rate))
+    saved = self._save(sound, name)
+    picture = _png(spectrogram(wave, rate))
     return (
-      f'<span class="sound"><img class="spectrogram" alt="spectrogram" src="{picture}">'
-      f'<audio controls preload="metadata" src="{sound}"></audio>'
-      f'<small class="file">{html.escape(file)}</small></span>'
+      '<span class="sound">'
+      f'<img class="spectrogram" alt="spectrogram" src="{picture.url}">'
+      f'<audio controls preload="metadata" src="{sound.url}"></audio>'
+      f'<small class="file">{html.escape(saved)}</small></span>'
     )
 
-  def _save(self, data: bytes, name: str, suffix: str) -> str:
+  def _save(self, file: contract.MediaFile, name: str) -> str:
     """Saves a file under a new name, and returns the name."""
     count = self._counts.get(name, -1) + 1
     self._counts[name] = count
-    file = f'{name}_{count:02d}.{suffix}'
+    path = f'{name}_{count:02d}.{file.suffix}'
     if self._folder is not None:
-      (self._folder / file).write_bytes(data)
-    return file
+      (self._folder / path).write_bytes(file.data)
+    return path
 
 
-def _data_url(data: bytes, mime: str) -> str:
-  return f'data:{mime};base64,{base64.b64encode(data).decode()}'
+def _png(pixels: np.ndarray) -> contract.MediaFile:
+  return contract.MediaFile('png', png_bytes(pixels))

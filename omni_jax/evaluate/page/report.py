@@ -7,13 +7,13 @@ from typing import Any
 from omni_jax.evaluate.metrics import targets
 from omni_jax.evaluate.metrics.targets import Check
 from omni_jax.evaluate.page import charts, training_log
-from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
+from omni_jax.evaluate.page.gallery import Example, Gallery, SpokenWord
 from omni_jax.evaluate.page.page_media import grid, Media, NOTHING
-from omni_jax.evaluate.page.template import page
+from omni_jax.evaluate.page.template import MISSING, page, title_of
 from omni_jax.evaluate.tasks.prompts import DIGITS, DIRECTIONS
 
-# Metrics beside the accuracy of a direction, and how the report calls them.
-LABEL = {
+# Metrics besides the accuracy of a direction, and what the report calls them.
+SCORE_LABELS = {
   'language_accuracy': 'language accuracy',
   'voice_accuracy': 'voice accuracy',
   'diversity': 'diversity ÷ real',
@@ -21,19 +21,18 @@ LABEL = {
   'prompt_copying_ratio': 'novelty against prompt ÷ real',
 }
 RATIOS = ('diversity', 'copying_ratio', 'prompt_copying_ratio')
-JUDGES = {
+JUDGE_LABELS = {
   'judge_accuracy_real': 'digits',
   'language_judge_accuracy_real': 'languages',
   'voice_judge_accuracy_real': 'voices',
 }
-GROUP = {'known_voices': 'known voices', 'unseen_voices': 'unseen voices'}
-CODEC = {
+GROUP_LABELS = {'known_voices': 'known voices', 'unseen_voices': 'unseen voices'}
+CODEC_LABELS = {
   'perplexity_ratio': 'least used codebook (perplexity ÷ size)',
   'judge_accuracy_reconstructed': 'judge accuracy on reconstructions',
 }
 OK = '<b class="ok">✓</b>'
 BAD = '<b class="bad">✗</b>'
-MISSING = '–'  # shown where a value is unknown
 
 
 def render(
@@ -110,13 +109,13 @@ def _card(name: str, entry: Mapping[str, Any]) -> str:
   accuracy = checks['accuracy']
   low, high = entry['interval']
   rows = ''
-  for key, label in LABEL.items():
+  for key, label in SCORE_LABELS.items():
     if key in entry:
       rows += _score_row(label, entry[key], checks.get(key), ratio=key in RATIOS)
-  for group, label in GROUP.items():
+  for group, label in GROUP_LABELS.items():
     if group in entry:
       rows += _score_row(label, entry[group]['accuracy'])
-  for group, label in GROUP.items():
+  for group, label in GROUP_LABELS.items():
     if 'language_accuracy' in entry.get(group, {}):
       rows += _score_row(f'{label}, language', entry[group]['language_accuracy'])
   mark = OK if all(check.passed for check in checks.values()) else BAD
@@ -132,7 +131,7 @@ def _card(name: str, entry: Mapping[str, Any]) -> str:
 
 def _judge_note(entry: Mapping[str, Any]) -> str:
   known: list[str] = []
-  for key, label in JUDGES.items():
+  for key, label in JUDGE_LABELS.items():
     if entry.get(key) is not None:
       known.append(f'{label} {_percent(entry[key])}')
   if not known:
@@ -144,7 +143,7 @@ def _judge_note(entry: Mapping[str, Any]) -> str:
 def _score_row(
   label: str, value: float | None, check: Check | None = None, *, ratio: bool = False
 ) -> str:
-  """Returns a table row: a share in percent or a ratio, with its target if any."""
+  """Returns a table row: a share in percent or a ratio, with its target, if any."""
   if check is None:
     return _row(label, _score(value, ratio))
   return _row(label, _score(value, ratio), check, f'≥ {_score(check.target, ratio)}')
@@ -156,14 +155,14 @@ def _score(value: float | None, ratio: bool) -> str:
   return MISSING if value is None else f'{value:.2f}'
 
 
-def _row(label: str, value: str, check: Check | None = None, goal: str = '') -> str:
+def _row(label: str, value: str, check: Check | None = None, target: str = '') -> str:
   label = html.escape(label)
   if check is None:
     return f'<tr><td>{label}</td><td>{value}</td><td></td></tr>'
   kind = 'ok' if check.passed else 'bad'
   mark = '✓' if check.passed else '✗'
   return (
-    f'<tr><td>{label}</td><td class="{kind}">{value} {mark}</td><td>{goal}</td></tr>'
+    f'<tr><td>{label}</td><td class="{kind}">{value} {mark}</td><td>{target}</td></tr>'
   )
 
 
@@ -234,7 +233,7 @@ def _drawings(gallery: Gallery, media: Media) -> str:
   )
 
 
-def _spoken_words(words: Sequence[Spoken], media: Media) -> str:
+def _spoken_words(words: Sequence[SpokenWord], media: Media) -> str:
   parts = ''
   for word in words:
     generated = NOTHING
@@ -273,23 +272,23 @@ def _codec(codec: Mapping[str, Any]) -> str:
     label = 'judge accuracy on originals'
     rows += _score_row(label, codec['judge_accuracy_original'])
   for check in targets.checks({'codec': codec}):
-    rows += _score_row(CODEC[check.name], check.value, check)
+    rows += _score_row(CODEC_LABELS[check.name], check.value, check)
   note = f'<p class="small foot">{codec["n"]} real test clips</p>'
   return f'<div class="card"><table>{rows}</table>{note}</div>'
 
 
 def _loss_charts(records: Sequence[training_log.Record]) -> str:
-  """Returns charts of the losses of every stage, and of all curves named codec/…"""
+  """Returns charts of the losses of every stage, and of all curves named STAGE/…"""
   stages: dict[str, list[training_log.Record]] = {}
   for record in records:
     stages.setdefault(str(record.get('stage', '')), []).append(record)
   figures = ''
   for stage, own in stages.items():
     curves = training_log.curves(own, prefix='loss')
-    curves |= training_log.curves(own, prefix='codec/')
+    curves |= training_log.curves(own, prefix=f'{stage}/')
     for name, curve in curves.items():
       if len(curve.values) > 1:
-        figures += charts.line_chart(f'{stage}: {name}', curve)
+        figures += charts.curve_chart(f'{stage}: {name}', curve)
   return f'<div class="charts">{figures}</div>' if figures else ''
 
 
@@ -322,8 +321,8 @@ def _confusions(metrics: Mapping[str, Any]) -> str:
 
 
 def _arrow(name: str) -> str:
-  """Returns the name of a direction or group as HTML: 'a_to_b' -> 'a → b'."""
-  return html.escape(name).replace('_to_', ' → ').replace('_', ' ')
+  """Returns the name of a direction or group as HTML."""
+  return html.escape(title_of(name))
 
 
 def _percent(value: float | None) -> str:

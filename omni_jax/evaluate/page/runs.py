@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from etils import epath
 import numpy as np
 
+from omni_jax.config import flat
 from omni_jax.errors import UserError
 from omni_jax.evaluate.page import training_log
+from omni_jax.run_folder import CONFIG_FILE, EVALUATIONS, SCORES_FILE, TRAINING_LOG
 
-# Metrics of a direction that are compared beside its accuracy.
+# Metrics of a direction that are compared besides its accuracy.
 DIRECTION_SCORES = ('diversity', 'voice_accuracy')
 ROUTING = ('entropy', 'mutual_information')
-# Metrics of a group of a JSON-lines file that are compared beside its losses.
+# Metrics of a group of a JSON-lines file that are compared besides its losses.
 GROUP_SCORES = (
   'exact_match',
   'wer',
@@ -23,13 +25,12 @@ GROUP_SCORES = (
   'voice_accuracy',
   'slot_f1',
 )
-LOSSES = ('loss/', 'codec/loss')  # beginnings of the names that are losses
 
 Curves = dict[str, dict[int, float]]
 
 
 class FinishedRun(NamedTuple):
-  """The content of a run's folder.
+  """The contents of a run's folder.
 
   Attributes:
     name: name of the folder.
@@ -64,14 +65,15 @@ def read_run(folder: epath.PathLike) -> FinishedRun:
     UserError: if the folder holds no config or no metrics yet.
   """
   folder = epath.Path(folder)
-  if not (folder / 'config.json').exists():
-    raise UserError(f'{folder} holds no run: config.json is missing')
+  config_file = folder / CONFIG_FILE
+  if not config_file.exists():
+    raise UserError(f'{folder} holds no run: {CONFIG_FILE} is missing')
   records = training_log.read(folder)
   evaluation = _last_evaluation(folder)
   if not records and not evaluation:
     raise UserError(
-      f'{folder}: no metrics yet, neither metrics.jsonl nor eval/STEP/metrics.json: '
-      'train the run first'
+      f'{folder}: no metrics yet, neither {TRAINING_LOG} nor '
+      f'{EVALUATIONS}/STEP/{SCORES_FILE}: train the run first'
     )
   curves = _loss_curves(records)
   metrics = _scores(evaluation)
@@ -79,7 +81,7 @@ def read_run(folder: epath.PathLike) -> FinishedRun:
     metrics[f'last {name}'] = curve[max(curve)]
   if records:
     metrics['minutes'] = max(record['seconds'] for record in records) / 60
-  config = _flat(_json(folder / 'config.json'))
+  config = flat(_read_json(config_file))
   return FinishedRun(folder.name or str(folder), config, metrics, curves)
 
 
@@ -87,27 +89,32 @@ def _loss_curves(records: Sequence[training_log.Record]) -> Curves:
   """Returns every logged loss as 'STAGE: NAME' -> {step: value}."""
   curves: Curves = {}
   for record in records:
+    stage = record.get('stage', '')
+    prefixes = ('loss/', f'{stage}/loss')  # of the whole model, of an autoencoder
     for name, value in record.items():
-      if not name.startswith(LOSSES) or not isinstance(value, int | float):
+      if not name.startswith(prefixes) or not isinstance(value, int | float):
         continue
       if math.isfinite(value):
-        curve = curves.setdefault(f'{record.get("stage", "")}: {name}', {})
+        key = f'{stage}: {name}'
+        curve = curves.setdefault(key, {})
         curve[int(record['step'])] = float(value)
   return curves
 
 
 def _last_evaluation(folder: epath.Path) -> Mapping[str, Any]:
   """Returns the contents of the last metrics.json; empty if there is none."""
-  if not (folder / 'eval').exists():
+  evaluations = folder / EVALUATIONS
+  if not evaluations.exists():
     return {}
   files: dict[int, epath.Path] = {}
-  for path in (folder / 'eval').iterdir():
-    if path.name.isdecimal() and (path / 'metrics.json').exists():
-      files[int(path.name)] = path / 'metrics.json'
-  return _json(files[max(files)]) if files else {}
+  for path in evaluations.iterdir():
+    scores = path / SCORES_FILE
+    if path.name.isdecimal() and scores.exists():
+      files[int(path.name)] = scores
+  return _read_json(files[max(files)]) if files else {}
 
 
-def _json(path: epath.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
   try:
     return json.loads(path.read_text())
   except json.JSONDecodeError as error:
@@ -133,17 +140,6 @@ def _scores(evaluation: Mapping[str, Any]) -> dict[str, float]:
   return {name: value for name, value in scores.items() if value is not None}
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns a nested config with dotted keys."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{key}.')
-    else:
-      flat[f'{prefix}{key}'] = value
-  return flat
-
-
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
   """Returns the keys whose values are not the same in all configs.
 
@@ -164,9 +160,9 @@ def group_seeds(runs: Sequence[FinishedRun]) -> list[SeedGroup]:
   groups: list[SeedGroup] = []
   for run in runs:
     config = {key: value for key, value in run.config.items() if key != 'seed'}
-    group = next((group for group in groups if group.config == config), None)
-    if group:
-      group.runs.append(run)
+    same_config = [group for group in groups if group.config == config]
+    if same_config:
+      same_config[0].runs.append(run)
     else:
       groups.append(SeedGroup(config, [run]))
   return groups

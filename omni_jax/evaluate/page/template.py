@@ -1,4 +1,4 @@
-"""The frame of every page: style sheet, head and sections.
+"""Builds the frame of every page: style sheet, head and sections.
 
 A page has no scripts and refers to nothing outside itself.
 """
@@ -6,6 +6,7 @@ A page has no scripts and refers to nothing outside itself.
 from collections.abc import Sequence
 import html
 
+MISSING = '–'  # shown where a value is unknown
 STYLE = """
 @page { margin: 13mm 12mm; }
 :root {
@@ -130,6 +131,14 @@ audio { width: 100%; height: 34px; }
   .digit { width: 48px; }
 }
 """
+
+
+def title_of(name: str) -> str:
+  """Returns the name of a direction, group or metric for readers.
+
+  'a_to_b_c' becomes 'a → b c'.
+  """
+  return name.replace('_to_', ' → ').replace('_', ' ')
 
 
 def page(title: str, head: str, sections: Sequence[tuple[str, str]]) -> str:

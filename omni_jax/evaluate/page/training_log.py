@@ -1,12 +1,13 @@
-"""Reads a run's metrics.jsonl: curves of the report, and what the routers did last."""
+"""Reads a run's metrics.jsonl: curves for the report, and the last routing metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import json
 import math
 from typing import Any, NamedTuple
 
 from etils import epath
 import numpy as np
+
+from omni_jax.run_folder import read_json_lines, TRAINING_LOG
 
 TABLE = 'routing/expert_by_modality'
 
@@ -21,38 +22,24 @@ class Curve(NamedTuple):
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """Returns the records of the log, or none where the file is missing.
-
-  A last line that a crash cut off is skipped.
-  """
-  path = epath.Path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  records: list[dict[str, Any]] = []
-  for line in path.read_text().splitlines():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if isinstance(record, dict):
-      records.append(record)
-  return records
+  """Returns the records of the log, or none where the file is missing."""
+  return read_json_lines(epath.Path(workdir) / TRAINING_LOG)
 
 
 def curves(records: Sequence[Record], *, prefix: str) -> dict[str, Curve]:
   """Returns the curve of every number whose name starts with `prefix`."""
-  found: dict[str, Curve] = {}
+  by_name: dict[str, Curve] = {}
   for record in records:
     for name, value in record.items():
       if name.startswith(prefix) and _is_number(value):
-        curve = found.setdefault(name, Curve([], []))
+        curve = by_name.setdefault(name, Curve([], []))
         curve.minutes.append(float(record.get('seconds', 0)) / 60)
         curve.values.append(float(value))
-  return found
+  return by_name
 
 
 def routing(records: Sequence[Record], media: Iterable[str]) -> dict[str, Any]:
-  """Returns what the routers did last.
+  """Returns the last metrics of the routers.
 
   Args:
     records: the log.
@@ -61,7 +48,7 @@ def routing(records: Sequence[Record], media: Iterable[str]) -> dict[str, Any]:
 
   Returns:
     The last numbers named routing/…, and as expert_by_modality the last logged table:
-    each modality's row as shares that sum to 1, without rows that no token had.
+    each modality's row as shares that sum to 1, without modalities that no token had.
   """
   latest: dict[str, Any] = {}
   for record in records:
@@ -77,9 +64,9 @@ def _shares(
   table: Sequence[Sequence[float | None]], names: Sequence[str]
 ) -> dict[str, list[float]]:
   """Returns the shares of each row by the name of the row."""
-  counts_ME = np.nan_to_num(np.asarray(table, float))
-  shares_ME = counts_ME / np.maximum(counts_ME.sum(axis=1, keepdims=True), 1e-9)
-  rows = zip(names, shares_ME.round(4).tolist(), strict=True)
+  counts_mE = np.nan_to_num(np.asarray(table, float))
+  shares_mE = counts_mE / np.maximum(counts_mE.sum(axis=1, keepdims=True), 1e-9)
+  rows = zip(names, shares_mE.round(4).tolist(), strict=True)
   return {name: row for name, row in rows if sum(row) > 0}
 
 

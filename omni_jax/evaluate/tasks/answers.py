@@ -1,10 +1,12 @@
-"""Scores a model on examples of any kind, grouped by the modalities in and out."""
+"""Scores a model on examples of any kind, grouped by modalities of prompt and answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from omni_jax.data.sources.pairs import WORD_OF_MEDIUM
+from omni_jax.data.sources.ready.barista import SLOTS
 from omni_jax.errors import UserError
 from omni_jax.evaluate.limits import Log
 from omni_jax.evaluate.metrics import (
@@ -18,18 +20,19 @@ from omni_jax.evaluate.tasks.labelled import Classes
 from omni_jax.evaluate.tasks.scoring import text_of, wave_of
 from omni_jax.generate.api import TrainedModel
 from omni_jax.modalities.contract import Part
+from omni_jax.modalities.text.tokenizer import ANY
 
-# Examples of a group whose loss is computed: it is a mean, and as slow as the answers.
-MOST_LOSSES = 512
+# Most examples of a group whose loss is computed: it is a mean, and takes as long as the
+# answers.
+MAX_LOSS_EXAMPLES = 512
 # Scores of texts in a certain form, by the name of the form in `meta.form`.
-FORMS = {'slots': slot_metrics.slot_scores}
-NAME = {'text': 'text', 'image': 'image', 'audio': 'speech'}
+FORMS = {SLOTS: slot_metrics.slot_scores}
 
 Scores = dict[str, Any]
 
 
 class Case(NamedTuple):
-  """One example, taken apart.
+  """An example, split into its prompt and its answer.
 
   Attributes:
     example: the example.
@@ -45,14 +48,14 @@ class Case(NamedTuple):
   group: str
 
 
-class Answered(NamedTuple):
+class AnsweredCase(NamedTuple):
   """A case and the model's reply, which is empty where nothing is asked."""
 
   case: Case
   reply: list[Part]
 
 
-class Aligned(NamedTuple):
+class AlignedPart(NamedTuple):
   """A part of an answer, and what the model generated in its place.
 
   Attributes:
@@ -67,7 +70,7 @@ class Aligned(NamedTuple):
 
 
 def case_of(example: Mapping[str, Any]) -> Case:
-  """Returns an example as a prompt and its answer, the last assistant message."""
+  """Splits an example into a prompt and its answer, the last assistant message."""
   messages = example.get('messages')
   group = _meta(example).get('group')
   if not messages:
@@ -80,13 +83,13 @@ def case_of(example: Mapping[str, Any]) -> Case:
     return Case(example, None, [], 'unanswered')
   before = messages[:last]
   answer = list(messages[last]['content'])
-  opened = {**messages[last], 'content': []}
-  prompt = {**example, 'messages': [*before, opened]}
+  unanswered = {**messages[last], 'content': []}
+  prompt = {**example, 'messages': [*before, unanswered]}
   if not group:
-    shown: list[Mapping[str, Any]] = []
+    prompt_parts: list[Mapping[str, Any]] = []
     for message in before:
-      shown += message['content']
-    group = f'{_kinds(shown)}_to_{_kinds(answer)}'
+      prompt_parts += message['content']
+    group = f'{_kinds(prompt_parts)}_to_{_kinds(answer)}'
   return Case(example, prompt, answer, str(group))
 
 
@@ -97,7 +100,8 @@ def _meta(example: Mapping[str, Any]) -> Mapping[str, Any]:
 def _kinds(parts: Sequence[Mapping[str, Any]]) -> str:
   """Returns the modalities of parts, such as 'image+text'."""
   present = {part['type'] for part in parts}
-  return '+'.join(NAME[kind] for kind in NAME if kind in present) or 'nothing'
+  words = [word for medium, word in WORD_OF_MEDIUM.items() if medium in present]
+  return '+'.join(words) or 'nothing'
 
 
 def expected_text(case: Case) -> str:
@@ -112,7 +116,7 @@ def answer_all(
   seed: int,
   sampling: Mapping[str, float],
   log: Log = print,
-) -> dict[str, list[Answered]]:
+) -> dict[str, list[AnsweredCase]]:
   """Returns the replies to all examples by group.
 
   Raises:
@@ -122,7 +126,7 @@ def answer_all(
   for example in examples:
     case = case_of(example)
     groups.setdefault(case.group, []).append(case)
-  answered: dict[str, list[Answered]] = {}
+  answered: dict[str, list[AnsweredCase]] = {}
   for group, cases in sorted(groups.items()):
     answered[group] = _answer_group(trained, cases, seed, sampling)
     log(f'evaluate: {group}, {len(cases)} examples')
@@ -133,17 +137,17 @@ def answer_all(
 
 def _answer_group(
   trained: TrainedModel, cases: Sequence[Case], seed: int, sampling: Mapping[str, float]
-) -> list[Answered]:
+) -> list[AnsweredCase]:
   """Returns the replies of a group: to its prompts, or empty ones if it has none."""
   prompted = [case for case in cases if case.prompt is not None]
   if not prompted:
-    return [Answered(case, []) for case in cases]
+    return [AnsweredCase(case, []) for case in cases]
   kinds = _answer_kinds(prompted)
-  want = kinds.pop() if len(kinds) == 1 else 'any'
+  want = kinds.pop() if len(kinds) == 1 else ANY
   prompts = [case.prompt for case in cases if case.prompt is not None]
   replies = trained.generate_batch(prompts, want=want, seed=seed, **sampling)
   pairs = zip(prompted, replies, strict=True)
-  return [Answered(case, list(reply)) for case, reply in pairs]
+  return [AnsweredCase(case, list(reply)) for case, reply in pairs]
 
 
 def _answer_kinds(cases: Sequence[Case]) -> set[str]:
@@ -156,7 +160,7 @@ def _answer_kinds(cases: Sequence[Case]) -> set[str]:
 
 def answer_metrics(
   trained: TrainedModel,
-  answered: Sequence[Answered],
+  answered: Sequence[AnsweredCase],
   *,
   rate: int,
   classes: Classes | None = None,
@@ -169,7 +173,7 @@ def answer_metrics(
     rate: samples per second of sounds.
     classes: labelled classes, whose judges score the replies as well.
   """
-  examples = [dict(item.case.example) for item in answered[:MOST_LOSSES]]
+  examples = [dict(item.case.example) for item in answered[:MAX_LOSS_EXAMPLES]]
   scores: Scores = {'n': len(answered), 'loss': trained.loss(examples)}
   kinds = _answer_kinds([item.case for item in answered])
   if 'text' in kinds:
@@ -184,24 +188,24 @@ def answer_metrics(
   return scores
 
 
-def _aligned(answered: Sequence[Answered], kind: str) -> list[Aligned]:
+def _aligned(answered: Sequence[AnsweredCase], kind: str) -> list[AlignedPart]:
   """Returns the parts of a type in all answers, beside the generated ones."""
-  aligned: list[Aligned] = []
+  aligned: list[AlignedPart] = []
   for item in answered:
     generated = iter([part for part in item.reply if part.type == kind])
     for part in item.case.answer:
       if part['type'] == kind:
         prompt = item.case.prompt or {'messages': [{}]}
         voice = prompt['messages'][-1].get('voice')
-        aligned.append(Aligned(part, next(generated, None), voice))
+        aligned.append(AlignedPart(part, next(generated, None), voice))
   return aligned
 
 
 def _labelled(
-  answered: Sequence[Answered], kind: str, classes: Classes
-) -> tuple[list[Aligned], list[int]]:
+  answered: Sequence[AnsweredCase], kind: str, classes: Classes
+) -> tuple[list[AlignedPart], list[int]]:
   """Returns the parts of a type that show a class, and the numbers of their classes."""
-  labelled: list[Aligned] = []
+  labelled: list[AlignedPart] = []
   numbers: list[int] = []
   for pair in _aligned(answered, kind):
     label = pair.expected.get('label')
@@ -211,7 +215,7 @@ def _labelled(
   return labelled, numbers
 
 
-def _judged_images(answered: Sequence[Answered], classes: Classes) -> Scores:
+def _judged_images(answered: Sequence[AnsweredCase], classes: Classes) -> Scores:
   labelled, numbers = _labelled(answered, 'image', classes)
   if not labelled:
     return {}
@@ -240,7 +244,9 @@ def _judged_images(answered: Sequence[Answered], classes: Classes) -> Scores:
   }
 
 
-def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) -> Scores:
+def _judged_speech(
+  answered: Sequence[AnsweredCase], classes: Classes, rate: int
+) -> Scores:
   labelled, numbers = _labelled(answered, 'audio', classes)
   if not labelled:
     return {}
@@ -253,10 +259,10 @@ def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) ->
   right: list[bool] = []
   voices: list[bool] = []
   for k, pair in enumerate(labelled):
-    present = pair.generated is not None
-    right.append(present and heard.digit[k] == numbers[k])
+    is_present = pair.generated is not None
+    right.append(is_present and heard.digit[k] == numbers[k])
     if pair.voice:
-      voices.append(present and heard.voice[k] == pair.voice)
+      voices.append(is_present and heard.voice[k] == pair.voice)
   scores = accuracy(right)
   judged: Scores = {
     'speech_accuracy': scores['accuracy'],
@@ -269,7 +275,7 @@ def _judged_speech(answered: Sequence[Answered], classes: Classes, rate: int) ->
   return judged
 
 
-def _text_scores(answered: Sequence[Answered]) -> Scores:
+def _text_scores(answered: Sequence[AnsweredCase]) -> Scores:
   """Returns the scores of texts; a reply without text counts as an empty one."""
   expected = [expected_text(item.case) for item in answered]
   written = [text_of(item.reply) for item in answered]
@@ -287,7 +293,7 @@ def _text_scores(answered: Sequence[Answered]) -> Scores:
   return scores
 
 
-def _speech_scores(answered: Sequence[Answered], rate: int) -> Scores:
+def _speech_scores(answered: Sequence[AnsweredCase], rate: int) -> Scores:
   aligned = _aligned(answered, 'audio')
   present = 0
   distances: list[float] = []
@@ -310,7 +316,7 @@ def _speech_scores(answered: Sequence[Answered], rate: int) -> Scores:
   }
 
 
-def _image_scores(answered: Sequence[Answered]) -> Scores:
+def _image_scores(answered: Sequence[AnsweredCase]) -> Scores:
   aligned = _aligned(answered, 'image')
   present = 0
   errors: list[float] = []

@@ -1,7 +1,7 @@
-"""Measures what the audio codec keeps.
+"""Measures how much of a sound the audio codec preserves.
 
-It scores the signal, the use of the codebooks, and whether the judge still hears the
-word.
+It scores the signal, the use of the codebooks, and whether the judge still recognises
+the word.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from omni_jax.evaluate.judges import SpeechJudge
 from omni_jax.evaluate.metrics import speech_metrics
 from omni_jax.evaluate.metrics.scores import share
 from omni_jax.generate.api import TrainedModel
+from omni_jax.modalities.audio.device import CODEC
 
 
 def perplexity(codes_RJ: np.ndarray) -> list[float]:
@@ -20,21 +21,16 @@ def perplexity(codes_RJ: np.ndarray) -> list[float]:
 
   It is exp of the entropy of their counts over all frames (R, codebooks J).
   """
-  result: list[float] = []
+  perplexities: list[float] = []
   for codes_R in np.asarray(codes_RJ).T:
     counts = np.unique(codes_R, return_counts=True)[1]
     p = counts / counts.sum()
-    result.append(float(np.exp(-(p * np.log(p)).sum())))
-  return result
+    perplexities.append(float(np.exp(-(p * np.log(p)).sum())))
+  return perplexities
 
 
 def codec_scores(
-  trained: TrainedModel,
-  clips: Sequence[Any],
-  *,
-  rate: int,
-  entries: int | None,
-  judge: SpeechJudge | None,
+  trained: TrainedModel, clips: Sequence[Any], *, rate: int, judge: SpeechJudge | None
 ) -> dict[str, Any]:
   """Returns scores of clips against their reconstructions.
 
@@ -42,26 +38,26 @@ def codec_scores(
     trained: the restored run.
     clips: objects with `wave` and, for the judge, `digit`.
     rate: samples per second of the clips.
-    entries: codes in a codebook, for the perplexity ratio; None if unknown.
-    judge: recognises the digits; None where the clips are no digits.
+    judge: recognises the digits; None if the clips are not digits.
   """
   waves = [clip.wave for clip in clips]
-  codes = trained.encode_payloads('codec', waves)
-  decoded = _decoded(trained, codes, waves)
+  codes = trained.encode_payloads(CODEC.name, waves)
+  decoded = _reconstruct(trained, codes, waves)
   mel_distances: list[float] = []
   ratios: list[float] = []
   for original, wave in zip(waves, decoded, strict=True):
     mel_distances.append(speech_metrics.mel_distance(original, wave, rate=rate))
     ratios.append(speech_metrics.si_snr(original, wave))
-  used = perplexity(np.concatenate([np.asarray(code) for code in codes]))
+  entries = trained.model_config.autoencoders[CODEC.name].entries
+  perplexities = perplexity(np.concatenate([np.asarray(code) for code in codes]))
   scores = {
     'n': len(waves),
     'mel_distance': float(np.mean(mel_distances)),
     'si_snr': float(np.mean(ratios)),
     'stoi': speech_metrics.stoi(waves, decoded, rate=rate),
-    'perplexity': used,
+    'perplexity': perplexities,
     'codebook_size': entries,
-    'perplexity_ratio': min(used) / entries if entries else None,
+    'perplexity_ratio': min(perplexities) / entries,
   }
   if judge is not None:
     digits = [clip.digit for clip in clips]
@@ -72,12 +68,12 @@ def codec_scores(
   return scores
 
 
-def _decoded(
+def _reconstruct(
   trained: TrainedModel, codes: Sequence[np.ndarray], waves: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
   """Returns the reconstructions of waves, cut to their lengths."""
   decoded: list[np.ndarray] = []
-  payloads = trained.decode_payloads('codec', codes)
+  payloads = trained.decode_payloads(CODEC.name, codes)
   for original, payload in zip(waves, payloads, strict=True):
     wave = np.nan_to_num(np.asarray(payload, np.float32))
     decoded.append(wave[: len(original)])

@@ -1,4 +1,4 @@
-"""The task 'directions': nine directions, free replies and the codec, on the digits."""
+"""Implements the task 'directions': all directions, free replies and the codec."""
 
 import time
 from typing import Any
@@ -10,13 +10,15 @@ from omni_jax.evaluate.limits import Limits, Log, subset
 from omni_jax.evaluate.page import gallery
 from omni_jax.evaluate.tasks import outcomes as outcomes_lib
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
-from omni_jax.evaluate.tasks.measured import Measured
 from omni_jax.evaluate.tasks.prompts import material_of
 from omni_jax.evaluate.tasks.scoring import real_data
+from omni_jax.evaluate.tasks.task_result import TaskResult
 from omni_jax.generate.api import TrainedModel
 
 
-def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
+def measure(
+  trained: TrainedModel, limits: Limits, *, seed: int, log: Log
+) -> TaskResult:
   """Returns the scores of all directions; judges are fitted to real data first.
 
   Raises:
@@ -54,7 +56,6 @@ def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Me
     trained,
     subset(digits.test_clips, limits.n_codec, seed),
     rate=rate,
-    entries=model_config.autoencoders['codec'].entries,
     judge=judges.speech,
   )
   metrics = {
@@ -63,4 +64,4 @@ def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Me
     'judges': judges.real,
     'codec': codec,
   }
-  return Measured(metrics, gallery.digits_gallery(outcomes, free, material, rate))
+  return TaskResult(metrics, gallery.digits_gallery(outcomes, free, material, rate))

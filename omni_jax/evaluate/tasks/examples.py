@@ -1,4 +1,4 @@
-"""The task 'examples': prompts of held-out examples, answered and scored by kind."""
+"""Implements the task 'examples': answers and scores the prompts of held-out examples."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -15,12 +15,14 @@ from omni_jax.evaluate.page import gallery
 from omni_jax.evaluate.tasks import answers
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.labelled import Classes, classes_of
-from omni_jax.evaluate.tasks.measured import Measured
+from omni_jax.evaluate.tasks.task_result import TaskResult
 from omni_jax.generate.api import TrainedModel
 from omni_jax.sequence.example import Example, parts_of, StoredExamples
 
 
-def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
+def measure(
+  trained: TrainedModel, limits: Limits, *, seed: int, log: Log
+) -> TaskResult:
   """Returns the scores on what the run's own data hold out."""
   data = trained.config.data
   check_tokenizers(data, trained.tokenizer, 'eval_file')
@@ -30,7 +32,7 @@ def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Me
 
 def measure_on_file(
   trained: TrainedModel, path: epath.PathLike, limits: Limits, *, seed: int, log: Log
-) -> Measured:
+) -> TaskResult:
   """Returns the scores on a file of JSON lines."""
   lines = JsonLines(path, trained.hosts)
   return measure_on(trained, lines, limits, seed=seed, log=log)
@@ -38,7 +40,7 @@ def measure_on_file(
 
 def measure_on(
   trained: TrainedModel, source: StoredExamples, limits: Limits, *, seed: int, log: Log
-) -> Measured:
+) -> TaskResult:
   """Returns the scores on some examples of each group of a source.
 
   Judges of labelled media are fitted to the run's training examples.
@@ -55,8 +57,8 @@ def measure_on(
   """
   audio = trained.model_config.media.get('audio')
   rate = audio.rate if audio else 0  # not used where there is no audio
-  chosen = _some_of_each_group(source, limits.n_data, seed)
-  examples, refused = _readable(source, chosen)
+  chosen = _choose_examples(source, limits.n_data, seed)
+  examples, refused = _read_examples(source, chosen)
   if not examples:
     raise UserError(
       f'{source.path}: none of the {len(refused)} examples can be read; the first: '
@@ -92,13 +94,12 @@ def measure_on(
       trained,
       subset(clips, limits.n_codec, seed),
       rate=rate,
-      entries=trained.model_config.autoencoders['codec'].entries,
       judge=classes.judges.speech if classes else None,
     )
-  return Measured(metrics, gallery.data_gallery(answered, rate))
+  return TaskResult(metrics, gallery.data_gallery(answered, rate))
 
 
-def _some_of_each_group(source: StoredExamples, n: int, seed: int) -> list[int]:
+def _choose_examples(source: StoredExamples, n: int, seed: int) -> list[int]:
   """Returns the indices of n examples of each group, or of the whole group."""
   members: dict[str, list[int]] = {}
   for index in range(len(source)):
@@ -110,7 +111,7 @@ def _some_of_each_group(source: StoredExamples, n: int, seed: int) -> list[int]:
   return sorted(chosen)
 
 
-def _readable(
+def _read_examples(
   source: StoredExamples, indices: Sequence[int]
 ) -> tuple[list[Example], list[str]]:
   """Returns the examples that can be read, and what is wrong with the others."""
@@ -127,7 +128,7 @@ def _readable(
 def _classes(
   trained: TrainedModel, source: StoredExamples, *, rate: int, seed: int
 ) -> Classes | None:
-  """Returns the judged classes; None where the training data have no labels."""
+  """Returns the classes with their judges; None if the training data have no labels."""
   training = labelled_examples(trained.config.data, trained.hosts)
   if training is None:
     return None

@@ -1,4 +1,4 @@
-"""Judges for JSON lines with labelled media.
+"""Makes judges for JSON lines with labelled media.
 
 They are fitted to the real training media and measured on the real test media.
 """
@@ -14,7 +14,7 @@ from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.errors import BadRecord
 from omni_jax.evaluate.judges import fit_judges, Judges
 
-MOST_IMAGES = 20_000  # images that are fitted to: the cost grows with the square
+MAX_IMAGES = 20_000  # most images that are fitted to: the cost grows with their square
 NO_LANGUAGE = '-'
 
 
@@ -32,18 +32,18 @@ class Classes(NamedTuple):
   media: Digits
 
 
-class Labelled(NamedTuple):
+class LabelledMedium(NamedTuple):
   """A labelled medium, and whether an assistant ever writes it."""
 
   part: Mapping[str, str]
   written: bool
 
 
-class _Labelling(NamedTuple):
+class _LabelledFile(NamedTuple):
   """The labelled media of a file by their paths, and the labels that are classes."""
 
   lines: JsonLines
-  media: Mapping[str, Labelled]
+  media: Mapping[str, LabelledMedium]
   names: Sequence[str]
 
 
@@ -52,8 +52,8 @@ def classes_of(
 ) -> Classes | None:
   """Returns the classes that assistants draw or say in `train`, with their judges.
 
-  They are None where nothing there is labelled, or where images or clips of them are
-  missing from either file.
+  The result is None if nothing there is labelled, or if images or clips of the classes
+  are missing from either file.
 
   Args:
     train: the file that judges are fitted to.
@@ -67,8 +67,8 @@ def classes_of(
   names = tuple(sorted(labels))
   if not names:
     return None
-  train_file = _Labelling(train, train_media, names)
-  test_file = _Labelling(test, test_media, names)
+  train_file = _LabelledFile(train, train_media, names)
+  test_file = _LabelledFile(test, test_media, names)
   train_images, train_labels = _labelled_images(train_file, seed)
   test_images, test_labels = _labelled_images(test_file, seed)
   train_clips = _labelled_clips(train_file)
@@ -87,13 +87,13 @@ def classes_of(
   )
   judges = fit_judges(media, rate=rate, seed=seed)
   real = dict(judges.real)
-  del real['language']  # the labels do not tell it
+  del real['language']  # the labels do not give it
   return Classes(names, judges._replace(real=real), media)
 
 
-def labelled_media(lines: JsonLines) -> dict[str, Labelled]:
+def labelled_media(lines: JsonLines) -> dict[str, LabelledMedium]:
   """Returns every labelled medium of a file by its path."""
-  media: dict[str, Labelled] = {}
+  media: dict[str, LabelledMedium] = {}
   for index in range(len(lines)):
     for message in lines.encoded(index).get('messages', []):
       for part in message['content']:
@@ -101,46 +101,48 @@ def labelled_media(lines: JsonLines) -> dict[str, Labelled]:
           continue
         before = media.get(part['path'])
         written = message['role'] == 'assistant' or bool(before and before.written)
-        media[part['path']] = Labelled(part, written)
+        media[part['path']] = LabelledMedium(part, written)
   return media
 
 
-class _Decoded(NamedTuple):
-  """A medium of one of the classes: its number, its part as written, and decoded."""
+class _DecodedMedium(NamedTuple):
+  """A medium of one of the classes: its class number, its part, and the decoded part."""
 
   number: int
   part: Mapping[str, str]
   decoded: Mapping[str, Any]
 
 
-def _decoded(file: _Labelling, kind: str, paths: Sequence[str]) -> list[_Decoded]:
+def _decoded(
+  file: _LabelledFile, kind: str, paths: Sequence[str]
+) -> list[_DecodedMedium]:
   """Returns the media of a type that show a class and can be decoded."""
-  decoded: list[_Decoded] = []
+  decoded: list[_DecodedMedium] = []
   for path in paths:
     part = file.media[path].part
     if part['type'] != kind or part['label'] not in file.names:
       continue
     try:
       number = file.names.index(part['label'])
-      decoded.append(_Decoded(number, part, file.lines.decode(dict(part))))
+      decoded.append(_DecodedMedium(number, part, file.lines.decode(dict(part))))
     except BadRecord:
       continue  # the training loader counts them
   return decoded
 
 
-def _labelled_images(file: _Labelling, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns images and their labels, of at most MOST_IMAGES files drawn at random."""
+def _labelled_images(file: _LabelledFile, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns images and their labels, of at most MAX_IMAGES files chosen at random."""
   media = file.media.items()
   paths = [path for path, medium in media if medium.part['type'] == 'image']
   order = np.random.default_rng(seed).permutation(len(paths))
-  chosen = [paths[k] for k in order[:MOST_IMAGES]]
+  chosen = [paths[k] for k in order[:MAX_IMAGES]]
   images = _decoded(file, 'image', chosen)
   pixels = [image.decoded['pixels'] for image in images]
   labels = [image.number for image in images]
   return np.array(pixels, np.float32), np.array(labels, np.int64)
 
 
-def _labelled_clips(file: _Labelling) -> list[Clip]:
+def _labelled_clips(file: _LabelledFile) -> list[Clip]:
   clips: list[Clip] = []
   for sound in _decoded(file, 'audio', list(file.media)):
     clip = Clip(

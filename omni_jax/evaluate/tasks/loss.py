@@ -1,16 +1,18 @@
-"""The task 'loss': the mean loss on held-out data, such as the end of a text file."""
+"""Implements the task 'loss': the mean loss on held-out data, such as the end of a text."""
 
 from typing import Any
 
 from omni_jax.data.sources.table import held_out
 from omni_jax.evaluate.limits import Limits, Log
 from omni_jax.evaluate.page.gallery import Gallery
-from omni_jax.evaluate.tasks.measured import Measured
+from omni_jax.evaluate.tasks.task_result import TaskResult
 from omni_jax.generate.api import TrainedModel
 
 
-def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Measured:
-  """Returns the loss on everything that is held out; no limit applies."""
+def measure(
+  trained: TrainedModel, limits: Limits, *, seed: int, log: Log
+) -> TaskResult:
+  """Returns the loss on all held-out data; no limit applies."""
   del limits, seed, log
   pieces: Any = held_out(trained.config.data, trained.hosts)
   n = len(pieces)
@@ -22,4 +24,4 @@ def measure(trained: TrainedModel, limits: Limits, *, seed: int, log: Log) -> Me
     'groups': {'text': {'n': n, 'loss': loss}},
     'targets': {},
   }
-  return Measured({'directions': {}, 'data': data, 'codec': {}}, Gallery())
+  return TaskResult({'directions': {}, 'data': data, 'codec': {}}, Gallery())

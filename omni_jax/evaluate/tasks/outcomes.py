@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from omni_jax.evaluate.judges import Judges
 from omni_jax.evaluate.limits import Limits, Log
 from omni_jax.evaluate.metrics.scores import accuracy, share
-from omni_jax.evaluate.metrics.text_metrics import name_of
+from omni_jax.evaluate.metrics.text_metrics import named_digit
 from omni_jax.evaluate.tasks import prompts as prompts_lib
 from omni_jax.evaluate.tasks import scoring
 from omni_jax.evaluate.tasks.prompts import (
@@ -21,6 +21,7 @@ from omni_jax.evaluate.tasks.prompts import (
 from omni_jax.evaluate.tasks.scoring import RealData, Verdict
 from omni_jax.generate.api import TrainedModel
 from omni_jax.modalities.contract import Part
+from omni_jax.modalities.text.tokenizer import ANY
 
 
 class Outcome(NamedTuple):
@@ -72,7 +73,7 @@ def ask_all(
   real: RealData,
   log: Log = print,
 ) -> list[Outcome]:
-  """Returns the outcomes of all nine directions; logs a line as each is done."""
+  """Returns the outcomes of all nine directions, and logs a line for each."""
   outcomes: list[Outcome] = []
   for direction in DIRECTIONS:
     outcome = ask(
@@ -116,14 +117,14 @@ class FreeReply(NamedTuple):
   Attributes:
     prompt: the prompt.
     reply: the parts of the reply.
-    complete: whether it holds text, image and audio.
-    agreed: whether it holds something, and all of that shows the digit of the prompt.
+    complete: whether it holds text, an image and audio.
+    right: whether it has parts, and all of them show the digit of the prompt.
   """
 
   prompt: Prompt
   reply: list[Part]
   complete: bool
-  agreed: bool
+  right: bool
 
 
 def ask_any(
@@ -138,7 +139,7 @@ def ask_any(
   """Generates and judges replies whose modalities the model chooses itself."""
   prompts = prompts_lib.replies(material, n=limits.n_any, seed=seed)
   examples = [prompt.example for prompt in prompts]
-  replies = trained.generate_batch(examples, want='any', seed=seed, **limits.sampling)
+  replies = trained.generate_batch(examples, want=ANY, seed=seed, **limits.sampling)
   free: list[FreeReply] = []
   for prompt, reply in zip(prompts, replies, strict=True):
     kinds = {part.type for part in reply}
@@ -153,7 +154,7 @@ def free_metrics(replies: Sequence[FreeReply]) -> dict[str, Any]:
 
   `complete` is the share of those that use all three modalities.
   """
-  metrics = accuracy([reply.agreed for reply in replies])
+  metrics = accuracy([reply.right for reply in replies])
   metrics['complete'] = share([reply.complete for reply in replies])
   return metrics
 
@@ -161,7 +162,7 @@ def free_metrics(replies: Sequence[FreeReply]) -> dict[str, Any]:
 def _digit_of(part: Part, judges: Judges, real: RealData) -> int:
   """Returns the digit that a part of a reply names, draws or says."""
   if part.type == 'text':
-    return name_of(part.text, real.words).digit
+    return named_digit(part.text, real.words).digit
   if part.type == 'image':
     return judges.image([part.pixels])[0]
   return judges.speech([scoring.wave_of(part, real.rate)]).digit[0]

@@ -12,8 +12,13 @@ import numpy as np
 
 from omni_jax.data.sources.digits import Digits
 from omni_jax.data.sources.espeak import Clip, DIGIT_WORDS
+from omni_jax.data.sources.pairs import WORD_OF_MEDIUM
+from omni_jax.generate.prompt import chat
+from omni_jax.modalities.text.tokenizer import ANY
+from omni_jax.sequence.example import text_part
 
-MODALITIES = ('text', 'image', 'speech')
+# The medium that a reply holds, by the word for its modality in names of directions.
+WANT = {word: medium for medium, word in WORD_OF_MEDIUM.items()}
 DIGITS = 10
 MAIN = 'main'  # the group of prompts that gives a direction its scores
 KNOWN_VOICES = 'known_voices'
@@ -22,15 +27,15 @@ UNSEEN_VOICES = 'unseen_voices'
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One question to the model.
+  """A prompt of a direction, and what its reply should be.
 
   Attributes:
     example: chat example in which the assistant's content is empty.
-    source: part that the user shows: {'type': …, 'text' or 'pixels' or 'wave': …}.
+    source: part of the user's message: {'type': …, 'text' or 'pixels' or 'wave': …}.
     digit: digit that the reply must name, draw or say.
     language: language requested of the reply; '' for drawings.
     voice: voice that the reply should have; '' where none is known.
-    group: MAIN, or the name of a set that is reported beside it.
+    group: MAIN, or the name of another group, which is reported separately.
   """
 
   example: dict[str, Any]
@@ -42,7 +47,7 @@ class Prompt:
 
 
 class Direction(NamedTuple):
-  """A modality that is read and one that is written, both of MODALITIES."""
+  """The modality that is read and the one that is written, both keys of WANT."""
 
   source: str
   target: str
@@ -52,11 +57,7 @@ class Direction(NamedTuple):
     return f'{self.source}_to_{self.target}'
 
 
-DIRECTIONS = tuple(
-  itertools.starmap(Direction, itertools.product(MODALITIES, repeat=2))
-)
-TASK = {'text': 'write', 'image': 'draw', 'speech': 'speak'}
-WANT = {'text': 'text', 'image': 'image', 'speech': 'audio'}
+DIRECTIONS = tuple(itertools.starmap(Direction, itertools.product(WANT, repeat=2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Question(NamedTuple):
 def build(
   direction: Direction, material: Material, *, n: int, seed: int
 ) -> list[Prompt]:
-  """Returns n prompts of a direction; from speech, a second group of n // 2 follows.
+  """Returns n prompts of a direction; for speech, a second group of n // 2 follows.
 
   One of the two groups has voices that training never had, the other known ones. The
   main group is the harder one (unseen voices), except for speech to speech: only a
@@ -146,26 +147,9 @@ def replies(material: Material, *, n: int, seed: int) -> list[Prompt]:
     question = shown[k // 2]
     language = _other_language(question.language, material.languages, k // 2)
     voice = material.voices[k % len(material.voices)]
-    example = chat(question.source, language, 'reply', voice)
+    example = chat([question.source], ANY, language=language, voice=voice)
     prompts.append(Prompt(example, question.source, question.digit, language, voice))
   return prompts
-
-
-def chat(
-  source: dict[str, Any], language: str, task: str, voice: str = ''
-) -> dict[str, Any]:
-  """Returns a chat example in which the user shows a part, and the answer is open.
-
-  Args:
-    source: the part.
-    language: language requested of the answer.
-    task: 'write', 'draw', 'speak' or 'reply'.
-    voice: voice requested of the answer; '' for none.
-  """
-  assistant = {'role': 'assistant', 'language': language, 'task': task, 'content': []}
-  if voice:
-    assistant['voice'] = voice
-  return {'messages': [{'role': 'user', 'content': [source]}, assistant]}
 
 
 def _shown_texts(material: Material, n: int, seed: int) -> list[Question]:
@@ -174,7 +158,7 @@ def _shown_texts(material: Material, n: int, seed: int) -> list[Question]:
   questions: list[Question] = []
   for index in _balanced(range(len(words)), n, seed):
     language, digit = words[index]
-    source = {'type': 'text', 'text': material.words[language][digit]}
+    source = text_part(material.words[language][digit])
     questions.append(Question(source, digit, language))
   return questions
 
@@ -222,7 +206,8 @@ def _prompt(
     expected = named
   elif direction.target == 'speech' and question.voice in material.voices:
     expected = question.voice
-  example = chat(question.source, language, TASK[direction.target], named)
+  want = WANT[direction.target]
+  example = chat([question.source], want, language=language, voice=named)
   if direction.target == 'image':
     language = ''
   return Prompt(example, question.source, question.digit, language, expected)

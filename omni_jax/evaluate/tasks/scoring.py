@@ -121,9 +121,9 @@ def _judge_text(
 ) -> list[Verdict]:
   verdicts: list[Verdict] = []
   for part, prompt in zip(parts, prompts, strict=True):
-    name = text_metrics.name_of(part.text, real.words)
-    language_right = prompt.language in name.languages
-    verdicts.append(Verdict(prompt.digit, name.digit, language_right, None))
+    named = text_metrics.named_digit(part.text, real.words)
+    language_right = prompt.language in named.languages
+    verdicts.append(Verdict(prompt.digit, named.digit, language_right, None))
   return verdicts
 
 
