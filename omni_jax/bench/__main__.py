@@ -7,8 +7,8 @@ Pillow and soundfile, how full the rows are, and examples and packed tokens per 
 
 --workers=0,1,2    numbers of worker processes to try
 --examples=2000    number of examples to measure with
---corpus=1.0       also writes this many GB of synthetic records and reads them: memory
-                   must not grow with their size
+--corpus=1.0       also writes this many GB of synthetic records and reads them, to see
+                   that memory does not grow with their size
 --peers            also reads the same files through Hugging Face datasets and a PyTorch
                    DataLoader
 --out=FILE.json    also writes the results to a file
@@ -75,29 +75,29 @@ def _data(run: Run) -> dict[str, Any]:
   overhead = data.measure_overhead(fresh_maker, run.budget, examples)
   rates = _rates(fresh_maker, run.budget, workers)
   data.log_costs(overhead, rates)
-  figures: dict[str, Any] = {
+  results: dict[str, Any] = {
     'overhead': dataclasses.asdict(overhead),
     'rates': _plain(rates),
   }
   if _FLAGS.peers:
-    print('without augmentation, which the peers do not do:')
+    print('without augmentation, which the peers do not have:')
     unaugmented = lambda: fresh_maker()._replace(augment=None)
     rates = _rates(unaugmented, run.budget, workers)
     data.log_rates(rates)
-    figures['peers'] = peers.measure_peers(fresh_maker(), workers, examples, print)
-    figures['rates_without_augmentation'] = _plain(rates)
+    results['peers'] = peers.measure_peers(fresh_maker(), workers, examples, print)
+    results['rates_without_augmentation'] = _plain(rates)
   if _FLAGS.corpus:
     with tempfile.TemporaryDirectory(prefix='omni_jax_bench_') as folder:
-      figures['memory'] = corpus.measure_peaks(
+      results['memory'] = corpus.measure_peaks(
         folder, _FLAGS.corpus, fresh_maker(), run.budget, print
       )
-  return figures
+  return results
 
 
 def _rates(
   fresh_maker: Callable[[], ExampleMaker], budget: RowBudget, workers: Sequence[int]
 ) -> list[data.Rate]:
-  """Returns a loader's rates with each number of worker processes."""
+  """Returns the rates of a loader, one for each number of worker processes."""
   examples = _FLAGS.examples
   return [
     data.measure_rate(fresh_maker(), budget, workers=count, examples=examples)
@@ -122,9 +122,9 @@ def main() -> None:
   config = read_config(_FLAGS)
   if config is None:
     raise UserError('give a config, such as --config=configs/digits.py')
-  figures = BENCHES[name](Run(config, ''))
+  results = BENCHES[name](Run(config, ''))
   if _FLAGS.out:
-    epath.Path(_FLAGS.out).write_text(json.dumps(figures, indent=1) + '\n')
+    epath.Path(_FLAGS.out).write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -24,12 +24,12 @@ Seconds = dict[str, list[tuple[float, float]]]
 
 def _time(seconds: Seconds, name: str, function: Callable[[], Any]) -> Any:
   """Returns the result of a function, and appends the seconds that it took."""
-  clock_start = time.perf_counter()
-  processor_start = time.process_time()
+  wall_start = time.perf_counter()
+  cpu_start = time.process_time()
   result = function()
-  clock = time.perf_counter() - clock_start
-  processor = time.process_time() - processor_start
-  seconds.setdefault(name, []).append((clock, processor))
+  wall = time.perf_counter() - wall_start
+  cpu = time.process_time() - cpu_start
+  seconds.setdefault(name, []).append((wall, cpu))
   return result
 
 
@@ -41,7 +41,8 @@ def _state(gigabytes: float) -> Any:
   from omni_jax.checkpoint.train_state import TrainState
 
   side = 4096
-  count = max(1, round(gigabytes * 2**30 / side**2 / 4))
+  matrix_bytes = 4 * side**2
+  count = max(1, round(gigabytes * 2**30 / matrix_bytes))
   params = {}
   for k in range(count):
     params[f'w{k}'] = jax.random.normal(jax.random.key(k), (side, side))
@@ -54,21 +55,22 @@ def _state(gigabytes: float) -> Any:
   )
 
 
-def _ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
+def _run_ours(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
   """Saves and restores a state with our checkpoints."""
   from omni_jax.checkpoint.checkpoints import Checkpoints
 
   with Checkpoints(folder, 'omni') as checkpoints:
 
     def save():
-      _time(seconds, 'ours: stall of a save', lambda: checkpoints.save(state, b'{}'))
-      checkpoints.latest()
+      start = lambda: checkpoints.save(state, b'{}')
+      _time(seconds, 'ours: blocking part of a save', start)
+      checkpoints.latest()  # waits until everything is written
 
     _time(seconds, 'ours: save', save)
     _time(seconds, 'ours: restore', lambda: checkpoints.restore(like))
 
 
-def _orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
+def _run_orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
   """Saves and restores a state with the manager of Orbax."""
   import orbax.checkpoint as ocp
 
@@ -86,7 +88,7 @@ def _orbax(folder: str, state: Any, like: Any, seconds: Seconds) -> None:
 
     def save():
       start = lambda: manager.save(1, args=save_args)
-      _time(seconds, 'orbax: stall of a save', start)
+      _time(seconds, 'orbax: blocking part of a save', start)
       manager.wait_until_finished()
 
     _time(seconds, 'orbax: save', save)
@@ -111,14 +113,15 @@ def main() -> None:
   )
   seconds: Seconds = {}
   for k in range(flags.rounds + 1):
-    order = (_ours, _orbax) if k % 2 else (_orbax, _ours)
+    # Each goes first every other time, so that neither always meets a busier disk.
+    order = (_run_ours, _run_orbax) if k % 2 else (_run_orbax, _run_ours)
     for save_and_restore in order:
       folder = tempfile.mkdtemp(dir=flags.folder, prefix='omni_jax_bench_')
       try:
         save_and_restore(folder, state, like, seconds)
       finally:
         shutil.rmtree(folder)
-    if not k:  # the first round compiles
+    if k == 0:  # the first round compiles
       seconds.clear()
   _print_medians(flags, seconds)
 
@@ -126,15 +129,15 @@ def main() -> None:
 def _print_medians(flags: argparse.Namespace, seconds: Seconds) -> None:
   folder = epath.Path(flags.folder or tempfile.gettempdir())
   print(f'{flags.gb} GB, {flags.rounds} alternating rounds, in {folder}')
-  for name in ('stall of a save', 'save', 'restore'):
+  for name in ('blocking part of a save', 'save', 'restore'):
     ours = seconds[f'ours: {name}']
     theirs = seconds[f'orbax: {name}']
-    for k, unit in enumerate(('clock', 'processor')):
+    for k, kind in enumerate(('wall', 'CPU')):
       our_median = statistics.median(times[k] for times in ours)
       their_median = statistics.median(times[k] for times in theirs)
       ratio = our_median / their_median
       print(
-        f'{name}, {unit}: ours {our_median:.3f} s, Orbax {their_median:.3f} s, '
+        f'{name}, {kind} time: ours {our_median:.3f} s, Orbax {their_median:.3f} s, '
         f'ratio {ratio:.3f}',
         flush=True,
       )

@@ -1,4 +1,4 @@
-"""Measures a loader's peak memory over a synthetic corpus, with which it must not grow."""
+"""Measures a loader's peak memory, which must not grow with the size of the corpus."""
 
 from collections.abc import Callable, Iterator
 import pathlib
@@ -13,20 +13,22 @@ from omni_jax.data.sources.records import (
   pack_example,
   write_array_record,
 )
+from omni_jax.data.sources.shards import SHARD_SUFFIX
 from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import UserError
 from omni_jax.modalities.image.files import png_bytes
+from omni_jax.sequence.example import text_part
 from omni_jax.types import RowBudget
 
-SHARE = 0.1  # the part of the corpus that the whole is compared with
+SHARE = 0.1  # size of the part of the corpus that the whole is compared with
 SHARDS = 10
 SIDE = 64  # pixels of an image
 VARIANTS = 100  # number of different images; they are noise, which does not compress
-HOUR = 3600.0  # seconds
+TIMEOUT = 36_000.0  # seconds that reading the corpus may take: ten hours
 
 
 class Reader(NamedTuple):
-  """Reads a corpus once in a process of its own, which calls it with None.
+  """Reads a corpus once; a worker process calls it with None.
 
   Attributes:
     maker: how examples are made; its own examples are not used.
@@ -44,7 +46,7 @@ class Reader(NamedTuple):
     loader = Loader(self.maker._replace(examples=examples), self.budget)
     count = 0
     while count < len(examples):
-      count += int(next(loader).segment_BL.max(axis=1).sum())
+      count += next(loader).examples
     loader.close()
     return peak_memory()
 
@@ -59,7 +61,8 @@ def peak_memory() -> int:
   """
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith('VmHWM:'):
-      return int(line.split()[1]) >> 10
+      kibibytes = int(line.split()[1])
+      return kibibytes // 1024
   raise UserError('/proc/self/status has no VmHWM: only Linux can measure memory')
 
 
@@ -70,7 +73,7 @@ def measure_peaks(
   budget: RowBudget,
   log: Callable[[str], None],
 ) -> dict[str, int]:
-  """Returns the peak memory in MiB of reading a 'tenth' and the 'whole' of a corpus.
+  """Returns the peak memory in MiB of reading a tenth of a corpus, and the whole corpus.
 
   Each is read in a process of its own.
 
@@ -85,7 +88,7 @@ def measure_peaks(
   records = 0
   size = 0
   for k in range(SHARDS):
-    path = pathlib.Path(folder) / f'{k:02d}.array_record'
+    path = pathlib.Path(folder) / f'{k:02d}{SHARD_SUFFIX}'
     shards.append(str(path))
     contents = synthetic_records(k, gigabytes * 1e9 / SHARDS)
     records += write_array_record(str(path), contents)
@@ -94,17 +97,17 @@ def measure_peaks(
   peaks = {}
   parts = {'tenth': shards[: round(SHARE * SHARDS)], 'whole': shards}
   for name, paths in parts.items():
-    read: Any = Reader(maker, budget, paths)
+    reader: Any = Reader(maker, budget, paths)
     pool = WorkerPool(
-      read,
+      reader,
       1,
-      timeout=10 * HOUR,
-      died='the reading process has died',
-      hangs='the reading process hangs',
+      timeout=TIMEOUT,
+      died_message='the reading process has died',
+      hang_message='the reading process hangs',
     )
     peaks[name] = pool.result(pool.submit(None))
     pool.close()
-    log(f'peak memory of reading the {name} once: {peaks[name]} MiB')
+    log(f'peak memory while reading the corpus ({name}): {peaks[name]} MiB')
   return peaks
 
 
@@ -117,7 +120,7 @@ def synthetic_records(seed: int, size: float) -> Iterator[bytes]:
   while total < size:
     content = [
       {'type': 'image', 'data': images[number % VARIANTS]},
-      {'type': 'text', 'text': f'noise {number}'},
+      text_part(f'noise {number}'),
     ]
     record = pack_example({'id': f'{seed}/{number}', 'content': content})
     total += len(record)

@@ -25,24 +25,24 @@ ROUNDS = 5
 
 
 class Counts(NamedTuple):
-  """Contents of some batches, as counts.
+  """Numbers of examples, positions and pieces in some batches.
 
   Attributes:
     examples: number of examples.
     tokens: number of positions that carry something.
     positions: number of all positions.
-    pieces: number of real pieces by stream.
-    room: number of pieces that there is room for by stream.
+    pieces: number of pieces of each stream.
+    capacity: capacity of each stream, in pieces.
   """
 
   examples: int
   tokens: int
   positions: int
   pieces: collections.Counter
-  room: collections.Counter
+  capacity: collections.Counter
 
   @classmethod
-  def none(cls) -> 'Counts':
+  def zero(cls) -> 'Counts':
     """Returns the counts of no batches."""
     return cls(0, 0, 0, collections.Counter(), collections.Counter())
 
@@ -50,16 +50,16 @@ class Counts(NamedTuple):
   def of(cls, batch: Batch) -> 'Counts':
     """Returns the counts of a batch."""
     pieces: collections.Counter[str] = collections.Counter()
-    room: collections.Counter[str] = collections.Counter()
+    capacity: collections.Counter[str] = collections.Counter()
     for name, stream in batch.streams.items():
       pieces[name] = int((stream.item_BM > 0).sum())
-      room[name] = stream.item_BM.size
+      capacity[name] = stream.item_BM.size
     return cls(
-      examples=int(batch.segment_BL.max(axis=1).sum()),
+      examples=batch.examples,
       tokens=int((batch.segment_BL > 0).sum()),
       positions=batch.segment_BL.size,
       pieces=pieces,
-      room=room,
+      capacity=capacity,
     )
 
   def __add__(  # type: ignore[override]  # adds field by field
@@ -94,7 +94,7 @@ class Overhead:
     augment: time that augmentation adds, if the config has one.
     ratio: loader / bare; 0 if no media are stored.
     filled: share of the packed rows' positions that carry something.
-    streams: share of the pieces that are real, by stream that has room for some.
+    used_capacity: used share of the capacity of each stream that has any.
   """
 
   loader: float
@@ -102,12 +102,12 @@ class Overhead:
   augment: float
   ratio: float
   filled: float
-  streams: Mapping[str, float]
+  used_capacity: Mapping[str, float]
 
 
 def take(loader: Loader, examples: int) -> Counts:
   """Takes batches until they hold this many examples, and returns their counts."""
-  counts = Counts.none()
+  counts = Counts.zero()
   while counts.examples < examples:
     counts += Counts.of(next(loader))
   return counts
@@ -140,49 +140,62 @@ def measure_rate(
 def measure_overhead(
   fresh_maker: Callable[[], ExampleMaker], budget: RowBudget, examples: int
 ) -> Overhead:
-  """Returns the CPU time of a loader and of the bare loop.
+  """Measures the CPU time per example of a loader and of the bare loop.
 
   Both take the same examples in the same order, one after another in this process.
 
   Args:
-    fresh_maker: function that returns sources without cached media.
+    fresh_maker: function that returns a new maker, whose sources have cached no media.
     budget: sizes of a batch.
     examples: number of examples to measure with.
   """
   maker = fresh_maker()
   mixture = Mixture.of(maker.examples)
   order = Order(mixture, maker.seed)
-  each = max(10, examples // ROUNDS)
-  media = [bare.encoded_media(mixture, order[k].example) for k in range(ROUNDS * each)]
+  per_round = max(10, examples // ROUNDS)
+  media = []
+  for k in range(ROUNDS * per_round):
+    media.append(bare.encoded_media(mixture, order[k].example))
   unaugmented = Loader(maker._replace(augment=None), budget, prefetch=0)
   augmented = Loader(fresh_maker(), budget, prefetch=0) if maker.augment else None
-  times: dict[str, list[float]] = {'loader': [], 'bare': [], 'augment': []}
-  total = Counts.none()
+  bare_times: list[float] = []
+  loader_times: list[float] = []
+  augment_times: list[float] = []
+  total = Counts.zero()
   for k in range(ROUNDS):
-    round_media = list(itertools.chain(*media[k * each : (k + 1) * each]))
-    decode = functools.partial(bare.decode_media, round_media, maker.hosts)
-    seconds, _ = processor_seconds(decode)
-    times['bare'].append(seconds / each)
-    seconds, counts = processor_seconds(lambda: take(unaugmented, each))
+    examples_of_round = media[k * per_round : (k + 1) * per_round]
+    media_of_round = list(itertools.chain.from_iterable(examples_of_round))
+    decode = functools.partial(bare.decode_media, media_of_round, maker.hosts)
+    bare_seconds, _ = cpu_seconds(decode)
+    bare_times.append(bare_seconds / per_round)
+    loader_seconds, counts = cpu_seconds(lambda: take(unaugmented, per_round))
+    loader_times.append(loader_seconds / counts.examples)
     total += counts
-    times['loader'].append(seconds / counts.examples)
     if augmented:
-      seconds, counts = processor_seconds(lambda: take(augmented, each))
-      times['augment'].append(seconds / counts.examples - times['loader'][-1])
-  medians = {}
-  for name, seconds_per_example in times.items():
-    medians[name] = 0.0
-    if seconds_per_example:
-      medians[name] = 1e6 * statistics.median(seconds_per_example)
+      augmented_seconds, counts = cpu_seconds(lambda: take(augmented, per_round))
+      augment_times.append(augmented_seconds / counts.examples - loader_times[-1])
+  loader_time = _median_microseconds(loader_times)
+  bare_time = _median_microseconds(bare_times)
+  used_capacity = {}
+  for name, capacity in total.capacity.items():
+    if capacity:
+      used_capacity[name] = total.pieces[name] / capacity
   return Overhead(
-    **medians,
-    ratio=medians['loader'] / medians['bare'] if medians['bare'] else 0.0,
+    loader=loader_time,
+    bare=bare_time,
+    augment=_median_microseconds(augment_times),
+    ratio=loader_time / bare_time if bare_time else 0.0,
     filled=total.tokens / total.positions,
-    streams={name: total.pieces[name] / n for name, n in total.room.items() if n},
+    used_capacity=used_capacity,
   )
 
 
-def processor_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+def _median_microseconds(seconds: Sequence[float]) -> float:
+  """Returns the median in microseconds; 0 if nothing was measured."""
+  return 1e6 * statistics.median(seconds) if seconds else 0.0
+
+
+def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
   """Returns the CPU seconds of this process for a call, and the call's result."""
   start = time.process_time()
   result = function()
@@ -193,18 +206,19 @@ def log_costs(
   overhead: Overhead, rates: Sequence[Rate], log: Callable[[str], None] = print
 ) -> None:
   """Logs the cost of loading, one fact per line."""
-  comparison = 'no media are stored'
+  decoding = 'no media are stored'
   if overhead.bare:
-    comparison = (
-      f'{overhead.ratio:.2f} times the bare {overhead.bare:.0f} us of decoding'
+    decoding = (
+      f'of which decoding alone takes {overhead.bare:.0f} us '
+      f'(ratio {overhead.ratio:.2f})'
     )
   log(
-    f'an example takes {overhead.loader:.0f} us of CPU time, {comparison}; augmentation '
-    f'adds {overhead.augment:.0f} us'
+    f'CPU time per example: {overhead.loader:.0f} us, {decoding}; augmentation adds '
+    f'{overhead.augment:.0f} us'
   )
   log(f'rows are {overhead.filled:.1%} full')
-  for name, share in overhead.streams.items():
-    log(f'{name}: {share:.1%} of the pieces are real')
+  for name, share in overhead.used_capacity.items():
+    log(f'{name}: {share:.1%} of its capacity is used')
   log_rates(rates, log)
 
 

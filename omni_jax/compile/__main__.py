@@ -5,8 +5,8 @@
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices) or
                     cpu:8 (simulated CPU devices)
   --programs=A,B    compiles only these of train, prefill, decode and draw
-  --search          tries mesh splits, remats and rows per chip: what fits, and how long
-                    a step takes
+  --search          tries mesh splits, remats and rows per chip, and prints what fits and
+                    how long a step takes
   --buffers=N       lists the N largest temporaries at the peak
   --work=N          lists the N parts that take the most time
   --json            prints one JSON object instead of text
@@ -140,7 +140,7 @@ def _measure(config: ConfigDict, topology: Any, names: Sequence[str]) -> None:
       'config': config.to_dict(),
       'topology': topology.name,
       'chips': topology.chips,
-      'said': headline,
+      'headline': headline,
       'versions': summary.versions(),
     }
     for name, measurement in measurements.items():

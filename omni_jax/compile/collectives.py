@@ -1,4 +1,4 @@
-"""Finds the collectives of a compiled program, what they send and what awaits them."""
+"""Finds a program's collectives, what they send, and where the program waits for them."""
 
 from collections.abc import Iterator
 import re
@@ -16,7 +16,7 @@ COLLECTIVES = {
   'collective-permute',
   'collective-broadcast',
 }
-# In the place of replica groups: a transfer between the same chips of all slices.
+# Stands for the replica groups of a transfer between slices: the same chip of each.
 SLICES = 'slices'
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
@@ -30,7 +30,7 @@ def collective_kind(instruction: Instruction) -> str:
 def _sent_operands(
   collective: Instruction, computation: Computation
 ) -> list[Instruction]:
-  """Returns the operands whose values are sent; others only say what goes where."""
+  """Returns the operands whose values are sent; others only describe the routing."""
   operands = computation.operands(collective)
   if collective_kind(collective) == 'ragged-all-to-all':
     return operands[:1]
@@ -78,7 +78,7 @@ def slice_transfer(
 ) -> Transfer | None:
   """Returns the transfer between slices that a send starts, or None.
 
-  The hosts carry out such a collective: the program sends them the chip's payload.
+  The hosts run such a collective; the program only sends them the payload of the chip.
   """
   match = _MEGASCALE.search(instruction.rest)
   if not match or instruction.opcode != 'send':
@@ -90,7 +90,7 @@ def slice_transfer(
 
 
 def start_name(done: Instruction, computation: Computation) -> str:
-  """Returns the name of the instruction that started what this one waits for."""
+  """Returns the name of the start instruction of the operation that `done` ends."""
   start = computation.by_name[done.operands[0]]
   while start.opcode.endswith('-update'):
     start = computation.by_name[start.operands[0]]
@@ -111,52 +111,53 @@ class FusedCollective(NamedTuple):
   wait_name: str
 
 
-def fused_collectives(fused: Computation, seen: set[str]) -> Iterator[FusedCollective]:
+def fused_collectives(fusion: Computation, seen: set[str]) -> Iterator[FusedCollective]:
   """Yields the collectives that start in a fusion.
 
-  A fusion that ends a collective starts none. Some fusions only continue, next to their
-  own work, a collective that started elsewhere, perhaps outside their loop.
+  Fusions that end a collective, or only continue one that started elsewhere, yield
+  nothing.
 
   Args:
-    fused: computation of the fusion.
+    fusion: computation of the fusion.
     seen: channels of collectives that have already started; new ones are added.
   """
-  ends = _has_custom_call(fused, 'AsyncCollectiveDone')
-  if ends or 'async_collective_fusion' in fused.name:
+  is_done = _has_custom_call(fusion, 'AsyncCollectiveDone')
+  if is_done or 'async_collective_fusion' in fusion.name:
     return
-  starts = _has_custom_call(fused, 'AsyncCollectiveStart')
-  for instruction in fused.instructions:
+  is_start = _has_custom_call(fusion, 'AsyncCollectiveStart')
+  for instruction in fusion.instructions:
     kind = collective_kind(instruction)
     channel = instruction.attribute('channel_id')
-    if not kind or (channel and channel in seen):
+    if not kind or channel in seen:
       continue
-    seen.add(channel)
-    if kind == 'all-reduce' and _is_sliced(instruction, fused):
+    if channel:
+      seen.add(channel)
+    if kind == 'all-reduce' and _is_sliced(instruction, fusion):
       kind = 'reduce-scatter'
-    wait_name = f'channel {channel}' if starts else ''
+    wait_name = f'channel {channel}' if is_start else ''
     yield FusedCollective(instruction, kind, wait_name)
 
 
-def fused_waits(fused: Computation) -> Iterator[Wait]:
+def fused_waits(fusion: Computation) -> Iterator[Wait]:
   """Yields the waits of a fusion that ends a collective; none for other fusions."""
-  if not _has_custom_call(fused, 'AsyncCollectiveDone'):
+  if not _has_custom_call(fusion, 'AsyncCollectiveDone'):
     return
-  for instruction in fused.instructions:
+  for instruction in fusion.instructions:
     if channel := instruction.attribute('channel_id'):
       yield Wait(f'channel {channel}')
 
 
-def _has_custom_call(fused: Computation, target: str) -> bool:
+def _has_custom_call(fusion: Computation, target: str) -> bool:
   """Returns whether a fusion has a custom call to this target."""
   return any(
     instruction.opcode == 'custom-call' and target in instruction.rest
-    for instruction in fused.instructions
+    for instruction in fusion.instructions
   )
 
 
-def _is_sliced(collective: Instruction, fused: Computation) -> bool:
+def _is_sliced(collective: Instruction, fusion: Computation) -> bool:
   """Returns whether a dynamic slice is taken of the collective's result."""
   return any(
     user.opcode == 'dynamic-slice' and user.operands[0] == collective.name
-    for user in fused.instructions
+    for user in fusion.instructions
   )

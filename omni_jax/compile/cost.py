@@ -48,14 +48,14 @@ class Cost(NamedTuple):
     work: instructions that the core executes.
     transfers: collectives.
     order: schedule, of Work, Transfer, Wait and Loop.
-    endless: loops whose trip count is not known; they count as one iteration.
+    unknown_loops: loops whose trip count is not known; they count as one iteration.
     uncounted: number of custom calls without a cost estimate, by target.
   """
 
   work: list[Work]
   transfers: list[Transfer]
   order: list
-  endless: list[str]
+  unknown_loops: list[str]
   uncounted: Counter
 
   @property
@@ -102,7 +102,7 @@ class Walker:
       times: how often it runs in one run of the program.
       known: constants in its parameter, a tuple, by index.
     """
-    # Channels of collectives inside fusions. Each has a start, parts and an end.
+    # Channels of collectives inside fusions: each has a start, other parts and an end.
     seen: set[str] = set()
     for instruction in computation.instructions:
       opcode = instruction.opcode
@@ -153,7 +153,7 @@ class Walker:
     """Adds the body of a loop, as often as it runs."""
     count = trip_count(self._module, computation, loop, known)
     if count is None:
-      self._cost.endless.append(f'{loop.name} ({loop.source})')
+      self._cost.unknown_loops.append(f'{loop.name} ({loop.source})')
       count = 1
     body = self._module.computations[loop.called('body')]
     constants = loop_constants(self._module, computation, loop, known)
@@ -178,7 +178,7 @@ class Walker:
     self._cost.work.extend(largest.work)
     self._cost.transfers.extend(largest.transfers)
     self._order.extend(largest.order)
-    self._cost.endless.extend(largest.endless)
+    self._cost.unknown_loops.extend(largest.unknown_loops)
     self._cost.uncounted.update(largest.uncounted)
 
   def _call(self, call: Instruction, times: int) -> None:

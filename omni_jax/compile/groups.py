@@ -149,7 +149,7 @@ class Groups:
     sides = tuple(len(set(column)) for column in coords.T)
     return Members(axes, len(group), sides)
 
-  def across(self) -> Members:
+  def across_slices(self) -> Members:
     """Returns the group of the same chip of every slice.
 
     It runs along the first axis, or along a part of it.

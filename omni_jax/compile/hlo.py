@@ -145,7 +145,7 @@ class Instruction(NamedTuple):
 
 
 class Computation:
-  """A named list of instructions; in a scheduled program, in the order they run in.
+  """A named list of instructions; in a scheduled program, in the order of execution.
 
   Attributes:
     by_name: the same instructions by name.
@@ -209,7 +209,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def _closing(text: str, begin: int) -> int:
   """Returns the index of the parenthesis that closes the one at `begin`.
 
-  Quoted text is skipped. Without a closing parenthesis it is the length of the text.
+  Quoted text is skipped. If no parenthesis closes it, this is the length of the text.
   """
   depth = 0
   i = begin
@@ -259,7 +259,7 @@ def parse_instruction(line: str) -> tuple[Instruction, bool] | None:
   return Instruction(name[1:], opcode, shapes, operands, inside, rest), is_root
 
 
-def _begun_computation(line: str) -> Computation | None:
+def _new_computation(line: str) -> Computation | None:
   """Returns the new, empty computation that a line begins, or None."""
   if not line.endswith('{') or ') -> ' not in line:
     return None
@@ -283,7 +283,7 @@ def parse(text: str) -> Module:
   pending = ''
   for line in text.splitlines():
     if current is None:
-      current = _begun_computation(line)
+      current = _new_computation(line)
       if current is None:
         continue
       computations[current.name] = current

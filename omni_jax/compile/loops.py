@@ -113,7 +113,7 @@ def _outer_operands(
 
 
 def _original(computation: Computation, name: str) -> Instruction | None:
-  """Returns the instruction that a name refers to, behind copies and bitcasts."""
+  """Returns the instruction that a name refers to, after following copies and bitcasts."""
   instruction = computation.by_name.get(name)
   while instruction is not None and instruction.opcode in ('copy', 'bitcast'):
     instruction = computation.by_name.get(instruction.operands[0])

@@ -80,7 +80,7 @@ class FusionBytes:
       if name in computation.by_name:
         size = main_memory_bytes(computation.by_name[name].shapes)
         read += min(share, 1.0) * size
-    return read + self._written(fused)
+    return read + self._written_bytes(fused)
 
   def _shares(self, fused: Computation) -> list[float]:
     """Returns the share of each parameter that a fused computation reads."""
@@ -116,7 +116,7 @@ class FusionBytes:
       return self._shares(inner)[index]
     return 1.0
 
-  def _written(self, fused: Computation) -> float:
+  def _written_bytes(self, fused: Computation) -> float:
     """Returns the bytes of main memory that a fused computation writes."""
     return sum(self._result_bytes(result, fused) for result in _results(fused))
 
@@ -132,7 +132,7 @@ class FusionBytes:
       return update.bytes if in_main_memory else 0.0
     if result.opcode == 'fusion' and len(result.shapes) == 1 and in_main_memory:
       inner = self._module.computations[result.called('calls')]
-      written = self._written(inner)
+      written = self._written_bytes(inner)
       return min(result.bytes, written or result.bytes)
     return main_memory_bytes(result.shapes)
 

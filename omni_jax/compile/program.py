@@ -24,11 +24,11 @@ from omni_jax.compile.memory import (
   Memory,
   read_texts,
 )
-from omni_jax.generate.api import block_media, reply_slots
+from omni_jax.generate.api import block_sizes, reply_slots
 from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
-from omni_jax.generate.grammar import ANY, grammar
+from omni_jax.generate.grammar import build_grammar
 from omni_jax.generate.prefill import prefill, ReplySizes
-from omni_jax.modalities.text.tokenizer import TASKS
+from omni_jax.modalities.text.tokenizer import ANY, TASKS
 from omni_jax.model import abstract, encode_streams, ModelConfig
 from omni_jax.sequence.pack import Packer
 from omni_jax.train.plan import omni_program, Plan
@@ -55,15 +55,15 @@ class CompileSeconds(NamedTuple):
   Attributes:
     tracing: wall-clock seconds of tracing and lowering.
     compiling: wall-clock seconds of compiling.
-    processors: processor seconds of this process while compiling.
+    cpu: CPU seconds of this process while compiling.
   """
 
   tracing: float
   compiling: float
-  processors: float
+  cpu: float
 
 
-class Compiled(NamedTuple):
+class CompiledProgram(NamedTuple):
   """A compiled program, or what is known about one that does not fit.
 
   Attributes:
@@ -89,15 +89,15 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
   )
 
 
-def _with_sharding(shapes: Any, where: jax.sharding.Sharding) -> Any:
+def _with_sharding(shapes: Any, common: jax.sharding.Sharding) -> Any:
   """Returns the shapes of a tree, all with the same sharding."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=common), shapes
   )
 
 
 def frozen_shapes(plan: Plan) -> dict[str, Any]:
-  """Returns the shapes of the autoencoders' values by name, whole on every device."""
+  """Returns the shapes of the autoencoders' values by name, replicated on all devices."""
   init = functools.partial(init_frozen, plan.model_config, seed=0)
   return _with_sharding(jax.eval_shape(init), sharding.replicated(plan.mesh))
 
@@ -107,19 +107,19 @@ def batch_shapes(plan: Plan) -> Batch:
   budget = plan.budget
   group_budget = dataclasses.replace(budget, rows=budget.group)
   group = Packer(group_budget, plan.hosts).batch()
-  where = sharding.batch_sharding(plan.mesh)
+  batch_sharding = sharding.batch_sharding(plan.mesh)
 
-  def of_all_groups(x: Any) -> jax.ShapeDtypeStruct:
+  def shape_of_all_groups(x: Any) -> jax.ShapeDtypeStruct:
     shape = (len(x) * budget.pools, *x.shape[1:])
-    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=batch_sharding)
 
-  return jax.tree.map(of_all_groups, group)
+  return jax.tree.map(shape_of_all_groups, group)
 
 
 def train_program(plan: Plan) -> Program:
   """Returns the program of one update, as `train.stages.omni_stage` runs it."""
   program = omni_program(plan, frozen_shapes(plan))
-  state = _with_shardings(program.state, program.layout)
+  state = _with_shardings(program.state, program.shardings)
   batch = batch_shapes(plan)
   kinds = {
     'parameters': state.params,
@@ -154,40 +154,42 @@ class _Replies(NamedTuple):
     bias_IE: biases of the routers.
     batch: prompts; the coded streams of the batch hold codes.
     key_B: random key of each reply.
-    room: sizes of the cache and of the replies.
+    sizes: sizes of the cache and of the replies.
   """
 
   params: Any
   bias_IE: Any
   batch: Batch
   key_B: Any
-  room: ReplySizes
+  sizes: ReplySizes
 
 
 def _replies(plan: Plan) -> _Replies:
   """Returns the shapes of one reply per row of the run, to prompts as long as a row."""
   program = omni_program(plan, frozen_shapes(plan))
-  state = _with_shardings(program.state, program.layout)
+  state = _with_shardings(program.state, program.shardings)
   max_new = plan.config.generate.max_new
   slots = plan.budget.length + reply_slots(plan.model_config, max_new)
-  where = sharding.batch_sharding(plan.mesh)
+  batch_sharding = sharding.batch_sharding(plan.mesh)
   encode = functools.partial(encode_streams, plan.model_config)
-  coded = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
+  batch = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
   make_keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
   keys = jax.eval_shape(make_keys)
   return _Replies(
-    state.params,
-    state.buffers['router_bias'],
-    _with_sharding(coded, where),
-    _with_sharding(keys, where),
-    ReplySizes(slots, max_new),
+    params=state.params,
+    bias_IE=state.buffers['router_bias'],
+    batch=_with_sharding(batch, batch_sharding),
+    key_B=_with_sharding(keys, batch_sharding),
+    sizes=ReplySizes(slots, max_new),
   )
 
 
 def _prefill(plan: Plan, replies: _Replies) -> Program:
   """Returns the program that reads the prompts of the replies."""
   model = abstract(plan.model_config)
-  function = functools.partial(prefill, model=model, mesh=plan.mesh, room=replies.room)
+  function = functools.partial(
+    prefill, model=model, mesh=plan.mesh, sizes=replies.sizes
+  )
   params = replies.params
   kinds = {'parameters': params, 'batch': replies.batch}
   call = (params, replies.bias_IE, replies.batch, replies.key_B)
@@ -199,8 +201,8 @@ class _WritingCall(NamedTuple):
 
   params: Any
   bias_IE: Any
-  rows: Any
-  rules: Any
+  state: Any
+  grammar: Any
   sampling: Sampling
 
 
@@ -209,17 +211,17 @@ def _writing_call(plan: Plan) -> _WritingCall:
   replies = _replies(plan)
   reading = _prefill(plan, replies)
   with jax.set_mesh(plan.mesh):
-    rows = jax.eval_shape(reading.function, *reading.call)
-  cache = _with_sharding(rows.cache, sharding.cache_sharding(plan.mesh))
-  rows = _with_sharding(rows, sharding.batch_sharding(plan.mesh))
+    state = jax.eval_shape(reading.function, *reading.call)
+  cache = _with_sharding(state.cache, sharding.cache_sharding(plan.mesh))
+  state = _with_sharding(state, sharding.batch_sharding(plan.mesh))
   replicated = sharding.replicated(plan.mesh)
-  make_rules = lambda: jax.tree.map(jnp.asarray, grammar(plan.hosts, ANY))
-  rules = _with_sharding(jax.eval_shape(make_rules), replicated)
+  make_grammar = lambda: jax.tree.map(jnp.asarray, build_grammar(plan.hosts, ANY))
+  grammar = _with_sharding(jax.eval_shape(make_grammar), replicated)
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
   numbers: list[Any] = [number] * len(Sampling._fields)
   sampling = Sampling._make(numbers)
   return _WritingCall(
-    replies.params, replies.bias_IE, rows._replace(cache=cache), rules, sampling
+    replies.params, replies.bias_IE, state._replace(cache=cache), grammar, sampling
   )
 
 
@@ -229,12 +231,12 @@ def prefill_program(plan: Plan) -> Program:
 
 
 def _writing_program(plan: Plan, function: Callable[..., Any]) -> Program:
-  """Returns the program of a function that writes; it reuses the memory of the rows."""
+  """Returns the program of a function that writes; it reuses the memory of the state."""
   call = _writing_call(plan)
   writer = functools.partial(
     function, model=abstract(plan.model_config), mesh=plan.mesh
   )
-  kinds = {'parameters': call.params, 'cache': call.rows.cache}
+  kinds = {'parameters': call.params, 'cache': call.state.cache}
   return Program(jax.jit(writer, donate_argnums=2), kinds, tuple(call))
 
 
@@ -262,7 +264,7 @@ def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program
     'prefill': prefill_program,
     'decode': decode_program,
   }
-  for medium in block_media(model_config):
+  for medium in block_sizes(model_config):
     name = TASKS.get(medium, medium)
     programs[name] = functools.partial(block_program, medium=medium)
   return programs
@@ -270,7 +272,7 @@ def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program
 
 def compile_program(
   mesh: Mesh, program: Program, dump: pathlib.Path | None = None
-) -> Compiled:
+) -> CompiledProgram:
   """Compiles a program for the devices of a mesh.
 
   A program that does not fit is measured from what the compiler had planned.
@@ -291,7 +293,7 @@ def compile_program(
   ):
     lowered = program.function.lower(*program.call)
     compiling_start = time.perf_counter()
-    processors_start = time.process_time()
+    cpu_start = time.process_time()
     folder = dump or pathlib.Path(scratch)
     options = {}
     if mesh.devices.flat[0].platform == 'tpu':
@@ -307,13 +309,13 @@ def compile_program(
     seconds = CompileSeconds(
       tracing=compiling_start - tracing_start,
       compiling=time.perf_counter() - compiling_start,
-      processors=time.process_time() - processors_start,
+      cpu=time.process_time() - cpu_start,
     )
     texts = read_texts(folder)
   if compiled is None:
     memory = from_dump(kinds, texts.usage_report, texts.assignment)
-    return Compiled(memory, texts.hlo, refusal, {}, seconds)
+    return CompiledProgram(memory, texts.hlo, refusal, {}, seconds)
   stats = compiled.memory_analysis()
   memory = from_stats(stats, kinds, texts.usage_report, texts.assignment)
   xla_cost = compiled.cost_analysis() or {}
-  return Compiled(memory, compiled.as_text(), '', xla_cost, seconds)
+  return CompiledProgram(memory, compiled.as_text(), '', xla_cost, seconds)

@@ -1,6 +1,7 @@
 """Computes a lower bound of the seconds of a step: all parts at their full rates."""
 
 from collections.abc import Iterable, Mapping
+import functools
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -69,9 +70,23 @@ class Estimate(NamedTuple):
     return self.core + sum(self.networks.values())
 
   @property
+  def step_seconds(self) -> dict[str, float]:
+    """Seconds of the run by how much of the collectives is hidden behind the core."""
+    return {
+      'overlapped': self.overlapped,
+      'scheduled': self.scheduled,
+      'serial': self.serial,
+    }
+
+  @property
+  def terms(self) -> dict[str, float]:
+    """Seconds of each part at its full rate: 'compute', 'HBM', networks with axes."""
+    return {'compute': self.compute, 'HBM': self.memory, **self.networks}
+
+  @property
   def bound(self) -> str:
-    """Name of the largest term: 'compute', 'HBM' or a network with its axes."""
-    terms = {'compute': self.compute, 'HBM': self.memory, **self.networks}
+    """Name of the largest of `terms`."""
+    terms = self.terms
     return max(terms, key=lambda name: terms[name])
 
 
@@ -166,7 +181,7 @@ def traffic_of(transfer: Transfer, members: Members, topology: Topology) -> Traf
   return Traffic(kind, members.axes, network, times, times * moved, times * seconds)
 
 
-def _summed(traffic: Iterable[Traffic]) -> list[Traffic]:
+def _sum_traffic(traffic: Iterable[Traffic]) -> list[Traffic]:
   """Returns the sums by kind, axes and network, the longest first."""
   sums: dict[tuple[str, str, str], Traffic] = {}
   for new in traffic:
@@ -179,6 +194,16 @@ def _summed(traffic: Iterable[Traffic]) -> list[Traffic]:
   return sorted(sums.values(), key=lambda traffic: -traffic.seconds)
 
 
+def core_seconds(work: Work, topology: Topology) -> float:
+  """Returns the seconds of one time of an instruction: its FLOPs or bytes at full rate.
+
+  They overlap, so the longer of the two counts.
+  """
+  compute = work.flops / topology.device_flops
+  memory = work.bytes / topology.device_hbm_rate
+  return max(compute, memory)
+
+
 def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
   """Returns a lower bound of the seconds of one run of a program.
 
@@ -188,16 +213,12 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
     topology: topology of the mesh's devices.
   """
   groups = Groups(mesh)
-  flops_rate = topology.device_flops
-  hbm_rate = topology.device_hbm_rate
-
-  def core_seconds(work: Work) -> float:
-    return max(work.flops / flops_rate, work.bytes / hbm_rate)
+  work_seconds = functools.partial(core_seconds, topology=topology)
 
   def traffic_or_none(transfer: Transfer) -> Traffic | None:
     """Returns the traffic of a collective; None if its groups have one member."""
     if transfer.groups == SLICES:
-      members = groups.across()
+      members = groups.across_slices()
     else:
       is_permutation = transfer.kind == 'collective-permute'
       members = groups.members(transfer.groups, is_permutation)
@@ -217,16 +238,16 @@ def estimate(cost: Cost, mesh: Mesh, topology: Topology) -> Estimate:
     traffic = traffic_or_none(transfer)
     if traffic is not None:
       single_traffic.append(traffic)
-  all_traffic = _summed(single_traffic)
+  all_traffic = _sum_traffic(single_traffic)
   networks: dict[str, float] = {}
   for traffic in all_traffic:
     channel = traffic.channel
     networks[channel] = networks.get(channel, 0.0) + traffic.seconds
   return Estimate(
-    compute=cost.flops / flops_rate,
-    memory=cost.bytes / hbm_rate,
-    core=sum(work.times * core_seconds(work) for work in cost.work),
-    scheduled=scheduled_seconds(cost.order, core_seconds, network_seconds),
+    compute=cost.flops / topology.device_flops,
+    memory=cost.bytes / topology.device_hbm_rate,
+    core=sum(work.times * work_seconds(work) for work in cost.work),
+    scheduled=scheduled_seconds(cost.order, work_seconds, network_seconds),
     networks=networks,
     traffic=all_traffic,
   )

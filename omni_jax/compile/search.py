@@ -1,6 +1,6 @@
 """Implements `--search`: tries mesh splits, remats and rows per chip of a config.
 
-The results show what fits and a lower bound of the seconds of a step.
+The results show what fits, and a lower bound of the seconds of a step.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def search(
   Args:
     config: config of a run.
     topology: devices to compile for.
-    log: called with the table row of each trial when it is done.
+    log: called with the table row of each finished trial.
   """
   trials: list[Trial] = []
 
@@ -112,9 +112,9 @@ def search(
       if not first.fits:
         break
       assert first.measurement is not None
-      most = _most_rows(first.measurement.memory, topology)
-      if most > 1:
-        attempt(split, remat, most)
+      rows = _most_rows(first.measurement.memory, topology)
+      if rows > 1:
+        attempt(split, remat, rows)
   return trials
 
 

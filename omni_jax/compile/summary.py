@@ -11,6 +11,7 @@ import jax
 from omni_jax.chips import GIB
 from omni_jax.compile.measure import Measurement
 from omni_jax.compile.memory import Memory
+from omni_jax.compile.roofline import core_seconds
 from omni_jax.compile.schedule import Transfer, Work
 from omni_jax.compile.topology import Topology
 from omni_jax.train.plan import Plan
@@ -79,7 +80,7 @@ def program_lines(
   yield (
     f'\n{measurement.name}: {fits}, peak {_gib(memory.peak)} of '
     f'{_gib(topology.hbm)} a {device}; compiled in {seconds.compiling:.0f} s '
-    f'({seconds.processors:.0f} s of processor time) after {seconds.tracing:.0f} s of '
+    f'({seconds.cpu:.0f} s of CPU time) after {seconds.tracing:.0f} s of '
     'tracing'
   )
   if measurement.refusal:
@@ -117,7 +118,7 @@ def _cost_lines(measurement: Measurement) -> Iterator[str]:
       f'with remat {_amount(executed, "FLOP")}, of which the program computes '
       f'{cost.flops / executed:.3f}'
     )
-  for loop in cost.endless:
+  for loop in cost.unknown_loops:
     yield f'  unknown number of iterations, counted once: {loop}'
   for target, times in cost.uncounted.items():
     yield f'  no cost estimate: {times} calls of {target}'
@@ -132,8 +133,8 @@ def _estimate_lines(measurement: Measurement, topology: Topology) -> Iterator[st
       f'along {traffic.axes} ({traffic.network}), {traffic.count} times, '
       f'{1e3 * traffic.seconds:.1f} ms'
     )
-  terms = {'compute': estimate.compute, 'HBM': estimate.memory, **estimate.networks}
-  times = [f'{name} {1e3 * seconds:.1f} ms' for name, seconds in terms.items()]
+  terms = estimate.terms.items()
+  times = [f'{name} {1e3 * seconds:.1f} ms' for name, seconds in terms]
   yield f'  at full rate       {", ".join(times)}'
   line = (
     f'  estimate           {1e3 * estimate.overlapped:.1f} ms if collectives are '
@@ -141,9 +142,8 @@ def _estimate_lines(measurement: Measurement, topology: Topology) -> Iterator[st
     f'{1e3 * estimate.serial:.1f} ms if nothing overlaps; bound by {estimate.bound}'
   )
   if measurement.analytic:
-    cases = (estimate.overlapped, estimate.scheduled, estimate.serial)
     percents = []
-    for seconds in cases:
+    for seconds in estimate.step_seconds.values():
       mfu = measurement.mfu(seconds, topology.device_flops) or 0.0
       percents.append(f'{100 * mfu:.1f}')
     line += f'; MFU {", ".join(percents)} %'
@@ -155,13 +155,8 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
   cost = measurement.cost
   estimate = measurement.estimate
   analytic = measurement.analytic
-  step_seconds = {
-    'overlapped': estimate.overlapped,
-    'scheduled': estimate.scheduled,
-    'serial': estimate.serial,
-  }
   mfu = {}
-  for name, seconds in step_seconds.items():
+  for name, seconds in estimate.step_seconds.items():
     mfu[name] = measurement.mfu(seconds, topology.device_flops)
   return {
     'fits': measurement.fits,
@@ -176,7 +171,7 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
       'with_remat': analytic.executed if analytic else None,
     },
     'hbm_bytes': cost.bytes,
-    'endless_loops': cost.endless,
+    'unknown_loops': cost.unknown_loops,
     'uncounted_calls': dict(cost.uncounted),
     'collectives': [traffic._asdict() for traffic in estimate.traffic],
     'seconds': {
@@ -184,12 +179,12 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
       'hbm': estimate.memory,
       'core': estimate.core,
       'networks': dict(estimate.networks),
-      **step_seconds,
+      **estimate.step_seconds,
     },
     'bound': estimate.bound,
     'mfu': mfu,
     'compile_seconds': measurement.seconds.compiling,
-    'compile_processor_seconds': measurement.seconds.processors,
+    'compile_processor_seconds': measurement.seconds.cpu,
     'trace_seconds': measurement.seconds.tracing,
     'hlo_characters': measurement.characters,
   }
@@ -240,15 +235,12 @@ def top_transfers(measurement: Measurement, count: int) -> Iterator[str]:
 
 def top_work(measurement: Measurement, topology: Topology, count: int) -> Iterator[str]:
   """Yields a line for each of the `count` origins with the most time of the core."""
-  flops_rate = topology.device_flops
-  hbm_rate = topology.device_hbm_rate
   seconds: dict[str, float] = collections.defaultdict(float)
   flops: dict[str, float] = collections.defaultdict(float)
   sizes: dict[str, float] = collections.defaultdict(float)
   for work in measurement.cost.work:
     origin = _origin(work)
-    once = max(work.flops / flops_rate, work.bytes / hbm_rate)
-    seconds[origin] += work.times * once
+    seconds[origin] += work.times * core_seconds(work, topology)
     flops[origin] += work.times * work.flops
     sizes[origin] += work.times * work.bytes
   for origin in _largest(seconds, count):

@@ -57,7 +57,7 @@ class Topology(NamedTuple):
   @property
   def device_flops(self) -> float:
     """FLOPs per second of one device at full rate."""
-    return self.chip.flops / self.chip.devices
+    return self.chip.device_flops
 
   @property
   def device_hbm_rate(self) -> float:
