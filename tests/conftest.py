@@ -77,24 +77,23 @@ def no_rank_promotion():
 @pytest.fixture(scope='session')
 def kit():
   """Returns a tiny model on one device, with the optimizer of a short run."""
-  from samples import make_kit, omni_optimizer, tiny_model
-
-  from omni_jax.train.optim import OptimConfig
+  from samples import make_kit, omni_optimizer, part, tiny_model
 
   config = tiny_model()
-  return make_kit(config, omni_optimizer(config, 200, OptimConfig(warmup=5)))
+  optim = part('omni.optim', kind='adamw', warmup=5)
+  return make_kit(config, omni_optimizer(config, 200, optim))
 
 
 @pytest.fixture(scope='session')
 def batch(kit):
   """Returns a batch of every kind of example, packed into two rows."""
-  from samples import laid, packed
+  from samples import laid_out_examples, packed_batch
 
-  return packed(laid(kit.config), kit.config.hosts())
+  return packed_batch(laid_out_examples(kit.config), kit.config.hosts())
 
 
 @pytest.fixture(scope='session')
-def fifth(kit, batch):
+def trained_state(kit, batch):
   """Returns the state after five updates, when no weight is exactly zero any more."""
   state = kit.state
   for _ in range(5):

@@ -18,13 +18,19 @@ from omni_jax.checkpoint.init_values import init_autoencoder
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.config import config_file
 from omni_jax.data.example_maker import prepare
+from omni_jax.modalities.audio.codec import CodecConfig
+from omni_jax.modalities.audio.embed import AudioEmbedConfig
+from omni_jax.modalities.audio.head import CodecHeadConfig
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.contract import Part
 from omni_jax.modalities.hosts import Hosts
+from omni_jax.modalities.image.embed import ImageEmbedConfig
+from omni_jax.modalities.image.head import DiTConfig
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.model import abstract, batch_losses, ModelConfig, OmniModel
+from omni_jax.nn.decoder import DecoderConfig
 from omni_jax.objective import LossConfig, Pretraining
 from omni_jax.sequence.pack import LaidOut, Packer
 from omni_jax.sharding import make_mesh, param_roles, param_specs, place
@@ -44,6 +50,22 @@ BUDGET = RowBudget(rows=2, length=96, streams=STREAMS)
 IMAGES = ImageConfig()
 SOUNDS = AudioConfig()
 TOKENS = TokenizerConfig()
+# The dataclasses of parts of the config, by name of the part.
+PARTS = {
+  'model.decoder': DecoderConfig,
+  'model.image.embed': ImageEmbedConfig,
+  'model.image.head': DiTConfig,
+  'model.audio.embed': AudioEmbedConfig,
+  'model.audio.head': CodecHeadConfig,
+  'model.codec': CodecConfig,
+  'codec.optim': OptimConfig,
+  'omni.optim': OptimConfig,
+}
+# Settings of a `loop.Stage` that checkpoints only at its end.
+STAGE_OPTIONS: dict[str, Any] = dict(
+  log_every=1, save_every=100, bad_steps=0, repeat_every=0, about={}
+)
+LOSSES = LossConfig({}, balance=0.01, z=0.001)
 SOUND_RATE = 8000  # samples per second of `sound`
 FRAME_SAMPLES = 640  # samples of a frame: 80 ms
 
@@ -77,6 +99,18 @@ def data_config(**values: Any) -> ConfigDict:
   """Returns `config.data` of configs/base.py with some values replaced."""
   data = config('base').data.to_dict() | values
   return ConfigDict(data)
+
+
+def part(name: str, **changes: Any) -> Any:
+  """Returns a part of configs/base.py as its dataclass, with some values replaced.
+
+  Args:
+    name: name of the part without the leading 'config.', such as 'model.decoder'.
+  """
+  values = config('base')
+  for key in name.split('.'):
+    values = values[key]
+  return PARTS[name](**values.to_dict() | changes)
 
 
 def hosts_of(
@@ -119,6 +153,21 @@ def sound(rng: np.random.Generator, frames: int = 3) -> dict[str, Any]:
   tone = 0.3 * np.sin(2 * np.pi * hertz * time)
   wave = tone + 0.01 * rng.standard_normal(samples)
   return {'type': 'audio', 'wave': wave.astype(np.float32)}
+
+
+def make_unreadable(path: pathlib.Path, field: str) -> None:
+  """Changes a zip file so that Python cannot unpack its members.
+
+  Args:
+    field: 'encrypted' or 'compression': members get a password, or an unknown method.
+  """
+  offset, value = {'encrypted': (8, 1), 'compression': (10, 97)}[field]
+  data = bytearray(path.read_bytes())
+  start = data.find(b'PK\x01\x02')  # an entry of the central directory
+  while start >= 0:
+    data[start + offset] = value
+    start = data.find(b'PK\x01\x02', start + 1)
+  path.write_bytes(data)
 
 
 def text(words: str) -> dict[str, Any]:
@@ -186,13 +235,15 @@ def _same_audio(left: Part, right: Part) -> bool:
   return same_shape and np.allclose(left.wave, right.wave, atol=1e-5)
 
 
-def laid(model: ModelConfig, seed: int = 0) -> list[LaidOut]:
-  """Returns the examples, laid out for a model."""
+def laid_out_examples(model: ModelConfig, seed: int = 0) -> list[LaidOut]:
+  """Returns one example of every kind, laid out for a model."""
   hosts = model.hosts()
   return [prepare(example, hosts) for example in examples(seed)]
 
 
-def packed(items: list[LaidOut], hosts: Hosts, budget: RowBudget = BUDGET) -> Batch:
+def packed_batch(
+  items: list[LaidOut], hosts: Hosts, budget: RowBudget = BUDGET
+) -> Batch:
   """Returns all items in one batch, several per row."""
   packer = Packer(budget, hosts)
   for item in items:
@@ -203,12 +254,11 @@ def packed(items: list[LaidOut], hosts: Hosts, budget: RowBudget = BUDGET) -> Ba
 def codec_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
   """Returns an untrained codec with codebooks of noise, so that it uses every code."""
   values = init_autoencoder(model, 'codec', seed=seed)
-  books = init_buffers(model.autoencoders['codec'])
-  noise = jax.random.normal(jax.random.key(seed), books.codebook_JEZ.shape)
-  books = books._replace(
-    codebook_JEZ=noise, count_JE=jnp.ones_like(books.count_JE), sum_JEZ=noise
-  )
-  return {'params': values['params'], 'buffers': {'codebooks': books._asdict()}}
+  buffers = init_buffers(model.autoencoders['codec'])
+  noise = jax.random.normal(jax.random.key(seed), buffers.codebook_JEZ.shape)
+  ones = jnp.ones_like(buffers.count_JE)
+  buffers = buffers._replace(codebook_JEZ=noise, count_JE=ones, sum_JEZ=noise)
+  return {'params': values['params'], 'buffers': {'codebooks': buffers._asdict()}}
 
 
 def frozen_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
@@ -216,8 +266,8 @@ def frozen_values(model: ModelConfig, seed: int = 0) -> dict[str, Any]:
   return {'codec': codec_values(model, seed)} if model.autoencoders else {}
 
 
-def rows(budget: RowBudget, n: int) -> RowBudget:
-  """Returns the budget of a batch of n rows."""
+def with_rows(budget: RowBudget, n: int) -> RowBudget:
+  """Returns the budget with another number of rows."""
   return dataclasses.replace(budget, rows=n)
 
 
@@ -226,7 +276,8 @@ def omni_optimizer(
 ) -> optax.GradientTransformation:
   """Returns the optimizer of the omni stage for this network."""
   roles = param_roles(abstract(config))
-  return make_optimizer(optim or OptimConfig(), steps, roles, **options)
+  optim = optim or part('omni.optim', kind='adamw')
+  return make_optimizer(optim, steps, roles, **options)
 
 
 class Kit(NamedTuple):
@@ -248,8 +299,8 @@ class Kit(NamedTuple):
   step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
   forward: Callable[..., Any]
 
-  def meshed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function under jit and under the kit's mesh."""
+  def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the jitted function, which runs on the kit's mesh."""
     jitted = jax.jit(function)
 
     def run(*args: Any) -> Any:
@@ -262,7 +313,7 @@ class Kit(NamedTuple):
 def make_kit(
   config: ModelConfig,
   tx: optax.GradientTransformation,
-  losses: LossConfig | None = None,
+  losses: LossConfig = LOSSES,
   accumulate: int = 1,
   **sizes: int,
 ) -> Kit:
@@ -279,13 +330,13 @@ def make_kit(
   init = lambda values: states.init_model_state(config, tx, values, seed=0)
   values = frozen_values(config)
   shapes = jax.eval_shape(init, values)
-  layout = states.shardings(shapes, param_specs(model), mesh)
+  shardings = states.shardings(shapes, param_specs(model), mesh)
   # Initialised on one device, then placed: every mesh starts from the same bits.
-  state = jax.device_put(jax.jit(init)(values), layout)
-  objective = Pretraining(losses or LossConfig(), mesh)
+  state = jax.device_put(jax.jit(init)(values), shardings)
+  objective = Pretraining(losses, mesh, bias_step=1e-3)
   update = Update(accumulate=accumulate, refresh=objective.refresh)
   step = make_step(objective, model, tx, update)
-  jitted = jax.jit(step, out_shardings=(layout, None))
+  jitted = jax.jit(step, out_shardings=(shardings, None))
 
   def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     with jax.set_mesh(mesh):
@@ -293,4 +344,4 @@ def make_kit(
 
   kit = Kit(config, model, mesh, state, run, batch_losses)
   forward = functools.partial(batch_losses, model=model, mesh=mesh)
-  return kit._replace(forward=kit.meshed(forward))
+  return kit._replace(forward=kit.jit(forward))

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom and show what they promise; none has results."""
+"""The notebooks run from top to bottom, show what they promise and hold no results."""
 
 import base64
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ import install
 
 FILES = sorted((samples.ROOT / 'colab').glob('*.ipynb'))
 NAMES = [path.stem for path in FILES]
-OUTPUT_SIGNS = re.compile(r'data:(image/png|audio/wav);base64,([A-Za-z0-9+/=]+)')
+EMBEDDED_MEDIA = re.compile(r'data:(image/png|audio/wav);base64,([A-Za-z0-9+/=]+)')
 SECONDS = 900  # time limit of a cell; long, because the cores may be shared
 
 
@@ -83,7 +83,7 @@ def media(outputs: list[nbformat.NotebookNode]) -> Iterator[tuple[str, bytes]]:
     data = output.get('data', {})
     if 'image/png' in data:
       yield 'figure', base64.b64decode(data['image/png'])
-    for kind, encoded in OUTPUT_SIGNS.findall(data.get('text/html', '')):
+    for kind, encoded in EMBEDDED_MEDIA.findall(data.get('text/html', '')):
       yield kind, base64.b64decode(encoded)
 
 
@@ -168,7 +168,7 @@ def test_every_notebook_has_a_test():
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)
-def test_committed_without_results(path):
+def test_notebooks_are_committed_without_results(path):
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   assert notebook.metadata.kernelspec.name == 'python3'
@@ -180,19 +180,20 @@ def test_committed_without_results(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=NAMES)
-def test_one_address_and_one_setup(path):
+def test_all_notebooks_have_the_same_setup_and_the_address_of_the_project(path):
   """Badges and clones use the repository's address from pyproject.toml."""
   project = (samples.ROOT / 'pyproject.toml').read_text()
   address = re.search(r'Repository = "https://github.com/(.+)"', project)[1]
   first, _, setup, *_ = nbformat.read(path, as_version=4).cells
+  _, _, expected_setup, *_ = nbformat.read(FILES[0], as_version=4).cells
   colab = 'https://colab.research.google.com/github'
   assert f'{colab}/{address}/blob/main/colab/{path.name})' in first.source
   assert f"REPOSITORY = 'https://github.com/{address}'" in setup.source
-  assert setup.source == nbformat.read(FILES[0], as_version=4).cells[2].source
+  assert setup.source == expected_setup.source
 
 
 @pytest.mark.parametrize(
-  'have, missing, kept',
+  'installed, missing, kept',
   [
     ({}, ['jax>=0.10.2', 'flax>=0.12.0'], []),
     (
@@ -224,15 +225,15 @@ def test_one_address_and_one_setup(path):
   ],
   ids=['nothing', 'cpu', 'tpu', 'gpu', 'old tpu', 'old gpu'],
 )
-def test_an_installed_jax_is_kept(have, missing, kept):
+def test_an_installed_jax_is_kept(installed, missing, kept):
   wanted = ['jax>=0.10.0', 'flax>=0.12.0', "pywin32; sys_platform == 'win32'"]
-  assert install.plan(wanted, have) == (missing, kept)
+  assert install.plan(wanted, installed) == (missing, kept)
 
 
 def test_nothing_is_installed_if_nothing_is_missing(capsys, monkeypatch):
   nothing_missing = install.Plan([], ['jax==1'])
   refuse = lambda *_, **__: pytest.fail('pip was called')
-  monkeypatch.setattr(install, 'plan', lambda wanted, have: nothing_missing)
+  monkeypatch.setattr(install, 'plan', lambda wanted, installed: nothing_missing)
   monkeypatch.setattr(install.subprocess, 'run', refuse)
   assert install.main() == 0
-  assert 'stays: jax==1' in capsys.readouterr().out
+  assert 'kept: jax==1' in capsys.readouterr().out

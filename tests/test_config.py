@@ -15,7 +15,7 @@ from omni_jax.modalities.image.augment import ImageAugment
 Change = Callable[[ConfigDict], None]
 
 
-def checked(run: ConfigDict) -> RunConfig:
+def run_config(run: ConfigDict) -> RunConfig:
   """Returns the checked config of a run with a codec."""
   return RunConfig.of(run, ('codec',))
 
@@ -68,25 +68,25 @@ MISTAKES = {
   ),
   'bad_steps': (
     setting('omni.bad_steps', -1),
-    r'^config\.omni: bad_steps=-1: must be 0 or more$',
+    r'^config\.omni: bad_steps=-1 must be 0 or more$',
   ),
   'accumulate': (
     setting('omni.accumulate', 3),
-    r'^config\.omni\.accumulate=3: must be 1 or more and divide '
+    r'^config\.omni\.accumulate=3 must be 1 or more and divide '
     r'config\.data\.budget\.rows=4$',
   ),
   'parts of groups': (
     groups_of_two_in_four_parts,
-    r'^config\.omni\.accumulate=4: must be 1 or more and divide '
+    r'^config\.omni\.accumulate=4 must be 1 or more and divide '
     r'config\.data\.budget\.rows=4 in groups of 2$',
   ),
   'no parts': (
     setting('omni.accumulate', 0),
-    r'^config\.omni: accumulate=0: must be 1 or more$',
+    r'^config\.omni: accumulate=0 must be 1 or more$',
   ),
   'decay': (
     setting('omni.ema', 1.0),
-    r'^config\.omni: ema=1\.0: must be at least 0 \(off\) and below 1$',
+    r'^config\.omni: ema=1\.0 must be at least 0 \(off\) and below 1$',
   ),
   'one number': (
     setting('data.budget.streams.audio', ConfigDict(dict(spoken=12))),
@@ -138,7 +138,7 @@ for key in PARTS + DATA_KEYS:
 for stage, name in itertools.product(('codec', 'omni'), COUNTS):
   MISTAKES[f'{stage}.{name}=0'] = (
     setting(f'{stage}.{name}', 0),
-    rf'^config\.{stage}: {name}=0: must be 1 or more$',
+    rf'^config\.{stage}: {name}=0 must be 1 or more$',
   )
 
 
@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line_with_the_key_and_what_to_do(mistake):
   with run.unlocked():
     change(run)
   with pytest.raises(UserError, match=message) as raised:
-    checked(run)
+    run_config(run)
   assert '\n' not in str(raised.value)
 
 
@@ -159,11 +159,11 @@ def test_all_missing_parts_are_named_at_once():
   del run.data.seed
   message = r'config\.loader is missing \(loader, data\.seed'
   with pytest.raises(UserError, match=message):
-    checked(run)
+    run_config(run)
 
 
 def test_a_config_becomes_dataclasses():
-  run = checked(tiny_run())
+  run = run_config(tiny_run())
   assert run.stages == ('codec', OMNI, EVALUATE)
   assert isinstance(run.omni, ModelStage)
   assert run.omni.steps == 30
@@ -183,7 +183,7 @@ def test_a_config_becomes_dataclasses():
 def test_a_medium_whose_augmentation_is_zero_is_left_out():
   run = tiny_run()
   run.data.augment.audio = ConfigDict(dict.fromkeys(run.data.augment.audio, 0.0))
-  assert set(checked(run).augment) == {'image'}
+  assert set(run_config(run).augment) == {'image'}
 
 
 def test_a_stage_is_unknown_if_the_run_lacks_its_autoencoder():

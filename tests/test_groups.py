@@ -1,6 +1,6 @@
 """Rows in groups that share their pools give the same batch, losses and gradients.
 
-They need less room, because a row can use what its neighbour leaves.
+They need less room, because a row can use the room that its neighbour leaves free.
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import BUDGET, laid, make_kit, omni_optimizer, tiny_model
+from samples import BUDGET, laid_out_examples, make_kit, omni_optimizer, tiny_model
 
 from omni_jax.errors import UserError
 from omni_jax.inspect_data import loss_masks, payload_of, stretches_of
 from omni_jax.model import batch_losses, encode_streams, merge
-from omni_jax.sequence.pack import check_budget, Packer
+from omni_jax.sequence.pack import check_budget, Packer, room_names
 from omni_jax.train.accumulate import split_batch
 from omni_jax.types import NONE, RowBudget
 
@@ -36,60 +36,68 @@ def model():
   return tiny_model()
 
 
-def items_of(model):
-  """Returns two sets of examples, laid out."""
-  return laid(model, seed=0) + laid(model, seed=1)
+def layouts_of(model):
+  """Returns two sets of examples, laid out for a model."""
+  return laid_out_examples(model, seed=0) + laid_out_examples(model, seed=1)
 
 
 @pytest.fixture(scope='module')
 def batches(model):
-  """Returns (a batch with a pool per row, the same rows with a pool per pair)."""
+  """Returns a batch with a pool per row, and the same rows with a pool per pair."""
   hosts = model.hosts()
   alone = Packer(ALONE, hosts)
   together = Packer(TOGETHER, hosts)
-  for item in items_of(model):
-    assert alone.add(item)
+  for layout in layouts_of(model):
+    assert alone.add(layout)
   rows = rows_of(model, alone.batch().segment_BL)
-  for item, row in zip(items_of(model), rows, strict=True):
-    assert together.add(item, row)
+  for layout, row in zip(layouts_of(model), rows, strict=True):
+    assert together.add(layout, row)
   return alone.batch(), together.batch()
 
 
+def changed_row(before, after):
+  """Returns the only row in which two arrays differ."""
+  (row,) = np.flatnonzero((before != after).any(axis=1))
+  return int(row)
+
+
 def rows_of(model, segment_BL):
-  """Returns the row that the packer chooses for each item: the first with room."""
+  """Returns the row that the packer chooses for each example: the first with room.
+
+  It also checks that the rows end up with the segments `segment_BL`.
+  """
   packer = Packer(ALONE, model.hosts())
   rows = []
-  for item in items_of(model):
+  for layout in layouts_of(model):
     before = packer.batch().segment_BL.copy()
-    assert packer.add(item)
-    changed = (packer.batch().segment_BL != before).any(axis=1)
-    rows.append(int(np.flatnonzero(changed)[0]))
+    assert packer.add(layout)
+    rows.append(changed_row(before, packer.batch().segment_BL))
   np.testing.assert_array_equal(packer.batch().segment_BL, segment_BL)
   return rows
 
 
 def test_core_arrays_are_the_same_and_pools_hold_the_same_pieces(batches):
   alone, together = batches
-  for ours, theirs in zip(alone[:-1], together[:-1], strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  for actual, expected in zip(together[:-1], alone[:-1], strict=True):
+    np.testing.assert_array_equal(actual, expected)
   for name, own in alone.streams.items():
     shared = together.streams[name]
     assert len(shared.item_BM) == ROWS // 2
     assert (shared.item_BM > 0).sum() == (own.item_BM > 0).sum()
     for row, at_L in enumerate(shared.at_BL):
       for position, piece in enumerate(at_L):
-        before = own.at_BL[row, position]
-        assert (piece == NONE) == (before == NONE)
+        own_piece = own.at_BL[row, position]
+        assert (piece == NONE) == (own_piece == NONE)
         if piece != NONE:
           np.testing.assert_array_equal(
-            shared.value_BM[row // 2, piece], own.value_BM[row, before]
+            shared.value_BM[row // 2, piece], own.value_BM[row, own_piece]
           )
 
 
 def test_losses_and_gradients_are_the_same(model, batches):
   kit = make_kit(model, omni_optimizer(model))
   state = kit.state
-  for _ in range(3):  # afterwards no weight is exactly zero any more
+  for _ in range(3):  # so that no weight is exactly zero
     state, _ = kit.step(state, batches[0])
 
   def total(params, batch):
@@ -99,7 +107,7 @@ def test_losses_and_gradients_are_the_same(model, batches):
     )
     return sum(head.total for head in losses.heads.values()), losses.heads
 
-  run = kit.meshed(jax.value_and_grad(total, has_aux=True))
+  run = kit.jit(jax.value_and_grad(total, has_aux=True))
   (_, alone), alone_grads = run(state.params, batches[0])
   (_, together), together_grads = run(state.params, batches[1])
   for name, loss in alone.items():
@@ -107,8 +115,8 @@ def test_losses_and_gradients_are_the_same(model, batches):
     np.testing.assert_allclose(together[name].weight, loss.weight, rtol=1e-6)
   leaves = jax.tree.leaves(alone_grads)
   largest = max(float(jnp.abs(leaf).max()) for leaf in leaves)
-  for ours, theirs in zip(leaves, jax.tree.leaves(together_grads), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=2e-6 * largest)
+  for actual, expected in zip(jax.tree.leaves(together_grads), leaves, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=2e-6 * largest)
 
 
 def test_losses_of_segments_are_the_same(model, batches):
@@ -120,7 +128,7 @@ def test_losses_of_segments_are_the_same(model, batches):
     hidden = network(coded, kit.state.buffers['router_bias'], kit.mesh).hidden_BLD
     return network.segment_losses(hidden, coded, jax.random.key(1), segments=4)
 
-  run = kit.meshed(losses)
+  run = kit.jit(losses)
   alone, together = (run(kit.state.params, batch) for batch in batches)
   for name, loss in alone.items():
     assert loss.total.shape == (ROWS, 4)
@@ -128,9 +136,10 @@ def test_losses_of_segments_are_the_same(model, batches):
     np.testing.assert_allclose(together[name].weight, loss.weight, rtol=1e-6)
 
 
-def test_a_row_may_use_what_its_neighbour_leaves(model):
+def test_a_row_may_use_room_that_its_neighbour_leaves_free(model):
   hosts = model.hosts()
-  drawing = next(item for item in laid(model) if item.needs[4])  # image.drawn items
+  drawn_items = room_names(hosts).index('image.drawn items')
+  drawing = next(x for x in laid_out_examples(model) if x.needs[drawn_items])
   streams = dict(BUDGET.streams) | {'image.drawn': (16, 1)}
   budget = dataclasses.replace(ALONE, streams=streams)
   alone = Packer(budget, hosts)
@@ -145,28 +154,38 @@ def test_a_row_may_use_what_its_neighbour_leaves(model):
 
 def test_parts_of_a_batch_keep_groups_together(model, batches):
   _, together = batches
-  cut = split_batch(jax.tree.map(jnp.asarray, together), 2)
-  assert cut.token_BL.shape[:2] == (2, 2)
-  np.testing.assert_array_equal(cut.token_BL[1], together.token_BL[2:])
+  parts = split_batch(jax.tree.map(jnp.asarray, together), 2)
+  assert parts.token_BL.shape[:2] == (2, 2)
+  np.testing.assert_array_equal(parts.token_BL[1], together.token_BL[2:])
   for name, stream in together.streams.items():
-    np.testing.assert_array_equal(cut.streams[name].value_BM[1], stream.value_BM[1:])
+    np.testing.assert_array_equal(parts.streams[name].value_BM[1], stream.value_BM[1:])
 
 
-def test_the_page_of_a_row_finds_its_pieces(model, batches):
+def is_stream(kind):
+  """Returns whether a kind of stretch is a stream, such as 'image.seen'."""
+  return '.' in kind
+
+
+def without_items(stretches):
+  """Returns (start, stop, kind) of each stretch: items are numbered by pool."""
+  return [(stretch.start, stretch.stop, stretch.kind) for stretch in stretches]
+
+
+def test_inspect_data_finds_the_pieces_of_a_row(model, batches):
   hosts = model.hosts()
   alone, together = batches
   for row in range(ROWS):
-    ours = stretches_of(alone, row)
-    theirs = stretches_of(together, row)
-    assert [stretch[:3] for stretch in ours] == [stretch[:3] for stretch in theirs]
-    for our_stretch, their_stretch in zip(ours, theirs, strict=True):
-      if '.' in our_stretch.kind:
-        our_payload = payload_of(alone, row, our_stretch, hosts)
-        their_payload = payload_of(together, row, their_stretch, hosts)
-        np.testing.assert_array_equal(our_payload, their_payload)
-    their_losses = loss_masks(together, row, hosts)
-    for name, has_loss in loss_masks(alone, row, hosts).items():
-      np.testing.assert_array_equal(has_loss, their_losses[name])
+    stretches = stretches_of(together, row)
+    expected_stretches = stretches_of(alone, row)
+    assert without_items(stretches) == without_items(expected_stretches)
+    for stretch, expected in zip(stretches, expected_stretches, strict=True):
+      if is_stream(stretch.kind):
+        payload = payload_of(together, row, stretch, hosts)
+        expected_payload = payload_of(alone, row, expected, hosts)
+        np.testing.assert_array_equal(payload, expected_payload)
+    masks = loss_masks(together, row, hosts)
+    for name, expected_mask in loss_masks(alone, row, hosts).items():
+      np.testing.assert_array_equal(masks[name], expected_mask)
 
 
 @pytest.mark.parametrize('group', [0, 3])

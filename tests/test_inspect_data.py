@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from samples import examples, laid, packed, ROOT, tiny_model
+from samples import examples, laid_out_examples, packed_batch, ROOT, tiny_model
 
 from omni_jax import inspect_data
 from omni_jax.errors import UserError
@@ -26,7 +26,7 @@ HOSTS = MODEL.hosts()
 
 @pytest.fixture(scope='module')
 def batch():
-  return packed(laid(MODEL), HOSTS)
+  return packed_batch(laid_out_examples(MODEL), HOSTS)
 
 
 def all_stretches(batch):
@@ -55,12 +55,12 @@ def test_stretches_cover_the_row_and_name_its_contents(batch):
     assert starts == [0, *stops[:-1]]
     assert stops[-1] == filled
     for name, stream in batch.streams.items():
-      carrying = np.flatnonzero(stream.at_BL[row] != NONE)
-      np.testing.assert_array_equal(positions_of(stretches, name), carrying)
+      expected = np.flatnonzero(stream.at_BL[row] != NONE)
+      np.testing.assert_array_equal(positions_of(stretches, name), expected)
     kinds = [stretch.kind for stretch in stretches]
     assert kinds.count(QUERIES) == (drawn.form_BN3[row, :, 0] > 0).sum()
-    querying = np.flatnonzero(drawn.query_at_BL[row] != NONE)
-    np.testing.assert_array_equal(positions_of(stretches, QUERIES), querying)
+    expected = np.flatnonzero(drawn.query_at_BL[row] != NONE)
+    np.testing.assert_array_equal(positions_of(stretches, QUERIES), expected)
 
 
 def test_losses_are_where_the_batch_has_them(batch):
@@ -99,22 +99,22 @@ def test_the_page_is_self_contained(batch):
 
 def test_the_media_are_those_of_the_examples(batch):
   """The page has them as the model receives them: 8-bit pixels and 16-bit samples."""
-  shown = {'image': [], 'audio': []}
+  payloads = {'image': [], 'audio': []}
   for row, stretch in all_stretches(batch):
     medium, _, kind = stretch.kind.partition('.')
     if kind:
-      shown[medium].append(payload_of(batch, row, stretch, HOSTS))
+      payloads[medium].append(payload_of(batch, row, stretch, HOSTS))
   parts = [part for example in examples() for part in parts_of(example)]
   for medium, key, step in (('image', 'pixels', 1 / 255), ('audio', 'wave', 2**-15)):
     originals = [part[key] for part in parts if part['type'] == medium]
-    assert len(originals) == len(shown[medium]) > 3
+    assert len(originals) == len(payloads[medium]) > 3
     for original in originals:
-      same = [payload for payload in shown[medium] if _alike(payload, original, step)]
-      assert len(same) == 1
+      matches = [x for x in payloads[medium] if _is_close(x, original, step)]
+      assert len(matches) == 1
 
 
-def _alike(payload, original, step):
-  """Returns whether a payload equals the original up to one step."""
+def _is_close(payload, original, step):
+  """Returns whether a payload equals the original up to one quantisation step."""
   trimmed = payload[: len(original)]  # the last frame is padded with silence
   if trimmed.shape != original.shape:
     return False
@@ -128,7 +128,9 @@ def run(monkeypatch, *arguments):
   inspect_data.main()
 
 
-def test_the_command(monkeypatch, tmp_path, capsys):
+def test_the_command_writes_a_page_and_refuses_missing_files(
+  monkeypatch, tmp_path, capsys
+):
   config = f'--config={ROOT}/configs/tiny.py'
   page = tmp_path / 'pages' / 'x.html'
   arguments = (f'--out={page}', '--rows=1', '--batch=1', '--config.mesh.data=1')

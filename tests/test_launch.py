@@ -16,11 +16,12 @@ LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 
 def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess:
   """Runs a launch script with these variables added to a clean environment."""
-  clean = dict(os.environ)
+  environment = dict(os.environ)
   for name in ('TPU', 'ZONE', 'SOURCE', 'PYTHON'):
-    clean.pop(name, None)
+    environment.pop(name, None)
+  environment |= env
   command = ['bash', LAUNCH / script, *args]
-  return subprocess.run(command, env=clean | env, capture_output=True, text=True)
+  return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def fake_python(folder: pathlib.Path, script: str) -> str:
@@ -33,16 +34,16 @@ def fake_python(folder: pathlib.Path, script: str) -> str:
 
 @pytest.mark.parametrize('script', sorted(path.name for path in LAUNCH.glob('*.sh')))
 def test_a_call_without_arguments_prints_the_usage_in_one_line(script):
-  done = run(script)
-  assert done.returncode == 2
-  assert done.stderr.startswith('usage:')
-  assert len(done.stderr.splitlines()) == 1
+  result = run(script)
+  assert result.returncode == 2
+  assert result.stderr.startswith('usage:')
+  assert len(result.stderr.splitlines()) == 1
 
 
 def test_local_prints_the_command_with_overrides():
   arguments = ('configs/digits.py', 'runs/a b', '--config.omni.steps=7')
-  done = run('local.sh', *arguments, DRY_RUN='1')
-  assert shlex.split(done.stdout) == [
+  result = run('local.sh', *arguments, DRY_RUN='1')
+  assert shlex.split(result.stdout) == [
     'python3',
     '-m',
     'omni_jax.train',
@@ -60,8 +61,8 @@ def test_local_starts_again_only_after_a_preemption(tmp_path, codes, starts):
     f'cd {tmp_path}; echo started >> starts\n'
     'code=$(head -n 1 codes); sed -i 1d codes; exit $code',
   )
-  done = run('local.sh', 'c.py', 'dir', PYTHON=python)
-  assert done.returncode == codes[-1]
+  result = run('local.sh', 'c.py', 'dir', PYTHON=python)
+  assert result.returncode == codes[-1]
   assert len((tmp_path / 'starts').read_text().split()) == starts
 
 
@@ -80,9 +81,9 @@ def test_local_starts_several_processes_that_know_each_other(tmp_path):
     'PROCESSES': '2',
     'JAX_COORDINATOR_ADDRESS': 'localhost:1',
   }
-  done = run('local.sh', 'c.py', 'dir', '--config.seed=1', **variables)
-  assert done.returncode == 0
-  assert done.stderr.count('starting again') == 1
+  result = run('local.sh', 'c.py', 'dir', '--config.seed=1', **variables)
+  assert result.returncode == 0
+  assert result.stderr.count('starting again') == 1
   lines = sorted((tmp_path / 'starts').read_text().splitlines())
   command = (
     'of 2 at localhost:1 -m omni_jax.train --config=c.py --workdir=dir '
@@ -114,9 +115,9 @@ def test_tpu_vm_installs_then_trains_on_every_worker():
     'ZONE': 'us-east5-a',
     'SOURCE': 'https://example.org/omni_jax.git',
   }
-  done = run('tpu_vm.sh', *arguments, **variables)
-  assert done.returncode == 0, done.stderr
-  setup, train = (shlex.split(line) for line in done.stdout.splitlines())
+  result = run('tpu_vm.sh', *arguments, **variables)
+  assert result.returncode == 0, result.stderr
+  setup, train = (shlex.split(line) for line in result.stdout.splitlines())
   for command in (setup, train):
     assert command[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', 'pod']
     assert {'--zone=us-east5-a', '--worker=all'} <= set(command)
@@ -133,17 +134,17 @@ def test_tpu_vm_needs_a_source(tmp_path):
   (copy / 'tpu_vm.sh').write_text((LAUNCH / 'tpu_vm.sh').read_text())
   env = {'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'}
   command = ['bash', copy / 'tpu_vm.sh', 'c.py', 'dir']
-  done = subprocess.run(command, env=env, capture_output=True, text=True)
-  assert done.returncode == 2
-  assert 'SOURCE' in done.stderr
+  result = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert result.returncode == 2
+  assert 'SOURCE' in result.stderr
 
 
 def test_the_page_of_pods_is_up_to_date():
-  """`python launch/pods.py --page` writes docs/pods.md from the measured facts.
+  """`python launch/pods.py --page` writes docs/pods.md from the results in docs/pods.json.
 
-  There are facts of every run in the table.
+  There are results of every run in the table.
   """
   pods = runpy.run_path(str(LAUNCH / 'pods.py'))
-  facts = json.loads(pods['FACTS'].read_text())
-  assert set(facts) == set(pods['RUNS'])
-  assert pods['PAGE'].read_text() == pods['page'](facts)
+  results = json.loads(pods['RESULTS_FILE'].read_text())
+  assert set(results) == set(pods['RUNS'])
+  assert pods['PAGE_FILE'].read_text() == pods['page'](results)

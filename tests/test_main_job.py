@@ -1,6 +1,6 @@
-"""The README's main job in miniature: one command trains, evaluates and reports.
+"""Tests the README's main job in miniature: one command trains, evaluates and reports.
 
-What it leaves in the run's folder can be used.
+The trained model in the run's folder can then be used.
 """
 
 import itertools
@@ -17,7 +17,7 @@ MEDIA = ('text', 'image', 'speech')
 DIRECTIONS = {f'{a}_to_{b}' for a, b in itertools.product(MEDIA, MEDIA)}
 
 
-def command(*args: str) -> subprocess.CompletedProcess:
+def run_module(*args: str) -> subprocess.CompletedProcess:
   """Runs a command of the package in a process of its own."""
   environment = os.environ | {'PYTHONPATH': str(samples.ROOT), 'JAX_PLATFORMS': 'cpu'}
   return subprocess.run(
@@ -34,13 +34,13 @@ def workdir(tmp_path_factory):
   """Returns the folder of a finished run."""
   folder = tmp_path_factory.mktemp('job') / 'run'
   cache = os.environ.get('OMNI_JAX_TEST_CACHE', str(folder.parent / 'cache'))
-  done = command(
+  result = run_module(
     'omni_jax.train',
     f'--config={samples.ROOT}/configs/tiny.py',
     f'--workdir={folder}',
     f'--config.compilation_cache={cache}',
   )
-  assert done.returncode == 0, done.stderr
+  assert result.returncode == 0, result.stderr
   return folder
 
 
@@ -74,18 +74,18 @@ def test_report_and_metrics_are_complete(workdir):
 
 def test_the_same_command_resumes_a_finished_run_and_changes_nothing(workdir):
   before = (workdir / 'metrics.jsonl').read_bytes()
-  done = command(
+  result = run_module(
     'omni_jax.train',
     f'--config={samples.ROOT}/configs/tiny.py',
     f'--workdir={workdir}',
     "--config.stages=('codec','omni')",
   )
-  assert done.returncode == 0, done.stderr
-  assert 'resumed at step' in done.stdout
+  assert result.returncode == 0, result.stderr
+  assert 'resumed at step' in result.stdout
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_python_api(workdir):
+def test_the_python_api_loads_the_run_and_answers_with_speech(workdir):
   import omni_jax
 
   model = omni_jax.load(str(workdir))

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import examples, laid, packed, tiny_run
+from samples import examples, laid_out_examples, LOSSES, packed_batch, tiny_run
 
 from omni_jax.modalities.audio import embed as audio_embed
 from omni_jax.modalities.audio.mel import as_wave, log_mel_patches
 from omni_jax.modalities.image import embed as image_embed
 from omni_jax.modalities.image.embed import normalised
 from omni_jax.model import abstract, batch_losses, encode_streams, merge, ModelConfig
-from omni_jax.objective import LossConfig, total_loss
+from omni_jax.objective import total_loss
 from omni_jax.sharding import named_leaves
 from omni_jax.types import Batch, NONE
 
@@ -50,7 +50,7 @@ def with_values(batch: Batch, values: dict[str, jax.Array]) -> Batch:
   return batch._replace(streams=streams)
 
 
-def value_of(batch: Batch, stream: str) -> np.ndarray:
+def pieces_of(batch: Batch, stream: str) -> np.ndarray:
   """Returns the pieces of a stream."""
   return batch.streams[stream].value_BM
 
@@ -69,7 +69,7 @@ def float_pixels(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def row(batch):
+def row_and_mask(batch):
   """Returns the first row of the batch, the fuller one, and its mask (L, L)."""
   row = jax.tree.map(lambda x: x[:1], batch)
   segment_L = row.segment_BL[0]
@@ -81,21 +81,21 @@ def row(batch):
 
 
 def reach(mask_LL, at_L, pieces):
-  """Returns (L, M): whether a position may look at one that carries the piece.
+  """Returns an (L, M) mask: whether a position may look at one that carries the piece.
 
   Args:
     at_L: piece that each position carries, or NONE.
     pieces: M, the number of pieces.
   """
-  shown_LM = at_L[:, None] == np.arange(pieces)[None]
-  return (mask_LL[:, :, None] & shown_LM[None]).any(axis=1)
+  carries_LM = at_L[:, None] == np.arange(pieces)[None]
+  return (mask_LL[:, :, None] & carries_LM[None]).any(axis=1)
 
 
 def test_no_gradient_comes_from_the_future_or_from_other_examples(
-  kit, row, float_pixels
+  kit, row_and_mask, float_pixels
 ):
-  """Checks the states' gradients by every embedding, pixel and sample of the row."""
-  row, mask_LL = row
+  """Checks the gradients with respect to every embedding, pixel and sample of a row."""
+  row, mask_LL = row_and_mask
   length = len(mask_LL)
   width = kit.config.decoder.width
   image = kit.config.media['image']
@@ -109,18 +109,18 @@ def test_no_gradient_comes_from_the_future_or_from_other_examples(
     _, pull = jax.vjp(states, offset_BLD, *values)
     direction_D = jax.random.normal(KEY, (width,))
 
-    def of_position(position):
+    def gradients_of(position):
       one_hot_L = jax.nn.one_hot(position, length)
       return pull(one_hot_L[None, :, None] * direction_D)
 
     # Position by position, because XLA on CPU (jaxlib 0.10.2) sums the gradient of an
     # RMS norm wrongly under vmap.
-    return jax.lax.map(of_position, jnp.arange(length))
+    return jax.lax.map(gradients_of, jnp.arange(length))
 
-  seen = normalised(jnp.asarray(value_of(row, 'image.seen')), image)
-  drawn = normalised(jnp.asarray(value_of(row, 'image.drawn')), image)
-  heard = as_wave(jnp.asarray(value_of(row, 'audio.heard')))
-  run = kit.meshed(gradients)
+  seen = normalised(jnp.asarray(pieces_of(row, 'image.seen')), image)
+  drawn = normalised(jnp.asarray(pieces_of(row, 'image.drawn')), image)
+  heard = as_wave(jnp.asarray(pieces_of(row, 'audio.heard')))
+  run = kit.jit(gradients)
   offset_grads, *piece_grads = run(jnp.zeros((1, length, width)), seen, drawn, heard)
   filled_L = row.segment_BL[0] > 0
 
@@ -136,50 +136,52 @@ def test_no_gradient_comes_from_the_future_or_from_other_examples(
     np.testing.assert_array_equal(nonzero(grads[:, 0]), reached_LM[filled_L], name)
 
 
-def test_no_change_in_the_future_or_in_other_examples_moves_a_state(kit, row):
+def test_no_change_in_the_future_or_in_other_examples_changes_a_state(
+  kit, row_and_mask
+):
   """Changes what has no gradient: text ids and codes of spoken frames.
 
   Each row of one batch has a single change; row 0 has none.
   """
-  row, mask_LL = row
-  length = len(mask_LL)
+  row, mask_LL = row_and_mask
   spoken_L = row.streams['audio.spoken'].at_BL[0]
   (spoken,) = np.nonzero(spoken_L != NONE)
   (texts,) = np.nonzero(row.token_BL[0])
   rows = 1 + len(texts) + len(spoken)
-  changed = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), row)
+  batch = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), row)
   for i, position in enumerate(texts, start=1):
-    changed.token_BL[i, position] += 1
+    batch.token_BL[i, position] += 1
   samples = kit.config.media['audio'].frame
   noise = 8000 * np.random.default_rng(0).standard_normal(samples)
   for i, position in enumerate(spoken, start=1 + len(texts)):
     piece = spoken_L[position]
-    value_of(changed, 'audio.spoken')[i, piece] = noise.astype(np.int16)
-  states = kit.meshed(lambda batch: hidden_states(kit, batch))
-  hidden = np.asarray(states(changed))
-  moved = np.abs(hidden[1:] - hidden[:1]).max(axis=-1) > 1e-4
-  moved[:, row.segment_BL[0] == 0] = False
-  np.testing.assert_array_equal(moved[: len(texts)], mask_LL.T[texts])
-  for moved_L, position in zip(moved[len(texts) :], spoken, strict=True):
-    assert moved_L[position], 'the model does not see a spoken frame'
-    assert not (moved_L & ~mask_LL[:, position]).any()
-  assert moved.shape == (len(texts) + len(spoken), length)
+    pieces_of(batch, 'audio.spoken')[i, piece] = noise.astype(np.int16)
+  states = kit.jit(lambda batch: hidden_states(kit, batch))
+  hidden = np.asarray(states(batch))
+  is_changed = np.abs(hidden[1:] - hidden[:1]).max(axis=-1) > 1e-4
+  is_changed[:, row.segment_BL[0] == 0] = False
+  np.testing.assert_array_equal(is_changed[: len(texts)], mask_LL.T[texts])
+  for is_changed_L, position in zip(is_changed[len(texts) :], spoken, strict=True):
+    assert is_changed_L[position], 'the model does not see a spoken frame'
+    assert not (is_changed_L & ~mask_LL[:, position]).any()
 
 
 def losses_of(kit, state, items):
   """Returns the losses of all heads on a batch of these items."""
-  batch = packed(items, kit.config.hosts())
+  batch = packed_batch(items, kit.config.hosts())
   return kit.forward(state.params, state.buffers, batch, KEY).heads
 
 
-def test_packed_equals_alone(kit, batch, fifth):
+def test_losses_of_packed_examples_are_sums_of_their_losses_alone(
+  kit, batch, trained_state
+):
   """Each head's loss on packed rows is the sum of its losses on the examples alone.
 
   That includes the noise of the images.
   """
-  items = laid(kit.config)
-  together = losses_of(kit, fifth, items)
-  alone = [losses_of(kit, fifth, [item]) for item in items]
+  items = laid_out_examples(kit.config)
+  together = losses_of(kit, trained_state, items)
+  alone = [losses_of(kit, trained_state, [item]) for item in items]
   assert (batch.segment_BL.max(axis=1) > 1).all()
   for name, loss in together.items():
     weights = [losses[name].weight for losses in alone]
@@ -190,10 +192,10 @@ def test_packed_equals_alone(kit, batch, fifth):
     assert sum(weight > 0 for weight in weights) > 1
 
 
-def test_order_in_the_rows_changes_nothing(kit, fifth):
-  items = laid(kit.config)
-  forward = losses_of(kit, fifth, items)
-  backward = losses_of(kit, fifth, items[::-1])
+def test_order_in_the_rows_changes_nothing(kit, trained_state):
+  items = laid_out_examples(kit.config)
+  forward = losses_of(kit, trained_state, items)
+  backward = losses_of(kit, trained_state, items[::-1])
   for name, loss in forward.items():
     np.testing.assert_allclose(
       loss.total, backward[name].total, rtol=1e-5, err_msg=name
@@ -201,7 +203,7 @@ def test_order_in_the_rows_changes_nothing(kit, fifth):
 
 
 @pytest.fixture(scope='module')
-def overfit(kit, batch):
+def loss_curve(kit, batch):
   """Returns the losses of each of 200 steps on the same batch."""
   state = kit.state
   curve = []
@@ -213,25 +215,28 @@ def overfit(kit, batch):
 
 
 @pytest.mark.parametrize(
-  'head, left', [('text', 0.02), ('image', 0.3), ('audio', 0.02)]
+  'head, share', [('text', 0.02), ('image', 0.3), ('audio', 0.02)]
 )
-def test_every_head_overfits_one_batch(overfit, head, left):
-  """The image loss is averaged and falls less, since each step has new noise."""
-  first = overfit[0][head]
-  last = np.mean([losses[head] for losses in overfit[-10:]])
-  assert last < left * first, f'{first:.3f} -> {last:.3f}'
+def test_every_head_overfits_one_batch(loss_curve, head, share):
+  """At the end, less than a share of the first loss is left.
+
+  The image loss is averaged and falls less, since each step has new noise.
+  """
+  first = loss_curve[0][head]
+  last = np.mean([losses[head] for losses in loss_curve[-10:]])
+  assert last < share * first, f'{first:.3f} -> {last:.3f}'
 
 
 def crossed_gradients(kit, batch):
   """Returns a jitted function of the state that gives two gradients.
 
-  They are those of the speech loss by the pixels seen, and of the image loss by the mel
-  features heard.
+  They are those of the speech loss with respect to the pixels seen, and of the image
+  loss with respect to the mel features heard.
   """
   heard = batch.streams['audio.heard']
   wave = as_wave(jnp.asarray(heard.value_BM))
   mel = log_mel_patches(wave, jnp.asarray(heard.item_BM), kit.config.media['audio'])
-  bytes_seen = jnp.asarray(value_of(batch, 'image.seen'))
+  bytes_seen = jnp.asarray(pieces_of(batch, 'image.seen'))
   pixels = normalised(bytes_seen, kit.config.media['image'])
 
   def loss(state, pixels, mel, name):
@@ -245,54 +250,56 @@ def crossed_gradients(kit, batch):
     return heads[name].mean
 
   def gradients(state):
-    of_speech = jax.grad(loss, argnums=1)(state, pixels, mel, 'audio')
-    of_images = jax.grad(loss, argnums=2)(state, pixels, mel, 'image')
-    return of_speech, of_images
+    pixel_grad = jax.grad(loss, argnums=1)(state, pixels, mel, 'audio')
+    mel_grad = jax.grad(loss, argnums=2)(state, pixels, mel, 'image')
+    return pixel_grad, mel_grad
 
-  return kit.meshed(gradients)
+  return kit.jit(gradients)
 
 
 def test_gradients_cross_from_speech_to_pixels_and_from_images_to_sound(
-  kit, batch, fifth, float_pixels
+  kit, batch, trained_state, float_pixels
 ):
   gradients = crossed_gradients(kit, batch)
-  _, mel = gradients(kit.state)
-  assert not mel.any(), 'adaLN-Zero: a fresh image head ignores its condition'
-  pixels, mel = (np.abs(np.asarray(grads)) for grads in gradients(fifth))
+  _, mel_grad = gradients(kit.state)
+  assert not mel_grad.any(), 'adaLN-Zero: a fresh image head ignores its condition'
+  pixel_grad, mel_grad = map(np.asarray, gradients(trained_state))
   seen = batch.streams['image.seen']
   heard = batch.streams['audio.heard']
   spoken = batch.streams['audio.spoken']
   drawn = batch.streams['image.drawn']
 
-  def in_segments_of(read, written_at_BL):
-    """Returns (B, M): pieces of a stream whose example also carries written ones."""
+  def read_beside_written(read, written_at_BL):
+    """Returns a (B, M) mask of the pieces read in examples that also write."""
     marked_BM = np.zeros(read.item_BM.shape, bool)
     for row, segment_L in enumerate(batch.segment_BL):
-      writing = segment_L[written_at_BL[row] != NONE]
+      writing_segments = segment_L[written_at_BL[row] != NONE]
       for position in np.flatnonzero(read.at_BL[row] != NONE):
         piece = read.at_BL[row, position]
-        marked_BM[row, piece] = segment_L[position] in writing
+        marked_BM[row, piece] = segment_L[position] in writing_segments
     return marked_BM
 
   # A patch has a gradient if its own example speaks, and a frame if its own example
   # draws; all others have exactly none.
-  expected_pixels = in_segments_of(seen, spoken.at_BL)
-  expected_mel = in_segments_of(heard, drawn.query_at_BL)
+  expected_pixels = read_beside_written(seen, spoken.at_BL)
+  expected_mel = read_beside_written(heard, drawn.query_at_BL)
   assert expected_pixels.any()
   assert expected_mel.any()
-  np.testing.assert_array_equal(pixels.max(axis=2) > 1e-9, expected_pixels)
-  np.testing.assert_array_equal(mel.max(axis=2) > 1e-9, expected_mel)
+  has_pixel_grad = np.abs(pixel_grad).max(axis=2) > 1e-9
+  has_mel_grad = np.abs(mel_grad).max(axis=2) > 1e-9
+  np.testing.assert_array_equal(has_pixel_grad, expected_pixels)
+  np.testing.assert_array_equal(has_mel_grad, expected_mel)
 
 
-def test_every_weight_gets_a_gradient(kit, batch, fifth):
+def test_every_weight_gets_a_gradient(kit, batch, trained_state):
   def objective(params, batch):
     heads, stats = batch_losses(
-      params, fifth.buffers, batch, KEY, model=kit.model, mesh=kit.mesh
+      params, trained_state.buffers, batch, KEY, model=kit.model, mesh=kit.mesh
     )
-    return total_loss(heads, stats, LossConfig()), stats
+    return total_loss(heads, stats, LOSSES), stats
 
-  run = kit.meshed(jax.grad(objective, has_aux=True))
-  grads, stats = run(fifth.params, batch)
+  run = kit.jit(jax.grad(objective, has_aux=True))
+  grads, stats = run(trained_state.params, batch)
   assert (stats.load_E > 0).all(), (
     'the batch does not reach every expert: this test would show too little'
   )
@@ -304,16 +311,16 @@ def test_every_weight_gets_a_gradient(kit, batch, fifth):
   assert all(np.isfinite(leaf).all() for leaf in leaves.values())
 
 
-def test_the_frozen_codec_gets_no_gradient(kit, batch, fifth):
+def test_the_frozen_codec_gets_no_gradient(kit, batch, trained_state):
   def objective(codec, batch):
-    buffers = fifth.buffers | {'frozen': {'codec': codec}}
+    buffers = trained_state.buffers | {'frozen': {'codec': codec}}
     heads, _ = batch_losses(
-      fifth.params, buffers, batch, KEY, model=kit.model, mesh=kit.mesh
+      trained_state.params, buffers, batch, KEY, model=kit.model, mesh=kit.mesh
     )
     return sum(head.mean for head in heads.values())
 
-  run = kit.meshed(jax.grad(objective))
-  grads = run(fifth.buffers['frozen']['codec'], batch)
+  run = kit.jit(jax.grad(objective))
+  grads = run(trained_state.buffers['frozen']['codec'], batch)
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
@@ -321,16 +328,16 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_and_losses_in_fp32(kit,
   config = tiny_run().model
   config.audio.seconds = 0.48
   config.dtype = 'bfloat16'
-  half = kit._replace(model=abstract(ModelConfig.from_config(config)))
+  bf16_kit = kit._replace(model=abstract(ModelConfig.from_config(config)))
 
   def losses(batch):
     state = kit.state
     return batch_losses(
-      state.params, state.buffers, batch, KEY, model=half.model, mesh=kit.mesh
+      state.params, state.buffers, batch, KEY, model=bf16_kit.model, mesh=kit.mesh
     )
 
   with jax.set_mesh(kit.mesh):
-    hidden = jax.eval_shape(lambda batch: hidden_states(half, batch), batch)
+    hidden = jax.eval_shape(lambda batch: hidden_states(bf16_kit, batch), batch)
     heads, stats = jax.eval_shape(losses, batch)
   assert hidden.dtype == jnp.bfloat16
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((heads, stats)))
@@ -355,31 +362,33 @@ def heads_of(kit, state, batch):
 
 
 def test_losses_by_segment_are_those_of_each_example_and_sum_to_the_batch(
-  kit, batch, fifth
+  kit, batch, trained_state
 ):
-  most = int(batch.segment_BL.max())
+  segments = int(batch.segment_BL.max())
 
   def losses(state, batch):
     hidden, summed, by_segment = heads_of(kit, state, batch)
-    return summed(hidden), by_segment(hidden, most), by_segment(hidden, 1)
+    return summed(hidden), by_segment(hidden, segments), by_segment(hidden, 1)
 
-  of_batch, of_segments, of_first = kit.meshed(losses)(fifth, batch)
+  of_batch, of_segments, of_first = kit.jit(losses)(trained_state, batch)
   assert set(of_batch) == set(of_segments) == set(HEADS)
   for name, loss in of_batch.items():
-    assert of_segments[name].total.shape == (len(batch.segment_BL), most)
+    assert of_segments[name].total.shape == (len(batch.segment_BL), segments)
     for sums, total in zip(of_segments[name], loss, strict=True):
       np.testing.assert_allclose(sums.sum(), total, rtol=1e-5, err_msg=name)
-    for fewer, more in zip(of_first[name], of_segments[name], strict=True):
-      np.testing.assert_allclose(fewer, more[:, :1], rtol=1e-6, err_msg=name)
+    for first, every in zip(of_first[name], of_segments[name], strict=True):
+      np.testing.assert_allclose(first, every[:, :1], rtol=1e-6, err_msg=name)
 
-  # Compare with the examples alone; their ids tell which segment each of them is.
-  items = {tuple(item.layout.token_n.tolist()): item for item in laid(kit.config)}
+  # Compare with the examples alone; the ids of a segment tell which example it is.
+  items = {
+    tuple(item.layout.token_n.tolist()): item for item in laid_out_examples(kit.config)
+  }
   assert len(items) == len(examples())
   for row, segment_L in enumerate(batch.segment_BL):
     for segment in range(1, segment_L.max() + 1):
       ids = batch.token_BL[row][segment_L == segment]
       item = items.pop(tuple(ids.tolist()))
-      for name, alone in losses_of(kit, fifth, [item]).items():
+      for name, alone in losses_of(kit, trained_state, [item]).items():
         total_BS, weight_BS = of_segments[name]
         loss = (total_BS[row, segment - 1], weight_BS[row, segment - 1])
         np.testing.assert_allclose(loss, alone, rtol=2e-5, atol=1e-6, err_msg=name)
@@ -388,27 +397,27 @@ def test_losses_by_segment_are_those_of_each_example_and_sum_to_the_batch(
 
 @pytest.mark.parametrize('name', HEADS)
 def test_the_loss_of_a_segment_has_gradients_at_its_own_positions_only(
-  kit, batch, fifth, name
+  kit, batch, trained_state, name
 ):
-  most = int(batch.segment_BL.max())
+  segments = int(batch.segment_BL.max())
 
   def gradients(state, batch):
     hidden, _, by_segment = heads_of(kit, state, batch)
 
     def largest(row, segment):
-      total = lambda hidden: by_segment(hidden, most)[name].total[row, segment]
+      total = lambda hidden: by_segment(hidden, segments)[name].total[row, segment]
       return jnp.abs(jax.grad(total)(hidden)).max(axis=2)
 
-    weight_BS = by_segment(hidden, most)[name].weight
-    grads = [largest(*index) for index in np.ndindex(len(hidden), most)]
+    weight_BS = by_segment(hidden, segments)[name].weight
+    grads = [largest(*index) for index in np.ndindex(len(hidden), segments)]
     return jnp.stack(grads), weight_BS
 
-  grads_UBL, weight_BS = kit.meshed(gradients)(fifth, batch)
+  grads_UBL, weight_BS = kit.jit(gradients)(trained_state, batch)
   grads_BSBL = np.asarray(grads_UBL).reshape(*weight_BS.shape, *batch.segment_BL.shape)
   assert (weight_BS > 0).sum() > 1
   for row, segment in np.ndindex(*weight_BS.shape):
-    reached = grads_BSBL[row, segment] > 0
-    own = np.zeros_like(reached)
+    has_gradient = grads_BSBL[row, segment] > 0
+    own = np.zeros_like(has_gradient)
     own[row] = batch.segment_BL[row] == segment + 1
-    assert not reached[~own].any()
-    assert reached.any() == (weight_BS[row, segment] > 0)
+    assert not has_gradient[~own].any()
+    assert has_gradient.any() == (weight_BS[row, segment] > 0)

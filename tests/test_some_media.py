@@ -1,7 +1,4 @@
-"""Models with only some of the media train and write.
-
-They refuse the media that they do not have, and name them.
-"""
+"""Models with only some of the media train, write, and refuse the others by name."""
 
 import jax
 from ml_collections import ConfigDict
@@ -59,10 +56,11 @@ MEDIA = {'text': (text_only, lambda rng: text('?')), 'image': (image_only, pictu
 
 
 @pytest.fixture(scope='module', params=MEDIA)
-def trained(request):
-  """Trains forty steps with the programs of every run.
+def short_run(request):
+  """Trains for forty steps with the programs of every run.
 
-  Returns (name of the case, plan, metrics of each step, model that generates).
+  Returns:
+    The name of the case, the plan, the metrics of each step, and the trained model.
   """
   make_config, part = MEDIA[request.param]
   config = make_config()
@@ -85,8 +83,8 @@ def trained(request):
   return request.param, plan, history, model
 
 
-def test_it_has_the_parts_of_its_media_and_no_others(trained):
-  name, plan, _, model = trained
+def test_a_model_has_the_parts_of_its_media_and_no_others(short_run):
+  name, plan, _, model = short_run
   media = {'text', name}
   assert set(plan.hosts) == media
   assert not plan.model_config.autoencoders
@@ -97,8 +95,8 @@ def test_it_has_the_parts_of_its_media_and_no_others(trained):
   assert plan.hosts.numbers == {'text': 1, 'image': 2, 'audio': 3}
 
 
-def test_it_trains(trained):
-  name, _, history, _ = trained
+def test_losses_fall_and_only_heads_of_its_media_have_one(short_run):
+  name, _, history, _ = short_run
   first = history[0]
   last = history[-1]
   assert last['loss/text'] < first['loss/text']
@@ -112,8 +110,8 @@ def test_it_trains(trained):
     assert np.mean(images[-10:]) < 0.95 * np.mean(images[:5])
 
 
-def test_it_writes_what_it_has_and_refuses_the_rest(trained):
-  name, _, _, model = trained
+def test_a_model_writes_its_media_and_refuses_the_others(short_run):
+  name, _, _, model = short_run
   (part,) = model.generate('one', want='text', max_new=8)
   assert part.type == 'text'
   assert part.text
@@ -136,8 +134,8 @@ def test_it_writes_what_it_has_and_refuses_the_rest(trained):
     model.generate([samples.sound(np.random.default_rng(1))], want='text')
 
 
-def test_it_scores_examples(trained):
-  name, _, _, model = trained
+def test_a_model_scores_examples(short_run):
+  name, _, _, model = short_run
   part = text('?') if name == 'text' else picture(np.random.default_rng(0))
   losses = model.loss(questions(part))
   assert set(losses) == {'text', name}

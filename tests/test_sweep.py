@@ -12,7 +12,7 @@ from omni_jax.errors import UserError
 
 SWEEP = runpy.run_path(str(ROOT / 'launch' / 'sweep.py'))
 CONFIG = f'--config={ROOT}/configs/tiny.py'
-TWO = [
+FOUR_RUNS = [
   '--sweep',
   'omni.optim.lr=1e-3,2e-3',
   '--sweep',
@@ -60,8 +60,8 @@ def call(workdir, *args, run=None):
   return SWEEP['main']([CONFIG, f'--workdir={workdir}', *args], run)
 
 
-def test_every_combination_in_a_folder_of_its_own(tmp_path, capsys):
-  assert call(tmp_path / 'x', *TWO, '--dry_run') == 0
+def test_every_combination_runs_in_a_folder_of_its_own(tmp_path, capsys):
+  assert call(tmp_path / 'x', *FOUR_RUNS, '--dry_run') == 0
   commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
   assert len(commands) == 4
   assert not list(tmp_path.iterdir())
@@ -93,15 +93,16 @@ def test_commas_in_brackets_and_quotes_are_part_of_a_value(text, values):
 
 def test_a_failed_run_is_reported_and_repeated_by_the_same_command(tmp_path, capsys):
   runs = Runs(0, 7, 0, 0)
-  assert call(tmp_path, *TWO, run=runs) == 1
+  assert call(tmp_path, *FOUR_RUNS, run=runs) == 1
   out, err = capsys.readouterr()
   assert len(runs.commands) == 4
   assert 'failed with exit code 7' in out
   assert err == 'sweep: 1 of 4 runs failed: omni.optim.lr=1e-3,seed=1\n'
-  again = Runs()
-  assert call(tmp_path, *TWO, run=again) == 0
-  assert [command[-1] for command in again.commands] == ['--config.seed=1']
-  assert again.commands == runs.commands[1:2]
+  second = Runs()
+  assert call(tmp_path, *FOUR_RUNS, run=second) == 0
+  failed_command = runs.commands[1]
+  assert second.commands == [failed_command]
+  assert failed_command[-1] == '--config.seed=1'
   out, err = capsys.readouterr()
   assert out.count('already finished') == 3
   assert '1.5\u00a0±\u00a00' in out
@@ -112,14 +113,14 @@ def test_a_failed_run_is_reported_and_repeated_by_the_same_command(tmp_path, cap
 def test_a_finished_run_with_another_override_runs_again(tmp_path):
   sweep = (tmp_path / 'a', '--sweep', 'seed=0')
   call(*sweep, run=Runs())
-  longer = Runs(3)
-  assert call(*sweep, '--config.omni.steps=8', run=longer) == 1
-  assert longer.commands
+  failing = Runs(3)
+  assert call(*sweep, '--config.omni.steps=8', run=failing) == 1
+  assert failing.commands
 
 
 def test_a_preemption_ends_the_sweep_and_is_not_a_failure(tmp_path):
   runs = Runs(0, 75)
-  assert call(tmp_path, *TWO, run=runs) == 75
+  assert call(tmp_path, *FOUR_RUNS, run=runs) == 75
   assert len(runs.commands) == 2
   assert len(json.loads((tmp_path / 'sweep.json').read_text())) == 1
 

@@ -1,4 +1,4 @@
-"""Tests of checkpoints: state and iterator are restored bit-exactly, on any mesh.
+"""Checkpoints restore state and iterator bit-exactly, on any mesh.
 
 A checkpoint of another model is refused with the name of an array.
 """
@@ -37,8 +37,8 @@ def state(step=3, width=8, **params):
   )
 
 
-def saved(folder, *states, iterator=b'{"next": 7}', keep=2):
-  """Saves states one after another and returns the folder as text."""
+def save_states(folder, *states, iterator=b'{"next": 7}', keep=2):
+  """Saves states one after another, and returns the folder as text."""
   with Checkpoints(str(folder), 'omni', keep=keep) as checkpoints:
     for state_to_save in states:
       checkpoints.save(state_to_save, iterator)
@@ -46,18 +46,20 @@ def saved(folder, *states, iterator=b'{"next": 7}', keep=2):
 
 
 def reader(folder):
+  """Returns the checkpoints of a run to read."""
   return Checkpoints(folder, 'omni', read_only=True)
 
 
-def assert_same(ours, theirs):
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_same(actual, expected):
+  """Checks that two trees are equal, with the same types."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
 
 
 def test_state_and_iterator_are_restored_bit_exactly(tmp_path):
-  workdir = saved(tmp_path, state())
+  workdir = save_states(tmp_path, state())
   with Checkpoints(workdir, 'omni') as checkpoints:
     assert checkpoints.latest() == 3
     restored, iterator = checkpoints.restore(state(step=0))
@@ -66,7 +68,7 @@ def test_state_and_iterator_are_restored_bit_exactly(tmp_path):
 
 
 def test_the_last_step_is_restored_by_default_and_old_ones_are_removed(tmp_path):
-  workdir = saved(tmp_path, *(state(step) for step in (1, 2, 3)), keep=2)
+  workdir = save_states(tmp_path, *(state(step) for step in (1, 2, 3)), keep=2)
   like = {'params': state().params, 'buffers': state().buffers}
   with reader(workdir) as checkpoints:
     assert checkpoints.restore_model(like)[1] == 3
@@ -77,7 +79,7 @@ def test_the_last_step_is_restored_by_default_and_old_ones_are_removed(tmp_path)
       checkpoints.restore_model(like, 1)
 
 
-def placed(spec, **sizes):
+def state_on_mesh(spec, **sizes):
   """Returns a state on a mesh, with its matrices split as `spec`."""
   mesh = make_mesh(sizes)
 
@@ -94,8 +96,8 @@ def shardings(tree):
 
 
 def test_weights_are_restored_on_other_meshes(tmp_path):
-  workdir = saved(tmp_path, placed(P('fsdp', 'tensor'), fsdp=4, tensor=2))
-  for like in (placed(P(), data=1), placed(P(None, 'fsdp'), fsdp=8)):
+  workdir = save_states(tmp_path, state_on_mesh(P('fsdp', 'tensor'), fsdp=4, tensor=2))
+  for like in (state_on_mesh(P(), data=1), state_on_mesh(P(None, 'fsdp'), fsdp=8)):
     with Checkpoints(workdir, 'omni') as checkpoints:
       restored, _ = checkpoints.restore(like)
     assert_same(restored, state())
@@ -107,12 +109,15 @@ def test_weights_are_restored_on_other_meshes(tmp_path):
   [
     (
       state(width=9),
-      r'first params\.decoder\.w: saved .*\(16, 8\).*wanted .*\(16, 9\)',
+      r'the first is params\.decoder\.w: saved .*\(16, 8\).*wanted .*\(16, 9\)',
     ),
-    (state(extra=jnp.ones(2)), r'first params\.extra: saved absent, wanted .*\(2,\)'),
+    (
+      state(extra=jnp.ones(2)),
+      r'the first is params\.extra: saved absent, wanted .*\(2,\)',
+    ),
     (
       state(scale=jnp.ones(4, jnp.bfloat16)),
-      r'first params\.scale: saved .*float32.*wanted .*bfloat16',
+      r'the first is params\.scale: saved .*float32.*wanted .*bfloat16',
     ),
   ],
   ids=['shape', 'array', 'dtype'],
@@ -120,7 +125,7 @@ def test_weights_are_restored_on_other_meshes(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_with_the_name_of_an_array(
   tmp_path, other, message
 ):
-  workdir = saved(tmp_path, state())
+  workdir = save_states(tmp_path, state())
   with (
     Checkpoints(workdir, 'omni') as checkpoints,
     pytest.raises(UserError, match=f'is of another model: .*{message}'),
@@ -132,7 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_name_of_an_array(
 
 
 def test_another_optimizer_is_refused(tmp_path):
-  workdir = saved(tmp_path, state())
+  workdir = save_states(tmp_path, state())
   sgd = optax.sgd(0.1, momentum=0.9)
   other = state()._replace(opt_state=sgd.init(state().params))
   with (
@@ -153,7 +158,7 @@ def test_reading_where_nothing_was_saved_is_a_user_error_and_creates_no_folder(
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
-  workdir = saved(tmp_path, state(), iterator=b'{}')
+  workdir = save_states(tmp_path, state(), iterator=b'{}')
   with Checkpoints(workdir, 'omni') as checkpoints:
     checkpoints.save(state()._replace(params=state(5).params), b'{"next": 9}')
   with Checkpoints(workdir, 'omni') as checkpoints:

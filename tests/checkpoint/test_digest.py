@@ -1,4 +1,4 @@
-"""Tests of digests: they are the same on host, device and every mesh, for every type.
+"""Digests are the same on host, device and every mesh, for every type.
 
 Changes that cancel in one of the two sums show in the other.
 """
@@ -25,11 +25,13 @@ LAYOUTS = {
 
 
 def array(shape, dtype='float32', seed=0):
+  """Returns an array of random whole numbers."""
   values = np.random.default_rng(seed).integers(0, 250, shape)
   return jnp.asarray(values).astype(dtype)
 
 
 def digest_of(x):
+  """Returns the digest of one array."""
   return digest.digests({'x': jnp.asarray(x)})['x']
 
 
@@ -56,28 +58,28 @@ def test_every_mesh_agrees(monkeypatch, layout, large):
 
 
 def test_a_change_of_any_one_element_shows_in_both_sums(monkeypatch):
-  """The first sum always changes: its hash is one-to-one.
+  """The first half of a digest is the first sum, which always changes.
 
-  The second changes here as well, though that is not certain.
+  Its hash is one-to-one. The second changes here as well, though that is not certain.
   """
   monkeypatch.setattr(digest, 'LARGE', 0)
   x = np.asarray(array((16, 16)))
-  original = digest_of(x)
+  original_digest = digest_of(x)
   for k in range(x.size):
     x_changed = x.copy()
     x_changed.reshape(-1)[k] += 1
-    changed = digest_of(x_changed)
-    assert changed[:8] != original[:8], k
-    assert changed[8:] != original[8:], k
+    changed_digest = digest_of(x_changed)
+    assert changed_digest[:8] != original_digest[:8], k
+    assert changed_digest[8:] != original_digest[8:], k
 
 
-def mixed(word):
+def hash_of(word):
   """Returns the hash of one word."""
-  return int(digest._mixed(np.full(1, word, np.uint32))[0])
+  return int(digest._hash(np.full(1, word, np.uint32))[0])
 
 
-def unmixed(x):
-  """Returns the word whose hash is `x`: the inverse of `digest._mixed`."""
+def word_of(x):
+  """Returns the word whose hash is `x`: the inverse of `digest._hash`."""
   x = x ^ (x >> 16)
   x = x * pow(0x846CA68B, -1, 2**32) % 2**32
   x = x ^ (x >> 15) ^ (x >> 30)
@@ -86,28 +88,28 @@ def unmixed(x):
 
 
 def test_two_changes_that_cancel_in_the_first_sum_show_in_the_second():
-  """The changes are constructed, since by chance they would be one in 2^32.
+  """Such changes are constructed: one random pair in 2^32 is of this kind.
 
   The second word is chosen so that it reverses what the first does to the sum.
   """
   # Keys of the first two elements of an array.
-  keys = [mixed(0x9E3779B9), mixed(0x9E3779BA)]
+  keys = [hash_of(0x9E3779B9), hash_of(0x9E3779BA)]
   rng = np.random.default_rng(0)
   for _ in range(50):
     before = rng.integers(0, 2**32, 2, np.uint32)
     first = int(rng.integers(0, 2**32))
-    total = mixed(int(before[0]) ^ keys[0]) + mixed(int(before[1]) ^ keys[1])
-    rest = (total - mixed(first ^ keys[0])) % 2**32
-    after = np.array([first, unmixed(rest) ^ keys[1]], np.uint32)
-    assert not np.array_equal(before, after)
-    original = digest_of(before)
-    changed = digest_of(after)
-    assert changed[:8] == original[:8]
-    assert changed[8:] != original[8:]
+    total = hash_of(int(before[0]) ^ keys[0]) + hash_of(int(before[1]) ^ keys[1])
+    rest = (total - hash_of(first ^ keys[0])) % 2**32
+    after = np.array([first, word_of(rest) ^ keys[1]], np.uint32)
+
+    original_digest = digest_of(before)
+    changed_digest = digest_of(after)
+    assert changed_digest[:8] == original_digest[:8]
+    assert changed_digest[8:] != original_digest[8:]
 
 
-def test_swaps_of_rows_and_of_equal_bits_show(monkeypatch):
-  """A plain sum misses them: the same bit is flipped in two places, one up, one down."""
+def test_swapped_rows_and_a_bit_flipped_in_two_places_show(monkeypatch):
+  """A plain sum misses both, if one of the bits goes up and the other one down."""
   monkeypatch.setattr(digest, 'LARGE', 0)
   x = np.asarray(array((32, 8), 'uint32'))
   digests = {digest_of(x)}
@@ -119,6 +121,6 @@ def test_swaps_of_rows_and_of_equal_bits_show(monkeypatch):
   for k in range(31):
     order = [*range(k), k + 1, k, *range(k + 2, 32)]
     digests.add(digest_of(x[order]))
-  assert len(digests) == 64
-  assert len({text[:8] for text in digests}) == 64
-  assert len({text[8:] for text in digests}) == 64
+  count = 1 + 32 + 31
+  assert len({text[:8] for text in digests}) == count
+  assert len({text[8:] for text in digests}) == count

@@ -26,7 +26,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-  """Runs the command on configs/tiny.py and returns the finished process."""
+  """Runs the command on configs/tiny.py and returns its result."""
   return subprocess.run(
     [sys.executable, '-m', 'omni_jax.compile', '--config=configs/tiny.py', *arguments],
     cwd=ROOT,
@@ -38,15 +38,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope='module')
 def report():
-  """What the command prints with --json for four devices."""
-  done = run(
+  """Returns what the command prints with --json for four devices."""
+  result = run(
     '--topology=cpu:4',
     '--json',
     '--config.mesh.fsdp=2',
     '--config.model.decoder.remat=full',
   )
-  assert not done.returncode, done.stderr
-  return json.loads(done.stdout)
+  assert not result.returncode, result.stderr
+  return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize('name', ['train', 'prefill', 'decode', 'draw'])
@@ -77,16 +77,16 @@ def test_collectives_are_named_by_mesh_axes(report):
   assert axes <= {'data', 'fsdp', 'data+fsdp'}
 
 
-def test_text_has_memory_flops_and_what_bounds_the_step(capfd):
-  done = run('--topology=cpu:2', '--programs=train', '--buffers=2', '--work=3')
-  assert not done.returncode, done.stderr
-  assert 'parameters' in done.stdout
-  assert 'optimizer' in done.stdout
-  assert 'temporaries' in done.stdout
-  assert 'analytic' in done.stdout
-  assert 'bound by' in done.stdout
-  assert 'MFU' in done.stdout
-  assert 'mesh data=2' in done.stdout
+def test_text_has_memory_flops_and_what_bounds_the_step():
+  result = run('--topology=cpu:2', '--programs=train', '--buffers=2', '--work=3')
+  assert not result.returncode, result.stderr
+  assert 'parameters' in result.stdout
+  assert 'optimizer' in result.stdout
+  assert 'temporaries' in result.stdout
+  assert 'analytic' in result.stdout
+  assert 'bound by' in result.stdout
+  assert 'MFU' in result.stdout
+  assert 'mesh data=2' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_text_has_memory_flops_and_what_bounds_the_step(capfd):
   ids=str,
 )
 def test_mistakes_are_reported_in_one_line(arguments, message):
-  done = run(*arguments)
-  lines = done.stderr.strip().splitlines()
-  assert done.returncode == 2, done.stderr
-  assert len(lines) == 1, done.stderr
-  assert re.search(message, done.stderr), done.stderr
+  result = run(*arguments)
+  lines = result.stderr.strip().splitlines()
+  assert result.returncode == 2, result.stderr
+  assert len(lines) == 1, result.stderr
+  assert re.search(message, result.stderr), result.stderr
 
 
 def test_a_state_that_cannot_fit_is_refused_before_compiling():
@@ -142,11 +142,11 @@ def test_a_state_that_cannot_fit_is_refused_before_compiling():
 
 @pytest.mark.long
 def test_search_prints_a_table():
-  done = run('--topology=cpu:2', '--search', '--config.model.decoder.experts=2')
-  assert not done.returncode, done.stderr
-  assert 'best, by MFU' in done.stdout
-  assert 'fsdp=2' in done.stdout
-  assert 'full' in done.stdout
+  result = run('--topology=cpu:2', '--search', '--config.model.decoder.experts=2')
+  assert not result.returncode, result.stderr
+  assert 'best, by MFU' in result.stdout
+  assert 'fsdp=2' in result.stdout
+  assert 'full' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_names_of_topologies_are_parsed(name, parsed):
     ('3xv5e:2x2', 12),
   ],
 )
-def test_every_kind_has_its_devices(name, devices):
-  described = topology.describe(name)
-  assert len(described.devices) == devices
-  assert described.chips * described.chip.devices == devices
+def test_every_topology_has_its_devices(name, devices):
+  description = topology.describe(name)
+  assert len(description.devices) == devices
+  assert description.chips * description.chip.devices == devices
 
 
 @needs_libtpu
@@ -187,7 +187,7 @@ def test_a_topology_that_does_not_exist_is_a_user_error():
     topology.describe('v5e:3x3')
 
 
-def test_analytic_flops_of_the_decoder_by_hand():
+def test_analytic_flops_of_the_decoder_equal_those_computed_by_hand():
   config = ConfigDict(tiny_run().model)
   decoder = config.decoder
   decoder.width = 32
@@ -204,7 +204,9 @@ def test_analytic_flops_of_the_decoder_by_hand():
   router_weights = 32 * 4
   expert_weights = 2 * 3 * 32 * 16 + 3 * 32 * 32
   weights = attention_weights + router_weights + expert_weights
-  assert flops.layers == 2 * 128 * 2 * weights
-  assert flops.attention == 4 * 128 * 2 * 32 * 64
+  positions = 2 * 64
+  layers = 2
+  assert flops.layers == 2 * positions * layers * weights
+  assert flops.attention == 4 * positions * layers * 32 * 64
   assert flops.media == {'image': Flops(0, 0, 0), 'audio': Flops(0, 0, 0)}
   assert flops.executed(Remat.FULL) - flops.model == flops.layers + flops.attention

@@ -31,7 +31,7 @@ with_beam = pytest.mark.skipif(
 )
 
 
-class Small(JsonLinesReader):
+class SmallPieces(JsonLinesReader):
   """Reads a small file in many pieces."""
 
   chunk = 4
@@ -39,7 +39,7 @@ class Small(JsonLinesReader):
 
 @pytest.fixture
 def lines(tmp_path):
-  """A JSON lines file with good and bad examples.
+  """Returns a JSON lines file with good and bad examples.
 
   It has text, images and sounds, ids that occur twice in one piece and in two, damaged
   media and lines, and a long example.
@@ -75,6 +75,7 @@ def lines(tmp_path):
 
 
 def files_in(folder) -> dict[str, bytes]:
+  """Returns the contents of the files in a folder, by name."""
   return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
@@ -101,29 +102,29 @@ def convert_locally(reader, output, shards=3):
 def test_the_bytes_are_those_of_one_machine(lines, tmp_path, shards):
   reader = JsonLinesReader(str(lines))
   local = convert_locally(reader, tmp_path / 'local', shards)
-  manifest = convert_by_beam(Small(str(lines)), tmp_path / 'beam', shards=shards)
+  manifest = convert_by_beam(SmallPieces(str(lines)), tmp_path / 'beam', shards=shards)
   assert manifest == local
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'beam')
   assert manifest['records'] == 16
   assert sum(manifest['refused'].values()) == 6
-  assert manifest['refused']['its id occurs before'] == 2
+  assert manifest['refused']['its id occurs earlier'] == 2
   assert sorted(path.name for path in tmp_path.iterdir()) == ['beam', 'in', 'local']
 
 
 @with_beam
-def test_workers_in_separate_processes(lines, tmp_path):
+def test_workers_in_separate_processes_write_the_same_bytes(lines, tmp_path):
   convert_locally(JsonLinesReader(str(lines)), tmp_path / 'local')
   processes = '--direct_num_workers=2 --direct_running_mode=multi_processing'
   output = tmp_path / 'beam'
   words = [f'--input={lines}', f'--output={output}', '--shards=3']
   command.main([*words, f'--beam={LOCAL_RUNNER} {processes}'])
   expected = files_in(tmp_path / 'local')
-  written = files_in(tmp_path / 'beam')
+  actual = files_in(tmp_path / 'beam')
   # The manifests name different inputs.
   expected_manifest = json.loads(expected.pop('manifest.json'))
-  manifest = json.loads(written.pop('manifest.json'))
+  manifest = json.loads(actual.pop('manifest.json'))
   assert manifest['shards'] == expected_manifest['shards']
-  assert written == expected
+  assert actual == expected
 
 
 @with_beam
@@ -136,11 +137,11 @@ def test_the_command_checks_against_a_run(lines, tmp_path, capsys):
   assert f'convert: wrote {tmp_path}/beam: 15 records in ' in capsys.readouterr().out
 
 
-class Fails(Small):
+class FailingReader(SmallPieces):
   """Fails at its third piece."""
 
   def read(self, items):
-    if items.start == 8:
+    if items.start == 2 * self.chunk:
       raise RuntimeError('no more tape')
     return super().read(items)
 
@@ -148,19 +149,19 @@ class Fails(Small):
 @with_beam
 def test_a_failed_pipeline_leaves_no_output_and_starts_over(lines, tmp_path):
   with pytest.raises(UserError, match='the pipeline failed: .*no more tape'):
-    convert_by_beam(Fails(str(lines)), tmp_path / 'out')
+    convert_by_beam(FailingReader(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
   partial = tmp_path / 'out.partial-beam'
   partial.mkdir(exist_ok=True)
   old_shard = partial / 'data-00000-of-00009.array_record'
   old_shard.write_bytes(b'of an earlier one')
-  convert_by_beam(Small(str(lines)), tmp_path / 'out')
-  convert_locally(Small(str(lines)), tmp_path / 'local')
+  convert_by_beam(SmallPieces(str(lines)), tmp_path / 'out')
+  convert_locally(SmallPieces(str(lines)), tmp_path / 'local')
   assert files_in(tmp_path / 'local') == files_in(tmp_path / 'out')
 
 
-class Empty:
-  """Has two examples that cannot be used."""
+class UnusableReader:
+  """Reads two examples that cannot be used."""
 
   chunk = 1
   files = ()
@@ -174,14 +175,14 @@ class Empty:
 
 
 @with_beam
-def test_nothing_usable_and_an_output_that_exists(tmp_path):
+def test_an_input_without_usable_examples_and_an_existing_output_are_refused(tmp_path):
   with pytest.raises(
-    UserError, match='it: no example can be used: 2 x content is neither'
+    UserError, match='no example of it can be used: 2 x content is neither'
   ):
-    convert_by_beam(Empty(), tmp_path / 'out')
+    convert_by_beam(UnusableReader(), tmp_path / 'out')
   assert not list(tmp_path.iterdir())
   with pytest.raises(UserError, match='already exists'):
-    convert_by_beam(Empty(), tmp_path)
+    convert_by_beam(UnusableReader(), tmp_path)
 
 
 @with_beam
@@ -198,7 +199,7 @@ def test_nothing_usable_and_an_output_that_exists(tmp_path):
 )
 def test_invalid_options_are_refused(lines, tmp_path, options, message):
   with pytest.raises(UserError, match=message):
-    convert_by_beam(Small(str(lines)), tmp_path / 'out', options)
+    convert_by_beam(SmallPieces(str(lines)), tmp_path / 'out', options)
   assert not (tmp_path / 'out').exists()
 
 
@@ -207,9 +208,9 @@ def test_a_folder_that_only_the_workers_see_is_an_error(lines, tmp_path, monkeyp
   monkeypatch.setattr(beam, 'write_lists', lambda stats, **_: None)
   with pytest.raises(
     UserError,
-    match='out.partial-beam: cannot be read .* this machine and all workers see',
+    match='out.partial-beam cannot be read .* this machine and all workers see',
   ):
-    convert_by_beam(Small(str(lines)), tmp_path / 'out')
+    convert_by_beam(SmallPieces(str(lines)), tmp_path / 'out')
 
 
 def bucket():
@@ -265,19 +266,19 @@ def test_a_bucket_gets_the_manifest_first(lines, tmp_path):
   # Beam finds the class among the subclasses of FileSystem while it is referenced.
   file_system, objects, renamed = bucket()
   objects['bucket://b/out.partial-beam/data-00000-of-00003.array_record'] = b'old'
-  objects['bucket://b/output'] = b'another'
-  manifest = convert_by_beam(Small(str(lines)), 'bucket://b/out/')
-  convert_locally(Small(str(lines)), tmp_path / 'local')
-  assert objects.pop('bucket://b/output') == b'another'
-  written = {}
+  objects['bucket://b/output'] = b'of another output'
+  manifest = convert_by_beam(SmallPieces(str(lines)), 'bucket://b/out/')
+  convert_locally(SmallPieces(str(lines)), tmp_path / 'local')
+  assert objects.pop('bucket://b/output') == b'of another output'
+  actual = {}
   for path, data in objects.items():
-    written[path.removeprefix('bucket://b/out/')] = data
-  assert written == files_in(tmp_path / 'local')
-  final = [path for path in renamed if 'partial' not in path]
-  assert final[0] == 'bucket://b/out/manifest.json'
-  assert len(final) == 2 + len(manifest['shards'])
+    actual[path.removeprefix('bucket://b/out/')] = data
+  assert actual == files_in(tmp_path / 'local')
+  first, *others = [path for path in renamed if 'partial' not in path]
+  assert first == 'bucket://b/out/manifest.json'
+  assert len(others) == len(manifest['shards']) + 1, 'shards and refused.jsonl'
   with pytest.raises(UserError, match='already exists'):
-    convert_by_beam(Small(str(lines)), 'bucket://b/out')
+    convert_by_beam(SmallPieces(str(lines)), 'bucket://b/out')
   assert file_system.scheme() == 'bucket'
 
 
@@ -303,11 +304,11 @@ def test_only_beam_writes_to_a_bucket(lines):
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
-  class Cut(io.BytesIO):
+  class InterruptedFile(io.BytesIO):
     def read(self, *_):
       raise OSError('connection lost')
 
   pytest.importorskip('apache_beam', reason='its file systems write')
   with pytest.raises(OSError, match='connection lost'):
-    beam_files.write(str(tmp_path), 'a', Cut(b'data'))
+    beam_files.write(str(tmp_path), 'a', InterruptedFile(b'data'))
   assert not (tmp_path / 'a').exists()

@@ -1,10 +1,11 @@
-"""Tests of conversion: which records each input gives, and that a run can be resumed.
+"""A conversion writes the records of every kind of input, and can be resumed.
 
 The bytes of the output do not depend on how the conversion runs, and an output never
 appears half finished.
 """
 
 import collections
+import errno
 import functools
 import gzip
 import io
@@ -46,29 +47,34 @@ SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
 
 def image(seed=0):
+  """Returns a random image as a PNG file."""
   rng = np.random.default_rng(seed)
   return png_bytes(rng.random((4, 4, 1)))
 
 
 def sound(seed=0, samples=500):
+  """Returns a random sound as a WAV file."""
   rng = np.random.default_rng(seed)
   return wav_bytes(rng.uniform(-1, 1, samples), 8000)
 
 
 @pytest.fixture
 def lines(tmp_path):
-  """A file of 13 lines: one example has no id, one repeats an id, two are damaged."""
+  """Returns a file of 13 lines.
+
+  One example has no id, one has the id of another, and two are damaged.
+  """
   folder = tmp_path / 'in'
   folder.mkdir()
   examples = []
   for n in range(9):
     (folder / f'{n}.png').write_bytes(image(n))
     (folder / f'{n}.wav').write_bytes(sound(n))
-    shown = {'type': 'image', 'path': f'{n}.png', 'label': 'x'}
-    spoken = {'type': 'audio', 'path': f'{n}.wav', 'voice': 'ann'}
+    image_part = {'type': 'image', 'path': f'{n}.png', 'label': 'x'}
+    sound_part = {'type': 'audio', 'path': f'{n}.wav', 'voice': 'ann'}
     messages = [
-      {'role': 'user', 'content': [shown]},
-      {'role': 'assistant', 'task': 'speak', 'content': [spoken]},
+      {'role': 'user', 'content': [image_part]},
+      {'role': 'assistant', 'task': 'speak', 'content': [sound_part]},
     ]
     examples.append({'id': f'chat {n}', 'messages': messages})
   examples.append({'content': [{'type': 'text', 'text': 'plain'}]})
@@ -83,6 +89,7 @@ def lines(tmp_path):
 
 
 def convert(reader, output, **options):
+  """Converts what a reader reads into three shards, and returns the manifest."""
   defaults = dict(
     shards=3, workers=1, input_name='it', timeout=60, log=lambda line: None
   )
@@ -105,14 +112,15 @@ def refused_in(folder) -> dict[str, str]:
 
 
 def files_in(folder) -> dict[str, bytes]:
+  """Returns the contents of the files in a folder, by name."""
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class Killed(Exception):
-  """Stands for the end of the process."""
+  """Takes the place of a kill of the process."""
 
 
-class Small(JsonLinesReader):
+class SmallPieces(JsonLinesReader):
   """Reads a small file in many pieces."""
 
   chunk = 2
@@ -140,7 +148,7 @@ def test_records_are_the_lines_and_bad_ones_are_listed(lines, tmp_path):
   refused = refused_in(tmp_path / 'out')
   assert refused.keys() == {'chat 3', 'cut', 'data.jsonl:13'}
   assert sum(manifest['refused'].values()) == 3
-  assert refused['chat 3'] == 'its id occurs before'
+  assert refused['chat 3'] == 'its id occurs earlier'
   assert 'cut.png' not in refused['chat 3']
   assert 'damaged' in refused['cut']
   assert 'not JSON' in refused['data.jsonl:13']
@@ -149,7 +157,7 @@ def test_records_are_the_lines_and_bad_ones_are_listed(lines, tmp_path):
 @pytest.mark.parametrize('workers', [1, 2])
 def test_the_number_of_workers_and_pieces_changes_nothing(lines, tmp_path, workers):
   convert(JsonLinesReader(str(lines)), tmp_path / 'one')
-  convert(Small(str(lines)), tmp_path / 'other', workers=workers)
+  convert(SmallPieces(str(lines)), tmp_path / 'other', workers=workers)
   assert files_in(tmp_path / 'one') == files_in(tmp_path / 'other')
 
 
@@ -164,64 +172,66 @@ def test_a_shard_holds_the_ids_of_its_hash_in_order(lines, tmp_path):
 
 
 def test_an_interrupted_conversion_is_resumed(lines, tmp_path):
-  class Dies(Small):
+  class DyingReader(SmallPieces):
     def read(self, items):
-      if items.start == 6:
+      if items.start == 3 * self.chunk:
         raise Killed
       return super().read(items)
 
-  convert(Small(str(lines)), tmp_path / 'whole')
+  convert(SmallPieces(str(lines)), tmp_path / 'whole')
   with pytest.raises(Killed):
-    convert(Dies(str(lines)), tmp_path / 'out')
+    convert(DyingReader(str(lines)), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
   log = []
-  convert(Small(str(lines)), tmp_path / 'out', log=log.append)
-  assert log[0] == 'convert: resumes, 3 of 7 pieces are converted already'
+  convert(SmallPieces(str(lines)), tmp_path / 'out', log=log.append)
+  assert log[0] == 'convert: resuming, 3 of 7 pieces are already converted'
   assert files_in(tmp_path / 'whole') == files_in(tmp_path / 'out')
   assert not (tmp_path / 'out.partial').exists()
 
 
 def _convert_slowly(path, out):
-  class Slow(Small):
+  """Converts a file at 0.3 s per piece, so that a test can kill the process."""
+
+  class SlowReader(SmallPieces):
     def read(self, items):
       time.sleep(0.3)
       return super().read(items)
 
-  convert(Slow(path), out)
+  convert(SlowReader(path), out)
 
 
-def test_a_killed_conversion_is_resumed(lines, tmp_path):
-  convert(Small(str(lines)), tmp_path / 'whole')
+def test_a_conversion_whose_process_was_killed_is_resumed(lines, tmp_path):
+  convert(SmallPieces(str(lines)), tmp_path / 'whole')
   process = multiprocessing.get_context('spawn').Process(
     target=_convert_slowly, args=(str(lines), tmp_path / 'out')
   )
   process.start()
-  first = index_of(tmp_path / 'out.partial' / 'spills' / '000001.spill')
-  while not first.exists():
+  spill_index = index_of(tmp_path / 'out.partial' / 'spills' / '000001.spill')
+  while not spill_index.exists():
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGKILL)
   process.join()
-  convert(Small(str(lines)), tmp_path / 'out')
+  convert(SmallPieces(str(lines)), tmp_path / 'out')
   assert files_in(tmp_path / 'whole') == files_in(tmp_path / 'out')
 
 
 def test_a_changed_input_is_not_mixed_with_the_old_one(lines, tmp_path):
-  class Dies(Small):
+  class DyingReader(SmallPieces):
     def read(self, items):
       raise Killed
 
   with pytest.raises(Killed):
-    convert(Dies(str(lines)), tmp_path / 'out')
+    convert(DyingReader(str(lines)), tmp_path / 'out')
   with pytest.raises(
     UserError, match='out.partial was begun with different shards: remove it'
   ):
-    convert(Small(str(lines)), tmp_path / 'out', shards=4)
+    convert(SmallPieces(str(lines)), tmp_path / 'out', shards=4)
   lines.write_text(lines.read_text() + '\n{"content": "more"}')
   with pytest.raises(UserError, match='was begun with different items and files'):
-    convert(Small(str(lines)), tmp_path / 'out')
+    convert(SmallPieces(str(lines)), tmp_path / 'out')
 
 
-class Hangs(Small):
+class HangingReader(SmallPieces):
   """Hangs at every piece."""
 
   def read(self, items):
@@ -229,7 +239,7 @@ class Hangs(Small):
     return iter(())
 
 
-class Ends(Small):
+class ExitingReader(SmallPieces):
   """Ends the process of the worker."""
 
   def read(self, items):
@@ -238,7 +248,10 @@ class Ends(Small):
 
 @pytest.mark.parametrize(
   'reader, message',
-  [(Hangs, 'no worker has finished anything for 6 s'), (Ends, 'a worker has died')],
+  [
+    (HangingReader, 'no worker has finished a piece for 6 s'),
+    (ExitingReader, 'a worker has died'),
+  ],
 )
 def test_workers_that_hang_or_die_are_an_error(lines, tmp_path, reader, message):
   start = time.monotonic()
@@ -248,11 +261,11 @@ def test_workers_that_hang_or_die_are_an_error(lines, tmp_path, reader, message)
   assert not (tmp_path / 'out').exists()
 
 
-def test_nothing_usable_and_an_output_that_exists(tmp_path):
+def test_an_input_without_usable_examples_and_an_existing_output_are_refused(tmp_path):
   folder = tmp_path / 'in'
   folder.mkdir()
   (folder / 'a.png').write_bytes(b'')
-  with pytest.raises(UserError, match='no example can be used: 1 x file is empty'):
+  with pytest.raises(UserError, match='can be used: 1 x file is empty'):
     convert(FolderReader(str(folder)), tmp_path / 'out')
   assert not list(tmp_path.glob('out*'))
   with pytest.raises(UserError, match='already exists'):
@@ -261,35 +274,36 @@ def test_nothing_usable_and_an_output_that_exists(tmp_path):
 
 def test_a_full_disk_is_reported_in_one_line(lines, tmp_path, monkeypatch):
   def full(*_):
-    raise OSError(28, 'No space left on device')
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
   monkeypatch.setattr(local, 'write_spill', full)
-  with pytest.raises(UserError, match='out.partial: cannot be written .*No space left'):
-    convert(Small(str(lines)), tmp_path / 'out')
+  with pytest.raises(UserError, match='out.partial cannot be written .*No space left'):
+    convert(SmallPieces(str(lines)), tmp_path / 'out')
 
 
-def test_a_folder_of_pictures(tmp_path):
+def test_pictures_of_a_folder_have_their_label_or_caption_as_answer(tmp_path):
   root = tmp_path / 'in'
   (root / 'cat').mkdir(parents=True)
-  for name in ('cat/1.png', 'cat/2.PNG', 'lone.png', 'told.png'):
+  for name in ('cat/1.png', 'cat/2.PNG', 'lone.png', 'captioned.png'):
     (root / name).write_bytes(image())
-  (root / 'told.txt').write_text('a grey square\n')
+  (root / 'captioned.txt').write_text('a grey square\n')
   (root / 'notes.md').write_text('not a medium')
   (root / 'link.png').symlink_to('/etc/passwd')
   convert(FolderReader(str(root), language='en'), tmp_path / 'out')
   examples = examples_in(tmp_path / 'out')
-  assert examples.keys() == {'cat/1.png', 'cat/2.PNG', 'lone.png', 'told.png'}
+  assert examples.keys() == {'cat/1.png', 'cat/2.PNG', 'lone.png', 'captioned.png'}
   user, assistant = examples['cat/2.PNG']['messages']
   assert user['content'][0]['label'] == 'cat'
   assert assistant['content'] == [{'type': 'text', 'text': 'cat'}]
   assert assistant['task'] == 'write'
   assert assistant['language'] == 'en'
-  caption = examples['told.png']['messages'][1]['content'][0]
+  caption = examples['captioned.png']['messages'][1]['content'][0]
   assert caption['text'] == 'a grey square'
   assert examples['lone.png']['content'][0]['type'] == 'image'
 
 
 def tar_of(path, members: dict[str, bytes], mode='w') -> str:
+  """Writes a tar file of these members and returns its path as text."""
   with tarfile.open(path, mode) as archive:
     for name, data in members.items():
       info = tarfile.TarInfo(name)
@@ -298,7 +312,7 @@ def tar_of(path, members: dict[str, bytes], mode='w') -> str:
   return str(path)
 
 
-def test_tar_files_of_samples(tmp_path):
+def test_files_of_a_tar_file_with_the_same_stem_are_one_example(tmp_path):
   chat = {
     'messages': [
       {'role': 'user', 'content': 'draw'},
@@ -351,12 +365,12 @@ def test_a_tar_file_reads_nothing_outside_of_it(tmp_path):
   assert sum('leaves the archive' in reason for reason in reasons) == 2
 
 
-def test_a_bomb_and_a_cut_archive(tmp_path):
+def test_members_of_a_bomb_and_of_a_cut_archive_are_refused(tmp_path):
   bomb = tmp_path / 'bomb.tar.gz'
   with gzip.open(bomb, 'wb') as file:
     info = tarfile.TarInfo('a.png')
     info.size = 200 << 20
-    file.write(info.tobuf() + bytes(1 << 20))  # claims 200 MiB, ends after one
+    file.write(info.tobuf() + bytes(1 << 20))  # declares 200 MiB and has only one
   cut = tmp_path / 'cut.tar'
   tar_of(cut, {'1.png': image(1), '2.png': image(2) * 50})
   cut.write_bytes(cut.read_bytes()[:3000])
@@ -366,18 +380,18 @@ def test_a_bomb_and_a_cut_archive(tmp_path):
   assert any('cannot be read further' in reason for reason in manifest['refused'])
 
 
-def test_parquet_as_the_hub_writes_it(tmp_path):
+def test_parquet_files_as_the_hub_writes_them_are_converted(tmp_path):
   pyarrow = pytest.importorskip('pyarrow')
   parquet = pytest.importorskip('pyarrow.parquet')
   features = {
     'image': {'_type': 'Image'},
     'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']},
   }
-  notes = {'info': {'features': features}}
+  metadata = {'info': {'features': features}}
   images = [{'bytes': image(n), 'path': None} for n in range(3)]
   images.append({'bytes': None, 'path': 'x'})
   table = pyarrow.table({'image': images, 'label': [0, 1, 1, 0]})
-  table = table.replace_schema_metadata({'huggingface': json.dumps(notes)})
+  table = table.replace_schema_metadata({'huggingface': json.dumps(metadata)})
   path = tmp_path / 'part-0.parquet'
   parquet.write_table(table, path, row_group_size=2)
   convert(ParquetReader([str(path)]), tmp_path / 'out')
@@ -388,19 +402,20 @@ def test_parquet_as_the_hub_writes_it(tmp_path):
   assert 'holds no bytes' in (tmp_path / 'out' / 'refused.jsonl').read_text()
   with pytest.raises(
     UserError,
-    match=r"has image \(image\), label \(text\): name the prompt .*\(now 'image', 'x'\)",
+    match=r"has image \(image\), label \(text\): name the prompt .*\(now 'image' and 'x'\)",
   ):
     ParquetReader([str(path)], write='x')
-  convert(ParquetReader([str(path)], read='label', write='image'), tmp_path / 'turned')
-  turned = examples_in(tmp_path / 'turned')
-  assert turned['part-0/0/0']['messages'][1]['task'] == 'draw'
+  reversed_reader = ParquetReader([str(path)], read='label', write='image')
+  convert(reversed_reader, tmp_path / 'reversed')
+  examples = examples_in(tmp_path / 'reversed')
+  assert examples['part-0/0/0']['messages'][1]['task'] == 'draw'
 
 
 @pytest.mark.parametrize(
   'name, kind',
   [('x.jsonl', 'jsonl'), ('x.tar.gz', 'tar'), ('x.parquet', 'parquet'), ('x.bin', '')],
 )
-def test_kinds_by_name(tmp_path, name, kind):
+def test_the_name_of_a_file_tells_its_kind(tmp_path, name, kind):
   (tmp_path / name).write_bytes(b'')
   assert inputs._kind_of(str(tmp_path / name)) == kind
 
@@ -411,11 +426,11 @@ def test_kinds_by_name(tmp_path, name, kind):
     (['--input=nowhere.jsonl'], 'no such file'),
     (['--input=.', '--shards=0'], '--shards=0'),
     (['--input=tfds:a*/train'], r'--input=tfds:a\*/train: '),
-    (['--input=seqio:a/train'], "needs the package 'seqio'|knows no task"),
+    (['--input=seqio:a/train'], "needs the package 'seqio'|has no task"),
     ([], ''),
   ],
 )
-def test_mistakes_at_the_command_line(tmp_path, arguments, message):
+def test_mistakes_at_the_command_line_are_refused(tmp_path, arguments, message):
   if not arguments:
     with pytest.raises(SystemExit):
       command.main([])
@@ -425,7 +440,7 @@ def test_mistakes_at_the_command_line(tmp_path, arguments, message):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_command(lines, tmp_path, capsys):
+def test_the_command_prints_a_summary(lines, tmp_path, capsys):
   command.main(
     [f'--input={lines}', f'--output={tmp_path / "out"}', '--workers=1', '--shards=2']
   )
@@ -438,7 +453,7 @@ def test_the_command(lines, tmp_path, capsys):
 
 
 def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
-  """The medium of the record can still be decoded, but it is not the same."""
+  """The medium of the record can still be decoded, but it has changed."""
   reader = JsonLinesReader(str(lines))
   write_spill(reader, range(0, 1), tmp_path / '0.spill', 1)
   from omni_jax.data.sources.records import decode_example
@@ -453,29 +468,26 @@ def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason='there are no shared data')
 def test_malformed_files_are_refused_or_read_correctly(tmp_path):
   manifest = convert(FolderReader(str(SHARED / 'malformed')), tmp_path / 'out')
-  assert examples_in(tmp_path / 'out').keys() == {
-    'silence.wav',
-    'loud_float.wav',
-    'really_a_jpg.png',
-    'really_a_wav.flac',
-  }
+  readable = {'silence.wav', 'loud_float.wav', 'really_a_jpg.png', 'really_a_wav.flac'}
+  assert examples_in(tmp_path / 'out').keys() == readable
   entries = json.loads((SHARED / 'malformed' / 'malformed.json').read_text())
   names = [entry['file'] for entry in entries]
   media = [name for name in names if not name.endswith('.txt')]
   refused = collections.Counter(manifest['refused'])
-  assert sum(refused.values()) == len(media) - 4 == 30
+  assert sum(refused.values()) == len(media) - len(readable) == 30
   assert refused["content[0]: type 'video' is not one of text, image, audio"] == 6
   assert refused['file is empty'] == 2
 
 
 def plain_text(text: str) -> dict:
+  """Returns an example in plain form."""
   return {'content': [{'type': 'text', 'text': text}]}
 
 
 def test_the_first_of_two_records_with_the_same_id_is_kept(tmp_path):
   """The order in the input decides, not the speed of the workers."""
 
-  class Twice:
+  class RepeatingReader:
     chunk = 1
     files = ()
 
@@ -486,7 +498,7 @@ def test_the_first_of_two_records_with_the_same_id_is_kept(tmp_path):
       for k in items:
         yield InputExample('same', functools.partial(plain_text, str(k)))
 
-  manifest = convert(Twice(), tmp_path / 'out')
+  manifest = convert(RepeatingReader(), tmp_path / 'out')
   assert manifest['records'] == 1
   example = examples_in(tmp_path / 'out')['same']
   assert example['content'][0]['text'] == '0'

@@ -1,4 +1,4 @@
-"""Tests of `omni_jax.convert --config=…`: a conversion for one run.
+"""Tests `omni_jax.convert --config=…`, a conversion for one run.
 
 Examples that the run cannot take are refused, and the manifest records its tokenizer.
 """
@@ -22,16 +22,20 @@ CONFIG = f'--config={FILE}'
 
 
 class Killed(Exception):
-  """Stands for the end of the process."""
+  """Takes the place of a kill of the process."""
 
 
-def own_data() -> RunCheck:
+def own_data_check() -> RunCheck:
+  """Returns the check of a run of configs/own_data.py."""
   return RunCheck.of(runpy.run_path(str(FILE))['get_config']())
 
 
 @pytest.fixture
 def lines(tmp_path):
-  """An example that fits, one that is too long, one in a language without a token."""
+  """Returns a file of three examples.
+
+  One fits, one is too long, and one is in a language without a token.
+  """
   german = {'role': 'assistant', 'language': 'de', 'content': 'ja'}
   rows = [
     {'id': 'fits', 'content': 'short'},
@@ -57,7 +61,7 @@ def test_a_run_refuses_examples_that_it_could_not_take(lines, tmp_path):
 
   manifest, refused = convert('own', CONFIG, '--workers=2')
   assert manifest['records'] == 1
-  assert manifest['tokenizer'] == own_data().hosts.tokenizer.fingerprint()
+  assert manifest['tokenizer'] == own_data_check().hosts.tokenizer.fingerprint()
   assert refused['german'] == "no token <lang:de> in this run; lang is one of ['en']"
   assert refused['long'].endswith('room for: length 202 of 96')
   larger, refused = convert(
@@ -77,7 +81,7 @@ def test_a_run_refuses_examples_that_it_could_not_take(lines, tmp_path):
 
 
 def test_a_conversion_is_resumed_only_for_the_same_run(lines, tmp_path):
-  class Dies(JsonLinesReader):
+  class DyingReader(JsonLinesReader):
     def read(self, items):
       raise Killed
 
@@ -85,10 +89,10 @@ def test_a_conversion_is_resumed_only_for_the_same_run(lines, tmp_path):
     shards=2, workers=1, input_name='it', timeout=60, log=lambda line: None
   )
   with pytest.raises(Killed):
-    command.convert(Dies(str(lines)), tmp_path / 'out', **options)
+    command.convert(DyingReader(str(lines)), tmp_path / 'out', **options)
   reader = JsonLinesReader(str(lines))
   with pytest.raises(UserError, match='was begun with different config'):
-    command.convert(reader, tmp_path / 'out', check=own_data(), **options)
+    command.convert(reader, tmp_path / 'out', check=own_data_check(), **options)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_a_conversion_is_resumed_only_for_the_same_run(lines, tmp_path):
     ([CONFIG, '--config.data.budget.length=long'], 'long'),
   ],
 )
-def test_mistakes_in_the_config(lines, tmp_path, words, message):
+def test_mistakes_in_the_config_are_refused(lines, tmp_path, words, message):
   with pytest.raises(UserError, match=message):
     command.main([f'--input={lines}', f'--output={tmp_path / "out"}', *words])
   assert not (tmp_path / 'out').exists()

@@ -17,6 +17,7 @@ from omni_jax.modalities.image.files import png_bytes
 
 
 def config() -> ConfigDict:
+  """Returns the parts of a run's config that a check reads."""
   model = dict(
     tokenizer=dict(languages=('en',), voices=('ann',), max_grid=4),
     image=dict(height=8, width=8, channels=1, patch=2),
@@ -30,10 +31,12 @@ def config() -> ConfigDict:
 
 
 def as_part(part: str | dict) -> dict:
+  """Returns a part of a message; a str is its text."""
   return {'type': 'text', 'text': part} if isinstance(part, str) else part
 
 
 def chat(*prompt: str | dict, answer: str | dict = 'ok', **controls: str) -> dict:
+  """Returns an example of a prompt and an answer."""
   user = {'role': 'user', 'content': [as_part(part) for part in prompt]}
   assistant = {'role': 'assistant', **controls, 'content': [as_part(answer)]}
   return {'messages': [user, assistant]}
@@ -48,7 +51,7 @@ def sound(seconds: float) -> dict:
 
 
 def refusal(example: dict, check: RunCheck | None) -> str:
-  """Returns why an example is refused, or ''."""
+  """Returns why an example is refused; '' if it is not."""
   return convert_example(InputExample('x', lambda: example), check).refusal
 
 
@@ -63,8 +66,8 @@ def refusal(example: dict, check: RunCheck | None) -> str:
 )
 def test_a_check_does_not_change_the_record(example):
   check = pickle.loads(pickle.dumps(RunCheck.of(config())))
-  source = InputExample('x', lambda: example)
-  assert convert_example(source, check) == convert_example(source)
+  input_example = InputExample('x', lambda: example)
+  assert convert_example(input_example, check) == convert_example(input_example)
   assert not refusal(example, check)
 
 

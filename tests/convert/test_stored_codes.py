@@ -1,4 +1,4 @@
-"""Tests of `omni_jax.convert --codes=RUN` and of training with data.codes='stored'.
+"""Tests `omni_jax.convert --codes=RUN`, and training with config.data.codes='stored'.
 
 The codes in the records are those that the training step would compute.
 """
@@ -34,10 +34,12 @@ from omni_jax.train import stages
 from omni_jax.train.state import init_autoencoder_state
 from omni_jax.types import Batch, RowBudget
 
-FRAMES = (1, 4, 2, 6, 3, 5)
+FRAMES = (1, 4, 2, 6, 3, 5)  # of the sound of each example
+CODEBOOK_ENTRIES = 32  # of the codec of configs/tiny.py
 
 
 def tiny(**data) -> ConfigDict:
+  """Returns the config of a tiny omni stage, with some values of `config.data`."""
   config = samples.tiny_run()
   config.model.audio.seconds = 0.48
   config.stages = ('omni',)
@@ -49,18 +51,18 @@ def tiny(**data) -> ConfigDict:
 def run_folder(
   folder: pathlib.Path, seed: int, steps: int | None = None
 ) -> pathlib.Path:
-  """Writes a run whose codec stage is finished, with random weights and codebooks.
+  """Writes a run with a codec of random weights and codebooks; returns its folder.
 
   Args:
-    steps: steps that the stage has done; None for all.
+    steps: number of steps of the stage; None if it is finished.
   """
   config = tiny()
   model_config = ModelConfig.from_config(config.model)
   values = samples.codec_values(model_config, seed)
   state = init_autoencoder_state(model_config, 'codec', optax.adam(1e-3), seed=0)
-  done = config.codec.steps if steps is None else steps
+  step = config.codec.steps if steps is None else steps
   state = state._replace(
-    params=values['params'], buffers=values['buffers'], step=jnp.int32(done)
+    params=values['params'], buffers=values['buffers'], step=jnp.int32(step)
   )
   folder.mkdir(exist_ok=True)
   (folder / 'config.json').write_text(json.dumps(config.to_dict(), default=list))
@@ -71,7 +73,7 @@ def run_folder(
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory) -> pathlib.Path:
-  """A folder with two runs, JSON lines, and the lines converted for the first run.
+  """Returns a folder with two runs, JSON lines, and their conversion for the first run.
 
   The folders are `run`, `other`, `in` and `data`.
   """
@@ -101,6 +103,7 @@ def coder_of(folder: pathlib.Path) -> Coder:
 
 
 def convert(root: pathlib.Path, output: str, *words: str, codes: str = 'run') -> None:
+  """Converts the JSON lines with the codec of a run."""
   command.main(
     [
       f'--input={root}/in/data.jsonl',
@@ -113,7 +116,7 @@ def convert(root: pathlib.Path, output: str, *words: str, codes: str = 'run') ->
   )
 
 
-def stored(root: pathlib.Path, **values) -> ConfigDict:
+def config_with_stored_codes(root: pathlib.Path, **values) -> ConfigDict:
   """Returns the config of a run that trains on the converted data."""
   config = tiny(
     source='array_record', root=str(root), train_file='data', codes='stored'
@@ -128,7 +131,7 @@ def test_codes_are_those_of_the_codec(root):
   coder = coder_of(root / 'run')
   manifest = json.loads((root / 'data' / 'manifest.json').read_text())
   assert manifest['codecs'] == {'codec': coder.fingerprint}
-  hosts = stages.Run(stored(root), str(root / 'new')).hosts
+  hosts = stages.Run(config_with_stored_codes(root), str(root / 'new')).hosts
   spoken = hosts['audio'].codes_in('spoken')
   assert spoken == Codes((codec.codebooks,), codec.entries)
   assert hosts['audio'].codes_in('heard') is None
@@ -141,7 +144,7 @@ def test_codes_are_those_of_the_codec(root):
         np.testing.assert_array_equal(part['code'], coder(part['wave']))
 
 
-class Small(JsonLinesReader):
+class SmallPieces(JsonLinesReader):
   """Reads a small file in many pieces."""
 
   chunk = 2
@@ -152,7 +155,7 @@ def test_the_number_of_workers_changes_nothing(root):
   check = RunCheck.of(tiny())._replace(coders={'audio': coder_of(root / 'run')})
   lines = str(root / 'in' / 'data.jsonl')
   command.convert(
-    Small(lines),
+    SmallPieces(lines),
     root / 'again',
     shards=2,
     workers=2,
@@ -169,16 +172,17 @@ def batch_of(run: stages.Run) -> Batch:
   maker = stages.maker_of(run)
   items = [prepare(example, maker.hosts) for example in maker.examples]
   streams = {'audio.heard': (24, 8), 'audio.spoken': (24, 8)}
-  return samples.packed(items, maker.hosts, RowBudget(2, 96, streams))
+  return samples.packed_batch(items, maker.hosts, RowBudget(2, 96, streams))
 
 
 def bytes_of(batch: Batch) -> int:
+  """Returns the number of bytes of all arrays of a batch."""
   return sum(array.nbytes for array in jax.tree.leaves(batch))
 
 
-def batch_and_losses(root: pathlib.Path, hearing: str, codes: str):
+def batch_and_metrics(root: pathlib.Path, hearing: str, codes: str):
   """Returns the batch of a run, and the metrics of a step on it."""
-  config = stored(root, codes=codes)
+  config = config_with_stored_codes(root, codes=codes)
   config.model.audio.embed.hearing = hearing
   if hearing == 'codes':
     del config.data.augment['audio']
@@ -193,9 +197,9 @@ def batch_and_losses(root: pathlib.Path, hearing: str, codes: str):
 
 
 @pytest.mark.parametrize('hearing', ['mel', 'codes'])
-def test_losses_are_exactly_those_of_codes_computed_in_the_step(root, hearing):
-  stored_batch, stored_losses = batch_and_losses(root, hearing, 'stored')
-  computed_batch, computed_losses = batch_and_losses(root, hearing, 'computed')
+def test_metrics_are_exactly_those_of_codes_computed_in_the_step(root, hearing):
+  stored_batch, stored_metrics = batch_and_metrics(root, hearing, 'stored')
+  computed_batch, computed_metrics = batch_and_metrics(root, hearing, 'computed')
   codes = stored_batch.streams['audio.spoken'].value_BM
   assert codes.dtype == np.uint16
   assert codes.any()
@@ -205,35 +209,38 @@ def test_losses_are_exactly_those_of_codes_computed_in_the_step(root, hearing):
   heard = stored_batch.streams['audio.heard'].value_BM
   assert (heard.dtype == np.uint16) == (hearing == 'codes')
   assert bytes_of(stored_batch) < bytes_of(computed_batch)
-  assert stored_losses.keys() == computed_losses.keys()
-  assert stored_losses['weight/audio'] == sum(FRAMES)
-  for name, loss in stored_losses.items():
-    np.testing.assert_array_equal(loss, computed_losses[name], name)
+  assert stored_metrics.keys() == computed_metrics.keys()
+  assert stored_metrics['weight/audio'] == sum(FRAMES)
+  for name, value in stored_metrics.items():
+    np.testing.assert_array_equal(value, computed_metrics[name], name)
 
 
 def test_the_codec_of_another_run_is_refused_with_both_fingerprints(root):
-  config = stored(root)
+  config = config_with_stored_codes(root)
   config.codec.init_from = str(root / 'other')
   run = stages.Run(config, str(root / 'new'))
-  theirs = coder_of(root / 'run').fingerprint
-  ours = coder_of(root / 'other').fingerprint
-  message = f'codes of the codec {theirs}, this run has {ours}: convert again'
+  stored_codec = coder_of(root / 'run').fingerprint
+  other_codec = coder_of(root / 'other').fingerprint
+  message = (
+    f'codes of the codec {stored_codec}, but this run uses {other_codec}: convert the '
+    'data'
+  )
   with jax.set_mesh(run.mesh), pytest.raises(UserError, match=message):
     stages.omni_stage(run, stages.restore_frozen(run))
 
 
 def test_configs_that_do_not_fit_stored_codes_are_refused_before_a_stage(root):
-  config = stored(root)
+  config = config_with_stored_codes(root)
   config.codec.init_from = ''
   with pytest.raises(UserError, match='does not have the codec'):
     stages.Run(config, str(root / 'new'))
-  config = stored(root)
+  config = config_with_stored_codes(root)
   config.model.audio.embed.hearing = 'codes'
   with pytest.raises(UserError, match='remove config.data.augment.audio'):
     stages.Run(config, str(root / 'new'))
   with pytest.raises(UserError, match="codes='sorted' is unknown"):
-    stages.Run(stored(root, codes='sorted'), str(root / 'new'))
-  config = stored(root, source='jsonl', train_file='in/data.jsonl')
+    stages.Run(config_with_stored_codes(root, codes='sorted'), str(root / 'new'))
+  config = config_with_stored_codes(root, source='jsonl', train_file='in/data.jsonl')
   maker = stages.maker_of(stages.Run(config, str(root / 'new')))
   with pytest.raises(UserError, match="part of type 'audio' has no codes"):
     prepare(maker.examples[0], maker.hosts)
@@ -241,15 +248,15 @@ def test_configs_that_do_not_fit_stored_codes_are_refused_before_a_stage(root):
 
 @pytest.mark.parametrize('role', ['user', 'assistant'])
 @pytest.mark.parametrize('code', [31, 32, 65535])
-def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_record_and_value(
+def test_fault_20_a_code_that_no_codebook_has_is_refused_with_its_record_and_value(
   root, tmp_path, role, code
 ):
-  """Codebooks have 32 entries, so 31 is the last valid code.
+  """The last valid code is 31. The refusal comes with the first batch.
 
   A gather in JAX would clamp a larger one: the loss would silently be that of another
   code.
   """
-  config = stored(root)
+  config = config_with_stored_codes(root)
   config.model.audio.embed.hearing = 'codes'
   del config.data.augment['audio']
   paths = sorted((root / 'data').glob('*.array_record'))
@@ -258,8 +265,8 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
   for k in range(len(source)):
     example = source.encoded(k)
     if example['id'] == '3':  # user and assistant both have a sound
-      (message,) = [each for each in example['messages'] if each['role'] == role]
-      sound = message['content'][0]
+      contents = {x['role']: x['content'] for x in example['messages']}
+      sound, *_ = contents[role]
       codes = np.frombuffer(sound['codes'], '<u2').copy()
       codes[-1] = code
       sound['codes'] = codes.tobytes()
@@ -269,7 +276,7 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
   config.data.train_file = 'data.array_record'
   batches = stages.omni_batches(stages.Run(config, str(root / 'new')))
   try:
-    if code < 32:
+    if code < CODEBOOK_ENTRIES:
       next(batches)
       return
     message = (
@@ -286,11 +293,11 @@ def test_fault_20_a_code_that_no_codebook_has_is_refused_at_the_first_batch_by_r
   'codes, message',
   [
     ('nowhere', 'holds no run'),
-    ('half', 'stands at step 3 of'),
-    ('run', r'pieces as AudioConfig\(rate=8000, .*AudioConfig\(rate=16000, '),
+    ('half', r'codec stage of .*half is at step 3 of \d+; finish it first: config'),
+    ('run', r'pieces of AudioConfig\(rate=8000, .*AudioConfig\(rate=16000, '),
   ],
 )
-def test_mistakes_in_codes_are_one_line(root, codes, message):
+def test_mistakes_in_codes_are_refused(root, codes, message):
   words = []
   if codes == 'half':
     run_folder(root / 'half', 0, steps=3)

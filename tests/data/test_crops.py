@@ -14,8 +14,9 @@ from omni_jax.modalities.audio.sizes import AudioConfig
 SIZES = AudioConfig(rate=100, seconds=4.0)
 FRAME = SIZES.frame  # eight samples
 HOST = hosts_of(audio=SIZES)['audio']
-# Sample k of wave n is n + k / 1000, so that a sample tells where it was cut out.
+# More frames than a crop of four, fewer, many more, and a part of one.
 LENGTHS = (5 * FRAME, 3 * FRAME, 12 * FRAME + 3, 2)
+# Sample k of wave n is n + k / 1000, so that a sample tells where it was cut out.
 WAVES = [
   (n + np.arange(length) / 1000).astype(np.float32)
   for n, length in enumerate(LENGTHS, start=1)
@@ -30,10 +31,10 @@ def crops_of(batches, n=4):
   return [next(batches) for _ in range(n)]
 
 
-def assert_same(ours, theirs):
-  for crops, other_crops in zip(ours, theirs, strict=True):
-    for array, other in zip(crops, other_crops, strict=True):
-      np.testing.assert_array_equal(array, other)
+def assert_same(actual, expected):
+  for crops, expected_crops in zip(actual, expected, strict=True):
+    for array, expected_array in zip(crops, expected_crops, strict=True):
+      np.testing.assert_array_equal(array, expected_array)
 
 
 def test_crops_are_parts_of_the_payloads_with_another_loudness():
@@ -41,12 +42,12 @@ def test_crops_are_parts_of_the_payloads_with_another_loudness():
   for value, mask in crops_of(loader(), 20):
     assert value.shape == (8, 4, FRAME) and mask.shape == (8, 4)
     assert value.dtype == mask.dtype == np.float32
-    for crop, real in zip(value.reshape(8, -1), mask, strict=True):
-      n, start, loudness = cut_from(crop, int(real.sum()) * FRAME)
+    for crop, mask_of_crop in zip(value.reshape(8, -1), mask, strict=True):
+      n, start, loudness = origin_of(crop, int(mask_of_crop.sum()) * FRAME)
       assert LOUDNESS[0] <= loudness <= LOUDNESS[1]
       length = min(len(WAVES[n]), 4 * FRAME)
       frames = frames_of(length)
-      assert real.tolist() == [1] * frames + [0] * (4 - frames)
+      assert mask_of_crop.tolist() == [1] * frames + [0] * (4 - frames)
       assert not crop[length:].any()
       starts[n].add(start)
   assert all(starts), 'every wave is cropped'
@@ -60,8 +61,12 @@ def frames_of(samples):
   return -(-samples // FRAME)
 
 
-def cut_from(crop, samples):
-  """Returns (wave, first sample, loudness) of a crop with so many real samples."""
+def origin_of(crop, samples):
+  """Returns (number of the wave, first sample, loudness) of a crop.
+
+  Args:
+    samples: number of its samples that are not padding.
+  """
   for n, wave in enumerate(WAVES):
     length = min(len(wave), 4 * FRAME)
     if frames_of(length) * FRAME != samples:
@@ -74,7 +79,7 @@ def cut_from(crop, samples):
   raise AssertionError(crop)
 
 
-def test_the_seed_decides():
+def test_crops_depend_on_the_seed_and_on_the_batch():
   assert_same(crops_of(loader(seed=3)), crops_of(loader(seed=3)))
   value, _ = next(loader(seed=3))
   other, _ = next(loader(seed=4))

@@ -1,7 +1,7 @@
 """Tests the loader.
 
-The same seed gives the same batches wherever it is resumed, each process has its own,
-and bad records are counted.
+A seed gives the same batches wherever it is resumed, each process has its own, and bad
+records are counted.
 """
 
 import collections
@@ -17,7 +17,7 @@ import pytest
 from samples import BUDGET, chat, examples, picture, text, tiny_model
 
 from omni_jax.data import example_maker
-from omni_jax.data.loader import Loader, LoaderConfig, Shuffled, WAITING
+from omni_jax.data.loader import Loader, LoaderConfig, ShuffledRange, WAITING
 from omni_jax.data.sources.mixture import Drawing, Mixture
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.modalities.audio.augment import AudioAugment
@@ -33,7 +33,7 @@ STREAMS = {
   'audio.heard': (6, 6),
   'audio.spoken': (4, 4),
 }
-FIRST_LETTER = 0x4E00
+FIRST_LETTER = 0x4E00  # of many Chinese characters, each a word of one letter
 SCARCE = RowBudget(rows=2, length=96, streams=STREAMS)
 FOUR = RowBudget(rows=4, length=96, streams=STREAMS)
 AUGMENT = {
@@ -54,7 +54,7 @@ class Broken(collections.abc.Sequence):
 
   def __getitem__(self, index):
     if index in self._bad:
-      raise BadRecord('torn', f'record {index}')
+      raise BadRecord('damaged', f'record {index}')
     return self._items[index]
 
 
@@ -99,13 +99,13 @@ def letters(batch):
   return numbers
 
 
-def assert_equal(ours, theirs):
-  for name in ours._fields[:-1]:
-    array = getattr(ours, name)
-    np.testing.assert_array_equal(array, getattr(theirs, name), err_msg=name)
-  assert ours.streams.keys() == theirs.streams.keys()
-  for name, stream in ours.streams.items():
-    other = theirs.streams[name]
+def assert_equal(actual, expected):
+  for name in actual._fields[:-1]:
+    array = getattr(actual, name)
+    np.testing.assert_array_equal(array, getattr(expected, name), err_msg=name)
+  assert actual.streams.keys() == expected.streams.keys()
+  for name, stream in actual.streams.items():
+    other = expected.streams[name]
     for field, a, b in zip(stream._fields, stream, other, strict=True):
       np.testing.assert_array_equal(a, b, err_msg=f'{name} {field}')
 
@@ -117,7 +117,7 @@ def test_a_restored_loader_resumes_bit_exactly(prefetch):
     next(first)
   state = first.state()
   waiting = json.loads(state)['lanes']['0']['waiting']
-  assert waiting, 'nothing waits: this test would show too little'
+  assert waiting, 'no example waits, so this test shows too little'
   expected = [next(first) for _ in range(4)]
   second = loader(mixed(), prefetch=prefetch)
   next(second)
@@ -129,7 +129,7 @@ def test_a_restored_loader_resumes_bit_exactly(prefetch):
   second.close()
 
 
-def test_seed_decides_the_order():
+def test_the_seed_decides_the_order():
   first = next(loader(mixed(), seed=0, prefetch=0))
   again = next(loader(mixed(), seed=0, prefetch=0))
   other = next(loader(mixed(), seed=1, prefetch=0))
@@ -137,7 +137,7 @@ def test_seed_decides_the_order():
   assert (first.token_BL != other.token_BL).any()
 
 
-def epochs(items, count, **kwargs):
+def letters_in_order(items, count, **kwargs):
   """Returns at least `count` letters in the order of the batches."""
   batches = loader(items, prefetch=0, **kwargs)
   numbers = []
@@ -150,14 +150,14 @@ def epochs(items, count, **kwargs):
   'start, count, seed', [(0, 1, 0), (7, 2, 3), (100, 1000, 2**31)]
 )
 def test_the_order_is_that_of_grain(start, count, seed):
-  ours = Shuffled(start, count, seed)
-  theirs = grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat()
+  actual = ShuffledRange(start, count, seed)
+  expected = grain.MapDataset.range(start, start + count).seed(seed).shuffle().repeat()
   for number in (*range(3 * count), 10**6, 10**12):
-    assert ours[number] == theirs[number]
+    assert actual[number] == expected[number]
 
 
 def test_every_epoch_has_every_example_in_a_new_order():
-  numbers = epochs(words(30), 200)
+  numbers = letters_in_order(words(30), 200)
   counts = collections.Counter(numbers)
   assert len(counts) == 30
   # Examples that wait come a batch later.
@@ -166,16 +166,16 @@ def test_every_epoch_has_every_example_in_a_new_order():
 
 
 def test_shards_share_no_example_of_an_epoch():
-  first = set(epochs(words(40), 20, budget=FOUR, shard=(0, 2))[:20])
-  second = set(epochs(words(40), 20, budget=FOUR, shard=(1, 2))[:20])
+  first = set(letters_in_order(words(40), 20, budget=FOUR, shard=(0, 2))[:20])
+  second = set(letters_in_order(words(40), 20, budget=FOUR, shard=(1, 2))[:20])
   assert not first & second
   assert first | second == set(range(40))
 
 
 def test_a_budget_that_does_not_suit_the_streams_is_refused_at_the_start():
-  parts = dataclasses.replace(SCARCE, streams=STREAMS | {'image.seen': (24, 2)})
+  budget = dataclasses.replace(SCARCE, streams=STREAMS | {'image.seen': (24, 2)})
   with pytest.raises(UserError, match=r'image\.seen=\(24, 2\): .* nearest: 16 or 32'):
-    loader(mixed(), budget=parts)
+    loader(mixed(), budget=budget)
 
 
 def test_an_example_waits_rather_than_being_split_or_lost():
@@ -186,7 +186,7 @@ def test_an_example_waits_rather_than_being_split_or_lost():
   assert state['next'] > len(state['waiting'])
 
 
-def test_rows_are_filled():
+def test_most_positions_of_a_batch_are_filled():
   batches = loader(mixed(), budget=BUDGET, prefetch=0)
   filled = [(next(batches).segment_BL > 0).mean() for _ in range(6)]
   assert np.mean(filled) > 0.7
@@ -198,10 +198,10 @@ def test_bad_records_are_skipped_and_counted():
   for _ in range(4):
     numbers += letters(next(batches))
   assert not {7, 30} & set(numbers)
-  assert json.loads(batches.state())['lanes']['0']['bad']['torn'] >= 2
-  again = loader(Broken(words(60), [7, 30]), prefetch=0)
-  again.restore(batches.state())
-  assert_equal(next(again), next(batches))
+  assert json.loads(batches.state())['lanes']['0']['bad']['damaged'] >= 2
+  restored = loader(Broken(words(60), [7, 30]), prefetch=0)
+  restored.restore(batches.state())
+  assert_equal(next(restored), next(batches))
 
 
 @pytest.mark.parametrize('prefetch', [0, 2])
@@ -209,7 +209,7 @@ def test_too_many_bad_records_stop_the_run(prefetch):
   batches = loader(Broken(words(60), range(0, 60, 3)), prefetch=prefetch)
   with pytest.raises(
     UserError,
-    match=r'1\d of \d+ records are bad: 1\d x torn, such as record \d+: torn; fix the data',
+    match=r'1\d of \d+ records are bad: 1\d x damaged, such as record \d+: damaged; fix the data',
   ):
     for _ in range(20):
       next(batches)
@@ -252,7 +252,7 @@ def global_batch(loaders):
   return concatenated([next(batches) for batches in loaders])
 
 
-def processes(items, count):
+def loaders_of_processes(items, count):
   loaders = []
   for k in range(count):
     loaders.append(loader(items, budget=FOUR, prefetch=0, lanes=4, shard=(k, count)))
@@ -260,9 +260,9 @@ def processes(items, count):
 
 
 def test_the_number_of_processes_changes_nothing():
-  alone = processes(mixed(), 1)
-  two = processes(mixed(), 2)
-  four = processes(mixed(), 4)
+  alone = loaders_of_processes(mixed(), 1)
+  two = loaders_of_processes(mixed(), 2)
+  four = loaders_of_processes(mixed(), 4)
   for _ in range(4):
     batch = global_batch(alone)
     assert_equal(global_batch(two), batch)
@@ -270,7 +270,7 @@ def test_the_number_of_processes_changes_nothing():
   state = Loader.merged([batches.state() for batches in two])
   batch = global_batch(two)
   for count in (1, 4):
-    resumed = processes(mixed(), count)
+    resumed = loaders_of_processes(mixed(), count)
     for batches in resumed:
       batches.restore(state)
     assert_equal(global_batch(resumed), batch)
@@ -293,9 +293,9 @@ def test_workers_change_nothing(prefetch):
       assert_equal(next(parallel), next(plain))
     state = parallel.state()
     assert state == plain.state()
-    again = loader(mixed(), prefetch=0, augment=AUGMENT)
-    again.restore(state)
-    assert_equal(next(again), next(parallel))
+    restored = loader(mixed(), prefetch=0, augment=AUGMENT)
+    restored.restore(state)
+    assert_equal(next(restored), next(parallel))
   finally:
     parallel.close()
 
@@ -311,12 +311,12 @@ class Dies(list):
 
 
 @pytest.mark.parametrize(
-  'kind, message',
+  'data_set, message',
   [(Hangs, 'has returned nothing for 4 s'), (Dies, 'a data worker has died')],
 )
-def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, message):
+def test_workers_that_hang_or_die_are_an_error(monkeypatch, data_set, message):
   monkeypatch.setattr(example_maker, 'TIMEOUT', 4.0)
-  batches = loader(kind(mixed()), prefetch=0, workers=1)
+  batches = loader(data_set(mixed()), prefetch=0, workers=1)
   start = time.monotonic()
   try:
     with pytest.raises(UserError, match=message):
@@ -330,9 +330,9 @@ def test_workers_that_hang_or_die_are_an_error(monkeypatch, kind, message):
 @pytest.mark.parametrize(
   'change, message',
   [
-    (dict(items=mixed(39)), r'examples was .*40.*, is .*39'),
-    (dict(seed=1), 'seed was 0, is 1'),
-    (dict(augment=AUGMENT), r"augment was {}, is {'image': {'turn': 0\.2"),
+    (dict(items=mixed(39)), r'examples was .*40.* and is now .*39'),
+    (dict(seed=1), 'seed was 0 and is now 1'),
+    (dict(augment=AUGMENT), r"augment was {} and is now {'image': {'turn': 0\.2"),
     (dict(budget=BUDGET), 'budget was'),
   ],
   ids=['items', 'seed', 'augment', 'budget'],
@@ -346,7 +346,7 @@ def test_other_data_than_those_of_the_state_are_refused(change, message):
   loader(**arguments, strict=False).restore(first.state())
 
 
-def test_a_mixture_that_ends(tmp_path):
+def test_the_end_of_a_mixture_is_a_user_error():
   sources = {'a': words(6), 'b': words(8)}
   drawings = {'a': Drawing(epochs=1), 'b': Drawing(epochs=2)}
   batches = loader(Mixture(sources, drawings), prefetch=0)

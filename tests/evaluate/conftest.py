@@ -1,13 +1,12 @@
-"""A stand-in for a trained model; it answers from real data, rightly or not."""
+"""Provides a stand-in for a trained model, which answers from real data."""
 
-import ml_collections
 import numpy as np
 import pytest
-from samples import data_config
+import samples
 
 from omni_jax.data.sources.digits import load_digits
 from omni_jax.data.sources.espeak import DIGIT_WORDS
-from omni_jax.evaluate.metrics.text_metrics import name_of
+from omni_jax.evaluate.metrics.text_metrics import named_digit
 from omni_jax.generate.api import TrainedModel
 from omni_jax.modalities.audio.host import AudioPart
 from omni_jax.modalities.image.host import ImagePart
@@ -21,13 +20,20 @@ DATA = dict(voices=2, takes=2, rate=RATE, seconds=0.96)
 
 
 def config(source='digits', **data):
-  model = {'dtype': 'float32', 'image': {}, 'audio': {}, 'codec': {'entries': ENTRIES}}
-  data = data_config(source=source, **{**DATA, **data})
-  return ml_collections.ConfigDict({'data': data, 'model': model})
+  run = samples.config('base')
+  run.model.codec.entries = ENTRIES
+  run.data = samples.data_config(source=source, **{**DATA, **data})
+  return run
 
 
 class FakeModel(TrainedModel):
-  """Answers every prompt with real data of digit + `shift`, or if silent not at all."""
+  """Answers prompts with real data of their digit.
+
+  Args:
+    shift: what is added to the digit, modulo ten.
+    silent: whether replies are empty.
+    source, data: values of `config.data`.
+  """
 
   def __init__(self, digits, *, shift=0, silent=False, source='digits', **data):
     self.step = 7
@@ -62,16 +68,16 @@ class FakeModel(TrainedModel):
   def _reply(self, prompt, want):
     shown = prompt['messages'][0]['content'][0]
     requested = prompt['messages'][-1]
-    digit, voice = self._recognised(shown)
+    digit, voice = self._digit_and_voice(shown)
     digit = (digit + self._shift) % 10
     voice = requested.get('voice') or voice
     answers = {'text': self._write, 'image': self._draw, 'audio': self._speak}
     kinds = answers if want == 'any' else [want]
     return [answers[kind](digit, requested['language'], voice) for kind in kinds]
 
-  def _recognised(self, shown):
+  def _digit_and_voice(self, shown):
     if shown['type'] == 'text':
-      return name_of(shown['text'], DIGIT_WORDS).digit, ''
+      return named_digit(shown['text'], DIGIT_WORDS).digit, ''
     payload = shown['pixels'] if shown['type'] == 'image' else shown['wave']
     return self._known[payload.tobytes()]
 
@@ -119,6 +125,6 @@ def digits():
 
 
 @pytest.fixture(scope='session')
-def fake(digits):
+def make_fake(digits):
   """Returns a function that builds a stand-in."""
   return lambda **options: FakeModel(digits, **options)

@@ -1,4 +1,4 @@
-"""Mistakes at the command line give one line and exit code 2, and write nothing."""
+"""Mistakes at the command line are named, give exit code 2, and write nothing."""
 
 import os
 import pathlib
@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).parents[2]
     ([], '--workdir'),
   ],
 )
-def test_mistakes_are_one_line(tmp_path, flags, message):
-  done = subprocess.run(
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, flags, message):
+  result = subprocess.run(
     [sys.executable, '-m', 'omni_jax.evaluate', *flags],
     capture_output=True,
     text=True,
@@ -38,9 +38,9 @@ def test_mistakes_are_one_line(tmp_path, flags, message):
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
     check=False,
   )
-  assert done.returncode == 2
-  assert message in done.stderr
-  assert 'Traceback' not in done.stderr
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
   assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +69,7 @@ def test_ticks_are_round_and_inside():
 
 @pytest.mark.parametrize('values', [[1.0, 1.0], [100.0, 0.01], [-1.0, 5.0]])
 def test_every_curve_stays_inside_its_frame(values):
-  chart = charts.line_chart('loss', Curve([0.0, 2.0], values))
+  chart = charts.curve_chart('loss', Curve([0.0, 2.0], values))
   points = chart.split('points="')[1].split('"')[0]
   for point in points.split():
     x, y = map(float, point.split(','))
@@ -77,7 +77,7 @@ def test_every_curve_stays_inside_its_frame(values):
     assert charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM
 
 
-def test_a_missing_extra_names_what_to_install(monkeypatch):
+def test_the_error_of_a_missing_package_names_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'jiwer', None)
   with pytest.raises(UserError, match=r"pip install 'omni_jax\[eval\]'"):
     text_metrics.cer(['a'], ['b'])

@@ -1,4 +1,4 @@
-"""Compares runs: differing configs, metrics over seeds, an offline page, errors."""
+"""Tests how runs are read and compared: their configs, metrics, seeds and the page."""
 
 import json
 import re
@@ -38,6 +38,7 @@ def make_run(
 
 
 def write_directions(folder, step, accuracy):
+  """Writes an evaluation of two directions, of which only one has an accuracy."""
   directions = {
     'image_to_text': {'accuracy': accuracy, 'n': 4},
     'text_to_image': {'accuracy': None},
@@ -52,6 +53,7 @@ def write_metrics(folder, step, metrics):
 
 @pytest.fixture
 def runs(tmp_path):
+  """Returns the folders of two runs that differ in their seed, and of a third run."""
   return [
     make_run(tmp_path / 'a', accuracy=0.4),
     make_run(tmp_path / 'b', seed=1, accuracy=0.6, losses=(4.0, 3.0)),
@@ -70,6 +72,19 @@ def test_the_last_evaluation_and_the_last_losses_are_read(runs):
   assert run.config['omni.optim.lr'] == 2e-3
 
 
+def test_the_loss_of_every_autoencoder_is_read(tmp_path):
+  folder = make_run(tmp_path / 'a')
+  log = ''
+  for stage in ('codec', 'cells'):
+    record = {'stage': stage, 'step': 5, 'seconds': 1.0}
+    record |= {f'{stage}/loss': 0.5, f'{stage}/mel': 0.1}
+    log += json.dumps(record) + '\n'
+  with (folder / 'metrics.jsonl').open('a') as file:
+    file.write(log)
+  curves = read_run(folder).curves
+  assert set(curves) == {'omni: loss/text', 'codec: codec/loss', 'cells: cells/loss'}
+
+
 def test_metrics_beside_an_accuracy_and_the_routing_are_read(tmp_path):
   folder = make_run(tmp_path / 'a', evaluated=False)
   direction = {'accuracy': 0.5, 'voice_accuracy': 0.3, 'diversity': None, 'n': 4}
@@ -83,7 +98,7 @@ def test_metrics_beside_an_accuracy_and_the_routing_are_read(tmp_path):
   assert not any('load' in name or 'diversity' in name for name in metrics)
 
 
-def test_scores_of_json_lines_are_read(tmp_path):
+def test_scores_of_groups_of_json_lines_are_read(tmp_path):
   folder = make_run(tmp_path / 'a', evaluated=False)
   group = {
     'n': 3,
@@ -100,11 +115,16 @@ def test_scores_of_json_lines_are_read(tmp_path):
   assert set(metrics) == {'last omni: loss/text', 'minutes'}
 
 
-def test_only_differing_keys_are_columns_and_only_seeds_are_grouped(runs):
-  read = [read_run(folder) for folder in runs]
-  assert differing_keys([run.config for run in read]) == ['seed', 'omni.optim.lr']
+def test_only_differing_keys_are_columns(runs):
+  configs = [read_run(folder).config for folder in runs]
+  assert differing_keys(configs) == ['seed', 'omni.optim.lr']
+  # A missing key counts as None.
   assert differing_keys([{'a': 1}, {'a': 1, 'b': None}, {'a': 1, 'b': 2}]) == ['b']
-  seeds, single = group_seeds(read)
+
+
+def test_only_runs_that_differ_in_their_seed_are_grouped(runs):
+  loaded = [read_run(folder) for folder in runs]
+  seeds, single = group_seeds(loaded)
   assert [run.name for run in seeds.runs] == ['a', 'b']
   assert [run.name for run in single.runs] == ['c']
 
@@ -124,8 +144,8 @@ def test_the_page_is_self_contained_and_the_table_has_means_over_seeds(runs, tmp
   page = (tmp_path / 'out' / 'page.html').read_text()
   assert 'http' not in page
   assert '<script' not in page
-  assert page.count('<polyline') == 2
-  assert page.count('<polygon') == 1
+  assert page.count('<polyline') == 2  # one for each group
+  assert page.count('<polygon') == 1  # the band of the two seeds
   assert 'Over seeds' in page
   assert 'omni.optim.lr' in page
   assert 'omni.optim.b1' not in page
@@ -141,7 +161,7 @@ def test_a_band_stays_inside_its_frame():
     charts.Line([1e-5, 1e-3, 0.1], [5.0, 0.2, 3.0], [1.0, 0.5, 0.1]),
     charts.Line([], [], []),
   ]
-  chart = charts.lines_chart('x', lines, unit='lr', decades=True)
+  chart = charts.lines_chart('x', lines, unit='lr', log_x=True)
   for points in re.findall('points="([^"]*)"', chart):
     for point in points.split():
       x, y = map(float, point.split(','))
@@ -154,20 +174,23 @@ def test_a_band_stays_inside_its_frame():
   [
     ('nowhere', 'config.json is missing'),
     ('fresh', 'no metrics yet'),
-    ('torn', 'is not JSON'),
+    ('damaged', 'is not JSON'),
   ],
 )
-def test_a_folder_without_metrics_is_one_line_and_writes_nothing(
+def test_a_folder_without_metrics_is_refused_and_nothing_is_written(
   runs, tmp_path, name, message
 ):
   if name == 'fresh':
     (tmp_path / name).mkdir()
     (tmp_path / name / 'config.json').write_text('{}')
-  if name == 'torn':
+  if name == 'damaged':
     folder = make_run(tmp_path / name)
     (folder / 'config.json').write_text('{')
   with pytest.raises(UserError, match=f'{name}.*{message}'):
     compare.main([str(runs[0]), str(tmp_path / name), f'--out={tmp_path}/p.html'])
   assert not (tmp_path / 'p.html').exists()
+
+
+def test_a_folder_is_refused_as_the_output(runs, tmp_path):
   with pytest.raises(UserError, match='is a folder'):
     compare.main([str(runs[0]), f'--out={tmp_path}'])

@@ -19,7 +19,7 @@ import pytest
 
 from omni_jax.evaluate.metrics.targets import TARGETS
 from omni_jax.evaluate.page import report
-from omni_jax.evaluate.page.gallery import Example, Gallery, Spoken
+from omni_jax.evaluate.page.gallery import Example, Gallery, SpokenWord
 from omni_jax.evaluate.page.page_media import Media, PagePart
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -109,7 +109,8 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def served(page: str) -> Iterator[Server]:
+def serve(page: str) -> Iterator[Server]:
+  """Serves the page and the frame around it."""
   observed = Future()
   refused = []
 
@@ -147,7 +148,7 @@ def served(page: str) -> Iterator[Server]:
 
 def observe(page: str, folder: epath.PathLike) -> tuple[dict[str, Any], list[str]]:
   """Returns what the frame observes, and the addresses that the page tried to load."""
-  with served(page) as server:
+  with serve(page) as server:
     command = [
       CHROMIUM,
       *FLAGS,
@@ -226,7 +227,7 @@ def full_gallery():
   free_reply = [long, picture, sound(4000)]
   free = Example('any', 'reply in en', [long], free_reply, None)
   rows = [[pixels] * 10] * 6
-  spoken = Spoken('siebenundzwanzig (de, voice Denis)', sound(1600), sound(4000))
+  spoken = SpokenWord('siebenundzwanzig (de, voice Denis)', sound(1600), sound(4000))
   return Gallery([example], [free], rows, rows, [spoken])
 
 
@@ -257,7 +258,7 @@ def test_on_a_phone_nothing_is_fetched_or_cut_and_every_player_plays(tmp_path):
 
 
 @needs_browser
-def test_this_test_sees_what_is_wrong(tmp_path):
+def test_the_faults_of_a_broken_page_are_noticed(tmp_path):
   broken = (
     '<!DOCTYPE html><img src="http://192.0.2.1/a.png"><div style="width:500px">wide'
     '</div><audio src="data:audio/wav;base64,UklGRg=="></audio>'

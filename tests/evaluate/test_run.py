@@ -1,10 +1,12 @@
-"""Whole evaluations of a stand-in for the model, on digits and on JSON lines.
+"""Evaluates a stand-in for the model on digits, on JSON lines and on ready sets.
 
 The stand-in answers right, wrong, or not at all.
 """
 
 import json
+import pathlib
 import re
+from typing import Any, NamedTuple
 import wave
 import zipfile
 
@@ -32,6 +34,8 @@ LIMITS = Limits(n=40, n_images=60, n_any=4, n_codec=30)
 LOG = [
   {'stage': 'codec', 'step': 1, 'seconds': 1, 'codec/mel': 2.0},
   {'stage': 'codec', 'step': 2, 'seconds': 3, 'codec/mel': 1},
+  {'stage': 'cells', 'step': 1, 'seconds': 4, 'cells/loss': 2.0},
+  {'stage': 'cells', 'step': 2, 'seconds': 5, 'cells/loss': 1.0},
   {'stage': 'omni', 'step': 1, 'seconds': 60, 'loss/text': 3.0, 'routing/entropy': 1.5},
   {
     'stage': 'omni',
@@ -41,11 +45,12 @@ LOG = [
     'routing/expert_by_modality': [[0, 0], [3, 1], [2, 2], [0, 5]],
   },
 ]
-TORN = '{"stage": "om'  # a last line that was cut off
+CUT_OFF = '{"stage": "om'  # a last line whose writer was killed
 QUIET = dict(limits=LIMITS, log=lambda line: None)
 
 
 def json_lines(rows):
+  """Returns the text of a file of JSON lines."""
   return '\n'.join(json.dumps(row) for row in rows)
 
 
@@ -59,15 +64,23 @@ def report_of(folder):
   return (folder / 'eval/7/report.html').read_text()
 
 
+class Evaluation(NamedTuple):
+  """The folder of a run, and the metrics of its evaluation."""
+
+  folder: pathlib.Path
+  metrics: dict[str, Any]
+
+
 @pytest.fixture(scope='module')
-def perfect(fake, tmp_path_factory):
+def perfect(make_fake, tmp_path_factory):
+  """Returns the evaluation of a model that always answers right."""
   folder = tmp_path_factory.mktemp('perfect')
-  (folder / 'metrics.jsonl').write_text(f'{json_lines(LOG)}\n{TORN}')
-  return folder, run_lib.run(fake(), folder, **QUIET)
+  (folder / 'metrics.jsonl').write_text(f'{json_lines(LOG)}\n{CUT_OFF}')
+  return Evaluation(folder, run_lib.run(make_fake(), folder, **QUIET))
 
 
-def test_a_perfect_model_scores_one_in_all_nine_directions(perfect):
-  _, metrics = perfect
+def test_a_perfect_model_scores_nearly_one_in_all_nine_directions(perfect):
+  metrics = perfect.metrics
   directions = metrics['directions']
   assert list(directions) == [direction.name for direction in DIRECTIONS]
   assert set(directions) == set(TARGETS)
@@ -85,7 +98,7 @@ def test_a_perfect_model_scores_one_in_all_nine_directions(perfect):
   assert metrics['any']['complete'] == 1
 
 
-def test_metrics_file_is_the_returned_metrics(perfect):
+def test_the_metrics_file_holds_the_returned_metrics(perfect):
   folder, metrics = perfect
   assert json.loads((folder / 'eval/7/metrics.json').read_text()) == metrics
   assert metrics['version'] == 1
@@ -103,9 +116,8 @@ def test_metrics_file_is_the_returned_metrics(perfect):
   assert not list((folder / 'eval/7').glob('*.part'))
 
 
-def test_report_needs_nothing_outside_itself(perfect):
-  folder, _ = perfect
-  page = report_of(folder)
+def test_the_report_is_complete_and_needs_no_other_file(perfect):
+  page = report_of(perfect.folder)
   assert 'http' not in page
   assert '<script' not in page
   assert '<link' not in page
@@ -115,6 +127,8 @@ def test_report_needs_nothing_outside_itself(perfect):
     'Directions',
     'Drawings',
     'Spoken words',
+    'codec: codec/mel',
+    'cells: cells/loss',
     'omni: loss/text',
     'Confusion tables',
     'image → speech',
@@ -122,8 +136,8 @@ def test_report_needs_nothing_outside_itself(perfect):
     assert text in page
 
 
-def test_media_files_are_whole(perfect):
-  folder = perfect[0] / 'eval/7/media'
+def test_the_media_of_the_report_are_files(perfect):
+  folder = perfect.folder / 'eval/7/media'
   names = {path.name for path in folder.iterdir()}
   assert {'drawn_00.png', 'real_00.png'} <= names
   assert {'spoken_00.wav', 'speech_to_text_prompt_00.wav'} <= names
@@ -135,8 +149,8 @@ def test_media_files_are_whole(perfect):
 @pytest.mark.parametrize(
   'options', [{'shift': 1}, {'silent': True}], ids=['wrong', 'silent']
 )
-def test_a_wrong_model_scores_zero(fake, tmp_path, options):
-  metrics = run_lib.run(fake(**options), tmp_path, tmp_path / 'out', **QUIET)
+def test_a_wrong_or_silent_model_scores_nearly_zero(make_fake, tmp_path, options):
+  metrics = run_lib.run(make_fake(**options), tmp_path, tmp_path / 'out', **QUIET)
   directions = metrics['directions']
   for name, entry in directions.items():
     assert entry['accuracy'] <= 0.05, name
@@ -168,7 +182,7 @@ def write_data(folder):
 
 
 @pytest.mark.parametrize('source', ['jsonl', 'array_record'])
-def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source):
+def test_unknown_data_is_grouped_by_what_goes_in_and_out(make_fake, tmp_path, source):
   path = write_data(tmp_path)
   eval_file = path.name
   if source == 'array_record':
@@ -182,7 +196,7 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
       timeout=60,
       log=lambda line: None,
     )
-  trained = fake(source=source, root=str(tmp_path), eval_file=eval_file)
+  trained = make_fake(source=source, root=str(tmp_path), eval_file=eval_file)
   black = ImagePart(np.zeros((8, 8, 1)))
   tone = AudioPart(np.sin(np.arange(8000) / 5), rate=8000)
   replies = {'text': [TextPart('seven')], 'any': [black, tone]}
@@ -210,7 +224,7 @@ def test_unknown_data_is_grouped_by_what_goes_in_and_out(fake, tmp_path, source)
   assert 'http' not in page
 
 
-def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
+def test_a_ready_set_is_evaluated_on_its_test_split(make_fake, tmp_path):
   """The model writes the first order twice: the other one has its intent and size."""
   folder = tmp_path / 'barista_speech'
   folder.mkdir()
@@ -223,7 +237,7 @@ def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
       rows.append(row)
       archive.writestr(row['file'], wav_bytes(np.sin(np.arange(4000) / 5), 8000))
   (folder / 'labels.jsonl').write_text(json_lines(rows))
-  trained = fake(
+  trained = make_fake(
     source='barista', root=str(tmp_path), train_split='train', eval_split='test'
   )
   reply = [TextPart('Order;  size: small; drink: latte')]
@@ -239,12 +253,12 @@ def test_a_ready_set_is_evaluated_on_its_test_split(fake, tmp_path):
   assert 'slot_f1' in report_of(tmp_path).replace(' ', '_')
 
 
-def test_data_that_cannot_be_read_is_refused_and_nothing_written(fake, tmp_path):
+def test_data_that_cannot_be_read_is_refused_and_nothing_written(make_fake, tmp_path):
   path = tmp_path / 'data.jsonl'
   example = {'content': [{'type': 'image', 'path': 'missing.png'}]}
   path.write_text(json.dumps(example))
   with pytest.raises(UserError, match=r'missing\.png'):
-    run_lib.run(fake(), tmp_path, data=path, **QUIET)
+    run_lib.run(make_fake(), tmp_path, data=path, **QUIET)
   assert not (tmp_path / 'eval').exists()
 
 
@@ -263,9 +277,9 @@ def test_every_source_names_a_task_of_evaluation(name):
   assert SOURCES[name].evaluation in TASKS
 
 
-def test_a_text_is_evaluated_by_the_loss_on_its_end(fake, tmp_path):
+def test_a_text_is_evaluated_by_the_loss_on_its_end(make_fake, tmp_path):
   (tmp_path / 'a.txt').write_text('abcdefghij' * 10)
-  trained = fake(source='text', root=str(tmp_path), train_file='a.txt', piece=4)
+  trained = make_fake(source='text', root=str(tmp_path), train_file='a.txt', piece=4)
   metrics = run_lib.run(trained, tmp_path, log=lambda line: None)
   assert metrics['data'] == {
     'file': str(tmp_path / 'a.txt'),
@@ -277,11 +291,11 @@ def test_a_text_is_evaluated_by_the_loss_on_its_end(fake, tmp_path):
 
 
 @pytest.mark.parametrize('missing', ['image', 'audio'])
-def test_a_run_without_a_medium(fake, tmp_path, missing):
-  """Text is scored where a medium is not in the model; the digits need them all."""
+def test_a_run_without_a_medium_is_evaluated_on_text_only(make_fake, tmp_path, missing):
+  """The digits need all media, so they are refused."""
   path = tmp_path / 'data.jsonl'
   path.write_text(json.dumps(chat('seven', 'sieben')))
-  trained = fake()
+  trained = make_fake()
   del trained.config.model[missing]
   trained.set_media()
   reply = [TextPart('sieben')]
@@ -292,8 +306,34 @@ def test_a_run_without_a_medium(fake, tmp_path, missing):
   assert metrics['data']['groups']['text_to_text']['exact_match'] == 1
 
 
-def test_limits_come_from_the_config_and_typos_are_named(fake):
-  config = fake().config
+def test_the_seed_of_the_config_chooses_the_prompts(make_fake, tmp_path):
+  path = tmp_path / 'data.jsonl'
+  path.write_text(json_lines([chat(str(k), str(k)) for k in range(50)]))
+  trained = make_fake()
+  calls = []
+
+  def generate_batch(prompts, *, want, seed):
+    questions = [prompt['messages'][0]['content'][0]['text'] for prompt in prompts]
+    calls.append((seed, questions))
+    return [[TextPart('')] for _ in prompts]
+
+  trained.generate_batch = generate_batch
+  options = dict(limits=Limits(n_data=5), data=path, log=lambda line: None)
+  run_lib.run(trained, tmp_path, **options)
+  run_lib.run(trained, tmp_path, seed=3, **options)
+  trained.config.evaluate.seed = 3
+  run_lib.run(trained, tmp_path, **options)
+  of_config, of_caller, of_changed_config = calls
+  assert of_config[0] == 0
+  assert of_changed_config == of_caller != of_config
+  assert of_changed_config[1] != of_config[1]
+  del trained.config.evaluate.seed
+  with pytest.raises(UserError, match=r'config\.evaluate\.seed is missing'):
+    run_lib.run(trained, tmp_path, **options)
+
+
+def test_limits_come_from_the_config_and_typos_are_named(make_fake):
+  config = make_fake().config
   config.evaluate = {'n': 3, 'sampling': {'temperature': 0.5}}
   assert run_lib.limits_of(config) == Limits(n=3, sampling={'temperature': 0.5})
   config.evaluate = {'n_image': 3}
@@ -310,21 +350,21 @@ def test_image_judge_is_right_on_real_test_digits(digits):
 
 def test_speech_judge_hears_words_and_voices_of_another_take(digits):
   judge = judges.SpeechJudge(digits.train_clips, rate=8000)
-  heard = judge([clip.wave for clip in digits.take_clips])
-  for name, values in heard._asdict().items():
+  judgements = judge([clip.wave for clip in digits.take_clips])
+  for name, values in judgements._asdict().items():
     true = [getattr(clip, name) for clip in digits.take_clips]
     assert np.mean([a == b for a, b in zip(values, true, strict=True)]) > 0.95
   # Silence and rubbish are judged like anything else.
   assert len(judge([np.zeros(0), np.full(50, np.nan)]).digit) == 2
 
 
-def test_a_cascade_keeps_the_word_and_loses_the_voice(fake):
-  """The stand-in answers speech in the voice it hears, and text in the one named."""
-  trained = fake()
+def test_a_cascade_keeps_the_word_and_loses_the_voice(make_fake):
+  """The stand-in speaks in the voice that it hears, or in the one that is named."""
+  trained = make_fake()
   # A codec that loses nothing.
   trained.encode_payloads = lambda name, items: list(items)
   trained.decode_payloads = lambda name, items: list(items)
-  scores = cascade.compare(trained, n=40)
+  scores = cascade.compare(trained, n=40, seed=0)
   assert scores['codec alone']['pitch correlation'] == pytest.approx(1)
   assert scores['direct']['digit'] == scores['cascade']['digit'] == 1
   assert scores['direct']['voice'] == 1 > scores['cascade']['voice']
@@ -368,19 +408,19 @@ def labelled(digits, tmp_path):
 
 
 def test_labelled_data_is_judged_by_what_was_fitted_to_the_training_file(
-  fake, labelled
+  make_fake, labelled
 ):
   """Right answers are judged right, those off by one wrong; voices are told apart."""
   groups = {}
   for shift in (0, 1):
-    trained = fake(
+    trained = make_fake(
       shift=shift,
       source='jsonl',
       root=str(labelled),
       train_file='train.jsonl',
       eval_file='test.jsonl',
     )
-    trained.config.evaluate = {'targets': {'draw': {'image_accuracy': 0.5}}}
+    trained.config.evaluate.targets = {'draw': {'image_accuracy': 0.5}}
     metrics = run_lib.run(trained, labelled, **QUIET)
     groups[shift] = metrics['data']['groups']
     (check,) = (check for check in checks(metrics) if check.direction == 'draw')

@@ -16,7 +16,7 @@ def tone(hertz, seconds=0.5, level=0.5):
 
 
 def mel_of(wave):
-  """Returns the log-mel in the middle of a wave."""
+  """Returns the log-mel of one frame in the middle of a wave."""
   return features.log_mel(wave, rate=RATE)[20]
 
 
@@ -25,7 +25,7 @@ def test_mel_of_a_tone_peaks_at_its_band_and_higher_tones_in_higher_bands():
   assert peaks == sorted(set(peaks))
 
 
-def test_half_the_level_is_one_log_two_away_where_there_is_sound():
+def test_half_the_level_lowers_the_log_mel_by_log_two():
   loud = mel_of(tone(1000, level=0.8)).max()
   soft = mel_of(tone(1000, level=0.4)).max()
   assert loud - soft == pytest.approx(np.log(2), abs=0.03)

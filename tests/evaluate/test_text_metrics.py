@@ -1,4 +1,4 @@
-"""Checks words, shares and intervals."""
+"""Checks which digits words name, error rates, and confidence intervals."""
 
 import pytest
 
@@ -7,22 +7,22 @@ from omni_jax.evaluate.metrics import scores, text_metrics
 
 
 def test_words_spelt_alike_count_for_both_languages():
-  assert text_metrics.name_of('six', DIGIT_WORDS) == (6, {'en', 'fr'})
-  assert text_metrics.name_of(' Sechs ', DIGIT_WORDS) == (6, {'de'})
+  assert text_metrics.named_digit('six', DIGIT_WORDS) == (6, {'en', 'fr'})
+  assert text_metrics.named_digit(' Sechs ', DIGIT_WORDS) == (6, {'de'})
 
 
 @pytest.mark.parametrize('text', ['', 'sixx', 'six six', '6'])
-def test_no_digit_word_is_no_digit(text):
-  assert text_metrics.name_of(text, DIGIT_WORDS) == (-1, frozenset())
+def test_other_texts_name_no_digit(text):
+  assert text_metrics.named_digit(text, DIGIT_WORDS) == (-1, frozenset())
 
 
 def test_decomposed_accents_are_the_same_word():
-  assert text_metrics.name_of('ze\u0301ro', DIGIT_WORDS).digit == 0
+  assert text_metrics.named_digit('ze\u0301ro', DIGIT_WORDS).digit == 0
 
 
 def test_a_word_of_two_digits_names_none():
   words = {'x': ['a', 'b'], 'y': ['b', 'a']}
-  assert text_metrics.name_of('a', words).digit == -1
+  assert text_metrics.named_digit('a', words).digit == -1
 
 
 def test_cer_counts_edits_over_reference_characters():

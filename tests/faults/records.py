@@ -1,9 +1,9 @@
-"""Writes JSON lines with one medium each and loads them, for faults in the data."""
+"""Writes and loads JSON lines with one medium each, for tests of faults in the data."""
 
 import json
 
 import numpy as np
-from samples import BUDGET, rows, tiny_model
+from samples import BUDGET, tiny_model, with_rows
 
 from omni_jax.config import LoaderConfig
 from omni_jax.data.example_maker import ExampleMaker
@@ -15,7 +15,7 @@ from omni_jax.modalities.image.files import png_bytes
 
 MODEL = tiny_model()
 HOSTS = MODEL.hosts()
-TWO = rows(BUDGET, 2)
+TWO_ROWS = with_rows(BUDGET, 2)
 SOUND_FILES = ('.wav', '.flac', '.ogg', '.mp3')
 
 
@@ -29,8 +29,11 @@ def sound(seed=0, samples=1200):
   return wav_bytes(np.random.default_rng(seed).uniform(-1, 1, samples), 8000)
 
 
-def lines(folder, media, name='train.jsonl'):
-  """Writes a file of examples about media, {file name: bytes}, and returns its path."""
+def write_lines(folder, media, name='train.jsonl'):
+  """Writes media, {file name: bytes}, and a file with one example of each medium.
+
+  It returns the path of the file with the examples.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / name).open('w') as file:
     for medium, data in media.items():
@@ -41,7 +44,7 @@ def lines(folder, media, name='train.jsonl'):
   return folder / name
 
 
-def loader(examples, budget=TWO, **config):
+def loader(examples, budget=TWO_ROWS, **config):
   """Returns a loader over examples."""
   maker = ExampleMaker(examples, HOSTS, 0)
   return Loader(maker, budget, LoaderConfig(**config), prefetch=0)
@@ -59,6 +62,6 @@ def bad_records(examples):
 
 
 def refusals(path):
-  """Returns {id: reason} of the examples of a file that cannot be used."""
+  """Returns the reasons why examples of a file cannot be used, by their ids."""
   errors = bad_records(JsonLines(path, HOSTS))
   return {error.id: error.reason for error in errors.values()}

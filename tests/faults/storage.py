@@ -1,4 +1,4 @@
-"""Storage that fails on demand: crashes at the n-th write, no renames, flipped bits, full."""
+"""Imitates storage that fails: crashes, no renames, flipped bits and full disks."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ WRITES = {
   'os.link',
   'os.symlink',
   'os.truncate',
-}
+}  # names of audit events
 
 # Orbax writes these files of a step after the manifest, and nobody reads them.
 UNREAD = ('_CHECKPOINT_METADATA', 'commit_success.txt')
@@ -28,12 +28,12 @@ class Crash(BaseException):
   """Takes the place of SIGKILL: nothing is written after it."""
 
 
-class _Watch:
-  """Sees every write of Python below a folder, through audit events of the interpreter."""
+class _Recorder:
+  """Records every write of Python below a folder, through audit events."""
 
   def __init__(self):
     self.folder = None
-    self.left = None  # writes before the crash; None for no crash
+    self.writes_left = None  # writes before the crash; None for no crash
     self.writes = []
     self._lock = threading.Lock()
     self._installed = False
@@ -57,10 +57,10 @@ class _Watch:
       return
     with self._lock:
       self.writes.append((event, path))
-      if self.left is None:
+      if self.writes_left is None:
         return
-      self.left -= 1
-      if self.left < 0:
+      self.writes_left -= 1
+      if self.writes_left < 0:
         raise Crash(f'{event} {path}')
 
 
@@ -80,26 +80,26 @@ def _text_of(path):
   return path.decode() if isinstance(path, bytes) else path
 
 
-_watch = _Watch()
+_recorder = _Recorder()
 
 
 @contextlib.contextmanager
-def watched(folder, *, crash_at=None):
+def record_writes(folder, *, crash_at=None):
   """Records the writes below a folder, and yields the list of (event, path).
 
   Args:
-    folder: the folder to watch.
+    folder: folder whose writes are recorded.
     crash_at: number of the write, counted from 0, from which on every write raises
       Crash; None for no crash.
   """
-  _watch.install()
-  _watch.folder = str(folder)
-  _watch.left = crash_at
-  _watch.writes = []
+  _recorder.install()
+  _recorder.folder = str(folder)
+  _recorder.writes_left = crash_at
+  _recorder.writes = []
   try:
-    yield _watch.writes
+    yield _recorder.writes
   finally:
-    _watch.folder = None
+    _recorder.folder = None
 
 
 @contextlib.contextmanager
@@ -144,6 +144,7 @@ def data_files(step):
 
 
 def largest(files):
+  """Returns the largest of these files."""
   return max(files, key=lambda path: path.stat().st_size)
 
 
@@ -162,19 +163,19 @@ def pick(files, rng):
 def small_disk(folder, kilobytes):
   """Mounts a file system of this size on a folder, which it creates and yields.
 
-  It yields None if this process may not mount one; root may, as in a container.
+  It yields None if this process may not mount one. Root may, as in a container.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   options = f'size={kilobytes}k'
-  done = subprocess.run(
+  result = subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)],
     check=False,
     capture_output=True,
   )
-  mounted = not done.returncode
+  is_mounted = not result.returncode
   try:
-    yield folder if mounted else None
+    yield folder if is_mounted else None
   finally:
-    if mounted:
+    if is_mounted:
       subprocess.run(['umount', '-l', str(folder)], check=False)

@@ -10,14 +10,20 @@ import os
 import signal
 
 from etils import epath
-from faults.storage import Crash, files_below, flip_in_arrays, watched, without_rename
+from faults.storage import (
+  Crash,
+  files_below,
+  flip_in_arrays,
+  record_writes,
+  without_rename,
+)
 from faults.toy import (
-  fresh,
+  initial_state,
   model_of,
-  resumed,
+  resume,
   run,
   same,
-  saved,
+  save_steps,
   stage_folder,
   state_at,
 )
@@ -42,7 +48,7 @@ def save_step_3(workdir, crash_at):
   """
   checkpoints = Checkpoints(str(workdir), 'toy', keep=2)
   with (
-    watched(workdir / 'checkpoints', crash_at=crash_at) as writes,
+    record_writes(workdir / 'checkpoints', crash_at=crash_at) as writes,
     contextlib.suppress(Crash, SaveFailed),
     checkpoints,
   ):
@@ -50,10 +56,11 @@ def save_step_3(workdir, crash_at):
   return list(writes)
 
 
-def check(workdir):
+def check_steps(workdir):
   """Checks that every listed step is complete, and that the next save works.
 
-  Readers see it before a trainer tidies the folder, trainers after that.
+  It restores them as a reader does, before a trainer tidies the folder, and then as a
+  trainer does.
 
   Returns:
     The listed steps, and the lines that the trainer logs.
@@ -62,12 +69,12 @@ def check(workdir):
   listed = step_folders.complete(folder)
   with Checkpoints(str(workdir), 'toy', read_only=True) as checkpoints:
     for step in listed:
-      model, _ = checkpoints.restore_model(model_of(fresh()), step)
+      model, _ = checkpoints.restore_model(model_of(initial_state()), step)
       assert same(model['params'], state_at(step).params)
   last = max(listed)
   lines = []
   with Checkpoints(str(workdir), 'toy', say=lines.append) as checkpoints:
-    restored = checkpoints.resume(fresh())
+    restored = checkpoints.resume(initial_state())
     assert step_folders.complete(folder) == listed
     assert step_folders.folders(folder) == listed
     assert not marks(folder)
@@ -79,8 +86,9 @@ def check(workdir):
   return listed, lines
 
 
-def first_index(names, wanted):
-  return next(k for k, name in enumerate(names) if wanted in name)
+def first_index(names, part):
+  """Returns the index of the first name that contains a part."""
+  return next(k for k, name in enumerate(names) if part in name)
 
 
 @every_store
@@ -88,7 +96,7 @@ def test_fault_02_and_06_every_listed_step_is_complete_after_a_crash_at_any_writ
   store, tmp_path, monkeypatch, request
 ):
   with STORES[store](monkeypatch):
-    saved(tmp_path / 'all', 1, 2)
+    save_steps(tmp_path / 'all', 1, 2)
     writes = save_step_3(tmp_path / 'all', None)
     names = [f'{event} {os.path.basename(path)}' for event, path in writes]
     mark = first_index(names, '3.unfinished')
@@ -105,11 +113,11 @@ def test_fault_02_and_06_every_listed_step_is_complete_after_a_crash_at_any_writ
     outcomes = set()
     for n in crashes:
       workdir = tmp_path / str(n)
-      saved(workdir, 1, 2)
+      save_steps(workdir, 1, 2)
       save_step_3(workdir, n)
-      listed, lines = check(workdir)
+      listed, lines = check_steps(workdir)
       outcomes.add(tuple(listed))
-      assert all('is removed' in line for line in lines)
+      assert all('has been removed' in line for line in lines)
   assert outcomes == {(1, 2), (1, 2, 3), (2, 3)}
 
 
@@ -118,7 +126,7 @@ def test_fault_02_a_manifest_that_a_killed_process_wrote_in_part_is_no_damage(
   share, tmp_path
 ):
   """A file is created first and then written, and a kill may come in between."""
-  saved(tmp_path, 1, 2)
+  save_steps(tmp_path, 1, 2)
   folder = stage_folder(tmp_path)
   path = folder / '2' / 'manifest.json'
   data = path.read_bytes()
@@ -126,8 +134,8 @@ def test_fault_02_a_manifest_that_a_killed_process_wrote_in_part_is_no_damage(
   step_folders.begin(folder, 2)
   lines = []
   with Checkpoints(str(tmp_path), 'toy', say=lines.append) as checkpoints:
-    assert same(checkpoints.resume(fresh()).state, state_at(1))
-  assert lines[0] == f'{folder}/2 was not finished and is removed'
+    assert same(checkpoints.resume(initial_state()).state, state_at(1))
+  assert lines[0] == f'{folder}/2 was unfinished and has been removed'
   assert not any('WARNING' in line for line in lines)
   assert step_folders.folders(folder) == [1]
   assert not marks(folder)
@@ -140,21 +148,23 @@ DYING = """
 import os, signal
 from faults import toy
 from omni_jax.checkpoint import step_folders
-right, write, done = step_folders.FUNCTION, os.WRITE, []
+function = step_folders.FUNCTION
+write = os.WRITE
+calls = []
 def write_and_die(*arguments, **options):
   write(*arguments, **options)
-  done.append(arguments)
-  if len(done) == AFTER:
+  calls.append(arguments)
+  if len(calls) == AFTER:
     os.kill(os.getpid(), signal.SIGKILL)
-def dying(*arguments):
+def dying_function(*arguments):
   os.WRITE = write_and_die
-  right(*arguments)
-step_folders.FUNCTION = dying
+  function(*arguments)
+step_folders.FUNCTION = dying_function
 toy.main()
 """
 
 
-def dying(tmp_path, function, write, after):
+def write_dying_script(tmp_path, function, write, after):
   """Writes the script DYING with these values and returns its path."""
   script = tmp_path / 'dying.py'
   text = DYING.replace('FUNCTION', function)
@@ -166,7 +176,7 @@ def dying(tmp_path, function, write, after):
 def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   """The real signal, in the middle of the deletion of a folder."""
   workdir = tmp_path / 'run'
-  script = dying(tmp_path, 'remove', 'unlink', 5)
+  script = write_dying_script(tmp_path, 'remove', 'unlink', after=5)
   code, _, err = run(workdir, '--steps=8', script=script)
   assert code == -signal.SIGKILL, err
   folder = stage_folder(workdir)
@@ -174,7 +184,7 @@ def test_fault_02_sigkill_while_an_old_step_is_deleted(tmp_path):
   assert step_folders.complete(folder)[:2] == [4, 6]
   code, out, err = run(workdir, '--steps=8')
   assert code == 0, err
-  assert f'{folder}/2 was not finished and is removed' in out, err
+  assert f'{folder}/2 was unfinished and has been removed' in out, err
   assert step_folders.folders(folder) == [6, 8]
 
 
@@ -183,9 +193,9 @@ def names_in(folder):
   return {str(path.relative_to(folder)) for path in files_below(folder)}
 
 
-def save_damaged(workdir):
+def save_damaged_step(workdir):
   """Saves steps 1 and 2, flips a bit of step 2, and returns the names of its files."""
-  saved(workdir, 1, 2)
+  save_steps(workdir, 1, 2)
   step = workdir / 'checkpoints' / 'toy' / '2'
   flip_in_arrays(step / 'model', seed=0)
   return names_in(step)
@@ -193,9 +203,9 @@ def save_damaged(workdir):
 
 def writes_of_quarantine(workdir):
   """Returns the number of writes with which a damaged step is moved to quarantine."""
-  save_damaged(workdir)
-  with watched(workdir / 'checkpoints') as writes:
-    resumed(workdir)
+  save_damaged_step(workdir)
+  with record_writes(workdir / 'checkpoints') as writes:
+    resume(workdir)
   return len(writes)
 
 
@@ -218,25 +228,28 @@ def test_fault_02_and_04_a_step_stays_together_after_a_crash_at_any_write_of_its
     still_listed = set()
     for n in crashes:
       workdir = tmp_path / str(n)
-      names = save_damaged(workdir)
+      names = save_damaged_step(workdir)
       step = workdir / 'checkpoints' / 'toy' / '2'
       folder = stage_folder(workdir)
-      with watched(workdir / 'checkpoints', crash_at=n), contextlib.suppress(Crash):
-        resumed(workdir)
+      with (
+        record_writes(workdir / 'checkpoints', crash_at=n),
+        contextlib.suppress(Crash),
+      ):
+        resume(workdir)
       listed = step_folders.complete(folder)
       still_listed.add(2 in listed)
       assert 1 in listed
       if 2 in listed:
-        assert names_in(step) == names, 'a step that is listed is complete'
-      restored, _ = resumed(workdir)
+        assert names_in(step) == names, 'a listed step must be complete'
+      restored, _ = resume(workdir)
       assert same(restored.state, state_at(1))
       assert step_folders.complete(folder) == step_folders.folders(folder) == [1]
-      (aside,) = step_folders.quarantined(folder)
+      (quarantined,) = step_folders.quarantined(folder)
       if n != total:
-        assert names_in(aside) == names | {'why.txt'}, n
-        assert 'has digest' in (aside / 'why.txt').read_text(), n
+        assert names_in(quarantined) == names | {'why.txt'}, n
+        assert 'has digest' in (quarantined / 'why.txt').read_text(), n
       assert not list((workdir / 'checkpoints').rglob('*.unfinished')), n
-      saved(workdir, 3)
+      save_steps(workdir, 3)
       assert step_folders.complete(folder) == [1, 3]
   assert still_listed == {True, False}
 
@@ -252,7 +265,7 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_moved_to_quarantine(
   folder = stage_folder(workdir)
   names = names_in(folder / '4')
   flip_in_arrays(folder / '4' / 'model', seed=0)
-  script = dying(tmp_path, 'quarantine', 'replace', after)
+  script = write_dying_script(tmp_path, 'quarantine', 'replace', after)
   code, _, err = run(workdir, '--steps=6', script=script)
   assert code == -signal.SIGKILL, err
   assert step_folders.complete(folder) == [2]
@@ -267,11 +280,11 @@ def test_fault_02_and_04_sigkill_while_a_damaged_step_is_moved_to_quarantine(
 def test_fault_02_and_27_a_step_that_cannot_be_removed_is_removed_by_the_next_save(
   tmp_path, monkeypatch
 ):
-  """As on NFS, where a reader has a file of it open.
+  """This happens on NFS if a reader has a file of the step open.
 
   The run continues with a line in the log, and the step does not count.
   """
-  saved(tmp_path, 1, 2)
+  save_steps(tmp_path, 1, 2)
   path_type = type(epath.Path(tmp_path))
   rmtree = path_type.rmtree
   calls = []

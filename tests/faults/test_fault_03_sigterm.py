@@ -10,14 +10,14 @@ import socket
 import time
 
 from faults.storage import flip_in_arrays
-from faults.toy import finished, logged, stage_folder, start
+from faults.toy import logged_metrics, stage_folder, start, wait_for
 import pytest
 
 from omni_jax.checkpoint import manifest, step_folders
 
 
-def started(workdir, count, *arguments):
-  """Starts a run of this many processes."""
+def start_processes(workdir, count, *arguments):
+  """Starts a run of this many processes and returns them."""
   if count == 1:
     return [start(workdir, *arguments)]
   with socket.socket() as free:
@@ -34,14 +34,18 @@ def started(workdir, count, *arguments):
 
 
 def run_processes(workdir, count, *arguments):
-  return [finished(process) for process in started(workdir, count, *arguments)]
+  """Runs processes to their end; returns what `wait_for` returns for each."""
+  processes = start_processes(workdir, count, *arguments)
+  return [wait_for(process) for process in processes]
 
 
 def codes(results):
+  """Returns the exit codes of processes."""
   return [code for code, _, _ in results]
 
 
 def leaves(workdir, step):
+  """Returns the arrays of a step, with their digests, as its manifest lists them."""
   return manifest.read(stage_folder(workdir) / str(step)).leaves
 
 
@@ -50,14 +54,16 @@ def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   parts = tmp_path / 'parts'
   uninterrupted = tmp_path / 'uninterrupted'
   arguments = ['--steps=60', '--save_every=1000', '--pause=0.02']
-  processes = started(parts, count, *arguments)
-  while len(logged(parts)) < 5 and all(process.poll() is None for process in processes):
+  processes = start_processes(parts, count, *arguments)
+  while len(logged_metrics(parts)) < 5 and all(
+    process.poll() is None for process in processes
+  ):
     time.sleep(0.01)
   processes[-1].send_signal(signal.SIGTERM)
-  results = [finished(process) for process in processes]
+  results = [wait_for(process) for process in processes]
   assert codes(results) == [75] * count, results
   (step,) = step_folders.complete(stage_folder(parts))
-  assert step == logged(parts)[-1]['step']
+  assert step == logged_metrics(parts)[-1]['step']
   assert 5 <= step < 60
   results = run_processes(parts, count, *arguments)
   assert codes(results) == [0] * count, results
@@ -65,13 +71,13 @@ def test_fault_03_sigterm_to_one_saves_the_same_step_in_all(tmp_path, count):
   results = run_processes(uninterrupted, count, *arguments)
   assert codes(results) == [0] * count, results
   assert leaves(parts, 60) == leaves(uninterrupted, 60)
-  assert logged(parts) == logged(uninterrupted)
+  assert logged_metrics(parts) == logged_metrics(uninterrupted)
 
 
 def test_fault_03_and_04_two_processes_agree_on_the_step_before_a_damaged_one(tmp_path):
   """Both processes read the damaged step, and one of them moves it to quarantine.
 
-  They would also agree if only one of them could not read its part.
+  They would also agree if only one of them failed to read its part.
   """
   workdir = tmp_path / 'run'
   arguments = ['--steps=4', '--save_every=2']

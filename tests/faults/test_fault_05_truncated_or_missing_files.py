@@ -6,7 +6,7 @@ A run never starts silently from fresh weights.
 import shutil
 
 from faults.storage import files_below, files_read, largest
-from faults.toy import fresh, model_of, resumed, same, stage, state_at
+from faults.toy import initial_state, model_of, resume, same, stage, state_at
 import pytest
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
@@ -16,6 +16,7 @@ from omni_jax.train import loop
 
 
 def cut(path):
+  """Removes the second half of a file."""
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -32,9 +33,9 @@ def grow(path):
 
 
 @pytest.mark.parametrize(
-  'harm', [cut, remove, empty, grow], ids=lambda harm: harm.__name__
+  'damage', [cut, remove, empty, grow], ids=lambda damage: damage.__name__
 )
-def test_fault_05_a_change_of_any_file_of_a_step_is_found(two_steps, tmp_path, harm):
+def test_fault_05_a_change_of_any_file_of_a_step_is_found(two_steps, tmp_path, damage):
   step = two_steps / 'checkpoints' / 'toy' / '2'
   paths = files_read(step)
   expected = {'manifest.json', '_METADATA', 'manifest.ocdbt', 'metadata'}
@@ -43,13 +44,13 @@ def test_fault_05_a_change_of_any_file_of_a_step_is_found(two_steps, tmp_path, h
     name = path.relative_to(two_steps)
     workdir = tmp_path / str(k)
     shutil.copytree(two_steps, workdir)
-    harm(workdir / name)
-    restored, lines = resumed(workdir)
+    damage(workdir / name)
+    restored, lines = resume(workdir)
     assert same(restored.state, state_at(1)), name
     assert len(lines) == 1, lines
     assert 'WARNING' in lines[0]
     assert name.name in lines[0]
-    assert '1.0' not in lines[0]
+    assert '1.0' not in lines[0], 'step 1 must not be moved to quarantine'
 
 
 def test_fault_05_a_missing_folder_of_a_step_is_found(two_steps, tmp_path):
@@ -57,7 +58,7 @@ def test_fault_05_a_missing_folder_of_a_step_is_found(two_steps, tmp_path):
     workdir = tmp_path / item
     shutil.copytree(two_steps, workdir)
     shutil.rmtree(workdir / 'checkpoints' / 'toy' / '2' / item)
-    restored, lines = resumed(workdir)
+    restored, lines = resume(workdir)
     assert int(restored.state.step) == 1
     assert f'{item}/' in lines[0], lines
     assert 'is missing' in lines[0], lines
@@ -76,7 +77,7 @@ def test_fault_05_the_run_stops_rather_than_start_from_scratch(tmp_path):
       loop.run(stage(4), str(tmp_path), make_mesh())
   assert (tmp_path / 'metrics.jsonl').read_bytes() == before
   quarantine = list((folder / 'quarantine').iterdir())
-  assert len(quarantine) == 1, 'moved, and nothing of it removed'
+  assert len(quarantine) == 1, 'the step must be moved once and not be removed'
   log = (tmp_path / 'log.txt').read_text()
   assert log.count('WARNING') == 1
   assert 'manifest.json is missing' in log
@@ -93,7 +94,7 @@ def test_fault_05_checkpoints_of_older_code_are_refused_in_one_line(
     Checkpoints(str(tmp_path / 'run'), 'toy', read_only=True) as checkpoints,
     pytest.raises(UserError, match=message),
   ):
-    checkpoints.restore_model(model_of(fresh()))
+    checkpoints.restore_model(model_of(initial_state()))
 
 
 def test_fault_05_training_resumes_from_the_step_before_and_ends_the_same(tmp_path):
@@ -101,6 +102,6 @@ def test_fault_05_training_resumes_from_the_step_before_and_ends_the_same(tmp_pa
   uninterrupted = loop.run(stage(6), str(tmp_path / 'uninterrupted'), make_mesh())
   loop.run(stage(4), str(parts), make_mesh())
   cut(largest(files_below(parts / 'checkpoints' / 'toy' / '4')))
-  ended = loop.run(stage(6), str(parts), make_mesh())
-  assert same(ended, uninterrupted)
+  resumed = loop.run(stage(6), str(parts), make_mesh())
+  assert same(resumed, uninterrupted)
   assert 'step 2 is used instead' in (parts / 'log.txt').read_text()

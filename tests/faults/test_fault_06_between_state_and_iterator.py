@@ -6,7 +6,7 @@ See also fault 2.
 import itertools
 import shutil
 
-from faults.toy import resumed
+from faults.toy import resume
 import pytest
 
 ITEMS = ('model', 'train', 'iterator', 'manifest.json')
@@ -21,7 +21,7 @@ for count in range(len(ITEMS)):
 def test_fault_06_a_step_counts_only_with_all_of_its_items_and_the_manifest(
   two_steps, tmp_path, written
 ):
-  """Includes a manifest without an item, which our order of writes never leaves behind."""
+  """The cases include a manifest without an item, which our order of writes prevents."""
   shutil.copytree(two_steps, tmp_path / 'run')
   step = tmp_path / 'run' / 'checkpoints' / 'toy' / '2'
   (step.parent / '2.unfinished').touch()
@@ -30,9 +30,9 @@ def test_fault_06_a_step_counts_only_with_all_of_its_items_and_the_manifest(
       shutil.rmtree(step / item)
     else:
       (step / item).unlink()
-  restored, lines = resumed(tmp_path / 'run')
+  restored, lines = resume(tmp_path / 'run')
   assert int(restored.state.step) == 1
-  message = 'was not finished and is removed'
+  message = 'was unfinished and has been removed'
   if 'manifest.json' in written:
     message = 'is damaged'
   assert len(lines) == 1

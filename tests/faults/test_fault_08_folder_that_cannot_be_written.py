@@ -23,7 +23,7 @@ def read_only(folder):
 
   Root may write to any folder: for root it is a file system that is mounted read-only.
   """
-  with small_disk(folder, 100) as disk:
+  with small_disk(folder, kilobytes=100) as disk:
     if disk is not None:
       subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
     else:
@@ -45,13 +45,13 @@ def test_fault_08_a_read_only_folder_is_refused_before_the_first_step(tmp_path):
     check_refused(disk / 'run')
 
 
-def test_fault_08_only_the_checkpoints_are_read_only(tmp_path):
+def test_fault_08_a_read_only_folder_of_checkpoints_is_refused(tmp_path):
   with read_only(tmp_path / 'run' / 'checkpoints'):
     check_refused(tmp_path / 'run')
   assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoints']
 
 
-def test_fault_08_a_file_in_the_place_of_a_folder(tmp_path):
+def test_fault_08_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
   (tmp_path / 'run').write_text('a file')
   check_refused(tmp_path / 'run')
   (tmp_path / 'other').mkdir()

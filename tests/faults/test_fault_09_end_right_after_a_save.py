@@ -7,14 +7,14 @@ import signal
 import sys
 
 from faults.toy import (
-  finished,
-  fresh,
-  logged,
+  initial_state,
+  logged_metrics,
   run,
   same,
   stage_folder,
   start,
   state_at,
+  wait_for,
   wait_until,
 )
 import pytest
@@ -34,24 +34,24 @@ def test_fault_09_the_process_ends_with_its_code_and_the_step_is_complete(
   actual_code, _, err = run(workdir, *options)
   assert actual_code == code, err
   with Checkpoints(str(workdir), 'toy') as checkpoints:
-    assert int(checkpoints.resume(fresh(1024)).state.step) == step
-  assert ('torn' in err) == (code == 1)
+    assert int(checkpoints.resume(initial_state(1024)).state.step) == step
+  assert ('crashed' in err) == (code == 1)
 
 
 def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   workdir = tmp_path / 'run'
   options = ('--steps=2000', '--save_every=5', '--size=512', '--pause=0.01')
   process = start(workdir, *options)
-  wait_until(lambda: len(logged(workdir)) >= 6, process)
+  wait_until(lambda: len(logged_metrics(workdir)) >= 6, process)
   process.send_signal(signal.SIGTERM)
-  code, _, err = finished(process)
+  code, _, err = wait_for(process)
   assert code == 75, err
   saved_steps = step_folders.complete(stage_folder(workdir))
-  assert max(saved_steps) == logged(workdir)[-1]['step']
+  assert max(saved_steps) == logged_metrics(workdir)[-1]['step']
 
 
 @pytest.mark.parametrize(
-  'inside, raised, logged_lines',
+  'error_inside, expected, logged_lines',
   [
     (None, SaveFailed, 0),
     (SystemExit(75), SaveFailed, 0),
@@ -60,7 +60,7 @@ def test_fault_09_sigterm_in_a_save_still_ends_with_75(tmp_path):
   ids=repr,
 )
 def test_fault_09_a_save_that_fails_at_the_end_is_reported_and_never_ends_with_75(
-  tmp_path, monkeypatch, inside, raised, logged_lines
+  tmp_path, monkeypatch, error_inside, expected, logged_lines
 ):
   def full(*_, **__):
     raise OSError('No space left on device')
@@ -68,12 +68,12 @@ def test_fault_09_a_save_that_fails_at_the_end_is_reported_and_never_ends_with_7
   monkeypatch.setattr(manifest, 'write', full)
   lines = []
   with (
-    pytest.raises(raised),
+    pytest.raises(expected),
     Checkpoints(str(tmp_path), 'toy', say=lines.append) as checkpoints,
   ):
     checkpoints.save(state_at(1), b'{}')
-    if inside:
-      raise inside
+    if error_inside:
+      raise error_inside
   assert len(lines) == logged_lines
   for line in lines:
     assert 'saving step 1' in line
@@ -93,5 +93,5 @@ def test_fault_09_an_error_inside_is_passed_on_after_the_save(tmp_path, error):
     raise error
   assert raised.value is error
   with Checkpoints(str(tmp_path), 'toy') as checkpoints:
-    assert same(checkpoints.resume(fresh(512)).state, state)
+    assert same(checkpoints.resume(initial_state(512)).state, state)
   assert sys.exc_info() == (None, None, None)

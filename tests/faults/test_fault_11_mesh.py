@@ -19,7 +19,7 @@ CASES = {
     r"mesh \{'data': 3, .* needs 3 devices, but there are 8; "
     r'set config\.mesh so that the product divides 8',
   ),
-  'two_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one is -1'),
+  'two_sizes_left_open': ({'mesh.data': -1, 'mesh.fsdp': -1}, 'at most one is -1'),
   'rows': (
     {'data.budget.rows': 12},
     r'batch of 12 rows is not divisible by 8 devices .*; nearest: 8',
@@ -31,7 +31,7 @@ CASES = {
   ),
   'groups': (
     {'model.decoder.kv_heads': 3, 'data.budget.rows': 8},
-    '2 heads do not divide by 3',
+    'heads=2 is not a multiple of kv_heads=3',
   ),
 }
 # As many heads as the mesh axis that splits heads has devices.
@@ -143,7 +143,7 @@ def test_fault_11_what_does_not_divide_is_refused_before_compilation(
 def test_fault_11_a_size_that_its_axis_does_not_divide_is_refused_with_the_nearest_that_fit(
   tmp_path, monkeypatch, case
 ):
-  """It is not silently replicated on every device."""
+  """The weights are not silently replicated on every device."""
   axis, values, size, sizes, splits = SIZES[case]
   key = size.partition('=')[0]
   mesh = {'mesh.data': 1, f'mesh.{axis}': 4, 'data.budget.rows': 8}
@@ -160,11 +160,11 @@ def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
   The nearest sizes that a message names are accepted.
   """
   sizes = [*main_sizes(tiny_model()), ('config.data.budget.length', 96, 'length')]
-  # Rows are split over data: check_divides checks them.
-  checked = {'data'}
+  # Rows are split over data: check_rows checks them.
+  checked_axes = {'data'}
   for key, size, axis in sizes:
     names = sharding.describe_axes(axis)
-    checked.update(names.replace('config.mesh.', '').split(' x '))
+    checked_axes.update(names.replace('config.mesh.', '').split(' x '))
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:
       sharding.check_sizes(mesh, [(key, size, axis)])
@@ -177,7 +177,7 @@ def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
       sharding.check_sizes(mesh, [(key, n, axis) for n in fits])
     else:
       assert size % 8 == 0
-  assert checked == set(sharding.AXES)
+  assert checked_axes == set(sharding.AXES)
 
 
 def numbers_in(text):
@@ -203,7 +203,7 @@ def test_fault_11_a_vocabulary_that_does_not_divide_is_kept_whole_and_logged(
   stage.batches.close()
   log = tmp_path / 'run' / 'log.txt'
   text = log.read_text() if log.exists() else ''
-  message = 'does not divide by config.mesh.tensor=2; every device keeps all of it'
+  message = 'is not divisible by config.mesh.tensor=2; every device keeps all of it'
   assert text.count(message) == (tensor == 2)
   table = stage.state.params['embeds']['text']['tokens']['table']
   assert table.is_fully_replicated and table.shape[0] == vocab_size(config)
@@ -214,13 +214,15 @@ def vocab_size(config):
 
 
 def check_refused(tmp_path, monkeypatch, values, message):
-  def compiled(*_, **__):
-    raise AssertionError('compiled')
+  """Checks that a run with these values is refused before anything is compiled."""
+
+  def fail(*_, **__):
+    raise AssertionError('a program was compiled')
 
   config = tiny_run()
   for name, value in values.items():
     config.update_from_flattened_dict({name: value})
-  monkeypatch.setattr(jax, 'jit', compiled)
+  monkeypatch.setattr(jax, 'jit', fail)
   with pytest.raises(UserError, match=message):
     stages.run_all(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()

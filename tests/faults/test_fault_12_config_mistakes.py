@@ -1,7 +1,7 @@
 """Fault 12: mistakes in the config, at the real command line and from hypothesis.
 
-Each ends with one line and exit code 2, and creates no folder. There are many more of
-them in tests/train/test_command.py.
+Each ends with one line and exit code 2, and creates no folder. There are many more
+mistakes in tests/train/test_command.py.
 """
 
 import os
@@ -31,7 +31,7 @@ def test_fault_12_the_command_prints_one_line_and_creates_no_folder(tmp_path, ca
   arguments, message = CASES[case]
   command = [sys.executable, '-m', 'omni_jax.train', CONFIG]
   command += [f'--workdir={tmp_path}/run', *arguments]
-  done = subprocess.run(
+  result = subprocess.run(
     command,
     check=False,
     env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
@@ -39,10 +39,10 @@ def test_fault_12_the_command_prints_one_line_and_creates_no_folder(tmp_path, ca
     text=True,
     cwd=tmp_path,
   )
-  assert done.returncode == 2, done.stderr
-  assert done.stderr.count('\n') == 1, done.stderr
-  assert 'Traceback' not in done.stderr, done.stderr
-  assert message.lower() in done.stderr.lower(), done.stderr
+  assert result.returncode == 2, result.stderr
+  assert result.stderr.count('\n') == 1, result.stderr
+  assert 'Traceback' not in result.stderr, result.stderr
+  assert message.lower() in result.stderr.lower(), result.stderr
   assert not os.listdir(tmp_path)
 
 
@@ -62,6 +62,7 @@ NAMES = [
   st.one_of(st.sampled_from(NAMES), st.text(max_size=12)), st.text(max_size=20)
 )
 def test_fault_12_any_override_is_accepted_or_a_user_error(name, value):
+  """Any other exception would fail the test."""
   values = flags.FlagValues()
   arguments = ['train', CONFIG, f'--config.{name}={value}']
   config_flags.DEFINE_config_file(

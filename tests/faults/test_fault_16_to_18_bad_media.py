@@ -1,6 +1,6 @@
 """Faults 16, 17 and 18: damaged and hostile sounds, images and archives.
 
-The real readers refuse them as records with an id.
+The real readers refuse them as bad records with an id.
 """
 
 import io
@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 
-from faults.records import HOSTS, image, lines, refusals, sound
+from faults.records import HOSTS, image, refusals, sound, write_lines
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -28,14 +28,14 @@ from omni_jax.modalities.files import MAX_BYTES
 from omni_jax.modalities.image.files import decode_image
 
 
-def encoded(wave, rate=8000, format='WAV', subtype='PCM_16'):
+def sound_file(wave, rate=8000, format='WAV', subtype='PCM_16'):
   """Returns the bytes of a sound file."""
   out = io.BytesIO()
   soundfile.write(out, wave, rate, format=format, subtype=subtype)
   return out.getvalue()
 
 
-def saved(picture, format='PNG', **options):
+def image_file(picture, format='PNG', **options):
   """Returns the bytes of an image file."""
   out = io.BytesIO()
   picture.save(out, format=format, **options)
@@ -43,13 +43,14 @@ def saved(picture, format='PNG', **options):
 
 
 def chunk_of_png(name, data):
+  """Returns a chunk of a PNG file."""
   size = struct.pack('>I', len(data))
   checksum = struct.pack('>I', zlib.crc32(name + data))
   return size + name + data + checksum
 
 
 def png_of(width, height):
-  """Returns a PNG file whose header promises this size."""
+  """Returns a PNG file whose header declares this size."""
   head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
   chunks = [
     chunk_of_png(b'IHDR', head),
@@ -59,13 +60,13 @@ def png_of(width, height):
   return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
 
 
-def with_flipped_bit(data, at):
-  """Returns bytes with one bit of the byte at `at` flipped."""
-  return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+def with_flipped_bit(data, index):
+  """Returns bytes with one bit of the byte at an index flipped."""
+  return data[:index] + bytes([data[index] ^ 4]) + data[index + 1 :]
 
 
 def data_of(media):
-  """Returns {file name: bytes} of {file name: (bytes, message)}."""
+  """Returns the bytes of media, {file name: (bytes, message)}, by file name."""
   return {name: data for name, (data, _) in media.items()}
 
 
@@ -77,57 +78,59 @@ def check_refused(path, media):
     assert message in reasons[name], (name, reasons[name])
 
 
-SOUND = HOSTS['audio'].config
+AUDIO_CONFIG = HOSTS['audio'].config
 TONE = 0.5 * np.sin(np.arange(1200) / 5)
+MIDDLE = slice(50, 1100)  # samples of TONE that are not near its ends
 BAD_SOUNDS = {
   'truncated.wav': (sound()[:-900], 'cut off'),
+  # A header that declares 1 GiB of samples.
   'lying.wav': (sound()[:40] + struct.pack('<I', 1 << 30) + sound()[44:], 'promises'),
   'nan.wav': (
-    encoded(np.where(np.arange(1200) == 7, np.nan, TONE), subtype='FLOAT'),
+    sound_file(np.where(np.arange(1200) == 7, np.nan, TONE), subtype='FLOAT'),
     'NaN',
   ),
-  'none.wav': (encoded(TONE[:0]), 'without samples'),
+  'none.wav': (sound_file(TONE[:0]), 'without samples'),
   'hour.flac': (
-    encoded(np.zeros(8000 * 3600), format='FLAC'),
+    sound_file(np.zeros(8000 * 3600), format='FLAC'),
     'longer than the 0.48 s',
   ),
   'empty.wav': (b'', 'is empty'),
 }
 GOOD_SOUNDS = {
-  'eight.wav': encoded(TONE, subtype='PCM_U8'),
-  'surround.wav': encoded(np.outer(TONE, [0, 2, 1, 1, 1, 1])),
-  'fast.wav': encoded(0.5 * np.sin(np.arange(14400) / 60), rate=96000),
-  'good.wav': encoded(TONE),
+  'eight.wav': sound_file(TONE, subtype='PCM_U8'),
+  'surround.wav': sound_file(np.outer(TONE, [0, 2, 1, 1, 1, 1])),
+  'fast.wav': sound_file(0.5 * np.sin(np.arange(14400) / 60), rate=96000),
+  'good.wav': sound_file(TONE),
 }
 
 
 def test_fault_16_bad_sounds_are_named_with_a_reason_and_odd_ones_are_converted(
   tmp_path,
 ):
-  path = lines(tmp_path, data_of(BAD_SOUNDS) | GOOD_SOUNDS)
+  path = write_lines(tmp_path, data_of(BAD_SOUNDS) | GOOD_SOUNDS)
   check_refused(path, BAD_SOUNDS)
   examples = JsonLines(path, HOSTS)
   waves = {}
   for k in range(len(BAD_SOUNDS), len(examples)):
     waves[examples[k]['id']] = examples[k]['content'][1]['wave']
-  expected = waves['good.wav'][50:1100]
+  expected = waves['good.wav'][MIDDLE]
   for name in GOOD_SOUNDS:
     wave = waves[name]
-    assert abs(len(wave) - 1200) <= 1
+    assert abs(len(wave) - len(TONE)) <= 1
     assert wave.dtype == np.float32
-    np.testing.assert_allclose(wave[50:1100], expected, atol=0.02, err_msg=name)
+    np.testing.assert_allclose(wave[MIDDLE], expected, atol=0.02, err_msg=name)
 
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 16, 3), np.uint8))
-LARGE = 'pixels, more than the 50,000,000 allowed'
+TOO_LARGE = 'pixels, more than the 50,000,000 allowed'
 BAD_IMAGES = {
-  'cut.png': (saved(PHOTO)[:200], 'damaged image'),
-  'cut.jpg': (saved(PHOTO, 'JPEG')[:300], 'damaged image'),
-  'cut.webp': (saved(PHOTO, 'WEBP')[:60], 'damaged image'),
-  'flipped.png': (with_flipped_bit(saved(PHOTO), 60), 'damaged image'),
+  'cut.png': (image_file(PHOTO)[:200], 'damaged image'),
+  'cut.jpg': (image_file(PHOTO, 'JPEG')[:300], 'damaged image'),
+  'cut.webp': (image_file(PHOTO, 'WEBP')[:60], 'damaged image'),
+  'flipped.png': (with_flipped_bit(image_file(PHOTO), 60), 'damaged image'),
   'none.png': (b'a text', 'not an image'),
   # Below Pillow's own limit.
-  'large.png': (png_of(8000, 8000), f'image of 8000 x 8000 {LARGE}'),
+  'large.png': (png_of(8000, 8000), f'image of 8000 x 8000 {TOO_LARGE}'),
   'huge.png': (
     png_of(60_000, 60_000),
     'image of more than the 50,000,000 pixels allowed',
@@ -138,10 +141,13 @@ BAD_IMAGES = {
   ),
 }
 ODD_IMAGES = {
-  'cmyk.jpg': saved(PHOTO.convert('CMYK'), 'JPEG'),
-  'deep.png': saved(Image.fromarray(np.full((8, 8), 40000, np.uint16))),
-  'moving.gif': saved(PHOTO, 'GIF', save_all=True, append_images=[PHOTO.rotate(90)]),
-  'turned.jpg': saved(
+  'cmyk.jpg': image_file(PHOTO.convert('CMYK'), 'JPEG'),
+  'deep.png': image_file(Image.fromarray(np.full((8, 8), 40000, np.uint16))),
+  'moving.gif': image_file(
+    PHOTO, 'GIF', save_all=True, append_images=[PHOTO.rotate(90)]
+  ),
+  # Its EXIF data say that it is to be turned by 90 degrees.
+  'turned.jpg': image_file(
     PHOTO,
     'JPEG',
     exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0',
@@ -152,7 +158,7 @@ ODD_IMAGES = {
 def test_fault_17_bad_images_are_named_with_a_reason_and_odd_ones_are_converted(
   tmp_path,
 ):
-  path = lines(tmp_path, data_of(BAD_IMAGES) | ODD_IMAGES)
+  path = write_lines(tmp_path, data_of(BAD_IMAGES) | ODD_IMAGES)
   check_refused(path, BAD_IMAGES)
   examples = JsonLines(path, HOSTS)
   images = {}
@@ -170,12 +176,12 @@ def test_fault_17_bad_images_are_named_with_a_reason_and_odd_ones_are_converted(
     'turned.jpg': PHOTO.transpose(Image.Transpose.ROTATE_270),
   }
   for name, picture in pictures.items():
-    expected = decode_image(saved(picture), HOSTS['image'].config)
+    expected = decode_image(image_file(picture), HOSTS['image'].config)
     correlation = np.corrcoef(images[name].ravel(), expected.ravel())[0, 1]
     assert correlation > 0.8, name
 
 
-def test_fault_17_a_flip_that_decoders_miss_is_found_by_the_converter_s_digest():
+def test_fault_17_a_flip_that_decoders_miss_is_found_by_the_digest_of_the_converter():
   data = sound()
   record = bytearray(
     pack_example({'id': 'a', 'content': [{'type': 'audio', 'data': data}]})
@@ -191,18 +197,18 @@ def test_fault_17_a_flip_that_decoders_miss_is_found_by_the_converter_s_digest()
 def test_fault_18_sizes_are_checked_from_headers_before_anything_is_decoded(
   tmp_path, monkeypatch
 ):
-  def decoded(*_, **__):
-    raise AssertionError('decoded')
+  def fail(*_, **__):
+    raise AssertionError('a file was decoded')
 
-  monkeypatch.setattr(Image.Image, 'load', decoded)
-  monkeypatch.setattr(soundfile.SoundFile, 'read', decoded)
+  monkeypatch.setattr(Image.Image, 'load', fail)
+  monkeypatch.setattr(soundfile.SoundFile, 'read', fail)
   large = {name: BAD_IMAGES[name] for name in ('large.png', 'huge.png', 'wide.png')}
   large['hour.flac'] = BAD_SOUNDS['hour.flac']
-  check_refused(lines(tmp_path, data_of(large)), large)
+  check_refused(write_lines(tmp_path, data_of(large)), large)
 
 
 class Zeros(io.RawIOBase):
-  """A file of this many zero bytes, created as they are read."""
+  """A file of this many zero bytes, which are created as they are read."""
 
   def __init__(self, size):
     super().__init__()
@@ -228,6 +234,7 @@ def add_to_tar(tar, name, data=b'', **fields):
 
 
 def tar_with_bomb(path, size):
+  """Writes a tar.gz file with a member of this size and a good one."""
   with tarfile.open(path, 'w:gz') as tar:
     info = tarfile.TarInfo('a.png')
     info.size = size
@@ -237,6 +244,7 @@ def tar_with_bomb(path, size):
 
 
 def zip_with_bomb(path, size):
+  """Writes a zip file with a member of this size and a good one."""
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
     with file.open('bomb', 'w') as out:
       for _ in range(size >> 20):
@@ -246,8 +254,8 @@ def zip_with_bomb(path, size):
 
 
 @pytest.fixture
-def unpacked(monkeypatch):
-  """Returns the list of the members that are read from archives."""
+def members_read(monkeypatch):
+  """Returns the list to which the names of the members read from archives are added."""
   names = []
   read = zipfile.ZipFile.read
   extract = tarfile.TarFile.extractfile
@@ -266,7 +274,7 @@ def unpacked(monkeypatch):
 
 
 def test_fault_18_a_bomb_in_an_archive_is_refused_by_its_size_and_not_unpacked(
-  tmp_path, unpacked
+  tmp_path, members_read
 ):
   """A member of 65 MiB takes less than 128 KiB in a tar.gz and in a zip.
 
@@ -286,7 +294,7 @@ def test_fault_18_a_bomb_in_an_archive_is_refused_by_its_size_and_not_unpacked(
   with pytest.raises(BadRecord, match=message):
     archive.read('bomb')
   assert archive.read('good') == b'abc'
-  assert unpacked == ['b.png', 'good']
+  assert members_read == ['b.png', 'good']
 
 
 def test_fault_18_an_archive_cannot_lead_elsewhere(tmp_path):
@@ -321,8 +329,8 @@ def test_fault_18_an_archive_cannot_lead_elsewhere(tmp_path):
 FILES = [
   image(),
   sound(),
-  saved(PHOTO, 'JPEG'),
-  saved(PHOTO, 'WEBP'),
+  image_file(PHOTO, 'JPEG'),
+  image_file(PHOTO, 'WEBP'),
   BAD_SOUNDS['hour.flac'][0][:2000],
 ]
 
@@ -341,21 +349,23 @@ def decoded_or_none(decode, data, config):
   st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
   st.integers(0, 2000),
 )
-def test_fault_16_17_any_bytes_are_read_right_or_refused(data, changes, cut):
-  damaged = bytearray(data[:cut] if cut % 3 == 0 else data)
-  for at, value in changes:
+def test_fault_16_17_any_bytes_are_read_correctly_or_refused(data, changes, cut):
+  is_cut = cut % 3 == 0  # in about a third of the cases
+  damaged = bytearray(data[:cut] if is_cut else data)
+  for index, value in changes:
     if damaged:
-      damaged[at % len(damaged)] = value
+      damaged[index % len(damaged)] = value
   pixels = decoded_or_none(decode_image, bytes(damaged), HOSTS['image'].config)
   if pixels is not None:
     assert pixels.shape == (8, 8, 1)
     check_values(pixels)
-  wave = decoded_or_none(decode_audio, bytes(damaged), SOUND)
+  wave = decoded_or_none(decode_audio, bytes(damaged), AUDIO_CONFIG)
   if wave is not None:
-    assert 0 < len(wave) <= SOUND.samples
+    assert 0 < len(wave) <= AUDIO_CONFIG.samples
     check_values(wave)
 
 
 def check_values(values):
+  """Checks that pixels or samples are finite and at most 1."""
   assert np.isfinite(values).all()
   assert np.abs(values).max() <= 1

@@ -1,7 +1,7 @@
 """Faults 19 to 24: faults of records and of the processes that load them.
 
-They are too many bad records, text without a token, samples that are too long, no data,
-torn files and dead workers.
+They are too many bad records, text without a token, examples that are too long, no
+data, damaged files and dead workers.
 """
 
 import json
@@ -11,13 +11,13 @@ import re
 import time
 from typing import NamedTuple
 
-from faults.records import bad_records, HOSTS, image, lines, loader, sound
+from faults.records import bad_records, HOSTS, image, loader, sound, write_lines
 import hypothesis
 from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
-from samples import BUDGET, chat, examples, rows, text, tiny_run
+from samples import BUDGET, chat, examples, text, tiny_run, with_rows
 
 from omni_jax.data import example_maker
 from omni_jax.data.sources.jsonl import JsonLines, parse_line
@@ -34,6 +34,7 @@ DATA = {'data.source': 'jsonl', 'data.budget.rows': 8}
 
 
 def same(a, b):
+  """Returns whether two batches are equal."""
   assert jax.tree.structure(a) == jax.tree.structure(b)
   leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   return all(np.array_equal(x, y) for x, y in leaves)
@@ -44,9 +45,10 @@ def bad_count(state):
   return sum(json.loads(state)['lanes']['0']['bad'].values())
 
 
-def images_with_a_torn_one(count):
+def images_with_a_damaged_one(count):
+  """Returns images by file name, of which one is damaged."""
   media = {f'{k}.png': image(k) for k in range(count)}
-  media['40.png'] = b'torn'
+  media['40.png'] = b'damaged'
   return media
 
 
@@ -63,7 +65,7 @@ def run(tmp_path, values):
 
 def test_fault_19_a_few_bad_records_are_counted_and_the_count_is_restored(tmp_path):
   """One in 120 is bad; the count is part of the state."""
-  path = lines(tmp_path, images_with_a_torn_one(120))
+  path = write_lines(tmp_path, images_with_a_damaged_one(120))
   batches = loader(JsonLines(path, HOSTS))
   for _ in range(60):
     next(batches)
@@ -71,29 +73,27 @@ def test_fault_19_a_few_bad_records_are_counted_and_the_count_is_restored(tmp_pa
     if bad_count(state):
       break
   assert bad_count(state) == 1
-  again = loader(JsonLines(path, HOSTS))
-  again.restore(state)
+  resumed = loader(JsonLines(path, HOSTS))
+  resumed.restore(state)
   for _ in range(3):
-    assert same(next(batches), next(again))
-  assert batches.state() == again.state()
+    assert same(next(batches), next(resumed))
+  assert batches.state() == resumed.state()
 
 
-def test_fault_19_less_than_one_in_a_hundred_never_stops_a_run_however_many_they_become(
-  tmp_path,
-):
-  path = lines(tmp_path, images_with_a_torn_one(150))
-  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 16))
+def test_fault_19_less_than_one_bad_record_in_a_hundred_never_stops_a_run(tmp_path):
+  path = write_lines(tmp_path, images_with_a_damaged_one(150))
+  batches = loader(JsonLines(path, HOSTS), budget=with_rows(BUDGET, 16))
   for _ in range(400):
     next(batches)
     count = bad_count(batches.state())
     if count > 13:
       break
-  assert count > 13, 'three more than stop a short run'
+  assert count > 13, 'too few to show anything: 11 stop a short run'
 
 
-def test_fault_19_too_many_stop_the_run_with_a_summary(tmp_path):
-  media = {f'{k}.png': b'torn' if k % 3 else image(k) for k in range(30)}
-  batches = loader(JsonLines(lines(tmp_path, media), HOSTS))
+def test_fault_19_too_many_bad_records_stop_the_run_with_a_summary(tmp_path):
+  media = {f'{k}.png': b'damaged' if k % 3 else image(k) for k in range(30)}
+  batches = loader(JsonLines(write_lines(tmp_path, media), HOSTS))
   message = (
     r'11 of \d+ records are bad: 11 x not an image, .*, such as .*\.png: .*; '
     'fix the data'
@@ -113,10 +113,10 @@ class Group(NamedTuple):
 
 def groups_in(summary):
   """Returns the groups that the message of an error lists."""
-  listed = summary.removesuffix('; fix the data').partition(' are bad: ')[2]
+  text = summary.removesuffix('; fix the data').partition(' are bad: ')[2]
   groups = []
   # A kind may have a semicolon of its own, but no digits.
-  for group in re.split(r'; (?=\d+ x )', listed):
+  for group in re.split(r'; (?=\d+ x )', text):
     count, _, rest = group.partition(' x ')
     kind, _, example = rest.partition(', such as ')
     groups.append(Group(int(count), kind, example))
@@ -132,14 +132,14 @@ def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_na
   """
   media = {}
   for k in range(7):
-    media[f'{k}.torn.png'] = b'torn'
+    media[f'{k}.damaged.png'] = b'damaged'
   for k in range(7):
     media[f'{k}.cut.wav'] = sound(k, 1200 + 8 * k)[:-900]
   for k in range(7):
     media[f'{k}.empty.png'] = b''
-  path = lines(tmp_path, media)
+  path = write_lines(tmp_path, media)
   (tmp_path / '3.empty.png').unlink()
-  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1))
+  batches = loader(JsonLines(path, HOSTS), budget=with_rows(BUDGET, 1))
   with pytest.raises(UserError) as raised:
     while True:
       state = batches.state()
@@ -148,10 +148,10 @@ def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_na
   assert summary.startswith('11 of')
   groups = groups_in(summary)
   kinds = [group.kind for group in groups]
-  assert len(kinds) == len(set(kinds)) <= 4
-  known = ('not an image', 'WAV cut off', 'file is empty', 'no such file')
+  known_kinds = ('not an image', 'WAV cut off', 'file is empty', 'no such file')
+  assert len(kinds) == len(set(kinds)) <= len(known_kinds)
   for group in groups:
-    assert group.kind.startswith(known), groups
+    assert group.kind.startswith(known_kinds), groups
     assert not any(letter.isdigit() for letter in group.kind), groups
     assert group.example.partition(': ')[0] in media, group
     assert group.kind[:12] in group.example, group
@@ -166,7 +166,8 @@ def test_fault_19_the_summary_groups_by_kind_whatever_path_or_number_a_reason_na
 
 
 def check_stops_again(path, state):
-  batches = loader(JsonLines(path, HOSTS), budget=rows(BUDGET, 1))
+  """Checks that a loader restored from a state also stops at 11 bad records."""
+  batches = loader(JsonLines(path, HOSTS), budget=with_rows(BUDGET, 1))
   batches.restore(state)
   with pytest.raises(UserError, match=r'11 of \d+ records are bad'):
     while True:
@@ -198,21 +199,22 @@ def test_fault_20_every_token_is_inside_the_vocabulary():
     assert ids.min() >= 0 and ids.max() < HOSTS.tokenizer.vocab_size
 
 
-def test_fault_21_a_sample_longer_than_a_row_is_named_and_no_span_is_cut():
+def test_fault_21_an_example_longer_than_a_row_is_named_and_no_span_is_cut():
   message = (
     r'example needs more than a row has room for: length \d{3} of 96.*'
     r'raise config\.data\.budget'
   )
   with pytest.raises(UserError, match=message):
     next(loader([chat('long', [text('x' * 200)], [text('y')])]))
-  batch = next(loader(examples(0), budget=rows(BUDGET, 4)))
+  batch = next(loader(examples(0), budget=with_rows(BUDGET, 4)))
   drawn = batch.streams['image.drawn']
   images = 0
   for row, item_M in enumerate(drawn.item_BM):
     for item in range(1, item_M.max() + 1):
-      at = drawn.write_at_BM[row, item_M == item]
-      assert len(at) == drawn.form_BN3[row, item - 1].prod()
-      assert (at >= 0).all() and (np.diff(at) == 1).all(), 'all patches side by side'
+      positions = drawn.write_at_BM[row, item_M == item]
+      assert len(positions) == drawn.form_BN3[row, item - 1].prod()
+      assert (positions >= 0).all()
+      assert (np.diff(positions) == 1).all(), 'patches must be side by side'
       images += 1
   assert images >= 4
 
@@ -233,24 +235,24 @@ def test_fault_22_no_data_are_refused_before_compilation(tmp_path, content, mess
 def test_fault_22_fewer_examples_than_a_batch_are_repeated_and_an_empty_shard_is_refused(
   tmp_path,
 ):
-  path = lines(tmp_path, {'a.png': image()})
+  path = write_lines(tmp_path, {'a.png': image()})
   assert next(loader(JsonLines(path, HOSTS))).segment_BL.max() > 1
   write_array_record(tmp_path / 'empty.array_record', [])
   with pytest.raises(UserError, match='holds no examples'):
     ArrayRecordExamples(tmp_path / 'empty.array_record', HOSTS)
 
 
-def test_fault_23_a_torn_block_is_named_by_shard_and_index_and_the_others_are_read(
+def test_fault_23_a_damaged_block_is_named_by_shard_and_index_and_the_others_are_read(
   tmp_path,
 ):
-  path = lines(tmp_path, {f'{k}.png': image(k) for k in range(40)})
+  path = write_lines(tmp_path, {f'{k}.png': image(k) for k in range(40)})
   source = JsonLines(path, HOSTS)
   target = tmp_path / 'a.array_record'
   encoded = [encode_example(source.encoded(k), source.read_file) for k in range(40)]
   write_array_record(target, encoded)
   data = bytearray(target.read_bytes())
-  at = data.index(image(20)) + 30
-  data[at] ^= 1
+  inside_image = data.index(image(20)) + 30
+  data[inside_image] ^= 1
   target.write_bytes(data)
   records = ArrayRecordExamples(target, HOSTS)
   errors = bad_records(records)
@@ -261,12 +263,16 @@ def test_fault_23_a_torn_block_is_named_by_shard_and_index_and_the_others_are_re
     assert next(batches).segment_BL.any(), 'the stream continues'
 
 
-class Dies(list):
+class DyingExamples(list):
+  """Ends the process that reads an example."""
+
   def __getitem__(self, index):
     os._exit(9)
 
 
-class Hangs(list):
+class HangingExamples(list):
+  """Hangs when an example is read."""
+
   def __getitem__(self, index):
     time.sleep(300)
 
@@ -274,8 +280,8 @@ class Hangs(list):
 @pytest.mark.parametrize(
   'kind, message, timeout',
   [
-    (Dies, 'a data worker has died', 120.0),
-    (Hangs, 'has returned nothing for 3 s: it hangs', 3.0),
+    (DyingExamples, 'a data worker has died', 120.0),
+    (HangingExamples, 'has returned nothing for 3 s: it hangs', 3.0),
   ],
   ids=['dies', 'hangs'],
 )
@@ -292,7 +298,7 @@ def test_fault_24_a_data_worker_that_dies_or_hangs_is_an_error_in_time(
     while multiprocessing.active_children() and time.monotonic() < deadline:
       time.sleep(0.1)
     children = multiprocessing.active_children()
-    assert not children, 'the command would wait for them at its end'
+    assert not children, 'the command would wait for its workers'
   finally:
     batches.close()
     for process in multiprocessing.active_children():

@@ -41,7 +41,7 @@ def holder(tmp_path):
   process.wait()
 
 
-def test_fault_26_the_second_is_refused_until_the_first_is_gone(tmp_path, holder):
+def test_fault_26_a_second_trainer_is_refused_until_the_first_is_gone(tmp_path, holder):
   workdir = str(tmp_path / 'run')
   message = (
     rf'is in use by another trainer \(.*"pid": {holder.pid}.*use another --workdir'
@@ -62,7 +62,7 @@ def test_fault_26_the_command_is_refused_in_one_line_and_changes_nothing(
 ):
   workdir = tmp_path / 'run'
   config = f'--config={ROOT}/configs/tiny.py'
-  done = subprocess.run(
+  result = subprocess.run(
     [sys.executable, '-m', 'omni_jax.train', config, f'--workdir={workdir}'],
     env=ENVIRONMENT,
     capture_output=True,
@@ -70,9 +70,9 @@ def test_fault_26_the_command_is_refused_in_one_line_and_changes_nothing(
     check=False,
     cwd=tmp_path,
   )
-  assert done.returncode == 2, done.stderr
-  assert done.stderr.count('\n') == 1, done.stderr
-  assert 'is in use by another trainer' in done.stderr, done.stderr
+  assert result.returncode == 2, result.stderr
+  assert result.stderr.count('\n') == 1, result.stderr
+  assert 'is in use by another trainer' in result.stderr, result.stderr
   assert sorted(os.listdir(workdir)) == ['checkpoints', 'lock']
   assert not os.listdir(workdir / 'checkpoints')
 
@@ -82,7 +82,7 @@ def test_fault_26_on_an_object_store_the_log_says_that_there_is_no_lock(
 ):
   from omni_jax.checkpoint import claim
 
-  monkeypatch.setattr(claim, 'is_local', lambda path: False)
+  monkeypatch.setattr(claim, 'is_remote', lambda path: True)
   message = 'cannot be locked: make sure that no other process trains there'
   with exclusive(str(tmp_path)), exclusive(str(tmp_path)):
     log = (tmp_path / 'log.txt').read_text()

@@ -14,7 +14,7 @@ import time
 
 from conftest import CACHE
 from etils import epath
-from faults.toy import fresh, model_of, same, saved, state_at
+from faults.toy import initial_state, model_of, same, save_steps, state_at
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -28,11 +28,11 @@ from omni_jax.evaluate.follow import follow
 from omni_jax.model import ModelConfig
 from omni_jax.train.state import init_model_state
 
-LAST = 200
-LIKE = model_of(fresh())
+LAST_STEP = 200
+LIKE = model_of(initial_state())
 
 
-save = functools.partial(saved, stage='omni', keep=1)
+save = functools.partial(save_steps, stage='omni', keep=1)
 
 
 def reader(workdir, lines):
@@ -60,23 +60,23 @@ def test_fault_27_a_reader_beside_a_fast_trainer_gets_complete_steps_only(tmp_pa
 
 
 @pytest.mark.parametrize(
-  'others, expected', [((5, 6), 6), ((), None)], ids=['a_newer_step', 'none']
+  'later_steps, expected', [((5, 6), 6), ((), None)], ids=['a_newer_step', 'none']
 )
-def test_fault_27_a_step_that_is_removed_between_its_manifest_and_its_arrays(
-  tmp_path, monkeypatch, others, expected
+def test_fault_27_a_step_removed_between_its_manifest_and_its_arrays_is_not_used(
+  tmp_path, monkeypatch, later_steps, expected
 ):
   save(tmp_path, 4)
   restore = ocp.PyTreeCheckpointHandler.restore
 
-  def removed_first(self, path, *args, **kwargs):
+  def remove_then_restore(self, path, *args, **kwargs):
     if epath.Path(path).parent.name == '4':
       step_folders.remove(epath.Path(path).parents[1], 4)
       monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', restore)
-      if others:
-        save(tmp_path, *others)
+      if later_steps:
+        save(tmp_path, *later_steps)
     return restore(self, path, *args, **kwargs)
 
-  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', removed_first)
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'restore', remove_then_restore)
   lines = []
   with reader(tmp_path, lines) as checkpoints:
     if expected is None:
@@ -91,11 +91,11 @@ def test_fault_27_a_step_that_is_removed_between_its_manifest_and_its_arrays(
 
 
 @pytest.mark.parametrize(
-  'gone', ['4', '4/model/d', '4/model/manifest.ocdbt', '4/model/_METADATA']
+  'removed', ['4', '4/model/d', '4/model/manifest.ocdbt', '4/model/_METADATA']
 )
-@pytest.mark.parametrize('step', [4, None], ids=['named', 'last'])
-def test_fault_27_a_step_that_is_removed_between_its_manifest_and_its_metadata(
-  tmp_path, monkeypatch, gone, step
+@pytest.mark.parametrize('step', [4, None], ids=['requested', 'last'])
+def test_fault_27_a_step_removed_between_its_manifest_and_its_metadata_is_not_used(
+  tmp_path, monkeypatch, removed, step
 ):
   """Step 4, or a part of it, is removed, and step 5 is saved.
 
@@ -104,18 +104,18 @@ def test_fault_27_a_step_that_is_removed_between_its_manifest_and_its_metadata(
   save(tmp_path, 4)
   metadata = ocp.StandardCheckpointHandler.metadata
 
-  def removed_first(self, path, *rest):
+  def remove_then_read(self, path, *rest):
     if epath.Path(path).parent.name == '4':
-      part = tmp_path / 'checkpoints' / 'omni' / gone
+      part = tmp_path / 'checkpoints' / 'omni' / removed
       if part.is_dir():
         shutil.rmtree(part)
       else:
         part.unlink()
       monkeypatch.setattr(ocp.StandardCheckpointHandler, 'metadata', metadata)
-      saved(tmp_path, 5, stage='omni')
+      save_steps(tmp_path, 5, stage='omni')
     return metadata(self, path, *rest)
 
-  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'metadata', removed_first)
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'metadata', remove_then_read)
   with Checkpoints(str(tmp_path), 'omni', read_only=True) as checkpoints:
     if step is None:
       assert checkpoints.shapes()['params']['scale'].shape == (64,)
@@ -131,7 +131,7 @@ def test_fault_27_follow_evaluates_new_steps_and_survives_a_removed_one(tmp_path
   Later it saves 6, its last step.
   """
   save(tmp_path, 1)
-  evaluated = []
+  evaluated_steps = []
   lines = []
   waits = 0
 
@@ -142,7 +142,7 @@ def test_fault_27_follow_evaluates_new_steps_and_survives_a_removed_one(tmp_path
       model, restored_step = checkpoints.restore_model(LIKE, step)
     assert restored_step == step
     assert same(model['params'], state_at(step).params)
-    evaluated.append(step)
+    evaluated_steps.append(step)
 
   def wait():
     nonlocal waits
@@ -156,11 +156,11 @@ def test_fault_27_follow_evaluates_new_steps_and_survives_a_removed_one(tmp_path
   follow(
     evaluate,
     lambda: complete_steps(str(tmp_path), 'omni'),
-    lambda: 6,
+    lambda: 6,  # last step of the run
     log=lines.append,
     wait=wait,
   )
-  assert evaluated == [1, 4, 6]
+  assert evaluated_steps == [1, 4, 6]
   assert len(lines) == 1
   assert 'step 2 was removed while it was read' in lines[0]
 
@@ -175,13 +175,13 @@ def test_fault_27_follow_does_not_hide_a_step_that_is_damaged(tmp_path):
     follow(
       evaluate,
       lambda: complete_steps(str(tmp_path), 'omni'),
-      lambda: 6,
+      lambda: 6,  # last step of the run
       log=print,
       wait=lambda: None,
     )
 
 
-TEXT = {'data.source': 'text', 'data.train_file': 'a.txt', 'omni.steps': LAST}
+TEXT = {'data.source': 'text', 'data.train_file': 'a.txt', 'omni.steps': LAST_STEP}
 
 
 def run_on_text(folder):
@@ -241,24 +241,24 @@ def test_fault_27_the_real_command_follows_a_busy_trainer_to_its_last_step(tmp_p
     checkpoints.latest()
     process = start_following(tmp_path)
     step = 1
-    while process.poll() is None and step < LAST - 1:
+    while process.poll() is None and step < LAST_STEP - 1:
       if list(tmp_path.glob('eval/*/metrics.json')):
         break
       step += 1
       checkpoints.save(state_of(step), b'{}')
       time.sleep(0.5)
-    checkpoints.save(state_of(LAST), b'{}')
+    checkpoints.save(state_of(LAST_STEP), b'{}')
   out, err = process.communicate(timeout=100)
   assert process.returncode == 0, err
   # TensorStore may write to stderr about reads that nobody waits for any more, but no
   # error comes up through our code.
   assert 'omni_jax/' not in err, err
   evaluations = evaluations_in(tmp_path)
-  assert max(evaluations) == LAST, out
+  assert max(evaluations) == LAST_STEP, out
   assert 2 <= len(evaluations) < step, (sorted(evaluations), out)
   losses = set()
   for step_evaluated, metrics in evaluations.items():
     assert metrics['step'] == step_evaluated
     losses.add(metrics['data']['groups']['text']['loss']['text'])
   assert len(losses) == len(evaluations)
-  assert complete_steps(str(tmp_path), 'omni') == [LAST]
+  assert complete_steps(str(tmp_path), 'omni') == [LAST_STEP]

@@ -1,6 +1,8 @@
-"""A stage so small that tests see only the loop and its checkpoints; it is also a script.
+"""Defines a stage so small that tests see only the loop and its checkpoints.
 
-python tests/faults/toy.py WORKDIR [--steps=N] [--save_every=N] [--size=N]
+It is also a script:
+
+  python tests/faults/toy.py WORKDIR [--steps=N] [--save_every=N] [--size=N] \\
     [--pause=SECONDS] [--after=raise]
 """
 
@@ -60,7 +62,7 @@ class Numbers:
     self.closed = True
 
 
-def fresh(size=64):
+def initial_state(size=64):
   """Returns the state that the toy stage starts with."""
   from omni_jax.checkpoint.train_state import TrainState
 
@@ -92,7 +94,7 @@ def state_at(step, size=64):
     'decoder': {'w': jax.random.normal(key, (size, size))},
     'scale': jnp.full(size, float(step)),
   }
-  return fresh(size)._replace(
+  return initial_state(size)._replace(
     params=params,
     buffers={'bias': jnp.full(4, -float(step))},
     opt_state=jax.tree.map(lambda x: x + step, TX.init(params)),
@@ -129,15 +131,16 @@ def stage(steps=8, size=64, batches=None, step_fn=update, **options):
   """Returns the toy stage; `options` are further fields of `loop.Stage`."""
   from omni_jax.train.loop import Stage
 
-  options = {'log_every': 1, 'save_every': 2} | options
+  defaults = dict(log_every=1, save_every=2, bad_steps=0, repeat_every=0, about={})
+  options = defaults | options
   batches = batches or Numbers()
-  return Stage('toy', steps, step_fn, fresh(size), batches, **options)
+  return Stage('toy', steps, step_fn, initial_state(size), batches, **options)
 
 
-def same(ours, theirs):
+def same(actual, expected):
   """Returns whether two trees are equal bit for bit, with the same types."""
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     if a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes():
       return False
   return True
@@ -148,8 +151,8 @@ def stage_folder(workdir, stage='toy'):
   return epath.Path(workdir) / 'checkpoints' / stage
 
 
-def saved(workdir, *steps, stage='toy', keep=2):
-  """Saves steps of a stage one after another and returns the folder of the run.
+def save_steps(workdir, *steps, stage='toy', keep=2):
+  """Saves steps of a stage one after another, and returns the folder of the run.
 
   Only the last `keep` of them remain.
   """
@@ -161,16 +164,16 @@ def saved(workdir, *steps, stage='toy', keep=2):
   return workdir
 
 
-def resumed(workdir):
-  """Returns the step that a trainer resumes from, and the lines that it logs."""
+def resume(workdir):
+  """Resumes like a trainer; returns what it restores, and the lines that it logs."""
   from omni_jax.checkpoint.checkpoints import Checkpoints
 
   lines = []
   with Checkpoints(str(workdir), 'toy', say=lines.append) as checkpoints:
-    return checkpoints.resume(fresh()), lines
+    return checkpoints.resume(initial_state()), lines
 
 
-def logged(workdir):
+def logged_metrics(workdir):
   """Returns the complete lines of metrics.jsonl, without values that depend on time."""
   file = pathlib.Path(workdir) / 'metrics.jsonl'
   if not file.exists():
@@ -183,11 +186,11 @@ def logged(workdir):
 
 
 def _without_times(metrics):
-  kept = {}
+  timeless = {}
   for name, value in metrics.items():
     if name != 'seconds' and not name.startswith('speed/'):
-      kept[name] = value
-  return kept
+      timeless[name] = value
+  return timeless
 
 
 def start(workdir, *arguments, script=__file__, **variables):
@@ -205,8 +208,8 @@ def start(workdir, *arguments, script=__file__, **variables):
   )
 
 
-def finished(process, seconds=120):
-  """Returns exit code, standard output and standard error of a process.
+def wait_for(process, seconds=120):
+  """Waits for a process; returns its exit code, standard output and standard error.
 
   It raises an error if the process does not end in time.
   """
@@ -218,8 +221,8 @@ def finished(process, seconds=120):
 
 
 def run(workdir, *arguments, seconds=120, **options):
-  """Runs the toy stage in a process; returns what `finished` does."""
-  return finished(start(workdir, *arguments, **options), seconds)
+  """Runs the toy stage in a process; returns what `wait_for` returns."""
+  return wait_for(start(workdir, *arguments, **options), seconds)
 
 
 def wait_until(condition, process):
@@ -252,8 +255,8 @@ def main():
   def train():
     if flags.after == 'save_and_raise':
       with Checkpoints(flags.workdir, 'toy') as checkpoints:
-        checkpoints.save(fresh(flags.size)._replace(step=jnp.int32(1)), b'{}')
-        raise RuntimeError('torn right after the save')
+        checkpoints.save(initial_state(flags.size)._replace(step=jnp.int32(1)), b'{}')
+        raise RuntimeError('crashed right after the save')
     if 'JAX_NUM_PROCESSES' in os.environ:
       processes.join()
     mesh = make_mesh({'data': -1})
@@ -262,7 +265,7 @@ def main():
     state = jax.device_put(toy.state, replicated(mesh))
     loop.run(dataclasses.replace(toy, state=state), flags.workdir, mesh)
     if flags.after == 'raise':
-      raise RuntimeError('torn at the end')
+      raise RuntimeError('crashed at the end')
 
   run_command(train)
 

@@ -1,4 +1,4 @@
-"""Fixtures with runs that were never trained.
+"""Provides runs that were never trained.
 
 They are enough to test everything but the quality of replies.
 """
@@ -26,7 +26,7 @@ def noisy(x: jax.Array) -> jax.Array:
   return x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape)
 
 
-def untrained(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+def write_run(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
   """Writes a run of the tiny config into a folder and returns the folder.
 
   Args:
@@ -50,17 +50,18 @@ def untrained(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def workdir(tmp_path_factory) -> pathlib.Path:
-  return untrained(tmp_path_factory.mktemp('untrained'))
+  return write_run(tmp_path_factory.mktemp('untrained'))
 
 
 @pytest.fixture(scope='session')
 def trained(workdir) -> TrainedModel:
+  """Returns the run of `workdir`, whose weights are random, as `load` restores it."""
   return load(str(workdir))
 
 
 @pytest.fixture(scope='session')
 def many_sizes(tmp_path_factory) -> TrainedModel:
-  """A model for images of many shapes, several of them in a block.
+  """Returns a model for images of many shapes, several of them in a block.
 
   An encoder reads images first, and sounds are heard as codes.
   """
@@ -68,4 +69,4 @@ def many_sizes(tmp_path_factory) -> TrainedModel:
   changes = dict(
     image__fit='keep', image__embed__layers=1, audio__embed__hearing='codes'
   )
-  return load(str(untrained(folder, **changes)))
+  return load(str(write_run(folder, **changes)))

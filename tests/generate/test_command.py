@@ -1,4 +1,4 @@
-"""Tests of the generate command: its files, and one clear line for every mistake."""
+"""Tests the files of the generate command, and its one line for every mistake."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from omni_jax.modalities.image.files import png_bytes
 
 
 def call(monkeypatch, *args):
+  """Runs the command with these arguments, in this process."""
   command._FLAGS.unparse_flags()
   for name in command._FLAGS:
     command._FLAGS[name].unparse()
@@ -24,7 +25,9 @@ def call(monkeypatch, *args):
   command.main()
 
 
-def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
+def test_replies_are_written_as_files_that_replies_json_names(
+  monkeypatch, workdir, tmp_path
+):
   (tmp_path / 'a.png').write_bytes(png_bytes(np.full((8, 8, 1), 0.5, np.float32)))
   for want, suffix in (('image', 'png'), ('audio', 'wav'), ('text', None)):
     out = tmp_path / want
@@ -55,7 +58,7 @@ def test_writes_files_and_names_them_in_order(monkeypatch, workdir, tmp_path):
         assert len(wave) % 640 == 0
 
 
-def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
+def test_a_prompt_file_may_have_the_chat_form(monkeypatch, workdir, tmp_path):
   (tmp_path / 'a.wav').write_bytes(wav_bytes(np.zeros(1000, np.float32), 8000))
   messages = [
     {'role': 'user', 'content': [{'type': 'audio', 'path': 'a.wav'}]},
@@ -75,7 +78,7 @@ def test_prompt_file_in_the_chat_form(monkeypatch, workdir, tmp_path):
 
 @pytest.fixture(scope='module')
 def other_shape(workdir, tmp_path_factory):
-  """A run whose config does not fit its checkpoint."""
+  """Returns the folder of a run whose config does not fit its checkpoint."""
   folder = tmp_path_factory.mktemp('runs') / 'other'
   shutil.copytree(workdir, folder)
   config = json.loads((folder / 'config.json').read_text())
@@ -111,7 +114,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_mistake_is_one_clear_line_and_leaves_nothing(
+def test_a_mistake_raises_a_user_error_and_leaves_nothing(
   monkeypatch, workdir, other_shape, tmp_path, name
 ):
   for file in ('a.png', 'a.wav', 'p.json'):
@@ -125,7 +128,7 @@ def test_mistake_is_one_clear_line_and_leaves_nothing(
   assert not (tmp_path / 'out').exists()
 
 
-def test_exit_code_and_line(tmp_path):
+def test_a_mistake_prints_one_line_and_exits_with_code_2(tmp_path):
   process = subprocess.run(
     [
       sys.executable,

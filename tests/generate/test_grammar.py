@@ -1,4 +1,4 @@
-"""Tests of the grammar of replies, of reading replies, and of sampling under a mask."""
+"""Tests the grammar of replies, the reading of replies, and sampling under a mask."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from omni_jax.errors import UserError
-from omni_jax.generate.grammar import DONE, grammar, reply_kinds, START
+from omni_jax.generate.grammar import build_grammar, DONE, reply_kinds, START
 from omni_jax.generate.prompt import chat
-from omni_jax.generate.reply import as_parts, items_of, Written
+from omni_jax.generate.reply import as_parts, items_of, WrittenItem
 from omni_jax.modalities.audio.sizes import AudioConfig
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image.sizes import ImageConfig
@@ -27,69 +27,69 @@ def parts(tokens, codes, blocks):
   return as_parts([items], {'audio': lambda codes: codes}, HOSTS)[0]
 
 
-def drawn(rows: int, columns: int, level: int = 0) -> Written:
+def written_image(rows: int, columns: int, level: int = 0) -> WrittenItem:
   """Returns an image of one grey level, as the model writes it."""
   pieces = np.full((rows * columns, SIZES['image'].values), level, np.uint8)
-  return Written('image', pieces, (1, rows, columns))
+  return WrittenItem('image', pieces, (1, rows, columns))
 
 
-def test_wants_are_the_media_that_can_be_written():
+def test_the_kinds_of_reply_are_the_media_that_can_be_written():
   assert WANTS == ('text', 'image', 'audio', 'any')
   assert reply_kinds(Hosts({}, TOKENIZER)) == ('text', 'any')
   without_sound = Hosts({'image': SIZES['image']}, TOKENIZER)
   assert reply_kinds(without_sound) == ('text', 'image', 'any')
   with pytest.raises(UserError, match="want='audio' .*'text', 'image', 'any'"):
-    grammar(without_sound, 'audio')
+    build_grammar(without_sound, 'audio')
 
 
 @pytest.mark.parametrize('want', WANTS)
 def test_every_reachable_mode_continues_and_can_end(want):
-  rules = grammar(HOSTS, want)
-  reached = _reached(rules, START)
-  for mode in reached:
-    stops = rules.block_M[mode] > 0 or mode == DONE
-    assert rules.allowed_MV[mode].any() != stops, mode
-    assert DONE in _reached(rules, mode), mode
-  blocks = {int(rules.block_M[mode]) for mode in reached} - {0}
-  inside = {int(rules.inside_M[mode]) for mode in reached} - {0}
+  rules = build_grammar(HOSTS, want)
+  reachable = _reachable_modes(rules, START)
+  for mode in reachable:
+    stops = rules.block_C[mode] > 0 or mode == DONE
+    assert rules.allowed_CV[mode].any() != stops, mode
+    assert DONE in _reachable_modes(rules, mode), mode
+  blocks = {int(rules.block_C[mode]) for mode in reachable} - {0}
+  inside = {int(rules.inside_C[mode]) for mode in reachable} - {0}
   image, audio = HOSTS.numbers['image'], HOSTS.numbers['audio']
   assert blocks == ({image} if want in ('image', 'any') else set())
   assert inside == ({audio} if want in ('audio', 'any') else set())
 
 
-def _reached(rules, start: int) -> set[int]:
+def _reachable_modes(rules, start: int) -> set[int]:
   """Returns the modes that a reply can reach from a mode."""
-  reached: set[int] = set()
+  reachable: set[int] = set()
   todo = [start]
   while todo:
     mode = todo.pop()
-    if mode in reached:
+    if mode in reachable:
       continue
-    reached.add(mode)
-    allowed = rules.allowed_MV[mode]
-    todo += np.unique(rules.next_MV[mode][allowed]).tolist()
-    if rules.block_M[mode]:
+    reachable.add(mode)
+    allowed = rules.allowed_CV[mode]
+    todo += np.unique(rules.next_CV[mode][allowed]).tolist()
+    if rules.block_C[mode]:
       todo.append(int(rules.after))
-  return reached
+  return reachable
 
 
 @pytest.mark.parametrize('want', WANTS)
-def test_random_walks_parse_into_what_was_wanted(want):
+def test_random_walks_parse_into_the_wanted_media(want):
   rng = np.random.default_rng(0)
-  rules = grammar(HOSTS, want)
+  rules = build_grammar(HOSTS, want)
   for _ in range(50):
     mode = START
     tokens = []
     pictures = []
     while mode != DONE and len(tokens) < 60:
-      if rules.block_M[mode]:
+      if rules.block_C[mode]:
         sizes = [token - TOKENIZER.special('size:1') + 1 for token in tokens[-2:]]
-        pictures.append(drawn(*sizes))
+        pictures.append(written_image(*sizes))
         mode = int(rules.after)
         continue
-      token = int(rng.choice(np.flatnonzero(rules.allowed_MV[mode])))
+      token = int(rng.choice(np.flatnonzero(rules.allowed_CV[mode])))
       tokens.append(token)
-      mode = int(rules.next_MV[mode, token])
+      mode = int(rules.next_CV[mode, token])
     reply = parts(tokens, np.zeros((len(tokens), 2), np.int32), pictures)
     kinds = {part.type for part in reply}
     assert reply
@@ -103,9 +103,10 @@ def test_random_walks_parse_into_what_was_wanted(want):
     assert len(images) == len(pictures)
     for part, picture in zip(images, pictures, strict=True):
       height, width = part.pixels.shape[:2]
-      assert height in (4, 8)
-      assert width in (4, 8)
-      assert (height, width) == (4 * picture.form[1], 4 * picture.form[2])
+      _, rows, columns = picture.form
+      assert rows in (1, 2)
+      assert columns in (1, 2)
+      assert (height, width) == (4 * rows, 4 * columns)
 
 
 def test_parts_keep_the_order_in_which_they_were_written():
@@ -123,8 +124,10 @@ def test_parts_keep_the_order_in_which_they_were_written():
     special('eot'),
   ]
   codes = np.arange(len(tokens) * 2).reshape(-1, 2)
-  after_the_end = np.concatenate([codes, codes[:2]])
-  reply = parts([*tokens, 0, 0], after_the_end, [drawn(2, 1, 255)])
+  # As in a batch, in which another reply is longer by two ids.
+  padded_tokens = [*tokens, 0, 0]
+  padded_codes = np.concatenate([codes, codes[:2]])
+  reply = parts(padded_tokens, padded_codes, [written_image(2, 1, 255)])
   assert [part.type for part in reply] == ['text', 'image', 'audio', 'text']
   assert reply[0].text == 'hé'
   assert reply[3].text == 'z'

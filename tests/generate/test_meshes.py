@@ -1,4 +1,4 @@
-"""Replies on every mesh equal those of one device: ids, codes and pictures."""
+"""Ids, codes and pictures of replies on every mesh equal those of one device."""
 
 import numpy as np
 import pytest
@@ -45,19 +45,22 @@ def replies_of(model):
 
 
 @pytest.fixture(scope='module')
-def on_one_device(workdir):
+def replies_of_one_device(workdir):
   return replies_of(load(str(workdir)))
 
 
 @pytest.mark.parametrize('sizes', samples.mark_long_except(MESHES, 5, 6), ids=str)
-def test_greedy_replies_are_the_same_on_every_mesh(workdir, on_one_device, sizes):
-  """Ids and codes are equal, although the logits differ in their last digits.
+def test_greedy_replies_are_the_same_on_every_mesh(
+  workdir, replies_of_one_device, sizes
+):
+  """Ids and codes are equal, although logits differ in their last digits.
 
   Pixels are bytes, denoised in eight steps: some are rounded to the next level.
   """
   kinds = set()
-  on_mesh = replies_of(load(str(workdir), mesh=sizes))
-  for replies, expected_replies in zip(on_mesh, on_one_device, strict=True):
+  replies_of_mesh = replies_of(load(str(workdir), mesh=sizes))
+  batches = zip(replies_of_mesh, replies_of_one_device, strict=True)
+  for replies, expected_replies in batches:
     for parts, expected in zip(replies, expected_replies, strict=True):
       assert same_parts(parts, expected)
       kinds |= {part.type for part in parts}

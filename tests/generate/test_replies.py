@@ -1,6 +1,6 @@
-"""Tests of replies: the cache equals one pass, and a batch equals prompts alone.
+"""Replies through the cache equal one pass, and those of a batch equal each alone.
 
-Also the effect of seeds and guidance, and what each want may hold.
+Seeds and guidance have the intended effect, and each kind of reply holds what it may.
 """
 
 import jax
@@ -11,9 +11,9 @@ import samples
 
 from omni_jax.errors import UserError
 from omni_jax.generate.api import TrainedModel
-from omni_jax.generate.grammar import grammar, START
-from omni_jax.generate.prefill import append, Rows
-from omni_jax.generate.reply import Written
+from omni_jax.generate.grammar import build_grammar, START
+from omni_jax.generate.prefill import DecodeState, extend_rows
+from omni_jax.generate.reply import WrittenItem
 from omni_jax.modalities.audio.device import codebooks_of, encode
 from omni_jax.modalities.audio.quantizer import dequantize
 from omni_jax.model import abstract, abstract_autoencoder, encode_streams, merge
@@ -38,36 +38,36 @@ def sound(seed=0):
   return samples.sound(np.random.default_rng(seed))
 
 
-def on_device(batch):
+def as_jax(batch):
   return jax.tree.map(jnp.asarray, batch)
 
 
-def test_piece_by_piece_equals_one_pass(trained):
+def test_reading_through_the_cache_equals_one_pass(trained):
   """A row with all media is read whole, and piece by piece through the cache."""
   hosts = trained.hosts
   model = merge(abstract(trained.model_config), trained.params)
-  shown = [picture(), sound()]
+  question = [picture(), sound()]
   answer = [samples.text('ab'), picture(1), sound(1)]
-  example = samples.chat('x', shown, answer, task='reply')
+  example = samples.chat('x', question, answer, task='reply')
   laid = lay_out(interleave(example, hosts), hosts)
   room = {'image.seen': (16, 1), 'image.drawn': (16, 1)}
   room |= {'audio.heard': (8, 1), 'audio.spoken': (8, 1)}
   batch = pack_rows([laid], RowBudget(1, laid.length, room), hosts)
-  batch = encode_streams(trained.model_config, trained.frozen, on_device(batch))
+  batch = encode_streams(trained.model_config, trained.frozen, as_jax(batch))
   bias = trained._buffers['router_bias']
   with jax.set_mesh(trained._mesh):
     one_pass = model(batch, bias, trained._mesh).hidden_BLD
     x_BLD = model.embed(batch)
     cache = model.decoder.init_cache(1, laid.length + 3)
-    unused = [None] * (len(Rows._fields) - 2)
-    rows = Rows(cache, jnp.zeros(1, jnp.int32), *unused)
+    unused = [None] * (len(DecodeState._fields) - 2)
+    state = DecodeState(cache, jnp.zeros(1, jnp.int32), *unused)
     pieces = []
     start = 0
     for size in [20, 1, 1, 7, 1] + [1] * 8 + [laid.length]:
       cut = slice(start, min(start + size, laid.length))
-      hidden, rows = append(
+      hidden, state = extend_rows(
         model,
-        rows,
+        state,
         x_BLD[:, cut],
         jnp.asarray(batch.modality_BL[:, cut]),
         jnp.asarray(batch.position_BL3[:, cut]),
@@ -81,7 +81,7 @@ def test_piece_by_piece_equals_one_pass(trained):
   )
 
 
-def span_of(item: str | Written, model: TrainedModel) -> Span:
+def span_of(item: str | WrittenItem, model: TrainedModel) -> Span:
   """Returns an item of a reply as a span of an example; sound becomes silence."""
   if isinstance(item, str):
     return Span('text', True, tokens=model.tokenizer.encode(item))
@@ -97,9 +97,9 @@ def ascii_rules(trained: TrainedModel, want: str):
 
   An untrained model writes broken UTF-8, which cannot be turned back into its ids.
   """
-  rules = jax.tree.map(jnp.asarray, grammar(trained.hosts, want))
+  rules = jax.tree.map(jnp.asarray, build_grammar(trained.hosts, want))
   first = trained.tokenizer.first_byte + 128
-  return rules._replace(allowed_MV=rules.allowed_MV.at[:, first:].set(False))
+  return rules._replace(allowed_CV=rules.allowed_CV.at[:, first:].set(False))
 
 
 def prompt_with_everything(hosts) -> list[Span]:
@@ -130,20 +130,20 @@ def check_ids(
   for at in range(begin, laid.length):
     label = laid.layout.label_n[at]
     if not label:
-      mode = int(tables.after) if tables.block_M[mode] else mode
+      mode = int(tables.after) if tables.block_C[mode] else mode
       continue
-    allowed = tables.allowed_MV[mode]
+    allowed = tables.allowed_CV[mode]
     assert allowed[label]
     # An item that has reached its longest size is closed, whatever the logits say.
     may_be_forced = label == tokenizer.special('eoa')
     if not (may_be_forced and allowed[tokenizer.special('frame')]):
       logits_V = logits_LV[at - 1]
       assert logits_V[label] >= logits_V[allowed].max() - 1e-4
-    mode = int(tables.next_MV[mode, label])
+    mode = int(tables.next_CV[mode, label])
 
 
 @pytest.mark.parametrize(
-  'want, kind',
+  'want, fixture',
   [
     ('text', 'trained'),
     ('image', 'trained'),
@@ -153,9 +153,9 @@ def check_ids(
     ('any', 'many_sizes'),
   ],
 )
-def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
+def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, fixture):
   """In one pass over prompt and reply, every id and code of the reply is the best."""
-  trained = request.getfixturevalue(kind)
+  trained = request.getfixturevalue(fixture)
   hosts = trained.hosts
   rules = ascii_rules(trained, want)
   settings = trained.config.generate.to_dict()
@@ -169,13 +169,13 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
   assert items
   codes = []
   for item in items:
-    if isinstance(item, Written) and item.medium == 'audio':
+    if isinstance(item, WrittenItem) and item.medium == 'audio':
       codes.append(item.pieces)
   frames = sum(len(item_codes) for item_codes in codes)
   laid = lay_out(spans + [span_of(item, trained) for item in items], hosts)
   room = {'image.seen': (2 * 32, 2), 'image.drawn': (5 * 32, 5)}
   room |= {'audio.heard': (8, 2), 'audio.spoken': (64, 64)}
-  batch = on_device(pack_rows([laid], RowBudget(1, laid.length, room), hosts))
+  batch = as_jax(pack_rows([laid], RowBudget(1, laid.length, room), hosts))
   books = trained.model_config.autoencoders['codec'].codebooks
   code_BMJ = np.zeros((1, 64, books), np.int32)
   if codes:
@@ -199,7 +199,7 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, kind):
     np.testing.assert_array_equal(best[valid], written[valid])
 
 
-def test_reply_does_not_depend_on_its_neighbours(trained):
+def test_a_reply_does_not_depend_on_its_neighbours(trained):
   first = prompt([picture()], language='en')
   longer = prompt([samples.text('a much longer question, to move things about')])
   others = [longer, prompt([sound()])]
@@ -227,14 +227,12 @@ def test_guidance_changes_the_picture(trained):
   assert not np.allclose(pixels_of(1.0), pixels_of(4.0), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-  'want, kind', [('text', 'text'), ('image', 'image'), ('audio', 'audio')]
-)
-def test_a_reply_holds_what_is_wanted(trained, want, kind):
+@pytest.mark.parametrize('want', ['text', 'image', 'audio'])
+def test_a_reply_holds_what_is_wanted(trained, want):
   content = [sound(), samples.text('?')]
   options = dict(temperature=1.0, max_new=16)
   reply = trained.generate(content, want=want, seed=0, **options)
-  assert [part.type for part in reply] == [kind]
+  assert [part.type for part in reply] == [want]
 
 
 def test_codec_round_trip_has_whole_frames(trained):
@@ -248,13 +246,13 @@ def test_codec_round_trip_has_whole_frames(trained):
   values = trained.frozen['codec']
   codec = merge(abstract_autoencoder(trained.model_config, 'codec'), values['params'])
   one_clip = jnp.ones((1, 3), jnp.int32)
-  direct = encode(codec, values['buffers'], jnp.asarray(frames), one_clip)
-  np.testing.assert_array_equal(codes[0], np.asarray(direct)[0])
-  latents = dequantize(direct, codebooks_of(values['buffers']))
+  code_of_device = encode(codec, values['buffers'], jnp.asarray(frames), one_clip)
+  np.testing.assert_array_equal(codes[0], np.asarray(code_of_device)[0])
+  latents = dequantize(code_of_device, codebooks_of(values['buffers']))
   np.testing.assert_allclose(decoded[0], codec.decode(latents)[0], atol=1e-5)
 
 
-def test_loss_is_the_mean_over_examples(trained):
+def test_the_loss_of_examples_lies_between_their_losses(trained):
   examples = samples.examples()[:2]
   both = trained.loss(examples)
   first = trained.loss(examples[:1])

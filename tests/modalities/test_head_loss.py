@@ -1,4 +1,4 @@
-"""Losses of units: sums by segment equal a plain loop and add up to the batch's sum."""
+"""Losses of segments equal those of a plain loop and add up to that of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ AT = jnp.asarray([[0, 2, 3, 5, -1, 6], [7, 1, 1, -1, -1, 4]])
 
 
 def units() -> UnitLoss:
-  """Returns losses of six units a row; like a head's, missing units have no weight."""
+  """Returns losses of six units per row; as in a head, missing units have no weight."""
   loss, weight = jax.random.uniform(jax.random.key(0), (2, *AT.shape))
   exists = AT >= 0
   return UnitLoss(jnp.where(exists, loss, 0), jnp.where(exists, weight, 0), AT)
@@ -35,6 +35,7 @@ def test_sums_by_segment_equal_a_loop(segments):
 def test_segments_add_up_to_the_batch_without_units_at_padding():
   batch = units().summed()
   by_segment = units().by_segment(SEGMENT, 3)
+  # The last unit of the first row lies in padding.
   at_padding = (units().loss_BU[0, 5], units().weight_BU[0, 5])
   for sums, total, padding in zip(by_segment, batch, at_padding, strict=True):
     np.testing.assert_allclose(sums.sum(), total - padding, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The host table: payloads come back from their pieces, and hosts pickle.
+"""Payloads come back from the pieces of their hosts, and hosts can be pickled.
 
 A run has the media that it names.
 """
@@ -19,6 +19,7 @@ from omni_jax.modalities.contract import Codes
 from omni_jax.modalities.hosts import HOSTS, Hosts, TEXT
 from omni_jax.modalities.image.files import png_bytes
 from omni_jax.modalities.image.sizes import ImageConfig
+from omni_jax.modalities.text.tokenizer import TokenizerConfig
 from omni_jax.sequence.example import decoded_part
 from omni_jax.sequence.interleave import interleave, parse
 from omni_jax.sequence.pack import pack_rows
@@ -43,7 +44,7 @@ def only_item(host, span):
 def test_images_of_eight_bits_come_back_exactly(written, channels, rows, columns, seed):
   """Images of any size in whole patches, rectangles too."""
   config = ImageConfig(height=8, width=12, channels=channels, patch=2)
-  host = hosts_of(image=config)['image']
+  host = hosts_of(image=config, tokenizer=TokenizerConfig(max_grid=6))['image']
   rng = np.random.default_rng(seed)
   values = rng.integers(0, 256, (2 * rows, 2 * columns, channels), np.uint8)
   pixels = values / np.float32(255)
@@ -113,7 +114,7 @@ def test_an_image_that_does_not_fit_is_refused(shape):
     host.form(Span('image', payload=np.zeros(shape, np.float32)))
 
 
-def test_hosts_pickle():
+def test_pickled_hosts_are_the_same():
   """A worker process builds the same batches as the process that trains."""
   stored = {'audio.spoken': Codes((4,), 256)}
   for hosts in (MODEL.hosts(), Hosts.lenient(), MODEL.hosts(stored)):
@@ -139,21 +140,21 @@ def test_hosts_pickle():
 def test_stored_codes_change_their_own_stream_only():
   plain = MODEL.hosts()
   coded = MODEL.hosts({'audio.spoken': Codes((4,), 256)})
-  changed = [b for a, b in zip(plain.streams, coded.streams, strict=True) if a != b]
-  (spec,) = changed
+  pairs = zip(plain.streams, coded.streams, strict=True)
+  (spec,) = [after for before, after in pairs if before != after]
   assert (spec.name, spec.shape, spec.dtype) == ('audio.spoken', (4,), 'uint16')
   assert spec.entries == 256
   assert coded['audio'].codes_in('heard') is None
 
 
-@pytest.mark.parametrize('named', [(), ('image',), ('audio',), ('audio', 'image')])
-def test_a_run_has_the_media_that_it_names(named):
+@pytest.mark.parametrize('names', [(), ('image',), ('audio',), ('audio', 'image')])
+def test_a_run_has_the_media_that_it_names(names):
   """They keep the order of the table and the numbers that they have in every run."""
   sizes = {'image': ImageConfig(), 'audio': AudioConfig()}
-  hosts = Hosts({name: sizes[name] for name in named}, MODEL.hosts().tokenizer)
-  assert list(hosts) == [name for name in HOSTS if name == TEXT or name in named]
+  hosts = Hosts({name: sizes[name] for name in names}, MODEL.hosts().tokenizer)
+  assert list(hosts) == [name for name in HOSTS if name == TEXT or name in names]
   assert hosts.numbers == {'text': 1, 'image': 2, 'audio': 3}
-  assert {spec.medium for spec in hosts.streams} == set(named)
+  assert {spec.medium for spec in hosts.streams} == set(names)
   for name, host in hosts.items():
     assert (host.name, host.number, host.text) == (name, hosts.numbers[name], 1)
     assert hosts.of_part(name) is host
@@ -188,7 +189,7 @@ def test_lenient_hosts_decode_files_of_any_size():
 
 
 @pytest.mark.parametrize('example', examples()[:4], ids=lambda example: example['id'])
-def test_a_shown_payload_decodes_to_itself(example):
+def test_the_file_that_shows_a_payload_decodes_to_it(example):
   hosts = MODEL.hosts()
   for span in interleave(example, hosts):
     if span.medium == TEXT:
@@ -196,10 +197,10 @@ def test_a_shown_payload_decodes_to_itself(example):
     host = hosts[span.medium]
     pieces, form = only_item(host, span)
     joined = host.join_pieces(pieces, form)
-    shown = host.show(joined)
-    decoded = decoded_part(span.medium, shown.data, hosts)[host.key]
-    assert f'.{shown.suffix}' in host.suffixes
-    assert '/' in shown.mime
+    file = host.show(joined)
+    decoded = decoded_part(span.medium, file.data, hosts)[host.key]
+    assert f'.{file.suffix}' in host.suffixes
+    assert '/' in file.mime
     if span.medium == 'audio' or joined.shape == (8, 8, 1):
       np.testing.assert_array_equal(decoded, joined)
     assert host.part(joined).type == span.medium

@@ -1,4 +1,4 @@
-"""A medium added by rows of the two tables alone: clouds of points in the plane.
+"""Adds a medium by rows of the two tables alone: clouds of points in the plane.
 
 It is read as codes of its own autoencoder (the second one of the model) and written as
 a block. Nothing outside this file knows it: the code that serves images and sounds
@@ -41,6 +41,7 @@ from omni_jax.train.step import make_step, Update
 from omni_jax.types import ItemLayout, Layout, NONE, StreamSpec
 
 MOST = 6  # largest number of points of a cloud
+DRAWN = 4  # number of points of the clouds that examples draw
 CELLS = 16  # entries of the autoencoder
 
 
@@ -57,7 +58,7 @@ class PointsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PointsPart(Part):
-  """A written cloud: points is float32 (n, 2) in [0, 1]."""
+  """A cloud that a reply holds; points is float32 (n, 2) in [0, 1]."""
 
   points: np.ndarray
   type: str = 'points'
@@ -81,8 +82,8 @@ class PointsHost(Host):
       longest=self.config.most,
       block=2 * self.config.most,
     )
-    made = seen._replace(name='points.made', written=True, queries=True)
-    return (seen, made)
+    drawn = seen._replace(name='points.drawn', written=True, queries=True)
+    return (seen, drawn)
 
   def form(self, span):
     if not 0 < len(span.payload) <= self.config.most:
@@ -97,7 +98,9 @@ class PointsHost(Host):
     at = np.arange(2, 2 + n)
     item = ItemLayout('points.seen', (1, 1, n), place, at)
     if written:
-      item = ItemLayout('points.made', (1, 1, n), place, at + n, query_M=at, write_M=at)
+      item = ItemLayout(
+        'points.drawn', (1, 1, n), place, at + n, query_M=at, write_M=at
+      )
     layout = Layout.empty(3 + n * (1 + written), 2.0 + n, self.text, (item,))
     layout.token_n[0] = special('bop')
     layout.token_n[1] = special(f'size:{n}')
@@ -245,7 +248,7 @@ def run_config() -> ConfigDict:
   c.omni.losses.points = 1.0
   c.omni.optim.lr = 1e-2
   c.omni.steps = 200
-  c.data.budget.streams.points = ConfigDict(dict(seen=(24, 4), made=(24, 4)))
+  c.data.budget.streams.points = ConfigDict(dict(seen=(24, 4), drawn=(24, 4)))
   return c
 
 
@@ -272,7 +275,7 @@ def example(k: int) -> dict[str, Any]:
     answer = message('assistant', name)
     answer['task'] = 'write'
   else:
-    points = np.resize(points, (4, 2))
+    points = np.resize(points, (DRAWN, 2))
     points[:, 0] = 0.9 if word == 'right' else 0.1
     points[:, 1] = 0.5
     question = message('user', name)
@@ -298,7 +301,7 @@ def plan() -> Plan:
 
 
 @pytest.fixture(scope='module')
-def trained(plan):
+def losses_and_model(plan):
   """Returns the losses of both stages and the trained model.
 
   The programs are those of every run.
@@ -333,31 +336,32 @@ def trained(plan):
   return losses, model
 
 
-def test_the_tables_give_it_a_number_streams_and_wants(plan):
+def test_the_tables_give_points_a_number_streams_and_a_kind_of_reply(plan):
   assert plan.hosts.numbers == {'text': 1, 'image': 2, 'audio': 3, 'points': 4}
   names = [spec.name for spec in plan.hosts.streams]
-  assert names[-2:] == ['points.seen', 'points.made']
+  assert names[-2:] == ['points.seen', 'points.drawn']
   assert reply_kinds(plan.hosts) == ('text', 'image', 'audio', 'points', 'any')
   assert plan.model_config.decoder.modalities == 5
-  assert plan.model_config.coded()['points.seen'] == 'cells'
+  assert plan.model_config.coded_streams()['points.seen'] == 'cells'
 
 
-def test_it_is_packed_with_everything_else(plan):
+def test_points_are_packed_with_all_other_media(plan):
   for example in EXAMPLES[:4]:
     parsed = parse(interleave(example, plan.hosts), plan.hosts)
     np.testing.assert_equal(parsed['messages'], example['messages'])
   loader = Loader(ExampleMaker(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   assert set(batch.streams) == {spec.name for spec in plan.hosts.streams}
-  made = batch.streams['points.made']
-  rows, pieces = np.nonzero(made.item_BM)
+  drawn = batch.streams['points.drawn']
+  rows, pieces = np.nonzero(drawn.item_BM)
   assert len(rows) > 8
   for row, piece in zip(rows, pieces, strict=True):
-    query = made.write_at_BM[row, piece]
-    assert made.query_at_BL[row, query] == piece
-    assert made.at_BL[row, query + 4] == piece
+    query = drawn.write_at_BM[row, piece]
+    assert drawn.query_at_BL[row, query] == piece
+    # The clean points follow the queries.
+    assert drawn.at_BL[row, query + DRAWN] == piece
   # No item crosses the border of a block.
-  for item_M in made.item_BM:
+  for item_M in drawn.item_BM:
     for item in range(1, item_M.max() + 1):
       blocks = np.flatnonzero(item_M == item) // (2 * MOST)
       assert len(set(blocks)) == 1
@@ -372,23 +376,23 @@ def test_too_many_points_are_refused_by_name(plan):
     prepare({'content': [many]}, text_only)
 
 
-def test_its_autoencoder_and_its_head_learn(trained):
-  losses, model = trained
+def test_autoencoder_and_head_of_points_learn(losses_and_model):
+  losses, model = losses_and_model
   assert np.mean(losses['cells'][-5:]) < 0.5 * losses['cells'][0]
   assert float(model.frozen['cells']['buffers']['points']) > 100
   assert np.mean(losses['points'][-10:]) < 0.2 * np.mean(losses['points'][:10])
   assert set(model.frozen) == {'codec', 'cells'}
 
 
-def test_it_is_read_and_written_in_replies(trained):
-  _, model = trained
+def test_points_are_read_and_written_in_replies(losses_and_model):
+  _, model = losses_and_model
   for word, edge in (('left', 0.1), ('right', 0.9)):
     (part,) = model.generate(word, want='points', temperature=0)
     assert part.type == 'points'
-    assert part.points.shape == (4, 2)
+    assert part.points.shape == (DRAWN, 2)
     assert (abs(part.points[:, 0] - edge) < 0.3).all(), part.points
-    shown = {'type': 'points', 'points': cloud(np.random.default_rng(99), word)}
-    (name,) = model.generate([shown], want='text', temperature=0)
+    question = {'type': 'points', 'points': cloud(np.random.default_rng(99), word)}
+    (name,) = model.generate([question], want='text', temperature=0)
     assert name.text == word
   original = clouds(EXAMPLES[:1])[0]
   codes = model.encode_payloads('cells', [original])
@@ -396,18 +400,18 @@ def test_it_is_read_and_written_in_replies(trained):
   assert np.abs(decoded - original).max() < 0.3
 
 
-def test_it_is_inspected(plan):
+def test_points_are_shown_by_inspect_data(plan):
   loader = Loader(ExampleMaker(EXAMPLES, plan.hosts, 0), plan.budget, prefetch=0)
   batch = next(loader)
   page = inspect_data.render(batch, plan.hosts, rows=2, title='points')
   assert 'points.seen' in page
   assert 'data:image/svg+xml' in page
   losses = inspect_data.losses_of(batch, 0, plan.hosts)
-  written_M = batch.streams['points.made'].write_at_BM[0] != NONE
+  written_M = batch.streams['points.drawn'].write_at_BM[0] != NONE
   assert losses['points'].sum() == written_M.sum()
 
 
-def test_it_is_compiled(plan):
+def test_the_programs_of_points_compile(plan):
   programs = programs_of(plan.model_config)
   assert list(programs) == ['train', 'prefill', 'decode', 'draw', 'points']
   compiled = compile_program(plan.mesh, programs['points'](plan))

@@ -1,6 +1,6 @@
 """Runs the train command for test_two_processes.py.
 
-It writes down which rows it placed. Instead of an evaluation it generates one reply.
+It notes which rows it places, and generates one reply instead of an evaluation.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ from omni_jax.errors import run_command, UserError
 from omni_jax.train import __main__ as command
 
 
-def watched(place, notes, *, fails_at, stops_at):
-  """Returns a `place` that writes down the rows that this process holds.
+def with_notes(place, notes, *, fails_at, stops_at):
+  """Returns a `place` that notes the rows that this process holds.
 
   Each call appends a line {row of the global batch: digest} to the file `notes`.
 
@@ -33,7 +33,7 @@ def watched(place, notes, *, fails_at, stops_at):
     nonlocal calls
     calls += 1
     if calls == fails_at:
-      raise UserError('torn on this host')
+      raise UserError('unreadable on this host')
     if calls == stops_at:
       os.kill(os.getpid(), signal.SIGTERM)
     placed = place(host, mesh)
@@ -63,18 +63,18 @@ def evaluate(trained, workdir, log):
 
 
 def refuse_process(*_, **__):
-  """Fails in the place of subprocess.Popen."""
+  """Takes the place of subprocess.Popen and fails."""
   raise AssertionError('a second process would find no device: this one has it')
 
 
 def start_jax(config, start=command.start_jax):
-  """Starts JAX, then replaces what this test watches or does without."""
+  """Starts JAX, then replaces functions by those of this file."""
   start(config)
   # These import JAX, whose devices must be set up first.
   from omni_jax.evaluate import run as evaluation
   from omni_jax.train import loop
 
-  loop.place = watched(
+  loop.place = with_notes(
     loop.place,
     os.environ['NOTES'],
     fails_at=int(os.environ.get('FAILS_AT', '0')),

@@ -33,15 +33,12 @@ def test_impossible_meshes_are_refused(sizes, message):
     sharding.make_mesh(sizes)
 
 
-def test_what_does_not_divide_is_refused_with_both_sides():
+def test_rows_that_do_not_divide_are_refused_with_both_sides():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
-  sharding.check_divides(mesh, rows=16, experts=8)
-  rows_message = 'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
-  with pytest.raises(UserError, match=rows_message):
-    sharding.check_divides(mesh, rows=12, experts=8)
-  experts_message = "6 experts are not divisible by 4 devices of axis 'expert'"
-  with pytest.raises(UserError, match=experts_message):
-    sharding.check_divides(mesh, rows=8, experts=6)
+  sharding.check_rows(mesh, 16)
+  message = 'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
+  with pytest.raises(UserError, match=message):
+    sharding.check_rows(mesh, 12)
 
 
 def test_spec_looks_up_the_table():

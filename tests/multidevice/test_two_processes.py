@@ -1,4 +1,4 @@
-"""Tests that two processes train like one process with two devices.
+"""Two processes train like one process with two devices.
 
 They are real processes of jax.distributed on this machine.
 """
@@ -24,9 +24,10 @@ PARTS_CHILD = pathlib.Path(__file__).with_name('parts_child.py')
 SECONDS = 420
 CODEC_STEPS = 2
 STEPS = 4
-SAVED = 2
-# Like launch/local.sh with two processes. With two lanes one process makes the same
-# batches.
+SAVED = 2  # last step of the omni stage that is saved before the stop
+STOPPED = 3  # SIGTERM comes in step 2, and the processes agree one step later
+# As launch/local.sh passes them to two processes. With two lanes, one process builds the
+# same batches.
 ARGUMENTS = [
   '--config.loader.lanes=2',
   f'--config.codec.steps={CODEC_STEPS}',
@@ -46,8 +47,8 @@ TWO_PROCESSES = ['--config.cpu_devices=1', '--config.distributed=True']
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 
 
-class Ended(NamedTuple):
-  """The exit code and the output of a process that ended."""
+class ProcessResult(NamedTuple):
+  """The exit code and the output of a process."""
 
   code: int
   out: str
@@ -113,7 +114,7 @@ def start_processes(workdir, count, *arguments, stages, **variables):
 
 
 def run(workdir, count, *arguments, stages=ALL_STAGES, **variables):
-  """Runs the processes of a run to their end and returns them as `Ended`.
+  """Runs the processes of a run to their end, and returns their results.
 
   A process that does not end in time fails the test.
   """
@@ -127,13 +128,13 @@ def run(workdir, count, *arguments, stages=ALL_STAGES, **variables):
       late.append(index)
       process.kill()
       process.wait()
-  ended = []
+  results = []
   for index, process in enumerate(processes):
     out = pathlib.Path(f'{workdir}.out.{index}').read_text()
     err = pathlib.Path(f'{workdir}.err.{index}').read_text()
-    ended.append(Ended(process.returncode, out, err))
-  assert not late, f'processes {late} hang: {ended}'
-  return ended
+    results.append(ProcessResult(process.returncode, out, err))
+  assert not late, f'processes {late} hang: {results}'
+  return results
 
 
 def logged_metrics(workdir):
@@ -170,7 +171,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def alone(folder):
-  """The folder of a run of one process that trained to the end."""
+  """Returns the folder of a run of one process that trained to the end."""
   (process,) = run(folder / 'alone', 1)
   assert process.code == 0, process
   return folder / 'alone'
@@ -178,7 +179,7 @@ def alone(folder):
 
 @pytest.fixture(scope='module')
 def stopped(folder):
-  """The folder and the two processes of a run that was stopped.
+  """Returns the folder and the two processes of a run that was stopped.
 
   The second process gets SIGTERM in the second step of the omni stage.
   """
@@ -208,7 +209,7 @@ def test_two_processes_train_as_one_with_two_devices(alone, stopped):
   workdir, _ = stopped
   expected = batches(alone, 1)
   different = {json.dumps(batch) for batch in expected}
-  assert len(different) == CODEC_STEPS + STEPS, 'no two batches are alike'
+  assert len(different) == CODEC_STEPS + STEPS, 'all batches must be different'
   assert batches(workdir, 2) == expected[:-1]
   assert_same_metrics(logged_metrics(workdir), logged_metrics(alone)[:-1])
 
@@ -217,7 +218,7 @@ def test_sigterm_to_one_saves_the_same_step_in_both(stopped):
   workdir, (_, second) = stopped
   checkpoints = workdir / 'checkpoints' / 'omni'
   steps = sorted(path.name for path in checkpoints.iterdir())
-  assert steps == [str(SAVED), '3']  # the processes agree one step later
+  assert steps == [str(SAVED), str(STOPPED)]
   assert 'Traceback' not in second.err
 
 
@@ -238,7 +239,8 @@ def test_only_the_first_process_writes(stopped):
   for line in (workdir / 'log.txt').read_text().splitlines():
     _, _, message = line.partition('] ')
     messages.append(message)
-  assert len(messages) == 2 + CODEC_STEPS + 3
+  lines_of_stages = 2
+  assert len(messages) == lines_of_stages + CODEC_STEPS + STOPPED
   assert messages[0] == 'stage codec on 2 x cpu'
   for message in messages:
     assert message in first.out
@@ -252,7 +254,7 @@ def test_one_process_resumes_where_two_stopped(alone, stopped, folder):
   shutil.copytree(stopped_workdir, workdir)
   (process,) = run(workdir, 1, stages=OMNI_STAGES)
   assert process.code == 0, process
-  assert f'omni: resumed at step 3 of {STEPS}' in process.out, process
+  assert f'omni: resumed at step {STOPPED} of {STEPS}' in process.out, process
   assert batches(workdir, 1) == batches(alone, 1)[-1:]
   assert_same_metrics(logged_metrics(workdir), logged_metrics(alone))
 
@@ -295,11 +297,11 @@ def test_weights_and_positions_may_be_split_across_the_processes(alone, folder, 
 
 
 def test_an_error_in_one_process_ends_both(alone, folder):
-  workdir = folder / 'torn'
+  workdir = folder / 'unreadable'
   shutil.copytree(alone / 'checkpoints' / 'codec', workdir / 'checkpoints' / 'codec')
   first, second = run(workdir, 2, stages=OMNI_STAGES, FAILS_AT=(1, '1'))
   assert second.code == 2, second
-  assert 'error: process 1 of 2: torn on this host' in second.err, second
+  assert 'error: process 1 of 2: unreadable on this host' in second.err, second
   assert first.code not in (0, 75), first
 
 
@@ -308,7 +310,8 @@ def test_an_error_in_one_process_ends_both(alone, folder):
   [
     (
       ['--config.loader.lanes=1'],
-      'config.loader.lanes=1 must divide the 4 rows of a batch and be a multiple of the number of processes, 2',
+      'config.loader.lanes=1 must divide the 4 rows of a batch and be a multiple of '
+      'the number of processes, 2',
     ),
     (['--config.mesh.data=1'], 'has 1 of 2 devices'),
   ],

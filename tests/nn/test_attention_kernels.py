@@ -32,7 +32,7 @@ A = 128
 
 
 def qkv(l, s=None, b=B, h=H, g=G, a=A, dtype=jnp.float32):
-  """Random queries, keys and values; there are as many keys as queries by default."""
+  """Returns random queries, keys and values; by default as many keys as queries."""
   s = s or l
   return [
     jax.random.normal(jax.random.key(0), (b, l, h, a), dtype),
@@ -41,10 +41,10 @@ def qkv(l, s=None, b=B, h=H, g=G, a=A, dtype=jnp.float32):
   ]
 
 
-def packed(l, b=B):
-  """Rows of three examples with borders inside tiles; the last row is nearly empty.
+def packed_segments(l, b=B):
+  """Returns the segments of rows of three examples, with padding behind them.
 
-  Behind the examples is padding.
+  Borders lie inside tiles, and the last row is nearly empty.
   """
   segment = np.zeros((b, l), np.int32)
   for row, ends in enumerate(np.linspace([0.1, 0.4, 0.9], [0.01, 0.02, 0.03], b)):
@@ -57,46 +57,48 @@ def packed(l, b=B):
 
 
 def with_gradients(attention, x):
-  """The output, and the gradients of a randomly weighted sum of it."""
+  """Returns the output, and the gradients of a randomly weighted sum of it."""
   weight = jax.random.normal(jax.random.key(9), x[0].shape)
 
-  def scalar(*x):
+  def loss(*x):
     y = attention(*x)
     return (y * weight).sum(), y
 
-  value_and_grad = jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True)
+  value_and_grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
   (_, y), grads = jax.jit(value_and_grad)(*x)
   return y, *grads
 
 
-def assert_equal(ours, theirs, tolerance=2e-5):
-  for name, mine, other in zip(('y', 'dq', 'dk', 'dv'), ours, theirs, strict=True):
-    assert np.isfinite(mine).all(), name
-    np.testing.assert_allclose(
-      mine, other, rtol=tolerance, atol=tolerance, err_msg=name
-    )
+def assert_equal(actual, expected, tolerance=2e-5):
+  for name, a, b in zip(('y', 'dq', 'dk', 'dv'), actual, expected, strict=True):
+    assert np.isfinite(a).all(), name
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize(
   'reach',
-  [packed_rows(packed(50)), within(packed(50)), within(jnp.minimum(packed(50), 1))],
+  [
+    packed_rows(packed_segments(50)),
+    within(packed_segments(50)),
+    within(jnp.minimum(packed_segments(50), 1)),
+  ],
   ids=['packed', 'items', 'one item'],
 )
 def test_in_pieces_equals_the_reference(reach):
-  """Even if the last piece is not full. The same keys are summed, in another order."""
+  """This also holds if the last piece is not full; only the order of sums differs."""
   x = qkv(50, a=8)
-  ours = with_gradients(partial(in_pieces, reach=reach, piece=16), x)
-  theirs = with_gradients(partial(attention_reference, reach=reach), x)
-  assert_equal(ours, theirs)
+  actual = with_gradients(partial(in_pieces, reach=reach, piece=16), x)
+  expected = with_gradients(partial(attention_reference, reach=reach), x)
+  assert_equal(actual, expected)
 
 
 def test_in_pieces_reads_a_cache():
   slot = jnp.asarray([[3, 4, 5, 6, 7], [0, 1, 2, 30, 30]])
   q, k, v = qkv(5, 30, a=8)
   reach = cached(slot, 30)
-  ours = in_pieces(q, k, v, reach, piece=2)
-  theirs = attention_reference(q, k, v, reach)
-  np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+  actual = in_pieces(q, k, v, reach, piece=2)
+  expected = attention_reference(q, k, v, reach)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,25 +112,24 @@ def test_in_pieces_reads_a_cache():
   ids=str,
 )
 def test_splash_equals_the_reference(sizes, l):
-  """The TPU's kernel, interpreted.
+  """Interprets the TPU's kernel.
 
-  With packed rows and padding, grouped heads, positions over devices, and gradients.
-  Over 512 keys the softmax is summed tile by tile and rescaled, hence 2e-5 and not
-  2e-6.
+  It gets packed rows with padding, grouped heads, and positions over devices. Over 512
+  keys the softmax is summed tile by tile and rescaled, hence 2e-5 and not 2e-6.
   """
   x = qkv(l)
-  segment = packed(l)
+  segment = packed_segments(l)
   reach = packed_rows(segment)
-  theirs = with_gradients(partial(attention_reference, reach=reach), x)
+  expected = with_gradients(partial(attention_reference, reach=reach), x)
   mesh = make_mesh(sizes)
   with jax.set_mesh(mesh):
     splash = partial(attend, reach=reach, mesh=mesh, kernel=Kernel.SPLASH)
-    ours = with_gradients(splash, x)
-  assert_equal(ours, theirs)
+    actual = with_gradients(splash, x)
+  assert_equal(actual, expected)
   is_padding = np.asarray(segment) == 0
-  for mine in ours:
-    of_padding = np.asarray(mine)[is_padding]
-    assert (of_padding == 0).all(), 'padding gets nothing and gives nothing'
+  for array in actual:
+    at_padding = np.asarray(array)[is_padding]
+    assert (at_padding == 0).all(), 'padding has an output or a gradient'
 
 
 MESHES = [
@@ -148,58 +149,61 @@ MESHES = [
 @pytest.mark.parametrize('reach_of', [packed_rows, within], ids=['causal', 'items'])
 @pytest.mark.parametrize('sizes', mark_long_except(MESHES, 2, 5, 7, 9), ids=str)
 def test_every_mesh_equals_one_device(sizes, reach_of, monkeypatch):
-  """With sizes that the mesh divides and sizes that it does not.
+  """Covers sizes that the mesh divides and sizes that it does not.
 
-  Two key heads over four devices, four query heads over eight, 48 positions over eight.
+  The latter are two key heads over four devices, four query heads over eight, and 48
+  positions over eight.
   """
-  # In pieces if the positions are not split.
+  # Low enough that rows go in pieces where no axis splits their positions.
   monkeypatch.setattr(attention_kernels, 'MANY_LOGITS', 500)
   x = qkv(48, b=8, a=8)
-  reach = reach_of(packed(48, 8))
+  reach = reach_of(packed_segments(48, 8))
   mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
   with jax.set_mesh(mesh):
-    ours = with_gradients(partial(attend, reach=reach, mesh=mesh), x)
-  assert_equal(ours, with_gradients(partial(attention_reference, reach=reach), x))
+    actual = with_gradients(partial(attend, reach=reach, mesh=mesh), x)
+  expected = with_gradients(partial(attention_reference, reach=reach), x)
+  assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
   'sizes', [dict(data=8), dict(data=2, tensor=2, context=2), dict(context=8)], ids=str
 )
 @pytest.mark.parametrize('l', [1, 16])
-def test_a_cache_is_read_on_every_mesh(sizes, l):
+def test_reading_a_cache_equals_the_reference_on_every_mesh(sizes, l):
   x = qkv(l, 24, b=3, a=8)
   mesh = make_mesh(sizes)
   reach = cached(jnp.arange(l)[None] + jnp.asarray([[3], [0], [7]]), 24)
   with jax.set_mesh(mesh):
-    ours = jax.jit(partial(attend, reach=reach, mesh=mesh))(*x)
-  np.testing.assert_allclose(ours, attention_reference(*x, reach), rtol=1e-5, atol=1e-5)
+    actual = jax.jit(partial(attend, reach=reach, mesh=mesh))(*x)
+  expected = attention_reference(*x, reach)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3, 4, 8])
 def test_positions_are_distributed_evenly(parts):
-  """Each position once; and all devices see equally many keys of a causal row."""
+  """Each occurs once, and all devices see equally many keys of a causal row."""
   position_NL = balanced_positions(48, parts)
   assert sorted(position_NL.ravel()) == list(range(48))
   assert len(set((position_NL + 1).sum(axis=1))) == 1
 
 
 @pytest.mark.parametrize('parts', [1, 4])
-def test_tiles_answer_as_the_whole_mask_does(parts):
+def test_causal_tiles_describe_the_same_mask_as_the_whole_array(parts):
   position_NL = balanced_positions(2048, parts)
   tiles = attention_kernels.CausalTiles(position_NL.reshape(-1))
   whole_mask = splash_mask.CausalMask((2048, 2048))
   whole_mask.q_sequence = position_NL.reshape(-1)
   for process in (splash_mask_info.process_mask, splash_mask_info.process_mask_dkv):
 
-    def processed(mask, process=process):
+    def mask_info(mask, process=process):
       heads = splash_mask.MultiHeadMask([mask] * 2)
       return process(heads, (128, 256), q_seq_shards=parts)[0]
 
-    jax.tree.map(np.testing.assert_array_equal, processed(tiles), processed(whole_mask))
+    jax.tree.map(np.testing.assert_array_equal, mask_info(tiles), mask_info(whole_mask))
 
 
-def shaped(l, s=None, a=128, dtype=jnp.bfloat16):
-  """Shapes of queries and keys."""
+def shapes_of(l, s=None, a=128, dtype=jnp.bfloat16):
+  """Returns the shapes of queries and keys."""
   queries = jax.ShapeDtypeStruct((1, l, 8, a), dtype)
   keys = jax.ShapeDtypeStruct((1, s or l, 2, a), dtype)
   return queries, keys
@@ -218,29 +222,29 @@ ITEMS = within(ONES)
 @pytest.mark.parametrize(
   'device, shapes, reach, kernel',
   [
-    (TPU, shaped(4096), CAUSAL, Kernel.SPLASH),
-    (TPU, shaped(1024, 4096), CAUSAL, Kernel.SPLASH),
-    (TPU, shaped(96), CAUSAL, Kernel.REFERENCE),
-    (TPU, shaped(4000), CAUSAL, Kernel.PIECES),
-    (TPU, shaped(4096), ITEMS, Kernel.PIECES),
-    (CPU, shaped(4096), CAUSAL, Kernel.PIECES),
-    (CPU, shaped(512), CAUSAL, Kernel.REFERENCE),
-    (None, shaped(4096), CAUSAL, Kernel.PIECES),
-    (A100, shaped(4096), ITEMS, Kernel.CUDNN),
-    (A100, shaped(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES),
-    (A100, shaped(512, a=100), CAUSAL, Kernel.REFERENCE),
-    (A100, shaped(16384), CAUSAL, Kernel.PIECES),
-    (A100, shaped(1, 512), CAUSAL, Kernel.REFERENCE),
-    (T4, shaped(4096), CAUSAL, Kernel.PIECES),
-    (AMD, shaped(4096), CAUSAL, Kernel.PIECES),
+    (TPU, shapes_of(4096), CAUSAL, Kernel.SPLASH),
+    (TPU, shapes_of(1024, 4096), CAUSAL, Kernel.SPLASH),
+    (TPU, shapes_of(96), CAUSAL, Kernel.REFERENCE),
+    (TPU, shapes_of(4000), CAUSAL, Kernel.PIECES),
+    (TPU, shapes_of(4096), ITEMS, Kernel.PIECES),
+    (CPU, shapes_of(4096), CAUSAL, Kernel.PIECES),
+    (CPU, shapes_of(512), CAUSAL, Kernel.REFERENCE),
+    (None, shapes_of(4096), CAUSAL, Kernel.PIECES),
+    (A100, shapes_of(4096), ITEMS, Kernel.CUDNN),
+    (A100, shapes_of(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES),
+    (A100, shapes_of(512, a=100), CAUSAL, Kernel.REFERENCE),
+    (A100, shapes_of(16384), CAUSAL, Kernel.PIECES),
+    (A100, shapes_of(1, 512), CAUSAL, Kernel.REFERENCE),
+    (T4, shapes_of(4096), CAUSAL, Kernel.PIECES),
+    (AMD, shapes_of(4096), CAUSAL, Kernel.PIECES),
   ],
 )
 def test_the_kernel_fits_device_and_shapes(device, shapes, reach, kernel):
   assert choose(device, *shapes, reach) is kernel
 
 
-def test_cudnn_is_called_with_one_mask_for_all_heads_and_keys_as_they_are(monkeypatch):
-  """Checked without a GPU: the code lowered for CUDA, forward and backward."""
+def test_cudnn_gets_one_mask_for_all_heads_and_the_grouped_keys(monkeypatch):
+  """Reads the code lowered for CUDA, forward and backward, which needs no GPU."""
   limits = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
   answers = dict(
     check_cudnn_version=91000,
@@ -250,7 +254,7 @@ def test_cudnn_is_called_with_one_mask_for_all_heads_and_keys_as_they_are(monkey
   for name, answer in answers.items():
     monkeypatch.setattr(limits, name, lambda *_, answer=answer: answer)
   x = qkv(256, a=64, dtype=jnp.bfloat16)
-  reach = packed_rows(packed(256))
+  reach = packed_rows(packed_segments(256))
 
   def total(*x):
     return attention_kernels.cudnn(*x, reach).astype(jnp.float32).sum()
@@ -265,12 +269,12 @@ def test_cudnn_is_called_with_one_mask_for_all_heads_and_keys_as_they_are(monkey
 
 
 def test_xla_never_holds_the_logits_of_a_long_row():
-  """Without a kernel, for 8192 positions of 8 heads.
+  """Compiles attention for 8192 positions of 8 heads, without a kernel.
 
   All logits would be 2 GiB in fp32; those of a piece of 128 queries are 34 MB.
   """
   x = jax.eval_shape(partial(qkv, 8192, b=1, h=8, a=16))
-  reach = packed_rows(packed(8192, 1))
+  reach = packed_rows(packed_segments(8192, 1))
   mesh = make_mesh({})
 
   def total(*x):

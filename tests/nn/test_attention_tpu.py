@@ -1,4 +1,4 @@
-"""Attention compiled for absent TPUs: the Pallas kernel is used, no L×L logits exist."""
+"""Compiles attention for absent TPUs: it uses the Pallas kernel, without L×L logits."""
 
 from functools import partial
 import importlib.util
@@ -32,40 +32,41 @@ LOGITS = H * L * L * 4  # bytes in fp32: 2 GiB
 ROW = 2 * L * H * A  # bytes of the queries in bf16; keys and values are a quarter each
 
 
-def compiled(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
-  """The compiled program for the output and the gradients of a row."""
+def compile_row(topology, l=L, a=A, dtype=jnp.bfloat16, **sizes):
+  """Returns the compiled program of the output and the gradients of a row."""
   shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
   devices = np.array(describe(topology).devices[: math.prod(shape)]).reshape(shape)
   mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
-  def shaped(shape, dtype, *axes):
-    layout = NamedSharding(mesh, sharding.spec(*axes))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+  def spec(shape, dtype, *axes):
+    placement = NamedSharding(mesh, sharding.spec(*axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
 
-  q = shaped((1, l, H, a), dtype, 'batch', 'length', 'act_heads', None)
-  k = shaped((1, l, G, a), dtype, 'batch', 'length', 'act_heads', None)
-  segment = shaped((1, l), jnp.int32, 'batch', 'length')
+  q = spec((1, l, H, a), dtype, 'batch', 'length', 'act_heads', None)
+  k = spec((1, l, G, a), dtype, 'batch', 'length', 'act_heads', None)
+  segment = spec((1, l), jnp.int32, 'batch', 'length')
 
-  def both(q, k, v, segment, dy):
-    y, back = jax.vjp(partial(attend, reach=packed_rows(segment), mesh=mesh), q, k, v)
-    return y, back(dy)
+  def output_and_gradients(q, k, v, segment, dy):
+    y, vjp = jax.vjp(partial(attend, reach=packed_rows(segment), mesh=mesh), q, k, v)
+    return y, vjp(dy)
 
   with jax.set_mesh(mesh):
-    return jax.jit(both).lower(q, k, k, segment, q).compile()
+    # A value has the shape of a key, and `dy` that of a query.
+    return jax.jit(output_and_gradients).lower(q, k, k, segment, q).compile()
 
 
 @pytest.mark.parametrize(
   'sizes', [{}, dict(context=4), dict(tensor=2, context=2)], ids=str
 )
 @pytest.mark.parametrize('topology', ['v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
-def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
+def test_the_kernel_is_used_and_no_logits_are_stored(topology, sizes):
   """Temporaries are of the size of the queries (33 MB).
 
   They are q and y with heads first, and the logsumexp in 128 lanes of fp32.
   """
-  program = compiled(topology, **sizes)
+  program = compile_row(topology, **sizes)
   text = program.as_text()
-  # The forward pass; dq; dk and dv.
+  # One call for the forward pass, one for dq, and one for dk and dv.
   assert len(re.findall(r'custom_call_target="tpu_custom_call"', text)) == 3
   temporary = program.memory_analysis().temp_size_in_bytes
   assert temporary < 8 * ROW / math.prod(sizes.values()) < LOGITS / 7, temporary
@@ -73,7 +74,7 @@ def test_the_kernel_is_there_and_the_logits_are_not(topology, sizes):
 
 
 def test_positions_over_devices_exchange_keys_once_and_queries_by_halves():
-  text = compiled('v5p:2x2x1', context=4).as_text()
+  text = compile_row('v5p:2x2x1', context=4).as_text()
   expected = {
     'all-gather': 3,
     'reduce-scatter': 2,
@@ -90,10 +91,10 @@ def test_positions_over_devices_exchange_keys_once_and_queries_by_halves():
   'a, dtype', [(64, jnp.bfloat16), (256, jnp.bfloat16), (128, jnp.float32)], ids=str
 )
 def test_the_kernel_takes_other_widths_and_fp32(a, dtype):
-  assert 'tpu_custom_call' in compiled('v5e:2x2', 1024, a, dtype).as_text()
+  assert 'tpu_custom_call' in compile_row('v5e:2x2', 1024, a, dtype).as_text()
 
 
-def test_a_length_that_the_kernel_does_not_take_goes_in_pieces():
-  program = compiled('v5e:2x2', 4000)
+def test_a_length_that_the_kernel_does_not_take_is_split_into_pieces():
+  program = compile_row('v5e:2x2', 4000)
   assert 'tpu_custom_call' not in program.as_text()
   assert program.memory_analysis().temp_size_in_bytes < LOGITS / 4

@@ -1,4 +1,4 @@
-"""Experts: every fast path equals the dense reference; padding is never routed.
+"""Every fast path of the experts equals the dense reference; padding is never routed.
 
 The gradients are compared as well, on every mesh.
 """
@@ -36,8 +36,10 @@ LENGTH = 6
 WIDTH = 16
 HIDDEN = 8
 EXPERTS = 8
+TOP_K = 2
 TOKENS = ROWS * LENGTH
-GATHER = Dispatch(block=4)
+FIRST_EXPERT = jax.nn.one_hot(0, EXPERTS)[None]  # a row, which logits broadcast
+GATHER = Dispatch(Exchange.GATHER, capacity=2.0, block=4)
 EXACT = Dispatch(Exchange.ALL_TO_ALL, capacity=0, block=4)
 MESHES = [
   {'expert': 8},
@@ -53,14 +55,15 @@ MESHES = [
 ]
 CASES = [(sizes, 1.0) for sizes in MESHES] + [({'data': 2, 'expert': 4}, 50.0)]
 EVERY_EXCHANGE = pytest.mark.parametrize(
-  'how', [GATHER, EXACT], ids=lambda how: str(how.exchange)
+  'config', [GATHER, EXACT], ids=lambda config: str(config.exchange)
 )
 
 
-def layer(seed=0, favoured=0.0):
-  """Tokens, weights, and a routing with some padding.
+def layer_inputs(seed=0, favoured=0.0):
+  """Returns tokens, weights of the experts, and a routing with some padding.
 
-  `favoured` draws all tokens to the first expert.
+  Args:
+    favoured: what is added to the logits of the first expert.
   """
   keys = jax.random.split(jax.random.key(seed), 5)
   x = jax.random.normal(keys[0], (TOKENS, WIDTH))
@@ -70,23 +73,25 @@ def layer(seed=0, favoured=0.0):
     jax.random.normal(keys[2], (EXPERTS, HIDDEN, WIDTH)) / HIDDEN**0.5,
   )
   logits = jax.random.normal(keys[3], (TOKENS, EXPERTS))
-  logits = logits + favoured * jnp.eye(EXPERTS)[:1]
-  routing = route(logits, jnp.zeros(EXPERTS), jnp.arange(TOKENS) % 7 > 0, top_k=2)
+  logits = logits + favoured * FIRST_EXPERT
+  valid = jnp.arange(TOKENS) % 7 > 0
+  routing = route(logits, jnp.zeros(EXPERTS), valid, top_k=TOP_K)
   return x, weights, routing.weight_TK, routing.expert_TK
 
 
 def with_gradients(experts):
-  """A function that returns the output, and the gradients of a weighted sum of it.
+  """Returns a function that returns the output, and gradients of a weighted sum of it.
 
-  They are with respect to tokens, weights of the experts and weights of the choices.
+  The gradients are with respect to tokens, weights of the experts and weights of the
+  choices.
   """
 
-  def scalar(x, weights, weight, expert):
+  def loss(x, weights, weight, expert):
     y = experts(x, weights, expert, weight)
     factors = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
     return (y * factors).sum(), y
 
-  return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
 def assert_equal(result, expected):
@@ -95,71 +100,74 @@ def assert_equal(result, expected):
   arrays = [y, *jax.tree.leaves(gradients)]
   expected_arrays = [expected_y, *jax.tree.leaves(expected_gradients)]
   names = ('y', 'x', *Experts._fields, 'weight')
-  for name, ours, theirs in zip(names, arrays, expected_arrays, strict=True):
-    ours = ours.reshape(theirs.shape)
-    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5, err_msg=name)
+  for name, a, b in zip(names, arrays, expected_arrays, strict=True):
+    np.testing.assert_allclose(
+      a.reshape(b.shape), b, rtol=2e-5, atol=2e-5, err_msg=name
+    )
 
 
 @pytest.mark.parametrize('block', [1, 4, 64])
 @pytest.mark.parametrize('favoured', [0.0, 50.0], ids=['spread', 'one_expert'])
 def test_blocks_equal_reference(block, favoured):
-  inputs = layer(favoured=favoured)
-  ours = with_gradients(partial(moe_blocks, block=block))(*inputs)
-  assert_equal(ours, with_gradients(moe_reference)(*inputs))
+  inputs = layer_inputs(favoured=favoured)
+  result = with_gradients(partial(moe_blocks, block=block))(*inputs)
+  assert_equal(result, with_gradients(moe_reference)(*inputs))
 
 
 @pytest.mark.parametrize('favoured', [0.0, 50.0], ids=['spread', 'one_expert'])
 def test_the_kernel_for_tpu_equals_reference(favoured):
-  """In Pallas' interpreter, which fills whatever the kernel does not write with NaN."""
-  inputs = layer(favoured=favoured)
-  ours = with_gradients(partial(moe_megablox, interpret=True))(*inputs)
-  assert_equal(ours, with_gradients(moe_reference)(*inputs))
+  """Pallas' interpreter fills whatever the kernel does not write with NaN."""
+  inputs = layer_inputs(favoured=favoured)
+  result = with_gradients(partial(moe_megablox, interpret=True))(*inputs)
+  assert_equal(result, with_gradients(moe_reference)(*inputs))
 
 
 @EVERY_EXCHANGE
 @pytest.mark.parametrize(
   'sizes, favoured', mark_long_except(CASES, 0, 2, 6, 7, 8, 10), ids=str
 )
-def test_expert_parallel_equals_reference(sizes, favoured, how):
-  inputs = layer(favoured=favoured)
-  result, dropped = on_mesh(sizes, how, *inputs)
+def test_expert_parallel_equals_reference(sizes, favoured, config):
+  inputs = layer_inputs(favoured=favoured)
+  result, dropped = run_on_mesh(sizes, config, *inputs)
   assert_equal(result, with_gradients(moe_reference)(*inputs))
   assert not dropped
 
 
-def rows(array):
-  """Values of tokens as rows of positions."""
+def as_rows(array):
+  """Returns values of tokens as rows of positions."""
   return array.reshape(ROWS, LENGTH, -1)
 
 
-def on_mesh(sizes, how, x, weights, weight, expert):
-  """Output, gradients and dropped share on a mesh."""
+def run_on_mesh(sizes, config, x, weights, weight, expert):
+  """Returns the output and gradients on a mesh, and the share of dropped choices."""
   shares = []
 
   def experts(x, *rest):
-    y, dropped = moe_expert_parallel(x, None, *rest, config=how, mesh=mesh)
+    y, dropped = moe_expert_parallel(x, None, *rest, config=config, mesh=mesh)
     jax.debug.callback(shares.append, dropped)
     return y
 
   mesh = make_mesh(sizes)
   with jax.set_mesh(mesh):
-    result = with_gradients(experts)(rows(x), weights, rows(weight), rows(expert))
+    result = with_gradients(experts)(
+      as_rows(x), weights, as_rows(weight), as_rows(expert)
+    )
     jax.effects_barrier()
   return result, shares[0]
 
 
 @EVERY_EXCHANGE
 @pytest.mark.parametrize('sizes', [{}, {'data': 2, 'expert': 2, 'tensor': 2}], ids=str)
-def test_the_shared_expert_is_added_once_with_its_gradient(sizes, how):
-  """Even if devices along `tensor` sum their parts of the routed experts."""
-  x, weights, weight, expert = layer()
-  x = rows(x)
+def test_the_shared_expert_is_added_once_with_its_gradient(sizes, config):
+  """This holds even if devices along `tensor` sum parts of the routed experts."""
+  x, weights, weight, expert = layer_inputs()
+  x = as_rows(x)
   shared = jax.random.normal(jax.random.key(9), x.shape)
   mesh = make_mesh(sizes or {'data': 1}, jax.devices()[: 8 if sizes else 1])
 
   def mixed(shared):
     y, _ = moe_expert_parallel(
-      x, shared, weights, rows(expert), rows(weight), config=how, mesh=mesh
+      x, shared, weights, as_rows(expert), as_rows(weight), config=config, mesh=mesh
     )
     return y
 
@@ -171,10 +179,10 @@ def test_the_shared_expert_is_added_once_with_its_gradient(sizes, how):
   np.testing.assert_allclose(gradient, both + shared, rtol=1e-5, atol=1e-5)
 
 
-def by_gathering(
+def ragged_by_gathering(
   operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
 ):
-  """`jax.lax.ragged_all_to_all` by its documentation, since XLA:CPU does not have it."""
+  """Does what `jax.lax.ragged_all_to_all` documents, since XLA:CPU does not have it."""
   gather = partial(jax.lax.all_gather, axis_name=axis_name)
   rows_MZ = gather(operand)
   start_MN = gather(input_offsets)
@@ -194,8 +202,8 @@ def by_gathering(
 
 @pytest.fixture
 def ragged_route(monkeypatch):
-  """Takes the route of accelerators on a CPU."""
-  monkeypatch.setattr(jax.lax, 'ragged_all_to_all', by_gathering)
+  """Makes the CPU exchange choices as accelerators do."""
+  monkeypatch.setattr(jax.lax, 'ragged_all_to_all', ragged_by_gathering)
   monkeypatch.setattr(expert_parallel, '_equal_route', expert_parallel._ragged_route)
 
 
@@ -203,18 +211,23 @@ def ragged_route(monkeypatch):
   'sizes', [{'expert': 8}, {'data': 2, 'fsdp': 2, 'expert': 2}], ids=str
 )
 def test_the_route_of_accelerators_equals_reference(sizes, ragged_route):
-  inputs = layer(favoured=1.0)
-  result, dropped = on_mesh(sizes, EXACT, *inputs)
+  inputs = layer_inputs(favoured=1.0)
+  result, dropped = run_on_mesh(sizes, EXACT, *inputs)
   assert_equal(result, with_gradients(moe_reference)(*inputs))
   assert not dropped
 
 
-WAYS = 4  # devices that share the experts, in a mesh of data 2 × expert 4
+EXPERT_DEVICES = 4  # that share the experts, in a mesh of data 2 × expert 4
 DEVICE_TOKENS = TOKENS // 8
 
 
+def room_of(capacity):
+  """Returns the number of choices of one sender that a receiver has room for."""
+  return -(-int(DEVICE_TOKENS * TOP_K * capacity) // EXPERT_DEVICES)
+
+
 def kept_choices(expert, room, sender_tokens):
-  """The choices that find a place, by the slow reference.
+  """Returns which choices find a place, by the slow reference.
 
   Groups of `sender_tokens` tokens have `room` places each at every receiver.
   """
@@ -222,16 +235,18 @@ def kept_choices(expert, room, sender_tokens):
   taken = collections.Counter()
   for t, k in np.ndindex(*expert.shape):
     if expert[t, k] < EXPERTS:
-      pair = (t // sender_tokens, int(expert[t, k]) // (EXPERTS // WAYS))
-      taken[pair] += 1
-      kept[t, k] = taken[pair] <= room
+      sender = t // sender_tokens
+      receiver = int(expert[t, k]) // (EXPERTS // EXPERT_DEVICES)
+      taken[sender, receiver] += 1
+      kept[t, k] = taken[sender, receiver] <= room
   return kept
 
 
 def assert_drops_all_but(kept, capacity, inputs):
   """Checks the result and the dropped share; returns that share."""
-  how = Dispatch(Exchange.ALL_TO_ALL, capacity, 4)
-  result, dropped = on_mesh({'data': 2, 'expert': WAYS}, how, *inputs)
+  config = Dispatch(Exchange.ALL_TO_ALL, capacity, block=4)
+  sizes = {'data': 2, 'expert': EXPERT_DEVICES}
+  result, dropped = run_on_mesh(sizes, config, *inputs)
   _, _, _, expert = inputs
   share = (~kept).sum() / (expert < EXPERTS).sum()
   np.testing.assert_allclose(dropped, share, rtol=1e-6)
@@ -247,32 +262,32 @@ def assert_drops_all_but(kept, capacity, inputs):
 def test_the_room_of_accelerators_is_shared_by_all_senders_in_their_order(
   capacity, ragged_route
 ):
-  inputs = layer(favoured=2.0)
+  inputs = layer_inputs(favoured=2.0)
   _, _, _, expert = inputs
-  room = -(-int(DEVICE_TOKENS * 2 * capacity) // WAYS) * WAYS
-  kept = kept_choices(expert, room, DEVICE_TOKENS * WAYS)
+  room = room_of(capacity) * EXPERT_DEVICES
+  kept = kept_choices(expert, room, DEVICE_TOKENS * EXPERT_DEVICES)
   assert assert_drops_all_but(kept, capacity, inputs) > 0
 
 
 @pytest.mark.parametrize('capacity', [0.5, 1.0, 1.5])
 def test_choices_without_a_place_are_dropped_and_reported(capacity):
   """Every sender has the same room at every receiver; its last choices are dropped."""
-  inputs = layer(favoured=2.0)
+  inputs = layer_inputs(favoured=2.0)
   _, _, _, expert = inputs
-  room = -(-int(DEVICE_TOKENS * 2 * capacity) // WAYS)
-  kept = kept_choices(expert, room, DEVICE_TOKENS)
+  kept = kept_choices(expert, room_of(capacity), DEVICE_TOKENS)
   dropped = assert_drops_all_but(kept, capacity, inputs)
   assert dropped > 0 or capacity == 1.5
 
 
-CHOSEN = st.lists(
+GROUPS = 4
+# The groups that twelve tokens choose, two each; -2, -1, 4, 5 and 6 are no groups.
+CHOICES = st.lists(
   st.lists(st.integers(-2, 6), min_size=2, max_size=2), min_size=12, max_size=12
 )
-GROUPS = 4
 
 
 def slots_of(kind, chosen, size):
-  """The slots of choices, and the group of each slot."""
+  """Returns the slots of choices, and the group of each slot."""
   if kind == 'blocks':
     slots, owner = assign_blocks(chosen, GROUPS, size)
     return slots, jnp.repeat(owner, size)
@@ -286,7 +301,7 @@ def slots_of(kind, chosen, size):
 
 @settings(max_examples=30)
 @given(
-  CHOSEN, st.sampled_from([1, 3, 8]), st.sampled_from(['blocks', 'equal', 'sorted'])
+  CHOICES, st.sampled_from([1, 3, 8]), st.sampled_from(['blocks', 'equal', 'sorted'])
 )
 def test_every_choice_has_one_slot_of_its_group(chosen, size, kind):
   """It has none if it is of no group or its group has no slots left."""
@@ -306,9 +321,9 @@ def test_every_choice_has_one_slot_of_its_group(chosen, size, kind):
 
 
 @pytest.mark.parametrize('kind', ['blocks', 'equal', 'sorted'])
-def test_there_and_back_has_the_gradients_of_plain_gathers(kind):
+def test_dispatch_and_combine_have_the_gradients_of_plain_gathers(kind):
   """The hand-written gradients equal those that jax derives for the same sums."""
-  x, _, weight, expert = layer()
+  x, _, weight, expert = layer_inputs()
   slots, _ = slots_of(kind, jnp.where(expert < GROUPS, expert, GROUPS), 8)
 
   def plain(x, weight):
@@ -321,15 +336,23 @@ def test_there_and_back_has_the_gradients_of_plain_gathers(kind):
     y_Z = jnp.sin(dispatch(x, slots)) * weight_Z1
     return (combine(y_Z, slots) ** 2).sum()
 
-  ours = jax.value_and_grad(with_slots, argnums=(0, 1))(x, weight)
-  theirs = jax.value_and_grad(plain, argnums=(0, 1))(x, weight)
-  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
+  actual = jax.value_and_grad(with_slots, argnums=(0, 1))(x, weight)
+  expected = jax.value_and_grad(plain, argnums=(0, 1))(x, weight)
+  assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(assert_close, actual, expected)
 
 
 @pytest.mark.parametrize('shared', [0, 8])
 def test_padding_visits_no_routed_expert(shared):
   config = MoEConfig(
-    width=WIDTH, hidden=HIDDEN, experts=EXPERTS, top_k=2, shared=shared, dispatch=GATHER
+    width=WIDTH,
+    hidden=HIDDEN,
+    experts=EXPERTS,
+    top_k=TOP_K,
+    shared=shared,
+    dispatch=GATHER,
+    modalities=4,
+    routers=1,
   )
   moe = MoE(config, rngs=nnx.Rngs(0))
   mesh = make_mesh({})
@@ -338,11 +361,11 @@ def test_padding_visits_no_routed_expert(shared):
   with jax.set_mesh(mesh):
     run = nnx.jit(lambda moe, x: moe(x, modality, jnp.zeros(EXPERTS), mesh))
     y, stats = run(moe, x)
-    _, spoiled = run(moe, jnp.where(modality[..., None] > 0, x, 100.0))
+    _, corrupted_stats = run(moe, jnp.where(modality[..., None] > 0, x, 100.0))
   routed = y - moe.shared(x) if shared else y
   np.testing.assert_allclose(routed[modality == 0], 0, atol=1e-6)
   assert (jnp.abs(routed[modality > 0]).max(axis=-1) > 1e-3).all()
-  assert not stats.load_ME[0].any()
-  assert stats.load_ME.sum() == 2 * 5
-  for clean, dirty in zip(stats, spoiled, strict=True):
-    np.testing.assert_allclose(clean, dirty, rtol=1e-6)
+  assert not stats.load_mE[0].any()
+  assert stats.load_mE.sum() == TOP_K * (modality > 0).sum()
+  for clean, corrupted in zip(stats, corrupted_stats, strict=True):
+    np.testing.assert_allclose(clean, corrupted, rtol=1e-6)

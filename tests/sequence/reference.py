@@ -1,4 +1,4 @@
-"""Hosts, budgets and the slow reference of the packing tests."""
+"""Provides hosts, budgets and a slow reference to the tests of packing."""
 
 import dataclasses
 
@@ -16,13 +16,13 @@ PATCHES = HOSTS['image'].config.patches
 FRAME = AUDIO.frame
 
 
-def hosts_that(fit):
-  """Hosts whose images are fitted this way."""
+def hosts_of_fit(fit):
+  """Returns hosts whose images are fitted this way."""
   tokenizer = HOSTS.tokenizer.config
   return hosts_of(image=ImageConfig(fit=fit), audio=AUDIO, tokenizer=tokenizer)
 
 
-BY_FIT = {'stretch': hosts_that('stretch'), 'keep': hosts_that('keep')}
+BY_FIT = {'stretch': hosts_of_fit('stretch'), 'keep': hosts_of_fit('keep')}
 SMALL = RowBudget(
   rows=3,
   length=80,
@@ -33,7 +33,7 @@ SMALL = RowBudget(
     'audio.spoken': (4, 2),
   },
 )
-# For images of many sizes, of up to 16 patches, that lie entirely within blocks of 32.
+# Holds images of up to 16 patches, which lie entirely within blocks of 32.
 MANY = dataclasses.replace(
   SMALL, length=160, streams=SMALL.streams | {'image.seen': (64, 6)}
 )
@@ -51,7 +51,7 @@ LARGE = RowBudget(
 
 
 def items_of(example):
-  """The pieces (M, Y) of each item and its form, by stream, straight from the media."""
+  """Returns the pieces (M, Y) and the form of each item, by stream, from the media."""
   items = {spec.name: [] for spec in HOSTS.streams}
   for message in example['messages']:
     written = message['role'] == 'assistant'
@@ -69,7 +69,7 @@ def items_of(example):
 
 
 def patches_of(pixels):
-  """The square patches of an image row by row, each in reading order."""
+  """Returns the square patches of an image row by row, each in reading order."""
   squares = []
   for r in range(0, pixels.shape[0], PATCH):
     for c in range(0, pixels.shape[1], PATCH):
@@ -78,14 +78,14 @@ def patches_of(pixels):
 
 
 def frames_of(wave):
-  """The frames of a sound, the last one padded with silence."""
+  """Returns the frames of a sound, the last one padded with silence."""
   frames = [wave[at : at + FRAME] for at in range(0, len(wave), FRAME)]
   frames[-1] = np.pad(frames[-1], (0, FRAME - len(frames[-1])))
   return np.stack(frames)
 
 
 def start_of(taken, pieces, block, alone):
-  """The slow reference of `StreamSpec.start`: the first allowed place of an item."""
+  """Returns the first allowed place of an item: a slow `StreamSpec.start`."""
   start = taken
   while block:
     is_whole = start // block == (start + pieces - 1) // block
@@ -96,7 +96,7 @@ def start_of(taken, pieces, block, alone):
 
 
 class Row:
-  """The slow reference of the room that a row has left."""
+  """Keeps track of the room that a row has left: a slow reference."""
 
   def __init__(self, budget, fit):
     self._budget = budget
@@ -107,12 +107,12 @@ class Row:
     self.counts = dict.fromkeys(budget.streams, 0)
 
   def starts(self, item, items):
-    """Where the items of an example begin, by stream; None if the row has no room."""
+    """Returns where the items of an example begin by stream, or None without room."""
     if self.length + item.length > self._budget.length:
       return None
     starts = {}
     for name, own in items.items():
-      most, most_items = self._budget.streams[name]
+      max_pieces, max_items = self._budget.streams[name]
       block = self._blocks.get(name.partition('.')[0], 0)
       end = self.ends[name]
       starts[name] = []
@@ -120,11 +120,12 @@ class Row:
         start = start_of(end, len(pieces), block, self._alone)
         starts[name].append(start)
         end = start + len(pieces)
-      if end > most or self.counts[name] + len(own) > most_items:
+      if end > max_pieces or self.counts[name] + len(own) > max_items:
         return None
     return starts
 
   def take(self, item, items, starts):
+    """Adds an example whose items begin there."""
     self.length += item.length
     for name, own in items.items():
       self.counts[name] += len(own)
@@ -133,12 +134,13 @@ class Row:
 
 
 def assert_placed(batch, row, start, item, items, starts=None, before=None):
-  """Checks that example `item` lies in its row from `start` on.
+  """Checks that an example lies in its row from `start` on.
 
   Its ids and its maps are compared, and the pieces that the maps point to.
 
   Args:
-    items: as `items_of` returns them.
+    item: the example, laid out.
+    items: its items, as `items_of` returns them.
     starts: where the items begin in their streams.
     before: number of items of earlier examples in the row, by stream.
   """
@@ -161,16 +163,16 @@ def assert_placed(batch, row, start, item, items, starts=None, before=None):
     at = at[at != NONE].tolist()
     assert len(at) == sum(len(pieces) for pieces, _ in own)
     for k, (pieces, form) in enumerate(own):
-      ours = at[: len(pieces)]
+      indices = at[: len(pieces)]
       at = at[len(pieces) :]
       number = (before[name] if before else 0) + k
       if starts:
-        assert ours[0] == starts[name][k]
-      assert ours == list(range(ours[0], ours[0] + len(pieces)))
-      np.testing.assert_array_equal(stream.value_BM[row, ours], pieces)
-      assert (stream.item_BM[row, ours] == number + 1).all()
+        assert indices[0] == starts[name][k]
+      assert indices == list(range(indices[0], indices[0] + len(pieces)))
+      np.testing.assert_array_equal(stream.value_BM[row, indices], pieces)
+      assert (stream.item_BM[row, indices] == number + 1).all()
       places = [np.unravel_index(i, form) for i in range(len(pieces))]
-      np.testing.assert_array_equal(stream.place_BM3[row, ours], places)
+      np.testing.assert_array_equal(stream.place_BM3[row, indices], places)
       np.testing.assert_array_equal(stream.form_BN3[row, number], form)
       assert stream.key_BN[row, number] == (item.key + k) % 2**32
 
@@ -196,17 +198,18 @@ def assert_heads_find_their_places(batch, row):
   at the position before it.
   """
   drawn = batch.streams['image.drawn']
-  listed = drawn.write_at_BM[row]
+  write_at_M = drawn.write_at_BM[row]
   queries = np.flatnonzero(drawn.query_at_BL[row] != NONE)
-  assert sorted(listed[listed != NONE]) == queries.tolist()
-  np.testing.assert_array_equal(listed != NONE, drawn.item_BM[row] > 0)
-  for piece in np.flatnonzero(listed != NONE):
-    assert drawn.query_at_BL[row, listed[piece]] == piece
+  assert sorted(write_at_M[write_at_M != NONE]) == queries.tolist()
+  np.testing.assert_array_equal(write_at_M != NONE, drawn.item_BM[row] > 0)
+  for piece in np.flatnonzero(write_at_M != NONE):
+    query = write_at_M[piece]
+    assert drawn.query_at_BL[row, query] == piece
     (clean,) = np.flatnonzero(drawn.at_BL[row] == piece)
-    assert clean > listed[piece]
-    assert batch.segment_BL[row, clean] == batch.segment_BL[row, listed[piece]]
+    assert clean > query
+    assert batch.segment_BL[row, clean] == batch.segment_BL[row, query]
     np.testing.assert_array_equal(
-      batch.position_BL3[row, clean], batch.position_BL3[row, listed[piece]]
+      batch.position_BL3[row, clean], batch.position_BL3[row, query]
     )
   spoken = batch.streams['audio.spoken']
   used = spoken.write_at_BM[row] != NONE
@@ -221,13 +224,15 @@ def assert_heads_find_their_places(batch, row):
     assert batch.streams[name].write_at_BM is None
 
 
-def assert_equal(ours, theirs):
+def assert_equal(actual, expected):
   """Checks that two batches agree in every array."""
-  assert isinstance(ours, Batch) and ours.streams.keys() == theirs.streams.keys()
-  for name, a, b in zip(ours._fields[:-1], ours[:-1], theirs[:-1], strict=True):
+  assert isinstance(actual, Batch)
+  assert actual.streams.keys() == expected.streams.keys()
+  for name, a, b in zip(actual._fields[:-1], actual[:-1], expected[:-1], strict=True):
     np.testing.assert_array_equal(a, b, err_msg=name)
-  for name, stream in ours.streams.items():
-    for field, a, b in zip(Stream._fields, stream, theirs.streams[name], strict=True):
+  for name, stream in actual.streams.items():
+    other = expected.streams[name]
+    for field, a, b in zip(Stream._fields, stream, other, strict=True):
       assert (a is None) == (b is None)
       if a is not None:
         assert a.dtype == b.dtype, (name, field)

@@ -10,7 +10,7 @@ from samples import chat, examples, hosts_of, text, tiny_model
 
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import Hosts, TEXT
-from omni_jax.modalities.text.tokenizer import TokenizerConfig
+from omni_jax.modalities.text.tokenizer import TASKS, TokenizerConfig
 from omni_jax.sequence.interleave import interleave, parse, prompt_spans
 
 HOSTS = hosts_of(
@@ -38,7 +38,10 @@ def has_no_neighbouring_texts(parts):
 
 
 def content(min_size=0):
-  """Parts in any order. There are no neighbouring texts, since they become one text."""
+  """Returns a strategy of parts in any order, without neighbouring texts.
+
+  Neighbouring texts would become one.
+  """
   parts = st.lists(st.one_of(texts, images, sounds), min_size=min_size, max_size=5)
   return parts.filter(has_no_neighbouring_texts)
 
@@ -48,7 +51,7 @@ assistants = st.fixed_dictionaries(
   {'role': st.just('assistant'), 'content': content()},
   optional={
     'language': st.sampled_from(['en', 'de']),
-    'task': st.sampled_from(['write', 'draw', 'speak', 'reply']),
+    'task': st.sampled_from(list(TASKS.values())),
     'voice': st.sampled_from(['f1', 'm1']),
   },
 )
@@ -59,7 +62,7 @@ plains = st.fixed_dictionaries({'content': content(1)})
 
 
 def comparable(example):
-  """The example with arrays as nested lists, so that == compares everything."""
+  """Returns the example with arrays as nested lists, so that == compares everything."""
   if isinstance(example, dict):
     return {key: comparable(value) for key, value in example.items()}
   if isinstance(example, list):
@@ -93,20 +96,21 @@ def test_exactly_the_answers_of_assistants_are_written(example):
 
 
 def ids_of(spans):
+  """Returns the ids of all spans, one after the other."""
   ids = []
   for span in spans:
     ids += span.tokens
   return ids
 
 
-def names(spans):
-  """The special tokens and characters of spans."""
+def token_names(spans):
+  """Returns the special tokens and characters of spans."""
   return [TOKENIZER.name(i) or TOKENIZER.decode((i,)) for i in ids_of(spans)]
 
 
-def test_the_grammar_is_that_of_whisper():
+def test_special_tokens_have_the_order_of_whisper():
   example = chat('', [text('a')], [text('b')], voice='f1', task='write', language='de')
-  assert names(interleave(example, HOSTS)) == [
+  assert token_names(interleave(example, HOSTS)) == [
     'bos',
     'user',
     'a',
@@ -117,7 +121,8 @@ def test_the_grammar_is_that_of_whisper():
     'b',
     'eot',
   ]
-  assert names(interleave({'content': [text('a')]}, HOSTS)) == ['bos', 'a', 'eot']
+  plain = {'content': [text('a')]}
+  assert token_names(interleave(plain, HOSTS)) == ['bos', 'a', 'eot']
 
 
 def test_loss_of_a_plain_example_falls_on_all_but_its_first_token():
@@ -132,9 +137,9 @@ def test_a_prompt_is_the_example_up_to_the_answer(example):
   *earlier, last = example['messages']
   hosts = tiny_model().hosts()
   prompt = prompt_spans({'messages': [*earlier, last | {'content': []}]}, hosts)
-  read = [span for span in interleave(example, hosts) if not span.written]
+  read_spans = [span for span in interleave(example, hosts) if not span.written]
   assert not any(span.written for span in prompt)
-  assert ids_of(prompt) == ids_of(read)
+  assert ids_of(prompt) == ids_of(read_spans)
 
 
 def test_neighbouring_texts_are_one_span():
@@ -143,7 +148,7 @@ def test_neighbouring_texts_are_one_span():
 
 
 @pytest.mark.parametrize(
-  'wrong, message',
+  'example, message',
   [
     (
       chat('', [{'type': 'smell'}], [text('a')]),
@@ -154,25 +159,25 @@ def test_neighbouring_texts_are_one_span():
   ],
   ids=['type', 'language', 'voice'],
 )
-def test_an_unknown_type_or_token_is_a_user_error(wrong, message):
+def test_an_unknown_type_or_token_is_a_user_error(example, message):
   with pytest.raises(UserError, match=message):
-    interleave(wrong, HOSTS)
+    interleave(example, HOSTS)
 
 
 def test_a_medium_that_the_run_does_not_have_is_a_user_error():
   text_only = Hosts({}, TOKENIZER)
   spans = interleave(chat('', [text('a')], [text('b')]), text_only)
   assert comparable(parse(spans, text_only)) == comparable(parse(spans, HOSTS))
-  shown = {'type': 'image', 'pixels': np.zeros((2, 2, 1), np.float32)}
+  image = {'type': 'image', 'pixels': np.zeros((2, 2, 1), np.float32)}
   with pytest.raises(UserError, match="type 'image' is unknown; it is one of text$"):
-    interleave(chat('', [shown], [text('a')]), text_only)
+    interleave(chat('', [image], [text('a')]), text_only)
 
 
 def test_a_span_carries_its_payload_and_its_stored_codes():
   wave = np.zeros(9, np.float32)
   codes = np.ones((1, 4), np.uint16)
-  heard = {'type': 'audio', 'wave': wave, 'code': codes, 'voice': 'f1'}
-  *_, span, end = interleave(chat('', [heard], []), HOSTS)[:3]
+  part = {'type': 'audio', 'wave': wave, 'code': codes, 'voice': 'f1'}
+  *_, span, end = interleave(chat('', [part], []), HOSTS)[:3]
   assert (span.medium, span.written, span.tokens) == ('audio', False, ())
   assert span.payload is wave
   assert span.stored is codes

@@ -1,4 +1,4 @@
-"""Packing: each position lands in exactly one place, and maps lead to its pieces."""
+"""Packing puts each position in exactly one place, and maps lead to its pieces."""
 
 import dataclasses
 
@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from samples import BUDGET, chat, examples, laid, picture, rows, sound, text
+from samples import (
+  BUDGET,
+  chat,
+  examples,
+  laid_out_examples,
+  picture,
+  sound,
+  text,
+  with_rows,
+)
 from sequence.reference import (
   assert_equal,
   assert_heads_find_their_places,
@@ -31,7 +40,7 @@ every_fit = pytest.mark.parametrize('fit', BUDGETS)
 
 
 def part(kind, seed):
-  """A part of one of many sizes."""
+  """Returns a part of one of many sizes."""
   rng = np.random.default_rng(seed)
   if kind == 'text':
     return text('x' * (1 + seed % 5))
@@ -42,28 +51,29 @@ def part(kind, seed):
 
 
 def parts_of(size):
+  """Returns a strategy of at most so many parts."""
   kinds = st.sampled_from(['text', 'image', 'sound'])
   return st.lists(st.builds(part, kinds, st.integers(0, 99)), max_size=size)
 
 
-def chats_of(drawn):
-  """A chat for each drawn pair of contents, the user's and the assistant's."""
+def chats_of(contents):
+  """Returns a chat for each pair of contents, the user's and the assistant's."""
   chats = []
-  for i, (user, assistant) in enumerate(drawn):
+  for i, (user, assistant) in enumerate(contents):
     chats.append(chat(str(i), user, assistant))
   return chats
 
 
 @every_fit
 @settings(max_examples=60)
-@given(drawn=st.lists(st.tuples(parts_of(2), parts_of(2)), max_size=12))
-def test_every_token_lands_in_exactly_one_slot(fit, drawn):
+@given(contents=st.lists(st.tuples(parts_of(2), parts_of(2)), max_size=12))
+def test_every_token_lands_in_exactly_one_slot(fit, contents):
   hosts = BY_FIT[fit]
   budget = BUDGETS[fit]
   packer = Packer(budget, hosts)
   reference = [Row(budget, fit) for _ in range(budget.rows)]
-  placed = [[] for _ in range(budget.rows)]
-  for example in chats_of(drawn):
+  row_examples = [[] for _ in range(budget.rows)]
+  for example in chats_of(contents):
     item = prepare(example, hosts)
     items = items_of(example)
     if Row(budget, fit).starts(item, items) is None:
@@ -77,12 +87,12 @@ def test_every_token_lands_in_exactly_one_slot(fit, drawn):
       first = fits[0]
       row = reference[first]
       starts = all_starts[first]
-      placed[first].append((item, items, starts, dict(row.counts)))
+      row_examples[first].append((item, items, starts, dict(row.counts)))
       row.take(item, items, starts)
   batch = packer.batch()
-  for row, inside in enumerate(placed):
+  for row, own_examples in enumerate(row_examples):
     start = 0
-    for segment, (item, items, starts, before) in enumerate(inside, start=1):
+    for segment, (item, items, starts, before) in enumerate(own_examples, start=1):
       assert (batch.segment_BL[row, start : start + item.length] == segment).all()
       assert_placed(batch, row, start, item, items, starts, before)
       start += item.length
@@ -95,28 +105,33 @@ def test_every_token_lands_in_exactly_one_slot(fit, drawn):
 
 @every_fit
 @settings(max_examples=40)
-@given(drawn=st.lists(st.tuples(parts_of(4), parts_of(4)), min_size=1, max_size=6))
-def test_an_example_is_the_same_packed_and_alone(fit, drawn):
+@given(contents=st.lists(st.tuples(parts_of(4), parts_of(4)), min_size=1, max_size=6))
+def test_an_example_is_the_same_packed_and_alone(fit, contents):
   """Its arrays do not depend on the examples that share its row."""
   hosts = BY_FIT[fit]
-  candidates = [prepare(example, hosts) for example in chats_of(drawn)]
-  alone = pack_rows(candidates, LARGE, hosts)
+  laid_out = [prepare(example, hosts) for example in chats_of(contents)]
+  alone = pack_rows(laid_out, LARGE, hosts)
   packer = Packer(LARGE, hosts)
-  assert all([packer.add(item) for item in candidates])
+  assert all([packer.add(item) for item in laid_out])
   packed = packer.batch()
   segments = dict.fromkeys(range(LARGE.rows), 0)
-  for k, item in enumerate(candidates):
+  for k, item in enumerate(laid_out):
     row, start = place_of(packed, segments, item)
     positions = slice(start, start + item.length)
-    for ours, theirs in zip(packed[:-1], alone[:-1], strict=True):
-      if ours is not packed.segment_BL:
-        np.testing.assert_array_equal(ours[row, positions], theirs[k, : item.length])
-    for name, ours in packed.streams.items():
-      assert_same_pieces(ours, row, start, alone.streams[name], k, item.length)
+    for a, b in zip(packed[:-1], alone[:-1], strict=True):
+      if a is not packed.segment_BL:
+        np.testing.assert_array_equal(a[row, positions], b[k, : item.length])
+    for name, stream in packed.streams.items():
+      assert_same_pieces(stream, row, start, alone.streams[name], k, item.length)
 
 
 def place_of(batch, segments, item):
-  """Row and first position of the next example with the ids of `item`."""
+  """Returns the row and the first position of the next example with these ids.
+
+  Args:
+    segments: number of the examples that were found before, by row.
+    item: the example, laid out.
+  """
   for row, segment in segments.items():
     positions = np.flatnonzero(batch.segment_BL[row] == segment + 1)
     if len(positions) != item.length:
@@ -127,35 +142,35 @@ def place_of(batch, segments, item):
   raise AssertionError('not packed')
 
 
-def assert_same_pieces(ours, row, start, theirs, k, length):
+def assert_same_pieces(packed, row, start, alone, k, length):
   """Checks that an example carries the same pieces in two streams.
 
-  It lies in `row` from `start` on in one of them, at the beginning of row `k` in the
-  other.
+  It lies in `row` of `packed` from `start` on, and at the beginning of row `k` of
+  `alone`.
   """
   positions = slice(start, start + length)
   for name in ('at_BL', 'query_at_BL'):
-    if getattr(ours, name) is None:
+    if getattr(packed, name) is None:
       continue
-    a = getattr(ours, name)[row, positions]
-    b = getattr(theirs, name)[k, :length]
+    a = getattr(packed, name)[row, positions]
+    b = getattr(alone, name)[k, :length]
     np.testing.assert_array_equal(a == NONE, b == NONE)
     a = a[a != NONE]
     b = b[b != NONE]
-    np.testing.assert_array_equal(ours.value_BM[row, a], theirs.value_BM[k, b])
-    np.testing.assert_array_equal(ours.place_BM3[row, a], theirs.place_BM3[k, b])
+    np.testing.assert_array_equal(packed.value_BM[row, a], alone.value_BM[k, b])
+    np.testing.assert_array_equal(packed.place_BM3[row, a], alone.place_BM3[k, b])
     if not len(a):
       continue
-    a_item = ours.item_BM[row, a]
-    b_item = theirs.item_BM[k, b]
+    a_item = packed.item_BM[row, a]
+    b_item = alone.item_BM[k, b]
     np.testing.assert_array_equal(a_item - a_item[0], b_item - b_item[0])
     for field in ('key_BN', 'form_BN3'):
       np.testing.assert_array_equal(
-        getattr(ours, field)[row, a_item - 1], getattr(theirs, field)[k, b_item - 1]
+        getattr(packed, field)[row, a_item - 1], getattr(alone, field)[k, b_item - 1]
       )
-    if ours.write_at_BM is not None:
+    if packed.write_at_BM is not None:
       np.testing.assert_array_equal(
-        ours.write_at_BM[row, a] - start, theirs.write_at_BM[k, b]
+        packed.write_at_BM[row, a] - start, alone.write_at_BM[k, b]
       )
 
 
@@ -165,7 +180,10 @@ def spec_of(*, longest, block):
 
 @given(st.integers(1, 20), st.integers(0, 200), st.data())
 def test_an_item_lies_entirely_within_a_block(longest, taken, data):
-  """As early as possible; alone if a block is as long as the longest item."""
+  """It begins as early as possible.
+
+  If a block is as long as the longest item, each item is alone in its block.
+  """
   pieces = data.draw(st.integers(1, longest))
   block = data.draw(st.sampled_from([0, longest, longest + 1, 2 * longest]))
   start = spec_of(longest=longest, block=block).start(taken, pieces)
@@ -195,7 +213,7 @@ def test_an_item_that_would_cross_a_block_begins_the_next_one(block, sizes, star
   'fit, starts', [('stretch', [0, 16, 32, 48]), ('keep', [0, 12, 32, 44])]
 )
 def test_images_of_a_row_lie_in_blocks(fit, starts):
-  """Images of 12, 12, 12 and 4 patches.
+  """Packs images of 12, 12, 12 and 4 patches.
 
   Each is alone in a block of 16, or the third one begins the next block of 32.
   """
@@ -210,8 +228,8 @@ def test_images_of_a_row_lie_in_blocks(fit, starts):
 
 
 def test_one_example_per_row_keeps_the_order():
-  items = laid(MODEL)
-  batch = pack_rows(items, rows(BUDGET, 5), HOSTS)
+  items = laid_out_examples(MODEL)
+  batch = pack_rows(items, with_rows(BUDGET, 5), HOSTS)
   assert (batch.segment_BL.max(axis=1) == 1).all()
   for row, (example, item) in enumerate(zip(examples(), items, strict=True)):
     if 'content' in example:  # all of a plain example is written
@@ -222,13 +240,13 @@ def test_one_example_per_row_keeps_the_order():
 
 @pytest.mark.parametrize('counts', [(1, 3), (2, 2), (1, 1, 1, 1)], ids=str)
 def test_batches_side_by_side_are_the_batch_of_one_packer(counts):
-  items = laid(MODEL) + laid(MODEL, 1)
-  whole = Packer(rows(BUDGET, 4), HOSTS)
+  items = laid_out_examples(MODEL) + laid_out_examples(MODEL, 1)
+  whole = Packer(with_rows(BUDGET, 4), HOSTS)
   batches = []
   first_row = 0
   added = 0
   for count in counts:
-    packer = Packer(rows(BUDGET, count), HOSTS)
+    packer = Packer(with_rows(BUDGET, count), HOSTS)
     for k, item in enumerate(items):
       row = k % count
       fits = packer.add(item, row)
@@ -252,23 +270,23 @@ def test_a_span_starts_one_after_the_largest_coordinate():
 
 
 def test_examples_of_one_form_share_their_positions(monkeypatch):
-  def prepared(seed):
+  def prepare_examples(seed):
     return [prepare(example, HOSTS) for example in examples(seed)]
 
-  first = prepared(0)
-  second = prepared(1)  # the same kinds of examples, other media
+  first = prepare_examples(0)
+  second = prepare_examples(1)  # the same kinds of examples, other media
   monkeypatch.setattr(pack, 'SHORT', -1)  # nothing is cached
-  for a, b, alone in zip(first, second, prepared(1), strict=True):
+  for a, b, uncached in zip(first, second, prepare_examples(1), strict=True):
     assert a.layout is b.layout
-    assert alone.layout is not b.layout
+    assert uncached.layout is not b.layout
     assert a.items is b.items
     assert a.needs is b.needs
-    np.testing.assert_array_equal(a.layout.ids_3n, alone.layout.ids_3n)
-    np.testing.assert_array_equal(a.layout.offset_n3, alone.layout.offset_n3)
-    assert b.needs == alone.needs
-    for ours, theirs in zip(b.items, alone.items, strict=True):
-      assert (ours.stream, ours.pieces) == (theirs.stream, theirs.pieces)
-      for x, y in zip(ours.layout, theirs.layout, strict=True):
+    np.testing.assert_array_equal(a.layout.ids_3n, uncached.layout.ids_3n)
+    np.testing.assert_array_equal(a.layout.offset_n3, uncached.layout.offset_n3)
+    assert b.needs == uncached.needs
+    for actual, expected in zip(b.items, uncached.items, strict=True):
+      assert (actual.stream, actual.pieces) == (expected.stream, expected.pieces)
+      for x, y in zip(actual.layout, expected.layout, strict=True):
         np.testing.assert_array_equal(x, y)
     for array in (a.layout.ids_3n, a.layout.offset_n3):
       with pytest.raises(ValueError, match='read-only'):
@@ -280,7 +298,7 @@ def test_noise_keys_depend_on_the_example_and_the_image():
 
   def keys(name):
     item = prepare(chat(name, [], images), HOSTS)
-    batch = pack_rows([item], rows(BUDGET, 1), HOSTS)
+    batch = pack_rows([item], with_rows(BUDGET, 1), HOSTS)
     return batch.streams['image.drawn'].key_BN[0]
 
   assert keys('a')[0] != keys('a')[1]
@@ -288,8 +306,8 @@ def test_noise_keys_depend_on_the_example_and_the_image():
   assert not set(keys('a')) & set(keys('b'))
 
 
-def test_every_payload_of_the_layout_reaches_the_batch():
-  """Reminds you to handle a new field of a stream in the packer and in this file."""
+def test_every_field_of_a_stream_is_filled_by_the_packer():
+  """A new field fails here: the packer and the tests of this file have to handle it."""
   assert Stream._fields == (
     'value_BM',
     'item_BM',
@@ -309,7 +327,7 @@ def test_every_payload_of_the_layout_reaches_the_batch():
     'weight_BL',
     'streams',
   )
-  batch = pack_rows(laid(MODEL), rows(BUDGET, len(examples())), HOSTS)
+  batch = pack_rows(laid_out_examples(MODEL), with_rows(BUDGET, len(examples())), HOSTS)
   assert list(batch.streams) == [spec.name for spec in HOSTS.streams]
   for spec in HOSTS.streams:
     stream = batch.streams[spec.name]

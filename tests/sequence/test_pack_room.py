@@ -1,11 +1,11 @@
-"""The room of packed rows: budgets, examples that do not fit, and stored codes."""
+"""Tests budgets of packed rows, examples that do not fit, and stored codes."""
 
 import dataclasses
 import re
 
 import numpy as np
 import pytest
-from samples import BUDGET, chat, laid, picture, rows, sound, text
+from samples import BUDGET, chat, laid_out_examples, picture, sound, text, with_rows
 from sequence.reference import assert_equal, BY_FIT, HOSTS, MODEL
 
 from omni_jax.data.example_maker import prepare
@@ -20,7 +20,7 @@ STORED = MODEL.hosts(CODES)
 
 
 def test_overflow_of_every_budget_is_refused_with_both_sizes():
-  item = laid(MODEL)[3]  # text, image and speech in one answer
+  item = laid_out_examples(MODEL)[3]  # text, image and speech in one answer
   one_row = dataclasses.replace(BUDGET, rows=1)
   assert Packer(one_row, HOSTS).add(item)
 
@@ -49,10 +49,10 @@ def test_room_that_gaps_between_blocks_take_is_reported():
   """Five images of 12 patches are 60 patches, but a block of 32 holds only two."""
   rng = np.random.default_rng(0)
   hosts = BY_FIT['keep']
-  item = prepare(chat('', [picture(rng, 6, 8) for _ in range(5)], []), hosts)
+  five = prepare(chat('', [picture(rng, 6, 8) for _ in range(5)], []), hosts)
   budget = RowBudget(rows=1, length=200, streams={'image.seen': (64, 5)})
   with pytest.raises(ValueError, match=r'room for: image\.seen pieces 76 of 64$'):
-    Packer(budget, hosts).add(item)
+    Packer(budget, hosts).add(five)
   four = prepare(chat('', [picture(rng, 6, 8) for _ in range(4)], []), hosts)
   assert Packer(budget, hosts).add(four)
 
@@ -83,27 +83,31 @@ def test_a_budget_that_does_not_suit_the_streams_is_refused(fit, streams, messag
 
 
 def test_a_budget_that_suits_the_streams_is_accepted():
-  """Whole blocks, less than one block, or none at all; frames have no blocks."""
+  """It is whole blocks, less than one block, or none; frames have no blocks."""
   for fit, pieces in (('stretch', (0, 8, 16, 64)), ('keep', (0, 8, 20, 32, 96))):
     for n in pieces:
       streams = {'image.seen': (n, 1), 'image.drawn': (n, 1), 'audio.heard': (7, 2)}
       check_budget(RowBudget(rows=1, length=9, streams=streams), BY_FIT[fit])
+
+
+def test_a_run_of_text_only_refuses_every_stream():
+  text_only = Hosts({}, HOSTS.tokenizer)
+  budget = RowBudget(rows=1, length=9, streams={'image.seen': (1, 1)})
   with pytest.raises(UserError, match='this run has the streams none$'):
-    text_only = Hosts({}, HOSTS.tokenizer)
-    check_budget(RowBudget(rows=1, length=9, streams={'image.seen': (1, 1)}), text_only)
+    check_budget(budget, text_only)
 
 
-def copied(batch):
-  """A copy of a batch, which its packer cannot change."""
+def copy_of(batch):
+  """Returns a copy of a batch, which its packer cannot change."""
   return concatenated([batch])
 
 
 def test_a_full_row_refuses_an_example_and_stays_the_same():
-  first, longer, shorter, *_ = laid(MODEL)
+  first, longer, shorter, *_ = laid_out_examples(MODEL)
   length = first.length + longer.length - 1
   packer = Packer(dataclasses.replace(BUDGET, rows=1, length=length), HOSTS)
   assert packer.add(first)
-  before = copied(packer.batch())
+  before = copy_of(packer.batch())
   assert not packer.add(longer)
   assert_equal(packer.batch(), before)
   assert packer.add(shorter)
@@ -114,20 +118,20 @@ def test_a_full_pool_refuses_an_example_and_stays_the_same():
   rng = np.random.default_rng(0)
   hosts = BY_FIT['keep']
 
-  def shown(name, count):
+  def chat_of_images(name, count):
     return prepare(chat(name, [picture(rng, 6, 8)] * count, []), hosts)
 
   budget = RowBudget(rows=1, length=200, streams={'image.seen': (64, 9)})
   packer = Packer(budget, hosts)
-  assert packer.add(shown('a', 3))
-  before = copied(packer.batch())
-  assert not packer.add(shown('b', 2))
+  assert packer.add(chat_of_images('a', 3))
+  before = copy_of(packer.batch())
+  assert not packer.add(chat_of_images('b', 2))
   assert_equal(packer.batch(), before)
-  assert packer.add(shown('c', 1))
+  assert packer.add(chat_of_images('c', 1))
 
 
-def heard(code, name='it'):
-  """A chat in which the user plays a sound with these stored codes, None for none."""
+def chat_with_codes(code, name='it'):
+  """Returns a chat in which the user plays a sound with these codes, None for none."""
   clip = sound(np.random.default_rng(0), 3)
   stored = {} if code is None else {'code': code}
   return chat(name, [clip | stored], [text('a')])
@@ -135,7 +139,9 @@ def heard(code, name='it'):
 
 def test_stored_codes_take_the_place_of_the_payload():
   code = np.arange(12, dtype=np.uint16).reshape(3, 4) + 244
-  batch = pack_rows([prepare(heard(code), STORED)], rows(BUDGET, 1), STORED)
+  batch = pack_rows(
+    [prepare(chat_with_codes(code), STORED)], with_rows(BUDGET, 1), STORED
+  )
   stream = batch.streams['audio.heard']
   assert stream.value_BM.dtype == np.uint16 and stream.value_BM.shape == (1, 8, 4)
   carried = stream.at_BL[0][stream.at_BL[0] != NONE]
@@ -159,11 +165,11 @@ def test_stored_codes_take_the_place_of_the_payload():
 )
 def test_stored_codes_outside_the_codebook_are_refused(code, message):
   with pytest.raises(UserError, match=f"^config.data.codes='stored': {message}"):
-    prepare(heard(code), STORED)
-  prepare(heard(code), HOSTS)  # a run that computes its codes ignores them
+    prepare(chat_with_codes(code), STORED)
+  prepare(chat_with_codes(code), HOSTS)  # a run that computes its codes ignores them
 
 
 def test_a_message_about_an_example_without_a_name_says_an_example():
   code = np.full((3, 4), 999, np.uint16)
   with pytest.raises(UserError, match='an example has the code 999'):
-    prepare(heard(code, name=''), STORED)
+    prepare(chat_with_codes(code, name=''), STORED)

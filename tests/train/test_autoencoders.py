@@ -1,4 +1,4 @@
-"""Runs with no autoencoder and with two: each is trained and restored by its name."""
+"""Runs with no autoencoder and with two work: each is restored by its name."""
 
 import functools
 import json
@@ -24,9 +24,10 @@ from omni_jax.train.state import init_autoencoder_state, init_model_state
 TX = optax.adam(1e-3)  # any optimizer will do: no update is computed
 
 
-def assert_same(ours, theirs):
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_same(actual, expected):
+  """Checks that two trees are equal."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -34,7 +35,7 @@ def assert_same(ours, theirs):
 
 
 def text_run(folder, steps, stage_names):
-  """A small run of configs/text.py, at a rate that does not depend on its steps."""
+  """Returns the config of a short run of text, at a rate independent of its steps."""
   (folder / 'a.txt').write_text('to be or not to be ' * 60)
   c = config('text')
   c.stages = stage_names
@@ -50,7 +51,10 @@ def text_run(folder, steps, stage_names):
 
 @pytest.fixture(scope='module')
 def text_runs(tmp_path_factory):
-  """Folders of four steps at once, and of two and two; the last run evaluates."""
+  """Returns the folder of a run of four steps, and that of a run of two and two.
+
+  The last one also evaluates.
+  """
   folder = tmp_path_factory.mktemp('text')
   whole = folder / 'whole'
   parts = folder / 'parts'
@@ -60,8 +64,8 @@ def text_runs(tmp_path_factory):
   return whole, parts
 
 
-def logged(workdir):
-  """Lines of metrics.jsonl without the values that depend on the clock."""
+def logged_metrics(workdir):
+  """Returns the lines of metrics.jsonl without the values that depend on the clock."""
   lines = []
   for text in (workdir / 'metrics.jsonl').read_text().splitlines():
     line = {}
@@ -74,16 +78,16 @@ def logged(workdir):
 
 def test_a_run_of_text_alone_resumes_bit_exactly(text_runs):
   whole, parts = text_runs
-  assert [line['step'] for line in logged(parts)] == [1, 2, 3, 4]
-  assert logged(parts) == logged(whole)
-  _, ours, _ = restore_run(str(parts), None)
-  _, theirs, _ = restore_run(str(whole), None)
-  assert_same(ours, theirs)
+  assert [line['step'] for line in logged_metrics(parts)] == [1, 2, 3, 4]
+  assert logged_metrics(parts) == logged_metrics(whole)
+  _, actual, _ = restore_run(str(parts), None)
+  _, expected, _ = restore_run(str(whole), None)
+  assert_same(actual, expected)
 
 
 def test_a_run_of_text_alone_has_one_head_and_nothing_frozen(text_runs):
   _, parts = text_runs
-  line = logged(parts)[-1]
+  line = logged_metrics(parts)[-1]
   heads = {name for name in line if name.startswith(('weight/', 'grad_norm/heads'))}
   assert heads == {'weight/text', 'grad_norm/heads.text'}
   trained = omni_jax.load(str(parts))
@@ -93,10 +97,10 @@ def test_a_run_of_text_alone_has_one_head_and_nothing_frozen(text_runs):
 
 def test_a_run_of_text_alone_is_evaluated_and_writes(text_runs):
   _, parts = text_runs
-  written = parts / 'eval' / '4'
-  metrics = json.loads((written / 'metrics.json').read_text())
+  folder = parts / 'eval' / '4'
+  metrics = json.loads((folder / 'metrics.json').read_text())
   assert metrics['data']['groups']['text']['loss']['text'] > 0
-  assert (written / 'report.html').exists()
+  assert (folder / 'report.html').exists()
   trained = omni_jax.load(str(parts))
   assert [part.type for part in trained.generate('to be')] in (['text'], [])
   with pytest.raises(UserError, match='image'):
@@ -107,7 +111,7 @@ def test_a_run_of_text_alone_is_evaluated_and_writes(text_runs):
 
 
 def save_autoencoder(workdir, run, name, step, seed=0):
-  """Saves a checkpoint of an autoencoder's stage; returns its values."""
+  """Saves a checkpoint of an autoencoder's stage, and returns its values."""
   state = init_autoencoder_state(run.model_config, name, TX, seed=seed)
   with Checkpoints(str(workdir), name) as checkpoints:
     checkpoints.save(state._replace(step=jnp.int32(step)), b'{}')
@@ -139,8 +143,8 @@ def test_an_unfinished_autoencoder_is_named(tmp_path, late):
     steps = c[name].steps - (name == late)
     save_autoencoder(tmp_path, run, name, steps)
   message = (
-    f'the {late} stage is at step 29 of 30; finish it first: config.stages must hold '
-    f"'{late}' before 'omni'"
+    f'the {late} stage of {tmp_path} is at step 29 of 30; finish it first: '
+    f"config.stages must hold '{late}' before 'omni'"
   )
   with pytest.raises(UserError) as raised:
     stages.restore_frozen(run)
@@ -164,14 +168,17 @@ def test_an_autoencoder_may_come_from_another_run(tmp_path):
 
 
 def whole_state(model_config, seed):
-  """A fresh state of the omni stage."""
+  """Returns a fresh state of the omni stage."""
   init = functools.partial(init_model_state, model_config, TX, seed=seed)
   return jax.jit(init)(init_frozen(model_config, seed=seed))
 
 
 @pytest.fixture(scope='module')
 def others(tmp_path_factory):
-  """Runs of another seed: one with both autoencoders, one without the second."""
+  """Returns a folder with two runs of another seed.
+
+  `both` has both autoencoders, and `one` lacks the second.
+  """
   folder = tmp_path_factory.mktemp('others')
   models = {
     'both': ModelConfig.from_config(run_config().model, TABLES),
@@ -190,15 +197,15 @@ def test_weights_start_from_another_run_with_the_autoencoders_that_this_one_lack
   c.stages = ('codec', 'omni')
   c.init_from = str(others / 'both')
   run = stages.Run(c, str(tmp_path), TABLES)
-  assert run.starts
+  assert run.starts_from_weights
   assert run.own_autoencoders() == ['codec']
-  ours = whole_state(run.model_config, seed=0)
-  theirs = whole_state(run.model_config, seed=1)
-  state, line = start_from(c.init_from, ours, own=['codec'])
-  assert_same(state.params, theirs.params)
+  fresh = whole_state(run.model_config, seed=0)
+  other = whole_state(run.model_config, seed=1)
+  state, line = start_from(c.init_from, fresh, own=['codec'])
+  assert_same(state.params, other.params)
   frozen = state.buffers['frozen']
-  assert_same(frozen['cells'], theirs.buffers['frozen']['cells'])
-  assert_same(frozen['codec'], ours.buffers['frozen']['codec'])
+  assert_same(frozen['cells'], other.buffers['frozen']['cells'])
+  assert_same(frozen['codec'], fresh.buffers['frozen']['codec'])
   assert 'fresh' not in line
 
 
@@ -217,5 +224,5 @@ def test_an_autoencoder_that_the_other_run_lacks_is_refused_before_anything_is_w
   assert not (tmp_path / 'run').exists()
   c.stages = ('codec', 'cells', 'omni')
   run = stages.Run(c, str(tmp_path / 'run'), TABLES)
-  assert run.starts
+  assert run.starts_from_weights
   assert run.own_autoencoders() == ['codec', 'cells']

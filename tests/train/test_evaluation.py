@@ -19,7 +19,7 @@ SMALL = 1000  # bytes of small arrays such as a step or a key
 
 
 def text_run(folder):
-  """A short run on a text file, evaluated by its loss alone."""
+  """Returns the config of a short run on a text file, evaluated by its loss alone."""
   (folder / 'a.txt').write_text('to be or not to be ' * 60)
   config = runpy.run_path(str(ROOT / 'configs' / 'shakespeare.py'))['get_config']()
   config.data.update(dict(root=str(folder), train_file='a.txt'))
@@ -31,6 +31,7 @@ def text_run(folder):
 
 
 def live_bytes():
+  """Returns the number of bytes of all arrays on the devices."""
   return sum(array.nbytes for array in jax.live_arrays())
 
 
@@ -40,8 +41,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def evaluated(folder):
-  """The situation when a run restored its last checkpoint; no process may start."""
+def situation(folder):
+  """Returns what is true when a run restores its last checkpoint to evaluate it.
+
+  The run fails if it starts a process.
+  """
   situation = {}
 
   def restore(workdir, **options):
@@ -54,7 +58,7 @@ def evaluated(folder):
     situation['devices'] = set().union(*(x.devices() for x in params))
     return trained
 
-  def start(*_, **__):
+  def fail(*_, **__):
     raise AssertionError('a second process would find no TPU: this one has it')
 
   real_restore = evaluation.restore
@@ -62,30 +66,32 @@ def evaluated(folder):
   situation['before'] = live_bytes()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluation, 'restore', restore)
-    patch.setattr(subprocess, 'Popen', start)
+    patch.setattr(subprocess, 'Popen', fail)
     stages.run_all(text_run(folder), str(folder / 'run'))
   return situation
 
 
-def test_the_report_is_written(folder, evaluated):
-  written = folder / 'run' / 'eval' / str(STEPS)
-  metrics = json.loads((written / 'metrics.json').read_text())
-  assert metrics['step'] == STEPS and metrics['data']['groups']['text']['loss']['text']
-  assert (written / 'report.html').exists()
-  assert evaluated['tables'] is TABLES  # of the run's media
+def test_the_report_is_written(folder, situation):
+  evaluation_folder = folder / 'run' / 'eval' / str(STEPS)
+  metrics = json.loads((evaluation_folder / 'metrics.json').read_text())
+  assert metrics['step'] == STEPS
+  assert metrics['data']['groups']['text']['loss']['text']
+  assert (evaluation_folder / 'report.html').exists()
+  assert situation['tables'] is TABLES  # of the run's media
 
 
-def test_the_memory_of_the_trainer_is_free_before_anything_is_restored(evaluated):
-  assert evaluated['parameters'] > 100 * SMALL
-  assert evaluated['live'] <= evaluated['before'] + SMALL
+def test_the_memory_of_the_trainer_is_free_before_anything_is_restored(situation):
+  assert situation['parameters'] > 100 * SMALL
+  assert situation['live'] <= situation['before'] + SMALL
 
 
-def test_one_device_evaluates_outside_the_trainers_mesh(evaluated):
-  assert evaluated['mesh'].empty
-  assert evaluated['devices'] == {jax.local_devices()[0]}
+def test_one_device_evaluates_outside_the_trainers_mesh(situation):
+  first_device, *_ = jax.local_devices()
+  assert situation['mesh'].empty
+  assert situation['devices'] == {first_device}
 
 
-def test_a_mistake_in_its_config_is_raised_as_a_user_error(folder, evaluated):
+def test_a_mistake_in_config_evaluate_is_raised_as_a_user_error(folder, situation):
   """`errors.run_command` then reports it in one line and exits with code 2."""
   config = text_run(folder)
   config.evaluate = {'n_image': 3}

@@ -1,6 +1,6 @@
-"""The loop: 4 steps equal 2 + save + 2 bit for bit, and SIGTERM saves.
+"""Four steps of the loop equal two, a save and two, bit for bit, and SIGTERM saves.
 
-Losses that are not finite stop the run; finished stages are left alone.
+Losses that are not finite stop the run; finished stages are not run again.
 """
 
 import dataclasses
@@ -15,23 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from samples import BUDGET, examples, sound
+from samples import BUDGET, examples, part, sound, STAGE_OPTIONS
 
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.data.crops import CropLoader
 from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.errors import UserError
+from omni_jax.errors import PREEMPTED, UserError
 from omni_jax.model import abstract_autoencoder
 from omni_jax.objective import Autoencoding
 from omni_jax.sharding import make_mesh, param_roles
 from omni_jax.train import loop
-from omni_jax.train.optim import make_optimizer, OptimConfig
+from omni_jax.train.optim import make_optimizer
 from omni_jax.train.state import init_autoencoder_state
 from omni_jax.train.step import make_step, Update
 
 
-class Killed:
+class BatchesWithSigterm:
   """Batches during the n-th of which the process gets SIGTERM."""
 
   def __init__(self, batches, n):
@@ -51,7 +51,7 @@ class Killed:
 
 @pytest.fixture(scope='module')
 def omni_stage(kit):
-  """A function that builds the omni stage as every new process does."""
+  """Returns a function that builds the omni stage as every new process does."""
 
   def make():
     items = []
@@ -59,20 +59,18 @@ def omni_stage(kit):
       for i, example in enumerate(examples(seed)):
         items.append(dict(example, id=f'{seed}/{i}'))
     batches = Loader(ExampleMaker(items, kit.config.hosts(), 0), BUDGET)
-    return loop.Stage(
-      'omni', 4, kit.step, kit.state, batches, log_every=1, save_every=100
-    )
+    return loop.Stage('omni', 4, kit.step, kit.state, batches, **STAGE_OPTIONS)
 
   return make
 
 
 @pytest.fixture(scope='module')
 def codec_stage(kit):
-  """A function that builds the codec's stage as every new process does."""
+  """Returns a function that builds the codec's stage as every new process does."""
   codec = abstract_autoencoder(kit.config, 'codec')
   _, row = kit.config.tables.autoencoders()['codec']
   objective = Autoencoding(row, kit.config.autoencoders['codec'])
-  tx = make_optimizer(OptimConfig(warmup=1), 4, param_roles(codec))
+  tx = make_optimizer(part('omni.optim', kind='adamw', warmup=1), 4, param_roles(codec))
   step = jax.jit(make_step(objective, codec, tx, Update(refresh=objective.refresh)))
   init = functools.partial(init_autoencoder_state, kit.config, 'codec', tx, seed=0)
   fresh = jax.jit(init)()
@@ -81,23 +79,26 @@ def codec_stage(kit):
   def make():
     host = kit.config.hosts()['audio']
     batches = CropLoader(waves, host, batch=4, pieces=3, seed=0)
-    return loop.Stage('codec', 4, step, fresh, batches, log_every=1, save_every=100)
+    return loop.Stage('codec', 4, step, fresh, batches, **STAGE_OPTIONS)
 
   return make
 
 
-def assert_same(ours, theirs):
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_same(actual, expected):
+  """Checks that two trees have equal leaves."""
+  leaves = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+  for a, b in leaves:
     np.testing.assert_array_equal(a, b)
 
 
-def logged(folder):
+def logged_metrics(folder):
+  """Returns the lines of metrics.jsonl."""
   text = (folder / 'metrics.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
 def without_time(line):
-  """A line of metrics without the values that depend on the clock."""
+  """Returns a line of metrics without the values that depend on the clock."""
   return {k: v for k, v in line.items() if not k.startswith(('seconds', 'speed/'))}
 
 
@@ -107,12 +108,12 @@ def test_four_steps_equal_two_a_restart_and_two(name, request, kit, tmp_path):
   whole_folder = tmp_path / 'whole'
   parts_folder = tmp_path / 'parts'
   whole = loop.run(make(), str(whole_folder), kit.mesh)
-  first = make()
-  killed = dataclasses.replace(first, batches=Killed(first.batches, 2))
+  stage = make()
+  killed = dataclasses.replace(stage, batches=BatchesWithSigterm(stage.batches, 2))
   with pytest.raises(loop.Preempted) as stopped:
     loop.run(killed, str(parts_folder), kit.mesh)
-  assert stopped.value.code == loop.PREEMPTED == 75
-  assert [line['step'] for line in logged(parts_folder)] == [1, 2]
+  assert stopped.value.code == PREEMPTED == 75
+  assert [line['step'] for line in logged_metrics(parts_folder)] == [1, 2]
   parts = loop.run(make(), str(parts_folder), kit.mesh)
   assert int(parts.step) == 4
   assert_same(parts, whole)
@@ -120,16 +121,16 @@ def test_four_steps_equal_two_a_restart_and_two(name, request, kit, tmp_path):
   initial = jax.tree.leaves(make().state.params)
   for after, before in zip(trained, initial, strict=True):
     assert after.ndim <= 1 or not np.array_equal(after, before)
-  lines = zip(logged(parts_folder), logged(whole_folder), strict=True)
-  for ours, theirs in lines:
-    assert without_time(ours) == without_time(theirs)
+  lines = logged_metrics(parts_folder)
+  for actual, expected in zip(lines, logged_metrics(whole_folder), strict=True):
+    assert without_time(actual) == without_time(expected)
 
 
 # A stage so small that only the loop itself is tested.
 
 
 class Numbers:
-  """Batches of one number: 1, or the one given for the n-th batch."""
+  """Batches of one number: `values[n]` in the n-th batch, or 1."""
 
   def __init__(self, values=()):
     self._next = 0
@@ -154,7 +155,7 @@ class Numbers:
 
 
 def toy(steps=6, batches=None, **options):
-  """A stage that subtracts the mean of each batch from its two weights."""
+  """Returns a stage that subtracts the mean of each batch from its two weights."""
 
   def step(state, batch):
     params = {'w': state.params['w'] - batch.mean()}
@@ -165,13 +166,13 @@ def toy(steps=6, batches=None, **options):
   opt_state = optax.sgd(0.1).init(params)
   key_data = jax.random.key_data(jax.random.key(0))
   fresh = TrainState(params, {}, opt_state, jnp.int32(0), key_data)
-  options = dict(log_every=2, save_every=3) | options
+  options = STAGE_OPTIONS | dict(log_every=2, save_every=3) | options
   return loop.Stage('toy', steps, jax.jit(step), fresh, batches or Numbers(), **options)
 
 
 def test_metrics_are_logged_on_time_and_always_at_the_end(tmp_path):
   loop.run(toy(steps=5, flops=1e6, peak=1e9), str(tmp_path), make_mesh())
-  lines = logged(tmp_path)
+  lines = logged_metrics(tmp_path)
   assert [line['step'] for line in lines] == [2, 4, 5]
   for line in lines:
     assert {'speed/data_wait', 'speed/mfu'} <= line.keys()
@@ -213,23 +214,23 @@ def test_the_host_is_one_step_ahead_of_the_devices_and_no_further(
 
 
 def test_a_finished_stage_is_restored_and_not_run(tmp_path):
-  done = loop.run(toy(), str(tmp_path), make_mesh())
+  final = loop.run(toy(), str(tmp_path), make_mesh())
   batches = Numbers({n: np.nan for n in range(20)})
-  again = loop.run(toy(batches=batches), str(tmp_path), make_mesh())
-  assert_same(again, done)
+  restored = loop.run(toy(batches=batches), str(tmp_path), make_mesh())
+  assert_same(restored, final)
   assert batches.closed
 
 
 @pytest.mark.parametrize(
-  'bad, kept', [(4, 3), (3, None)], ids=['at_a_log', 'at_a_save']
+  'bad_step, saved_step', [(4, 3), (3, None)], ids=['at_a_log', 'at_a_save']
 )
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
-  tmp_path, bad, kept
+  tmp_path, bad_step, saved_step
 ):
-  batches = Numbers({bad: np.nan})
+  batches = Numbers({bad_step: np.nan})
   message = (
-    f'toy: loss/total is no longer finite at step {bad}; the last checkpoint is step '
-    f'{kept}; try a smaller config.toy.optim.lr'
+    f'toy: loss/total is not finite at step {bad_step}; the last checkpoint is step '
+    f'{saved_step}; try a smaller config.toy.optim.lr'
   )
   with pytest.raises(UserError, match=re.escape(message)):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())
@@ -239,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
 def test_sigterm_saves_the_current_step_and_the_signal_handler_is_restored(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=Killed(Numbers(), 5)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 5)), str(tmp_path), make_mesh())
   assert signal.getsignal(signal.SIGTERM) is before
   assert (tmp_path / 'checkpoints' / 'toy' / '5').exists()
   state = loop.run(toy(), str(tmp_path), make_mesh())
@@ -248,20 +249,20 @@ def test_sigterm_saves_the_current_step_and_the_signal_handler_is_restored(tmp_p
 
 def test_sigterm_at_the_last_step_still_stops_the_run(tmp_path):
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=Killed(Numbers(), 6)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 6)), str(tmp_path), make_mesh())
   state = loop.run(toy(), str(tmp_path), make_mesh())
   np.testing.assert_array_equal(state.params['w'], -6)
 
 
 def test_an_error_in_the_data_closes_everything_and_keeps_the_last_checkpoint(tmp_path):
-  class Torn(Numbers):
+  class FailingNumbers(Numbers):
     def __next__(self):
       if self._next == 4:
-        raise UserError('torn')
+        raise UserError('damaged')
       return super().__next__()
 
-  batches = Torn()
-  with pytest.raises(UserError, match='torn'):
+  batches = FailingNumbers()
+  with pytest.raises(UserError, match='damaged'):
     loop.run(toy(batches=batches), str(tmp_path), make_mesh())
   assert batches.closed
   assert (tmp_path / 'checkpoints' / 'toy' / '3').exists()
@@ -274,6 +275,6 @@ def test_the_profiler_runs_over_the_named_steps(tmp_path):
 
 def test_a_restart_in_the_middle_of_the_profiled_steps_profiles_nothing(tmp_path):
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=Killed(Numbers(), 3)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 3)), str(tmp_path), make_mesh())
   loop.run(toy(profile='2:5'), str(tmp_path), make_mesh())
   assert not list((tmp_path / 'tensorboard' / 'toy').rglob('*.xplane.pb'))

@@ -1,6 +1,6 @@
 """Roles select the parameters that Muon updates, that decay and that are cast.
 
-Names selected the same ones before there were roles.
+They select the same parameters as rules by name did before there were roles.
 """
 
 import functools
@@ -17,7 +17,7 @@ from samples import ROOT
 from omni_jax.model import abstract, abstract_autoencoder, ModelConfig
 from omni_jax.nn.decoder import _cast_matrices
 from omni_jax.sharding import leaf_name, named_leaves, param_roles, Role
-from omni_jax.train.optim import decayed, muon_dimensions
+from omni_jax.train.optim import decay_mask, muon_dimensions
 
 VARIANTS = {
   'as it is': {},
@@ -30,24 +30,25 @@ VARIANTS = {
 
 
 def decayed_by_name(name: str, ndim: int) -> bool:
-  """The rule before there were roles: more than one axis, but no scale and no bias."""
+  """Returns whether a parameter has more than one axis and is no scale and no bias."""
   return ndim > 1 and name.rpartition('.')[2] not in ('scale', 'b')
 
 
 def muon_by_name(name: str, ndim: int) -> bool:
-  """The rule before there were roles: linear maps and experts."""
+  """Returns whether a parameter is the matrix of a linear map or of an expert."""
   if 'router' in name or name.startswith('heads.text'):
     return False
   return ndim > 1 and name.endswith(('.w', '.gate', '.up', '.down'))
 
 
 def cast_by_name(name: str, ndim: int) -> bool:
-  """The rule before there were roles, for the blocks of the decoder."""
+  """Returns whether a parameter of the decoder's blocks is a matrix of no router."""
   return ndim >= 3 and 'router' not in name
 
 
 @functools.cache
 def config_of(file: str, variant: str = 'as it is') -> ModelConfig:
+  """Returns the network of a file in configs/, in one of the variants."""
   config = runpy.run_path(str(ROOT / 'configs' / file))['get_config']().model
   config = ConfigDict(config.to_dict())
   config.update_from_flattened_dict(VARIANTS[variant])
@@ -63,7 +64,7 @@ def assert_roles_select_as_names_did(model: nnx.Module) -> None:
   """Checks decay and Muon's axes of every parameter."""
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   roles = param_roles(model)
-  decays = named_leaves(decayed(params, roles=roles))
+  decays = named_leaves(decay_mask(params, roles=roles))
   muon_axes = muon_axes_by_name(muon_dimensions(params, roles=roles))
   for name, leaf in named_leaves(params).items():
     assert decays[name] == decayed_by_name(name, leaf.ndim), name
@@ -73,15 +74,15 @@ def assert_roles_select_as_names_did(model: nnx.Module) -> None:
 
 
 def muon_axes_by_name(dimensions: Any) -> dict[str, tuple[int, int] | None]:
-  """Returns the axes of each parameter that Muon uses, None if it uses none."""
+  """Returns the axes of each parameter that Muon uses; None if it uses none."""
   kind = optax.contrib.MuonDimensionNumbers
   leaves = jax.tree_util.tree_leaves_with_path(
     dimensions, is_leaf=lambda x: x is None or isinstance(x, kind)
   )
   axes = {}
   for path, leaf in leaves:
-    used = None if leaf is None else (leaf.reduction_axis, leaf.output_axis)
-    axes[leaf_name(path)] = used
+    used_axes = None if leaf is None else (leaf.reduction_axis, leaf.output_axis)
+    axes[leaf_name(path)] = used_axes
   return axes
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per report, none twice, even after a process was killed."""
+"""metrics.jsonl has each report once, also after a process was killed."""
 
 import json
 
@@ -7,7 +7,8 @@ import numpy as np
 from omni_jax.train.writer import Writer
 
 
-def lines(folder):
+def lines_of(folder):
+  """Returns the lines of metrics.jsonl."""
   text = (folder / 'metrics.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
 
@@ -15,7 +16,7 @@ def lines(folder):
 def test_metrics_become_plain_json_and_tensorboard_gets_the_scalars(tmp_path, capsys):
   with Writer(str(tmp_path), 'omni', steps=10, start=0) as writer:
     writer.write(5, {'loss/text': np.float32(0.5), 'routing/table': np.ones((2, 2))})
-  (line,) = lines(tmp_path)
+  (line,) = lines_of(tmp_path)
   assert line['stage'] == 'omni'
   assert line['step'] == 5
   assert line['loss/text'] == 0.5
@@ -23,6 +24,12 @@ def test_metrics_become_plain_json_and_tensorboard_gets_the_scalars(tmp_path, ca
   assert line['seconds'] > 0
   assert 'omni step 5: text=0.500' in capsys.readouterr().out
   assert list((tmp_path / 'tensorboard' / 'omni').iterdir())
+
+
+def test_the_log_shows_the_losses_of_every_autoencoder(tmp_path, capsys):
+  with Writer(str(tmp_path), 'cells', steps=10, start=0) as writer:
+    writer.write(5, {'cells/loss': 0.25, 'grad_norm/total': 1.0})
+  assert 'cells step 5: cells/loss=0.250\n' in capsys.readouterr().out
 
 
 def test_a_restart_drops_lines_after_its_checkpoint_and_keeps_other_stages(tmp_path):
@@ -34,14 +41,14 @@ def test_a_restart_drops_lines_after_its_checkpoint_and_keeps_other_stages(tmp_p
     file.write('{"stage": "omni", "st')
   with Writer(str(tmp_path), 'omni', steps=30, start=20) as writer:
     writer.write(30, {'loss/total': 2.0})
-  assert [(line['stage'], line['step']) for line in lines(tmp_path)] == [
+  assert [(line['stage'], line['step']) for line in lines_of(tmp_path)] == [
     ('codec', 10),
     ('codec', 20),
     ('omni', 10),
     ('omni', 20),
     ('omni', 30),
   ]
-  assert lines(tmp_path)[-1]['loss/total'] == 2
+  assert lines_of(tmp_path)[-1]['loss/total'] == 2
 
 
 def test_the_time_of_earlier_processes_is_added(tmp_path):
@@ -51,5 +58,5 @@ def test_the_time_of_earlier_processes_is_added(tmp_path):
   for stage in ('omni', 'more'):
     with Writer(str(tmp_path), stage, steps=10, start=0) as writer:
       writer.write(1, {})
-  _, first, second = (line['seconds'] for line in lines(tmp_path))
+  _, first, second = (line['seconds'] for line in lines_of(tmp_path))
   assert 1000 < first <= second < first + 60

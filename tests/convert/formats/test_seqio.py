@@ -14,7 +14,7 @@ from omni_jax.errors import BadRecord, UserError
 
 
 class Vocabulary:
-  """Takes ids for the code points of characters."""
+  """Decodes ids as the code points of characters."""
 
   def decode(self, ids):
     return ''.join(map(chr, ids))
@@ -51,6 +51,8 @@ ROWS = [
 
 @pytest.fixture
 def seqio(monkeypatch):
+  """Puts a stand-in in the place of the package seqio."""
+
   def get_mixture_or_task(name):
     if name != 'mine':
       raise ValueError(f'No Task or Mixture found with name: {name}')
@@ -75,7 +77,7 @@ def test_the_user_shows_inputs_and_the_assistant_answers_targets(seqio):
 
 
 def test_mistakes_are_reported(seqio, monkeypatch):
-  with pytest.raises(UserError, match="knows no task or mixture 'his'"):
+  with pytest.raises(UserError, match="has no task or mixture 'his'"):
     SeqioReader('his/test')
   with pytest.raises(UserError, match="no split 'dev'; there are test, train"):
     SeqioReader('mine/dev')

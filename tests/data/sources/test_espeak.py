@@ -4,6 +4,7 @@ It is deterministic, in range and short enough, and what it cannot speak is an e
 """
 
 import itertools
+import sys
 import time
 
 import numpy as np
@@ -22,7 +23,7 @@ def say(text='seven', **changes):
   return espeak.synthesize(text, **arguments)
 
 
-def test_wave_is_speech_in_range():
+def test_a_wave_has_the_level_the_length_and_the_rate_of_speech():
   wave = say()
   assert wave.dtype == np.float32
   assert wave.ndim == 1
@@ -57,7 +58,7 @@ def test_arguments_change_the_speech():
 @pytest.mark.parametrize(
   'changes', [dict(variant='nobody'), dict(language='xx')], ids=str
 )
-def test_unknown_voice_is_refused(changes):
+def test_an_unknown_voice_or_language_is_refused(changes):
   with pytest.raises(UserError, match='no voice'):
     say(**changes)
 
@@ -72,14 +73,15 @@ def test_curated_voices_exist_and_do_not_overlap():
 def test_corpus_covers_the_grid_and_fits():
   voices = ('m1', 'Annie')
   languages = ('en', 'es')
-  clips = espeak.corpus(voices, ((90, 50), (185, 40)), languages, seconds=0.6)
+  takes = ((90, 50), (185, 40))
+  clips = espeak.corpus(voices, takes, languages, sample_rate=8000, seconds=0.6)
   grid = itertools.product(voices, (50, 40), languages, range(10))
   assert [(c.voice, c.pitch, c.language, c.digit) for c in clips] == list(grid)
   assert max(len(clip.wave) for clip in clips) <= 0.6 * 8000
   assert max(clip.rate_wpm for clip in clips[:10]) > 90  # spoken again, faster
 
 
-def test_missing_wheel_names_the_extra(monkeypatch):
-  monkeypatch.setitem(__import__('sys').modules, 'espeakng_loader', None)
+def test_the_error_of_a_missing_package_names_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'espeakng_loader', None)
   with pytest.raises(UserError, match='pip install'):
     say()

@@ -72,7 +72,7 @@ def user(content) -> dict:
   return {'messages': [{'role': 'user', 'content': content}]}
 
 
-def test_chat_form(folder):
+def test_a_chat_is_read_with_its_media_and_controls(folder):
   [example] = read(write(folder, CHAT), HOSTS)
   assert example['id'] == 'data.jsonl:1'
   question, answer = example['messages']
@@ -86,7 +86,7 @@ def test_chat_form(folder):
   np.testing.assert_array_equal(answer['content'][1]['wave'], WAVE)
 
 
-def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
+def test_plain_form_strings_blank_lines_and_a_byte_order_mark_are_read(folder):
   first = '\ufeff' + json.dumps(PLAIN, ensure_ascii=False)
   path = write(folder, first, '', '  ', user('hello'), PLAIN | {'id': 7})
   lines = JsonLines(path, HOSTS)
@@ -96,7 +96,7 @@ def test_plain_form_string_content_blank_lines_and_byte_order_mark(folder):
   assert lines[1]['messages'][0]['content'] == [{'type': 'text', 'text': 'hello'}]
 
 
-def test_random_access_is_a_sequence(folder):
+def test_lines_are_a_sequence_with_random_access(folder):
   contents = [{'content': str(n)} for n in range(5)]
   lines = JsonLines(write(folder, *contents), HOSTS)
   texts = [lines[n]['content'][0]['text'] for n in (3, 0, -1, np.int64(2))]
@@ -149,13 +149,13 @@ def test_random_access_is_a_sequence(folder):
   ],
   ids=lambda value: str(value)[:40],
 )
-def test_mistakes_are_named_by_file_and_line(folder, line, message):
+def test_the_error_of_a_mistake_names_file_and_line(folder, line, message):
   path = write(folder, {'content': 'fine'}, '', line)
   with pytest.raises(UserError, match=rf'data\.jsonl line 3: .*{message}'):
     JsonLines(path, HOSTS)
 
 
-def test_custom_fields_go_under_meta(folder):
+def test_custom_fields_are_accepted_under_meta(folder):
   [example] = read(write(folder, {'content': 'a', 'meta': {'from': 'web'}}), HOSTS)
   assert example['id'] == 'data.jsonl:1'
 
@@ -180,9 +180,9 @@ def test_bad_media_are_bad_records_on_access_only(folder):
   missing = user([{'type': 'audio', 'path': 'none.wav'}])
   lines = JsonLines(write(folder, broken, missing, CHAT), HOSTS)
   for index, reason in ((0, 'broken.png: not an image'), (1, 'none.wav: no such file')):
-    with pytest.raises(BadRecord, match=reason) as caught:
+    with pytest.raises(BadRecord, match=reason) as error:
       lines[index]
-    assert caught.value.id == f'data.jsonl:{index + 1}'
+    assert error.value.id == f'data.jsonl:{index + 1}'
   assert lines[2]['messages']
 
 
@@ -201,7 +201,7 @@ def test_links_may_not_leave_the_folder(folder, tmp_path_factory):
   assert lines[2]['messages'][0]['content'][0]['pixels'].shape == (4, 4, 1)
 
 
-def test_a_folder_reached_by_a_link_is_fine(folder, tmp_path_factory):
+def test_a_folder_may_be_reached_by_a_link(folder, tmp_path_factory):
   link = tmp_path_factory.mktemp('link') / 'data'
   os.symlink(folder, link)
   write(folder, CHAT)
@@ -219,13 +219,13 @@ def test_decoded_media_are_kept_and_cannot_be_written_to(folder, monkeypatch):
   lines = JsonLines(write(folder, CHAT, PLAIN), HOSTS)
   first = lines[0]['messages'][0]['content'][0]
   monkeypatch.setattr(JsonLines, 'read_file', lambda *_: pytest.fail('read twice'))
-  again = lines[1]['content'][1]
-  assert again['pixels'] is first['pixels'] and again is not first
+  second = lines[1]['content'][1]
+  assert second['pixels'] is first['pixels'] and second is not first
   with pytest.raises(ValueError, match='read-only'):
     first['pixels'][0] = 1
 
 
-def test_cache_drops_the_least_recently_used():
+def test_the_cache_drops_the_least_recently_used_medium():
   cache = MediaCache(max_bytes=1000)
   decoded = []
 
@@ -236,12 +236,12 @@ def test_cache_drops_the_least_recently_used():
 
     cache.get(('audio', name), decode)
 
-  for name in 'abacab':  # 400 bytes each: two fit
+  for name in 'abacab':  # 400 bytes each, so two fit
     get(name)
   assert decoded == ['a', 'b', 'c', 'b']
 
 
-def test_pickles_into_worker_processes(folder):
+def test_pickled_lines_are_the_same(folder):
   lines = JsonLines(write(folder, CHAT), HOSTS)
   lines[0]
   copy = pickle.loads(pickle.dumps(lines))

@@ -24,20 +24,20 @@ from omni_jax.data.sources.mixture import (
 from omni_jax.errors import UserError
 
 
-def in_order(shares, uses, n):
+def draws_one_by_one(shares, uses, n):
   """Returns n draws by the slow reference, which always takes the earliest one next."""
   weights = [max(1, round(share * 1_000_000)) for share in shares]
-  drawn = [0] * len(shares)
+  counts = [0] * len(shares)  # draws of each source so far
   order = []
   for _ in range(n):
     candidates = []
     for k in range(len(shares)):
-      if drawn[k] < uses[k]:
-        time = (2 * drawn[k] + 1) / weights[k]
+      if counts[k] < uses[k]:
+        time = (2 * counts[k] + 1) / weights[k]
         candidates.append((time, k))
     _, k = min(candidates)
-    order.append((k, drawn[k]))
-    drawn[k] += 1
+    order.append((k, counts[k]))
+    counts[k] += 1
   return order
 
 
@@ -55,7 +55,9 @@ def test_every_place_is_that_of_drawing_one_after_another(sources):
   uses = [use for _, use in sources]
   n = min(150, sum(uses))
   schedule = Schedule(shares.tolist(), uses)
-  assert [tuple(schedule[place]) for place in range(n)] == in_order(shares, uses, n)
+  assert [tuple(schedule[place]) for place in range(n)] == draws_one_by_one(
+    shares, uses, n
+  )
   if sum(uses) < 150:
     with pytest.raises(IndexError):
       schedule[n]
@@ -103,7 +105,9 @@ def mixture(temperature=1.0, **drawings):
   ],
   ids=str,
 )
-def test_shares(drawings, temperature, shares):
+def test_shares_follow_sizes_caps_weights_and_temperature(
+  drawings, temperature, shares
+):
   np.testing.assert_allclose(
     mixture(temperature, **drawings).shares(), shares, rtol=1e-6
   )
@@ -120,7 +124,7 @@ def test_examples_keep_their_source_in_their_name():
   assert mixture(a=dict(epochs=2.5)).uses() == [250, ENDLESS]
 
 
-def test_from_a_config():
+def test_a_mixture_of_a_config_has_usable_sources_only():
   config = data_config(sources=dict(x=dict(n=3, weight=2.0), y=dict(n=5, epochs=2.0)))
 
   def open_source(part):
@@ -130,12 +134,12 @@ def test_from_a_config():
   assert both.names == ('x', 'y')
   assert both.uses() == [ENDLESS, 10]
   config.sources.y.weight = -1.0
-  message = r'config.data.sources.y: weight=-1.0 .* none may be negative'
+  message = r'config.data.sources.y: weight=-1.0 .* none may be below 0'
   with pytest.raises(UserError, match=message):
     mixture_of(config, open_source)
   config.sources.y.weight = 1.0
   config.sources.x.n = 0
-  with pytest.raises(UserError, match=r'config.data.sources.x: holds no examples'):
+  with pytest.raises(UserError, match=r'config.data.sources.x holds no examples'):
     mixture_of(config, open_source)
   with pytest.raises(UserError, match='0 sources'):
     mixture_of(data_config(), list)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
-from samples import data_config, hosts_of
+from samples import data_config, hosts_of, make_unreadable
 
 from omni_jax.convert.inputs import reader_of
 from omni_jax.convert.local import convert
@@ -41,7 +41,7 @@ HOSTS = hosts_of(
   image=ImageConfig(height=4, width=4, channels=3),
   audio=AudioConfig(rate=8000, seconds=0.96),
 )
-# The files that are damaged below.
+# The file of each set that the tests below damage.
 FILES = {
   'fsdd': 'fsdd/recordings.zip',
   'mnist': 'mnist/mnist.npz',
@@ -54,21 +54,23 @@ every_set = pytest.mark.parametrize('name', READY)
 every_direction = pytest.mark.parametrize('name, write', DIRECTIONS)
 
 
-def tone(level: float, samples: int = 400) -> bytes:
+def sound_file(level: float, samples: int = 400) -> bytes:
+  """Returns a WAV file of one level."""
   return wav_bytes(np.full(samples, level, np.float32), 8000)
 
 
-def zipped(path: pathlib.Path, members: dict[str, bytes]) -> None:
+def write_zip(path: pathlib.Path, members: dict[str, bytes]) -> None:
   with zipfile.ZipFile(path, 'w') as archive:
     for name, data in members.items():
       archive.writestr(name, data)
 
 
-def lines(path: pathlib.Path, rows: list[dict]) -> None:
+def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
-def rgba(color: tuple[int, ...]) -> bytes:
+def image_file(color: tuple[int, ...]) -> bytes:
+  """Returns a PNG file of one colour, given as red, green, blue and alpha."""
   out = io.BytesIO()
   Image.new('RGBA', (4, 4), color).save(out, format='PNG')
   return out.getvalue()
@@ -78,7 +80,7 @@ def rgba(color: tuple[int, ...]) -> bytes:
 def root(tmp_path):
   """Returns a folder with all five sets in small.
 
-  Their media tell what they are: a digit is the level of a sound or a gray.
+  Their media show what they are: a digit is the level of a sound or a gray.
   """
   write_fsdd(tmp_path / 'fsdd')
   write_mnist(tmp_path / 'mnist')
@@ -98,10 +100,10 @@ def write_fsdd(folder):
     samples = 400 + 10 * take
     if speaker == 'ann':
       samples += 12
-    recordings[f'recordings/{name}'] = tone(digit / 16, samples)
+    recordings[f'recordings/{name}'] = sound_file(digit / 16, samples)
   with open(folder / 'index.csv', 'w', newline='') as file:
     csv.writer(file).writerows(rows)
-  zipped(folder / 'recordings.zip', recordings)
+  write_zip(folder / 'recordings.zip', recordings)
 
 
 def write_mnist(folder):
@@ -123,11 +125,14 @@ def write_emoji(folder):
     {'file': 'green.png', 'names': green, 'split': 'test'},
   ]
   flags = [{'file': 'clear.png', 'names': {'en': 'flag'}, 'split': 'train'}]
-  lines(folder / 'emoji.jsonl', emoji)
-  lines(folder / 'flags.jsonl', flags)
-  pictures = {'red.png': rgba((255, 0, 0, 255)), 'green.png': rgba((0, 255, 0, 255))}
-  zipped(folder / 'emoji64.zip', pictures)
-  zipped(folder / 'flags64.zip', {'clear.png': rgba((0, 0, 0, 0))})
+  write_lines(folder / 'emoji.jsonl', emoji)
+  write_lines(folder / 'flags.jsonl', flags)
+  pictures = {
+    'red.png': image_file((255, 0, 0, 255)),
+    'green.png': image_file((0, 255, 0, 255)),
+  }
+  write_zip(folder / 'emoji64.zip', pictures)
+  write_zip(folder / 'flags64.zip', {'clear.png': image_file((0, 0, 0, 0))})
 
 
 def write_barista(folder):
@@ -141,8 +146,8 @@ def write_barista(folder):
       'split': 'test' if k == 2 else 'train',
     }
     rows.append(row)
-  lines(folder / 'labels.jsonl', rows)
-  zipped(folder / 'audio.zip', {f'{k}.wav': tone(k / 8) for k in range(3)})
+  write_lines(folder / 'labels.jsonl', rows)
+  write_zip(folder / 'audio.zip', {f'{k}.wav': sound_file(k / 8) for k in range(3)})
 
 
 def write_text20(folder):
@@ -156,12 +161,12 @@ def write_text20(folder):
       (folder / f'parallel_ntrex/{language}.{split}.txt').write_text(text)
 
 
-def opened(root, name, split='train', hosts=HOSTS, **asked):
-  return READY[name](str(root), Selection(split, **asked), hosts)
+def open_set(root, name, split='train', hosts=HOSTS, **selection):
+  return READY[name](str(root), Selection(split, **selection), hosts)
 
 
-def taken(example):
-  """Returns the parts of prompt and answer, and the answer's message."""
+def prompt_and_answer(example):
+  """Returns the part of the prompt, that of the answer, and the answer's message."""
   user, assistant = example['messages']
   assert (user['role'], assistant['role']) == ('user', 'assistant')
   return user['content'][0], assistant['content'][0], assistant
@@ -172,15 +177,15 @@ def equal(left, right) -> bool:
 
 
 @every_direction
-def test_a_set_reads_the_same_in_another_process_and_in_threads(root, name, write):
-  examples = opened(root, name, write=write)
+def test_a_set_is_the_same_in_another_process_and_in_threads(root, name, write):
+  examples = open_set(root, name, write=write)
   expected = list(examples)
   assert len({example['id'] for example in expected}) == len(expected) > 1
   copy = pickle.loads(pickle.dumps(examples))
   indices = list(range(len(expected))) * 8
   with concurrent.futures.ThreadPoolExecutor(8) as threads:
-    read = list(threads.map(copy.__getitem__, indices))
-  for index, example in zip(indices, read, strict=True):
+    results = list(threads.map(copy.__getitem__, indices))
+  for index, example in zip(indices, results, strict=True):
     assert equal(example, expected[index])
   assert equal(examples[-1], expected[-1])
   assert copy.identity() == examples.identity()
@@ -191,8 +196,8 @@ def test_a_set_reads_the_same_in_another_process_and_in_threads(root, name, writ
 @every_direction
 def test_splits_share_no_example(root, name, write):
   def contents(split):
-    """Returns the media of a split; of text20 its texts."""
-    examples = opened(root, name, split, write=write)
+    """Returns the media of a split, or the texts of text20, which has no media."""
+    examples = open_set(root, name, split, write=write)
     values = set()
     for k in range(len(examples)):
       for part in parts_of(examples.stored(k)):
@@ -219,10 +224,8 @@ GROUPS = {
 
 
 @every_direction
-def test_the_group_of_an_evaluation_names_the_set_and_needs_no_decoding(
-  root, name, write
-):
-  examples = opened(root, name, write=write)
+def test_the_group_of_an_example_names_its_set_and_needs_no_decoding(root, name, write):
+  examples = open_set(root, name, write=write)
   encoded = examples.encoded(0)
   assert case_of(encoded).group == GROUPS[name, write]
   assert case_of(examples[0]).group == GROUPS[name, write]
@@ -230,65 +233,66 @@ def test_the_group_of_an_evaluation_names_the_set_and_needs_no_decoding(
     assert not {'data', 'pixels', 'wave'} & part.keys()
 
 
-def test_recordings_with_their_words_and_speakers(root):
-  heard = opened(root, 'fsdd')
-  assert len(heard) == 8
-  for example in heard:
-    clip, word, answer = taken(example)
+def test_recordings_come_with_their_words_and_speakers(root):
+  train = open_set(root, 'fsdd')
+  assert len(train) == 8
+  for example in train:
+    clip, word, answer = prompt_and_answer(example)
     digit = clip['wave'][0] * 16
     assert digit == WORDS.index(word['text']) == WORDS.index(clip['label'])
     assert f'_{clip["voice"]}_' in example['id']
     assert (answer['language'], answer['task']) == ('en', 'write')
     assert not example['id'].endswith('_0.wav')
     assert 'voice' not in answer
-  spoken = opened(root, 'fsdd', 'test', write='audio')
-  assert len(spoken) == 4
-  for example in spoken:
-    word, clip, answer = taken(example)
+  test = open_set(root, 'fsdd', 'test', write='audio')
+  assert len(test) == 4
+  for example in test:
+    word, clip, answer = prompt_and_answer(example)
     assert clip['wave'][0] * 16 == WORDS.index(word['text'])
     assert example['id'].endswith('_0.wav')
     assert answer['voice'] == clip['voice']
     assert answer['task'] == 'speak'
 
 
-def test_digits_with_their_words(root):
+def test_images_of_digits_come_with_their_words(root):
   assert_digits(root, 'train', range(10))
   assert_digits(root, 'test', (5, 2))
 
 
 def assert_digits(root, split, digits):
-  read = opened(root, 'mnist', split)
-  drawn = opened(root, 'mnist', split, write='image')
-  assert len(read) == len(drawn) == len(digits)
+  to_read = open_set(root, 'mnist', split)
+  to_draw = open_set(root, 'mnist', split, write='image')
+  assert len(to_read) == len(to_draw) == len(digits)
   for k, digit in enumerate(digits):
     gray = np.float32(GRAY[split] * digit) / 255
-    image, word, answer = taken(read[k])
+    image, word, answer = prompt_and_answer(to_read[k])
     assert word['text'] == image['label'] == WORDS[digit]
     assert answer['task'] == 'write'
     np.testing.assert_array_equal(image['pixels'], np.full((4, 4, 3), gray))
-    word, image, answer = taken(drawn[k])
+    word, image, answer = prompt_and_answer(to_draw[k])
     assert word['text'] == WORDS[digit]
     assert answer['task'] == 'draw'
     assert 'language' not in answer
     assert image['pixels'][0, 0, 0] == gray
 
 
-def test_pictures_with_their_names_in_each_language(root):
-  named = [taken(example) for example in opened(root, 'emoji', languages=('en', 'de'))]
-  names = [(name['text'], answer['language']) for _, name, answer in named]
+def test_pictures_come_with_their_names_in_each_language(root):
+  train = open_set(root, 'emoji', languages=('en', 'de'))
+  examples = [prompt_and_answer(example) for example in train]
+  names = [(name['text'], answer['language']) for _, name, answer in examples]
   assert names == [('red', 'en'), ('rot', 'de'), ('flag', 'en')]
-  colors = [image['pixels'][0, 0].tolist() for image, *_ in named]
+  colors = [image['pixels'][0, 0].tolist() for image, *_ in examples]
   assert colors == [[1, 0, 0], [1, 0, 0], [1, 1, 1]], 'transparent is white'
-  drawn = opened(root, 'emoji', 'test', write='image', languages=('fr',))
-  name, image, answer = taken(drawn[0])
+  test = open_set(root, 'emoji', 'test', write='image', languages=('fr',))
+  name, image, answer = prompt_and_answer(test[0])
   assert name['text'] == 'vert'
   assert image['pixels'][0, 0].tolist() == [0, 1, 0]
   assert answer['task'] == 'draw'
 
 
-def test_orders_with_their_slots(root):
-  for k, example in enumerate(opened(root, 'barista')):
-    clip, text, _ = taken(example)
+def test_orders_come_with_their_slots(root):
+  for k, example in enumerate(open_set(root, 'barista')):
+    clip, text, _ = prompt_and_answer(example)
     assert clip['wave'][0] == k / 8
     assert text['text'] == f'orderDrink; coffeeDrink: latte {k}; size: small'
     slots = {'coffeeDrink': f'latte {k}', 'size': 'small'}
@@ -297,7 +301,7 @@ def test_orders_with_their_slots(root):
   hosts = hosts_of(audio=AudioConfig(rate=500, seconds=0.04))
   message = r'barista/train/0\.wav: sound of 0\.05 s, longer than'
   with pytest.raises(BadRecord, match=message):
-    opened(root, 'barista', hosts=hosts)[0]
+    open_set(root, 'barista', hosts=hosts)[0]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +312,7 @@ def test_orders_with_their_slots(root):
     ('a;; :x; b:; c : d ;c: e; f: g: h', ('a', {'c': 'd', 'f': 'g: h'})),
   ],
 )
-def test_any_text_is_parsed(text, order):
+def test_any_text_is_parsed_as_an_order(text, order):
   assert parse_order(text) == order
 
 
@@ -320,8 +324,8 @@ def test_slots_that_would_not_be_parsed_back_are_refused(slots):
     order_text('x', slots)
 
 
-def test_lines_and_translations(root):
-  plain = opened(root, 'text20', languages=('en', 'de'))
+def test_lines_and_translations_are_read(root):
+  plain = open_set(root, 'text20', languages=('en', 'de'))
   assert [example['content'][0]['text'] for example in plain] == [
     'en one',
     'en a long third line',
@@ -329,11 +333,11 @@ def test_lines_and_translations(root):
     'de a long third line',
   ]
   assert plain[1]['id'] == 'text20/train/en/3'
-  assert len(opened(root, 'text20', languages=('en', 'de'), longest=6)) == 2
-  pairs = opened(root, 'text20', 'test', read='en')
-  assert len(pairs) == 19 * 2
+  assert len(open_set(root, 'text20', languages=('en', 'de'), longest=6)) == 2
+  pairs = open_set(root, 'text20', 'test', read='en')
+  assert len(pairs) == 2 * (len(READY['text20'].LANGUAGES) - 1)
   for example in pairs:
-    source, target, answer = taken(example)
+    source, target, answer = prompt_and_answer(example)
     language = answer['language']
     assert source['text'].startswith('en test')
     assert language != 'en'
@@ -343,10 +347,10 @@ def test_lines_and_translations(root):
 
 @every_set
 def test_identity_changes_with_the_data_and_with_the_selection(root, name):
-  examples = opened(root, name)
+  examples = open_set(root, name)
   before = examples.identity()
-  assert before == opened(root, name).identity()
-  assert before != opened(root, name, 'test').identity()
+  assert before == open_set(root, name).identity()
+  assert before != open_set(root, name, 'test').identity()
   path = root / FILES[name]
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
@@ -355,55 +359,69 @@ def test_identity_changes_with_the_data_and_with_the_selection(root, name):
 
 
 @every_set
-def test_a_missing_file_is_one_line(root, name):
+def test_a_missing_file_is_reported_in_one_line(root, name):
   (root / FILES[name]).unlink()
-  remedy = r'config\.data\.root names the folder'
-  message = rf'{FILES[name]}: cannot be used \(No such file .*{remedy}'
-  with pytest.raises(UserError, match=message) as caught:
-    opened(root, name)
-  assert '\n' not in str(caught.value)
+  remedy = r'config\.data\.root must name the folder'
+  message = rf'{FILES[name]} cannot be used \(No such file .*{remedy}'
+  with pytest.raises(UserError, match=message) as error:
+    open_set(root, name)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['fsdd', 'mnist', 'emoji', 'barista'])
-def test_a_file_that_is_no_archive_is_one_line(root, name):
+def test_a_file_that_is_no_archive_is_reported_in_one_line(root, name):
   (root / FILES[name]).write_bytes(b'no archive')
-  with pytest.raises(UserError, match=FILES[name]) as caught:
-    opened(root, name)
-  assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match=FILES[name]) as error:
+    open_set(root, name)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['fsdd', 'emoji', 'barista'])
 def test_a_damaged_member_is_a_bad_record_and_the_others_are_read(root, name):
-  examples = opened(root, name)
+  examples = open_set(root, name)
   path = root / FILES[name]
   with zipfile.ZipFile(path) as archive:
     first = archive.infolist()[0]
     if name == 'fsdd':  # the first member is of the other split
       first = archive.getinfo('recordings/3_ann_1.wav')
   data = bytearray(path.read_bytes())
-  data[first.header_offset + 30 + len(first.filename) + 20] ^= 255
+  local_header = 30 + len(first.filename)
+  data[first.header_offset + local_header + 20] ^= 255  # within the member's data
   path.write_bytes(data)
   with pytest.raises(BadRecord, match=rf'^{name}/train/.*cannot be read \(Bad CRC-32'):
-    opened(root, name)[0]
-  assert opened(root, name)[len(examples) - 1]['id']
-  zipped(path, {'other': b''})
+    open_set(root, name)[0]
+  assert open_set(root, name)[len(examples) - 1]['id']
+  write_zip(path, {'other': b''})
   with pytest.raises(BadRecord, match='is not in'):
-    opened(root, name)[0]
+    open_set(root, name)[0]
+
+
+@pytest.mark.parametrize('field', ['encrypted', 'compression'])
+@pytest.mark.parametrize('name', ['fsdd', 'mnist', 'emoji', 'barista'])
+def test_an_archive_that_python_cannot_unpack_is_reported(root, name, field):
+  make_unreadable(root / FILES[name], field)
+  message = {'encrypted': 'password', 'compression': 'compression'}[field]
+  if name == 'mnist':
+    with pytest.raises(UserError, match=f'{FILES[name]} cannot be used .*{message}'):
+      open_set(root, name)
+  else:
+    with pytest.raises(BadRecord, match=f'cannot be read .*{message}'):
+      open_set(root, name)[0]
 
 
 @pytest.mark.parametrize(
   'file, text, message',
   [
-    ('fsdd/index.csv', 'file,digit\nx,1\n', r'index\.csv: cannot be used \(KeyError'),
+    ('fsdd/index.csv', 'file,digit\nx,1\n', r'index\.csv cannot be used \(KeyError'),
     (
       'fsdd/index.csv',
       'file,digit,speaker,split\nx,eleven,ann,train\n',
-      r'index\.csv: cannot be used \(ValueError',
+      r'index\.csv cannot be used \(ValueError',
     ),
     (
       'emoji/flags.jsonl',
       '{"file": "x"',
-      r'flags\.jsonl: cannot be used \(line 1 is not JSON',
+      r'flags\.jsonl cannot be used \(line 1 is not JSON',
     ),
     (
       'emoji/flags.jsonl',
@@ -419,17 +437,17 @@ def test_a_damaged_member_is_a_bad_record_and_the_others_are_read(root, name):
   ],
   ids=str,
 )
-def test_a_damaged_index_is_one_line(root, file, text, message):
+def test_a_damaged_index_is_reported_in_one_line(root, file, text, message):
   data = text if isinstance(text, bytes) else text.encode()
   (root / file).write_bytes(data)
   name = file.split('/')[0].removesuffix('_speech')
-  with pytest.raises(UserError, match=message) as caught:
-    opened(root, name)
-  assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match=message) as error:
+    open_set(root, name)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
-  'name, asked, message',
+  'name, selection, message',
   [
     ('mnist', {'split': 'valid'}, "mnist: no split 'valid'; there are train, test"),
     ('mnist', {'write': 'audio'}, "mnist: no write 'audio'; there are text, image"),
@@ -447,16 +465,16 @@ def test_a_damaged_index_is_one_line(root, file, text, message):
     ),
   ],
 )
-def test_selections_that_a_set_does_not_have_are_named(root, name, asked, message):
+def test_selections_that_a_set_does_not_have_are_named(root, name, selection, message):
   with pytest.raises(UserError, match=message):
-    opened(root, name, **asked)
+    open_set(root, name, **selection)
 
 
 def test_lines_that_are_not_parallel_are_refused(root):
   (root / 'text20/parallel_ntrex/de.train.txt').write_text('one\n')
-  message = r'de\.train\.txt: cannot be used \(1 lines beside 2 of en\.train\.txt\)'
+  message = r'de\.train\.txt cannot be used \(1 lines, but en\.train\.txt has 2\)'
   with pytest.raises(UserError, match=message):
-    opened(root, 'text20', read='en')
+    open_set(root, 'text20', read='en')
 
 
 def config(root, source, **values) -> ConfigDict:
@@ -477,7 +495,10 @@ def test_one_line_of_a_config_names_a_set(root):
     assert len(held_out(config(root, name), HOSTS)) == test
   settings = config(root, 'emoji', language='de,fr', write='image')
   examples = training_examples(settings, HOSTS)
-  assert [taken(example)[0]['text'] for example in examples] == ['rot', 'rouge']
+  assert [prompt_and_answer(example)[0]['text'] for example in examples] == [
+    'rot',
+    'rouge',
+  ]
   message = r'name the folder that holds barista_speech/ with --config\.data\.root=DIR'
   with pytest.raises(UserError, match=message):
     training_examples(config('', 'barista'), HOSTS)
@@ -486,7 +507,7 @@ def test_one_line_of_a_config_names_a_set(root):
 def test_a_speaker_is_left_out_and_the_codec_learns_the_others(root):
   settings = config(root, 'fsdd', write='audio', leave_out='bob')
   examples = training_examples(settings, HOSTS)
-  assert {taken(example)[2]['voice'] for example in examples} == {'ann'}
+  assert {prompt_and_answer(example)[2]['voice'] for example in examples} == {'ann'}
   assert len(training_payloads(settings, HOSTS, 'audio')) == 4
 
 
@@ -510,7 +531,7 @@ def test_a_mixture_holds_out_what_its_parts_do(root):
 
 
 class Flags:
-  """The flags that `convert` gets from the command line."""
+  """Stands for the flags of the command `convert`."""
 
   def __init__(self, **values):
     self.kind = ''
@@ -535,12 +556,12 @@ def test_a_set_is_converted(root, tmp_path):
   )
   shards = sorted((tmp_path / 'out').glob('*.array_record'))
   converted = {example['id']: example for example in ArrayRecordExamples(shards, HOSTS)}
-  expected = list(opened(root, 'emoji', languages=('en', 'de')))
+  expected = list(open_set(root, 'emoji', languages=('en', 'de')))
   assert converted.keys() == {example['id'] for example in expected}
   for example in expected:
     other = converted[example['id']]
-    image, name, _ = taken(example)
-    other_image, other_name, _ = taken(other)
+    image, name, _ = prompt_and_answer(example)
+    other_image, other_name, _ = prompt_and_answer(other)
     np.testing.assert_array_equal(image['pixels'], other_image['pixels'])
     assert name == other_name
     assert other['meta']['group'] == 'emoji_image_to_text'
@@ -567,14 +588,14 @@ COUNTS = {
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
-@pytest.mark.parametrize('name, asked', COUNTS, ids=str)
-def test_the_shared_data(name, asked):
+@pytest.mark.parametrize('name, selection', COUNTS, ids=str)
+def test_the_shared_data_have_the_documented_counts(name, selection):
   hosts = hosts_of(
     image=ImageConfig(64, 64, 3, 8), audio=AudioConfig(rate=8000, seconds=15.04)
   )
-  train = opened(SHARED, name, 'train', hosts, **dict(asked))
-  test = opened(SHARED, name, 'test', hosts, **dict(asked))
-  assert (len(train), len(test)) == COUNTS[name, asked]
+  train = open_set(SHARED, name, 'train', hosts, **dict(selection))
+  test = open_set(SHARED, name, 'test', hosts, **dict(selection))
+  assert (len(train), len(test)) == COUNTS[name, selection]
   if name not in ('mnist', 'text20'):  # there, numbers of images and lines start again
     assert not names_of(train) & names_of(test)
   for examples in (train, test):
@@ -601,23 +622,23 @@ def assert_content(part):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data are not here')
 def test_labels_of_the_shared_data_are_those_of_the_files():
-  """The name of a recording has its digit; a nearest-image judge is mostly right."""
-  examples = opened(SHARED, 'fsdd', 'test', HOSTS)
+  """The name of a recording has its digit; the nearest image mostly has the digit."""
+  examples = open_set(SHARED, 'fsdd', 'test', HOSTS)
   for k in range(len(examples)):
     example = examples.encoded(k)
     digit, speaker, _ = example['id'].rpartition('/')[2].split('_')
-    clip, word, _ = taken(example)
+    clip, word, _ = prompt_and_answer(example)
     assert word['text'] == clip['label'] == WORDS[int(digit)]
     assert clip['voice'] == speaker
   hosts = hosts_of(image=ImageConfig(7, 7, 1, 7))
-  train = opened(SHARED, 'mnist', 'train', hosts)
-  test = opened(SHARED, 'mnist', 'test', hosts)
-  known = [taken(train[k])[:2] for k in range(3000)]
-  pixels = np.stack([image['pixels'] for image, _ in known])
-  right = 0
+  train = open_set(SHARED, 'mnist', 'train', hosts)
+  test = open_set(SHARED, 'mnist', 'test', hosts)
+  images_and_words = [prompt_and_answer(train[k])[:2] for k in range(3000)]
+  pixels = np.stack([image['pixels'] for image, _ in images_and_words])
+  correct = 0
   for k in range(200):
-    image, word, _ = taken(test[k])
+    image, word, _ = prompt_and_answer(test[k])
     distances = np.abs(pixels - image['pixels']).sum((1, 2, 3))
-    _, nearest = known[int(distances.argmin())]
-    right += nearest == word
-  assert right / 200 > 0.8
+    _, nearest = images_and_words[int(distances.argmin())]
+    correct += nearest == word
+  assert correct / 200 > 0.8

@@ -1,6 +1,6 @@
 """Tests that records hold the examples of JSON lines.
 
-Records that are damaged or of another shape are refused, never run.
+Records that are damaged or of another shape are refused, and never run as code.
 """
 
 import json
@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from samples import hosts_of
 
+from omni_jax.data.sources import records
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import (
   ArrayRecordExamples,
   decode_example,
   encode_example,
+  pack_example,
+  unpack_example,
   write_array_record,
 )
 from omni_jax.errors import BadRecord, UserError
@@ -69,12 +72,12 @@ def records_of(lines) -> list[bytes]:
   return [encode_example(lines.encoded(n), lines.read_file) for n in range(len(lines))]
 
 
-def test_record_round_trip(lines):
+def test_a_record_decodes_to_its_example(lines):
   for n, record in enumerate(records_of(lines)):
     assert same(decode_example(record, HOSTS), lines[n])
 
 
-def test_array_record_round_trip_over_several_files(lines, tmp_path):
+def test_array_records_of_several_files_hold_the_examples(lines, tmp_path):
   records = records_of(lines)
   paths = [tmp_path / f'{n}.array_record' for n in range(3)]
   assert write_array_record(paths[0], records[:1]) == 1
@@ -90,7 +93,7 @@ def test_array_record_round_trip_over_several_files(lines, tmp_path):
   assert same(pickle.loads(pickle.dumps(examples))[4], lines[4])
 
 
-def test_one_path_and_default_ids(tmp_path):
+def test_records_without_an_id_are_named_by_file_and_number(tmp_path):
   path = tmp_path / 'a.array_record'
   records = [encode_example({'content': text}, lambda _: b'') for text in 'ab']
   write_array_record(path, records)
@@ -151,6 +154,15 @@ class Evil:
 def test_bad_records_are_refused(record, reason):
   with pytest.raises(BadRecord, match=reason):
     decode_example(record, HOSTS)
+
+
+def test_a_record_that_is_too_large_is_neither_written_nor_read(monkeypatch):
+  example = {'id': '', 'content': [{'type': 'text', 'text': 'more than ten bytes'}]}
+  record = pack_example(example)
+  monkeypatch.setattr(records, 'MAX_RECORD', 10)
+  for use in (lambda: pack_example(example), lambda: unpack_example(record)):
+    with pytest.raises(BadRecord, match='record of .* bytes, more than the 10 allowed'):
+      use()
 
 
 def test_bad_records_of_a_file_are_named(tmp_path):

@@ -1,7 +1,7 @@
 """Tests the checks of converted folders.
 
 A folder that differs from its manifest, or is not for this run, is refused when it is
-opened.
+open_folder.
 """
 
 import json
@@ -53,53 +53,53 @@ def folder(tmp_path):
   return tmp_path / 'train'
 
 
-def opened(folder):
+def open_folder(folder):
   return training_examples(own_data(folder.parent).data, hosts_of())
 
 
-def changed(folder, **values) -> None:
+def change_manifest(folder, **values) -> None:
   path = folder / 'manifest.json'
   manifest = json.loads(path.read_text())
   manifest.update(values)
   path.write_text(json.dumps(manifest))
 
 
-def test_a_folder_as_it_was_written(folder):
-  assert len(opened(folder)) == 8
+def test_a_folder_is_read_as_it_was_written(folder):
+  assert len(open_folder(folder)) == 8
   Run(own_data(folder.parent), '')
 
 
 def test_a_folder_without_a_manifest_is_accepted_as_it_is(folder):
   (folder / 'manifest.json').unlink()
   next(folder.glob('*-00000-*')).unlink()
-  assert 0 < len(opened(folder)) < 8
+  assert 0 < len(open_folder(folder)) < 8
   check_tokenizer(str(folder), Tokenizer(TokenizerConfig()))
 
 
-def test_a_file_is_no_folder(folder):
+def test_a_file_has_no_shards_and_may_have_any_tokenizer(folder):
   file = min(folder.glob('*.array_record'))
   assert shards_in(str(file)) == shards_in(str(folder / 'nothing')) == []
   check_tokenizer(str(file), Tokenizer(TokenizerConfig()))
 
 
-def test_shards_that_are_missing_extra_or_of_another_size(folder):
+def test_shards_that_are_missing_extra_or_of_another_size_are_refused(folder):
   first, second = sorted(folder.glob('*.array_record'))
   data = second.read_bytes()
   second.write_bytes(data[:-1])
   sizes = f'{second.name} has {len(data) - 1:,} bytes, not {len(data):,}'
   message = rf'of another size: {sizes}\): copy the folder again'
   with pytest.raises(UserError, match=message):
-    opened(folder)
+    open_folder(folder)
   second.rename(folder / 'other.array_record')
   message = rf'\(missing: {second.name}; not in the manifest: other.array_record\)'
   with pytest.raises(UserError, match=message):
-    opened(folder)
+    open_folder(folder)
   first.unlink()
   with pytest.raises(UserError, match=rf'missing: {first.name}, {second.name};'):
-    opened(folder)
+    open_folder(folder)
 
 
-def test_many_missing_shards_are_one_line(tmp_path):
+def test_many_missing_shards_are_reported_in_one_line(tmp_path):
   stats = [ShardStats(f'{n}.array_record', 1, 9, '', {}, []) for n in range(99)]
   manifest = manifest_of(stats, 'it', None)
   (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
@@ -108,45 +108,45 @@ def test_many_missing_shards_are_one_line(tmp_path):
     shards_in(str(tmp_path))
 
 
-def test_another_schema(folder):
-  changed(folder, schema=SCHEMA + 1)
-  message = f'manifest.json: has schema {SCHEMA + 1}, this version reads {SCHEMA}'
+def test_a_manifest_of_another_schema_is_refused(folder):
+  change_manifest(folder, schema=SCHEMA + 1)
+  message = f'manifest.json has schema {SCHEMA + 1}, but this version reads {SCHEMA}'
   with pytest.raises(UserError, match=message):
-    opened(folder)
+    open_folder(folder)
 
 
 @pytest.mark.parametrize(
   'text',
   ['{', '[]', '{"schema": 1}', '{"schema": 1, "shards": [1]}', '"\\ud800"', 'null'],
 )
-def test_another_file_of_that_name(folder, text):
+def test_another_file_of_that_name_is_refused(folder, text):
   (folder / 'manifest.json').write_text(text)
   with pytest.raises(UserError, match='is not the manifest of a conversion'):
-    opened(folder)
+    open_folder(folder)
 
 
 def test_another_tokenizer_is_refused_before_the_first_stage(folder):
   config = own_data(folder.parent)
   config.model.tokenizer.languages = ('en', 'de')
-  theirs = RunCheck.of(own_data()).hosts.tokenizer.fingerprint()
+  of_folder = RunCheck.of(own_data()).hosts.tokenizer.fingerprint()
   tokenizer = RunCheck.of(config).hosts.tokenizer
-  ours = tokenizer.fingerprint()
-  tokenizers = f'for the tokenizer {theirs}, this run has {ours}'
-  message = f'train was converted {tokenizers}: convert again'
+  of_run = tokenizer.fingerprint()
+  tokenizers = f'for the tokenizer {of_folder}, but this run uses {of_run}'
+  message = f'train was converted {tokenizers}: convert the data again'
   with pytest.raises(UserError, match=message):
     Run(config, '')
   sources = dict(a=dict(source='text'), b=config.data.to_dict())
   mixed = data_config(source='mixture', sources=sources)
   with pytest.raises(UserError, match=message):
     check_tokenizers(mixed, tokenizer)
-  for fingerprint in (None, ours):
-    changed(folder, tokenizer=fingerprint)
+  for fingerprint in (None, of_run):
+    change_manifest(folder, tokenizer=fingerprint)
     Run(config, '')
 
 
-def test_an_old_manifest_without_fingerprints(folder):
+def test_an_old_manifest_without_fingerprints_is_accepted(folder):
   manifest = json.loads((folder / 'manifest.json').read_text())
   del manifest['tokenizer']
   (folder / 'manifest.json').write_text(json.dumps(manifest))
   Run(own_data(folder.parent), '')
-  assert len(opened(folder)) == 8
+  assert len(open_folder(folder)) == 8

@@ -1,4 +1,4 @@
-"""Tests the sources: voices left out, clips for the codec, pieces of a text file."""
+"""Tests which examples and payloads the sources give for training and evaluation."""
 
 import json
 from types import SimpleNamespace
@@ -46,7 +46,10 @@ def config(root, source='jsonl', **changes) -> ml_collections.ConfigDict:
 
 @pytest.fixture
 def root(tmp_path):
-  """Row 0 hears theo, row 1 hears ann and speaks as theo, row 2 only hears ann."""
+  """Returns a folder whose train.jsonl has three rows.
+
+  Row 0 hears theo, row 1 hears ann and speaks as theo, and row 2 only hears ann.
+  """
   for number, name in enumerate(('one', 'two', 'three')):
     wave = np.full(100, (number + 1) / 8, np.float32)
     (tmp_path / f'{name}.wav').write_bytes(wav_bytes(wave, 8000))
@@ -104,7 +107,8 @@ def test_sounds_that_cannot_be_used_are_named(root):
     training_payloads(config(root), HOSTS, 'audio')
 
 
-def test_pieces_of_a_text_file(tmp_path):
+def test_a_text_file_is_cut_into_pieces(tmp_path):
+  """Training reads the first 90 of 100 characters, in pieces that overlap."""
   text = 'abcdefghij' * 10
   (tmp_path / 'input.txt').write_text(text)
   train = TextFile(tmp_path / 'input.txt', length=4, train=True)
@@ -147,15 +151,15 @@ def test_folders_of_a_conversion_are_training_data(root, tmp_path):
   assert len(examples) == 3
   ids = {examples[k]['id'] for k in range(3)}
   assert ids == {'train.jsonl:1', 'train.jsonl:2', 'train.jsonl:3'}
-  sound = examples.encoded(0)['messages'][0]['content'][0]
-  assert sound['data'].startswith(b'RIFF')
+  clip = examples.encoded(0)['messages'][0]['content'][0]
+  assert clip['data'].startswith(b'RIFF')
   assert len(training_payloads(settings, HOSTS, 'audio')) == 3
   settings.train_file = 'nothing'
   with pytest.raises(UserError, match='nothing: no such file'):
     training_examples(settings, HOSTS)
 
 
-def test_a_mixture_of_sources(root):
+def test_a_mixture_joins_the_examples_and_sounds_of_its_sources(root):
   part = dict(source='jsonl')
   sources = dict(a=part | dict(weight=1.0), b=part | dict(leave_out='theo', weight=3.0))
   settings = config(root, 'mixture', sources=sources)
@@ -164,7 +168,7 @@ def test_a_mixture_of_sources(root):
   assert examples.names == ('a', 'b')
   assert examples.shares() == [0.25, 0.75]
   assert examples[3]['id'].startswith('b/')
-  # From every second example: both sources are used.
+  # Every second example is read, so both sources are used.
   assert len(training_payloads(settings, HOSTS, 'audio', limit=2)) == 2
 
 
@@ -177,7 +181,7 @@ def test_clips_are_spread_over_the_records(root):
 
 
 def test_a_small_source_beside_a_large_one_is_used_completely(root):
-  """As many examples of each source are read; those of the text file have no sound."""
+  """Equally many examples of each are read; those of the text file have no sound."""
   (root / 'long.txt').write_text('abcdefghij' * 1000)
   text = dict(source='text', train_file='long.txt', piece=4)
   settings = config(root, 'mixture', sources=dict(a=text, b=dict(source='jsonl')))
@@ -199,19 +203,19 @@ def test_an_autoencoder_of_images_gets_what_is_to_be_drawn(tmp_path):
     chat(image('drawn'), image('other')),
   ]
   write_lines(tmp_path / 'train.jsonl', rows)
-  drawn = training_payloads(config(tmp_path), HOSTS, 'image')
-  assert sorted(round(4 * float(pixels.mean())) for pixels in drawn) == [2, 3]
-  with pytest.raises(UserError, match='no audio in .* can be used'):
+  images = training_payloads(config(tmp_path), HOSTS, 'image')
+  assert sorted(round(4 * float(pixels.mean())) for pixels in images) == [2, 3]
+  with pytest.raises(UserError, match='holds no audio: the stage'):
     training_payloads(config(tmp_path), HOSTS, 'audio')
 
 
-def test_the_digits_give_all_their_images():
+def test_the_digits_give_all_of_their_images():
   images = training_payloads(tiny_run().data, HOSTS, 'image')
   assert len(images) > 1000
   assert images[0].shape == (8, 8, 1)
 
 
-def test_a_part_of_another_medium_has_a_payload_of_its_own(monkeypatch):
+def test_the_payload_of_a_part_is_under_the_key_of_its_medium(monkeypatch):
   monkeypatch.setitem(MEDIA, 'gene', SimpleNamespace(key='bases'))
   assert payload_of({'type': 'audio', 'wave': 1}) == 1
   assert payload_of({'type': 'image', 'pixels': 2}) == 2
@@ -237,6 +241,6 @@ def test_folders_within_a_mixture_have_full_paths(root):
     d=dict(source='text'),
   )
   settings = config(root, 'mixture', sources=sources)
-  trained = [f'{root}/one', 'elsewhere/two', 'elsewhere/three']
-  assert converted_folders(settings) == trained
+  train_folders = [f'{root}/one', 'elsewhere/two', 'elsewhere/three']
+  assert converted_folders(settings) == train_folders
   assert converted_folders(settings, 'eval_file') == ['elsewhere/four']

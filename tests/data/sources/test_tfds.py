@@ -46,7 +46,7 @@ def tfds():
   )
 
 
-def make(tfds, root, name, features, rows, supervised=None):
+def write_set(tfds, root, name, features, rows, supervised=None):
   """Writes a set of two equal splits to `root`.
 
   Its code is unknown afterwards, as with files from another machine.
@@ -63,7 +63,7 @@ def make(tfds, root, name, features, rows, supervised=None):
     return {'train': enumerate(rows), 'test': enumerate(rows)}
 
   with tfds.core.registered.skip_registration():
-    kind = type(
+    builder = type(
       name,
       (tfds.core.GeneratorBasedBuilder,),
       {
@@ -75,11 +75,12 @@ def make(tfds, root, name, features, rows, supervised=None):
         '__module__': __name__,
       },
     )
-  kind(data_dir=str(root), file_format='array_record').download_and_prepare()
+  builder(data_dir=str(root), file_format='array_record').download_and_prepare()
 
 
 @pytest.fixture(scope='session')
 def root(tfds, tmp_path_factory):
+  """Returns a folder with four sets: pictures, sounds, broken images and numbers."""
   root = tmp_path_factory.mktemp('tfds')
   f = tfds.features
   label = f.ClassLabel(names=NAMES)
@@ -91,14 +92,14 @@ def root(tfds, tmp_path_factory):
     sounds.append({'audio': WAVES[k], 'label': k, 'speaker': 'jürgen'})
 
   features = {'image': f.Image(shape=(4, 4, 1)), 'label': label, 'box': f.BBoxFeature()}
-  make(tfds, root, 'pictures', features, pictures, ('image', 'label'))
+  write_set(tfds, root, 'pictures', features, pictures, ('image', 'label'))
   wave = f.Tensor(shape=(None,), dtype=np.int16)
   features = {'audio': wave, 'label': label, 'speaker': f.Text()}
-  make(tfds, root, 'sounds', features, sounds)
+  write_set(tfds, root, 'sounds', features, sounds)
   features = {'image': f.Image(), 'label': label}
-  make(tfds, root, 'broken', features, [{'image': b'no image', 'label': 0}])
+  write_set(tfds, root, 'broken', features, [{'image': b'no image', 'label': 0}])
   features = {'x': f.Tensor(shape=(2,), dtype=np.float32)}
-  make(tfds, root, 'numbers', features, [{'x': np.zeros(2, np.float32)}])
+  write_set(tfds, root, 'numbers', features, [{'x': np.zeros(2, np.float32)}])
   return root
 
 
@@ -117,7 +118,8 @@ def parts(example):
 
 def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
   reader = TfdsReader('pictures/train', root=str(root), language='en')
-  records = converted(pickle.loads(pickle.dumps(reader)), tmp_path / 'out', shards=2)
+  copy = pickle.loads(pickle.dumps(reader))
+  records = convert_examples(copy, tmp_path / 'out', shards=2)
   by_id = {record['id']: record for record in records}
   for example in sources.training_examples(config(root, 'pictures'), HOSTS):
     picture, answer, task = parts(by_id[example['id']])
@@ -129,7 +131,7 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
     'sounds/train', root=str(root), rate=8000, read='audio', write='label'
   )
   lengths = []
-  for record in converted(reader, tmp_path / 'heard', shards=1):
+  for record in convert_examples(reader, tmp_path / 'heard', shards=1):
     lengths.append(len(record['messages'][0]['content'][0]['wave']))
   assert sorted(lengths) == [200, 201, 202]
   remedy = 'name the prompt by --read, the answer by --write'
@@ -138,7 +140,7 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
     TfdsReader('sounds/train', root=str(root))
 
 
-def converted(reader, folder, shards) -> ArrayRecordExamples:
+def convert_examples(reader, folder, shards) -> ArrayRecordExamples:
   """Converts an input and returns the examples of the shards."""
   convert(
     reader,
@@ -152,7 +154,7 @@ def converted(reader, folder, shards) -> ArrayRecordExamples:
   return ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
 
 
-def test_images_with_their_labels(root):
+def test_images_come_with_their_labels(root):
   examples = sources.training_examples(config(root, 'pictures'), HOSTS)
   assert len(examples) == 3
   names = []
@@ -167,7 +169,7 @@ def test_images_with_their_labels(root):
   assert examples[-1]['id'] == 'pictures/train:2'
 
 
-def test_sounds_with_the_text_that_is_named(root):
+def test_sounds_come_with_the_text_that_the_config_names(root):
   settings = config(root, 'sounds', read='audio', write='label')
   for example in open_tfds(settings, HOSTS, 'test[:2]'):
     sound, answer, _ = parts(example)
@@ -190,7 +192,7 @@ def test_the_config_of_sets_does_not_guess_their_rate():
   assert c.model.audio.rate == 8000
 
 
-def test_kinds_are_known_before_anything_is_read(root):
+def test_the_group_of_an_example_is_known_without_decoding(root):
   examples = open_tfds(config(root, 'pictures'), HOSTS, 'test')
   assert case_of(examples.encoded(0)).group == 'image_to_text'
   assert case_of(examples[0]).group == 'image_to_text'
@@ -229,10 +231,10 @@ def test_damaged_media_are_bad_records(root):
   ],
   ids=str,
 )
-def test_mistakes_are_one_line(root, values, message):
-  with pytest.raises(UserError, match=message) as caught:
+def test_mistakes_are_reported_in_one_line(root, values, message):
+  with pytest.raises(UserError, match=message) as error:
     sources.training_examples(config(root, **values), HOSTS)
-  assert '\n' not in str(caught.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +242,13 @@ def test_mistakes_are_one_line(root, values, message):
   [
     (
       types.ModuleType('tensorflow'),
-      r'mine: cannot be prepared in .* \(ConnectionError: no route\): this needs a network',
+      r'mine cannot be prepared in .* \(ConnectionError: no route\): this needs a network',
     ),
-    (None, r'mine: cannot be prepared or opened without TensorFlow: .*omni_jax\[tf\]'),
+    (None, r'mine cannot be prepared or opened without TensorFlow: .*omni_jax\[tf\]'),
   ],
   ids=['network', 'TensorFlow'],
 )
-def test_what_is_missing_to_prepare_a_set_is_one_line(
+def test_what_is_missing_to_prepare_a_set_is_reported_in_one_line(
   tfds, tmp_path, monkeypatch, tensorflow, message
 ):
   class Builder:
@@ -258,12 +260,12 @@ def test_what_is_missing_to_prepare_a_set_is_one_line(
 
   monkeypatch.setitem(sys.modules, 'tensorflow', tensorflow)
   monkeypatch.setattr(tfds, 'builder', lambda name, **kwargs: Builder())
-  with pytest.raises(UserError, match=message) as caught:
+  with pytest.raises(UserError, match=message) as error:
     open_tfds(config(tmp_path, 'mine'), HOSTS, 'train')
-  assert '\n' not in str(caught.value)
+  assert '\n' not in str(error.value)
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+def test_the_error_of_a_missing_package_names_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(
     UserError,
@@ -272,7 +274,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
     open_tfds(config(tmp_path, 'mnist'), HOSTS, 'train')
 
 
-def test_the_type_audio_brings_its_rate(tfds, tmp_path):
+def test_a_feature_of_type_audio_states_its_rate(tfds, tmp_path):
   pytest.importorskip(
     'tensorflow', reason='features.Audio needs TensorFlow: extra [tf]'
   )
@@ -280,7 +282,7 @@ def test_the_type_audio_brings_its_rate(tfds, tmp_path):
   audio = f.Audio(file_format='wav', sample_rate=8000)
   features = {'audio': audio, 'label': f.ClassLabel(num_classes=10)}
   rows = [{'audio': WAVES[0].astype(np.int64), 'label': 7}]
-  make(tfds, tmp_path, 'heard', features, rows, ('audio', 'label'))
+  write_set(tfds, tmp_path, 'heard', features, rows, ('audio', 'label'))
   examples = open_tfds(config(tmp_path, 'heard', rate=0), HOSTS, 'train')
   sound, answer, _ = parts(examples[0])
   np.testing.assert_array_equal(sound['wave'], WAVES[0] / np.float32(32768))

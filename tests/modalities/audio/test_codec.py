@@ -1,4 +1,4 @@
-"""The codec: chunks equal whole clips, nothing looks ahead, padding does not matter.
+"""The codec treats chunks like whole clips, never looks ahead and ignores padding.
 
 It also overfits one batch.
 """
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from samples import part
 
 from omni_jax.modalities.audio import codec_loss, quantizer
-from omni_jax.modalities.audio.codec import Codec, CodecConfig
+from omni_jax.modalities.audio.codec import Codec
 from omni_jax.modalities.audio.codec_loss import codec_forward, quantizer_dropout
 from omni_jax.modalities.audio.quantizer import init_buffers
 from omni_jax.modalities.audio.sizes import AudioConfig
@@ -27,8 +28,16 @@ update_buffers = jax.jit(quantizer.update_buffers, static_argnums=0)
 mel_distance = jax.jit(codec_loss.mel_distance, static_argnums=3)
 wave_distance = jax.jit(codec_loss.wave_distance, static_argnums=3)
 AUDIO = AudioConfig()
-CONFIG = CodecConfig(
-  latent=8, codebooks=2, entries=16, width=32, layers=2, heads=2, hidden=48, window=6
+CONFIG = part(
+  'model.codec',
+  latent=8,
+  codebooks=2,
+  entries=16,
+  width=32,
+  layers=2,
+  heads=2,
+  hidden=48,
+  window=6,
 )
 
 
@@ -50,7 +59,7 @@ def waves(frames=6, clips=2, seed=0):
   return jnp.asarray(chirps + 0.01 * rng.standard_normal(hz.shape), jnp.float32)
 
 
-def born_buffers(codec: Codec, latent_NRZ):
+def fitted_buffers(codec: Codec, latent_NRZ):
   """Returns codebooks after six updates by these latents."""
   buffers = init_buffers(codec.config)
   mask_NR = jnp.ones(latent_NRZ.shape[:2])
@@ -64,37 +73,37 @@ def test_chunks_equal_the_whole_clip():
   codec = make_codec()
   wave = waves()
   latent = encode(codec, wave)
-  buffers = born_buffers(codec, latent)
+  buffers = fitted_buffers(codec, latent)
   encoder_cache = codec.init_cache(2)
   decoder_cache = codec.init_cache(2)
   latents = []
   sounds = []
-  at = 0
+  start = 0
   for frames in (2, 1, 1, 2):
-    chunk = wave[:, at * AUDIO.frame : (at + frames) * AUDIO.frame]
+    chunk = wave[:, start * AUDIO.frame : (start + frames) * AUDIO.frame]
     encoder_cache, chunk_latent = encode_stream(codec, encoder_cache, chunk)
     chunk_coded = quantize(chunk_latent, buffers, jnp.ones((2, frames)))
     decoder_cache, sound = decode_stream(codec, decoder_cache, chunk_coded.latent_NRZ)
     latents.append(chunk_latent)
     sounds.append(sound)
-    at += frames
+    start += frames
   streamed = jnp.concatenate(latents, axis=1)
   np.testing.assert_allclose(streamed, latent, atol=1e-5)
 
   whole = quantize(latent, buffers, jnp.ones((2, 6)))
-  parts = quantize(streamed, buffers, jnp.ones((2, 6)))
+  chunked = quantize(streamed, buffers, jnp.ones((2, 6)))
   clear = clear_choice(latent, buffers)
   assert clear.mean() > 0.5
   np.testing.assert_array_equal(
-    np.asarray(whole.code_NRJ)[clear], np.asarray(parts.code_NRJ)[clear]
+    np.asarray(whole.code_NRJ)[clear], np.asarray(chunked.code_NRJ)[clear]
   )
-  if (whole.code_NRJ == parts.code_NRJ).all():
+  if (whole.code_NRJ == chunked.code_NRJ).all():
     decoded = decode(codec, whole.latent_NRZ)
     np.testing.assert_allclose(jnp.concatenate(sounds, axis=1), decoded, atol=1e-5)
 
 
 def clear_choice(latent_NRZ, buffers, margin=1e-4):
-  """Returns the frames whose codes rounding cannot change.
+  """Returns which frames have codes that rounding cannot change.
 
   For each of their codebooks the two nearest entries differ in distance by more than
   the margin.
@@ -138,7 +147,7 @@ def test_a_sample_sees_no_later_latent():
 def test_padding_does_not_change_the_loss():
   codec = make_codec(unquantized=0.0)
   wave = waves(4)
-  buffers = born_buffers(codec, encode(codec, wave))
+  buffers = fitted_buffers(codec, encode(codec, wave))
   padding = waves(3, seed=5)  # not silence: its content must not matter
   padded = jnp.concatenate([wave, padding], axis=1)
   mask = jnp.ones((2, 7)).at[:, 4:].set(0)
@@ -201,7 +210,7 @@ def test_overfits_one_batch():
 
 
 @pytest.mark.parametrize('rate', [16000, 24000])
-def test_other_rates(rate):
+def test_other_sample_rates_have_the_same_number_of_frames(rate):
   audio = AudioConfig(rate=rate, mel_window=rate * 32 // 1000)
   codec = Codec(CONFIG, audio, rngs=nnx.Rngs(0))
   wave = jax.ShapeDtypeStruct((2, 3 * audio.frame), jnp.float32)

@@ -1,4 +1,4 @@
-"""Heard sounds: levels of a clip, convolutions over columns, and clips in pools.
+"""Tests levels of a clip, convolutions over columns, and clips in pools.
 
 Clips that follow each other in a pool are heard as each alone.
 """
@@ -8,21 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import part, tiny_run
 
 from omni_jax.errors import UserError
-from omni_jax.modalities.audio.embed import AudioEmbed, AudioEmbedConfig, CausalConv
+from omni_jax.modalities.audio.device import AUDIO as DEVICE
+from omni_jax.modalities.audio.embed import AudioEmbed, CausalConv
 from omni_jax.modalities.audio.mel import levelled, log_mel_patches, QUIET
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.model import ModelConfig
+from omni_jax.types import RowBudget
 
 AUDIO = AudioConfig()
 FRAMES = (3, 1, 4)  # number of frames of each clip
-HEARD = sum(FRAMES)
+USED = sum(FRAMES)  # frames of the pool that hold a clip
 ROOM = 10  # frames that the pool has room for
 KINDS = [dict(), dict(level='clip'), dict(channels=8), dict(level='clip', channels=8)]
 
 
-def embed(**kind) -> AudioEmbed:
-  config = AudioEmbedConfig(hidden=16, **kind)
+def make_embed(**kind) -> AudioEmbed:
+  config = part('model.audio.embed', hidden=16, **kind)
   return AudioEmbed(config, AUDIO, codebooks=2, entries=4, width=12, rngs=nnx.Rngs(0))
 
 
@@ -39,49 +43,51 @@ def clips() -> list[np.ndarray]:
 
 def pool(waves: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
   """Returns the frames of all clips in one row, and the number of each frame's clip."""
-  empty = np.zeros((ROOM - HEARD, AUDIO.frame), np.float32)
+  empty = np.zeros((ROOM - USED, AUDIO.frame), np.float32)
   frames = np.concatenate([*waves, empty])
-  clip = np.repeat([1, 2, 3, 0], [*FRAMES, ROOM - HEARD])
+  clip = np.repeat([1, 2, 3, 0], [*FRAMES, ROOM - USED])
   return jnp.asarray(frames)[None], jnp.asarray(clip)[None]
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=str)
 def test_a_pool_is_heard_as_each_clip_alone(kind):
-  heard = embed(**kind)
+  embed = make_embed(**kind)
   frames_BRS, clip_BR = pool(clips())
 
   def together(frames_RS):
-    return heard.hear(frames_RS[None], clip_BR, jnp.float32)[0, :HEARD]
+    return embed.hear(frames_RS[None], clip_BR, jnp.float32)[0, :USED]
 
   def alone(frames_RS):
     """Hears one clip in its own row, padded with silence that belongs to no clip."""
+    room = 5
     frames = len(frames_RS)
-    padded_RS = jnp.pad(frames_RS, ((0, 5 - frames), (0, 0)))
-    clip_R = (jnp.arange(5) < frames).astype(jnp.int32)
-    return heard.hear(padded_RS[None], clip_R[None], jnp.float32)[0, :frames]
+    padded_RS = jnp.pad(frames_RS, ((0, room - frames), (0, 0)))
+    clip_R = (jnp.arange(room) < frames).astype(jnp.int32)
+    return embed.hear(padded_RS[None], clip_R[None], jnp.float32)[0, :frames]
 
-  def apart(frames_RS):
-    parts = jnp.split(frames_RS[:HEARD], np.cumsum(FRAMES)[:-1])
+  def each_alone(frames_RS):
+    parts = jnp.split(frames_RS[:USED], np.cumsum(FRAMES)[:-1])
     return jnp.concatenate([alone(part) for part in parts])
 
-  np.testing.assert_allclose(together(frames_BRS[0]), apart(frames_BRS[0]), atol=2e-5)
-  weight = jax.random.normal(jax.random.key(1), (HEARD, 12))
+  frames_RS = frames_BRS[0]
+  np.testing.assert_allclose(together(frames_RS), each_alone(frames_RS), atol=2e-5)
+  weight = jax.random.normal(jax.random.key(1), (USED, 12))
 
   def gradient(hear):
-    return jax.grad(lambda frames: (hear(frames) * weight).sum())(frames_BRS[0])
+    return jax.grad(lambda frames: (hear(frames) * weight).sum())(frames_RS)
 
-  gradient_together = gradient(together)
-  assert np.abs(gradient_together).max() > 0
-  np.testing.assert_allclose(gradient_together, gradient(apart), rtol=1e-3, atol=1e-3)
+  actual = gradient(together)
+  assert np.abs(actual).max() > 0
+  np.testing.assert_allclose(actual, gradient(each_alone), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=str)
 def test_only_the_level_of_a_clip_looks_ahead(kind):
-  heard = embed(**kind)
+  embed = make_embed(**kind)
   frames_BRS, clip_BR = pool(clips())
 
   def second_frame(frames_BRS):
-    return heard.hear(frames_BRS, clip_BR, jnp.float32)[0, 1].sum()
+    return embed.hear(frames_BRS, clip_BR, jnp.float32)[0, 1].sum()
 
   gradient_BRS = np.abs(jax.grad(second_frame)(frames_BRS))
   gradient_R = gradient_BRS[0].sum(axis=1)
@@ -91,7 +97,7 @@ def test_only_the_level_of_a_clip_looks_ahead(kind):
   assert bool(gradient_R[2]) == ('level' in kind)
 
 
-def test_level_of_a_clip_takes_away_loudness_and_tone():
+def test_the_level_of_a_clip_removes_loudness_and_tone():
   """A band that is louder by the same factor throughout a clip sounds the same.
 
   That holds as long as the same columns count as loud.
@@ -108,7 +114,7 @@ def test_level_of_a_clip_takes_away_loudness_and_tone():
   assert np.ptp(loud) > 0.5
 
 
-def test_silence_has_a_level():
+def test_silence_levels_to_zero_with_finite_gradients():
   frames_BRS, clip_BR = pool([np.zeros((n, AUDIO.frame), np.float32) for n in FRAMES])
 
   def total(frames_BRS):
@@ -120,7 +126,7 @@ def test_silence_has_a_level():
   assert np.isfinite(gradient).all()
 
 
-def test_the_convolution_equals_that_of_the_textbook():
+def test_the_convolution_equals_that_of_jax():
   conv = CausalConv(5, 7, rngs=nnx.Rngs(0))
   x_NRCW = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
   full = jax.lax.conv_general_dilated(
@@ -135,8 +141,21 @@ def test_the_convolution_equals_that_of_the_textbook():
   np.testing.assert_allclose(y_NRCV.reshape(2, 6, 7), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('channels', [0, 8])
+def test_the_flops_of_hearing_are_two_per_weight_and_use(channels):
+  model = tiny_run().model
+  model.audio.embed.channels = channels
+  parts = ModelConfig.from_config(model).parts('audio')
+  embed = DEVICE.embed(parts, nnx.Rngs(0))
+  weights = embed.mel_in.w.size + embed.mel_out.w.size
+  for k, conv in enumerate(embed.convs):  # each is followed by half of the columns
+    weights += parts.sizes.mel_hops // 2**k * conv.mix.w.size
+  budget = RowBudget(rows=2, length=16, streams={'audio.heard': (ROOM, 3)})
+  assert DEVICE.flops(parts, budget).embed == 2 * 2 * ROOM * weights
+
+
 def test_columns_that_cannot_be_halved_twice_are_refused():
-  config = AudioEmbedConfig(channels=8)
+  config = part('model.audio.embed', channels=8)
   audio = AudioConfig(rate=6000, mel_hops=6)
   message = r'model\.audio\.embed\.channels=8.*6 mel columns.*mel_hops'
   with pytest.raises(UserError, match=message):

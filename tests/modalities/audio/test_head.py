@@ -1,4 +1,4 @@
-"""The codec head: order of codebooks, loss weights, empty positions, sampling."""
+"""Tests the order of codebooks, loss weights and sampling of the codec head."""
 
 from flax import nnx
 import jax
@@ -60,8 +60,8 @@ def test_a_codebook_knows_only_those_before_it(head, book):
 def test_frames_do_not_see_each_other(head):
   base = logits(head, STATE, CODES)
   change = jnp.abs(logits(head, STATE.at[2].add(1.0), CODES) - base)
-  changed = (change > 1e-5).any(axis=(1, 2))
-  np.testing.assert_array_equal(changed, np.arange(5) == 2)
+  has_changed = (change > 1e-5).any(axis=(1, 2))
+  np.testing.assert_array_equal(has_changed, np.arange(5) == 2)
 
 
 def test_loss_weighs_the_first_codebook_and_skips_empty_places(head):
@@ -73,26 +73,28 @@ def test_loss_weighs_the_first_codebook_and_skips_empty_places(head):
   logp = np.asarray(jax.nn.log_softmax(logits(head, states, code[0, :2])))
   written = np.asarray(code[0, :2])
   logp = np.take_along_axis(logp, written[..., None], -1)[..., 0]
-  expected = -(logp @ np.array([3, 1, 1]) / 5).sum()
+  weight_J = np.array([CONFIG.first_weight, 1, 1])
+  expected = -(logp @ weight_J / weight_J.sum()).sum()
   np.testing.assert_allclose(loss.total, expected, rtol=1e-5)
   assert loss.weight == 2
-  other = head_loss(head, hidden, at, code.at[0, 2].set(0))
-  np.testing.assert_array_equal(other.total, loss.total)
+  # The last place of the pool is empty.
+  with_other_code = head_loss(head, hidden, at, code.at[0, 2].set(0))
+  np.testing.assert_array_equal(with_other_code.total, loss.total)
 
 
 def test_cold_samples_are_the_most_likely_codes_one_after_another(head):
-  drawn = draw(head, STATE, 0.0)
-  code = np.zeros((5, BOOKS), np.int32)
+  expected = np.zeros((5, BOOKS), np.int32)
   for book in range(BOOKS):
-    logits_UJE = np.asarray(logits(head, STATE, jnp.asarray(code)))
-    code[:, book] = logits_UJE[:, book].argmax(-1)
-  np.testing.assert_array_equal(drawn, code)
+    logits_UJE = np.asarray(logits(head, STATE, jnp.asarray(expected)))
+    expected[:, book] = logits_UJE[:, book].argmax(-1)
+  np.testing.assert_array_equal(draw(head, STATE, 0.0), expected)
 
 
 def test_samples_follow_the_distribution_of_the_first_codebook(head):
-  many = jnp.broadcast_to(STATE[:1], (3000, 8))
-  drawn = draw(head, many, 1.0)
-  shares = np.bincount(drawn[:, 0], minlength=ENTRIES) / 3000
+  samples = 3000
+  state = jnp.broadcast_to(STATE[:1], (samples, 8))
+  code = draw(head, state, 1.0)
+  shares = np.bincount(code[:, 0], minlength=ENTRIES) / samples
   p = np.asarray(jax.nn.softmax(logits(head, STATE[:1], CODES[:1])))[0, 0]
   np.testing.assert_allclose(shares, p, atol=0.03)
 
@@ -103,6 +105,6 @@ def test_one_codebook_needs_no_table_of_codes():
 
 
 def test_a_frame_does_not_depend_on_the_frames_drawn_beside_it(head):
-  drawn = draw(head, STATE, 1.0)
-  others = jnp.concatenate([STATE[:2], STATE[:3] + 1])
-  np.testing.assert_array_equal(draw(head, others, 1.0)[:2], drawn[:2])
+  expected = draw(head, STATE, 1.0)[:2]
+  beside_others = jnp.concatenate([STATE[:2], STATE[:3] + 1])
+  np.testing.assert_array_equal(draw(head, beside_others, 1.0)[:2], expected)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import part
 
 from omni_jax.modalities.audio import codec as codec_module
 from omni_jax.modalities.audio.codec import (
   chunked_attention,
-  CodecConfig,
   Layer,
   LayerCache,
   near_attention,
@@ -66,15 +66,15 @@ def inputs(length: int, window: int, past: int):
 def with_gradients(attention, q, clip, keys, bias):
   """Returns the output, and gradients of a weighted sum of it.
 
-  The gradients are those by queries, keys, values and bias.
+  The gradients are with respect to queries, keys, values and bias.
   """
   weight = jax.random.normal(jax.random.key(9), q.shape)
 
-  def scalar(q, key, value, bias):
+  def loss(q, key, value, bias):
     y = attention(q, clip, LayerCache(key, value, keys.clip_NL), bias)
     return (y * weight).sum(), y
 
-  gradients = jax.jit(jax.value_and_grad(scalar, argnums=range(4), has_aux=True))
+  gradients = jax.jit(jax.value_and_grad(loss, argnums=range(4), has_aux=True))
   (_, y), grads = gradients(q, keys.key_NLHA, keys.value_NLHA, bias)
   return y, *grads
 
@@ -82,18 +82,18 @@ def with_gradients(attention, q, clip, keys, bias):
 @pytest.mark.parametrize('streamed', [False, True], ids=['whole', 'streamed'])
 @pytest.mark.parametrize('window', WINDOWS)
 @pytest.mark.parametrize('attention', [near_attention, chunked_attention])
-def test_both_ways_equal_the_reference(attention, window, streamed):
-  """Lengths that the window divides or not, short rows, several clips and padding."""
+def test_near_and_chunked_attention_equal_the_reference(attention, window, streamed):
+  """Covers lengths that the window divides or not, several clips and padding."""
   names = ('y', 'q', 'k', 'v', 'bias')
   past = window - 1 if streamed else 0
   for length in LENGTHS:
     case = inputs(length, window, past)
-    ours = with_gradients(attention, *case)
-    theirs = with_gradients(reference, *case)
-    for name, actual, expected in zip(names, ours, theirs, strict=True):
-      assert np.isfinite(actual).all()
+    actual = with_gradients(attention, *case)
+    expected = with_gradients(reference, *case)
+    for name, a, b in zip(names, actual, expected, strict=True):
+      assert np.isfinite(a).all()
       np.testing.assert_allclose(
-        actual, expected, rtol=2e-5, atol=2e-5, err_msg=f'{name} of {length}'
+        a, b, rtol=2e-5, atol=2e-5, err_msg=f'{name} of {length}'
       )
 
 
@@ -102,31 +102,32 @@ def test_short_rows_use_plain_attention_and_long_ones_chunks(
   monkeypatch, length, chunked
 ):
   """Either way a layer of window 6 returns the same patches and the same past."""
-  config = CodecConfig(width=8, heads=2, hidden=8, window=6)
+  config = part('model.codec', width=8, heads=2, hidden=8, window=6)
   layer = Layer(config, rngs=nnx.Rngs(0))
   layer.bias_HW[...] = jax.random.normal(jax.random.key(1), (2, 6))
   x_NLD = jax.random.normal(jax.random.key(2), (ROWS, length, 8))
   clip_NL = clips(length, 0)
-  none = jnp.zeros((ROWS, 0, 2, 4))
-  start = LayerCache(none, none, jnp.zeros((ROWS, 0), jnp.int32))
+  empty = jnp.zeros((ROWS, 0, 2, 4))
+  start = LayerCache(empty, empty, jnp.zeros((ROWS, 0), jnp.int32))
   calls = []
 
-  def counted(*args):
+  def count_call(*args):
     calls.append(1)
     return chunked_attention(*args)
 
-  monkeypatch.setattr(codec_module, 'chunked_attention', counted)
-  ours = layer(x_NLD, clip_NL, start)
+  monkeypatch.setattr(codec_module, 'chunked_attention', count_call)
+  actual = layer(x_NLD, clip_NL, start)
   assert bool(calls) == chunked
   monkeypatch.setattr(codec_module, 'chunked_attention', reference)
   monkeypatch.setattr(codec_module, 'near_attention', reference)
-  theirs = layer(x_NLD, clip_NL, start)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+  expected = layer(x_NLD, clip_NL, start)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  assert theirs[1].clip_NL.shape[1] == min(length, 5)
+  _, past = expected
+  assert past.clip_NL.shape[1] == min(length, config.window - 1)
 
 
-def test_a_long_row_never_has_all_its_logits():
+def test_the_logits_of_a_long_row_are_never_stored_at_once():
   """The logits of 4096 patches and two heads would take 134 MB in fp32.
 
   Those of pairs of chunks take 1 MB.

@@ -1,4 +1,4 @@
-"""The DiT head: masks, noise that belongs to an image, guidance and sampling."""
+"""Tests masks, the noise of an image, guidance and sampling of the DiT head."""
 
 import dataclasses
 
@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samples import BUDGET, chat, packed, picture, text
+from samples import BUDGET, chat, packed_batch, part, picture, text
 
 from omni_jax.data.example_maker import prepare
 from omni_jax.modalities.head_loss import HeadLoss
-from omni_jax.modalities.image.head import DiTConfig, DiTHead
-from omni_jax.modalities.image.host import bytes_of, cut, patch_places
+from omni_jax.modalities.image.files import bytes_of
+from omni_jax.modalities.image.head import DiTHead
+from omni_jax.modalities.image.host import cut, patch_places
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.model import encode_streams, merge
 from omni_jax.nn.pool import Pool
@@ -21,7 +22,9 @@ from omni_jax.types import Stream
 IMAGE = ImageConfig(height=4, width=4, patch=2)  # 4 patches of 4 values
 DATA = jax.random.normal(jax.random.key(0), (3, 4, 4))
 PLACE = jnp.asarray(np.tile(patch_places(2, 2), (3, 1, 1)))
-CONFIG = DiTConfig(width=16, layers=1, heads=2, hidden=16, noises=2, null=0.5)
+CONFIG = part(
+  'model.image.head', width=16, layers=1, heads=2, hidden=16, noises=2, null=0.5
+)
 
 
 def velocity(head, x, t, state, valid=None):
@@ -34,7 +37,10 @@ def velocity(head, x, t, state, valid=None):
 
 @pytest.fixture(scope='module')
 def head():
-  """A head with random weights: adaLN-Zero starts at zero, where nothing matters."""
+  """Returns a head with all weights random.
+
+  At its initial zeros adaLN-Zero outputs nothing, so a test could not fail.
+  """
   head = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
   leaves, tree = jax.tree.flatten(nnx.state(head, nnx.Param))
   keys = jax.random.split(jax.random.key(7), len(leaves))
@@ -45,7 +51,7 @@ def head():
   return head
 
 
-def test_a_fresh_head_predicts_nothing():
+def test_a_fresh_head_predicts_zero():
   fresh = DiTHead(CONFIG, IMAGE, 4, 8, rngs=nnx.Rngs(0))
   predicted = nnx.jit(velocity)(fresh, DATA, 0.5, jnp.ones((3, 4, 8)))
   np.testing.assert_array_equal(predicted, 0)
@@ -59,18 +65,20 @@ def test_patches_outside_a_small_image_change_nothing_inside(head):
   run = nnx.jit(lambda head, x, state: velocity(head, x, 0.5, state, valid))
   clean = run(head, DATA, state)
   inside = valid[..., None]
-  spoiled_data = jnp.where(inside, DATA, 50.0)
-  spoiled_state = jnp.where(inside, state, -50.0)
-  spoiled = run(head, spoiled_data, spoiled_state)
-  np.testing.assert_allclose(clean[valid], spoiled[valid], rtol=1e-5, atol=1e-6)
-  # Inside an image attention is full; other images do not change.
-  moved = run(head, DATA.at[1, 2].add(1.0), state)
-  assert (jnp.abs(moved - clean)[1, 0] > 1e-4).any()
+  corrupted_data = jnp.where(inside, DATA, 50.0)
+  corrupted_state = jnp.where(inside, state, -50.0)
+  corrupted = run(head, corrupted_data, corrupted_state)
+  np.testing.assert_allclose(clean[valid], corrupted[valid], rtol=1e-5, atol=1e-6)
+  # Patch 2 of image 1 changes its patch 0 as well, but no other image.
+  with_other_patch = run(head, DATA.at[1, 2].add(1.0), state)
+  assert (jnp.abs(with_other_patch - clean)[1, 0] > 1e-4).any()
   others = jnp.asarray([0, 2])
-  np.testing.assert_allclose(moved[others], clean[others], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    with_other_patch[others], clean[others], rtol=1e-5, atol=1e-6
+  )
 
 
-def test_time_and_condition_matter(head):
+def test_time_and_condition_change_the_velocity(head):
   state = jax.random.normal(jax.random.key(1), (3, 4, 8))
   run = nnx.jit(lambda head, t, state: velocity(head, DATA, t, state))
   base = run(head, 0.5, state)
@@ -107,6 +115,7 @@ def stream_of(pixels, at, names) -> Stream:
 
 
 def image_loss(head, pixels, at, names) -> HeadLoss:
+  """Returns the sum of the losses of images; the arguments are those of `stream_of`."""
   hidden = jax.random.normal(jax.random.key(2), (2, 10, 8))
 
   @nnx.jit
@@ -137,7 +146,8 @@ def test_the_fresh_loss_is_the_spread_of_data_and_noise():
   pixels = jnp.full((2, 2, 4, 4, 1), image.mean + 2 * image.std)
   at = np.arange(4)[None, None] + np.zeros((2, 2, 1), int)
   loss = image_loss(fresh, pixels, at, [[1, 2], [3, 4]])
-  np.testing.assert_allclose(loss.mean, 4 + 1, rtol=0.1)  # E|data - noise|²
+  # E|data - noise|²: all data are 2, and the noise has a variance of 1.
+  np.testing.assert_allclose(loss.mean, 2**2 + 1, rtol=0.1)
 
 
 def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
@@ -147,27 +157,28 @@ def test_guidance_one_follows_the_condition_and_zero_ignores_it(head):
   guidance = jnp.asarray([1.0, 0.0, 3.0])
 
   @nnx.jit
-  def draw(head, state):
+  def sample(head, state):
     return head.sample(state, PLACE, valid, keys, guidance_U=guidance, steps=3)
 
-  def drawn(state):
-    images = draw(head, state)
+  def draw(state):
+    images = sample(head, state)
     assert images.dtype == jnp.uint8
     return np.asarray(images, np.int32)
 
-  other = drawn(state + 1.0)
-  images = drawn(state)
+  other = draw(state + 1.0)
+  images = draw(state)
   assert images.shape == (3, 4, 4)
   assert len(np.unique(images)) > 10
   np.testing.assert_array_equal(images[1], other[1])
   assert abs(images[0] - other[0]).max() > 1
   null = head.null[...]
   head.null[...] = null + 1.0
-  changed = drawn(state)
+  with_other_null = draw(state)
   head.null[...] = null
-  np.testing.assert_allclose(images[0], changed[0], atol=1)  # a byte may be rounded
-  assert abs(images[1] - changed[1]).max() > 1
-  assert abs(images[2] - changed[2]).max() > 1
+  # A byte may be rounded.
+  np.testing.assert_allclose(images[0], with_other_null[0], atol=1)
+  assert abs(images[1] - with_other_null[1]).max() > 1
+  assert abs(images[2] - with_other_null[2]).max() > 1
 
 
 def test_an_image_drawn_beside_others_is_the_one_drawn_alone(head):
@@ -194,14 +205,15 @@ def test_an_image_drawn_beside_others_is_the_one_drawn_alone(head):
     np.testing.assert_allclose(together[row][inside], alone[inside], atol=1)
 
 
-def test_rows_that_draw_nothing_cost_nothing(kit):
-  """`config.data.budget.streams` without image.drawn, as in a run that only reads."""
+def test_a_run_that_only_reads_images_has_no_image_loss(kit):
+  """Its `config.data.budget.streams` lacks image.drawn."""
   hosts = kit.config.hosts()
   streams = dict(BUDGET.streams)
   del streams['image.drawn']
   budget = dataclasses.replace(BUDGET, streams=streams)
-  seen = chat('x', [picture(np.random.default_rng(0))], [text('one')], task='write')
-  batch = packed([prepare(seen, hosts)], hosts, budget)
+  image = picture(np.random.default_rng(0))
+  example = chat('x', [image], [text('one')], task='write')
+  batch = packed_batch([prepare(example, hosts)], hosts, budget)
   assert not batch.streams['image.drawn'].item_BM.size
   key = jax.random.key(0)
   state = kit.state
@@ -209,10 +221,10 @@ def test_rows_that_draw_nothing_cost_nothing(kit):
   assert losses['image'] == (0, 0)
   assert losses['text'].weight > 0
 
-  def by_segment(state, batch):
+  def segment_losses(state, batch):
     coded = encode_streams(kit.config, state.buffers['frozen'], batch)
     network = merge(kit.model, state.params)
     hidden = network(coded, state.buffers['router_bias'], kit.mesh).hidden_BLD
     return network.segment_losses(hidden, coded, key, segments=1)
 
-  assert set(kit.meshed(by_segment)(state, batch)) == {'text', 'audio'}
+  assert set(kit.jit(segment_losses)(state, batch)) == {'text', 'audio'}

@@ -1,4 +1,4 @@
-"""Rectified flow: one convention for training and sampling; noise belongs to an item."""
+"""Rectified flow trains and samples by one convention; noise belongs to an item."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from omni_jax.modalities.image.flow import (
-  draw_noise,
   flow_loss,
   noised,
   sample,
+  sample_noise,
   start_noise,
   velocity,
 )
@@ -75,7 +75,7 @@ def stream_of(rows: list[list[int]], pieces: int, items: int) -> Stream:
   return jax.tree.map(jnp.asarray, stream)
 
 
-class Drawn(NamedTuple):
+class RandomNumbers(NamedTuple):
   """Random numbers of a pool.
 
   Attributes:
@@ -87,9 +87,10 @@ class Drawn(NamedTuple):
   time_and_chance: dict[int, np.ndarray]
 
 
-def drawn(rows, pieces=10, items=4, key=KEY, samples=2) -> Drawn:
+def random_numbers(rows, pieces=10, items=4, key=KEY, samples=2) -> RandomNumbers:
+  """Returns the random numbers of a pool whose rows hold these items."""
   stream = stream_of(rows, pieces, items)
-  noise = draw_noise(stream, key, samples=samples, values=VALUES, shift=1.0)
+  noise = sample_noise(stream, key, samples=samples, values=VALUES, shift=1.0)
   assert noise.noise_BKMY.shape == (len(rows), samples, pieces, VALUES)
   assert noise.t_BKN.shape == noise.chance_BKN.shape == (len(rows), samples, items)
   by_piece = {}
@@ -103,25 +104,25 @@ def drawn(rows, pieces=10, items=4, key=KEY, samples=2) -> Drawn:
       for k, place in enumerate(ITEMS[name]):
         by_piece[name, place] = np.asarray(noise.noise_BKMY[row, :, first + k])
       first += len(ITEMS[name])
-  return Drawn(by_piece, by_item)
+  return RandomNumbers(by_piece, by_item)
 
 
 def test_noise_depends_on_the_step_the_name_and_the_place_only():
   """Row, number in the row, neighbours and sizes of the pool do not change a bit."""
-  first = drawn([list(ITEMS)])
-  moved = drawn([[6, 5], [], [2**32 - 1, 7]], pieces=7, items=3)
-  for ours, theirs in zip(first, moved, strict=True):
-    assert set(ours) == set(theirs)
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name])
+  in_one_row = random_numbers([list(ITEMS)])
+  elsewhere = random_numbers([[6, 5], [], [2**32 - 1, 7]], pieces=7, items=3)
+  for actual, expected in zip(elsewhere, in_one_row, strict=True):
+    assert set(actual) == set(expected)
+    for name in actual:
+      np.testing.assert_array_equal(actual[name], expected[name])
 
 
-@pytest.mark.parametrize('part', [0, 1], ids=['noise', 'time and chance'])
-def test_every_item_place_sample_and_step_has_its_own(part):
-  now = drawn([list(ITEMS)])[part]
-  later = drawn([list(ITEMS)], key=jax.random.key(2))[part]
-  numbers = [x.reshape(-1) for x in (*now.values(), *later.values())]
-  flat = np.concatenate(numbers)
+@pytest.mark.parametrize('field', RandomNumbers._fields)
+def test_every_item_place_sample_and_step_has_its_own_numbers(field):
+  now = getattr(random_numbers([list(ITEMS)]), field)
+  later = getattr(random_numbers([list(ITEMS)], key=jax.random.key(2)), field)
+  arrays = [x.reshape(-1) for x in (*now.values(), *later.values())]
+  flat = np.concatenate(arrays)
   assert len(np.unique(flat)) == len(flat)
 
 
@@ -131,8 +132,8 @@ def test_noise_is_normal_times_are_shifted_and_chance_is_even():
   stream = stream_of([[]], 1, 1)._replace(
     item_BM=number + 1, place_BM3=place, key_BN=number.astype(jnp.uint32)
   )
-  plain = draw_noise(stream, KEY, samples=1, values=1, shift=1.0)
-  shifted = draw_noise(stream, KEY, samples=1, values=1, shift=3.0)
+  plain = sample_noise(stream, KEY, samples=1, values=1, shift=1.0)
+  shifted = sample_noise(stream, KEY, samples=1, values=1, shift=3.0)
   noise = np.asarray(plain.noise_BKMY)
   assert abs(noise.mean()) < 0.05
   assert abs(noise.std() - 1) < 0.05
@@ -157,7 +158,7 @@ def test_drawing_begins_at_noise_of_the_rows_key_and_the_place():
   assert len(np.unique(both)) == both.size
 
 
-def test_the_pieces_of_an_item_count_one_together():
+def test_an_item_has_the_weight_of_one_whatever_its_size():
   stream = stream_of([[7, 5], [6]], pieces=6, items=2)
   error = jax.random.normal(KEY, (2, 3, 6, VALUES))
   units = flow_loss(error, stream)

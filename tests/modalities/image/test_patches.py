@@ -1,4 +1,4 @@
-"""Images to patches and positions and back, for images of all sizes."""
+"""Images of all sizes become patches and positions and come back."""
 
 from flax import nnx
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ import pytest
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.image import embed
 from omni_jax.modalities.image.embed import normalised, Places
-from omni_jax.modalities.image.host import bytes_of, cut, grid_of, patch_places
+from omni_jax.modalities.image.files import bytes_of
+from omni_jax.modalities.image.host import cut, grid_of, patch_places
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
 from omni_jax.types import Span
 
+# 4 x 6 patches of 12 values.
 CONFIG = ImageConfig(height=8, width=12, channels=3, patch=2, mean=0.4, std=0.3)
 TOKENIZER = Tokenizer(TokenizerConfig(max_grid=6))
 HOST = Hosts({'image': CONFIG}, TOKENIZER)['image']
@@ -23,6 +25,7 @@ def pixels(height=8, width=12):
 
 
 def pieces(image):
+  """Returns the patches of an image, as bytes."""
   (value,) = HOST.pieces(Span('image', payload=image))
   return value
 
@@ -40,11 +43,11 @@ def test_patches_come_back_as_the_image():
 
 def test_normalised_levels_come_back_as_bytes():
   levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 256)
-  seen = normalised(levels, CONFIG)
-  np.testing.assert_allclose(seen[0, [0, 255]], [-0.4 / 0.3, 0.6 / 0.3], rtol=1e-5)
-  np.testing.assert_array_equal(embed.as_bytes(seen, CONFIG), levels)
-  far = jnp.asarray([[-9.0, 9.0]])
-  np.testing.assert_array_equal(embed.as_bytes(far, CONFIG), [[0, 255]])
+  values = normalised(levels, CONFIG)
+  np.testing.assert_allclose(values[0, [0, 255]], [-0.4 / 0.3, 0.6 / 0.3], rtol=1e-5)
+  np.testing.assert_array_equal(embed.as_bytes(values, CONFIG), levels)
+  out_of_range = jnp.asarray([[-9.0, 9.0]])
+  np.testing.assert_array_equal(embed.as_bytes(out_of_range, CONFIG), [[0, 255]])
 
 
 def test_a_patch_is_a_square_of_the_image_row_by_row():
@@ -53,7 +56,7 @@ def test_a_patch_is_a_square_of_the_image_row_by_row():
   for p in range(24):
     row, column = divmod(p, 6)
     square = levels[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-    expected = (square.reshape(-1) - 0.4) / 0.3
+    expected = (square.reshape(-1) - CONFIG.mean) / CONFIG.std
     np.testing.assert_allclose(patches[p], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -126,7 +129,7 @@ def test_a_written_image_is_queries_and_their_clean_patches_in_the_same_places()
   assert layout.offset_n3[-1, 0] == layout.offset_n3[:-1].max() + 1
 
 
-def test_a_place_is_the_sum_of_a_row_of_each_table():
+def test_a_place_is_embedded_as_the_sum_of_its_row_and_its_column():
   places = Places((4, 6), 512, rngs=nnx.Rngs(0))
   place_M3 = patch_places(4, 6)
   embedded_MD = places(jnp.asarray(place_M3)[None], jnp.float32)[0]

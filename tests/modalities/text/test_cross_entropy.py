@@ -1,4 +1,4 @@
-"""The chunked cross-entropy: equal to the plain one on every mesh, and small in memory.
+"""Chunked cross-entropy equals the plain one on every mesh and stores few logits.
 
 Gradients are compared too.
 """
@@ -50,14 +50,13 @@ def inputs(vocab=VOCAB, dtype=jnp.float32) -> Inputs:
   )
 
 
-def chunked_on(sizes, case: Inputs, logits=2**27):
+def chunked_on_mesh(sizes, case: Inputs, logits=2**27):
   """Returns loss and gradients on a mesh of these sizes."""
   mesh = make_mesh(sizes)
-  target, weight = case[2:]
 
   def loss(hidden, w):
     total = cross_entropy(
-      hidden, w, target, weight, axes=AXES, mesh=mesh, logits=logits
+      hidden, w, case.target_BL, case.weight_BL, axes=AXES, mesh=mesh, logits=logits
     )
     return 0.3 * total
 
@@ -86,15 +85,15 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize('logits', [1, 5 * VOCAB, 2**27])
 def test_chunks_equal_the_reference_on_every_mesh(sizes, logits):
   """One token per chunk, chunks that do not divide the tokens, and one chunk."""
-  assert_close(chunked_on(sizes, inputs(), logits), reference(inputs()))
+  assert_close(chunked_on_mesh(sizes, inputs(), logits), reference(inputs()))
 
 
 def test_a_vocabulary_that_no_axis_divides_stays_whole():
   odd = inputs(vocab=23)
-  assert_close(chunked_on({'data': 2, 'tensor': 4}, odd), reference(odd))
+  assert_close(chunked_on_mesh({'data': 2, 'tensor': 4}, odd), reference(odd))
 
 
-def test_half_precision_is_summed_in_single():
+def test_half_precision_is_summed_in_single_precision():
   """Logits, their sum and the weight's gradient over chunks are fp32.
 
   Only operands are rounded.
@@ -103,13 +102,13 @@ def test_half_precision_is_summed_in_single():
   single = half._replace(
     hidden_BLD=half.hidden_BLD.astype(jnp.float32), w_DV=half.w_DV.astype(jnp.float32)
   )
-  loss, gradients = chunked_on({}, half, VOCAB)
+  loss, gradients = chunked_on_mesh({}, half, VOCAB)
   expected_loss, expected_gradients = reference(single)
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-  for ours, theirs in zip(gradients, expected_gradients, strict=True):
-    assert ours.dtype == jnp.bfloat16
-    tolerance = 0.02 * np.abs(theirs).max()
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=tolerance)
+  for actual, expected in zip(gradients, expected_gradients, strict=True):
+    assert actual.dtype == jnp.bfloat16
+    tolerance = 0.02 * np.abs(expected).max()
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=tolerance)
 
 
 def test_no_array_holds_all_logits():

@@ -1,4 +1,4 @@
-"""The text head: weighted cross-entropy, and sampling of allowed ids in the nucleus."""
+"""Tests the loss of the text head, and its sampling of allowed ids in the nucleus."""
 
 from flax import nnx
 import jax
@@ -16,13 +16,13 @@ LOGITS = jnp.log(jnp.asarray([0.4, 0.3, 0.15, 0.1, 0.05, 1e-9]))
 def frequencies(temperature, top_p, n=4000):
   """Returns the share of each id among n samples."""
   rows = jnp.broadcast_to(LOGITS, (n, VOCAB))
-  drawn = jax.jit(sample_logits)(
+  ids = jax.jit(sample_logits)(
     rows,
     jax.random.key(0),
     temperature=jnp.float32(temperature),
     top_p=jnp.float32(top_p),
   )
-  return np.bincount(drawn, minlength=VOCAB) / n
+  return np.bincount(ids, minlength=VOCAB) / n
 
 
 def test_loss_is_weighted_cross_entropy():
@@ -46,10 +46,10 @@ def test_samples_follow_the_distribution_and_the_temperature():
 
 
 @pytest.mark.parametrize(
-  'top_p, kept', [(0.01, 1), (0.39, 1), (0.5, 2), (0.75, 3), (0.9, 4), (1.0, 5)]
+  'top_p, size', [(0.01, 1), (0.39, 1), (0.5, 2), (0.75, 3), (0.9, 4), (1.0, 5)]
 )
-def test_the_nucleus_is_the_fewest_ids_that_reach_top_p(top_p, kept):
-  assert (frequencies(1, top_p) > 0).sum() == kept
+def test_the_nucleus_is_the_fewest_ids_that_reach_top_p(top_p, size):
+  assert (frequencies(1, top_p) > 0).sum() == size
 
 
 def test_temperature_zero_takes_the_most_likely_id():
@@ -62,12 +62,12 @@ def test_only_allowed_ids_are_drawn():
   allowed = jnp.broadcast_to(allowed, (2000, VOCAB))
   rows = jnp.broadcast_to(LOGITS, allowed.shape)
   for temperature in (0.0, 0.7, 3.0):
-    drawn = sample_token(
+    ids = sample_token(
       rows,
       allowed,
       jax.random.key(1),
       temperature=jnp.float32(temperature),
       top_p=jnp.float32(0.95),
     )
-    assert set(np.unique(drawn)) <= {2, 4}
-    assert (drawn == 2).any()
+    assert set(np.unique(ids)) <= {2, 4}
+    assert (ids == 2).any()

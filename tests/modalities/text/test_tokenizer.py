@@ -1,4 +1,4 @@
-"""The tokenizer: any text comes back, and unknown special tokens are user errors."""
+"""Any text comes back from the tokenizer; unknown special tokens are user errors."""
 
 from hypothesis import given
 from hypothesis import strategies as st
