@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1, context=1))
   c.distributed = False  # whether the run has several processes, one per host
   c.profile = ''  # 'first:last' steps of the omni stage to trace
+  # Where metrics go: 'jsonl' (the report draws its curves from it), 'tensorboard',
+  # 'wandb', 'mlflow'.
+  c.writers = ('jsonl', 'tensorboard')
   # Every N-th step runs twice and the bits are compared, to find hardware that computes
   # wrong results. 0: never.
   c.repeat_every = 0

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict
 
+from omni_jax.command_line import show_help
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import HOSTS, HostTable
+from omni_jax.paths import checked
 from omni_jax.types import RowBudget, stream_name
 
 T = TypeVar('T')
@@ -34,6 +36,7 @@ REQUIRED = (
   'mesh',
   'distributed',
   'profile',
+  'writers',
   'repeat_every',
   'init_from',
   'compilation_cache',
@@ -45,6 +48,8 @@ REQUIRED = (
   'evaluate',
 )
 REQUIRED_DATA = ('source', 'seed', 'codes', 'budget', 'augment')
+# Keys, at the top or in a part of the config, that hold paths.
+PATH_KEYS = ('root', 'init_from')
 # Parts of a medium's config that are networks; all others are its sizes.
 NETWORKS = ('embed', 'head')
 # What reading a mistyped command line or a broken config file may raise.
@@ -342,6 +347,30 @@ def derived(beside: str, name: str) -> ConfigDict:
   return config_file(beside, name)['get_config']()
 
 
+def with_paths(config: ConfigDict) -> ConfigDict:
+  """Returns a copy of a config whose paths have no `~`, and are looked at in buckets.
+
+  Raises:
+    UserError: if a path is in a bucket that cannot be opened.
+  """
+  config = config.copy_and_resolve_references()
+  for name, section in [('config', config), *_sections(config)]:
+    for key in PATH_KEYS:
+      if section.get(key):
+        with section.unlocked():
+          section[key] = checked(section[key], f'{name}.{key}')
+  return config
+
+
+def _sections(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
+  """Returns the parts of a config by their names on the command line."""
+  return [
+    (f'config.{name}', part)
+    for name, part in config.items()
+    if isinstance(part, ConfigDict)
+  ]
+
+
 def read_config(
   values: flags.FlagValues, arguments: Sequence[str] | None = None
 ) -> ConfigDict | None:
@@ -358,8 +387,10 @@ def read_config(
   Raises:
     UserError: if the command line or the config file cannot be read.
   """
+  arguments = sys.argv if arguments is None else arguments
+  show_help(values, arguments)
   try:
-    values(sys.argv if arguments is None else arguments)
+    values(arguments)
     config = values['config'].value
     if config is not None:
       # The file is loaded lazily: only now would an error in it be raised.

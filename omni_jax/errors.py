@@ -4,9 +4,11 @@ from collections.abc import Callable
 import re
 import sys
 
-# Exit codes: a mistake of the user; saved after SIGTERM, start again (EX_TEMPFAIL).
+# Exit codes: a mistake of the user; saved after SIGTERM, start again (EX_TEMPFAIL); saved
+# after ctrl-C.
 MISTAKE = 2
 PREEMPTED = 75
+INTERRUPTED = 130
 # The parts of a reason that are specific to one record: quoted text and numbers.
 OWN_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,:]*")
 

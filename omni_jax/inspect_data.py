@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 import numpy as np
 
+from omni_jax.command_line import CONFIG_HELP
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.page.charts import Line, lines_chart
@@ -21,11 +22,14 @@ from omni_jax.evaluate.page.page_media import Media
 from omni_jax.evaluate.page.template import page
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import Tokenizer
+from omni_jax.paths import checked
 from omni_jax.train.stages import omni_batches, Run
 from omni_jax.types import Batch, medium_and_kind, NONE, PADDING
 
 _FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
+config_flags.DEFINE_config_file(
+  'config', help_string=CONFIG_HELP, lock_config=True, flag_values=_FLAGS
+)
 flags.DEFINE_string('out', '', 'HTML file to write', flag_values=_FLAGS)
 flags.DEFINE_integer(
   'rows', 4, 'number of rows to show', lower_bound=1, flag_values=_FLAGS
@@ -304,7 +308,7 @@ def main() -> None:
     raise UserError('give --config=configs/digits.py and --out=page.html')
   run = Run(config, '')
   batch = _batch(run, _FLAGS.batch)
-  out = epath.Path(_FLAGS.out)
+  out = epath.Path(checked(_FLAGS.out, '--out'))
   out.parent.mkdir(parents=True, exist_ok=True)
   title = f'omni_jax: batch {_FLAGS.batch}'
   out.write_text(render(batch, run.hosts, rows=_FLAGS.rows, title=title))

@@ -5,8 +5,12 @@ from typing import Any
 
 from etils import epath
 
+from omni_jax.line_file import LineFile
+from omni_jax.paths import is_remote
+
 CONFIG_FILE = 'config.json'
 TRAINING_LOG = 'metrics.jsonl'
+BOARD = 'tensorboard'  # folder of TensorBoard's files, by stage
 CHECKPOINTS = 'checkpoints'  # folder of the checkpoints, by stage
 EVALUATIONS = 'eval'  # folder of the evaluations, by step
 # Files of an evaluation.
@@ -16,6 +20,9 @@ REPORT_FILE = 'report.html'
 
 def write_whole(path: epath.Path, text: str) -> None:
   """Writes a text file in one step: readers never find half of it."""
+  if is_remote(path):
+    path.write_text(text)  # objects appear as a whole
+    return
   part = path.with_name(f'{path.name}.part')
   part.write_text(text)
   part.replace(path)
@@ -26,10 +33,8 @@ def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
 
   A line that a killed process left half-written is skipped.
   """
-  if not path.exists():
-    return []
   objects = []
-  for line in path.read_text().splitlines():
+  for line in LineFile(path).lines():
     try:
       value = json.loads(line)
     except json.JSONDecodeError:

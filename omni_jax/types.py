@@ -23,7 +23,7 @@ Some files need more letters, or another meaning of one:
   nn/pool.py                 P pieces of a block
   nn/rope.py                 a angles of a head
   nn/context_parallel.py, attention_kernels.py    N devices that share a row
-  text/cross_entropy.py      C tokens of a chunk, d slice of the width
+  modalities/text/           C tokens of a chunk, d slice of the width
   generate/                  C modes of the grammar of replies
   modalities/image           P pieces of a block, K noise samples of an item,
                              Q rows with noise = B·K

@@ -205,6 +205,31 @@ def test_misspelt_parts_are_named():
     ModelConfig.from_config(config.model)
 
 
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('model.decoder', r'config\.model\.decoder is missing'),
+    ('model.codec', r'config\.model\.codec is missing'),
+    ('model.image.head', r'config\.model\.image\.head is missing'),
+    ('model.decoder.theta', r"config\.model\.decoder: .*'theta'"),
+    ('model.dtype', r'config\.model\.dtype=None is unknown'),
+    ('omni.losses.z', r'config\.omni\.losses\.z is missing'),
+    ('omni.optim.clip', r"config\.omni\.optim: .*'clip'"),
+  ],
+)
+def test_missing_parts_and_settings_are_named(name, message):
+  """configs/base.py has the only defaults."""
+  config = load('tiny').unlock()
+  config.mesh.data = 1
+  *parents, last = name.split('.')
+  part = config
+  for parent in parents:
+    part = part[parent]
+  del part[last]
+  with pytest.raises(UserError, match=message):
+    Plan(config)
+
+
 @pytest.mark.parametrize('part', ['data.budget', 'omni.losses', 'omni.optim'])
 def test_misspelt_settings_are_named(part):
   config = load('tiny').unlock()

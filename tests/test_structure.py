@@ -28,32 +28,38 @@ NAMES = {
 HOST_FILES = ('host', 'hosts', 'contract', 'sizes', 'files', 'augment', 'tokenizer')
 HOST = {'errors', 'paths', 'retry', 'types', 'host'}
 DEVICE = {'errors', 'types', 'sharding', 'nn', 'host', 'modalities'}
-MODEL = DEVICE | {'paths', 'retry', 'config', 'model'}
+MODEL = DEVICE | {'command_line', 'paths', 'retry', 'config', 'model'}
 MAY_IMPORT = {
   'errors': set(),
-  'paths': set(),
+  'paths': {'errors'},
   'retry': set(),
+  'line_file': {'paths', 'retry'},
+  'board': {'paths', 'retry'},
+  'mirror': {'paths', 'retry'},
+  'command_line': set(),
   'types': set(),
   'chips': set(),
-  'run_log': set(),
-  'run_folder': set(),
+  'run_log': {'line_file'},
+  'run_folder': {'line_file', 'paths'},
   'host': {'errors', 'types'},
-  'config': {'errors', 'types', 'host'},
+  'config': {'command_line', 'errors', 'paths', 'types', 'host'},
   'sequence': HOST,
-  'data': HOST | {'config', 'sequence'},
+  'data': HOST | {'config', 'mirror', 'sequence'},
   'sharding': {'errors'},
   'nn': {'sharding'},
   'modalities': DEVICE - {'modalities'},
   'model': DEVICE | {'config'},
   'objective': DEVICE | {'model'},
   'checkpoint': MODEL | {'run_log', 'run_folder'},
-  'convert': HOST | {'config', 'sequence', 'data', 'model', 'checkpoint'},
+  'convert': HOST | {'mirror', 'config', 'sequence', 'data', 'model', 'checkpoint'},
   'generate': MODEL | {'sequence', 'checkpoint'},
   'evaluate': MODEL
-  | {'run_folder', 'sequence', 'data', 'generate', 'checkpoint', 'omni_jax'},
+  | {'board', 'run_folder', 'sequence', 'data', 'generate', 'checkpoint', 'omni_jax'},
   'train': MODEL
   | {
+    'board',
     'chips',
+    'line_file',
     'run_log',
     'run_folder',
     'objective',
@@ -69,7 +75,15 @@ MAY_IMPORT = {
 }
 # Further rooms that a room's command may import; nothing imports a command.
 COMMAND_MAY_IMPORT = {'generate': {'data'}}  # a prompt is read like a line of data
-WITHOUT_JAX = HOST | {'run_folder', 'config', 'sequence', 'data', 'convert'}
+WITHOUT_JAX = HOST | {
+  'board',
+  'line_file',
+  'run_folder',
+  'config',
+  'sequence',
+  'data',
+  'convert',
+}
 # Files of these rooms that may import jax, because no host code loads them.
 WITH_JAX = {
   pathlib.Path('omni_jax/data/loader.py'),
@@ -80,6 +94,7 @@ BEAM = {
   pathlib.Path('omni_jax/convert/beam_files.py'),
 }
 CONFIG = pathlib.Path('omni_jax/config.py')  # runs config files, reads passed flags
+COMMAND_LINE = pathlib.Path('omni_jax/command_line.py')  # helps all commands
 PEERS = pathlib.Path('omni_jax/bench/peers.py')  # measures PyTorch's DataLoader
 ORBAX_BENCH = pathlib.Path('omni_jax/bench/checkpoint.py')  # compares with Orbax
 TFDS = pathlib.Path('omni_jax/data/sources/tfds.py')
@@ -262,6 +277,10 @@ def test_only_commands_read_flags(path):
   """Only commands define flags; `config.read_config` reads those passed to it."""
   tree = TREES[path]
   modules = imports(tree) & FLAG_MODULES
+  if path == COMMAND_LINE:
+    assert modules == {'absl.flags'}
+    assert not any('DEFINE' in ast.unparse(call.func) for call in calls(tree))
+    return
   if path == CONFIG:
     assert modules == {'absl.flags'}
     assert not any('DEFINE' in ast.unparse(call.func) for call in calls(tree))

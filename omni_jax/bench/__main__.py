@@ -27,14 +27,18 @@ from etils import epath
 from ml_collections import config_flags
 
 from omni_jax.bench import corpus, data, peers
+from omni_jax.command_line import CONFIG_HELP, show_help
 from omni_jax.config import read_config
 from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.errors import run_command, UserError
+from omni_jax.paths import checked
 from omni_jax.train.stages import maker_of, Run
 from omni_jax.types import RowBudget
 
 _FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
+config_flags.DEFINE_config_file(
+  'config', help_string=CONFIG_HELP, lock_config=True, flag_values=_FLAGS
+)
 flags.DEFINE_list(
   'workers', ['0', '1', '2'], 'numbers of worker processes to try', flag_values=_FLAGS
 )
@@ -113,6 +117,7 @@ BENCHES = {'data': _data}
 
 
 def main() -> None:
+  show_help(_FLAGS, sys.argv)
   name = sys.argv.pop(1) if len(sys.argv) > 1 else ''
   if name not in BENCHES:
     raise UserError(
@@ -124,7 +129,9 @@ def main() -> None:
     raise UserError('give a config, such as --config=configs/digits.py')
   results = BENCHES[name](Run(config, ''))
   if _FLAGS.out:
-    epath.Path(_FLAGS.out).write_text(json.dumps(results, indent=1) + '\n')
+    epath.Path(checked(_FLAGS.out, '--out')).write_text(
+      json.dumps(results, indent=1) + '\n'
+    )
 
 
 if __name__ == '__main__':

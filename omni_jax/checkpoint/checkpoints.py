@@ -21,6 +21,7 @@ from omni_jax.checkpoint.items import (
   TRAIN,
 )
 from omni_jax.checkpoint.manifest import Damaged, Leaf
+from omni_jax.checkpoint.s3 import allow_s3, S3
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.checkpoint.verify import (
   Check,
@@ -32,6 +33,7 @@ from omni_jax.checkpoint.verify import (
   shapes_of,
 )
 from omni_jax.errors import UserError
+from omni_jax.paths import absolute
 from omni_jax.retry import ATTEMPTS
 from omni_jax.run_folder import CHECKPOINTS
 from omni_jax.sharding import gather_bytes
@@ -98,6 +100,8 @@ class Checkpoints:
     say: Callable[[str], None] = warn,
   ):
     self._path = _folder(workdir, stage)
+    if str(self._path).startswith(S3):
+      allow_s3()
     self._keep = keep
     self._read_only = read_only
     self._say = say
@@ -425,4 +429,4 @@ def last_about(workdir: str, stage: str) -> tuple[int, Mapping[str, Any]]:
 
 
 def _folder(workdir: str, stage: str) -> epath.Path:
-  return epath.Path(workdir).absolute() / CHECKPOINTS / stage
+  return absolute(workdir) / CHECKPOINTS / stage

@@ -16,6 +16,7 @@ from omni_jax.config import AVERAGE, OMNI, RAW, WEIGHTS
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
+from omni_jax.paths import checked
 from omni_jax.run_folder import CONFIG_FILE
 
 
@@ -50,6 +51,7 @@ def restore_run(
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
+  workdir = checked(workdir, '--workdir')
   config = saved_config(workdir, tables)
   model_config = ModelConfig.from_config(config.model, tables)
   if weights not in WEIGHTS:

@@ -5,6 +5,7 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
+from omni_jax.config import with_paths
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
@@ -33,4 +34,4 @@ def saved_config(workdir: str, tables: Tables = TABLES) -> ConfigDict:
     ModelConfig.from_config(config.model, tables)  # raises an error if it is no config
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise UserError(f'{path} is not the config of a run: {error}') from error
-  return config
+  return with_paths(config)

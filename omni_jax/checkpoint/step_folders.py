@@ -10,6 +10,7 @@ to quarantine.
 from etils import epath
 
 from omni_jax.checkpoint import manifest
+from omni_jax.paths import move
 
 QUARANTINE = 'quarantine'
 UNFINISHED = '.unfinished'
@@ -89,8 +90,9 @@ def quarantine(folder: epath.Path, step: int, why: str) -> epath.Path:
   )
   for name in manifest_first:
     (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (source / name).replace(target / name)
-  source.rmtree()
+    move(source / name, target / name)
+  if source.exists():  # a folder of a bucket is gone with its last object
+    source.rmtree()
   _moving_mark(target).unlink(missing_ok=True)
   return target
 

@@ -27,11 +27,14 @@ from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from omni_jax.chips import GIB
+from omni_jax.command_line import CONFIG_HELP
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 
 _FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file('config', lock_config=True, flag_values=_FLAGS)
+config_flags.DEFINE_config_file(
+  'config', help_string=CONFIG_HELP, lock_config=True, flag_values=_FLAGS
+)
 flags.DEFINE_string(
   'topology', '', 'chips to compile for, such as v5p:4x4x4', flag_values=_FLAGS
 )

@@ -39,12 +39,13 @@ from ml_collections import config_flags
 
 from omni_jax.config import read_config
 from omni_jax.convert import beam
+from omni_jax.convert.bucket import check_is_new, staging_folder, upload
 from omni_jax.convert.inputs import reader_of, READERS
 from omni_jax.convert.local import convert
 from omni_jax.convert.run_check import RunCheck
 from omni_jax.data.sources.shards import REFUSED
 from omni_jax.errors import run_command, UserError
-from omni_jax.paths import is_remote
+from omni_jax.paths import checked, is_remote
 
 # Flags whose value is a text, '' by default, and their help.
 TEXT_FLAGS = {
@@ -174,20 +175,23 @@ def _convert(flags: argparse.Namespace, check: RunCheck | None) -> dict[str, Any
       options=flags.beam,
       check=check,
     )
-  if is_remote(flags.output):
-    raise UserError(
-      f'--output={flags.output}: only --beam writes to a bucket; '
-      'name a local folder and copy it'
-    )
-  return convert(
+  output = checked(flags.output, '--output')
+  folder = pathlib.Path(output)
+  if is_remote(output):
+    check_is_new(output)
+    folder = staging_folder(output)
+  manifest = convert(
     reader_of(flags),
-    pathlib.Path(flags.output),
+    folder,
     shards=flags.shards,
     workers=flags.workers,
     input_name=flags.input,
     timeout=flags.timeout,
     check=check,
   )
+  if is_remote(output):
+    upload(folder, output)
+  return manifest
 
 
 def main(arguments: Sequence[str]) -> None:

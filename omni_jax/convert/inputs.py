@@ -5,6 +5,8 @@ import glob
 import os
 from typing import Protocol, runtime_checkable
 
+from etils import epath
+
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
 from omni_jax.convert.formats.parquet import ParquetReader
@@ -15,6 +17,8 @@ from omni_jax.convert.formats.tar import TarReader
 from omni_jax.convert.formats.tensorflow_set import TfdsReader
 from omni_jax.data.sources.ready.sets import READY
 from omni_jax.errors import UserError
+from omni_jax.mirror import local_copy
+from omni_jax.paths import checked, is_remote
 
 SUFFIXES = {
   'jsonl': ('.jsonl', '.json'),
@@ -120,11 +124,30 @@ def _paths_of(pattern: str) -> list[str]:
 
   They are absolute because the workers of a pipeline run in other folders.
   """
-  path = os.path.abspath(pattern)
+  if is_remote(pattern):
+    return _remote_paths(pattern)
+  path = os.path.abspath(os.path.expanduser(pattern))
   paths = sorted(glob.glob(path)) if glob.has_magic(pattern) else [path]
   if not paths or not all(os.path.exists(path) for path in paths):
     raise UserError(f'--input={pattern}: no such file or folder')
   return paths
+
+
+def _remote_paths(pattern: str) -> list[str]:
+  """Returns the paths in a bucket that --input names.
+
+  JSON lines are read where they are, since their media lie beside them; everything else
+  is copied to the local cache.
+  """
+  pattern = checked(pattern, '--input')
+  paths = [pattern]
+  if glob.has_magic(pattern):
+    parent, _, name = pattern.rpartition('/')
+    paths = sorted(os.fspath(path) for path in epath.Path(parent).glob(name))
+  if not paths or not all(epath.Path(path).exists() for path in paths):
+    raise UserError(f'--input={pattern}: no such file or folder')
+  lines = SUFFIXES['jsonl']
+  return [path if path.endswith(lines) else local_copy(path) for path in paths]
 
 
 def _kind_of(path: str) -> str:

@@ -11,6 +11,8 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from omni_jax.convert.conversion import (
   index_of,
   output_exists,
@@ -30,6 +32,7 @@ from omni_jax.data.sources.shards import (
 )
 from omni_jax.data.worker_pool import WorkerPool
 from omni_jax.errors import UserError
+from omni_jax.retry import with_retries
 
 SPILLS = 'spills'  # folder of the spill files, in that of the unfinished output
 
@@ -109,8 +112,8 @@ def _plan(job: Job, input_name: str) -> dict[str, Any]:
   """Returns everything that must stay the same for a conversion to be resumed."""
   files = []
   for path in job.reader.files:
-    stat = os.stat(path)
-    files.append([stat.st_size, stat.st_mtime_ns])
+    stat = with_retries(epath.Path(path).stat, path)
+    files.append([stat.length, stat.mtime])
   return {
     'schema': SCHEMA,
     'input': input_name,

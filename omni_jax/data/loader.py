@@ -396,6 +396,12 @@ class Loader:
       merged['lanes'].update(json.loads(state)['lanes'])
     return json.dumps(merged).encode()
 
+  @staticmethod
+  def examples_before(state: bytes) -> int:
+    """Returns the number of examples used up to a merged state, bad ones included."""
+    lanes = json.loads(state)['lanes'].values()
+    return sum(lane['next'] - len(lane['waiting']) for lane in lanes)
+
   def close(self) -> None:
     """Ends the prefetching thread and the workers."""
     self._iterator.close()

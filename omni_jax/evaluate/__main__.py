@@ -15,6 +15,7 @@ from etils import epath
 
 from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import run_command, UserError
+from omni_jax.paths import checked
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -57,7 +58,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     action='store_true',
     help='evaluate every new step of a run that is being trained, until its end',
   )
-  return parser.parse_args(arguments)
+  flags = parser.parse_args(arguments)
+  for name in ('workdir', 'data', 'out'):
+    path = getattr(flags, name)
+    if path:
+      setattr(flags, name, checked(path, f'--{name}'))
+  return flags
 
 
 def sampling_of(pairs: Sequence[str]) -> dict[str, float]:

@@ -30,6 +30,7 @@ from omni_jax.evaluate.tasks.prompts import Direction, MAIN, Prompt
 from omni_jax.evaluate.tasks.scoring import RealData
 from omni_jax.generate.prompt import chat
 from omni_jax.modalities.contract import Part
+from omni_jax.paths import checked
 
 SPEECH = Direction('speech', 'speech')
 
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str]) -> None:
     help="seed of prompts and sampling; default: the run's config.evaluate.seed",
   )
   flags = parser.parse_args(arguments)
+  flags.workdir = checked(flags.workdir, '--workdir')
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   # Imported only now: mistakes above are reported at once, without waiting for jax.
   from omni_jax.evaluate.run import restore

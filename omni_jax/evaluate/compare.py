@@ -22,6 +22,7 @@ from omni_jax.evaluate.page.runs import (
   SeedGroup,
 )
 from omni_jax.evaluate.page.template import MISSING, page, title_of
+from omni_jax.paths import checked
 
 Table = list[list[str]]  # the first row holds the names of the columns
 PERCENT = ('accuracy', 'exact_match', 'wer')  # suffixes of the names of shares
@@ -220,6 +221,8 @@ def main(arguments: Sequence[str]) -> None:
     '--out', required=True, help='page to write, such as compare.html'
   )
   flags = parser.parse_args(arguments)
+  flags.runs = [checked(run, 'RUN') for run in flags.runs]
+  flags.out = checked(flags.out, '--out')
   if epath.Path(flags.out).is_dir():
     raise UserError(
       f'--out={flags.out} is a folder; give the name of a page, such as '

@@ -6,17 +6,18 @@ chat form. --want says what the reply holds.
 
 from collections.abc import Sequence
 import json
-import pathlib
-import shutil
 import sys
 
 from absl import flags, logging
+from etils import epath
 
+from omni_jax.command_line import show_help
 from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import BadRecord, run_command, UserError
 from omni_jax.modalities.contract import Part as ReplyPart
 from omni_jax.modalities.hosts import Hosts, TEXT
 from omni_jax.modalities.text.tokenizer import ANY
+from omni_jax.paths import checked, write_files
 from omni_jax.sequence.example import decoded_part, Example, MEDIA, Part, text_part
 
 NOT_YET = ('video',)  # media that users may expect but that do not exist yet
@@ -83,7 +84,8 @@ def _content(hosts: Hosts) -> list[Part]:
     if not path:
       continue
     try:
-      parts.append(decoded_part(kind, read_media(path), hosts))
+      data = read_media(checked(path, f'--{kind}'))
+      parts.append(decoded_part(kind, data, hosts))
     except (BadRecord, OSError, UserError) as error:
       raise UserError(f'--{kind}={path}: {error}') from error
   if _FLAGS.prompt:
@@ -97,7 +99,7 @@ def _prompt(hosts: Hosts) -> list[Part] | Example:
     return _content(hosts)
   from omni_jax.data.sources.jsonl import read_prompt
 
-  return read_prompt(_FLAGS.prompt, hosts)
+  return read_prompt(checked(_FLAGS.prompt, '--prompt'), hosts)
 
 
 def _options() -> dict[str, float]:
@@ -113,15 +115,13 @@ def _options() -> dict[str, float]:
 
 
 def _write(
-  replies: Sequence[Sequence[ReplyPart]], folder: pathlib.Path, hosts: Hosts
+  replies: Sequence[Sequence[ReplyPart]], folder: epath.Path, hosts: Hosts
 ) -> None:
   """Writes a file for each image or sound, and replies.json with texts and file names.
 
   Files appear in the folder only when all are complete, replies.json last.
   """
-  partial = folder.with_name(folder.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  files: dict[str, bytes] = {}
   entries = []
   for i, parts in enumerate(replies):
     content = []
@@ -132,17 +132,12 @@ def _write(
       host = hosts[part.type]
       shown = host.show(getattr(part, host.key))
       name = f'{i:03d}_{j}.{shown.suffix}'
-      (partial / name).write_bytes(shown.data)
+      files[name] = shown.data
       content.append({'type': part.type, 'path': name})
     entries.append({'content': content})
   text = json.dumps({'replies': entries}, ensure_ascii=False, indent=2)
-  index = partial / 'replies.json'
-  index.write_text(text + '\n')
-  folder.mkdir(exist_ok=True)
-  media = [file for file in sorted(partial.iterdir()) if file != index]
-  for file in [*media, index]:
-    file.replace(folder / file.name)
-  partial.rmdir()
+  files['replies.json'] = f'{text}\n'.encode()
+  write_files(folder, files)
   print(json.dumps(entries, ensure_ascii=False))
 
 
@@ -152,6 +147,7 @@ def _parse() -> None:
   Raises:
     UserError: for an unknown or missing flag, or a value that is not accepted.
   """
+  show_help(_FLAGS, sys.argv)
   try:
     rest = _FLAGS(sys.argv)[1:]
   except flags.Error as error:
@@ -170,6 +166,7 @@ def _parse() -> None:
 def main() -> None:
   """Runs the command with the arguments of the process."""
   _parse()
+  out = checked(_FLAGS.out, '--out')
   logging.set_verbosity(logging.ERROR)
   from omni_jax.generate.api import load
   from omni_jax.generate.prompt import chat
@@ -179,7 +176,7 @@ def main() -> None:
   prompt = chat(content, _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice)
   prompts = [prompt] * _FLAGS.n
   replies = trained.generate_batch(prompts, _FLAGS.want, _FLAGS.seed, **_options())
-  _write(replies, pathlib.Path(_FLAGS.out), trained.hosts)
+  _write(replies, epath.Path(out), trained.hosts)
 
 
 if __name__ == '__main__':

@@ -8,10 +8,11 @@ import os
 from absl import flags, logging
 from ml_collections import config_flags, ConfigDict
 
+from omni_jax.command_line import CONFIG_HELP
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 
-config_flags.DEFINE_config_file('config', lock_config=True)
+config_flags.DEFINE_config_file('config', help_string=CONFIG_HELP, lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; a run resumes where it stopped in that folder.'
 )

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from omni_jax.line_file import LineFile
 from omni_jax.run_folder import read_json_lines
 from omni_jax.run_log import START
 
@@ -33,7 +34,7 @@ class Goodput:
   """
 
   def __init__(self, workdir: str, stage: str):
-    self._file = epath.Path(workdir) / FILE
+    self._file = LineFile(epath.Path(workdir) / FILE)
     self._stage = stage
     self._session = f'{START:.3f}'
     self._earlier = read(workdir)
@@ -89,8 +90,7 @@ class Goodput:
       'seconds': {kind: round(value, 3) for kind, value in seconds.items()},
       'lost': self._lost,
     }
-    with self._file.open('a') as file:
-      file.write(json.dumps(line) + '\n')
+    self._file.append(json.dumps(line))
 
 
 def read(workdir: Any) -> list[dict[str, Any]]:

@@ -3,16 +3,15 @@
 It resumes from the last checkpoint, and stops cleanly on SIGTERM.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import errno
 import functools
 import json
-import signal
 import time
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -20,10 +19,11 @@ import numpy as np
 
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.errors import PREEMPTED, UserError
+from omni_jax.errors import UserError
 from omni_jax.objective import Metrics, TOKENS
+from omni_jax.run_folder import BOARD
 from omni_jax.run_log import say
-from omni_jax.sharding import any_process, gather_bytes, place
+from omni_jax.sharding import gather_bytes, named_leaves, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
   BadSteps,
@@ -33,8 +33,17 @@ from omni_jax.train.numerics import (
   not_finite,
   SKIPPED,
 )
+from omni_jax.train.sinks import StageLog
 from omni_jax.train.step import StepFn
-from omni_jax.train.writer import SilentWriter, STEPS_PER_SECOND, Writer
+from omni_jax.train.stop import Preempted, Stop, stop_on_signals
+from omni_jax.train.trace import Trace
+from omni_jax.train.writer import (
+  EXAMPLES,
+  LEARNING_RATE,
+  SilentWriter,
+  STEPS_PER_SECOND,
+  Writer,
+)
 
 # Errors of a disk that is full or read-only; the logs can run into them as well.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -68,6 +77,14 @@ class BatchesWithIds(Protocol):
     """Returns the ids of the examples between two states of this process."""
 
 
+@runtime_checkable
+class CountedBatches(Protocol):
+  """Batches that know how many examples were used."""
+
+  def examples_before(self, state: bytes) -> int:
+    """Returns the number of examples used up to a merged state, bad ones included."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One stage of a run.
@@ -89,6 +106,9 @@ class Stage:
     flops: model FLOPs of an update, for MFU; 0 if not counted.
     peak: peak FLOP/s of one device, for MFU; None if unknown.
     profile: steps to trace, as 'first:last'; '' for none.
+    rate: learning rate by number of updates, for the log; None if unknown.
+    writers: names of the sinks of its metrics, see `train.sinks`.
+    config: config of the run, for sinks that keep it.
   """
 
   name: str
@@ -104,13 +124,9 @@ class Stage:
   flops: float = 0.0
   peak: float | None = None
   profile: str = ''
-
-
-class Preempted(SystemExit):
-  """Ends the process after SIGTERM, once the current step is finished and saved."""
-
-  def __init__(self):
-    super().__init__(PREEMPTED)
+  rate: Callable[[int], Any] | None = None
+  writers: Sequence[str] = ('jsonl', 'tensorboard')
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Meter:
@@ -152,6 +168,7 @@ class _Tools(NamedTuple):
   writer: Writer
   goodput: Goodput
   bad_steps: BadSteps
+  trace: Trace
 
 
 def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
@@ -165,7 +182,7 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     UserError: if the loss is no longer finite, a save failed, or the folder can no
       longer be written to.
   """
-  with _sigterm(mesh) as stop:
+  with stop_on_signals(mesh) as stop:
     try:
       state = _resume(stage, workdir, mesh, stop)
     except OSError as error:
@@ -178,11 +195,11 @@ def run(stage: Stage, workdir: str, mesh: Mesh) -> TrainState:
     finally:
       stage.batches.close()
     if stop.at_the_end():
-      raise Preempted
+      raise Preempted(stop.code)
     return state
 
 
-def _resume(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState:
+def _resume(stage: Stage, workdir: str, mesh: Mesh, stop: Stop) -> TrainState:
   """Restores the last checkpoint, if there is one, and runs the steps that are left."""
   log = functools.partial(say, workdir)
   with Checkpoints(workdir, stage.name, say=log) as checkpoints:
@@ -200,7 +217,8 @@ def _resume(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState
       return state
     with _writer(stage, workdir, start) as writer:
       bad_steps = BadSteps(workdir, stage.name, stage.bad_steps)
-      tools = _Tools(checkpoints, writer, goodput, bad_steps)
+      trace = Trace(stage.profile, epath.Path(workdir) / BOARD / stage.name)
+      tools = _Tools(checkpoints, writer, goodput, bad_steps, trace)
       state = _run_steps(tools, stage, state, mesh, stop)
       with goodput.spent(SAVE):
         checkpoints.latest()  # waits for the last save
@@ -211,20 +229,22 @@ def _resume(stage: Stage, workdir: str, mesh: Mesh, stop: '_Stop') -> TrainState
 def _writer(stage: Stage, workdir: str, start: int) -> Writer:
   """Returns the writer of this process: only the first one writes."""
   if jax.process_index():
-    return SilentWriter(workdir, stage.name)
-  return Writer(workdir, stage.name, steps=stage.steps, start=start)
+    return SilentWriter()
+  log = StageLog(epath.Path(workdir), stage.name, start, stage.config)
+  return Writer(log, stage.writers, steps=stage.steps)
 
 
 def _run_steps(
-  tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: '_Stop'
+  tools: _Tools, stage: Stage, state: TrainState, mesh: Mesh, stop: Stop
 ) -> TrainState:
   """Runs the steps from the state to the end of the stage."""
-  checkpoints, writer, goodput, bad_steps = tools
+  checkpoints, writer, goodput, bad_steps, trace = tools
   meter = _Meter()
-  trace = _Trace(stage.profile, str(writer.trace_folder))
   metrics = None
   start = int(state.step)
   position = stage.batches.state()
+  began = time.perf_counter()
+  writer.say(f'compiling a step of {_parameter_count(state):,} parameters')
   for step in range(start + 1, stage.steps + 1):
     checkpoints.check()
     trace.before(step)
@@ -246,6 +266,7 @@ def _run_steps(
     if step == start + 1:
       jax.block_until_ready(metrics)
       goodput.mark_first_step()
+      writer.say(f'first step done {time.perf_counter() - began:.1f} s later')
     trace.after(step, state)
     is_last = step == stage.steps
     must_log = step % stage.log_every == 0 or is_last
@@ -261,7 +282,7 @@ def _run_steps(
         _save(checkpoints, stage, state)
     goodput.write(start, step)
     if preempted:
-      raise Preempted
+      raise Preempted(stop.code)
   return state
 
 
@@ -292,14 +313,30 @@ def _log(
   meter: _Meter,
 ) -> None:
   """Writes a line of metrics, without those of a skipped step that are not finite."""
-  finite: dict[str, Any] = {}
+  logged: dict[str, Any] = {}
   for name, value in values.items():
-    if name != TOKENS and np.isfinite(value).all():
-      finite[name] = value
+    if name != TOKENS and np.isfinite(value).all() and not _is_absent(name, values):
+      logged[name] = value
   if tools.bad_steps.count:
-    finite[SKIPPED] = tools.bad_steps.count
+    logged[SKIPPED] = tools.bad_steps.count
+  if stage.rate:
+    logged[LEARNING_RATE] = float(stage.rate(step - 1))
+  if isinstance(stage.batches, CountedBatches):
+    positions = gather_bytes(stage.batches.state())
+    logged[EXAMPLES] = stage.batches.examples_before(stage.batches.merged(positions))
   speed = meter.report(float(values[TOKENS]), stage)
-  tools.writer.write(step, finite | speed)
+  tools.writer.write(step, logged | speed)
+
+
+def _is_absent(name: str, values: Mapping[str, np.ndarray]) -> bool:
+  """Returns whether a metric is that of a head which the batch gives nothing to."""
+  kind, _, head = name.partition('/')
+  weight = values.get(f'weight/{head}')
+  return kind in ('loss', 'weight') and weight is not None and not weight
+
+
+def _parameter_count(state: TrainState) -> int:
+  return sum(x.size for x in named_leaves(state.params).values())
 
 
 def _save(checkpoints: Checkpoints, stage: Stage, state: TrainState) -> None:
@@ -343,78 +380,3 @@ def _compute_step(
   second, metrics = stage.step(state, batch)
   check_repeated_step(first, second, step)
   return second, metrics
-
-
-class _Trace:
-  """Runs the profiler over the steps of config.profile.
-
-  A resumed run may begin after the first or even after the last of them.
-  """
-
-  def __init__(self, steps: str, folder: str):
-    first, last = steps.split(':') if steps else (-1, -1)
-    self._first = int(first)
-    self._last = int(last)
-    self._folder = folder
-    self._running = False
-
-  def before(self, step: int) -> None:
-    if step == self._first:
-      jax.profiler.start_trace(self._folder)
-      self._running = True
-
-  def after(self, step: int, state: TrainState) -> None:
-    if self._running and step >= self._last:
-      jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-      self._running = False
-
-
-class _Stop:
-  """Tells whether this process or another one was asked to stop.
-
-  All processes of a run stop at the same step.
-  """
-
-  def __init__(self, mesh: Mesh):
-    self.requested = False  # in this process
-    self._mesh = mesh
-    self._earlier_answer: jax.Array | None = None
-
-  def after_a_step(self) -> bool:
-    """Returns whether to stop after this step.
-
-    Several processes use the answer of the step before: waiting for that of this step
-    would leave the devices idle.
-    """
-    if jax.process_count() == 1:
-      return self.requested
-    answer = self._earlier_answer
-    self._earlier_answer = any_process(self.requested, self._mesh)
-    return answer is not None and bool(answer)
-
-  def at_the_end(self) -> bool:
-    """Returns whether any process was asked to stop."""
-    if jax.process_count() == 1:
-      return self.requested
-    return bool(any_process(self.requested, self._mesh))
-
-
-@contextlib.contextmanager
-def _sigterm(mesh: Mesh) -> Iterator[_Stop]:
-  """Yields a `_Stop` that SIGTERM sets; afterwards the signal kills as before."""
-  stop = _Stop(mesh)
-
-  def request(*_):
-    stop.requested = True
-
-  try:
-    previous_handler = signal.signal(signal.SIGTERM, request)
-  except ValueError:
-    # Not the main thread (a notebook, a test): the signal is not ours to catch.
-    yield stop
-    return
-  try:
-    yield stop
-  finally:
-    signal.signal(signal.SIGTERM, previous_handler)

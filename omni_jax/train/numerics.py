@@ -15,6 +15,7 @@ import numpy as np
 from omni_jax.checkpoint import digest
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
+from omni_jax.line_file import LineFile
 from omni_jax.objective import Metrics
 from omni_jax.run_log import say
 
@@ -56,7 +57,7 @@ class BadSteps:
 
   def __init__(self, workdir: str, stage: str, limit: int):
     self.count = 0
-    self._file = epath.Path(workdir) / FILE
+    self._file = LineFile(epath.Path(workdir) / FILE)
     self._workdir = workdir
     self._stage = stage
     self._limit = limit
@@ -104,10 +105,9 @@ class BadSteps:
     names = records()
     if not jax.process_index():
       line = {'stage': self._stage, 'step': step, 'not_finite': bad, 'records': names}
-      with self._file.open('a') as file:
-        file.write(json.dumps(line) + '\n')
+      self._file.append(json.dumps(line))
     problem = f'{self._stage}: {describe_not_finite(bad)} at step {step}'
-    where = f'the records of the batch are in {self._file}'
+    where = f'the records of the batch are in {self._file.path}'
     if self.count > self._limit:
       skipped = '1 update was' if self.count == 1 else f'{self.count} updates were'
       raise UserError(

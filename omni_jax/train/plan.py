@@ -12,7 +12,7 @@ import optax
 
 from omni_jax import sharding
 from omni_jax.checkpoint.train_state import TrainState
-from omni_jax.config import dataclass_of, OMNI, RunConfig, STORED
+from omni_jax.config import dataclass_of, OMNI, RunConfig, STORED, with_paths
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.modalities.hosts import TEXT
@@ -56,6 +56,7 @@ class Plan:
     Raises:
       UserError: if a key or a value is wrong, or sizes do not fit the mesh.
     """
+    config = with_paths(config)
     self.config = config
     self.model_config = ModelConfig.from_config(config.model, tables)
     autoencoders = tuple(self.model_config.autoencoders)

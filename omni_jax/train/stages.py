@@ -37,12 +37,14 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import abstract_autoencoder
 from omni_jax.objective import Autoencoding
+from omni_jax.paths import checked
 from omni_jax.run_log import say
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.flops import step_flops
-from omni_jax.train.optim import make_optimizer
+from omni_jax.train.optim import make_optimizer, schedule
 from omni_jax.train.plan import omni_program, Plan
+from omni_jax.train.sinks import check_sinks
 from omni_jax.train.step import make_step, Update
 
 
@@ -163,6 +165,8 @@ def _stage(run: Run, name: str, **parts: Any) -> loop.Stage:
     bad_steps=stage.bad_steps,
     repeat_every=run.config.repeat_every,
     about={'config': changes.plain(run.config)},
+    writers=run.config.writers,
+    config=changes.plain(run.config),
     **parts,
   )
 
@@ -191,7 +195,8 @@ def autoencoder_stage(run: Run, name: str) -> loop.Stage:
   objective = Autoencoding(row, config.autoencoders[name])
   update = Update(refresh=objective.refresh)
   step = jax.jit(make_step(objective, model, tx, update), donate_argnums=0)
-  return _stage(run, name, step=step, state=init(), batches=batches)
+  rate = schedule(run.optim[name], stage.steps)
+  return _stage(run, name, step=step, state=init(), batches=batches, rate=rate)
 
 
 def train_autoencoder(run: Run, name: str) -> None:
@@ -278,6 +283,7 @@ def omni_stage(
     flops=step_flops(run.model_config, run.budget).model,
     peak=peak_flops(jax.devices()[0].device_kind),
     profile=run.config.profile,
+    rate=rate or schedule(run.optim[OMNI], run.run_config.omni.steps),
   )
 
 
@@ -323,7 +329,8 @@ def _checked_run(config: Any, workdir: str, tables: Tables) -> Run:
       f'{jax.process_count()} processes share the devices, but are not connected: set '
       'config.distributed=True'
     )
-  run = Run(config, workdir, tables)
+  check_sinks(config.writers)
+  run = Run(config, checked(workdir, '--workdir'), tables)
   if EVALUATE in run.run_config.stages[:-1] and jax.process_count() > 1:
     raise UserError(
       f'config.stages={config.stages}: with several processes, {EVALUATE!r} has to be '
@@ -346,13 +353,13 @@ def run_all(config: Any, workdir: str, tables: Tables = TABLES) -> None:
   with contextlib.ExitStack() as stack:
     if not jax.process_index():
       for line in processes.agreed(lambda: _claim(stack, run)):
-        say(workdir, line)
-      save_config(config, workdir)
+        say(run.workdir, line)
+      save_config(config, run.workdir)
     else:
       processes.agreed(lambda: None)
     for name in run.run_config.stages:
       kind = jax.devices()[0].device_kind
-      say(workdir, f'stage {name} on {jax.device_count()} x {kind}')
+      say(run.workdir, f'stage {name} on {jax.device_count()} x {kind}')
       run_stage(run, name)
 
 

@@ -1,41 +1,39 @@
-"""Writes a run's metrics: metrics.jsonl, TensorBoard, and a progress bar or log.txt."""
+"""Reports on a stage: its metrics to all sinks, a line to log.txt, a progress bar."""
 
-from collections.abc import Mapping
-import functools
-import json
+from collections.abc import Mapping, Sequence
 import sys
-import time
+from typing import Any
 
-from etils import epath
 from jax.typing import ArrayLike
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from omni_jax.run_folder import read_json_lines, TRAINING_LOG, write_whole
-from omni_jax.run_log import say, START
+from omni_jax.run_log import say
+from omni_jax.train.sinks import Sink, SINKS, StageLog
 
 LOSS = 'loss/'  # prefix of the losses of the whole model
-STEPS_PER_SECOND = 'speed/steps_per_second'  # metric that the log shows as well
+STEPS_PER_SECOND = 'speed/steps_per_second'
+LEARNING_RATE = 'optim/learning_rate'
+EXAMPLES = 'data/examples'
 
 
 class Writer:
-  """Writes the metrics of one stage; leaving it as a context closes the files.
+  """Reports on one stage; leaving it as a context closes the sinks.
 
-  Lines of metrics.jsonl after the step that the stage resumes from are dropped first.
+  Args:
+    log: the stage.
+    names: names of the sinks, of `SINKS`.
+    steps: number of steps of the stage.
   """
 
-  def __init__(self, workdir: str, stage: str, *, steps: int, start: int):
-    self._stage = stage
-    self._folder = epath.Path(workdir)
-    self._metrics = self._folder / TRAINING_LOG
-    self._seconds = _spent_before(str(self._metrics))
-    self._keep_until(start)
-    self._board = SummaryWriter(str(self.trace_folder))
+  def __init__(self, log: StageLog, names: Sequence[str], *, steps: int):
+    self._log = log
+    self._steps = steps
+    self._sinks: list[Sink] = [SINKS[name](log) for name in names]
     self._bar = tqdm(
       total=steps,
-      initial=start,
-      desc=stage,
+      initial=log.start,
+      desc=log.stage,
       unit='step',
       disable=not sys.stderr.isatty(),
     )
@@ -45,48 +43,37 @@ class Writer:
 
   def __exit__(self, *_) -> None:
     self._bar.close()
-    self._board.close()
-
-  def _keep_until(self, start: int) -> None:
-    """Drops the lines of this stage after a step, and those that are half-written."""
-    if not self._metrics.exists():
-      return
-    kept = ''
-    for line in read_json_lines(self._metrics):
-      if line['stage'] != self._stage or line['step'] <= start:
-        kept += json.dumps(line) + '\n'
-    if kept != self._metrics.read_text():
-      write_whole(self._metrics, kept)  # a process that is killed here loses nothing
-
-  @property
-  def trace_folder(self) -> epath.Path:
-    """Folder of the profile, where TensorBoard's profile plug-in and xprof find it."""
-    return self._folder / 'tensorboard' / self._stage
+    for sink in self._sinks:
+      sink.close()
 
   def advance(self) -> None:
     """Counts one step."""
     self._bar.update()
 
+  def say(self, text: str) -> None:
+    """Writes a line about the stage to log.txt, and to the terminal above the bar."""
+    with tqdm.external_write_mode():
+      say(self._log.folder, f'{self._log.stage}: {text}')
+
   def write(self, step: int, metrics: Mapping[str, ArrayLike]) -> None:
-    """Writes one line of metrics; arrays become lists, TensorBoard gets the scalars."""
+    """Writes the metrics of a step; arrays become lists."""
     plain = {name: np.asarray(value).tolist() for name, value in metrics.items()}
-    seconds = self._seconds + time.time() - START
-    line = {'stage': self._stage, 'step': step, 'seconds': round(seconds, 2), **plain}
-    with self._metrics.open('a') as file:
-      file.write(json.dumps(line) + '\n')
-    shown = {}
-    for name, value in plain.items():
-      if isinstance(value, list):
-        continue
-      self._board.add_scalar(name, value, step)
-      if name.startswith((LOSS, f'{self._stage}/')):
-        shown[name.removeprefix(LOSS)] = f'{value:.3f}'
-    self._bar.set_postfix(shown, refresh=False)
-    if self._bar.disable:
-      rate = plain.get(STEPS_PER_SECOND)
-      text = ' '.join(f'{name}={value}' for name, value in shown.items())
-      speed = '' if rate is None else f' ({rate:.2f} steps/s)'
-      say(self._folder, f'{self._stage} step {step}: {text}{speed}')
+    for sink in self._sinks:
+      sink.write(step, plain)
+    losses = self._losses(plain)
+    self._bar.set_postfix(losses, refresh=False)
+    values = ' '.join(f'{name}={value}' for name, value in losses.items())
+    progress = _progress(plain, self._steps - step)
+    line = f'{self._log.stage} step {step}: {values}{progress}'
+    say(self._log.folder, line, show=self._bar.disable)
+
+  def _losses(self, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the losses as text by the names that the log shows."""
+    losses = {}
+    for name, value in metrics.items():
+      if name.startswith((LOSS, f'{self._log.stage}/')) and not isinstance(value, list):
+        losses[name.removeprefix(LOSS)] = f'{value:.3f}'
+    return losses
 
 
 class SilentWriter(Writer):
@@ -95,9 +82,8 @@ class SilentWriter(Writer):
   All processes have the same metrics, and the same folder.
   """
 
-  def __init__(self, workdir: str, stage: str):
-    self._stage = stage
-    self._folder = epath.Path(workdir)
+  def __init__(self):
+    pass
 
   def __exit__(self, *_) -> None:
     pass
@@ -105,15 +91,31 @@ class SilentWriter(Writer):
   def advance(self) -> None:
     pass
 
+  def say(self, text: str) -> None:
+    pass
+
   def write(self, step: int, metrics: Mapping[str, ArrayLike]) -> None:
     pass
 
 
-@functools.cache
-def _spent_before(metrics: str) -> float:
-  """Returns the seconds that earlier processes spent on this run.
+def _progress(metrics: Mapping[str, Any], steps_left: int) -> str:
+  """Returns learning rate, examples, speed and remaining time as the log shows them."""
+  words = []
+  if LEARNING_RATE in metrics:
+    words.append(f'learning rate {metrics[LEARNING_RATE]:.2e}')
+  if EXAMPLES in metrics:
+    words.append(f'{metrics[EXAMPLES]:,} examples')
+  rate = metrics.get(STEPS_PER_SECOND)
+  if rate:
+    words += [f'{rate:.2f} steps/s', f'{_duration(steps_left / rate)} left']
+  return f' ({", ".join(words)})' if words else ''
 
-  The first call has to come before this process writes anything.
-  """
-  seconds = [line['seconds'] for line in read_json_lines(epath.Path(metrics))]
-  return max(seconds, default=0.0)
+
+def _duration(seconds: float) -> str:
+  """Returns seconds as text: '42 s', '7 min' or '3 h 20 min'."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  minutes = round(seconds / 60)
+  if minutes < 90:
+    return f'{minutes} min'
+  return f'{minutes // 60} h {minutes % 60} min'

@@ -343,7 +343,9 @@ def transfer(wait_name='', network='ICI fsdp'):
     'never_awaited',
   ],
 )
-def test_seconds_of_a_schedule(order, seconds):
+def test_transfers_take_time_in_a_schedule_only_where_work_does_not_hide_them(
+  order, seconds
+):
   """Every instruction takes 2 seconds and every transfer 3."""
 
   def network_seconds(transfer):

@@ -298,11 +298,6 @@ def test_without_beam_the_message_names_the_package(lines, tmp_path, monkeypatch
   assert not list(tmp_path.glob('out*'))
 
 
-def test_only_beam_writes_to_a_bucket(lines):
-  with pytest.raises(UserError, match='only --beam writes to a bucket'):
-    command.main([f'--input={lines}', '--output=gs://bucket/out'])
-
-
 def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
   class InterruptedFile(io.BytesIO):
     def read(self, *_):

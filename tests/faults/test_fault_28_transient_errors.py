@@ -262,7 +262,7 @@ def test_fault_28_opening_is_attempted_again_as_well(tmp_path, monkeypatch, capl
   assert len(JsonLines(path, HOSTS)) == 1
   assert len(further_attempts(caplog)) == 2
   make_fail(monkeypatch, path_type, 'open', ALWAYS, TRANSIENT)
-  message = r'train\.jsonl: cannot be read \(a moment please\)'
+  message = r'train\.jsonl cannot be read \(a moment please\)'
   with pytest.raises(UserError, match=message):
     JsonLines(path, HOSTS)
 

@@ -7,7 +7,6 @@ It is also a script:
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -175,14 +174,10 @@ def resume(workdir):
 
 def logged_metrics(workdir):
   """Returns the complete lines of metrics.jsonl, without values that depend on time."""
-  file = pathlib.Path(workdir) / 'metrics.jsonl'
-  if not file.exists():
-    return []
-  lines = []
-  for text in file.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      lines.append(_without_times(json.loads(text)))
-  return lines
+  from omni_jax.run_folder import read_json_lines
+
+  lines = read_json_lines(epath.Path(workdir) / 'metrics.jsonl')
+  return [_without_times(line) for line in lines]
 
 
 def _without_times(metrics):

@@ -38,7 +38,7 @@ HIDDEN = 8
 EXPERTS = 8
 TOP_K = 2
 TOKENS = ROWS * LENGTH
-FIRST_EXPERT = jax.nn.one_hot(0, EXPERTS)[None]  # a row, which logits broadcast
+FIRST_EXPERT = jax.nn.one_hot(0, EXPERTS)[None]  # one row, for all tokens
 GATHER = Dispatch(Exchange.GATHER, capacity=2.0, block=4)
 EXACT = Dispatch(Exchange.ALL_TO_ALL, capacity=0, block=4)
 MESHES = [

@@ -21,7 +21,7 @@ TOKENS = 40
 EXPERTS = 6
 MODALITIES = 4  # padding and three media
 VALID = jnp.arange(TOKENS) % 5 > 0
-FIRST_EXPERT = jax.nn.one_hot(0, EXPERTS)[None]  # a row, which logits broadcast
+FIRST_EXPERT = jax.nn.one_hot(0, EXPERTS)[None]  # one row, for all tokens
 
 
 def logits(seed=0):

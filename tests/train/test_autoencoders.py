@@ -1,4 +1,4 @@
-"""Runs with no autoencoder and with two work: each is restored by its name."""
+"""A run may have no autoencoder or two; each is restored by its name."""
 
 import functools
 import json

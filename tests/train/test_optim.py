@@ -153,6 +153,6 @@ def test_a_rate_that_is_a_function_of_the_step_replaces_the_schedule():
   np.testing.assert_allclose(jnp.abs(second['decoder']['w']), 0.25, rtol=1e-3)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_of_optimizer_is_refused():
   with pytest.raises(ValueError, match='adamax'):
     optim_config(kind='adamax')

@@ -2,9 +2,17 @@
 
 import json
 
+from etils import epath
 import numpy as np
 
+from omni_jax.train.sinks import StageLog
 from omni_jax.train.writer import Writer
+
+
+def new_writer(folder, stage, *, steps, start):
+  """Returns a writer with the sinks that every run has."""
+  log = StageLog(epath.Path(folder), stage, start, {})
+  return Writer(log, ('jsonl', 'tensorboard'), steps=steps)
 
 
 def lines_of(folder):
@@ -14,7 +22,7 @@ def lines_of(folder):
 
 
 def test_metrics_become_plain_json_and_tensorboard_gets_the_scalars(tmp_path, capsys):
-  with Writer(str(tmp_path), 'omni', steps=10, start=0) as writer:
+  with new_writer(tmp_path, 'omni', steps=10, start=0) as writer:
     writer.write(5, {'loss/text': np.float32(0.5), 'routing/table': np.ones((2, 2))})
   (line,) = lines_of(tmp_path)
   assert line['stage'] == 'omni'
@@ -27,19 +35,19 @@ def test_metrics_become_plain_json_and_tensorboard_gets_the_scalars(tmp_path, ca
 
 
 def test_the_log_shows_the_losses_of_every_autoencoder(tmp_path, capsys):
-  with Writer(str(tmp_path), 'cells', steps=10, start=0) as writer:
+  with new_writer(tmp_path, 'cells', steps=10, start=0) as writer:
     writer.write(5, {'cells/loss': 0.25, 'grad_norm/total': 1.0})
   assert 'cells step 5: cells/loss=0.250\n' in capsys.readouterr().out
 
 
 def test_a_restart_drops_lines_after_its_checkpoint_and_keeps_other_stages(tmp_path):
   for stage, steps in (('codec', (10, 20)), ('omni', (10, 20, 30))):
-    with Writer(str(tmp_path), stage, steps=30, start=0) as writer:
+    with new_writer(tmp_path, stage, steps=30, start=0) as writer:
       for step in steps:
         writer.write(step, {'loss/total': 1.0})
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"stage": "omni", "st')
-  with Writer(str(tmp_path), 'omni', steps=30, start=20) as writer:
+  with new_writer(tmp_path, 'omni', steps=30, start=20) as writer:
     writer.write(30, {'loss/total': 2.0})
   assert [(line['stage'], line['step']) for line in lines_of(tmp_path)] == [
     ('codec', 10),
@@ -56,7 +64,7 @@ def test_the_time_of_earlier_processes_is_added(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text(json.dumps(earlier) + '\n')
   # Two stages of one process, whose own time counts once.
   for stage in ('omni', 'more'):
-    with Writer(str(tmp_path), stage, steps=10, start=0) as writer:
+    with new_writer(tmp_path, stage, steps=10, start=0) as writer:
       writer.write(1, {})
   _, first, second = (line['seconds'] for line in lines_of(tmp_path))
   assert 1000 < first <= second < first + 60

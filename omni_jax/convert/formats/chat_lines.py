@@ -9,6 +9,7 @@ from etils import epath
 from omni_jax.convert.formats.reader import InputExample, raising, RESUME
 from omni_jax.data.sources.jsonl import index_lines, parse_line, read_beside
 from omni_jax.errors import BadRecord, UserError
+from omni_jax.mirror import local_copy
 from omni_jax.retry import with_retries
 from omni_jax.sequence.example import Example, map_media, Part
 
@@ -44,7 +45,7 @@ class JsonLinesReader:
 
     def read() -> list[bytes]:
       texts = []
-      with self._path.open('rb') as file:
+      with open(local_copy(os.fspath(self._path)), 'rb') as file:
         for start, length, _ in lines_n3:
           file.seek(start)
           texts.append(file.read(length))

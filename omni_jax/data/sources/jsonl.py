@@ -19,6 +19,7 @@ from etils import epath
 import numpy as np
 
 from omni_jax.errors import BadRecord, UserError
+from omni_jax.mirror import local_copy
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.paths import is_remote
 from omni_jax.retry import with_retries
@@ -110,6 +111,7 @@ class JsonLines(StoredExamplesBase):
     self._file: int | None = None
     # Start and length in bytes, line number.
     self._lines_n3 = index_lines(self.path, parse_line)
+    self._local_path = local_copy(os.fspath(self.path))
 
   def __getstate__(self) -> dict[str, Any]:
     state = dict(self.__dict__)
@@ -131,7 +133,7 @@ class JsonLines(StoredExamplesBase):
 
     def read() -> str:
       digest = hashlib.blake2b(digest_size=8)
-      with self.path.open('rb') as file:
+      with open(self._local_path, 'rb') as file:
         while piece := file.read(1 << 20):
           digest.update(piece)
       return digest.hexdigest()
@@ -156,15 +158,11 @@ class JsonLines(StoredExamplesBase):
   def _read(self, start: int, length: int) -> bytes:
     """Returns bytes of the file.
 
-    A local file is opened only once, since that takes longer than parsing a line.
+    The file is opened only once, since that takes longer than parsing a line.
     """
     file = self._file
-    if file is None and is_remote(self.path):
-      with self.path.open('rb') as remote:
-        remote.seek(start)
-        return remote.read(length)
     if file is None:
-      file = os.open(self.path, os.O_RDONLY)
+      file = os.open(self._local_path, os.O_RDONLY)
       self._file = file
       weakref.finalize(self, os.close, file)
     try:
@@ -322,7 +320,7 @@ def _lines_of(
   lines: list[tuple[int, int, int]] = []
   start = 0
   number = 0
-  with path.open('rb') as file:
+  with epath.Path(local_copy(os.fspath(path))).open('rb') as file:
     while line := file.readline(MAX_LINE + 1):
       number += 1
       text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line

@@ -19,6 +19,7 @@ from omni_jax.data.sources.text_file import TextFile
 from omni_jax.data.sources.tfds import open_tfds
 from omni_jax.data.sources.without_voice import WithoutVoice
 from omni_jax.errors import UserError
+from omni_jax.mirror import local_copy
 from omni_jax.modalities.hosts import Hosts
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.sequence.example import Example
@@ -67,6 +68,11 @@ def _files(config: ConfigDict, key: str) -> list[str]:
   return [f'{config.root}/{part}' for part in config[key].split(',')]
 
 
+def _local_files(config: ConfigDict, key: str) -> list[str]:
+  """Returns the files or folders that a key names, those in buckets as copies."""
+  return [local_copy(path) for path in _files(config, key)]
+
+
 def _digits(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:
   return DigitExamples(
     load_digits(config),
@@ -108,7 +114,7 @@ def _without_voice(
 def _array_records(config: ConfigDict, hosts: Hosts, key: str) -> ArrayRecordExamples:
   """Opens the converted folders, or the single files, that a key names."""
   shards: list[str] = []
-  for path in _files(config, key):
+  for path in _local_files(config, key):
     shards += shards_in(path) or [path]
   return ArrayRecordExamples(shards, hosts)
 
@@ -122,7 +128,7 @@ def _array_record_held_out(config: ConfigDict, hosts: Hosts) -> Sequence[Example
 
 
 def _array_record_folders(config: ConfigDict, key: str) -> list[str]:
-  return _files(config, key) if config[key] else []
+  return _local_files(config, key) if config[key] else []
 
 
 def _text(config: ConfigDict, hosts: Hosts) -> Sequence[Example]:

@@ -5,6 +5,7 @@ say.
 """
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,7 @@ SAMPLES = 7680  # of 0.96 s
 CLIPS = CONFIG.voices * CONFIG.takes * 40
 KINDS = {'image': 'image', 'speech': 'audio', 'text': 'text'}
 RECIPES = [f'{a}_to_{b}' for a in INPUTS for b in OUTPUTS]
+digit_examples = functools.partial(DigitExamples, spoken_takes=1)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +44,7 @@ def digits():
 
 def examples_of(digits, recipe, n=20, seed=0):
   """Returns the first n examples of a recipe."""
-  examples = DigitExamples(digits, {recipe: 1.0}, seed=seed, spoken_takes=1)
+  examples = digit_examples(digits, {recipe: 1.0}, seed=seed)
   return [examples[i] for i in range(n)]
 
 
@@ -125,9 +127,9 @@ def test_a_reply_is_text_then_image_then_speech(digits):
 
 def test_examples_depend_on_index_and_seed_only(digits):
   recipes = dict.fromkeys(RECIPES, 1.0)
-  examples = DigitExamples(digits, recipes, seed=0, spoken_takes=1)
-  again = DigitExamples(digits, recipes, seed=0, spoken_takes=1)
-  other = DigitExamples(digits, recipes, seed=1, spoken_takes=1)
+  examples = digit_examples(digits, recipes, seed=0)
+  again = digit_examples(digits, recipes, seed=0)
+  other = digit_examples(digits, recipes, seed=1)
   assert str(again[5]) == str(examples[5])
   assert str(examples[6]) != str(examples[5])
   assert str(other[5]) != str(examples[5])
@@ -141,19 +143,21 @@ def test_the_identity_changes_with_everything_that_examples_depend_on(digits):
   clips = [louder_clip, *digits.train_clips[1:]]
   louder = dataclasses.replace(digits, train_clips=clips)
   variants = [
-    DigitExamples(digits, {'image_to_text': 1.0}, seed=0),
-    DigitExamples(digits, {'image_to_text': 1.0}, seed=1),
-    DigitExamples(digits, {'image_to_image': 1.0}, seed=0),
-    DigitExamples(digits, {'image_to_text': 1.0}, seed=0, spoken_takes=2),
-    DigitExamples(louder, {'image_to_text': 1.0}, seed=0),
+    digit_examples(digits, {'image_to_text': 1.0}, seed=0),
+    digit_examples(digits, {'image_to_text': 1.0}, seed=1),
+    digit_examples(digits, {'image_to_image': 1.0}, seed=0),
+    digit_examples(digits, {'image_to_text': 1.0}, seed=0, spoken_takes=2),
+    digit_examples(louder, {'image_to_text': 1.0}, seed=0),
   ]
-  again = DigitExamples(digits, {'image_to_text': 1.0}, seed=0)
+  again = digit_examples(digits, {'image_to_text': 1.0}, seed=0)
   assert again.identity() == variants[0].identity()
   assert len({variant.identity() for variant in variants}) == 5
 
 
 def test_recipes_are_drawn_in_proportion(digits):
-  examples = DigitExamples(digits, {'image_to_text': 3.0, 'text_to_image': 1.0}, seed=0)
+  examples = digit_examples(
+    digits, {'image_to_text': 3.0, 'text_to_image': 1.0}, seed=0
+  )
   tasks = [examples[i]['messages'][1]['task'] for i in range(300)]
   assert 0.67 < tasks.count('write') / 300 < 0.83
 
@@ -163,7 +167,7 @@ def test_recipes_are_drawn_in_proportion(digits):
 )
 def test_unknown_recipes_are_refused(digits, recipes):
   with pytest.raises(UserError, match='recipe'):
-    DigitExamples(digits, recipes, seed=0)
+    digit_examples(digits, recipes, seed=0)
 
 
 def test_every_recipe_of_the_tiny_run_fits_its_rows():

@@ -116,7 +116,7 @@ def test_lines_are_a_sequence_with_random_access(folder):
     ({'content': 'a', 'messages': []}, 'exactly one of'),
     (
       {'content': 'a', 'langauge': 'de'},
-      'unknown langauge; known are messages, content, id, meta; fields of your own',
+      'unknown langauge; the known keys are messages, content, id, meta; fields of your own',
     ),
     ({'content': []}, 'neither a string nor a list'),
     ({'content': 'a', 'id': 1.5}, '"id" is 1.5'),

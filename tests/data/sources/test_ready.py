@@ -570,7 +570,7 @@ def test_a_set_is_converted(root, tmp_path):
   message = '--input=emoji:train: give the folder that holds emoji/, --root=DIR'
   with pytest.raises(UserError, match=message):
     reader_of(Flags(input='emoji:train', root=''))
-  message = r'^--input=mnist:train: .*: --root names the folder that holds mnist/'
+  message = r'^--input=mnist:train: .*: --root must name the folder that holds mnist/'
   with pytest.raises(UserError, match=message):
     reader_of(Flags(input='mnist:train', root=str(tmp_path / 'nothing')))
 

@@ -103,7 +103,7 @@ def test_where_nothing_speaks_the_codec_learns_what_is_heard(root):
 
 def test_sounds_that_cannot_be_used_are_named(root):
   (root / 'three.wav').write_bytes(b'no sound')
-  with pytest.raises(UserError, match=r'1 are refused, the first: three\.wav'):
+  with pytest.raises(UserError, match=r'1 are refused, first: three\.wav'):
     training_payloads(config(root), HOSTS, 'audio')
 
 

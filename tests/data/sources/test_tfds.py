@@ -134,7 +134,7 @@ def test_a_set_is_converted_without_reading_its_media_twice(root, tmp_path):
   for record in convert_examples(reader, tmp_path / 'heard', shards=1):
     lengths.append(len(record['messages'][0]['content'][0]['wave']))
   assert sorted(lengths) == [200, 201, 202]
-  remedy = 'name the prompt by --read, the answer by --write'
+  remedy = 'name the prompt by --read and the answer by --write'
   message = f'--input=tfds:sounds/train: .*{remedy}'
   with pytest.raises(UserError, match=message):
     TfdsReader('sounds/train', root=str(root))
