@@ -35,6 +35,7 @@ MAY_IMPORT = {
   'retry': set(),
   'types': set(),
   'chips': set(),
+  'cli': {'errors'},
   'run_log': set(),
   'run_folder': set(),
   'host': {'errors', 'types'},
