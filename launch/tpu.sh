@@ -7,6 +7,7 @@
 #   launch/tpu.sh train configs/digits.py gs://BUCKET/digits [--config.omni.steps=4000 …]
 #   launch/tpu.sh logs [LINES]                         the last lines of every host
 #   launch/tpu.sh stop                                 saves first
+#   launch/tpu.sh ssh COMMAND                          any command, on every host
 #   launch/tpu.sh delete                               the TPU; it costs money until then
 # TPU      name of the queued resource             PROJECT  gcloud's default
 # TYPE     v5litepod-16 by default                 RUNTIME  image of the hosts, by default that for TYPE
@@ -21,7 +22,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
 usage() {
-  echo "usage: TPU=name ZONE=zone $0 create | wait | install | train CONFIG WORKDIR [overrides…] | logs [LINES] | stop | delete" >&2
+  echo "usage: TPU=name ZONE=zone $0 create | wait | install | train CONFIG WORKDIR [overrides…] | logs [LINES] | stop | ssh COMMAND | delete" >&2
   exit 2
 }
 
@@ -124,6 +125,10 @@ case $verb in
     ;;
   logs) host logs "$@" ;;
   stop) host stop ;;
+  ssh)
+    [ $# = 1 ] || usage
+    on_hosts "$1"
+    ;;
   delete) queued delete "$TPU" --force ;;
   *) usage ;;
 esac

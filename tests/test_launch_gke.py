@@ -243,6 +243,23 @@ def test_xpk_runs_the_same_command():
   assert command[2:] == container_of(manifest())['args']
 
 
+def test_the_page_has_the_line_of_xpk():
+  page = (ROOT / 'docs' / 'tpu.md').read_text()
+  (line,) = re.findall(
+    r'^xpk workload create.*?(?=```)', page, re.DOTALL | re.MULTILINE
+  )
+  result = run(
+    'gke.sh',
+    'xpk',
+    'configs/omni_1b.py',
+    'gs://BUCKET/omni_1b',
+    IMAGE='$IMAGE',
+    CLUSTER='CLUSTER',
+    DRY_RUN='1',
+  )
+  assert shlex.split(line.replace('\\\n', ' ')) == shlex.split(result.stdout)
+
+
 def test_other_commands():
   build, push = dry_run('image', EXTRAS='tpu,gs,demo').splitlines()
   assert '--build-arg=EXTRAS=tpu,gs,demo' in shlex.split(build)

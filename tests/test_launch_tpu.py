@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 
 from launching import environment, executable, LAUNCH, run
@@ -100,6 +102,13 @@ def test_other_commands():
     assert command == queued_resources('ssh', 'omni', *ON_ALL_HOSTS, remote)
 
 
+def test_ssh_runs_any_command_on_every_host():
+  (command,) = dry_run('ssh', 'df -h /dev/shm')
+  assert command == queued_resources(
+    'ssh', 'omni', *ON_ALL_HOSTS, '--command=df -h /dev/shm'
+  )
+
+
 def test_train_passes_the_overrides_as_they_are():
   words = ['train', 'configs/tiny.py', 'gs://b/a b', "--config.stages=('omni',)"]
   (command,) = dry_run(*words)
@@ -129,6 +138,8 @@ def test_install_copies_the_commit_or_clones():
     (['create'], {'ZONE': 'us-west4-a'}),
     (['train', 'configs/tiny.py'], POD),
     (['creat'], POD),
+    (['ssh'], POD),
+    (['ssh', 'df', '-h'], POD),
   ],
 )
 def test_mistakes_print_the_usage(arguments, variables):
@@ -254,6 +265,32 @@ def test_wait_ends_when_the_state_is_final(pod, states, code):
   result = pod.tpu('wait')
   assert result.returncode == code
   assert result.stdout.splitlines() == list(dict.fromkeys(states))
+
+
+def launch_lines(page: str) -> list[str]:
+  """Returns the lines of a page's bash blocks that call a script of launch/."""
+  lines = []
+  for block in re.findall(r'```bash\n(.*?)```', page, re.DOTALL):
+    for line in block.replace('\\\n', ' ').replace('…', '').splitlines():
+      if re.match(r'([A-Z]+=\S+ )*launch/', line):
+        lines.append(line)
+  return lines
+
+
+PAGE = LAUNCH.parent / 'docs' / 'tpu.md'
+
+
+@pytest.mark.parametrize('line', launch_lines(PAGE.read_text()))
+def test_the_commands_of_the_page_work_in_a_dry_run(line):
+  variables = environment(
+    **POD, IMAGE='image', CLUSTER='c', DRY_RUN='1', PYTHON=sys.executable
+  )
+  command = ['bash', '-euo', 'pipefail', '-c', line]
+  result = subprocess.run(
+    command, cwd=LAUNCH.parent, env=variables, capture_output=True, text=True
+  )
+  assert not result.returncode, result.stderr
+  assert result.stdout
 
 
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='needs gcloud')
