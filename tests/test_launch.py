@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import shlex
 import shutil
@@ -117,3 +118,17 @@ def test_the_page_of_pods_is_up_to_date():
   results = json.loads(pods['RESULTS_FILE'].read_text())
   assert set(results) == set(pods['RUNS'])
   assert pods['PAGE_FILE'].read_text() == pods['page'](results)
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/tpu.md'])
+def test_other_pages_quote_the_page_of_pods(name):
+  """Memory as '4.06 of 15.75'; steps as '0.42 / 0.49 / 0.56' or '0.42 to 0.56 s a step'."""
+  pods = (LAUNCH.parent / 'docs' / 'pods.md').read_text()
+  page = (LAUNCH.parent / name).read_text()
+  number = r'\d+\.\d+'
+  quoted = re.findall(f'{number} of {number}|{number} / {number} / {number}', page)
+  assert quoted
+  for figure in quoted:
+    assert figure in pods
+  for first, last in re.findall(f'({number}) to ({number}) s a step', page):
+    assert re.search(f'{first} / {number} / {last}', pods)
