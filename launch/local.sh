@@ -3,6 +3,7 @@
 #   launch/local.sh configs/digits.py runs/digits [--config.omni.steps=4000 …]
 #   PROCESSES=2 launch/local.sh configs/tiny.py runs/tiny
 # PROCESSES is the number of processes of one device each, which act as the hosts of a pod.
+# SIGTERM and Ctrl-C stop the run: it saves and is not started again.
 # DRY_RUN=1 prints the command instead of running it.
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -28,18 +29,20 @@ fi
 together() {
   local pids=() pid k code result=0
   for ((k = 0; k < processes; k++)); do
-    JAX_PROCESS_ID=$k "${command[@]}" &
+    if [ "$processes" != 1 ]; then
+      export JAX_PROCESS_ID=$k
+    fi
+    "${command[@]}" &
     pids+=($!)
   done
   trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
   for pid in "${pids[@]}"; do
+    # A signal to this script ends `wait` early, with a code that is not the process's.
+    while kill -0 "$pid" 2>/dev/null; do
+      wait "$pid" || true
+    done
     code=0
     wait "$pid" || code=$?
-    # A signal to this script ends `wait` early.
-    while kill -0 "$pid" 2>/dev/null; do
-      code=0
-      wait "$pid" || code=$?
-    done
     if [ "$code" != 0 ] && { [ "$result" = 0 ] || [ "$result" = 75 ]; }; then
       result=$code
     fi
@@ -49,12 +52,9 @@ together() {
 
 while true; do
   code=0
-  if [ "$processes" = 1 ]; then
-    "${command[@]}" || code=$?
-  else
-    together || code=$?
-  fi
+  together || code=$?
   if [ "$code" != 75 ] || [ "$stopped" = 1 ]; then
+    echo "ended with exit code $code" >&2
     exit "$code"
   fi
   echo 'preempted and saved; starting again' >&2

@@ -162,6 +162,22 @@ def test_your_own_data(run):
   assert 'of 24 right' in printed(ask)
 
 
+def test_tpu(run):
+  """On eight CPU devices, in the place of the eight chips of Kaggle's TPU."""
+  notebook = run('tpu')
+  assert '8 devices, platform cpu' in printed(outputs_after(notebook, 'The chips'))
+  train = printed(outputs_after(notebook, 'Train'))
+  assert 'stage omni on 8 x cpu' in train
+  assert 'omni step 20' in train
+  speed = outputs_after(notebook, 'Speed')
+  assert 'tokens_per_second' in printed(speed)
+  assert len(figures(speed)) == 1
+  assert '.xplane.pb' in printed(outputs_after(notebook, 'The trace'))
+  replies = outputs_after(notebook, 'Draw and speak')
+  assert len(figures(replies)) == 1
+  assert len(sounds(replies)) == 1
+
+
 def test_every_notebook_has_a_test():
   for name in NAMES:
     assert f'test_{name}' in globals()

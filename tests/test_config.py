@@ -3,11 +3,21 @@
 from collections.abc import Callable, Sequence
 import itertools
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import config_flags, ConfigDict
 import pytest
+import samples
 from samples import config, tiny_run
 
-from omni_jax.config import AutoencoderStage, EVALUATE, ModelStage, OMNI, RunConfig
+from omni_jax.config import (
+  AutoencoderStage,
+  EVALUATE,
+  ModelStage,
+  OMNI,
+  own_config,
+  read_config,
+  RunConfig,
+)
 from omni_jax.errors import UserError
 from omni_jax.modalities.audio.augment import AudioAugment
 from omni_jax.modalities.image.augment import ImageAugment
@@ -193,3 +203,25 @@ def test_a_stage_is_unknown_if_the_run_lacks_its_autoencoder():
   message = r"\['codec'\] is unknown; .* \('omni', 'evaluate'\)"
   with pytest.raises(UserError, match=message):
     RunConfig.of(run, ())
+
+
+def test_the_packages_own_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  own = samples.ROOT / 'configs' / 'omni_1b.py'
+  assert own_config('configs/omni_1b.py:text') == f'{own}:text'
+  assert own_config('configs/other.py') == 'configs/other.py'  # no such file anywhere
+  assert own_config('omni_1b.py') == 'omni_1b.py'  # only configs/ can be the package's
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'omni_1b.py').touch()
+  assert own_config('configs/omni_1b.py') == 'configs/omni_1b.py'  # the user's own
+
+
+@pytest.mark.parametrize(
+  'given', [['--config=configs/tiny.py'], ['--config', 'configs/tiny.py']]
+)
+def test_read_config_takes_the_packages_own_config(tmp_path, monkeypatch, given):
+  monkeypatch.chdir(tmp_path)
+  values = flags.FlagValues()
+  line = ['train', *given, '--config.seed=5']
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
+  assert read_config(values, line).seed == 5

@@ -3,33 +3,34 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 
+from launching import environment, executable, LAUNCH, run
 import pytest
 
-LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
-
-
-def run(script: str, *args: str, **env: str) -> subprocess.CompletedProcess:
-  """Runs a launch script with these variables added to a clean environment."""
-  environment = dict(os.environ)
-  for name in ('TPU', 'ZONE', 'SOURCE', 'PYTHON'):
-    environment.pop(name, None)
-  environment |= env
-  command = ['bash', LAUNCH / script, *args]
-  return subprocess.run(command, env=environment, capture_output=True, text=True)
+SCRIPTS = [*sorted(LAUNCH.glob('*.sh')), LAUNCH.parent / '.ci' / 'run']
 
 
 def fake_python(folder: pathlib.Path, script: str) -> str:
   """Writes a bash script that takes the place of python; returns its path."""
-  path = folder / 'python'
-  path.write_text(f'#!/bin/bash\n{script}\n')
-  path.chmod(0o755)
-  return str(path)
+  return executable(folder / 'python', script)
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(path):
+  places = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+  shellcheck = shutil.which('shellcheck', path=places)
+  if not shellcheck:
+    pytest.skip("shellcheck is in the extra 'dev'")
+  result = subprocess.run([shellcheck, path], capture_output=True, text=True)
+  assert not result.returncode, result.stdout
 
 
 @pytest.mark.parametrize('script', sorted(path.name for path in LAUNCH.glob('*.sh')))
@@ -92,51 +93,20 @@ def test_local_starts_several_processes_that_know_each_other(tmp_path):
   assert lines == [f'0 {command}'] * 2 + [f'1 {command}'] * 2
 
 
-def test_local_forwards_sigterm_and_does_not_start_again(tmp_path):
+@pytest.mark.parametrize('processes', [1, 2])
+def test_local_forwards_sigterm_and_does_not_start_again(tmp_path, processes):
   python = fake_python(
     tmp_path,
     f'trap "exit 75" TERM; touch {tmp_path}/started.$JAX_PROCESS_ID\n'
     'for k in $(seq 200); do sleep 0.05; done',
   )
   command = ['bash', LAUNCH / 'local.sh', 'c.py', 'dir']
-  environment = os.environ | {'PYTHON': python, 'PROCESSES': '2'}
-  with subprocess.Popen(command, env=environment) as process:
-    while len(list(tmp_path.glob('started.*'))) < 2:
+  variables = environment(PYTHON=python, PROCESSES=str(processes))
+  with subprocess.Popen(command, env=variables) as process:
+    while len(list(tmp_path.glob('started.*'))) < processes:
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(5) == 75
-
-
-def test_tpu_vm_installs_then_trains_on_every_worker():
-  arguments = ('configs/digits.py', 'gs://bucket/run', '--config.mesh.fsdp=16')
-  variables = {
-    'DRY_RUN': '1',
-    'TPU': 'pod',
-    'ZONE': 'us-east5-a',
-    'SOURCE': 'https://example.org/omni_jax.git',
-  }
-  result = run('tpu_vm.sh', *arguments, **variables)
-  assert result.returncode == 0, result.stderr
-  setup, train = (shlex.split(line) for line in result.stdout.splitlines())
-  for command in (setup, train):
-    assert command[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', 'pod']
-    assert {'--zone=us-east5-a', '--worker=all'} <= set(command)
-    remote = command[-1].removeprefix('--command=')
-    subprocess.run(['bash', '-n', '-c', remote], check=True)  # checks only the syntax
-  assert "'.[tpu,demo,eval]'" in setup[-1]
-  assert '--config.distributed=True' in train[-1]
-  assert '--config.mesh.fsdp=16' in train[-1]
-
-
-def test_tpu_vm_needs_a_source(tmp_path):
-  copy = tmp_path / 'launch'
-  copy.mkdir()
-  (copy / 'tpu_vm.sh').write_text((LAUNCH / 'tpu_vm.sh').read_text())
-  env = {'PATH': os.environ['PATH'], 'TPU': 'a', 'ZONE': 'b'}
-  command = ['bash', copy / 'tpu_vm.sh', 'c.py', 'dir']
-  result = subprocess.run(command, env=env, capture_output=True, text=True)
-  assert result.returncode == 2
-  assert 'SOURCE' in result.stderr
 
 
 def test_the_page_of_pods_is_up_to_date():
@@ -148,3 +118,17 @@ def test_the_page_of_pods_is_up_to_date():
   results = json.loads(pods['RESULTS_FILE'].read_text())
   assert set(results) == set(pods['RUNS'])
   assert pods['PAGE_FILE'].read_text() == pods['page'](results)
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/tpu.md'])
+def test_other_pages_quote_the_page_of_pods(name):
+  """Memory as '4.06 of 15.75'; steps as '0.42 / 0.49 / 0.56' or '0.42 to 0.56 s a step'."""
+  pods = (LAUNCH.parent / 'docs' / 'pods.md').read_text()
+  page = (LAUNCH.parent / name).read_text()
+  number = r'\d+\.\d+'
+  quoted = re.findall(f'{number} of {number}|{number} / {number} / {number}', page)
+  assert quoted
+  for figure in quoted:
+    assert figure in pods
+  for first, last in re.findall(f'({number}) to ({number}) s a step', page):
+    assert re.search(f'{first} / {number} / {last}', pods)

@@ -39,6 +39,7 @@ MAY_IMPORT = {
   'command_line': set(),
   'types': set(),
   'chips': set(),
+  'cli': {'errors'},
   'run_log': {'line_file'},
   'run_folder': {'line_file', 'paths'},
   'host': {'errors', 'types'},
