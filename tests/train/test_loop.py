@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.data.crops import CropLoader
 from omni_jax.data.example_maker import ExampleMaker
 from omni_jax.data.loader import Loader
-from omni_jax.errors import PREEMPTED, UserError
+from omni_jax.errors import INTERRUPTED, PREEMPTED, UserError
 from omni_jax.model import abstract_autoencoder
 from omni_jax.objective import Autoencoding
 from omni_jax.sharding import make_mesh, param_roles
@@ -31,21 +32,24 @@ from omni_jax.train.state import init_autoencoder_state
 from omni_jax.train.step import make_step, Update
 
 
-class BatchesWithSigterm:
-  """Batches during the n-th of which the process gets SIGTERM."""
+class BatchesWithSignal:
+  """Batches during the n-th of which the process gets a signal, SIGTERM by default."""
 
-  def __init__(self, batches, n):
+  def __init__(self, batches, n, sent=signal.SIGTERM):
     self._batches = batches
     self._left = n
+    self._signal = sent
     self.state = batches.state
     self.merged = batches.merged
     self.restore = batches.restore
     self.close = batches.close
+    if isinstance(batches, loop.CountedBatches):
+      self.examples_before = batches.examples_before
 
   def __next__(self):
     self._left -= 1
     if not self._left:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), self._signal)
     return next(self._batches)
 
 
@@ -109,7 +113,7 @@ def test_four_steps_equal_two_a_restart_and_two(name, request, kit, tmp_path):
   parts_folder = tmp_path / 'parts'
   whole = loop.run(make(), str(whole_folder), kit.mesh)
   stage = make()
-  killed = dataclasses.replace(stage, batches=BatchesWithSigterm(stage.batches, 2))
+  killed = dataclasses.replace(stage, batches=BatchesWithSignal(stage.batches, 2))
   with pytest.raises(loop.Preempted) as stopped:
     loop.run(killed, str(parts_folder), kit.mesh)
   assert stopped.value.code == PREEMPTED == 75
@@ -240,16 +244,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
 def test_sigterm_saves_the_current_step_and_the_signal_handler_is_restored(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 5)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSignal(Numbers(), 5)), str(tmp_path), make_mesh())
   assert signal.getsignal(signal.SIGTERM) is before
   assert (tmp_path / 'checkpoints' / 'toy' / '5').exists()
   state = loop.run(toy(), str(tmp_path), make_mesh())
   np.testing.assert_array_equal(state.params['w'], -6)
 
 
+def test_ctrl_c_saves_the_current_step_and_ends_with_130(tmp_path):
+  before = signal.getsignal(signal.SIGINT)
+  batches = BatchesWithSignal(Numbers(), 5, signal.SIGINT)
+  with pytest.raises(loop.Preempted) as stopped:
+    loop.run(toy(batches=batches), str(tmp_path), make_mesh())
+  assert stopped.value.code == INTERRUPTED == 130
+  assert signal.getsignal(signal.SIGINT) is before
+  assert (tmp_path / 'checkpoints' / 'toy' / '5').exists()
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
+  batches = BatchesWithSignal(Numbers(), 5, signal.SIGINT)
+  batches = BatchesWithSignal(batches, 5, signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    loop.run(toy(batches=batches), str(tmp_path), make_mesh())
+
+
+def test_the_log_says_what_compiles_and_how_far_the_run_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)  # a bar is shown instead
+  loop.run(toy(rate=lambda count: 0.5), str(tmp_path), make_mesh())
+  text = (tmp_path / 'log.txt').read_text()
+  assert re.search(r'toy: compiling a step of [\d,]+ parameters\n', text)
+  assert re.search(r'toy: first step done [\d.]+ s later\n', text)
+  last = text.splitlines()[-1]
+  assert re.search(
+    r'toy step 6: .*\(learning rate 5.00e-01, .* steps/s, 0 s left\)', last
+  )
+
+
 def test_sigterm_at_the_last_step_still_stops_the_run(tmp_path):
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 6)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSignal(Numbers(), 6)), str(tmp_path), make_mesh())
   state = loop.run(toy(), str(tmp_path), make_mesh())
   np.testing.assert_array_equal(state.params['w'], -6)
 
@@ -275,6 +308,6 @@ def test_the_profiler_runs_over_the_named_steps(tmp_path):
 
 def test_a_restart_in_the_middle_of_the_profiled_steps_profiles_nothing(tmp_path):
   with pytest.raises(loop.Preempted):
-    loop.run(toy(batches=BatchesWithSigterm(Numbers(), 3)), str(tmp_path), make_mesh())
+    loop.run(toy(batches=BatchesWithSignal(Numbers(), 3)), str(tmp_path), make_mesh())
   loop.run(toy(profile='2:5'), str(tmp_path), make_mesh())
   assert not list((tmp_path / 'tensorboard' / 'toy').rglob('*.xplane.pb'))
