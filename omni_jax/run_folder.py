@@ -16,6 +16,7 @@ EVALUATIONS = 'eval'  # folder of the evaluations, by step
 # Files of an evaluation.
 SCORES_FILE = 'metrics.json'
 REPORT_FILE = 'report.html'
+PREDICTIONS_FILE = 'predictions.jsonl'
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """Scores a checkpoint of a run and writes its report.
 
 python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw]
-  [--data=FILE.jsonl] [--out=DIR] [--seed=N] [--sampling KEY=NUMBER] [--follow]
+  [--data=FILE.jsonl] [--out=DIR] [--seed=N] [--sampling KEY=NUMBER]
+  [--fail_under PATH=NUMBER] [--follow]
 """
 
 import argparse
@@ -15,6 +16,7 @@ from etils import epath
 
 from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import run_command, UserError
+from omni_jax.evaluate.scores import missed, thresholds_of
 from omni_jax.paths import checked
 
 
@@ -52,6 +54,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     metavar='KEY=NUMBER',
     help="overrides a value of the run's config.generate, such as guidance=2; may be "
     'repeated',
+  )
+  parser.add_argument(
+    '--fail_under',
+    action='append',
+    default=[],
+    metavar='PATH=NUMBER',
+    help='exit with 1 if a score of metrics.json is lower, such as '
+    'directions.text_to_image.accuracy=0.9; may be repeated',
   )
   parser.add_argument(
     '--follow',
@@ -101,10 +111,11 @@ def _check(flags: argparse.Namespace) -> None:
     )
 
 
-def main(arguments: Sequence[str]) -> None:
-  """Runs the command."""
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
   flags = parse(arguments)
   sampling = sampling_of(flags.sampling)
+  thresholds = thresholds_of(flags.fail_under)
   _check(flags)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
   # Imported only now: mistakes above are reported at once, without waiting for jax.
@@ -115,11 +126,13 @@ def main(arguments: Sequence[str]) -> None:
 
   log = functools.partial(print, flush=True)
 
+  low_scores: list[str] = []
+
   def evaluate(step: int | None) -> None:
     trained = restore(flags.workdir, step=step, weights=flags.weights)
     limits = limits_of(trained.config)
     limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
-    run(
+    metrics = run(
       trained,
       flags.workdir,
       flags.out,
@@ -128,13 +141,17 @@ def main(arguments: Sequence[str]) -> None:
       data=flags.data,
       log=log,
     )
+    low_scores.extend(missed(metrics, thresholds))
 
   if not flags.follow:
     evaluate(flags.step)
-    return
-  steps = functools.partial(steps_of, flags.workdir)
-  last = functools.partial(last_step, flags.workdir)
-  follow(evaluate, steps, last, log=log)
+  else:
+    steps = functools.partial(steps_of, flags.workdir)
+    last = functools.partial(last_step, flags.workdir)
+    follow(evaluate, steps, last, log=log)
+  for line in low_scores:
+    print(f'error: --fail_under: {line}', file=sys.stderr)
+  return 1 if low_scores else 0
 
 
 if __name__ == '__main__':

@@ -8,18 +8,28 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from omni_jax.config import AVERAGE
+from omni_jax.board import Board
+from omni_jax.config import AVERAGE, EVALUATE
 from omni_jax.data.sources.table import source_of
 from omni_jax.evaluate.limits import Limits, limits_of, Log, seed_of
 from omni_jax.evaluate.page import report, training_log
 from omni_jax.evaluate.page.gallery import Gallery
-from omni_jax.evaluate.page.page_media import Media
+from omni_jax.evaluate.page.page_media import grid, Media
 from omni_jax.evaluate.page.training_log import Record
+from omni_jax.evaluate.scores import numbers_in
 from omni_jax.evaluate.tasks.examples import measure_on_file
 from omni_jax.evaluate.tasks.table import TASKS
+from omni_jax.evaluate.tasks.task_result import TaskResult
 from omni_jax.generate.api import load, TrainedModel
 from omni_jax.modalities.devices import TABLES, Tables
-from omni_jax.run_folder import EVALUATIONS, REPORT_FILE, SCORES_FILE, write_whole
+from omni_jax.run_folder import (
+  BOARD,
+  EVALUATIONS,
+  PREDICTIONS_FILE,
+  REPORT_FILE,
+  SCORES_FILE,
+  write_whole,
+)
 
 VERSION = 1
 TITLE = 'omni_jax: evaluation'
@@ -55,7 +65,7 @@ def run(
   data: epath.PathLike | None = None,
   log: Log = print,
 ) -> dict[str, Any]:
-  """Evaluates and writes `out`/{metrics.json, report.html, media/}.
+  """Evaluates and writes `out`/{metrics.json, report.html, predictions.jsonl, media/}.
 
   metrics.json is written last, and never appears half-written.
 
@@ -96,7 +106,9 @@ def run(
   }
   metrics['seconds'] = round(time.monotonic() - began, 2)
   metrics = plain(metrics)
-  _write(out, metrics, measured.gallery, records)
+  _write(out, metrics, measured, records)
+  if out == by_step:
+    _write_board(epath.Path(workdir) / BOARD / EVALUATE, metrics, measured.gallery)
   log(f'evaluate: wrote {out / REPORT_FILE} after {metrics["seconds"]:.1f} s')
   return metrics
 
@@ -128,12 +140,31 @@ def _minutes(records: Sequence[Record]) -> float | None:
 def _write(
   out: epath.Path,
   metrics: Mapping[str, Any],
-  gallery: Gallery,
+  measured: TaskResult,
   records: Sequence[Record],
 ) -> None:
   """Writes media first; page and numbers get their names when they are complete."""
   (out / 'media').mkdir(parents=True, exist_ok=True)
   numbers = json.dumps(metrics, indent=1, allow_nan=False)
-  page = report.render(metrics, gallery, records, Media(out / 'media'), title=TITLE)
+  lines = [json.dumps(plain(line), ensure_ascii=False) for line in measured.predictions]
+  write_whole(out / PREDICTIONS_FILE, ''.join(f'{line}\n' for line in lines))
+  page = report.render(
+    metrics, measured.gallery, records, Media(out / 'media'), title=TITLE
+  )
   write_whole(out / REPORT_FILE, page)
   write_whole(out / SCORES_FILE, numbers + '\n')
+
+
+def _write_board(
+  folder: epath.Path, metrics: Mapping[str, Any], gallery: Gallery
+) -> None:
+  """Writes scores, drawings and spoken words of a run's own evaluation to TensorBoard."""
+  step = metrics['step']
+  with Board(folder) as board:
+    board.scalars(step, numbers_in(metrics))
+    if gallery.drawn:
+      board.image(step, 'drawn', grid(gallery.drawn))
+    for word in gallery.spoken:
+      part = word.generated
+      if part is not None and part.wave is not None and part.rate:
+        board.sound(step, word.title, part.wave, part.rate)

@@ -54,12 +54,27 @@ def test_sampling_of_the_command_overrides_that_of_the_config(monkeypatch):
 
   def run(*args, limits, **options):
     settings.update(n=limits.n, **limits.sampling)
+    return {}
 
   monkeypatch.setattr(run_lib, 'restore', restore)
   monkeypatch.setattr(run_lib, 'run', run)
   flags = ['--sampling', 'guidance=2.5', '--sampling', 'dit_steps=8']
   command.main(['--workdir=.', *flags])
   assert settings == {'n': 3, 'guidance': 2.5, 'temperature': 0.5, 'dit_steps': 8}
+
+
+@pytest.mark.parametrize('threshold, code', [(0.4, 0), (0.6, 1)])
+def test_a_score_below_its_threshold_gives_exit_code_1(
+  monkeypatch, capsys, threshold, code
+):
+  trained = SimpleNamespace(config=ConfigDict())
+  monkeypatch.setattr(run_lib, 'restore', lambda *args, **options: trained)
+  metrics = {'directions': {'a': {'accuracy': 0.5}}}
+  monkeypatch.setattr(run_lib, 'run', lambda *args, **options: metrics)
+  flags = ['--fail_under', f'directions.a.accuracy={threshold}']
+  assert command.main(['--workdir=.', *flags]) == code
+  expected = 'error: --fail_under: directions.a.accuracy is 0.5, below 0.6\n'
+  assert capsys.readouterr().err == (expected if code else '')
 
 
 def test_ticks_are_round_and_inside():

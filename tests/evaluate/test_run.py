@@ -116,6 +116,27 @@ def test_the_metrics_file_holds_the_returned_metrics(perfect):
   assert not list((folder / 'eval/7').glob('*.part'))
 
 
+def test_every_reply_is_in_the_predictions(perfect):
+  text = (perfect.folder / 'eval/7/predictions.jsonl').read_text()
+  predictions = [json.loads(line) for line in text.splitlines()]
+  for name, entry in perfect.metrics['directions'].items():
+    own = [line for line in predictions if line['group'] == name]
+    assert len(own) >= entry['n']
+    assert all(line['right'] == (line['digit'] == line['expected']) for line in own)
+  drawn = [line for line in predictions if line['group'] == 'text_to_image']
+  assert drawn[0]['reply'] == [{'type': 'image'}]
+  right = [line['right'] for line in drawn]
+  accuracy = perfect.metrics['directions']['text_to_image']['accuracy']
+  assert sum(right) / len(right) == pytest.approx(accuracy)
+
+
+def test_tensorboard_has_scores_drawings_and_words(perfect):
+  files = list((perfect.folder / 'tensorboard' / 'evaluate').iterdir())
+  data = b''.join(path.read_bytes() for path in files)
+  for name in (b'directions.text_to_image.accuracy', b'drawn', b'RIFF'):
+    assert name in data
+
+
 def test_the_report_is_complete_and_needs_no_other_file(perfect):
   page = report_of(perfect.folder)
   assert 'http' not in page

@@ -406,7 +406,7 @@ def test_points_are_shown_by_inspect_data(plan):
   page = inspect_data.render(batch, plan.hosts, rows=2, title='points')
   assert 'points.seen' in page
   assert 'data:image/svg+xml' in page
-  losses = inspect_data.losses_of(batch, 0, plan.hosts)
+  losses = inspect_data.loss_masks(batch, 0, plan.hosts)
   written_M = batch.streams['points.drawn'].write_at_BM[0] != NONE
   assert losses['points'].sum() == written_M.sum()
 

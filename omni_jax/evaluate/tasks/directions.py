@@ -9,6 +9,7 @@ from omni_jax.evaluate.judges import fit_judges
 from omni_jax.evaluate.limits import Limits, Log, subset
 from omni_jax.evaluate.page import gallery
 from omni_jax.evaluate.tasks import outcomes as outcomes_lib
+from omni_jax.evaluate.tasks import predictions
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.prompts import material_of
 from omni_jax.evaluate.tasks.scoring import real_data
@@ -64,4 +65,5 @@ def measure(
     'judges': judges.real,
     'codec': codec,
   }
-  return TaskResult(metrics, gallery.digits_gallery(outcomes, free, material, rate))
+  shown = gallery.digits_gallery(outcomes, free, material, rate)
+  return TaskResult(metrics, shown, predictions.of_directions(outcomes))

@@ -1,6 +1,6 @@
 """Implements the task 'examples': answers and scores the prompts of held-out examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,8 @@ from omni_jax.data.sources.table import check_tokenizers, held_out, labelled_exa
 from omni_jax.errors import BadRecord, UserError
 from omni_jax.evaluate.limits import Limits, Log, subset
 from omni_jax.evaluate.page import gallery
-from omni_jax.evaluate.tasks import answers
+from omni_jax.evaluate.scores import numbers_in
+from omni_jax.evaluate.tasks import answers, predictions
 from omni_jax.evaluate.tasks.codec_scores import codec_scores
 from omni_jax.evaluate.tasks.labelled import Classes, classes_of
 from omni_jax.evaluate.tasks.task_result import TaskResult
@@ -74,7 +75,9 @@ def measure_on(
   )
   groups: dict[str, Any] = {}
   for group, items in answered.items():
-    groups[group] = answers.answer_metrics(trained, items, rate=rate, classes=classes)
+    scores = answers.answer_metrics(trained, items, rate=rate, classes=classes)
+    groups[group] = scores
+    log(f'evaluate: {group}: {_in_words(scores)}')
   metrics: dict[str, Any] = {
     'directions': {},
     'data': {
@@ -96,7 +99,14 @@ def measure_on(
       rate=rate,
       judge=classes.judges.speech if classes else None,
     )
-  return TaskResult(metrics, gallery.data_gallery(answered, rate))
+  shown = gallery.data_gallery(answered, rate)
+  return TaskResult(metrics, shown, predictions.of_examples(answered))
+
+
+def _in_words(scores: Mapping[str, Any]) -> str:
+  """Returns the scores of a group as a line of text."""
+  numbers = numbers_in(scores)
+  return ', '.join(f'{name} {value:.4g}' for name, value in numbers.items())
 
 
 def _choose_examples(source: StoredExamples, n: int, seed: int) -> list[int]:
