@@ -37,6 +37,7 @@ MAY_IMPORT = {
   'chips': set(),
   'run_log': set(),
   'run_folder': set(),
+  'across_processes': set(),
   'host': {'errors', 'types'},
   'config': {'errors', 'types', 'host'},
   'sequence': HOST,
@@ -46,13 +47,14 @@ MAY_IMPORT = {
   'modalities': DEVICE - {'modalities'},
   'model': DEVICE | {'config'},
   'objective': DEVICE | {'model'},
-  'checkpoint': MODEL | {'run_log', 'run_folder'},
+  'checkpoint': MODEL | {'across_processes', 'run_log', 'run_folder'},
   'convert': HOST | {'config', 'sequence', 'data', 'model', 'checkpoint'},
   'generate': MODEL | {'sequence', 'checkpoint'},
   'evaluate': MODEL
   | {'run_folder', 'sequence', 'data', 'generate', 'checkpoint', 'omni_jax'},
   'train': MODEL
   | {
+    'across_processes',
     'chips',
     'run_log',
     'run_folder',

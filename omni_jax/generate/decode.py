@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from omni_jax.generate.grammar import DONE, FORM, Grammar
-from omni_jax.generate.prefill import DecodeState, extend_rows, split_keys
+from omni_jax.generate.prefill import DecodeState, extend_rows, place_state, split_keys
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.head import sample_token
 from omni_jax.model import merge, OmniModel
@@ -64,7 +64,7 @@ def decode(
   def unfinished(state: DecodeState) -> Array:
     return ~is_waiting(state, grammar).all()
 
-  return jax.lax.while_loop(unfinished, writer.write_id, state)
+  return place_state(jax.lax.while_loop(unfinished, writer.write_id, state))
 
 
 class _Writer(NamedTuple):
@@ -288,7 +288,7 @@ def write_block(
     hidden_BD=jnp.where(waits_B[:, None], hidden_BLD[:, -1], state.hidden_BD),
     time_B=jnp.where(waits_B, end_time_B + 1, state.time_B),
   )
-  return state, Block(value_BM, form_B3)
+  return place_state(state), Block(value_BM, form_B3)
 
 
 def _form(state: DecodeState, opening: tuple[tuple[int, ...], ...]) -> Array:

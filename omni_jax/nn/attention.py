@@ -87,4 +87,4 @@ def _written(
   """Returns cached keys or values with the new ones written into their slots."""
   new_BLGA = new_BLGA.astype(cached_BSGA.dtype)
   written_BSGA = cached_BSGA.at[row_B1, slot_BL].set(new_BLGA, mode='drop')
-  return sharding.shard_items(written_BSGA)
+  return sharding.shard_cache(written_BSGA)

@@ -41,6 +41,7 @@ from omni_jax.run_log import say
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.flops import step_flops
+from omni_jax.train.mesh_checks import describe_axes
 from omni_jax.train.optim import make_optimizer
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.train.step import make_step, Update
@@ -260,7 +261,7 @@ def omni_stage(
     say(
       run.workdir,
       f'omni: the vocabulary of {vocab} ids is not divisible by '
-      f'{sharding.describe_axes("vocab")}={shards}; every device keeps all of it, which '
+      f'{describe_axes(run.mesh, "vocab")}={shards}; every device keeps all of it, which '
       'does not change the results',
     )
   batches = omni_batches(run)

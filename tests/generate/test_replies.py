@@ -55,8 +55,8 @@ def test_reading_through_the_cache_equals_one_pass(trained):
   batch = pack_rows([laid], RowBudget(1, laid.length, room), hosts)
   batch = encode_streams(trained.model_config, trained.frozen, as_jax(batch))
   bias = trained._buffers['router_bias']
-  with jax.set_mesh(trained._mesh):
-    one_pass = model(batch, bias, trained._mesh).hidden_BLD
+  with jax.set_mesh(trained.mesh):
+    one_pass = model(batch, bias, trained.mesh).hidden_BLD
     x_BLD = model.embed(batch)
     cache = model.decoder.init_cache(1, laid.length + 3)
     unused = [None] * (len(DecodeState._fields) - 2)
@@ -72,7 +72,7 @@ def test_reading_through_the_cache_equals_one_pass(trained):
         jnp.asarray(batch.modality_BL[:, cut]),
         jnp.asarray(batch.position_BL3[:, cut]),
         bias,
-        trained._mesh,
+        trained.mesh,
       )
       pieces.append(hidden)
       start = cut.stop
@@ -164,7 +164,7 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, fixture):
   laid = lay_out(spans, hosts)
   begin = laid.length
   keys = jax.random.split(jax.random.key(0), 1)
-  with jax.set_mesh(trained._mesh):
+  with jax.set_mesh(trained.mesh):
     (items,) = trained._write([laid], rules, settings, keys)
   assert items
   codes = []
@@ -185,8 +185,8 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, fixture):
   batch = encode_streams(trained.model_config, trained.frozen, batch)
   model = merge(abstract(trained.model_config), trained.params)
   bias = trained._buffers['router_bias']
-  with jax.set_mesh(trained._mesh):
-    hidden = model(batch, bias, trained._mesh).hidden_BLD
+  with jax.set_mesh(trained.mesh):
+    hidden = model(batch, bias, trained.mesh).hidden_BLD
     logits_LV = np.asarray(model.heads['text'].logits(hidden))[0]
   check_ids(logits_LV, laid, begin, rules, trained.tokenizer)
   if codes:
