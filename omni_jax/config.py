@@ -6,7 +6,7 @@ import os
 import re
 import runpy
 import sys
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -46,6 +46,7 @@ REQUIRED = (
 )
 REQUIRED_DATA = ('source', 'seed', 'codes', 'budget', 'augment')
 # Parts of a medium's config that are networks; all others are its sizes.
+MESH_FLAG = '--mesh.'
 NETWORKS = ('embed', 'head')
 # What reading a mistyped command line or a broken config file may raise.
 READ_ERRORS = (
@@ -340,6 +341,42 @@ def config_file(beside: str, name: str) -> dict[str, Any]:
 def derived(beside: str, name: str) -> ConfigDict:
   """Returns a new copy of the config in NAME.py, in the folder of a config file."""
   return config_file(beside, name)['get_config']()
+
+
+class MeshFlags(NamedTuple):
+  """The command line of a command that takes a mesh, in two parts.
+
+  Attributes:
+    sizes: sizes of the mesh's axes by name; None if none was given.
+    others: arguments that do not concern the mesh.
+  """
+
+  sizes: dict[str, int] | None
+  others: list[str]
+
+
+def mesh_flags(arguments: Sequence[str]) -> MeshFlags:
+  """Returns the flags of the form --mesh.AXIS=N, and the other arguments.
+
+  Which axes there are is checked where the mesh is made.
+
+  Raises:
+    UserError: if a size is not a whole number.
+  """
+  sizes: dict[str, int] = {}
+  others: list[str] = []
+  for argument in arguments:
+    if not argument.startswith(MESH_FLAG):
+      others.append(argument)
+      continue
+    axis, _, size = argument.removeprefix(MESH_FLAG).partition('=')
+    try:
+      sizes[axis] = int(size)
+    except ValueError as error:
+      raise UserError(
+        f'{argument}: give --mesh.AXIS=N, such as --mesh.tensor=8'
+      ) from error
+  return MeshFlags(sizes or None, others)
 
 
 def read_config(

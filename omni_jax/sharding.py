@@ -222,14 +222,14 @@ def shard_items(x: jax.Array) -> jax.Array:
   """Constrains the first axis to be split over devices like the rows of a batch.
 
   It holds rows, or images or frames flattened out of rows; without the constraint XLA
-  would gather the items of all rows on every device (docs/decisions.md, 38). Without a
-  mesh that divides the axis, x is returned as it is.
+  would gather the items of all rows on every device (docs/decisions.md, 38). An axis that
+  the mesh does not divide is whole on every device.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % num_shards(mesh, 'batch'):
+  if mesh.empty:
     return x
   others = (None,) * (x.ndim - 1)
-  return shard(x, 'batch', *others)
+  return shard(x, axis_if_divisible(mesh, 'batch', len(x)), *others)
 
 
 def shard_cache(x: jax.Array) -> jax.Array:

@@ -2,6 +2,10 @@
 
 python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw]
   [--data=FILE.jsonl] [--out=DIR] [--seed=N] [--sampling KEY=NUMBER] [--follow]
+  [--mesh.AXIS=N]
+
+All devices of this process share the prompts. --mesh.AXIS=N (data, expert, tensor,
+context) sets another mesh than the one that suits the model, see docs/running.md.
 """
 
 import argparse
@@ -13,7 +17,7 @@ import sys
 from absl import logging
 from etils import epath
 
-from omni_jax.config import AVERAGE, WEIGHTS
+from omni_jax.config import AVERAGE, mesh_flags, WEIGHTS
 from omni_jax.errors import run_command, UserError
 
 
@@ -97,7 +101,8 @@ def _check(flags: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str]) -> None:
   """Runs the command."""
-  flags = parse(arguments)
+  mesh, others = mesh_flags(arguments)
+  flags = parse(others)
   sampling = sampling_of(flags.sampling)
   _check(flags)
   logging.set_verbosity(logging.ERROR)  # Orbax reports every folder that it opens
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
   log = functools.partial(print, flush=True)
 
   def evaluate(step: int | None) -> None:
-    trained = restore(flags.workdir, step=step, weights=flags.weights)
+    trained = restore(flags.workdir, step=step, weights=flags.weights, mesh=mesh)
     limits = limits_of(trained.config)
     limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
     run(

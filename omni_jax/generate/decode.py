@@ -11,6 +11,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from omni_jax import sharding
 from omni_jax.generate.grammar import DONE, FORM, Grammar
 from omni_jax.generate.prefill import DecodeState, extend_rows, place_state, split_keys
 from omni_jax.modalities.hosts import TEXT
@@ -148,7 +149,8 @@ class _Writer(NamedTuple):
       full_B = is_inside_B & (state.item_pieces_B >= writing.longest)
       announces_V = jnp.arange(allowed_BV.shape[1]) == writing.piece
       allowed_BV = allowed_BV & ~(full_B[:, None] & announces_V)
-    logits_BV = self.network.heads[TEXT].logits(state.hidden_BD)
+    # Each device samples from whole rows: sorting a split one takes many exchanges.
+    logits_BV = sharding.shard_items(self.network.heads[TEXT].logits(state.hidden_BD))
 
     def pick(logits_V: Array, allowed_V: Array, key: Array) -> Array:
       token_1 = sample_token(

@@ -73,15 +73,9 @@ def place_state(state: DecodeState) -> DecodeState:
 
   All programs agree on it, so that each reuses the memory of the state that it gets.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-
-  def by_rows(x: Array) -> Array:
-    rows_axis = sharding.axis_if_divisible(mesh, 'batch', len(x))
-    return sharding.shard(x, rows_axis, *[None] * (x.ndim - 1))
-
   fields = state._asdict()
   cache = jax.tree.map(sharding.shard_cache, fields.pop('cache'))
-  return DecodeState(cache=cache, **jax.tree.map(by_rows, fields))
+  return DecodeState(cache=cache, **jax.tree.map(sharding.shard_items, fields))
 
 
 def piece_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -124,7 +118,7 @@ def extend_rows(
     caller advances the time and the hidden state.
   """
   valid_BL = modality_BL > 0
-  slots = state.cache.key_BSGA.shape[2]
+  slots = state.cache.key_IBSGA.shape[2]
   slot_BL = slots_of(valid_BL, state.length_B, slots)
   decoded = network.decoder.extend(
     x_BLD,
