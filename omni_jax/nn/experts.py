@@ -26,9 +26,9 @@ from omni_jax.nn.tiles import LANES, tile
 # again for every tile of the outer width.
 MAX_TILE = (512, 512, 1024)
 
-# Up to this number of tokens, reading an expert takes longer than computing it: chips
-# compute 200 to 700 FLOPs while they read a byte, which is a FLOP per token.
-FEW_TOKENS = 128
+# Up to this number of tokens, computing an expert takes hardly longer than reading it: a
+# chip computes 170 to 560 FLOPs while it reads a byte, which is a FLOP per token.
+FEW_TOKENS = 256
 
 
 class Experts(NamedTuple):

@@ -292,9 +292,15 @@ def evaluate(run: Run) -> None:
   """Evaluates the last checkpoint: writes metrics.json and report.html.
 
   It runs in this process, since a TPU belongs to one process; the memory of the
-  trainer's state is free by then. With several processes, the first one evaluates on
-  one of its own devices after the others have ended: they would not wait as long as it
-  may take.
+  trainer's state is free by then. All devices of the process share the prompts.
+
+  With several processes, the first one evaluates on its own devices after the others
+  have ended. Texts and media are laid out, judged and written by one host, between runs
+  of programs whose number depends on the replies: with several hosts, each would have
+  to repeat that work or wait for it. The cost is that the devices of the others are idle
+  (15 of 16 hosts of a v5p-128), and that the weights have to fit on one host. Give such
+  a run config.stages without 'evaluate', and `python -m omni_jax.evaluate` a host that
+  is large enough.
   """
   processes.disband()
   if jax.process_index():
