@@ -22,8 +22,10 @@ CONTEXT_AXIS = 'context'
 GENERATION_AXES = ('data', EXPERT_AXIS, 'tensor', CONTEXT_AXIS)
 # Mesh axes over which a weight may be split only to save memory (see `gather_weight`).
 MEMORY_AXES = ('fsdp', EXPERT_AXIS)
-# Bytes of weights above which `generation_sizes` splits them over more devices.
-WEIGHTS_A_DEVICE = 2**30
+# Bytes of weights on a device above which `generation_sizes` splits them further, over
+# these axes. `expert` comes late: reading prompts, each device handles the tokens of all
+# that share the experts.
+WEIGHTS_A_DEVICE = {'tensor': 2**30, EXPERT_AXIS: 2**33}
 
 # Logical axis -> the mesh axis or axes that split it; None: it is not split.
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -158,9 +160,7 @@ def generation_sizes(
 ) -> dict[str, int]:
   """Returns the axis sizes of a mesh for generation with this many devices.
 
-  Rows are split over all devices as long as each can hold all weights. Otherwise the
-  weights are split until a device has at most WEIGHTS_A_DEVICE of them: over `tensor`,
-  which has the shorter collectives, and then over `expert`.
+  Rows are split over the devices, and weights only as far as WEIGHTS_A_DEVICE asks.
 
   Args:
     weight_bytes: bytes of all weights.
@@ -169,7 +169,7 @@ def generation_sizes(
   """
   sizes = dict.fromkeys(GENERATION_AXES, 1)
   for axis, largest in (('tensor', tensor), (EXPERT_AXIS, experts)):
-    while weight_bytes > WEIGHTS_A_DEVICE * math.prod(sizes.values()):
+    while weight_bytes > WEIGHTS_A_DEVICE[axis] * math.prod(sizes.values()):
       doubled = 2 * sizes[axis]
       if largest % doubled or devices % (2 * math.prod(sizes.values())):
         break

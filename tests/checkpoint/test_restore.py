@@ -186,8 +186,8 @@ GIB = 2**30
   [
     (16, GIB // 2, 4, 8, dict(data=16)),
     (16, 3 * GIB, 4, 8, dict(data=4, tensor=4)),
-    (64, 90 * GIB, 8, 8, dict(tensor=8, expert=8)),
-    (32, 57 * GIB, 2, 128, dict(tensor=2, expert=16)),
+    (64, 90 * GIB, 8, 8, dict(data=4, tensor=8, expert=2)),
+    (32, 57 * GIB, 2, 128, dict(data=4, tensor=2, expert=4)),
     (1, 90 * GIB, 8, 8, dict(data=1)),
     (6, 90 * GIB, 8, 8, dict(data=3, tensor=2)),
   ],

@@ -45,6 +45,28 @@ def replies_of(model):
   ]
 
 
+def losses_of(model):
+  """Returns the losses of more examples than fit one row of each device."""
+  return model.loss(samples.examples())
+
+
+@pytest.fixture(scope='module')
+def losses_of_one_device(workdir):
+  return losses_of(load(str(workdir), mesh={}))
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  samples.mark_long_except([None, dict(data=2, expert=2, tensor=2)], 0),
+  ids=str,
+)
+def test_losses_are_the_same_on_every_mesh(workdir, losses_of_one_device, sizes):
+  """Rows that are added so that every device has one do not count."""
+  losses = losses_of(load(str(workdir), mesh=sizes))
+  assert losses == pytest.approx(losses_of_one_device, rel=1e-5)
+  assert losses.keys() >= {'text', 'image', 'audio'}
+
+
 @pytest.fixture(scope='module')
 def replies_of_one_device(workdir):
   return replies_of(load(str(workdir), mesh={}))

@@ -10,6 +10,7 @@ import pytest
 import samples
 
 from omni_jax.errors import UserError
+from omni_jax.generate import api, prefill
 from omni_jax.generate.api import TrainedModel
 from omni_jax.generate.grammar import build_grammar, START
 from omni_jax.generate.prefill import DecodeState, extend_rows
@@ -207,6 +208,32 @@ def test_a_reply_does_not_depend_on_its_neighbours(trained):
     (alone,) = trained.generate_batch([first], want, seed=3, max_new=8)
     together = trained.generate_batch([first, *others], want, seed=3, max_new=8)[0]
     assert samples.same_parts(alone, together)
+
+
+def test_a_cache_that_grows_writes_what_a_large_one_would(trained, monkeypatch):
+  """Replies with several pictures do not depend on the room that the cache has first."""
+  prompts = [prompt([samples.text(f'{k}')], language='en') for k in range(6)]
+  options = dict(temperature=1.0, speech_temperature=1.0, max_new=40)
+
+  def replies() -> list:
+    return trained.generate_batch(prompts, 'any', seed=5, **options)
+
+  grown: list[int] = []
+
+  def grow(cache, *, slots):
+    grown.append(slots)
+    return prefill.grow(cache, slots=slots)
+
+  monkeypatch.setattr(api, 'grow', grow)
+  growing = replies()
+  pictures = [sum(part.type == 'image' for part in reply) for reply in growing]
+  assert grown and max(pictures) > 1
+  grown.clear()
+  enough = api.reply_slots(trained.model_config, 40, api.max_blocks(40))
+  monkeypatch.setattr(api, 'reply_slots', lambda *_: enough)
+  monkeypatch.setattr(api, 'grow', lambda cache, *, slots: cache)
+  for parts, expected in zip(growing, replies(), strict=True):
+    assert samples.same_parts(parts, expected)
 
 
 def test_the_seed_determines_the_reply(trained):
