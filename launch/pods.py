@@ -256,6 +256,13 @@ def table_head(*titles: str) -> list[str]:
   return ['', row(*titles), '|' + '---|' * len(titles)]
 
 
+def floor_of(program: str, results: dict) -> str:
+  """Returns the milliseconds in which an id could be written; '–' if not measured."""
+  if program != 'decode' or 'floor' not in results:
+    return '–'
+  return f'{1e3 * results["floor"]:.1f}'
+
+
 def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
   """Returns the lines of the table of the programs of generation."""
   lines = table_head(
@@ -287,7 +294,7 @@ def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
         f'{results["hbm_bytes"] / 1e9:.3g}',
         f'{1e3 * results["seconds"]["overlapped"]:.1f}',
         f'{1e3 * results["seconds"]["scheduled"]:.1f}',
-        f'{1e3 * results["floor"]:.1f}' if program == 'decode' else '–',
+        floor_of(program, results),
         results['bound'],
         results.get('commit', run.get('commit')),
       )

@@ -212,8 +212,8 @@ def test_a_reply_does_not_depend_on_its_neighbours(trained):
 
 def test_a_cache_that_grows_writes_what_a_large_one_would(trained, monkeypatch):
   """Replies with several pictures do not depend on the room that the cache has first."""
-  prompts = [prompt([samples.text(f'{k}')], language='en') for k in range(6)]
-  options = dict(temperature=1.0, speech_temperature=1.0, max_new=40)
+  prompts = [prompt([samples.text(f'{k}')], language='en') for k in range(64)]
+  options = dict(temperature=1.0, speech_temperature=1.0, max_new=96)
 
   def replies() -> list:
     return trained.generate_batch(prompts, 'any', seed=5, **options)
@@ -229,7 +229,7 @@ def test_a_cache_that_grows_writes_what_a_large_one_would(trained, monkeypatch):
   pictures = [sum(part.type == 'image' for part in reply) for reply in growing]
   assert grown and max(pictures) > 1
   grown.clear()
-  enough = api.reply_slots(trained.model_config, 40, api.max_blocks(40))
+  enough = api.reply_slots(trained.model_config, 96, api.max_blocks(96))
   monkeypatch.setattr(api, 'reply_slots', lambda *_: enough)
   monkeypatch.setattr(api, 'grow', lambda cache, *, slots: cache)
   for parts, expected in zip(growing, replies(), strict=True):
