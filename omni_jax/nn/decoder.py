@@ -233,7 +233,9 @@ class Decoder(nnx.Module):
       weights, bias_E, number = layer
       x_BLD = checkpoint_name(x_BLD, INPUT)
       block = nnx.merge(graph, weights)
-      place = CachePlace(cache, number, slot_BL) if cache is not None else None
+      place = None
+      if cache is not None and slot_BL is not None:
+        place = CachePlace(cache, number, slot_BL)
       x_BLD, stats, cache = block(
         x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, place
       )
@@ -242,7 +244,8 @@ class Decoder(nnx.Module):
     if c.remat in POLICIES:
       # A scan prevents common-subexpression elimination by itself.
       body = jax.checkpoint(body, policy=POLICIES[Remat(c.remat)], prevent_cse=False)
-    layers = (blocks, bias_IE, jnp.arange(c.layers))
+    numbers = None if cache is None else jnp.arange(c.layers)
+    layers = (blocks, bias_IE, numbers)
     start = (x_BLD, cache)
     (x_BLD, cache), stats = jax.lax.scan(body, start, layers, unroll=c.unroll)
     return DecoderOutput(self.norm(x_BLD), stats, cache)
