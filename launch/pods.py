@@ -1,11 +1,11 @@
 """Compiles the pod configs and writes docs/pods.md.
 
-  python launch/pods.py [--only=NAME …] [--page]
+  python launch/pods.py [--only=NAME …] [--programs=A,B] [--page]
 
 The table RUNS below lists what is compiled. The measurements are stored in
 docs/pods.json, from which the page is written. --only repeats one run and keeps the
-others, and --page only writes the page. A run takes some minutes on two cores and needs
-libtpu.
+others, --programs repeats some programs of a run and keeps the others, and --page only
+writes the page. A run takes some minutes on two cores and needs libtpu.
 """
 
 import argparse
@@ -121,10 +121,14 @@ here was measured on a TPU. `python launch/pods.py` writes this page.
 """
 
 
-def compile_run(name: str) -> dict:
-  """Compiles the programs of a run, and returns the results that the command prints.
+def compile_run(name: str, programs: str) -> dict:
+  """Compiles programs of a run, and returns the results that the command prints.
 
   A program that does not fit is a result, too.
+
+  Args:
+    name: name of the run in RUNS.
+    programs: names of the programs, separated by commas.
 
   Raises:
     SystemExit: if the command prints no result, with its error message.
@@ -139,7 +143,7 @@ def compile_run(name: str) -> dict:
     f'--config=configs/{file}',
     f'--topology={run.topology}',
     '--json',
-    f'--programs={run.programs}',
+    f'--programs={programs}',
     *overrides,
   ]
   completed = subprocess.run(
@@ -148,10 +152,10 @@ def compile_run(name: str) -> dict:
   if not completed.stdout.strip():
     raise SystemExit(f'{name}: {completed.stderr.strip().splitlines()[-1]}')
   results = json.loads(completed.stdout)
-  for program in run.programs.split(','):
+  for program in programs.split(','):
     results[program]['largest'] = results[program]['largest'][:8]
+    results[program]['commit'] = current_commit()
   budget = results.pop('config')['data']['budget']
-  results['commit'] = current_commit()
   results['rows'] = budget['rows']
   results['length'] = budget['length']
   results['command'] = ' '.join(command[1:])
@@ -232,11 +236,12 @@ HEAD = (
 
 
 def commits(results: dict[str, dict]) -> str:
-  """Returns which runs were measured at which commit."""
+  """Returns which train steps were measured at which commit."""
   by_commit: dict[str, list[str]] = {}
   for name in RUNS:
     if name in results:
-      by_commit.setdefault(results[name]['commit'], []).append(name)
+      commit = results[name]['train'].get('commit', results[name].get('commit'))
+      by_commit.setdefault(commit, []).append(name)
   texts = [f'{", ".join(names)} at {commit}' for commit, names in by_commit.items()]
   return '; '.join(texts)
 
@@ -251,10 +256,28 @@ def table_head(*titles: str) -> list[str]:
   return ['', row(*titles), '|' + '---|' * len(titles)]
 
 
+def floor_of(program: str, results: dict) -> str:
+  """Returns the milliseconds in which an id could be written; '–' if not measured."""
+  if program != 'decode' or 'floor' not in results:
+    return '–'
+  return f'{1e3 * results["floor"]:.1f}'
+
+
 def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
   """Returns the lines of the table of the programs of generation."""
   lines = table_head(
-    'run', 'program', 'peak GiB', 'fits', 'TFLOP', 'HBM GB', 'at least ms', 'bound'
+    'run',
+    'program',
+    'mesh',
+    'peak GiB',
+    'fits',
+    'TFLOP',
+    'HBM GB',
+    'at least ms',
+    'scheduled ms',
+    'floor ms',
+    'bound',
+    'commit',
   )
   for name, run in runs:
     for program in ('prefill', 'decode', 'draw'):
@@ -264,12 +287,16 @@ def generation_table(runs: list[tuple[str, dict]]) -> list[str]:
       cells = (
         name,
         program,
+        results.get('mesh', 'that of training'),
         gib(results['memory']['peak']),
         'yes' if results['fits'] else '**no**',
         f'{results["flops"]["program"] / 1e12:.3g}',
         f'{results["hbm_bytes"] / 1e9:.3g}',
         f'{1e3 * results["seconds"]["overlapped"]:.1f}',
+        f'{1e3 * results["seconds"]["scheduled"]:.1f}',
+        floor_of(program, results),
         results['bound'],
+        results.get('commit', run.get('commit')),
       )
       lines.append(row(*cells))
   return lines
@@ -345,7 +372,11 @@ def page(results: dict[str, dict]) -> str:
     *memory_table(fits),
     '',
     'The programs of generation, with as many replies as the batch has rows. For '
-    '`decode` one iteration counts, which is one id of each reply:',
+    '`decode` one iteration counts, which is one id of each reply. The cache has room for '
+    'a prompt as long as a row, the ids and one image. The mesh is the one that suits the '
+    'model (`sharding.generation_sizes`). The floor is the time to read every weight and '
+    'the cache once, plus 5 us for each collective, which `at least` counts by its bytes '
+    'alone:',
     *generation_table(fits),
     '',
     '## Weak scaling',
@@ -373,6 +404,9 @@ def main() -> None:
     choices=RUNS,
     help='repeat only this run; may be given several times',
   )
+  parser.add_argument(
+    '--programs', help='repeat only these programs, separated by commas'
+  )
   parser.add_argument('--page', action='store_true', help='only write the page')
   arguments = parser.parse_args()
   results = json.loads(RESULTS_FILE.read_text()) if RESULTS_FILE.exists() else {}
@@ -380,7 +414,8 @@ def main() -> None:
   if arguments.page:
     names = []
   for name in names:
-    results[name] = compile_run(name)
+    programs = arguments.programs or RUNS[name].programs
+    results.setdefault(name, {}).update(compile_run(name, programs))
     train = results[name]['train']
     fits = 'fits' if train['fits'] else 'does not fit'
     print(f'{name}: peak {gib(train["memory"]["peak"])} GiB, {fits}', flush=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict
 
-from omni_jax.command_line import show_help
+from omni_jax.command_line import show_help, with_own_config
 from omni_jax.errors import UserError
 from omni_jax.modalities.hosts import HOSTS, HostTable
 from omni_jax.paths import checked
@@ -52,9 +52,6 @@ REQUIRED_DATA = ('source', 'seed', 'codes', 'budget', 'augment')
 PATH_KEYS = ('root', 'init_from')
 # Parts of a medium's config that are networks; all others are its sizes.
 NETWORKS = ('embed', 'head')
-# Parents of the package's own configs/: as installed, and in a checkout.
-PACKAGE = os.path.dirname(os.path.abspath(__file__))
-CONFIG_PARENTS = (PACKAGE, os.path.dirname(PACKAGE))
 # What reading a mistyped command line or a broken config file may raise.
 READ_ERRORS = (
   flags.Error,
@@ -374,37 +371,6 @@ def _sections(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
   ]
 
 
-def own_config(path: str) -> str:
-  """Returns the path of a config file, which may be one that came with the package.
-
-  Args:
-    path: value of --config. `configs/NAME.py` is the package's own file where the
-      current folder has none. What follows a colon is kept: it is an argument of
-      `get_config`.
-  """
-  file = path.partition(':')[0]
-  if not file.startswith('configs/') or os.path.exists(file):
-    return path
-  for parent in CONFIG_PARENTS:
-    if os.path.exists(os.path.join(parent, file)):
-      return os.path.join(parent, path)
-  return path
-
-
-def _with_own_config(arguments: Sequence[str]) -> list[str]:
-  """Returns a command line whose --config is a path for `own_config`, resolved."""
-  resolved = list(arguments)
-  for position, argument in enumerate(arguments):
-    flag, equals, path = argument.partition('=')
-    if flag not in ('--config', '-config'):
-      continue
-    if equals:
-      resolved[position] = f'{flag}={own_config(path)}'
-    elif position + 1 < len(arguments):
-      resolved[position + 1] = own_config(arguments[position + 1])
-  return resolved
-
-
 def read_config(
   values: flags.FlagValues, arguments: Sequence[str] | None = None
 ) -> ConfigDict | None:
@@ -424,7 +390,7 @@ def read_config(
   arguments = sys.argv if arguments is None else arguments
   show_help(values, arguments)
   try:
-    values(_with_own_config(arguments))
+    values(with_own_config(arguments))
     config = values['config'].value
     if config is not None:
       # The file is loaded lazily: only now would an error in it be raised.

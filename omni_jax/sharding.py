@@ -1,14 +1,13 @@
-"""Defines the mesh axes, the table of logical axes and how every parameter is built."""
+"""Defines the mesh axes, the tables of logical axes and how every parameter is built."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import enum
 import math
 from typing import Any
 
 from flax import nnx
 import jax
-from jax.experimental import mesh_utils, multihost_utils
-import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -18,15 +17,21 @@ from omni_jax.errors import UserError
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
 EXPERT_AXIS = 'expert'
 CONTEXT_AXIS = 'context'
-BATCH_AXES = ('data', 'fsdp', EXPERT_AXIS)
-# Mesh axes that split tokens: devices along them hold different tokens.
-TOKEN_AXES = (*BATCH_AXES, CONTEXT_AXIS)
+# Axes of a mesh for generation. Without `fsdp`: what is split only to save memory would
+# be gathered again for every id that is written.
+GENERATION_AXES = ('data', EXPERT_AXIS, 'tensor', CONTEXT_AXIS)
 # Mesh axes over which a weight may be split only to save memory (see `gather_weight`).
 MEMORY_AXES = ('fsdp', EXPERT_AXIS)
+# Bytes of weights on a device above which `generation_sizes` splits them further, over
+# these axes. `expert` comes late: reading prompts, each device handles the tokens of all
+# that share the experts.
+WEIGHTS_A_DEVICE = {'tensor': 2**30, EXPERT_AXIS: 2**33}
+
 # Logical axis -> the mesh axis or axes that split it; None: it is not split.
-RULES = {
+Rules = Mapping[str, str | tuple[str, ...] | None]
+RULES: Rules = {
   # activations
-  'batch': BATCH_AXES,
+  'batch': ('data', 'fsdp', EXPERT_AXIS),
   'length': CONTEXT_AXIS,
   'act_embed': None,
   'act_mlp': 'tensor',
@@ -41,19 +46,39 @@ RULES = {
   'expert': EXPERT_AXIS,
   'layers': None,
 }
+# The table for generation: a weight is split where every device computes with its own
+# part, and replicated over the other axes.
+GENERATION_RULES: Rules = {
+  **RULES,
+  'batch': ('data', EXPERT_AXIS),
+  'embed': None,
+  'expert_embed': None,
+  'mlp_rows': 'tensor',
+}
 
 # A mesh of devices, or an abstract mesh, which only has the axis sizes.
 AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 
+def rules_of(mesh: AnyMesh) -> Rules:
+  """Returns the table of a mesh: its axes say whether it trains or generates.
+
+  Without a mesh it is that of training.
+  """
+  return GENERATION_RULES if mesh.axis_names == GENERATION_AXES else RULES
+
+
 def make_mesh(
-  sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+  sizes: Mapping[str, int] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  axes: tuple[str, ...] = AXES,
 ) -> Mesh:
   """Returns a mesh with these axis sizes.
 
   Args:
     sizes: sizes by axis, 1 by default; one of -1 takes the devices that are left over.
     devices: devices of the mesh; by default all of this process's backend.
+    axes: AXES, or GENERATION_AXES for a mesh on which replies are written.
 
   Raises:
     UserError: if an axis is unknown, if the product of the sizes does not divide the
@@ -61,31 +86,32 @@ def make_mesh(
   """
   sizes = dict(sizes or {})
   devices = list(jax.devices() if devices is None else devices)
-  unknown = set(sizes) - set(AXES)
+  key = 'config.mesh' if axes == AXES else '--mesh'
+  unknown = set(sizes) - set(axes)
   if unknown:
-    raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {AXES}')
+    raise UserError(f'mesh axis {sorted(unknown)} is unknown; the axes are {axes}')
   count = len(devices)
-  shape = tuple(int(sizes.get(axis, 1)) for axis in AXES)
+  shape = tuple(int(sizes.get(axis, 1)) for axis in axes)
   if shape.count(-1) == 1:
     known = math.prod(size for size in shape if size != -1)
     rest = max(1, count // max(1, known))
     shape = tuple(rest if size == -1 else size for size in shape)
-  description = f'mesh {dict(zip(AXES, shape, strict=True))}'
+  description = f'mesh {dict(zip(axes, shape, strict=True))}'
   needed = math.prod(shape)
   if min(shape) < 1:
     raise UserError(f'{description}: sizes are 1 or more, and at most one is -1')
   if needed > count or count % needed:
     raise UserError(
       f'{description} needs {needed} devices, but there are {count}; '
-      f'set config.mesh so that the product divides {count}'
+      f'set {key} so that the product divides {count}'
     )
   if needed < count and jax.process_count() > 1:
     raise UserError(
       f'{description} has {needed} of {count} devices: several processes take all of '
-      'them; set one axis of config.mesh to -1'
+      f'them; set one axis of {key} to -1'
     )
   array = _device_array(shape, devices[:needed])
-  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(array, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def _device_array(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
@@ -129,77 +155,59 @@ def candidate_meshes(devices: int, slices: int, experts: int) -> list[dict[str, 
   return [base | part for part in parts]
 
 
-def _mesh_axes(axis: str) -> tuple[str, ...]:
+def generation_sizes(
+  devices: int, weight_bytes: float, tensor: int, experts: int
+) -> dict[str, int]:
+  """Returns the axis sizes of a mesh for generation with this many devices.
+
+  Rows are split over the devices, and weights only as far as WEIGHTS_A_DEVICE asks.
+
+  Args:
+    weight_bytes: bytes of all weights.
+    tensor: largest size of the axis `tensor` that suits the model.
+    experts: number of routed experts.
+  """
+  sizes = dict.fromkeys(GENERATION_AXES, 1)
+  for axis, largest in (('tensor', tensor), (EXPERT_AXIS, experts)):
+    while weight_bytes > WEIGHTS_A_DEVICE[axis] * math.prod(sizes.values()):
+      doubled = 2 * sizes[axis]
+      if largest % doubled or devices % (2 * math.prod(sizes.values())):
+        break
+      sizes[axis] = doubled
+  return sizes | {'data': devices // math.prod(sizes.values())}
+
+
+def mesh_axes(mesh: AnyMesh, axis: str) -> tuple[str, ...]:
   """Returns the mesh axes that split a logical axis."""
-  names = RULES[axis]
+  names = rules_of(mesh)[axis]
   if names is None:
     return ()
   return (names,) if isinstance(names, str) else names
 
 
+def token_axes(mesh: AnyMesh) -> tuple[str, ...]:
+  """Returns the mesh axes that split tokens: devices along them have different ones."""
+  return mesh_axes(mesh, 'batch') + mesh_axes(mesh, 'length')
+
+
 def num_shards(mesh: AnyMesh, axis: str) -> int:
   """Returns the number of parts into which a mesh splits a logical axis."""
-  return math.prod(mesh.shape[name] for name in _mesh_axes(axis))
-
-
-def check_rows(mesh: AnyMesh, rows: int) -> None:
-  """Raises UserError, before compilation, unless the mesh divides the batch's rows."""
-  parts = num_shards(mesh, 'batch')
-  if rows % parts:
-    nearest = max(1, rows // parts) * parts
-    raise UserError(
-      f'batch of {rows} rows is not divisible by {parts} devices of {BATCH_AXES}; '
-      f'nearest: {nearest}'
-    )
-
-
-def describe_axes(axis: str) -> str:
-  """Returns the mesh axes of a logical axis as a message names them."""
-  return ' x '.join(f'config.mesh.{name}' for name in _mesh_axes(axis))
-
-
-def check_sizes(mesh: AnyMesh, sizes: Iterable[tuple[str, int, str]]) -> None:
-  """Checks, before compilation, that the mesh divides the main dimensions.
-
-  `weight_sharding` would silently keep such a dimension whole on every device: harmless
-  for small tables, but not for the weights that have these dimensions.
-
-  Args:
-    sizes: (config key, size, logical axis) of each dimension.
-
-  Raises:
-    UserError: if the mesh does not divide a size; the message has the key, the mesh
-      axes, both sizes, and the nearest ones that would fit.
-  """
-  for key, size, axis in sizes:
-    parts = num_shards(mesh, axis)
-    if size % parts == 0:
-      continue
-    names = describe_axes(axis)
-    below = size // parts * parts
-    multiples = [n for n in (below, below + parts) if n]
-    nearest_sizes = ' or '.join(map(str, multiples))
-    nearest_parts = ' or '.join(map(str, _nearest_divisors(size, parts)))
-    raise UserError(
-      f'{key}={size} is not divisible by {names}={parts}; '
-      f'nearest: {nearest_sizes} for {key}, {nearest_parts} for {names}'
-    )
-
-
-def _nearest_divisors(size: int, parts: int) -> list[int]:
-  """Returns the divisors of a size that are nearest to a number of parts."""
-  divisors = [n for n in range(1, size + 1) if size % n == 0]
-  smaller = [n for n in divisors if n < parts]
-  larger = [n for n in divisors if n > parts]
-  return smaller[-1:] + larger[:1]
+  return math.prod(mesh.shape[name] for name in mesh_axes(mesh, axis))
 
 
 def spec(*axes: str | None) -> P:
-  """Returns the PartitionSpec of an array, given the logical axis of each dimension."""
-  return P(*(RULES[axis] if axis else None for axis in axes))
+  """Returns the PartitionSpec of an array, given the logical axis of each dimension.
+
+  The table is that of the mesh set by `jax.set_mesh`.
+  """
+  return _spec(rules_of(jax.sharding.get_abstract_mesh()), *axes)
 
 
-def axis_if_divisible(mesh: Mesh, axis: str, *sizes: int) -> str | None:
+def _spec(rules: Rules, *axes: str | None) -> P:
+  return P(*(rules[axis] if axis else None for axis in axes))
+
+
+def axis_if_divisible(mesh: AnyMesh, axis: str, *sizes: int) -> str | None:
   """Returns the logical axis if the mesh divides all these sizes of it, else None."""
   parts = num_shards(mesh, axis)
   return axis if all(size % parts == 0 for size in sizes) else None
@@ -214,14 +222,37 @@ def shard_items(x: jax.Array) -> jax.Array:
   """Constrains the first axis to be split over devices like the rows of a batch.
 
   It holds rows, or images or frames flattened out of rows; without the constraint XLA
-  would gather the items of all rows on every device (docs/decisions.md, 38). Without a
-  mesh that divides the axis, x is returned as it is.
+  would gather the items of all rows on every device (docs/decisions.md, 38). An axis that
+  the mesh does not divide is whole on every device.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % num_shards(mesh, 'batch'):
+  if mesh.empty:
     return x
   others = (None,) * (x.ndim - 1)
-  return shard(x, 'batch', *others)
+  return shard(x, axis_if_divisible(mesh, 'batch', len(x)), *others)
+
+
+def shard_cache(x: jax.Array) -> jax.Array:
+  """Constrains cached keys or values (rows, slots, heads, width) to rows and heads.
+
+  A dimension that the mesh does not divide stays whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, cache_spec(mesh, x.shape))
+
+
+def cache_spec(mesh: AnyMesh, shape: tuple[int, ...]) -> P:
+  """Returns the PartitionSpec of cached keys or values of this shape.
+
+  The last four dimensions are rows, slots, heads and width.
+  """
+  *layers, rows, _, heads, _ = shape
+  row_axis = axis_if_divisible(mesh, 'batch', rows)
+  head_axis = axis_if_divisible(mesh, 'act_heads', heads)
+  axes = (*[None] * len(layers), row_axis, None, head_axis, None)
+  return _spec(rules_of(mesh), *axes)
 
 
 class Role(enum.StrEnum):
@@ -262,7 +293,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   return {leaf_name(path): leaf for path, leaf in leaves}
 
 
-def param_specs(model: nnx.Module) -> dict[str, Any]:
+def param_specs(model: nnx.Module, rules: Rules = RULES) -> dict[str, Any]:
   """Returns the PartitionSpec of every parameter, as a pure dict.
 
   Parameters of stacked layers have leading axes beyond those named: 'layers'.
@@ -271,7 +302,7 @@ def param_specs(model: nnx.Module) -> dict[str, Any]:
   def spec_of(variable: nnx.Variable) -> P:
     axes = variable.get_metadata()['axes']
     layers = ('layers',) * (variable.ndim - len(axes))
-    return spec(*layers, *axes)
+    return _spec(rules, *layers, *axes)
 
   return _map_params(spec_of, model)
 
@@ -373,14 +404,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def one_per_device(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a vector with one element for each device."""
+  return NamedSharding(mesh, P(mesh.axis_names))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of every array of a batch: rows split over the batch axes."""
-  return NamedSharding(mesh, P(BATCH_AXES))
-
-
-def cache_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of the cache (layers, rows, slots, heads, width): by rows."""
-  return NamedSharding(mesh, P(None, BATCH_AXES))
+  return NamedSharding(mesh, P(mesh_axes(mesh, 'batch')))
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
@@ -420,31 +451,3 @@ def place(batch: Any, mesh: Mesh) -> Any:
   sharding = batch_sharding(mesh)
   to_global = lambda x: jax.make_array_from_process_local_data(sharding, x)
   return jax.tree.map(to_global, batch)
-
-
-_largest = jax.jit(jnp.max)
-
-
-def any_process(flag: bool, mesh: Mesh) -> jax.Array:
-  """Returns an array that is nonzero if `flag` is true in any process.
-
-  All processes have to call it at the same points. It is computed on the devices:
-  reading it waits for all the work that was queued there before.
-  """
-  flags = np.full((jax.local_device_count(),), flag, np.int32)
-  sharding = NamedSharding(mesh, P(AXES))
-  return _largest(jax.make_array_from_process_local_data(sharding, flags))
-
-
-def gather_bytes(data: bytes) -> list[bytes]:
-  """Returns the bytes of all processes, in every process.
-
-  After `train.processes.disband`, each process gets only its own.
-  """
-  if jax.process_count() == 1 or not jax.distributed.is_initialized():
-    return [data]
-  lengths = multihost_utils.process_allgather(np.int32(len(data)))
-  padded = np.zeros(lengths.max(), np.uint8)
-  padded[: len(data)] = np.frombuffer(data, np.uint8)
-  rows = multihost_utils.process_allgather(padded)
-  return [row[:n].tobytes() for row, n in zip(rows, lengths, strict=True)]

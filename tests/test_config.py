@@ -9,12 +9,12 @@ import pytest
 import samples
 from samples import config, tiny_run
 
+from omni_jax.command_line import own_config
 from omni_jax.config import (
   AutoencoderStage,
   EVALUATE,
   ModelStage,
   OMNI,
-  own_config,
   read_config,
   RunConfig,
 )

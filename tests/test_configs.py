@@ -23,7 +23,8 @@ from omni_jax.evaluate.limits import limits_of
 from omni_jax.model import abstract, abstract_autoencoder, main_sizes, ModelConfig
 from omni_jax.objective import LossConfig
 from omni_jax.sequence.pack import check_budget
-from omni_jax.sharding import AXES, check_rows, check_sizes
+from omni_jax.sharding import AXES
+from omni_jax.train.mesh_checks import check_rows, check_sizes
 from omni_jax.train.optim import OptimConfig
 from omni_jax.train.plan import Plan
 

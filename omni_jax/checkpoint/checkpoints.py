@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 
+from omni_jax.across_processes import gather_bytes
 from omni_jax.checkpoint import digest, manifest, step_folders
 from omni_jax.checkpoint.items import (
   first_line,
@@ -28,6 +29,7 @@ from omni_jax.checkpoint.verify import (
   check_all_arrays,
   check_wanted_arrays,
   read_checked_shapes,
+  read_model,
   read_step,
   Shape,
   shapes_of,
@@ -36,7 +38,8 @@ from omni_jax.errors import UserError
 from omni_jax.paths import absolute
 from omni_jax.retry import ATTEMPTS
 from omni_jax.run_folder import CHECKPOINTS
-from omni_jax.sharding import gather_bytes
+
+NO_CASTS: Mapping[str, Any] = {}
 
 
 class SaveFailed(UserError):
@@ -259,27 +262,34 @@ class Checkpoints:
     return self._last_good(functools.partial(self._read_all, like=like))
 
   def restore_model(
-    self, like: dict[str, Any], step: int | None = None
+    self,
+    like: dict[str, Any],
+    step: int | None = None,
+    dtypes: Mapping[str, Any] = NO_CASTS,
   ) -> tuple[dict[str, Any], int]:
     """Returns only parameters and buffers, and the step that they belong to.
 
     Args:
       like: {'params', 'buffers'} with shapes and shardings.
       step: number of the step; None for the last good one.
+      dtypes: dtypes by name to which arrays are cast after they were verified.
 
     Raises:
       UserError: if the given step is damaged or gone, or if no step is good.
     """
-    return self._restore_model(like, step, check_all_arrays)
+    return self._restore_model(like, step, dtypes, check_all_arrays)
 
   def restore_some(
-    self, like: dict[str, Any], step: int | None = None
+    self,
+    like: dict[str, Any],
+    step: int | None = None,
+    dtypes: Mapping[str, Any] = NO_CASTS,
   ) -> tuple[dict[str, Any], int]:
     """Does what `restore_model` does, but for only the arrays in `like`.
 
     Nothing is read of the others, whatever their size.
     """
-    return self._restore_model(like, step, check_wanted_arrays)
+    return self._restore_model(like, step, dtypes, check_wanted_arrays)
 
   def shapes(self, step: int | None = None) -> dict[str, Any]:
     """Returns {'params', 'buffers'} of a step with shapes in place of arrays.
@@ -306,11 +316,14 @@ class Checkpoints:
     raise UserError(f'{self._path}/{last} is damaged: {damage}') from damage
 
   def _restore_model(
-    self, like: dict[str, Any], step: int | None, check: Check
+    self,
+    like: dict[str, Any],
+    step: int | None,
+    dtypes: Mapping[str, Any],
+    check: Check,
   ) -> tuple[dict[str, Any], int]:
     def read(step: int) -> tuple[dict[str, Any], int]:
-      items = read_step(self._path / str(step), {MODEL: like}, check)
-      return items[MODEL], step
+      return read_model(self._path / str(step), like, check, dtypes), step
 
     if step is not None:
       try:

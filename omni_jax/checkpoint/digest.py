@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
-from omni_jax.sharding import gather_bytes, named_leaves, replicated
+from omni_jax.across_processes import gather_bytes
+from omni_jax.sharding import named_leaves, replicated
 
 # The type of a word by the bytes of an element; elements of 8 bytes become two words.
 _UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}

@@ -1,23 +1,44 @@
-"""Restores the config, parameters and buffers of a run on one device."""
+"""Restores the config, parameters and buffers of a run, straight onto a mesh."""
 
+from collections.abc import Mapping
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from omni_jax import sharding
 from omni_jax.checkpoint.checkpoints import Checkpoints, complete_steps
 from omni_jax.checkpoint.init_values import init_buffers, init_frozen, init_params
+from omni_jax.checkpoint.placement import generation_mesh, generation_params
 from omni_jax.checkpoint.saved_config import saved_config
-from omni_jax.checkpoint.train_state import use_average
 from omni_jax.config import AVERAGE, OMNI, RAW, WEIGHTS
 from omni_jax.errors import UserError
 from omni_jax.modalities.devices import TABLES, Tables
 from omni_jax.model import ModelConfig
 from omni_jax.paths import checked
 from omni_jax.run_folder import CONFIG_FILE
+
+
+class RestoredRun(NamedTuple):
+  """A run as it was restored for generation.
+
+  Attributes:
+    config: config of the run.
+    step: training step of the parameters.
+    params: parameters, split as `sharding.GENERATION_RULES` says.
+    buffers: router biases and frozen autoencoders, replicated.
+    mesh: mesh of the arrays.
+  """
+
+  config: ConfigDict
+  step: int
+  params: Any
+  buffers: Any
+  mesh: Mesh
 
 
 def steps_of(workdir: str) -> list[int]:
@@ -37,9 +58,17 @@ def last_step(workdir: str) -> int:
 
 
 def restore_run(
-  workdir: str, step: int | None, weights: str = AVERAGE, tables: Tables = TABLES
-) -> tuple[ConfigDict, dict[str, Any], int]:
-  """Returns a run's config, {'params', 'buffers'} of its omni stage, and their step.
+  workdir: str,
+  step: int | None,
+  weights: str = AVERAGE,
+  tables: Tables = TABLES,
+  mesh: Mapping[str, int] | None = None,
+) -> RestoredRun:
+  """Restores what generation needs of a run's omni stage.
+
+  Every array is read onto the devices that will compute with it, a few at a time: no
+  device holds more than its own part of the state, and the host little more than one
+  array. Either the parameters or their average are read, never both.
 
   Args:
     workdir: folder of the run.
@@ -47,6 +76,8 @@ def restore_run(
     weights: one of WEIGHTS: the moving average, if the run keeps one (config.omni.ema),
       or the parameters as trained.
     tables: tables of the media that the run may have.
+    mesh: sizes of the axes of the mesh; None for the one that `generation_mesh` chooses
+      for all devices of this process.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
@@ -56,24 +87,59 @@ def restore_run(
   model_config = ModelConfig.from_config(config.model, tables)
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  device_mesh = generation_mesh(model_config, mesh)
   with Checkpoints(workdir, OMNI, read_only=True) as checkpoints:
     has_average = 'ema' in checkpoints.shapes(step)['buffers']
-    init = functools.partial(_init_model, model_config, average=has_average)
-    like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-      jax.eval_shape(init),
-    )
-    model, restored_step = checkpoints.restore_model(like, step)
-  values = use_average(model)
-  if weights == RAW:
-    values['params'] = model['params']
-  return config, values, restored_step
+    like, dtypes = _wanted(model_config, device_mesh, has_average)
+    if not has_average:
+      restore = checkpoints.restore_model
+    elif weights == RAW:
+      del like['buffers']['ema']
+      restore = checkpoints.restore_some
+    else:
+      del like['params']
+      restore = checkpoints.restore_model
+    values, restored_step = restore(like, step, dtypes)
+  buffers = dict(values['buffers'])
+  params = buffers.pop('ema') if 'ema' in buffers else values['params']
+  return RestoredRun(config, restored_step, params, buffers, device_mesh)
 
 
-def _init_model(config: ModelConfig, *, average: bool) -> dict[str, Any]:
-  """Returns {'params', 'buffers'} of a fresh run, with or without an average."""
-  params = init_params(config, seed=0)
-  frozen = init_frozen(config, seed=0)
-  buffers = init_buffers(config, frozen, params if average else None)
-  return {'params': params, 'buffers': buffers}
+class _Wanted(NamedTuple):
+  """What to read of a step: {'params', 'buffers'} twice, in the same structure.
+
+  Attributes:
+    like: shapes and dtypes as they were saved, with the shardings of generation.
+    dtypes: dtypes to cast the arrays to, by name.
+  """
+
+  like: dict[str, Any]
+  dtypes: dict[str, Any]
+
+
+def _wanted(config: ModelConfig, mesh: Mesh, average: bool) -> _Wanted:
+  """Returns what to read of a step.
+
+  Args:
+    average: whether the step holds an average of the parameters.
+  """
+  placed = generation_params(config, mesh)
+  saved = jax.eval_shape(functools.partial(init_params, config, seed=0))
+  params = jax.tree.map(
+    lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to.sharding),
+    saved,
+    placed,
+  )
+  frozen = jax.eval_shape(functools.partial(init_frozen, config, seed=0))
+  buffers = jax.eval_shape(functools.partial(init_buffers, config, frozen))
+  replicated = sharding.replicated(mesh)
+  buffers = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), buffers
+  )
+  dtypes = {}
+  for name, x in sharding.named_leaves(placed).items():
+    dtypes[f'params.{name}'] = x.dtype
+    dtypes[f'buffers.ema.{name}'] = x.dtype
+  if average:
+    buffers['ema'] = params
+  return _Wanted({'params': params, 'buffers': buffers}, dtypes)

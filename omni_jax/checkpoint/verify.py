@@ -1,10 +1,13 @@
 """Reads a step and compares it with its manifest and with what is wanted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
+import jax
 
+from omni_jax.across_processes import gather_bytes
 from omni_jax.checkpoint import digest, manifest
 from omni_jax.checkpoint.items import (
   fields_of,
@@ -16,9 +19,11 @@ from omni_jax.checkpoint.items import (
 )
 from omni_jax.checkpoint.manifest import Damaged, Manifest
 from omni_jax.errors import UserError
-from omni_jax.sharding import gather_bytes, named_leaves
+from omni_jax.sharding import leaf_name, named_leaves
 
 T = TypeVar('T')
+# Bytes of arrays that `read_model` reads together; a larger array is read alone.
+GROUP = 64 << 20
 
 
 class Shape(NamedTuple):
@@ -109,6 +114,77 @@ def read_step(folder: epath.Path, like: dict[str, Any], check: Check) -> dict[st
   manifest.check_leaves(saved, digest.digests(fields_of(trees)))
   agreed(lambda: manifest.check_files(folder, saved, tuple(trees), arrays=True))
   return items
+
+
+def read_model(
+  folder: epath.Path, like: dict[str, Any], check: Check, dtypes: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns parameters and buffers of a step, compared with its manifest.
+
+  They are read in groups, from the largest array to the smallest. The host therefore
+  needs little more memory than the result and, while it reads one, the largest array.
+  All processes call it together.
+
+  Args:
+    folder: folder of the step.
+    like: {'params', 'buffers'} or parts of them, with shapes and shardings.
+    check: compares the saved arrays with the wanted ones before anything is read.
+    dtypes: dtypes by name to which arrays are cast once they are verified; other arrays
+      stay as they were saved.
+
+  Raises:
+    Damaged, UserError: as in `read_step`.
+  """
+
+  def read_manifest() -> Manifest:
+    saved = manifest.read(folder)
+    check(folder, saved, like)
+    manifest.check_files(folder, saved, (MODEL,), arrays=False)
+    return saved
+
+  saved = agreed(read_manifest)
+  wanted = jax.tree_util.tree_leaves_with_path(like)
+  arrays: dict[Any, Any] = {}
+  for group in _groups(wanted):
+    tree = agreed(functools.partial(read_arrays, folder / MODEL, _nested(group), saved))
+    manifest.check_leaves(saved, digest.digests(tree))
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+      arrays[path] = x.astype(dtypes.get(leaf_name(path), x.dtype))
+    del tree, x  # before the next group is read
+  agreed(lambda: manifest.check_files(folder, saved, (MODEL,), arrays=True))
+  in_order = [arrays[path] for path, _ in wanted]
+  return jax.tree.unflatten(jax.tree.structure(like), in_order)
+
+
+def _groups(leaves: Sequence[tuple[Any, Any]]) -> list[list[tuple[Any, Any]]]:
+  """Returns (path, shape) of arrays in groups of at most GROUP bytes, largest first."""
+
+  def size_of(leaf: tuple[Any, Any]) -> int:
+    _, x = leaf
+    return x.size * x.dtype.itemsize
+
+  groups: list[list[tuple[Any, Any]]] = []
+  room = 0
+  for leaf in sorted(leaves, key=size_of, reverse=True):
+    size = size_of(leaf)
+    if size > room:
+      groups.append([])
+      room = GROUP
+    groups[-1].append(leaf)
+    room -= size
+  return groups
+
+
+def _nested(leaves: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+  """Returns (path, value) pairs as nested dicts, which is what parameters are."""
+  tree: dict[Any, Any] = {}
+  for path, value in leaves:
+    *outer, last = [entry.key for entry in path]
+    branch = tree
+    for key in outer:
+      branch = branch.setdefault(key, {})
+    branch[last] = value
+  return tree
 
 
 def _without_iterator(items: Mapping[str, Any]) -> dict[str, Any]:

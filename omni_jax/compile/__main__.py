@@ -5,6 +5,8 @@
   --topology=T      KIND:SIDES, such as v5e:4x4, v5p:4x4x4, 2xv5p:4x4x4 (two slices) or
                     cpu:8 (simulated CPU devices)
   --programs=A,B    compiles only these of train, prefill, decode and draw
+  --mesh.AXIS=N     mesh of prefill, decode and draw, such as --mesh.tensor=8; by default
+                    the one that suits the model (the train step has config.mesh)
   --search          tries mesh splits, remats and rows per chip, and prints what fits and
                     how long a step takes
   --buffers=N       lists the N largest temporaries at the peak
@@ -18,16 +20,17 @@ exit code is 2. Nothing is allocated. TPU kinds need libtpu
 (`pip install "jax[tpu]"`), but no TPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags, ConfigDict
 
 from omni_jax.chips import GIB
-from omni_jax.command_line import CONFIG_HELP
+from omni_jax.command_line import CONFIG_HELP, mesh_flags
 from omni_jax.config import read_config
 from omni_jax.errors import run_command, UserError
 
@@ -106,30 +109,37 @@ def _search(config: ConfigDict, topology: Any) -> None:
     raise UserError(f'none of the settings that were tried fits {topology.name}')
 
 
-def _measure(config: ConfigDict, topology: Any, names: Sequence[str]) -> None:
+def _measure(
+  config: ConfigDict,
+  topology: Any,
+  names: Sequence[str],
+  mesh_sizes: Mapping[str, int] | None,
+) -> None:
   """Compiles programs of a config and prints their measurements.
 
   Raises:
     UserError: if a name is unknown, or if the state or a program does not fit.
   """
+  from omni_jax.checkpoint.placement import generation_mesh
   from omni_jax.compile import measure, summary
-  from omni_jax.compile.program import programs_of
+  from omni_jax.compile.program import program_names
   from omni_jax.model import ModelConfig
 
-  known = tuple(programs_of(ModelConfig.from_config(config.model)))
+  known = program_names(ModelConfig.from_config(config.model))
   if unknown := sorted(set(names) - set(known)):
     raise UserError(
       f'--programs={",".join(unknown)} is unknown; the programs are {", ".join(known)}'
     )
   plan = measure.make_plan(config, topology)
   measure.check_state(plan, topology)
+  mesh = generation_mesh(plan.model_config, mesh_sizes, topology.devices)
   headline = summary.headline(plan, topology)
   if not _FLAGS.json:
     print(headline, flush=True)
   dump = pathlib.Path(_FLAGS.dump) if _FLAGS.dump else None
   measurements = {}
   for name in names or known:
-    (measurement,) = measure.measure_programs(plan, topology, [name], dump)
+    (measurement,) = measure.measure_programs(plan, topology, [name], mesh, dump)
     measurements[name] = measurement
     if not _FLAGS.json:
       lines = [
@@ -170,7 +180,8 @@ def main() -> None:
   Raises:
     UserError: for a wrong flag or config, or for what does not fit the topology.
   """
-  config = read_config(_FLAGS)
+  arguments = mesh_flags(sys.argv)
+  config = read_config(_FLAGS, arguments.others)
   if config is None or not _FLAGS.topology:
     raise UserError('give --config=configs/digits.py and --topology=v5e:4x4')
   from omni_jax.compile import topology as topologies
@@ -180,7 +191,7 @@ def main() -> None:
   if _FLAGS.search:
     _search(config, topology)
   else:
-    _measure(config, topology, _FLAGS.programs)
+    _measure(config, topology, _FLAGS.programs, arguments.sizes)
 
 
 if __name__ == '__main__':

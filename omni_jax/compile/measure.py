@@ -5,20 +5,22 @@ import math
 import pathlib
 from typing import NamedTuple
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from omni_jax import sharding
 from omni_jax.chips import GIB
 from omni_jax.compile import hlo
 from omni_jax.compile.cost import Cost, cost_of
+from omni_jax.compile.hlo import main_memory_bytes
 from omni_jax.compile.memory import Memory
 from omni_jax.compile.program import (
+  build_program,
   compile_program,
   CompileSeconds,
-  programs_of,
   state_kinds,
 )
-from omni_jax.compile.roofline import Estimate, estimate
+from omni_jax.compile.roofline import COLLECTIVE_SECONDS, Estimate, estimate
 from omni_jax.compile.topology import Topology
 from omni_jax.errors import UserError
 from omni_jax.nn.decoder import Remat
@@ -43,6 +45,7 @@ class Measurement(NamedTuple):
 
   Attributes:
     name: name of the program, such as 'train'.
+    mesh: sizes of the axes of its mesh.
     fits: whether the program fits into the memory of a device.
     refusal: the compiler's message if it does not fit, else ''.
     memory: bytes on one device.
@@ -52,9 +55,13 @@ class Measurement(NamedTuple):
     analytic: FLOPs counted from the config; None for all but the train step.
     seconds: seconds of the compilation.
     characters: number of characters of the optimized HLO.
+    floor: seconds of reading every argument that the program uses once from the main
+      memory, plus COLLECTIVE_SECONDS for each of its collectives. Decoding an id cannot
+      be faster: it reads all weights and the cache.
   """
 
   name: str
+  mesh: Mapping[str, int]
   fits: bool
   refusal: str
   memory: Memory
@@ -64,6 +71,7 @@ class Measurement(NamedTuple):
   analytic: AnalyticFlops | None
   seconds: CompileSeconds
   characters: int
+  floor: float
 
   def mfu(self, seconds: float, peak: float) -> float | None:
     """Returns the share of the peak that the model's FLOPs use.
@@ -130,7 +138,11 @@ def _chips_for(size: float, topology: Topology) -> int:
 
 
 def measure_programs(
-  plan: Plan, topology: Topology, names: Sequence[str], dump: pathlib.Path | None = None
+  plan: Plan,
+  topology: Topology,
+  names: Sequence[str],
+  mesh: Mesh,
+  dump: pathlib.Path | None = None,
 ) -> list[Measurement]:
   """Compiles programs of a run and returns their measurements.
 
@@ -139,36 +151,43 @@ def measure_programs(
   Args:
     plan: plan of the run on the topology.
     topology: devices to compile for.
-    names: names of the programs, keys of `program.programs_of`.
+    names: names of the programs, of `program.program_names`.
+    mesh: mesh of the programs of generation.
     dump: folder that keeps what the compiler writes, in a folder for each program.
   """
   measurements = []
   for name in names:
     folder = dump / name if dump else None
-    measurements.append(_measure(plan, topology, name, folder))
+    measurements.append(_measure(plan, topology, name, mesh, folder))
   return measurements
 
 
 def _measure(
-  plan: Plan, topology: Topology, name: str, dump: pathlib.Path | None
+  plan: Plan, topology: Topology, name: str, mesh: Mesh, dump: pathlib.Path | None
 ) -> Measurement:
   """Compiles one program and returns its measurement."""
   if dump:
     dump.mkdir(parents=True, exist_ok=True)
-  program = programs_of(plan.model_config)[name](plan)
-  compiled = compile_program(plan.mesh, program, dump)
-  cost = cost_of(hlo.parse(compiled.text))
+  program = build_program(name, plan, mesh)
+  compiled = compile_program(program, dump)
+  module = hlo.parse(compiled.text)
+  cost = cost_of(module)
+  arguments = sum(main_memory_bytes(x.shapes) for x in module.entry.parameters())
+  estimated = estimate(cost, program.mesh, topology)
+  collectives = sum(traffic.count for traffic in estimated.traffic)
   return Measurement(
     name=name,
+    mesh=dict(program.mesh.shape),
     fits=not compiled.refusal and compiled.memory.peak <= topology.hbm,
     refusal=compiled.refusal,
     memory=compiled.memory,
     cost=cost,
-    estimate=estimate(cost, plan.mesh, topology),
+    estimate=estimated,
     xla_flops=float(compiled.xla_cost.get('flops', 0.0)),
     analytic=_analytic_flops(plan) if name == 'train' else None,
     seconds=compiled.seconds,
     characters=len(compiled.text),
+    floor=arguments / topology.device_hbm_rate + collectives * COLLECTIVE_SECONDS,
   )
 
 

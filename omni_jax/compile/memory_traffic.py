@@ -17,6 +17,9 @@ from omni_jax.compile.hlo import (
 )
 from omni_jax.compile.kernels import call_cost
 
+# Instructions that write a part of their first operand in place, as the compiler's
+# `aliasing_operands` say, and the index of the operand that they write there.
+UPDATING = {'dynamic-update-slice': 1, 'scatter': -1}
 SLICING = ('dynamic-slice', 'gather', 'slice')
 RESHAPING = ('bitcast', 'copy', 'reshape', 'convert', 'transpose')
 
@@ -105,7 +108,7 @@ class FusionBytes:
     if user.opcode in SLICING and index == 0:
       elements = sum(shape.elements for shape in value.shapes)
       return user.shapes[0].elements / max(1, elements)
-    if user.opcode == 'dynamic-update-slice' and index == 0:
+    if user.opcode in UPDATING and index == 0:
       return 0.0  # written in place
     if user.opcode == 'tuple' or collective_kind(user):
       return 0.0  # returned unread, or read by the network
@@ -127,8 +130,8 @@ class FusionBytes:
     if result.opcode == 'parameter' or collective_kind(result):
       return 0.0
     in_main_memory = result.shapes[0].space == MAIN_MEMORY
-    if result.opcode == 'dynamic-update-slice':
-      update = fused.by_name[result.operands[1]].shapes[0]
+    if result.opcode in UPDATING:
+      update = fused.by_name[result.operands[UPDATING[result.opcode]]].shapes[0]
       return update.bytes if in_main_memory else 0.0
     if result.opcode == 'fusion' and len(result.shapes) == 1 and in_main_memory:
       inner = self._module.computations[result.called('calls')]

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from omni_jax import sharding
-from omni_jax.checkpoint.init_values import init_frozen
+from omni_jax.checkpoint.init_values import init_buffers, init_frozen
+from omni_jax.checkpoint.placement import generation_config, generation_params
 from omni_jax.compile.memory import (
   bytes_on_a_device,
   from_dump,
@@ -27,9 +28,9 @@ from omni_jax.compile.memory import (
 from omni_jax.generate.api import block_sizes, reply_slots
 from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
 from omni_jax.generate.grammar import build_grammar
-from omni_jax.generate.prefill import prefill, ReplySizes
+from omni_jax.generate.prefill import DecodeState, prefill, ReplySizes
 from omni_jax.modalities.text.tokenizer import ANY, TASKS
-from omni_jax.model import abstract, encode_streams, ModelConfig
+from omni_jax.model import abstract, encode_streams, ModelConfig, OmniModel
 from omni_jax.sequence.pack import Packer
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.types import Batch
@@ -39,11 +40,13 @@ class Program(NamedTuple):
   """A program to compile.
 
   Attributes:
+    mesh: mesh of the devices to compile for; they need not exist.
     function: jitted function.
     arguments: shapes with shardings of the arguments that take memory, by kind.
     call: arguments that the function is called with, as shapes with shardings.
   """
 
+  mesh: Mesh
   function: Any
   arguments: Mapping[str, Any]
   call: tuple[Any, ...]
@@ -96,18 +99,18 @@ def _with_sharding(shapes: Any, common: jax.sharding.Sharding) -> Any:
   )
 
 
-def frozen_shapes(plan: Plan) -> dict[str, Any]:
+def frozen_shapes(plan: Plan, mesh: Mesh) -> dict[str, Any]:
   """Returns the shapes of the autoencoders' values by name, replicated on all devices."""
   init = functools.partial(init_frozen, plan.model_config, seed=0)
-  return _with_sharding(jax.eval_shape(init), sharding.replicated(plan.mesh))
+  return _with_sharding(jax.eval_shape(init), sharding.replicated(mesh))
 
 
-def batch_shapes(plan: Plan) -> Batch:
+def batch_shapes(plan: Plan, mesh: Mesh) -> Batch:
   """Returns the shapes of a packed batch, its rows split over the batch axes."""
   budget = plan.budget
   group_budget = dataclasses.replace(budget, rows=budget.group)
   group = Packer(group_budget, plan.hosts).batch()
-  batch_sharding = sharding.batch_sharding(plan.mesh)
+  batch_sharding = sharding.batch_sharding(mesh)
 
   def shape_of_all_groups(x: Any) -> jax.ShapeDtypeStruct:
     shape = (len(x) * budget.pools, *x.shape[1:])
@@ -118,16 +121,16 @@ def batch_shapes(plan: Plan) -> Batch:
 
 def train_program(plan: Plan) -> Program:
   """Returns the program of one update, as `train.stages.omni_stage` runs it."""
-  program = omni_program(plan, frozen_shapes(plan))
+  program = omni_program(plan, frozen_shapes(plan, plan.mesh))
   state = _with_shardings(program.state, program.shardings)
-  batch = batch_shapes(plan)
+  batch = batch_shapes(plan, plan.mesh)
   kinds = {
     'parameters': state.params,
     'optimizer': state.opt_state,
     'buffers': (state.buffers, state.step, state.rng),
     'batch': batch,
   }
-  return Program(program.step, kinds, (state, batch))
+  return Program(plan.mesh, program.step, kinds, (state, batch))
 
 
 def _bytes_by_kind(program: Program) -> dict[str, float]:
@@ -164,36 +167,40 @@ class _Replies(NamedTuple):
   sizes: ReplySizes
 
 
-def _replies(plan: Plan) -> _Replies:
+def _replies(plan: Plan, mesh: Mesh) -> _Replies:
   """Returns the shapes of one reply per row of the run, to prompts as long as a row."""
-  program = omni_program(plan, frozen_shapes(plan))
-  state = _with_shardings(program.state, program.shardings)
   max_new = plan.config.generate.max_new
   slots = plan.budget.length + reply_slots(plan.model_config, max_new)
-  batch_sharding = sharding.batch_sharding(plan.mesh)
+  batch_sharding = sharding.batch_sharding(mesh)
   encode = functools.partial(encode_streams, plan.model_config)
-  batch = jax.eval_shape(encode, state.buffers['frozen'], batch_shapes(plan))
+  frozen = frozen_shapes(plan, mesh)
+  batch = jax.eval_shape(encode, frozen, batch_shapes(plan, mesh))
   make_keys = lambda: jax.random.split(jax.random.key(0), plan.budget.rows)
   keys = jax.eval_shape(make_keys)
+  buffers = jax.eval_shape(functools.partial(init_buffers, plan.model_config, frozen))
   return _Replies(
-    params=state.params,
-    bias_IE=state.buffers['router_bias'],
+    params=generation_params(plan.model_config, mesh),
+    bias_IE=_with_sharding(buffers['router_bias'], sharding.replicated(mesh)),
     batch=_with_sharding(batch, batch_sharding),
     key_B=_with_sharding(keys, batch_sharding),
     sizes=ReplySizes(slots, max_new),
   )
 
 
-def _prefill(plan: Plan, replies: _Replies) -> Program:
+def _network(plan: Plan) -> OmniModel:
+  """Returns the abstract model as it generates."""
+  return abstract(generation_config(plan.model_config))
+
+
+def _prefill(plan: Plan, mesh: Mesh, replies: _Replies) -> Program:
   """Returns the program that reads the prompts of the replies."""
-  model = abstract(plan.model_config)
   function = functools.partial(
-    prefill, model=model, mesh=plan.mesh, sizes=replies.sizes
+    prefill, model=_network(plan), mesh=mesh, sizes=replies.sizes
   )
   params = replies.params
   kinds = {'parameters': params, 'batch': replies.batch}
   call = (params, replies.bias_IE, replies.batch, replies.key_B)
-  return Program(jax.jit(function), kinds, call)
+  return Program(mesh, jax.jit(function), kinds, call)
 
 
 class _WritingCall(NamedTuple):
@@ -201,20 +208,25 @@ class _WritingCall(NamedTuple):
 
   params: Any
   bias_IE: Any
-  state: Any
+  state: DecodeState
   grammar: Any
   sampling: Sampling
 
 
-def _writing_call(plan: Plan) -> _WritingCall:
+def _writing_call(plan: Plan, mesh: Mesh) -> _WritingCall:
   """Returns the shapes of the arguments of the programs that write."""
-  replies = _replies(plan)
-  reading = _prefill(plan, replies)
-  with jax.set_mesh(plan.mesh):
+  replies = _replies(plan, mesh)
+  reading = _prefill(plan, mesh, replies)
+  with jax.set_mesh(mesh):
     state = jax.eval_shape(reading.function, *reading.call)
-  cache = _with_sharding(state.cache, sharding.cache_sharding(plan.mesh))
-  state = _with_sharding(state, sharding.batch_sharding(plan.mesh))
-  replicated = sharding.replicated(plan.mesh)
+
+  def placed(x: Any) -> Any:
+    by_heads = NamedSharding(mesh, sharding.cache_spec(mesh, x.shape))
+    return _with_sharding(x, by_heads)
+
+  cache = jax.tree.map(placed, state.cache)
+  state = _with_sharding(state, sharding.batch_sharding(mesh))
+  replicated = sharding.replicated(mesh)
   make_grammar = lambda: jax.tree.map(jnp.asarray, build_grammar(plan.hosts, ANY))
   grammar = _with_sharding(jax.eval_shape(make_grammar), replicated)
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
@@ -225,60 +237,68 @@ def _writing_call(plan: Plan) -> _WritingCall:
   )
 
 
-def prefill_program(plan: Plan) -> Program:
+def prefill_program(plan: Plan, mesh: Mesh) -> Program:
   """Returns the program that reads the prompts, one for each row of the run."""
-  return _prefill(plan, _replies(plan))
+  return _prefill(plan, mesh, _replies(plan, mesh))
 
 
-def _writing_program(plan: Plan, function: Callable[..., Any]) -> Program:
+def _writing_program(plan: Plan, mesh: Mesh, function: Callable[..., Any]) -> Program:
   """Returns the program of a function that writes; it reuses the memory of the state."""
-  call = _writing_call(plan)
-  writer = functools.partial(
-    function, model=abstract(plan.model_config), mesh=plan.mesh
-  )
+  call = _writing_call(plan, mesh)
+  writer = functools.partial(function, model=_network(plan), mesh=mesh)
   kinds = {'parameters': call.params, 'cache': call.state.cache}
-  return Program(jax.jit(writer, donate_argnums=2), kinds, tuple(call))
+  return Program(mesh, jax.jit(writer, donate_argnums=2), kinds, tuple(call))
 
 
-def decode_program(plan: Plan) -> Program:
+def decode_program(plan: Plan, mesh: Mesh) -> Program:
   """Returns the loop that writes one id after the other.
 
   Its number of iterations is not known, so that only one is counted: one id per row.
   """
-  return _writing_program(plan, decode)
+  return _writing_program(plan, mesh, decode)
 
 
-def block_program(plan: Plan, medium: str) -> Program:
+def block_program(plan: Plan, mesh: Mesh, medium: str) -> Program:
   """Returns the program that writes a block of a medium in every row."""
   block = BlockProgram(medium, plan.config.generate.dit_steps)
-  return _writing_program(plan, functools.partial(write_block, block=block))
+  return _writing_program(plan, mesh, functools.partial(write_block, block=block))
 
 
-def programs_of(model_config: ModelConfig) -> dict[str, Callable[[Plan], Program]]:
-  """Returns the programs of a run by name.
+def program_names(model_config: ModelConfig) -> tuple[str, ...]:
+  """Returns the names of a run's programs.
 
   A medium that is written as a block has a program under the name of its task.
   """
-  programs: dict[str, Callable[[Plan], Program]] = {
-    'train': train_program,
-    'prefill': prefill_program,
-    'decode': decode_program,
-  }
-  for medium in block_sizes(model_config):
-    name = TASKS.get(medium, medium)
-    programs[name] = functools.partial(block_program, medium=medium)
-  return programs
+  return ('train', 'prefill', 'decode', *_media_of_blocks(model_config))
+
+
+def _media_of_blocks(model_config: ModelConfig) -> dict[str, str]:
+  """Returns the media that are written as a block by the name of their program."""
+  return {TASKS.get(medium, medium): medium for medium in block_sizes(model_config)}
+
+
+def build_program(name: str, plan: Plan, mesh: Mesh) -> Program:
+  """Returns a program of a run by its name, one of `program_names`.
+
+  Args:
+    mesh: mesh of the programs of generation; the train step has that of the plan.
+  """
+  if name == 'train':
+    return train_program(plan)
+  programs = {'prefill': prefill_program, 'decode': decode_program}
+  if name in programs:
+    return programs[name](plan, mesh)
+  return block_program(plan, mesh, _media_of_blocks(plan.model_config)[name])
 
 
 def compile_program(
-  mesh: Mesh, program: Program, dump: pathlib.Path | None = None
+  program: Program, dump: pathlib.Path | None = None
 ) -> CompiledProgram:
-  """Compiles a program for the devices of a mesh.
+  """Compiles a program for the devices of its mesh.
 
   A program that does not fit is measured from what the compiler had planned.
 
   Args:
-    mesh: mesh of the devices to compile for; they need not exist.
     program: program to compile.
     dump: folder that keeps all that the compiler writes; None keeps nothing.
 
@@ -288,7 +308,7 @@ def compile_program(
   kinds = _bytes_by_kind(program)
   tracing_start = time.perf_counter()
   with (
-    jax.set_mesh(mesh),
+    jax.set_mesh(program.mesh),
     tempfile.TemporaryDirectory(prefix='omni_jax_hlo_') as scratch,
   ):
     lowered = program.function.lower(*program.call)
@@ -296,7 +316,7 @@ def compile_program(
     cpu_start = time.process_time()
     folder = dump or pathlib.Path(scratch)
     options = {}
-    if mesh.devices.flat[0].platform == 'tpu':
+    if program.mesh.devices.flat[0].platform == 'tpu':
       options['xla_dump_to'] = str(folder)
     compiled = None
     refusal = ''

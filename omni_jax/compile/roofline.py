@@ -12,6 +12,9 @@ from omni_jax.compile.groups import Groups, Members
 from omni_jax.compile.schedule import scheduled_seconds, Transfer, Work
 from omni_jax.compile.topology import Topology
 
+# Seconds that a collective of few bytes takes on the links of a slice: an assumption.
+COLLECTIVE_SECONDS = 5e-6
+
 
 class Traffic(NamedTuple):
   """The collectives of one kind along the same mesh axes, for one device and one run.

@@ -143,7 +143,7 @@ def _attempt(
   except UserError as error:
     problem, _, _ = str(error).partition(';')
     return Trial(changes, rows, None, problem)
-  (measurement,) = measure_programs(plan, topology, ['train'])
+  (measurement,) = measure_programs(plan, topology, ['train'], plan.mesh)
   return Trial(changes, rows, measurement)
 
 

@@ -11,7 +11,7 @@ import jax
 from omni_jax.chips import GIB
 from omni_jax.compile.measure import Measurement
 from omni_jax.compile.memory import Memory
-from omni_jax.compile.roofline import core_seconds
+from omni_jax.compile.roofline import COLLECTIVE_SECONDS, core_seconds
 from omni_jax.compile.schedule import Transfer, Work
 from omni_jax.compile.topology import Topology
 from omni_jax.train.plan import Plan
@@ -77,8 +77,9 @@ def program_lines(
   seconds = measurement.seconds
   device = 'device' if topology.chip.devices > 1 else 'chip'
   fits = 'fits' if measurement.fits else 'DOES NOT FIT'
+  mesh = axes_text(measurement.mesh) or 'one device'
   yield (
-    f'\n{measurement.name}: {fits}, peak {_gib(memory.peak)} of '
+    f'\n{measurement.name} on {mesh}: {fits}, peak {_gib(memory.peak)} of '
     f'{_gib(topology.hbm)} a {device}; compiled in {seconds.compiling:.0f} s '
     f'({seconds.cpu:.0f} s of CPU time) after {seconds.tracing:.0f} s of '
     'tracing'
@@ -148,6 +149,12 @@ def _estimate_lines(measurement: Measurement, topology: Topology) -> Iterator[st
       percents.append(f'{100 * mfu:.1f}')
     line += f'; MFU {", ".join(percents)} %'
   yield line
+  if not measurement.analytic:
+    yield (
+      f'  floor              {1e3 * measurement.floor:.2f} ms: every argument is read '
+      f'once, and a collective takes {1e6 * COLLECTIVE_SECONDS:.0f} us; as scheduled, '
+      f'the program takes {estimate.scheduled / measurement.floor:.2f} times that'
+    )
 
 
 def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]:
@@ -160,6 +167,8 @@ def program_json(measurement: Measurement, topology: Topology) -> dict[str, Any]
     mfu[name] = measurement.mfu(seconds, topology.device_flops)
   return {
     'fits': measurement.fits,
+    'mesh': axes_text(measurement.mesh),
+    'floor': measurement.floor,
     'refused': measurement.refusal,
     'hbm': topology.hbm,
     'memory': _memory_json(measurement.memory),

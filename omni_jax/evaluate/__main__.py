@@ -2,7 +2,10 @@
 
 python -m omni_jax.evaluate --workdir=DIR [--step=N] [--weights=raw]
   [--data=FILE.jsonl] [--out=DIR] [--seed=N] [--sampling KEY=NUMBER]
-  [--fail_under PATH=NUMBER] [--follow]
+  [--fail_under PATH=NUMBER] [--follow] [--mesh.AXIS=N]
+
+All devices of this process share the prompts. --mesh.AXIS=N (data, expert, tensor,
+context) sets another mesh than the one that suits the model, see docs/running.md.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import sys
 from absl import logging
 from etils import epath
 
+from omni_jax.command_line import mesh_flags
 from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.scores import missed, thresholds_of
@@ -113,7 +117,8 @@ def _check(flags: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
-  flags = parse(arguments)
+  mesh, others = mesh_flags(arguments)
+  flags = parse(others)
   sampling = sampling_of(flags.sampling)
   thresholds = thresholds_of(flags.fail_under)
   _check(flags)
@@ -129,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
   low_scores: list[str] = []
 
   def evaluate(step: int | None) -> None:
-    trained = restore(flags.workdir, step=step, weights=flags.weights)
+    trained = restore(flags.workdir, step=step, weights=flags.weights, mesh=mesh)
     limits = limits_of(trained.config)
     limits = dataclasses.replace(limits, sampling=limits.sampling | sampling)
     metrics = run(

@@ -40,19 +40,22 @@ def restore(
   step: int | None = None,
   weights: str = AVERAGE,
   tables: Tables = TABLES,
+  mesh: Mapping[str, int] | None = None,
 ) -> TrainedModel:
-  """Restores a run as `omni_jax.load` does, onto one device of this process.
+  """Restores a run as `omni_jax.load` does, onto the devices of this process.
 
   Args:
     workdir: folder of the run.
     step: checkpoint to restore; by default the last one.
     weights: 'average' (the moving average, where the run keeps one) or 'raw'.
     tables: media of the run.
+    mesh: sizes of the mesh's axes; by default all devices, in the way that suits the
+      model.
 
   Raises:
     UserError: if there is no such run or step.
   """
-  return load(str(workdir), step=step, weights=weights, tables=tables)
+  return load(str(workdir), step, weights, mesh, tables)
 
 
 def run(

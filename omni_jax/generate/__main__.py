@@ -1,7 +1,8 @@
 """Generates replies: `python -m omni_jax.generate --workdir=DIR --prompt=… --out=DIR`.
 
 The prompt is text, with --image=FILE or --audio=FILE before it, or a .json file in the
-chat form. --want says what the reply holds.
+chat form. --want says what the reply holds. --mesh.AXIS=N splits the work, such as
+--mesh.tensor=8 (see docs/running.md); by default all devices of this process share it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import sys
 from absl import flags, logging
 from etils import epath
 
-from omni_jax.command_line import show_help
+from omni_jax.command_line import mesh_flags, show_help
 from omni_jax.config import AVERAGE, WEIGHTS
 from omni_jax.errors import BadRecord, run_command, UserError
 from omni_jax.modalities.contract import Part as ReplyPart
@@ -141,15 +142,16 @@ def _write(
   print(json.dumps(entries, ensure_ascii=False))
 
 
-def _parse() -> None:
-  """Reads the command line into the flags.
+def _parse() -> dict[str, int] | None:
+  """Reads the command line into the flags, and returns the sizes of the mesh if given.
 
   Raises:
     UserError: for an unknown or missing flag, or a value that is not accepted.
   """
   show_help(_FLAGS, sys.argv)
+  arguments = mesh_flags(sys.argv)
   try:
-    rest = _FLAGS(sys.argv)[1:]
+    rest = _FLAGS(arguments.others)[1:]
   except flags.Error as error:
     raise UserError(str(error)) from error
   usage = "give --workdir=DIR, --out=DIR and --prompt='text' or FILE.json"
@@ -161,17 +163,18 @@ def _parse() -> None:
   for name in NOT_YET:
     if _FLAGS[name].value:
       raise UserError(f'--{name}: {name} is not supported yet; give {known}')
+  return arguments.sizes
 
 
 def main() -> None:
   """Runs the command with the arguments of the process."""
-  _parse()
+  mesh = _parse()
   out = checked(_FLAGS.out, '--out')
   logging.set_verbosity(logging.ERROR)
   from omni_jax.generate.api import load
   from omni_jax.generate.prompt import chat
 
-  trained = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights)
+  trained = load(_FLAGS.workdir, _FLAGS.step, _FLAGS.weights, mesh)
   content = _prompt(trained.hosts)
   prompt = chat(content, _FLAGS.want, language=_FLAGS.language, voice=_FLAGS.voice)
   prompts = [prompt] * _FLAGS.n

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from omni_jax import sharding
+from omni_jax.checkpoint.placement import generation_config, generation_mesh
 from omni_jax.checkpoint.restore import restore_run
 from omni_jax.config import AVERAGE
 from omni_jax.errors import UserError
 from omni_jax.generate.decode import BlockProgram, decode, Sampling, write_block
 from omni_jax.generate.grammar import block_writings, build_grammar, Grammar
-from omni_jax.generate.prefill import DecodeState, prefill, ReplySizes
+from omni_jax.generate.prefill import DecodeState, grow, prefill, ReplySizes
 from omni_jax.generate.prompt import chat, Content
 from omni_jax.generate.reply import as_parts, items_of, WrittenItem
 from omni_jax.modalities.contract import Part
@@ -53,21 +54,26 @@ def max_blocks(max_new: int) -> int:
   return max(1, max_new // IDS_PER_BLOCK)
 
 
-def reply_slots(model_config: ModelConfig, max_new: int) -> int:
-  """Returns the number of cache slots that a reply may take after its prompt."""
+def reply_slots(model_config: ModelConfig, max_new: int, blocks: int = 1) -> int:
+  """Returns the number of cache slots that a reply with this many blocks may take.
+
+  A cache begins with room for one block and grows when more are written: decoding reads
+  every slot for every id, whether it is filled or not.
+  """
   longest = max(block_sizes(model_config).values(), default=0)
   if not longest:
     return max_new
   block_slots = 2 * longest + 1  # queries, clean pieces and the id after them
-  return max_new + max_blocks(max_new) * block_slots
+  return max_new + blocks * block_slots
 
 
 class TrainedModel:
   """A restored run: its config and weights, and the jitted programs that generate.
 
   Args:
+    params: parameters, as `checkpoint.restore.restore_run` places them.
     buffers: router biases, and the values of the frozen autoencoders.
-    mesh: mesh over which the parameters are split; None for one device.
+    mesh: mesh of the parameters; None for one device.
     tables: media that the run may have.
 
   Attributes:
@@ -76,7 +82,7 @@ class TrainedModel:
     step: training step of the parameters.
     hosts: media of the run.
     tokenizer: tokenizer of the run.
-    params: pure dict of parameters.
+    mesh: mesh of the programs.
   """
 
   def __init__(
@@ -93,24 +99,21 @@ class TrainedModel:
     self.model_config = ModelConfig.from_config(config.model, tables)
     self.hosts = self.model_config.hosts()
     self.tokenizer = self.hosts.tokenizer
-    self._mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
+    self.mesh = mesh or generation_mesh(self.model_config, {}, jax.local_devices()[:1])
+    self._shards = sharding.num_shards(self.mesh, 'batch')
+    self._batch = _rounded_up(BATCH, self._shards)
     self.params = params
     self._buffers = buffers
-    model = abstract(self.model_config)
-    if mesh is not None:
-      shardings = _param_shardings(params, sharding.param_specs(model), mesh)
-      self.params = jax.device_put(params, shardings)
-      self._buffers = jax.device_put(buffers, sharding.replicated(mesh))
-    self._compile(model)
+    self._compile(abstract(generation_config(self.model_config)))
 
   def _compile(self, model: OmniModel) -> None:
     """Creates the jitted programs; each is compiled at its first call."""
-    on_mesh: dict[str, Any] = dict(model=model, mesh=self._mesh)
+    on_mesh: dict[str, Any] = dict(model=model, mesh=self.mesh)
     prefill_rows = functools.partial(prefill, **on_mesh)
     write_blocks = functools.partial(write_block, **on_mesh)
     self._prefill = jax.jit(prefill_rows, static_argnames='sizes')
-    self._decode = jax.jit(functools.partial(decode, **on_mesh))
-    self._block = jax.jit(write_blocks, static_argnames='block')
+    self._decode = jax.jit(functools.partial(decode, **on_mesh), donate_argnums=2)
+    self._block = jax.jit(write_blocks, static_argnames='block', donate_argnums=2)
     self._losses = jax.jit(functools.partial(batch_losses, **on_mesh))
     encode = functools.partial(encode_pieces, self.model_config)
     decode_codes = functools.partial(decode_pieces, self.model_config)
@@ -178,12 +181,12 @@ class TrainedModel:
     grammar = jax.tree.map(jnp.asarray, build_grammar(self.hosts, want))
     examples = [self._lay_out(prompt) for prompt in prompts]
     keys_of = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-    rows = BATCH if len(examples) > 1 else 1
+    rows = self._batch if len(examples) > 1 else 1
     replies: list[list[str | WrittenItem]] = []
-    for first in range(0, len(examples), BATCH):
-      group = examples[first : first + BATCH]
+    for first in range(0, len(examples), rows):
+      group = examples[first : first + rows]
       key_B = keys_of(jnp.arange(first, first + rows))
-      with jax.set_mesh(self._mesh):
+      with jax.set_mesh(self.mesh):
         written = self._write(group, grammar, settings, key_B)
       replies += written[: len(group)]
     return as_parts(replies, self._decoders(), self.hosts)
@@ -211,8 +214,15 @@ class TrainedModel:
   def _spec(self, stream: str) -> StreamSpec:
     return next(spec for spec in self.hosts.streams if spec.name == stream)
 
+  def _by_rows(self, tree: Any, rows: int) -> Any:
+    """Returns arrays of this many rows on the mesh, split if the mesh divides them."""
+    place = sharding.batch_sharding(self.mesh)
+    if rows % self._shards:
+      place = sharding.replicated(self.mesh)
+    return jax.device_put(tree, place)
+
   def _pack(self, examples: Sequence[LaidOut], rows: int) -> Batch:
-    """Returns a batch of one example per row; surplus rows repeat the first example."""
+    """Returns a batch of one example per row; surplus rows are empty."""
     all_needs = [example.needs for example in examples]
     positions, *needs = np.max(all_needs, axis=0).tolist()
     streams = {}
@@ -224,8 +234,7 @@ class TrainedModel:
       room = items * unit if spec.block else _rounded_up(pieces, unit)
       streams[spec.name] = (max(room, unit), max(items, 1))
     budget = RowBudget(rows, _rounded_up(positions, LENGTH_MULTIPLE), streams)
-    surplus = [examples[0]] * (rows - len(examples))
-    return pack_rows([*examples, *surplus], budget, self.hosts)
+    return self._by_rows(pack_rows(examples, budget, self.hosts), rows)
 
   def _write(
     self,
@@ -235,13 +244,18 @@ class TrainedModel:
     key_B: jax.Array,
   ) -> list[list[str | WrittenItem]]:
     """Returns the replies of one batch of prompts, with media as they were written."""
-    batch = self._encode_streams(self.frozen, self._pack(prompts, len(key_B)))
+    rows = len(key_B)
+    surplus = [prompts[0]] * (rows - len(prompts))  # written, but not returned
+    batch = self._pack([*prompts, *surplus], rows)
+    batch = self._encode_streams(self.frozen, batch)
+    key_B = self._by_rows(key_B, rows)
     bias_IE = self._buffers['router_bias']
     values = [jnp.float32(settings[name]) for name in Sampling._fields]
     sampling = Sampling(*values)
     max_new = settings['max_new']
-    slots = batch.token_BL.shape[1] + reply_slots(self.model_config, max_new)
-    sizes = ReplySizes(slots, max_new)
+    prompt_slots = batch.token_BL.shape[1]
+    room = 1  # blocks that the cache has room for
+    sizes = ReplySizes(prompt_slots + reply_slots(self.model_config, max_new), max_new)
     state = self._prefill(self.params, bias_IE, batch, key_B, sizes=sizes)
     blocks: list[list[WrittenItem]] = [[] for _ in key_B]
     block_C = np.asarray(grammar.block_C)
@@ -253,6 +267,10 @@ class TrainedModel:
       most_blocks = max((len(blocks[row]) for row in waiting), default=0)
       if not len(waiting) or most_blocks == max_blocks(max_new):
         break
+      if most_blocks == room:
+        room = min(2 * room, max_blocks(max_new))
+        slots = prompt_slots + reply_slots(self.model_config, max_new, room)
+        state = state._replace(cache=grow(state.cache, slots=slots))
       number = int(number_B[waiting[0]])
       medium = names[number]
       program = BlockProgram(medium, settings['dit_steps'])
@@ -290,13 +308,13 @@ class TrainedModel:
     medium, _ = self.model_config.tables.autoencoders()[name]
     host = self.hosts[medium]
     codes = []
-    for first in range(0, len(payloads), BATCH):
+    for first in range(0, len(payloads), self._batch):
       items = []
-      for payload in payloads[first : first + BATCH]:
+      for payload in payloads[first : first + self._batch]:
         span = Span(medium, payload=payload)
         host.form(span)  # raises an error if the payload does not fit
         items.append(host.pieces(span)[0])
-      value_NM, item_NM = _padded(items, BATCH)
+      value_NM, item_NM = self._by_rows(_padded(items, self._batch), self._batch)
       code_NM = self._encode_pieces(name, self.frozen[name], value_NM, item_NM)
       codes += _unpadded(code_NM, items)
     return codes
@@ -310,9 +328,9 @@ class TrainedModel:
       name: name of an autoencoder.
     """
     pieces = []
-    for first in range(0, len(codes), BATCH):
-      items = list(codes[first : first + BATCH])
-      code_NM, _ = _padded(items, BATCH)
+    for first in range(0, len(codes), self._batch):
+      items = list(codes[first : first + self._batch])
+      code_NM, _ = self._by_rows(_padded(items, self._batch), self._batch)
       value_NM = self._decode_pieces(name, self.frozen[name], code_NM)
       pieces += _unpadded(value_NM, items)
     return pieces
@@ -336,17 +354,17 @@ class TrainedModel:
     for example in examples:
       name = str(example.get('id', ''))
       laid_out.append(lay_out(interleave(example, self.hosts), self.hosts, name))
-    full = len(laid_out) // BATCH * BATCH
-    groups = []
-    for first in range(0, full, BATCH):
-      groups.append(laid_out[first : first + BATCH])
-    # The rest goes one by one: a batch of every other size would be compiled anew.
-    for remaining in laid_out[full:]:
-      groups.append([remaining])
+    full = len(laid_out) // self._batch * self._batch
+    batches = []
+    for first in range(0, full, self._batch):
+      batches.append(self._pack(laid_out[first : first + self._batch], self._batch))
+    # The rest goes one by one on each device: a batch of every other size would be
+    # compiled anew.
+    for first in range(full, len(laid_out), self._shards):
+      batches.append(self._pack(laid_out[first : first + self._shards], self._shards))
     totals: dict[str, np.ndarray] = {}
-    for group in groups:
-      batch = self._pack(group, len(group))
-      with jax.set_mesh(self._mesh):
+    for batch in batches:
+      with jax.set_mesh(self.mesh):
         losses = self._losses(self.params, self._buffers, batch, jax.random.key(0))
       for name, head in losses.heads.items():
         sums = np.array([head.total, head.weight])
@@ -356,19 +374,6 @@ class TrainedModel:
       if weight:
         means[name] = float(total / weight)
     return means
-
-
-def _param_shardings(params: Any, specs: Any, mesh: Mesh) -> Any:
-  """Returns the sharding of each parameter on a mesh.
-
-  Args:
-    specs: partition specs, as a tree like that of the parameters.
-  """
-
-  def sharding_of(array: Any, spec: Any) -> Any:
-    return sharding.weight_sharding(mesh, spec, array.shape)
-
-  return jax.tree.map(sharding_of, params, specs)
 
 
 def _rounded_up(n: int, unit: int) -> int:
@@ -403,22 +408,21 @@ def load(
   mesh: Mapping[str, int] | None = None,
   tables: Tables = TABLES,
 ) -> TrainedModel:
-  """Restores a run.
+  """Restores a run on the devices of this process.
 
   Args:
     workdir: folder of the run.
     step: step of the checkpoint; None for the last one.
     weights: 'average' for the moving average of the parameters, where the run keeps
       one, or 'raw' for the parameters as trained.
-    mesh: sizes of the axes over which the parameters are split, as in `config.mesh`;
-      None for one device.
+    mesh: sizes of the axes data, expert, tensor and context, 1 by default: `data` and
+      `expert` split prompts, `tensor` and `expert` weights. None takes all devices of
+      this process in the way that suits the model: it splits prompts, and weights only
+      as far as one device should not hold all of them.
     tables: media that the run may have.
 
   Raises:
     UserError: if there is no such run or step, or if its arrays do not fit its config.
   """
-  config, values, restored_step = restore_run(workdir, step, weights, tables)
-  device_mesh = None if mesh is None else sharding.make_mesh(mesh)
-  return TrainedModel(
-    config, restored_step, values['params'], values['buffers'], device_mesh, tables
-  )
+  run = restore_run(workdir, step, weights, tables, mesh)
+  return TrainedModel(run.config, run.step, run.params, run.buffers, run.mesh, tables)

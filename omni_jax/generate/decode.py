@@ -11,8 +11,9 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from omni_jax import sharding
 from omni_jax.generate.grammar import DONE, FORM, Grammar
-from omni_jax.generate.prefill import DecodeState, extend_rows, split_keys
+from omni_jax.generate.prefill import DecodeState, extend_rows, place_state, split_keys
 from omni_jax.modalities.hosts import TEXT
 from omni_jax.modalities.text.head import sample_token
 from omni_jax.model import merge, OmniModel
@@ -64,7 +65,7 @@ def decode(
   def unfinished(state: DecodeState) -> Array:
     return ~is_waiting(state, grammar).all()
 
-  return jax.lax.while_loop(unfinished, writer.write_id, state)
+  return place_state(jax.lax.while_loop(unfinished, writer.write_id, state))
 
 
 class _Writer(NamedTuple):
@@ -148,7 +149,8 @@ class _Writer(NamedTuple):
       full_B = is_inside_B & (state.item_pieces_B >= writing.longest)
       announces_V = jnp.arange(allowed_BV.shape[1]) == writing.piece
       allowed_BV = allowed_BV & ~(full_B[:, None] & announces_V)
-    logits_BV = self.network.heads[TEXT].logits(state.hidden_BD)
+    # Each device samples from whole rows: sorting a split one takes many exchanges.
+    logits_BV = sharding.shard_items(self.network.heads[TEXT].logits(state.hidden_BD))
 
     def pick(logits_V: Array, allowed_V: Array, key: Array) -> Array:
       token_1 = sample_token(
@@ -288,7 +290,7 @@ def write_block(
     hidden_BD=jnp.where(waits_B[:, None], hidden_BLD[:, -1], state.hidden_BD),
     time_B=jnp.where(waits_B, end_time_B + 1, state.time_B),
   )
-  return state, Block(value_BM, form_B3)
+  return place_state(state), Block(value_BM, form_B3)
 
 
 def _form(state: DecodeState, opening: tuple[tuple[int, ...], ...]) -> Array:

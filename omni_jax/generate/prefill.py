@@ -1,5 +1,6 @@
 """Reads prompts into the KV cache, and defines the state of replies in progress."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from omni_jax import sharding
 from omni_jax.generate.grammar import piece_writings, START
 from omni_jax.model import merge, ModelConfig, OmniModel
 from omni_jax.nn.attention import KVCache
@@ -55,6 +57,27 @@ class DecodeState(NamedTuple):
   item_pieces_B: Array
 
 
+@functools.partial(jax.jit, static_argnames='slots')
+def grow(cache: KVCache, *, slots: int) -> KVCache:
+  """Returns a cache with more slots, of which the new ones are empty."""
+
+  def padded(x: Array) -> Array:
+    new = slots - x.shape[2]
+    return sharding.shard_cache(jnp.pad(x, [(0, 0), (0, 0), (0, new), (0, 0), (0, 0)]))
+
+  return jax.tree.map(padded, cache)
+
+
+def place_state(state: DecodeState) -> DecodeState:
+  """Constrains the state of replies: its rows are split, and the heads of the cache.
+
+  All programs agree on it, so that each reuses the memory of the state that it gets.
+  """
+  fields = state._asdict()
+  cache = jax.tree.map(sharding.shard_cache, fields.pop('cache'))
+  return DecodeState(cache=cache, **jax.tree.map(sharding.shard_items, fields))
+
+
 def piece_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of a written piece of each medium that is written piece by piece."""
   hosts = config.hosts()
@@ -95,7 +118,7 @@ def extend_rows(
     caller advances the time and the hidden state.
   """
   valid_BL = modality_BL > 0
-  slots = state.cache.key_BSGA.shape[2]
+  slots = state.cache.key_IBSGA.shape[2]
   slot_BL = slots_of(valid_BL, state.length_B, slots)
   decoded = network.decoder.extend(
     x_BLD,
@@ -155,7 +178,7 @@ def prefill(
   pieces = {}
   for name, shape in piece_shapes(config).items():
     pieces[name] = jnp.zeros((b, sizes.max_new, *shape), jnp.int32)
-  return DecodeState(
+  state = DecodeState(
     cache=decoded.cache,
     length_B=length_B,
     time_B=position_BL3.max(axis=(1, 2)) + 1,
@@ -167,6 +190,7 @@ def prefill(
     piece_BO=pieces,
     item_pieces_B=zero_B,
   )
+  return place_state(state)
 
 
 def split_keys(key_B: Array) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from omni_jax import sharding
 from omni_jax.nn.context_parallel import attend
@@ -16,10 +16,40 @@ from omni_jax.nn.rope import rotate
 
 
 class KVCache(NamedTuple):
-  """Keys and values of one layer (or, stacked, of all layers): rows B, slots S."""
+  """Keys and values of all layers I: rows B, slots S."""
 
-  key_BSGA: Array
-  value_BSGA: Array
+  key_IBSGA: Array
+  value_IBSGA: Array
+
+
+class CachePlace(NamedTuple):
+  """The place of new positions in the cache.
+
+  The cache of all layers is passed along, so that a layer writes its few positions in
+  place; a layer of its own would be copied out and back.
+
+  Attributes:
+    cache: keys and values of all layers.
+    layer: number of the layer, a scalar.
+    slot_BL: slot of each position. A slot outside the cache is not written, which keeps
+      padding out.
+  """
+
+  cache: KVCache
+  layer: Array
+  slot_BL: Array
+
+  def written(self, k_BLGA: Array, v_BLGA: Array) -> KVCache:
+    """Returns the cache with the keys and values of the new positions."""
+    row_B1 = jnp.arange(len(self.slot_BL))[:, None]
+
+    def write(cached_IBSGA: Array, new_BLGA: Array) -> Array:
+      new_BLGA = new_BLGA.astype(cached_IBSGA.dtype)
+      target = cached_IBSGA.at[self.layer, row_B1, self.slot_BL]
+      return sharding.shard_cache(target.set(new_BLGA, mode='drop'))
+
+    key_IBSGA, value_IBSGA = self.cache
+    return KVCache(write(key_IBSGA, k_BLGA), write(value_IBSGA, v_BLGA))
 
 
 class Attention(nnx.Module):
@@ -44,8 +74,7 @@ class Attention(nnx.Module):
     reach: Reach,
     angle_BLa: Float[Array, 'B L a'] | None = None,
     mesh: Mesh | None = None,
-    cache: KVCache | None = None,
-    slot_BL: Int[Array, 'B L'] | None = None,
+    place: CachePlace | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Attends to the row itself or, with a cache, to the cache after writing x into it.
 
@@ -54,8 +83,7 @@ class Attention(nnx.Module):
 
     Args:
       mesh: as in `context_parallel.attend`.
-      slot_BL: cache slot of each position. A slot outside the cache is not written,
-        which keeps padding out.
+      place: where the positions are cached; None without a cache.
     """
     heads, kv_heads, head_dim = self.shape
     b, l, _ = x_BLD.shape
@@ -68,23 +96,11 @@ class Attention(nnx.Module):
     if angle_BLa is not None:
       q = rotate(q, angle_BLa)
       k = rotate(k, angle_BLa)
-    if cache is not None:
-      assert slot_BL is not None
-      row_B1 = jnp.arange(b)[:, None]
-      cache = KVCache(
-        _written(cache.key_BSGA, k, row_B1, slot_BL),
-        _written(cache.value_BSGA, v, row_B1, slot_BL),
-      )
+    cache = None
+    if place is not None:
+      cache = place.written(k, v)
       if reach.key_segment_BS is not None:
-        k, v = cache
+        k = cache.key_IBSGA[place.layer]
+        v = cache.value_IBSGA[place.layer]
     y = attend(q, k.astype(q.dtype), v.astype(q.dtype), reach, mesh)
     return self.out(y.reshape(b, l, heads * head_dim)), cache
-
-
-def _written(
-  cached_BSGA: Array, new_BLGA: Array, row_B1: Array, slot_BL: Array
-) -> Array:
-  """Returns cached keys or values with the new ones written into their slots."""
-  new_BLGA = new_BLGA.astype(cached_BSGA.dtype)
-  written_BSGA = cached_BSGA.at[row_B1, slot_BL].set(new_BLGA, mode='drop')
-  return sharding.shard_items(written_BSGA)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from omni_jax import sharding
 from omni_jax.nn import attention_kernels, moe_router
-from omni_jax.nn.attention import Attention, KVCache
+from omni_jax.nn.attention import Attention, CachePlace, KVCache
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE, MoEConfig
@@ -141,12 +141,11 @@ class Block(nnx.Module):
     modality_BL: Array,
     bias_E: Array,
     mesh: Mesh,
-    cache: KVCache | None = None,
-    slot_BL: Array | None = None,
+    place: CachePlace | None = None,
   ) -> tuple[Array, moe_router.RouterStats, KVCache | None]:
     """Returns the new hidden states, the router's statistics and the updated cache."""
     y_BLD, cache = self.attention(
-      self.attention_norm(x_BLD), reach, angle_BLa, mesh, cache, slot_BL
+      self.attention_norm(x_BLD), reach, angle_BLa, mesh, place
     )
     x_BLD = sharding.shard(x_BLD + y_BLD, 'batch', 'length', 'act_embed')
     y_BLD, stats = self.moe(self.moe_norm(x_BLD), modality_BL, bias_E, mesh)
@@ -229,20 +228,26 @@ class Decoder(nnx.Module):
     graph, blocks = nnx.split(self.blocks)
     blocks = _cast_matrices(blocks, x_BLD.dtype)
 
-    def body(x_BLD, layer):
-      weights, bias_E, layer_cache = layer
+    def body(carry, layer):
+      x_BLD, cache = carry
+      weights, bias_E, number = layer
       x_BLD = checkpoint_name(x_BLD, INPUT)
       block = nnx.merge(graph, weights)
-      x_BLD, stats, layer_cache = block(
-        x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, layer_cache, slot_BL
+      place = None
+      if cache is not None and slot_BL is not None:
+        place = CachePlace(cache, number, slot_BL)
+      x_BLD, stats, cache = block(
+        x_BLD, reach, angle_BLa, modality_BL, bias_E, mesh, place
       )
-      return x_BLD, (stats, layer_cache)
+      return (x_BLD, cache), stats
 
     if c.remat in POLICIES:
       # A scan prevents common-subexpression elimination by itself.
       body = jax.checkpoint(body, policy=POLICIES[Remat(c.remat)], prevent_cse=False)
-    layers = (blocks, bias_IE, cache)
-    x_BLD, (stats, cache) = jax.lax.scan(body, x_BLD, layers, unroll=c.unroll)
+    numbers = None if cache is None else jnp.arange(c.layers)
+    layers = (blocks, bias_IE, numbers)
+    start = (x_BLD, cache)
+    (x_BLD, cache), stats = jax.lax.scan(body, start, layers, unroll=c.unroll)
     return DecoderOutput(self.norm(x_BLD), stats, cache)
 
   def init_cache(

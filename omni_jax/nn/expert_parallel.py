@@ -247,7 +247,7 @@ def _all_to_all(
   y_TD = combine(y_ZD, route.slots)
   routed = (expert_TK < ways * experts).sum()
   counts = jnp.stack([route.dropped, routed])
-  dropped, routed = jax.lax.psum(counts, sharding.TOKEN_AXES)
+  dropped, routed = jax.lax.psum(counts, sharding.token_axes(mesh))
   return _ExchangeResult(y_TD, shared, dropped / jnp.maximum(routed, 1))
 
 

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from omni_jax.across_processes import gather_bytes
 from omni_jax.checkpoint.checkpoints import Checkpoints
 from omni_jax.checkpoint.train_state import TrainState
 from omni_jax.errors import UserError
 from omni_jax.objective import Metrics, TOKENS
 from omni_jax.run_folder import BOARD
 from omni_jax.run_log import say
-from omni_jax.sharding import gather_bytes, named_leaves, place
+from omni_jax.sharding import named_leaves, place
 from omni_jax.train.goodput import DATA, Goodput, RESTORE, SAVE
 from omni_jax.train.numerics import (
   BadSteps,

@@ -20,6 +20,7 @@ from omni_jax.model import abstract, main_sizes, ModelConfig
 from omni_jax.objective import LossConfig, Pretraining
 from omni_jax.sequence.pack import check_budget
 from omni_jax.train import state as states
+from omni_jax.train.mesh_checks import check_rows, check_sizes
 from omni_jax.train.optim import frozen_mask, make_optimizer, OptimConfig
 from omni_jax.train.step import make_step, Update
 
@@ -85,14 +86,14 @@ class Plan:
       UserError: if it does not.
     """
     length = ('config.data.budget.length', self.budget.length, 'length')
-    sharding.check_sizes(self.mesh, [*main_sizes(self.model_config), length])
+    check_sizes(self.mesh, [*main_sizes(self.model_config), length])
     parts = self.run_config.omni.accumulate
     rows = self.budget.rows // parts
     batch_sizes = [rows]
     for stage in self.run_config.autoencoders.values():
       batch_sizes.append(stage.batch)
     for size in batch_sizes:
-      sharding.check_rows(self.mesh, size)
+      check_rows(self.mesh, size)
     group = self.budget.group
     groups = self.budget.pools // parts
     shards = sharding.num_shards(self.mesh, 'batch')

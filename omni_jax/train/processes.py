@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from omni_jax.across_processes import gather_bytes
 from omni_jax.errors import MISTAKE, one_line, UserError
-from omni_jax.sharding import gather_bytes
 
 T = TypeVar('T')
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')

@@ -42,6 +42,7 @@ from omni_jax.run_log import say
 from omni_jax.train import loop, processes
 from omni_jax.train import state as states
 from omni_jax.train.flops import step_flops
+from omni_jax.train.mesh_checks import describe_axes
 from omni_jax.train.optim import make_optimizer, schedule
 from omni_jax.train.plan import omni_program, Plan
 from omni_jax.train.sinks import check_sinks
@@ -265,7 +266,7 @@ def omni_stage(
     say(
       run.workdir,
       f'omni: the vocabulary of {vocab} ids is not divisible by '
-      f'{sharding.describe_axes("vocab")}={shards}; every device keeps all of it, which '
+      f'{describe_axes(run.mesh, "vocab")}={shards}; every device keeps all of it, which '
       'does not change the results',
     )
   batches = omni_batches(run)
@@ -297,9 +298,15 @@ def evaluate(run: Run) -> None:
   """Evaluates the last checkpoint: writes metrics.json and report.html.
 
   It runs in this process, since a TPU belongs to one process; the memory of the
-  trainer's state is free by then. With several processes, the first one evaluates on
-  one of its own devices after the others have ended: they would not wait as long as it
-  may take.
+  trainer's state is free by then. All devices of the process share the prompts.
+
+  With several processes, the first one evaluates on its own devices after the others
+  have ended. Texts and media are laid out, judged and written by one host, between runs
+  of programs whose number depends on the replies: with several hosts, each would have
+  to repeat that work or wait for it. The cost is that the devices of the others are idle
+  (15 of 16 hosts of a v5p-128), and that the weights have to fit on one host. Give such
+  a run config.stages without 'evaluate', and `python -m omni_jax.evaluate` a host that
+  is large enough.
   """
   processes.disband()
   if jax.process_index():

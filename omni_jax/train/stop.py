@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from omni_jax.across_processes import any_process
 from omni_jax.errors import INTERRUPTED, PREEMPTED
-from omni_jax.sharding import any_process
 
 
 class Preempted(SystemExit):

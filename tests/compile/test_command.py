@@ -55,7 +55,9 @@ def test_json_has_every_program(report, name):
   memory = program['memory']
   seconds = program['seconds']
   assert program['fits']
-  assert memory['peak'] > memory['parameters'] > 0
+  assert memory['parameters'] > 0
+  if name != 'decode':  # it does not take the parameters of the image head
+    assert memory['peak'] > memory['parameters']
   assert program['flops']['program'] > 0
   assert program['hbm_bytes'] > 0
   assert program['compile_seconds'] > 0

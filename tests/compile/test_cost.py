@@ -21,7 +21,7 @@ from omni_jax.compile.roofline import estimate, link_seconds, moved_bytes
 from omni_jax.compile.schedule import Loop, scheduled_seconds, Transfer, Wait, Work
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.moe import MoE, MoEConfig
-from omni_jax.sharding import BATCH_AXES, compiler_options, make_mesh
+from omni_jax.sharding import compiler_options, make_mesh, mesh_axes
 
 needs_libtpu = pytest.mark.skipif(
   not importlib.util.find_spec('libtpu'),
@@ -206,6 +206,31 @@ def test_a_slice_of_a_stack_does_not_read_the_stack():
   cost = compiled_cost(chain, jnp.ones((8, WIDTH)), jnp.ones((50, WIDTH, WIDTH)))
   stack = 50 * WIDTH * WIDTH * 4
   assert stack <= cost.bytes < 4 * stack
+
+
+@needs_libtpu
+def test_writing_a_few_rows_of_a_large_array_does_not_count_the_array():
+  """A loop that scatters into its carry, as decoding does into its cache."""
+  mesh = make_mesh(dict(data=1), topology.describe('v5e:1x1').devices)
+  rows, slots, width = 8, 4096, 512
+
+  def write(cache_IBSA, new_BA, slot_B):
+    def body(cache_IBSA, layer):
+      target = cache_IBSA.at[layer, jnp.arange(rows), slot_B]
+      return target.set(new_BA, mode='drop'), None
+
+    return jax.lax.scan(body, cache_IBSA, jnp.arange(LAYERS))[0]
+
+  shapes = [
+    array(mesh, (LAYERS, rows, slots, width)),
+    array(mesh, (rows, width)),
+    array(mesh, (rows,), dtype=jnp.int32),
+  ]
+  layer = rows * slots * width * 2
+  in_place = compiled_cost(write, *shapes, donate_argnums=0).bytes
+  copied = compiled_cost(write, *shapes).bytes
+  assert in_place < 0.01 * layer
+  assert 2 * LAYERS * layer <= copied < 2 * LAYERS * layer + 0.01 * layer
 
 
 @needs_libtpu
@@ -442,8 +467,8 @@ def test_the_shared_expert_runs_while_tokens_are_on_their_way():
     cost = compiled_cost(
       jax.value_and_grad(loss, argnums=(0, 1)),
       jax.tree.map(placed, weights),
-      array(mesh, (rows, length, width), BATCH_AXES),
-      array(mesh, (rows, length), BATCH_AXES, dtype=jnp.int32),
+      array(mesh, (rows, length, width), mesh_axes(mesh, 'batch')),
+      array(mesh, (rows, length), mesh_axes(mesh, 'batch'), dtype=jnp.int32),
       array(mesh, (8,), dtype=jnp.float32),
       compiler_options=compiler_options(mesh),
     )

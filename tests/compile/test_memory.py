@@ -24,7 +24,7 @@ WIDTH = 4096
 
 
 def gradient_program(name, rows):
-  """Returns the mesh and the program of a gradient of a scan with remat.
+  """Returns the program of a gradient of a scan with remat.
 
   The scan keeps the input of every layer: (LAYERS, rows / 4, WIDTH) of bf16 on each of
   four devices.
@@ -41,11 +41,11 @@ def gradient_program(name, rows):
   x = jax.ShapeDtypeStruct((rows, WIDTH), jnp.bfloat16, sharding=by_rows)
   w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.bfloat16, sharding=replicated)
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-  return mesh, Program(gradient, {'parameters': w, 'batch': x}, (x, w))
+  return Program(mesh, gradient, {'parameters': w, 'batch': x}, (x, w))
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
-  _, program = gradient_program('cpu:4', 1024)
+  program = gradient_program('cpu:4', 1024)
   batch = bytes_on_a_device(program.arguments['batch'])
   parameters = bytes_on_a_device(program.arguments['parameters'])
   assert batch == 1024 / 4 * WIDTH * 2
@@ -59,7 +59,7 @@ def test_saved_inputs_are_the_largest_buffer(rows, fits):
 
   Inputs of 1 GiB fit a v5e. Inputs of 14 GiB do not fit next to the other temporaries.
   """
-  compiled = compile_program(*gradient_program('v5e:2x2', rows))
+  compiled = compile_program(gradient_program('v5e:2x2', rows))
   memory = compiled.memory
   saved = LAYERS * rows / 4 * WIDTH * 2
   assert bool(compiled.refusal) != fits

@@ -12,6 +12,7 @@ from omni_jax.errors import UserError
 from omni_jax.modalities.text.tokenizer import Tokenizer
 from omni_jax.model import main_sizes, ModelConfig
 from omni_jax.train import stages
+from omni_jax.train.mesh_checks import check_sizes, describe_axes
 
 CASES = {
   'product': (
@@ -163,18 +164,18 @@ def test_fault_11_every_axis_that_splits_weights_or_rows_is_checked():
   # Rows are split over data: check_rows checks them.
   checked_axes = {'data'}
   for key, size, axis in sizes:
-    names = sharding.describe_axes(axis)
+    names = describe_axes(sharding.make_mesh(), axis)
     checked_axes.update(names.replace('config.mesh.', '').split(' x '))
     mesh = sharding.make_mesh({names.rpartition('.')[2]: 8})
     try:
-      sharding.check_sizes(mesh, [(key, size, axis)])
+      check_sizes(mesh, [(key, size, axis)])
     except UserError as error:
       nearest = str(error).rpartition('nearest: ')[2]
       for_key, for_axis = nearest.split(', ')
       fits = numbers_in(for_key)
       assert all(n % 8 == 0 and abs(n - size) < 8 for n in fits)
       assert all(size % n == 0 for n in numbers_in(for_axis))
-      sharding.check_sizes(mesh, [(key, n, axis) for n in fits])
+      check_sizes(mesh, [(key, n, axis) for n in fits])
     else:
       assert size % 8 == 0
   assert checked_axes == set(sharding.AXES)

@@ -56,7 +56,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope='session')
 def trained(workdir) -> TrainedModel:
   """Returns the run of `workdir`, whose weights are random, as `load` restores it."""
-  return load(str(workdir))
+  return load(str(workdir), mesh={})
 
 
 @pytest.fixture(scope='session')
@@ -69,4 +69,4 @@ def many_sizes(tmp_path_factory) -> TrainedModel:
   changes = dict(
     image__fit='keep', image__embed__layers=1, audio__embed__hearing='codes'
   )
-  return load(str(write_run(folder, **changes)))
+  return load(str(write_run(folder, **changes)), mesh={})

@@ -109,6 +109,15 @@ MISTAKES = {
   'video': ('--workdir={run} --prompt=a --video=v.mp4', 'video'),
   'unknown language': ('--workdir={run} --prompt=a --language=tlh', 'tlh'),
   'unknown flag': ('--workdir={run} --prompt=a --colour=red', 'colour'),
+  'mesh that is no number': (
+    '--workdir={run} --prompt=a --mesh.tensor=x',
+    'mesh.AXIS=N',
+  ),
+  'unknown mesh axis': ('--workdir={run} --prompt=a --mesh.fsdp=2', 'fsdp.* unknown'),
+  'mesh of too many devices': (
+    '--workdir={run} --prompt=a --mesh.data=9',
+    'set --mesh',
+  ),
   'wrong type': ('--workdir={run} --prompt=a --seed=one', 'seed'),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import samples
 
 from omni_jax.errors import UserError
+from omni_jax.generate import api, prefill
 from omni_jax.generate.api import TrainedModel
 from omni_jax.generate.grammar import build_grammar, START
 from omni_jax.generate.prefill import DecodeState, extend_rows
@@ -55,8 +56,8 @@ def test_reading_through_the_cache_equals_one_pass(trained):
   batch = pack_rows([laid], RowBudget(1, laid.length, room), hosts)
   batch = encode_streams(trained.model_config, trained.frozen, as_jax(batch))
   bias = trained._buffers['router_bias']
-  with jax.set_mesh(trained._mesh):
-    one_pass = model(batch, bias, trained._mesh).hidden_BLD
+  with jax.set_mesh(trained.mesh):
+    one_pass = model(batch, bias, trained.mesh).hidden_BLD
     x_BLD = model.embed(batch)
     cache = model.decoder.init_cache(1, laid.length + 3)
     unused = [None] * (len(DecodeState._fields) - 2)
@@ -72,7 +73,7 @@ def test_reading_through_the_cache_equals_one_pass(trained):
         jnp.asarray(batch.modality_BL[:, cut]),
         jnp.asarray(batch.position_BL3[:, cut]),
         bias,
-        trained._mesh,
+        trained.mesh,
       )
       pieces.append(hidden)
       start = cut.stop
@@ -164,7 +165,7 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, fixture):
   laid = lay_out(spans, hosts)
   begin = laid.length
   keys = jax.random.split(jax.random.key(0), 1)
-  with jax.set_mesh(trained._mesh):
+  with jax.set_mesh(trained.mesh):
     (items,) = trained._write([laid], rules, settings, keys)
   assert items
   codes = []
@@ -185,8 +186,8 @@ def test_greedy_reply_is_what_one_pass_over_it_predicts(request, want, fixture):
   batch = encode_streams(trained.model_config, trained.frozen, batch)
   model = merge(abstract(trained.model_config), trained.params)
   bias = trained._buffers['router_bias']
-  with jax.set_mesh(trained._mesh):
-    hidden = model(batch, bias, trained._mesh).hidden_BLD
+  with jax.set_mesh(trained.mesh):
+    hidden = model(batch, bias, trained.mesh).hidden_BLD
     logits_LV = np.asarray(model.heads['text'].logits(hidden))[0]
   check_ids(logits_LV, laid, begin, rules, trained.tokenizer)
   if codes:
@@ -207,6 +208,32 @@ def test_a_reply_does_not_depend_on_its_neighbours(trained):
     (alone,) = trained.generate_batch([first], want, seed=3, max_new=8)
     together = trained.generate_batch([first, *others], want, seed=3, max_new=8)[0]
     assert samples.same_parts(alone, together)
+
+
+def test_a_cache_that_grows_writes_what_a_large_one_would(trained, monkeypatch):
+  """Replies with several pictures do not depend on the room that the cache has first."""
+  prompts = [prompt([samples.text(f'{k}')], language='en') for k in range(64)]
+  options = dict(temperature=1.0, speech_temperature=1.0, max_new=96)
+
+  def replies() -> list:
+    return trained.generate_batch(prompts, 'any', seed=5, **options)
+
+  grown: list[int] = []
+
+  def grow(cache, *, slots):
+    grown.append(slots)
+    return prefill.grow(cache, slots=slots)
+
+  monkeypatch.setattr(api, 'grow', grow)
+  growing = replies()
+  pictures = [sum(part.type == 'image' for part in reply) for reply in growing]
+  assert grown and max(pictures) > 1
+  grown.clear()
+  enough = api.reply_slots(trained.model_config, 96, api.max_blocks(96))
+  monkeypatch.setattr(api, 'reply_slots', lambda *_: enough)
+  monkeypatch.setattr(api, 'grow', lambda cache, *, slots: cache)
+  for parts, expected in zip(growing, replies(), strict=True):
+    assert samples.same_parts(parts, expected)
 
 
 def test_the_seed_determines_the_reply(trained):

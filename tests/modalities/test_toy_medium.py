@@ -19,7 +19,8 @@ from samples import tiny_run
 
 from omni_jax import inspect_data, sharding
 from omni_jax.checkpoint.init_values import init_frozen
-from omni_jax.compile.program import compile_program, programs_of
+from omni_jax.checkpoint.placement import generation_mesh
+from omni_jax.compile.program import build_program, compile_program, program_names
 from omni_jax.data.crops import CropLoader
 from omni_jax.data.example_maker import ExampleMaker, prepare
 from omni_jax.data.loader import Loader
@@ -412,8 +413,9 @@ def test_points_are_shown_by_inspect_data(plan):
 
 
 def test_the_programs_of_points_compile(plan):
-  programs = programs_of(plan.model_config)
-  assert list(programs) == ['train', 'prefill', 'decode', 'draw', 'points']
-  compiled = compile_program(plan.mesh, programs['points'](plan))
+  config = plan.model_config
+  assert program_names(config) == ('train', 'prefill', 'decode', 'draw', 'points')
+  mesh = generation_mesh(config, {})
+  compiled = compile_program(build_program('points', plan, mesh))
   assert not compiled.refusal
   assert compiled.text

@@ -12,8 +12,9 @@ address, index = sys.argv[1:]
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(address, 2, int(index))
 
+from omni_jax.across_processes import any_process  # noqa: E402
 from omni_jax.errors import UserError  # noqa: E402
-from omni_jax.sharding import any_process, make_mesh, place, process_part  # noqa: E402
+from omni_jax.sharding import make_mesh, place, process_part  # noqa: E402
 
 MESHES = [dict(data=4), dict(data=2, tensor=2), dict(tensor=4), dict(data=2, context=2)]
 ALL_ROWS = np.arange(8.0)

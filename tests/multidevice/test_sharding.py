@@ -10,6 +10,7 @@ from samples import tiny_model
 from omni_jax import sharding
 from omni_jax.errors import UserError
 from omni_jax.model import abstract
+from omni_jax.train.mesh_checks import check_rows
 
 
 def test_unnamed_axes_have_size_one():
@@ -35,10 +36,10 @@ def test_impossible_meshes_are_refused(sizes, message):
 
 def test_rows_that_do_not_divide_are_refused_with_both_sides():
   mesh = sharding.make_mesh({'data': 2, 'expert': 4})
-  sharding.check_rows(mesh, 16)
+  check_rows(mesh, 16)
   message = 'batch of 12 rows is not divisible by 8 devices .* nearest: 8'
   with pytest.raises(UserError, match=message):
-    sharding.check_rows(mesh, 12)
+    check_rows(mesh, 12)
 
 
 def test_spec_looks_up_the_table():

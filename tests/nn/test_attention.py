@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omni_jax.nn.attention import Attention, KVCache
+from omni_jax.nn.attention import Attention, CachePlace, KVCache
 from omni_jax.nn.reach import cached, mask_of, packed_rows
 
 ROWS = 2
@@ -46,6 +46,11 @@ def test_attention_equals_the_softmax_formula():
   assert_close(module(x, reach)[0], expected)
 
 
+def place(cache, slot):
+  """Returns the place of positions in a cache of one layer."""
+  return CachePlace(cache, jnp.int32(0), slot)
+
+
 def test_a_cache_equals_one_pass_and_drops_padding():
   module = attention()
   x = inputs()
@@ -54,16 +59,20 @@ def test_a_cache_equals_one_pass_and_drops_padding():
   expected, _ = module(x, packed_rows(one_segment), angle)
   # Not zeros, so that a slot to which zeros are written shows.
   nines = jnp.full((ROWS, LENGTH, KV_HEADS, HEAD_DIM), 9.0)
-  cache = KVCache(nines, nines)
+  cache = KVCache(nines[None], nines[None])
   # The second row has two positions of padding; their slot is past the end.
   slot = jnp.asarray([[0, 1, 2, 3], [0, 1, LENGTH, LENGTH]])
-  first, cache = module(x[:, :4], cached(slot, LENGTH), angle[:, :4], None, cache, slot)
-  assert (cache.key_BSGA[1, 2:] == 9).all()
-  assert (cache.key_BSGA[0, 4:] == 9).all()
+  first, cache = module(
+    x[:, :4], cached(slot, LENGTH), angle[:, :4], None, place(cache, slot)
+  )
+  assert (cache.key_IBSGA[0, 1, 2:] == 9).all()
+  assert (cache.key_IBSGA[0, 0, 4:] == 9).all()
   assert_close(first[0], expected[0, :4])
   assert_close(first[1, :2], expected[1, :2])
   slot = jnp.asarray([[4, 5, 6], [2, 3, 4]])
   rest_x = jnp.stack([x[0, 4:], x[1, 2:5]])
-  rest, cache = module(rest_x, cached(slot, LENGTH), angle[:, :3], None, cache, slot)
+  rest, cache = module(
+    rest_x, cached(slot, LENGTH), angle[:, :3], None, place(cache, slot)
+  )
   assert_close(rest[0], expected[0, 4:])
   assert_close(rest[1], expected[1, 2:5])

@@ -158,6 +158,7 @@ class CodecHead(nnx.Module):
 
     def sample_codebook(j: Array, code_UJ: Array) -> Array:
       logits_UE = jnp.take(self.logits(state_UD, code_UJ), j, axis=1)
+      logits_UE = sharding.shard_items(logits_UE)  # as in `generate.decode`
 
       def pick(logits_E: Array, key: Array) -> Array:
         key = jax.random.fold_in(key, j)

@@ -58,7 +58,7 @@ def cross_entropy(
   ) -> Array:
     hidden_TD, target_T, weight_T = _as_tokens(hidden_BLD, target_BL, weight_BL)
     total = _chunked(hidden_TD, w_DV, target_T, weight_T, pspec, logits)
-    return jax.lax.psum(total, sharding.TOKEN_AXES)
+    return jax.lax.psum(total, sharding.token_axes(mesh))
 
   rows = sharding.spec('batch', 'length')
   mapped = jax.shard_map(
