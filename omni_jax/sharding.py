@@ -61,10 +61,7 @@ AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 
 def rules_of(mesh: AnyMesh) -> Rules:
-  """Returns the table of a mesh: its axes say whether it trains or generates.
-
-  Without a mesh it is that of training.
-  """
+  """Returns the table of a mesh, which its axes determine; RULES without a mesh."""
   return GENERATION_RULES if mesh.axis_names == GENERATION_AXES else RULES
 
 
@@ -140,8 +137,7 @@ def _device_array(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarr
 def candidate_meshes(devices: int, slices: int, experts: int) -> list[dict[str, int]]:
   """Returns the axis sizes worth trying for this many devices, slices and experts.
 
-  Slices go to `data`; the devices within a slice go to `fsdp`, alone or together with
-  `expert` or `tensor`.
+  Slices go to `data`; their devices to `fsdp`, alone or with `expert` or `tensor`.
   """
   within = devices // slices
   parts = [{'fsdp': within}]
