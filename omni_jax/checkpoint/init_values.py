@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from omni_jax.model import ModelConfig, OmniModel
 
 
-def _params_of(model: nnx.Module) -> dict[str, Any]:
+def params_of(model: nnx.Module) -> dict[str, Any]:
   """Returns the parameters of a module as a nested dict."""
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def init_params(config: ModelConfig, *, seed: int) -> dict[str, Any]:
   """Returns fresh parameters of the omni stage, in the dtype of config.weights."""
-  params = _params_of(OmniModel(config, rngs=nnx.Rngs(seed)))
+  params = params_of(OmniModel(config, rngs=nnx.Rngs(seed)))
   return jax.tree.map(lambda p: p.astype(config.weights), params)
 
 
@@ -44,7 +44,7 @@ def init_autoencoder(config: ModelConfig, name: str, *, seed: int) -> dict[str, 
   medium, row = config.tables.autoencoders()[name]
   own_config = config.autoencoders[name]
   module = row.make(config.media[medium], own_config, nnx.Rngs(seed))
-  return {'params': _params_of(module), 'buffers': row.init_buffers(own_config)}
+  return {'params': params_of(module), 'buffers': row.init_buffers(own_config)}
 
 
 def init_frozen(config: ModelConfig, *, seed: int) -> dict[str, Any]:

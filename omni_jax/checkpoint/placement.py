@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from omni_jax import sharding
-from omni_jax.checkpoint.init_values import init_params
+from omni_jax.checkpoint.init_values import params_of
 from omni_jax.model import abstract, ModelConfig
 from omni_jax.nn.expert_parallel import Exchange
 from omni_jax.nn.tiles import LANES
@@ -33,7 +32,7 @@ def generation_mesh(
     UserError: if there is no such axis, or the sizes do not suit the devices.
   """
   devices = list(devices or jax.local_devices())
-  if sizes is None:
+  if sizes is None and len(devices) > 1:
     shapes = generation_params(config)
     weight_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     sizes = sharding.generation_sizes(
@@ -60,14 +59,13 @@ def generation_params(config: ModelConfig, mesh: Mesh | None = None) -> dict[str
   Args:
     mesh: mesh over which they are split; None for shapes without shardings.
   """
-  init = functools.partial(init_params, config, seed=0)
   model = abstract(config)
 
   def cast(x: jax.ShapeDtypeStruct, role: Role) -> jax.ShapeDtypeStruct:
     dtype = x.dtype if role == Role.ROUTER else config.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype)
 
-  shapes = jax.tree.map(cast, jax.eval_shape(init), sharding.param_roles(model))
+  shapes = jax.tree.map(cast, params_of(model), sharding.param_roles(model))
   if mesh is None:
     return shapes
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from omni_jax import sharding
 from omni_jax.checkpoint.checkpoints import Checkpoints, complete_steps
-from omni_jax.checkpoint.init_values import init_buffers, init_frozen, init_params
+from omni_jax.checkpoint.init_values import init_buffers, init_frozen
 from omni_jax.checkpoint.placement import generation_mesh, generation_params
 from omni_jax.checkpoint.saved_config import saved_config
 from omni_jax.config import AVERAGE, OMNI, RAW, WEIGHTS
@@ -88,10 +88,12 @@ def restore_run(
   if weights not in WEIGHTS:
     raise UserError(f'weights={weights!r} is unknown; it is one of {WEIGHTS}')
   device_mesh = generation_mesh(model_config, mesh)
+  # Before the steps are looked at: a trainer may remove one in less time.
+  like, dtypes = _wanted(model_config, device_mesh)
   with Checkpoints(workdir, OMNI, read_only=True) as checkpoints:
     has_average = 'ema' in checkpoints.shapes(step)['buffers']
-    like, dtypes = _wanted(model_config, device_mesh, has_average)
     if not has_average:
+      del like['buffers']['ema']
       restore = checkpoints.restore_model
     elif weights == RAW:
       del like['buffers']['ema']
@@ -117,17 +119,11 @@ class _Wanted(NamedTuple):
   dtypes: dict[str, Any]
 
 
-def _wanted(config: ModelConfig, mesh: Mesh, average: bool) -> _Wanted:
-  """Returns what to read of a step.
-
-  Args:
-    average: whether the step holds an average of the parameters.
-  """
+def _wanted(config: ModelConfig, mesh: Mesh) -> _Wanted:
+  """Returns what to read of a step, both the parameters and their average."""
   placed = generation_params(config, mesh)
-  saved = jax.eval_shape(functools.partial(init_params, config, seed=0))
   params = jax.tree.map(
-    lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to.sharding),
-    saved,
+    lambda to: jax.ShapeDtypeStruct(to.shape, config.weights, sharding=to.sharding),
     placed,
   )
   frozen = jax.eval_shape(functools.partial(init_frozen, config, seed=0))
@@ -140,6 +136,5 @@ def _wanted(config: ModelConfig, mesh: Mesh, average: bool) -> _Wanted:
   for name, x in sharding.named_leaves(placed).items():
     dtypes[f'params.{name}'] = x.dtype
     dtypes[f'buffers.ema.{name}'] = x.dtype
-  if average:
-    buffers['ema'] = params
+  buffers['ema'] = params
   return _Wanted({'params': params, 'buffers': buffers}, dtypes)

@@ -203,12 +203,12 @@ def test_a_run_with_a_checkpoint_of_its_own_ignores_init_from(tmp_path, other_ru
 
 def test_the_average_is_restored_unless_the_raw_weights_are_requested(other_run):
   folder, other_state = other_run
-  _, model, step = restore_run(str(folder), None)
-  assert_same(model['params'], other_state.buffers['ema'])
-  assert 'ema' not in model['buffers']
-  assert step == 3
-  _, raw, _ = restore_run(str(folder), None, 'raw')
-  assert_same(raw['params'], other_state.params)
+  average = restore_run(str(folder), None)
+  assert_same(average.params, other_state.buffers['ema'])
+  assert 'ema' not in average.buffers
+  assert average.step == 3
+  raw = restore_run(str(folder), None, 'raw')
+  assert_same(raw.params, other_state.params)
   with pytest.raises(UserError, match="'mean' is unknown"):
     restore_run(str(folder), None, 'mean')
 
@@ -221,5 +221,5 @@ def test_runs_without_an_average_and_of_older_configs_are_restored(tmp_path):
   write_config(tmp_path, config)
   with Checkpoints(str(tmp_path), 'omni') as checkpoints:
     checkpoints.save(saved_state, b'{}')
-  _, model, _ = restore_run(str(tmp_path), None)
-  assert_same(model['params'], saved_state.params)
+  restored = restore_run(str(tmp_path), None)
+  assert_same(restored.params, saved_state.params)
