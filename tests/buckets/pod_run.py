@@ -26,7 +26,13 @@ EXPORT = """
 import sys
 import jax
 import orbax.checkpoint as ocp
-params = ocp.StandardCheckpointer().restore(sys.argv[1])['params']
+checkpointer = ocp.StandardCheckpointer()
+here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+shapes = jax.tree.map(
+  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+  checkpointer.metadata(sys.argv[1]).item_metadata.tree,
+)
+params = checkpointer.restore(sys.argv[1], shapes)['params']
 leaves = jax.tree.leaves(params)
 print(f'plain Orbax: {len(leaves)} arrays, {sum(x.size for x in leaves):,} parameters')
 """
@@ -106,10 +112,8 @@ def main(scheme: str) -> None:
     show('plain Orbax reads the weights')
     script = pathlib.Path(local) / 'export.py'
     script.write_text(EXPORT)
-    # Orbax itself has no s3:// paths.
-    call(
-      str(script), f'{workdir}/checkpoints/omni/30/model'
-    ) if scheme == 'gs' else None
+    if scheme == 'gs':  # Orbax itself has no s3:// paths
+      call(str(script), f'{workdir}/checkpoints/omni/30/model')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from faults.toy import same, save_steps, stage_folder, state_at
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 import orbax.checkpoint as ocp
 
 
@@ -11,6 +12,21 @@ def test_a_checkpointer_reads_an_item(tmp_path):
   model = ocp.StandardCheckpointer().restore(folder / 'model')
   assert same(model['params'], state_at(2).params)
   assert same(model['buffers'], state_at(2).buffers)
+
+
+def test_a_checkpointer_reads_an_item_of_more_devices_onto_one(tmp_path):
+  mesh = jax.make_mesh((8,), ('data',))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  saved = ocp.StandardCheckpointer()
+  saved.save(tmp_path / 'model', jax.device_put(state_at(2).params, replicated))
+  saved.wait_until_finished()
+  checkpointer = ocp.StandardCheckpointer()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+    checkpointer.metadata(tmp_path / 'model').item_metadata.tree,
+  )
+  assert same(checkpointer.restore(tmp_path / 'model', shapes), state_at(2).params)
 
 
 def test_a_manager_finds_the_last_step_and_reads_it_into_a_tree(tmp_path):
