@@ -1,22 +1,18 @@
-"""A conversion writes the records of every kind of input, and can be resumed.
+"""A conversion writes the records of its input, and can be resumed.
 
 The bytes of the output do not depend on how the conversion runs, and an output never
 appears half finished.
 """
 
-import collections
 import errno
 import functools
-import gzip
-import io
 import json
 import multiprocessing
 import os
-import pathlib
 import signal
-import tarfile
 import time
 
+from convert.converting import convert, examples_in, HOSTS, image, refused_in, sound
 import numpy as np
 import pytest
 
@@ -25,37 +21,10 @@ from omni_jax.convert import inputs, local
 from omni_jax.convert.conversion import index_of, shard_of, write_spill
 from omni_jax.convert.formats.chat_lines import JsonLinesReader
 from omni_jax.convert.formats.folder import FolderReader
-from omni_jax.convert.formats.parquet import ParquetReader
 from omni_jax.convert.formats.reader import InputExample
-from omni_jax.convert.formats.tar import TarReader
 from omni_jax.data.sources.jsonl import JsonLines
 from omni_jax.data.sources.records import ArrayRecordExamples
 from omni_jax.errors import BadRecord, UserError
-from omni_jax.modalities.audio.files import wav_bytes
-from omni_jax.modalities.audio.sizes import AudioConfig
-from omni_jax.modalities.hosts import Hosts
-from omni_jax.modalities.image.files import png_bytes
-from omni_jax.modalities.image.sizes import ImageConfig
-from omni_jax.modalities.text.tokenizer import Tokenizer, TokenizerConfig
-
-SIZES = {
-  'image': ImageConfig(height=4, width=4, channels=1),
-  'audio': AudioConfig(seconds=8.0),
-}
-HOSTS = Hosts(SIZES, Tokenizer(TokenizerConfig()))
-SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
-
-
-def image(seed=0):
-  """Returns a random image as a PNG file."""
-  rng = np.random.default_rng(seed)
-  return png_bytes(rng.random((4, 4, 1)))
-
-
-def sound(seed=0, samples=500):
-  """Returns a random sound as a WAV file."""
-  rng = np.random.default_rng(seed)
-  return wav_bytes(rng.uniform(-1, 1, samples), 8000)
 
 
 @pytest.fixture
@@ -86,29 +55,6 @@ def lines(tmp_path):
   path = folder / 'data.jsonl'
   path.write_text('\n'.join(rows))
   return path
-
-
-def convert(reader, output, **options):
-  """Converts what a reader reads into three shards, and returns the manifest."""
-  defaults = dict(
-    shards=3, workers=1, input_name='it', timeout=60, log=lambda line: None
-  )
-  return command.convert(reader, output, **(defaults | options))
-
-
-def examples_in(folder) -> dict:
-  """Returns the converted examples of a folder, by id."""
-  records = ArrayRecordExamples(sorted(folder.glob('*.array_record')), HOSTS)
-  return {example['id']: example for example in records}
-
-
-def refused_in(folder) -> dict[str, str]:
-  """Returns the reasons for refusing examples, by id."""
-  reasons = {}
-  for line in (folder / 'refused.jsonl').read_text().splitlines():
-    refused = json.loads(line)
-    reasons[refused['id']] = refused['reason']
-  return reasons
 
 
 def files_in(folder) -> dict[str, bytes]:
@@ -281,136 +227,6 @@ def test_a_full_disk_is_reported_in_one_line(lines, tmp_path, monkeypatch):
     convert(SmallPieces(str(lines)), tmp_path / 'out')
 
 
-def test_pictures_of_a_folder_have_their_label_or_caption_as_answer(tmp_path):
-  root = tmp_path / 'in'
-  (root / 'cat').mkdir(parents=True)
-  for name in ('cat/1.png', 'cat/2.PNG', 'lone.png', 'captioned.png'):
-    (root / name).write_bytes(image())
-  (root / 'captioned.txt').write_text('a grey square\n')
-  (root / 'notes.md').write_text('not a medium')
-  (root / 'link.png').symlink_to('/etc/passwd')
-  convert(FolderReader(str(root), language='en'), tmp_path / 'out')
-  examples = examples_in(tmp_path / 'out')
-  assert examples.keys() == {'cat/1.png', 'cat/2.PNG', 'lone.png', 'captioned.png'}
-  user, assistant = examples['cat/2.PNG']['messages']
-  assert user['content'][0]['label'] == 'cat'
-  assert assistant['content'] == [{'type': 'text', 'text': 'cat'}]
-  assert assistant['task'] == 'write'
-  assert assistant['language'] == 'en'
-  caption = examples['captioned.png']['messages'][1]['content'][0]
-  assert caption['text'] == 'a grey square'
-  assert examples['lone.png']['content'][0]['type'] == 'image'
-
-
-def tar_of(path, members: dict[str, bytes], mode='w') -> str:
-  """Writes a tar file of these members and returns its path as text."""
-  with tarfile.open(path, mode) as archive:
-    for name, data in members.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      archive.addfile(info, io.BytesIO(data))
-  return str(path)
-
-
-def test_files_of_a_tar_file_with_the_same_stem_are_one_example(tmp_path):
-  chat = {
-    'messages': [
-      {'role': 'user', 'content': 'draw'},
-      {'role': 'assistant', 'content': [{'type': 'image', 'path': '3.png'}]},
-    ]
-  }
-  members = {
-    'a/1.png': image(1),
-    'a/1.txt': b'one',
-    'a/2.wav': sound(2),
-    'a/3.json': json.dumps(chat).encode(),
-    'a/3.png': image(3),
-    '4.txt': b'words',
-    '5.xml': b'?',
-    '6.json': b'{"content": [{"type": "image", "path": "no.png"}]}',
-  }
-  path = tar_of(tmp_path / 'set.tar.gz', members, 'w:gz')
-  convert(TarReader([path]), tmp_path / 'out')
-  examples = examples_in(tmp_path / 'out')
-  assert examples.keys() == {'set/a/1', 'set/a/2', 'set/a/3', 'set/4'}
-  assert examples['set/a/1']['messages'][1]['content'][0]['text'] == 'one'
-  assert examples['set/a/2']['content'][0]['type'] == 'audio'
-  assert examples['set/4']['content'][0]['text'] == 'words'
-  assert examples['set/a/3']['messages'][1]['content'][0]['type'] == 'image'
-  reason = 'no.png: not in the sample, which has 6.json'
-  assert refused_in(tmp_path / 'out') == {'set/6': reason}
-
-
-def test_a_tar_file_reads_nothing_outside_of_it(tmp_path):
-  path = tmp_path / 'evil.tar'
-  with tarfile.open(path, 'w') as archive:
-    for name, kind in (
-      ('../up.png', tarfile.REGTYPE),
-      ('/root.png', tarfile.REGTYPE),
-      ('link.png', tarfile.SYMTYPE),
-      ('hard.png', tarfile.LNKTYPE),
-      ('pipe.png', tarfile.FIFOTYPE),
-      ('ok.png', tarfile.REGTYPE),
-    ):
-      info = tarfile.TarInfo(name)
-      info.type = kind
-      info.linkname = '/etc/passwd'
-      data = image() if kind == tarfile.REGTYPE else b''
-      info.size = len(data)
-      archive.addfile(info, io.BytesIO(data))
-  convert(TarReader([str(path)]), tmp_path / 'out')
-  assert examples_in(tmp_path / 'out').keys() == {'evil/ok'}
-  reasons = refused_in(tmp_path / 'out').values()
-  assert len(reasons) == 5
-  assert sum('leaves the archive' in reason for reason in reasons) == 2
-
-
-def test_members_of_a_bomb_and_of_a_cut_archive_are_refused(tmp_path):
-  bomb = tmp_path / 'bomb.tar.gz'
-  with gzip.open(bomb, 'wb') as file:
-    info = tarfile.TarInfo('a.png')
-    info.size = 200 << 20
-    file.write(info.tobuf() + bytes(1 << 20))  # declares 200 MiB and has only one
-  cut = tmp_path / 'cut.tar'
-  tar_of(cut, {'1.png': image(1), '2.png': image(2) * 50})
-  cut.write_bytes(cut.read_bytes()[:3000])
-  manifest = convert(TarReader([str(bomb), str(cut)]), tmp_path / 'out')
-  assert manifest['records'] == 1
-  assert any('has 209,715,200 bytes' in reason for reason in manifest['refused'])
-  assert any('cannot be read further' in reason for reason in manifest['refused'])
-
-
-def test_parquet_files_as_the_hub_writes_them_are_converted(tmp_path):
-  pyarrow = pytest.importorskip('pyarrow')
-  parquet = pytest.importorskip('pyarrow.parquet')
-  features = {
-    'image': {'_type': 'Image'},
-    'label': {'_type': 'ClassLabel', 'names': ['cat', 'dog']},
-  }
-  metadata = {'info': {'features': features}}
-  images = [{'bytes': image(n), 'path': None} for n in range(3)]
-  images.append({'bytes': None, 'path': 'x'})
-  table = pyarrow.table({'image': images, 'label': [0, 1, 1, 0]})
-  table = table.replace_schema_metadata({'huggingface': json.dumps(metadata)})
-  path = tmp_path / 'part-0.parquet'
-  parquet.write_table(table, path, row_group_size=2)
-  convert(ParquetReader([str(path)]), tmp_path / 'out')
-  examples = examples_in(tmp_path / 'out')
-  for name, label in (('0/0', 'cat'), ('0/1', 'dog'), ('1/0', 'dog')):
-    answer = examples[f'part-0/{name}']['messages'][1]
-    assert answer['content'][0]['text'] == label
-  assert 'holds no bytes' in (tmp_path / 'out' / 'refused.jsonl').read_text()
-  with pytest.raises(
-    UserError,
-    match=r"has image \(image\), label \(text\): name the prompt .*\(now 'image' and 'x'\)",
-  ):
-    ParquetReader([str(path)], write='x')
-  reversed_reader = ParquetReader([str(path)], read='label', write='image')
-  convert(reversed_reader, tmp_path / 'reversed')
-  examples = examples_in(tmp_path / 'reversed')
-  assert examples['part-0/0/0']['messages'][1]['task'] == 'draw'
-
-
 @pytest.mark.parametrize(
   'name, kind',
   [('x.jsonl', 'jsonl'), ('x.tar.gz', 'tar'), ('x.parquet', 'parquet'), ('x.bin', '')],
@@ -463,20 +279,6 @@ def test_a_flipped_bit_is_found_in_training(lines, tmp_path):
   record[wave] ^= 1
   with pytest.raises(BadRecord, match='has changed since the conversion'):
     decode_example(bytes(record), HOSTS)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason='there are no shared data')
-def test_malformed_files_are_refused_or_read_correctly(tmp_path):
-  manifest = convert(FolderReader(str(SHARED / 'malformed')), tmp_path / 'out')
-  readable = {'silence.wav', 'loud_float.wav', 'really_a_jpg.png', 'really_a_wav.flac'}
-  assert examples_in(tmp_path / 'out').keys() == readable
-  entries = json.loads((SHARED / 'malformed' / 'malformed.json').read_text())
-  names = [entry['file'] for entry in entries]
-  media = [name for name in names if not name.endswith('.txt')]
-  refused = collections.Counter(manifest['refused'])
-  assert sum(refused.values()) == len(media) - len(readable) == 30
-  assert refused["content[0]: type 'video' is not one of text, image, audio"] == 6
-  assert refused['file is empty'] == 2
 
 
 def plain_text(text: str) -> dict:
