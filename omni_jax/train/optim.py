@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from omni_jax.errors import UserError
 from omni_jax.sharding import leaf_name, named_leaves, Role
+from omni_jax.train.muon import muon
 
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2  # root mean square of Muon's updates, about that of AdamW's
@@ -134,16 +134,11 @@ def _direction(c: OptimConfig, roles: Any) -> optax.GradientTransformation:
   """Returns the gradient transformation before decay and learning rate."""
   if c.kind == Kind.ADAMW:
     return optax.scale_by_adam(c.b1, c.b2)
-  muon = optax.contrib.muon(
-    1.0,
-    beta=MUON_MOMENTUM,
-    adam_b1=c.b1,
-    adam_b2=c.b2,
-    consistent_rms=MUON_RMS,
-    muon_weight_dimension_numbers=functools.partial(muon_dimensions, roles=roles),
+  is_matrix = functools.partial(muon_mask, roles=roles)
+  # A chain, so that a checkpoint names the moments as it did before.
+  return optax.chain(
+    muon(is_matrix, momentum=MUON_MOMENTUM, rms=MUON_RMS, b1=c.b1, b2=c.b2)
   )
-  # Muon's own rate is 1, and its updates already point against the gradient.
-  return optax.chain(muon, optax.scale(-1.0))
 
 
 def _scale_by_name(
@@ -184,15 +179,9 @@ def decay_mask(params: Any, *, roles: Any) -> Any:
   return _map_with_roles(decays, params, roles)
 
 
-def muon_dimensions(params: Any, *, roles: Any) -> Any:
-  """Returns the last two axes of every matrix, and None for what AdamW updates."""
-
-  def axes(role, leaf):
-    if role != Role.MATRIX:
-      return None
-    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
-
-  return _map_with_roles(axes, params, roles)
+def muon_mask(params: Any, *, roles: Any) -> Any:
+  """Returns a tree with True at every matrix, which Muon updates instead of AdamW."""
+  return _map_with_roles(lambda role, _: role == Role.MATRIX, params, roles)
 
 
 def _map_with_roles(
