@@ -5,11 +5,16 @@ kernel takes the arguments of `attention_reference` and returns the same result,
 for queries that see nothing: the caller sets those to zero (`context_parallel.attend`).
 """
 
+from collections.abc import Callable
 import enum
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
+
+# The public function passes lengths to cuDNN, but no offsets.
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as splash,
 )
@@ -17,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as splash_mask,
 )
 import jax.numpy as jnp
+from jaxtyping import Int
 import numpy as np
 
 from omni_jax.nn.reach import attention_reference, mask_of, Reach
@@ -26,7 +32,10 @@ MAX_BLOCK = 512  # positions in a tile of splash
 # Above this number of logits per head XLA attends in pieces: 4096 queries and keys are
 # 16 pieces of 256 queries.
 MANY_LOGITS = 2**20
-MAX_CUDNN_MASK = 2**26  # elements of the L×S mask that cuDNN needs for packed rows
+MAX_CUDNN_MASK = 2**26  # elements of the L×S mask that cuDNN needs for most reaches
+AMPERE = (8, 0)  # compute capabilities, from which on cuDNN has flash attention …
+HOPPER = (9, 0)  # … and takes several segments in a row
+MAX_SEGMENTS = 16  # in a row that cuDNN attends to without a mask
 # Name of the kernel's outputs, for a policy of jax.checkpoint that keeps them.
 SAVED = 'attention'
 
@@ -37,7 +46,8 @@ class Kernel(enum.Enum):
   REFERENCE = 'reference'  # XLA, all logits at once
   PIECES = 'pieces'  # XLA, a few queries at a time
   SPLASH = 'splash'  # Pallas, TPU
-  CUDNN = 'cudnn'  # GPU
+  CUDNN = 'cudnn'  # GPU, with a mask
+  CUDNN_PACKED = 'cudnn_packed'  # GPU, causal rows
 
 
 def choose(
@@ -60,7 +70,11 @@ def choose(
   if _fits_splash(device, q, k, reach):
     return Kernel.SPLASH
   if _fits_cudnn(device, q, k):
-    return Kernel.CUDNN
+    is_row = reach.is_causal_row and q.shape[1] == k.shape[1]
+    if is_row and _capability(device) >= HOPPER:
+      return Kernel.CUDNN_PACKED
+    if q.shape[1] * k.shape[1] <= MAX_CUDNN_MASK:
+      return Kernel.CUDNN
   logits = q.shape[1] * k.shape[1]
   return Kernel.PIECES if logits > MANY_LOGITS else Kernel.REFERENCE
 
@@ -81,22 +95,22 @@ def _fits_cudnn(
 ) -> bool:
   if device is None or device.platform != 'gpu':
     return False
-  if q.dtype not in (jnp.bfloat16, jnp.float16) or not _is_ampere(device):
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or _capability(device) < AMPERE:
     return False
   _, queries, _, width = q.shape
   keys = k.shape[1]
   fits_width = width % 8 == 0 and width <= 128
   fits_length = queries % 2 == 0 and keys % 2 == 0
-  return fits_width and fits_length and queries * keys <= MAX_CUDNN_MASK
+  return fits_width and fits_length
 
 
-def _is_ampere(device: Any) -> bool:
-  """Returns whether a GPU is NVIDIA's Ampere or later.
+def _capability(device: Any) -> tuple[int, ...]:
+  """Returns the compute capability of an NVIDIA GPU, such as (9, 0); () for others.
 
-  AMD's devices report a name instead of a number as their compute capability.
+  AMD's devices report a name instead of a number.
   """
   major, _, minor = str(device.compute_capability).partition('.')
-  return major.isdigit() and minor.isdigit() and int(major) >= 8
+  return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else ()
 
 
 def in_pieces(
@@ -138,6 +152,109 @@ def cudnn(q_BLHA: Array, k_BSGA: Array, v_BSGA: Array, reach: Reach) -> Array:
   return jax.nn.dot_product_attention(
     q_BLHA, k_BSGA, v_BSGA, mask=mask_BLS[:, None], implementation='cudnn'
   )
+
+
+class SegmentBounds(NamedTuple):
+  """The segments of rows as cuDNN takes them, -1 where a row has no more of them.
+
+  Attributes:
+    start_BM: first position of each segment.
+    length_BM: number of its positions.
+    fits: whether no row has more than M segments, a scalar.
+  """
+
+  start_BM: Array
+  length_BM: Array
+  fits: Array
+
+
+def segment_bounds(segment_BL: Int[Array, 'B L'], most: int) -> SegmentBounds:
+  """Returns where each of at most `most` segments of a row lies, padding included."""
+  is_first_BL = jnp.diff(segment_BL, axis=1, prepend=-1) != 0
+  number_BL1 = jnp.cumsum(is_first_BL, axis=1, dtype=jnp.int32)[..., None] - 1
+  number_M = jnp.arange(most, dtype=jnp.int32)
+  length_BM = (number_BL1 == number_M).sum(axis=1, dtype=jnp.int32)
+  start_BM = (number_BL1 < number_M).sum(axis=1, dtype=jnp.int32)
+  exists_BM = length_BM > 0
+  return SegmentBounds(
+    jnp.where(exists_BM, start_BM, -1),
+    jnp.where(exists_BM, length_BM, -1),
+    (number_BL1 < most).all(),
+  )
+
+
+def cudnn_segments(
+  q_BLHA: Array, k_BLGA: Array, v_BLGA: Array, bounds: SegmentBounds
+) -> Array:
+  """Returns cuDNN's flash attention of causal rows, each segment by itself.
+
+  There is no mask. The memory of its backward pass grows with the number of segments
+  that a row may have: 0.5 GiB for each, for 8 rows of 4,096 positions and 16 heads of
+  128.
+  """
+  # A start follows the last one; cuDNN fills it in.
+  start_BM1 = jnp.pad(bounds.start_BM, ((0, 0), (0, 1)), constant_values=-1)
+  return fused_attention_stablehlo.dot_product_attention(
+    q_BLHA,
+    k_BLGA,
+    v_BLGA,
+    q_seqlen=bounds.length_BM,
+    kv_seqlen=bounds.length_BM,
+    q_offsets=start_BM1,
+    kv_offsets=start_BM1,
+    scale=q_BLHA.shape[-1] ** -0.5,
+    mask_type=fused_attention_stablehlo.MaskType.PADDING_CAUSAL,
+  )
+
+
+def _masked_rows(
+  q_BLHA: Array, k_BLGA: Array, v_BLGA: Array, segment_BL: Array
+) -> Array:
+  """Returns the attention of causal rows, with a mask if it is not too large."""
+  fits_mask = segment_BL.shape[1] ** 2 <= MAX_CUDNN_MASK
+  attend = cudnn if fits_mask else in_pieces
+  return attend(q_BLHA, k_BLGA, v_BLGA, Reach(segment_BL))
+
+
+@jax.custom_vjp
+def cudnn_packed(
+  q_BLHA: Array, k_BLGA: Array, v_BLGA: Array, segment_BL: Array
+) -> Array:
+  """Returns cuDNN's flash attention of causal rows.
+
+  If a row has more than MAX_SEGMENTS segments, all rows are computed as if this kernel
+  did not exist: with a mask, or in pieces.
+  """
+  bounds = segment_bounds(segment_BL, MAX_SEGMENTS)
+  with_bounds = lambda q, k, v: cudnn_segments(q, k, v, bounds)
+  with_mask = lambda q, k, v: _masked_rows(q, k, v, segment_BL)
+  return jax.lax.cond(bounds.fits, with_bounds, with_mask, q_BLHA, k_BLGA, v_BLGA)
+
+
+def _cudnn_packed_fwd(q: Array, k: Array, v: Array, segment: Array) -> tuple[Any, Any]:
+  return cudnn_packed(q, k, v, segment), (q, k, v, segment)
+
+
+def _cudnn_packed_bwd(residuals: Any, dy: Array) -> tuple[Array, Array, Array, None]:
+  """Computes the forward pass again.
+
+  The gradient of the condition would otherwise keep what each of its branches needs.
+  """
+  q, k, v, segment_BL = residuals
+  bounds = segment_bounds(segment_BL, MAX_SEGMENTS)
+
+  def gradients(attend: Callable[..., Array], *qkv: Array) -> tuple[Array, ...]:
+    return jax.vjp(attend, *qkv)[1](dy)
+
+  with_bounds = lambda q, k, v: cudnn_segments(q, k, v, bounds)
+  with_mask = lambda q, k, v: _masked_rows(q, k, v, segment_BL)
+  dq, dk, dv = jax.lax.cond(
+    bounds.fits, partial(gradients, with_bounds), partial(gradients, with_mask), q, k, v
+  )
+  return dq, dk, dv, None
+
+
+cudnn_packed.defvjp(_cudnn_packed_fwd, _cudnn_packed_bwd)
 
 
 class CausalTiles(splash_mask.CausalMask):

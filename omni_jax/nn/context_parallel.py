@@ -163,6 +163,8 @@ def _run(
     return kernels.in_pieces(q_BLHA, k_BSGA, v_BSGA, reach)
   if kernel is Kernel.CUDNN:
     y_BLHA = kernels.cudnn(q_BLHA, k_BSGA, v_BSGA, reach)
+  elif kernel is Kernel.CUDNN_PACKED:
+    y_BLHA = kernels.cudnn_packed(q_BLHA, k_BSGA, v_BSGA, reach.segment_BL)
   else:
     assert splash is not None
     y_BLHA = kernels.by_splash(q_BLHA, k_BSGA, v_BSGA, reach, splash)

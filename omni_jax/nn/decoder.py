@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from omni_jax import sharding
 from omni_jax.nn import attention_kernels, moe_router
 from omni_jax.nn.attention import Attention, CachePlace, KVCache
+from omni_jax.nn.blocks import cast_matrices
 from omni_jax.nn.expert_parallel import Dispatch, Exchange
 from omni_jax.nn.layers import RMSNorm
 from omni_jax.nn.moe import MoE, MoEConfig
 from omni_jax.nn.reach import packed_rows, Reach
 from omni_jax.nn.rope import mrope_angles
-from omni_jax.sharding import Role, role_of
 
 
 class RoutedBy(enum.StrEnum):
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
     c = self.config
     angle_BLa = mrope_angles(position_BL3, c.head_dim, c.theta)
     graph, blocks = nnx.split(self.blocks)
-    blocks = _cast_matrices(blocks, x_BLD.dtype)
+    blocks = cast_matrices(blocks, x_BLD.dtype)
 
     def body(carry, layer):
       x_BLD, cache = carry
@@ -264,21 +264,3 @@ def _split(rngs: nnx.Rngs, count: int) -> nnx.Rngs:
   if hasattr(rngs, 'split'):
     return rngs.split(count)
   return rngs.fork(split=count)  # older releases of Flax
-
-
-def _cast_matrices(blocks: Any, dtype: jax.typing.DTypeLike) -> Any:
-  """Returns the stacked weights with their matrices in the type of the computation.
-
-  Norms and the router are computed in fp32.
-
-  If the cast were inside the scan, the gradients would be stacked in fp32 although they
-  are computed in `dtype`, which takes twice the memory. XLA moves such a cast out of
-  the loop in any case.
-  """
-
-  def cast(variable: nnx.Variable) -> nnx.Variable:
-    if role_of(variable) != Role.MATRIX:
-      return variable
-    return variable.replace(variable[...].astype(dtype))
-
-  return jax.tree.map(cast, blocks, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -4,7 +4,7 @@ A dense reference, and two ways to compute only the experts that were chosen.
 """
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from omni_jax.nn.expert_loop import moe_loop
 from omni_jax.nn.slots import (
   assign_blocks,
   assign_sorted,
@@ -25,6 +26,8 @@ from omni_jax.nn.tiles import LANES, tile
 # Largest tile of the megablox kernel: rows, inner width, outer width. The rows are read
 # again for every tile of the outer width.
 MAX_TILE = (512, 512, 1024)
+
+MAX_BLOCK = 1024  # slots
 
 # Up to this number of tokens, computing an expert takes hardly longer than reading it: a
 # chip computes 170 to 560 FLOPs while it reads a byte, which is a FLOP per token.
@@ -43,12 +46,15 @@ class GroupedMatmul(enum.StrEnum):
   """Ways to multiply tokens with the weights of their experts.
 
   Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient),
-  megablox needs 0.8 GB besides its operands and `jax.lax.ragged_dot` 1.5 GB. On a CPU
-  blocks are the fastest.
+  megablox needs 0.8 GB besides its operands and `jax.lax.ragged_dot` 1.5 GB. For a GPU
+  `ragged_dot` becomes a dense product with every expert. Decisions 63 and 64 have the
+  figures of the others.
   """
 
   # The share of every expert is rounded up to whole blocks: one batched matmul.
   BLOCKS = 'blocks'
+  # The same blocks, one after the other: on a CPU, weights are not copied for each.
+  LOOP = 'loop'
   # A Pallas kernel for TPU, over sorted tokens without gaps (Gale et al. 2022).
   MEGABLOX = 'megablox'
 
@@ -58,8 +64,8 @@ class GroupedMatmul(enum.StrEnum):
 
     The devices may belong to an absent machine, for which a program is only compiled.
     """
-    on_tpu = mesh.devices.flat[0].platform == 'tpu'
-    return cls.MEGABLOX if on_tpu else cls.BLOCKS
+    by_platform = {'tpu': cls.MEGABLOX, 'cpu': cls.LOOP}
+    return by_platform.get(mesh.devices.flat[0].platform, cls.BLOCKS)
 
 
 def moe_reference(
@@ -90,8 +96,8 @@ def moe_blocks(
 
   A block is `block` slots with the weights of their expert. No choice is dropped.
   """
-  slots, expert_N = assign_blocks(expert_TK, len(weights.up_EDF), block)
-  gate_NDF, up_NDF, down_NFD = (w[expert_N] for w in weights)
+  slots, expert_N, _ = assign_blocks(expert_TK, len(weights.up_EDF), block)
+  gate_NDF, up_NDF, down_NFD = (take_experts(w, expert_N) for w in weights)
   blocks = len(expert_N)
   x_NbD = dispatch(x_TD, slots).reshape(blocks, block, x_TD.shape[1])
   weight_Z = dispatch_choices(weight_TK.astype(x_TD.dtype), slots)
@@ -99,6 +105,30 @@ def moe_blocks(
   hidden_NbF = jax.nn.silu(x_NbD @ gate_NDF) * (x_NbD @ up_NDF) * weight_Nb1
   y_NbD = hidden_NbF @ down_NFD
   return combine(y_NbD.reshape(-1, x_TD.shape[1]), slots)
+
+
+@jax.custom_vjp
+def take_experts(w_Eab: Array, expert_N: Array) -> Float[Array, 'N a b']:
+  """Returns the weights of the expert of each block.
+
+  The gradient of an expert is the sum over its blocks, computed as a product with zeros
+  and ones in fp32. A scatter would add one number at a time, in the type of the weights.
+  """
+  return w_Eab[expert_N]
+
+
+def _take_experts_fwd(w_Eab: Array, expert_N: Array) -> tuple[Array, Any]:
+  return take_experts(w_Eab, expert_N), (expert_N, jnp.arange(len(w_Eab)))
+
+
+def _take_experts_bwd(residuals: Any, dw_Nab: Array) -> tuple[Array, None]:
+  expert_N, number_E = residuals
+  is_of_EN = number_E[:, None] == expert_N[None]
+  is_of_EN = is_of_EN.astype(dw_Nab.dtype)
+  return jnp.einsum('en,nab->eab', is_of_EN, dw_Nab), None
+
+
+take_experts.defvjp(_take_experts_fwd, _take_experts_bwd)
 
 
 def moe_megablox(
@@ -164,4 +194,18 @@ def moe_experts(
   fills_lanes = all(n % LANES == 0 for n in weights.up_EDF.shape[1:])
   if matmul == GroupedMatmul.MEGABLOX and fills_lanes:
     return moe_megablox(x_TD, weights, expert_TK, weight_TK)
+  if matmul == GroupedMatmul.LOOP:
+    return moe_loop(x_TD, weights, expert_TK, weight_TK, block=block)
+  if matmul == GroupedMatmul.BLOCKS:
+    block = max(block, block_of_share(expert_TK.size // len(weights.up_EDF)))
   return moe_blocks(x_TD, weights, expert_TK, weight_TK, block=block)
+
+
+def block_of_share(choices: int) -> int:
+  """Returns the slots in a block, given an expert's share of the choices.
+
+  Every block copies the weights of an expert, and every expert leaves half a block
+  empty on average: about eight blocks for an expert cost little of both.
+  """
+  eighth = max(choices // 8, 1)
+  return min(MAX_BLOCK, 2 ** (eighth.bit_length() - 1))

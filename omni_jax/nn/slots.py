@@ -33,10 +33,12 @@ class Blocks(NamedTuple):
   Attributes:
     slots: places of the choices.
     expert_N: expert of each block.
+    used: number of blocks that hold choices; they are the first ones.
   """
 
   slots: Slots
   expert_N: Array
+  used: Array
 
 
 def assign_blocks(expert_TK: Int[Array, 'T K'], experts: int, block: int) -> Blocks:
@@ -54,7 +56,7 @@ def assign_blocks(expert_TK: Int[Array, 'T K'], experts: int, block: int) -> Blo
   slot_C = jnp.where(routed_C, own_slot_C, blocks * block)
   expert_N = jnp.sum(jnp.arange(blocks)[:, None] >= first_E[None], axis=1) - 1
   slots = _inverse(slot_C.reshape(expert_TK.shape), blocks * block)
-  return Blocks(slots, jnp.clip(expert_N, 0, experts - 1))
+  return Blocks(slots, jnp.clip(expert_N, 0, experts - 1), blocks_E.sum())
 
 
 def assign_equal(group_TK: Int[Array, 'T K'], groups: int, size: int) -> Slots:

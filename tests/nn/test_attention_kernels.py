@@ -213,6 +213,8 @@ TPU = types.SimpleNamespace(platform='tpu')
 CPU = types.SimpleNamespace(platform='cpu')
 T4 = types.SimpleNamespace(platform='gpu', compute_capability='7.5')
 A100 = types.SimpleNamespace(platform='gpu', compute_capability='8.0')
+H100 = types.SimpleNamespace(platform='gpu', compute_capability='9.0')
+B200 = types.SimpleNamespace(platform='gpu', compute_capability='10.0')
 AMD = types.SimpleNamespace(platform='gpu', compute_capability='gfx942')
 ONES = jnp.ones((1, 8), jnp.int32)
 CAUSAL = packed_rows(ONES)
@@ -231,6 +233,13 @@ ITEMS = within(ONES)
     (CPU, shapes_of(512), CAUSAL, Kernel.REFERENCE),
     (None, shapes_of(4096), CAUSAL, Kernel.PIECES),
     (A100, shapes_of(4096), ITEMS, Kernel.CUDNN),
+    (A100, shapes_of(4096), CAUSAL, Kernel.CUDNN),
+    (H100, shapes_of(4096), ITEMS, Kernel.CUDNN),
+    (H100, shapes_of(4096), CAUSAL, Kernel.CUDNN_PACKED),
+    (H100, shapes_of(131072), CAUSAL, Kernel.CUDNN_PACKED),
+    (H100, shapes_of(1024, 4096), CAUSAL, Kernel.CUDNN),
+    (H100, shapes_of(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES),
+    (B200, shapes_of(4096), CAUSAL, Kernel.CUDNN_PACKED),
     (A100, shapes_of(4096, dtype=jnp.float32), CAUSAL, Kernel.PIECES),
     (A100, shapes_of(512, a=100), CAUSAL, Kernel.REFERENCE),
     (A100, shapes_of(16384), CAUSAL, Kernel.PIECES),
@@ -243,8 +252,9 @@ def test_the_kernel_fits_device_and_shapes(device, shapes, reach, kernel):
   assert choose(device, *shapes, reach) is kernel
 
 
-def test_cudnn_gets_one_mask_for_all_heads_and_the_grouped_keys(monkeypatch):
-  """Reads the code lowered for CUDA, forward and backward, which needs no GPU."""
+@pytest.fixture
+def hopper(monkeypatch):
+  """Lets jax lower cuDNN's attention as for an H100, without a GPU."""
   limits = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
   answers = dict(
     check_cudnn_version=91000,
@@ -253,19 +263,80 @@ def test_cudnn_gets_one_mask_for_all_heads_and_the_grouped_keys(monkeypatch):
   )
   for name, answer in answers.items():
     monkeypatch.setattr(limits, name, lambda *_, answer=answer: answer)
+
+
+def cudnn_calls(attend) -> list[str]:
+  """Returns the calls of cuDNN in the gradient of an attention, lowered for CUDA."""
   x = qkv(256, a=64, dtype=jnp.bfloat16)
-  reach = packed_rows(packed_segments(256))
-
-  def total(*x):
-    return attention_kernels.cudnn(*x, reach).astype(jnp.float32).sum()
-
+  total = lambda *x: attend(*x).astype(jnp.float32).sum()
   gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
   text = gradients.trace(*x).lower(lowering_platforms=('cuda',)).as_text()
-  calls = [line for line in text.splitlines() if 'custom_call @__cudnn' in line]
+  return [line for line in text.splitlines() if 'custom_call @__cudnn' in line]
+
+
+def test_cudnn_gets_one_mask_for_all_heads_and_the_grouped_keys(hopper):
+  reach = packed_rows(packed_segments(256))
+  calls = cudnn_calls(partial(attention_kernels.cudnn, reach=reach))
   assert ['Backward' in line for line in calls] == [False, True]
   for line in calls:
     assert 'tensor<2x256x2x64xbf16>' in line
     assert 'tensor<2x1x256x256xbf16>' in line
+
+
+def test_cudnn_gets_bounds_of_segments_instead_of_a_mask(hopper):
+  bounds = attention_kernels.segment_bounds(packed_segments(256), 5)
+  calls = cudnn_calls(partial(attention_kernels.cudnn_segments, bounds=bounds))
+  assert ['Backward' in line for line in calls] == [False, True]
+  for line in calls:
+    assert 'tensor<2x256x2x64xbf16>' in line
+    assert 'tensor<2x5xi32>, tensor<2x5xi32>, tensor<2x6xi32>' in line
+    assert '256x256' not in line
+
+
+def test_bounds_list_the_segments_of_every_row_and_its_padding():
+  segment_BL = jnp.asarray([[1, 1, 1, 2, 2, 0, 0, 0], [3, 3, 3, 3, 3, 3, 3, 3]])
+  bounds = attention_kernels.segment_bounds(segment_BL, 4)
+  np.testing.assert_array_equal(bounds.start_BM, [[0, 3, 5, -1], [0, -1, -1, -1]])
+  np.testing.assert_array_equal(bounds.length_BM, [[3, 2, 3, -1], [8, -1, -1, -1]])
+  assert bounds.fits
+  assert not attention_kernels.segment_bounds(segment_BL, 2).fits
+
+
+def by_bounds(q, k, v, bounds):
+  """Stands in for cuDNN: attends by the bounds that it is given."""
+  position_L = jnp.arange(q.shape[1])
+  inside_BLM = position_L[None, :, None] >= bounds.start_BM[:, None]
+  inside_BLM &= bounds.start_BM[:, None] >= 0
+  return attention_reference(q, k, v, packed_rows(inside_BLM.sum(axis=2)))
+
+
+@pytest.mark.parametrize('segments', [1, 15, 16, 17, 40])
+def test_rows_of_many_segments_are_computed_with_a_mask(segments, monkeypatch):
+  """No GPU is here: references stand in, and NaN for the kernel that must not run."""
+  few = segments <= attention_kernels.MAX_SEGMENTS
+  instead = lambda q, k, v, _: q * jnp.nan
+  monkeypatch.setattr(
+    attention_kernels, 'cudnn_segments', by_bounds if few else instead
+  )
+  monkeypatch.setattr(
+    attention_kernels, 'cudnn', instead if few else attention_reference
+  )
+  l = 80
+  segment_BL = jnp.asarray([1 + np.arange(l) * segments // l, np.ones(l, int)])
+  x = qkv(l)
+  weight = jax.random.normal(jax.random.key(9), x[0].shape)
+  packed = lambda *x: attention_kernels.cudnn_packed(*x, segment_BL)
+  reference = lambda *x: attention_reference(*x, packed_rows(segment_BL))
+
+  def result_and_gradients(attend):
+    y, pull = jax.vjp(attend, *x)
+    return (y, *pull(weight))
+
+  pairs = zip(
+    result_and_gradients(packed), result_and_gradients(reference), strict=True
+  )
+  for actual, expected in pairs:
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_xla_never_holds_the_logits_of_a_long_row():

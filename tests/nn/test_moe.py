@@ -4,6 +4,7 @@ The gradients are compared as well, on every mesh.
 """
 
 import collections
+import dataclasses
 from functools import partial
 
 from flax import nnx
@@ -11,13 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import pytest
 from samples import mark_long_except
 
 from omni_jax.nn import expert_parallel
+from omni_jax.nn.expert_loop import moe_loop
 from omni_jax.nn.expert_parallel import Dispatch, Exchange, moe_expert_parallel
-from omni_jax.nn.experts import Experts, moe_blocks, moe_megablox, moe_reference
+from omni_jax.nn.experts import (
+  block_of_share,
+  Experts,
+  GroupedMatmul,
+  moe_blocks,
+  moe_megablox,
+  moe_reference,
+)
 from omni_jax.nn.moe import MoE, MoEConfig
 from omni_jax.nn.moe_router import route
 from omni_jax.nn.slots import (
@@ -106,12 +116,50 @@ def assert_equal(result, expected):
     )
 
 
+@pytest.mark.parametrize('experts', [moe_blocks, moe_loop])
 @pytest.mark.parametrize('block', [1, 4, 64])
 @pytest.mark.parametrize('favoured', [0.0, 50.0], ids=['spread', 'one_expert'])
-def test_blocks_equal_reference(block, favoured):
+def test_blocks_equal_reference(experts, block, favoured):
   inputs = layer_inputs(favoured=favoured)
-  result = with_gradients(partial(moe_blocks, block=block))(*inputs)
+  result = with_gradients(partial(experts, block=block))(*inputs)
   assert_equal(result, with_gradients(moe_reference)(*inputs))
+
+
+def test_the_loop_sums_gradients_of_weights_in_fp32():
+  """With a block a token, bf16 sums would lose most of what is added last."""
+  x, weights, weight, expert = layer_inputs(favoured=50.0)
+  weights = jax.tree.map(lambda w: 1 + 1e-3 * w, weights)
+  inputs = (1 + 1e-3 * x, weights, weight)
+  in_bf16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)
+  gradients = {}
+  for block in (1, 64):
+    apply = with_gradients(partial(moe_loop, block=block))
+    gradients[block] = apply(*in_bf16, expert)[1][1]
+  for one, many in zip(gradients[1], gradients[64], strict=True):
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (one, many)), 0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  platform: str
+
+
+@pytest.mark.parametrize(
+  'platform, way',
+  [
+    ('tpu', GroupedMatmul.MEGABLOX),
+    ('gpu', GroupedMatmul.BLOCKS),
+    ('cpu', GroupedMatmul.LOOP),
+  ],
+)
+def test_devices_determine_the_grouped_matmul(platform, way):
+  mesh = Mesh(np.array([Device(platform)]), ('data',))
+  assert GroupedMatmul.of(mesh) == way
+
+
+def test_the_blocks_of_a_gpu_grow_with_the_share_of_an_expert():
+  shares = [0, 1, 8, 64, 512, 1000, 8192, 100_000]
+  assert [block_of_share(share) for share in shares] == [1, 1, 1, 8, 64, 64, 1024, 1024]
 
 
 @pytest.mark.parametrize('favoured', [0.0, 50.0], ids=['spread', 'one_expert'])
@@ -289,7 +337,7 @@ CHOICES = st.lists(
 def slots_of(kind, chosen, size):
   """Returns the slots of choices, and the group of each slot."""
   if kind == 'blocks':
-    slots, owner = assign_blocks(chosen, GROUPS, size)
+    slots, owner, _ = assign_blocks(chosen, GROUPS, size)
     return slots, jnp.repeat(owner, size)
   if kind == 'equal':
     return assign_equal(chosen, GROUPS, size), jnp.repeat(jnp.arange(GROUPS), size)

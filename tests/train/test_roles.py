@@ -13,7 +13,7 @@ import pytest
 from samples import ROOT
 
 from omni_jax.model import abstract, abstract_autoencoder, ModelConfig
-from omni_jax.nn.decoder import _cast_matrices
+from omni_jax.nn.blocks import cast_matrices
 from omni_jax.sharding import leaf_name, named_leaves, param_roles, Role
 from omni_jax.train.optim import decay_mask, muon_mask
 
@@ -85,7 +85,7 @@ def test_the_codec_is_decayed_and_updated_as_by_names(file):
 @pytest.mark.parametrize('file, variant', CASES)
 def test_the_blocks_are_cast_as_by_names(file, variant):
   blocks = nnx.state(abstract(config_of(file, variant)).decoder.blocks)
-  cast = jax.eval_shape(lambda state: _cast_matrices(state, 'bfloat16'), blocks)
+  cast = jax.eval_shape(lambda state: cast_matrices(state, 'bfloat16'), blocks)
   leaves = jax.tree_util.tree_leaves_with_path(cast)
   assert len(leaves) == len(jax.tree.leaves(blocks)) > 8
   for path, leaf in leaves:

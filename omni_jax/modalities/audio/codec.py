@@ -22,6 +22,7 @@ from omni_jax import sharding
 from omni_jax.modalities.audio.mel import log_mel_patches, synthesis_matrix, with_past
 from omni_jax.modalities.audio.quantizer import QuantizerConfig
 from omni_jax.modalities.audio.sizes import AudioConfig
+from omni_jax.nn.blocks import scan_blocks
 from omni_jax.nn.layers import Linear, rms_norm, RMSNorm, SwiGLU, zeros
 from omni_jax.sharding import Role
 
@@ -152,12 +153,12 @@ class StreamCache(NamedTuple):
   Attributes:
     past_NS: last frame that the encoder heard.
     tail_NS: samples of the decoder's last hop that overlap with the next one.
-    layers: past of each layer.
+    layers: pasts of the layers, stacked on a leading axis.
   """
 
   past_NS: Array
   tail_NS: Array
-  layers: tuple[LayerCache, ...]
+  layers: LayerCache
 
 
 class Layer(nnx.Module):
@@ -276,12 +277,13 @@ class Codec(nnx.Module):
   def _start(self, n: int, past: int) -> StreamCache:
     """Returns the state at the start of n clips, with `past` empty patches in it."""
     head = self.config.width // self.config.heads
-    key = jnp.zeros((n, past, self.config.heads, head))
-    layer = LayerCache(key, key, jnp.zeros((n, past), jnp.int32))
+    layers = self.config.layers
+    key = jnp.zeros((layers, n, past, self.config.heads, head))
+    clip = jnp.zeros((layers, n, past), jnp.int32)
     return StreamCache(
       past_NS=jnp.zeros((n, self.audio.frame)),
       tail_NS=jnp.zeros((n, self.ramp)),
-      layers=(layer,) * self.config.layers,
+      layers=LayerCache(key, key, clip),
     )
 
   def encode_stream(
@@ -336,19 +338,17 @@ class Codec(nnx.Module):
     return StreamCache(cache.past_NS, tail_NS, layers), wave_NS
 
   def _run(
-    self,
-    layers: Sequence[Layer],
-    x_NLD: Array,
-    clip_NR: Array,
-    caches: tuple[LayerCache, ...],
-  ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Returns the patches after these layers, and the new past of each."""
+    self, layers: Sequence[Layer], x_NLD: Array, clip_NR: Array, caches: LayerCache
+  ) -> tuple[Array, LayerCache]:
+    """Returns the patches after these layers, and the new pasts of the layers."""
     clip_NL = jnp.repeat(clip_NR, self.config.subframes, axis=1)
-    new_caches = []
-    for layer, cache in zip(layers, caches, strict=True):
-      x_NLD, cache = layer(x_NLD, clip_NL, cache)
-      new_caches.append(cache)
-    return x_NLD, tuple(new_caches)
+
+    def apply(
+      layer: Layer, x_NLD: Array, cache: LayerCache
+    ) -> tuple[Array, LayerCache]:
+      return layer(x_NLD, clip_NL, cache)
+
+    return scan_blocks(apply, layers, x_NLD, caches, dtype=x_NLD.dtype)
 
   def _synthesize(self, x_NLD: Array, tail_NS: Array) -> tuple[Array, Array]:
     """Returns the samples of patches, and the tail that overlaps with the next hop.

@@ -15,6 +15,7 @@ from omni_jax import sharding
 from omni_jax.modalities.head_loss import UnitLoss
 from omni_jax.modalities.text.head import sample_logits
 from omni_jax.nn.attention import Attention
+from omni_jax.nn.blocks import scan_blocks
 from omni_jax.nn.layers import Embedding, gather_rows, Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.moe import stacked_lecun
 from omni_jax.nn.reach import packed_rows, Reach
@@ -112,8 +113,11 @@ class CodecHead(nnx.Module):
       before = self.codes(index, dtype)
       x_UJW = x_UJW + jnp.pad(before, ((0, 0), (1, 0), (0, 0)))
     reach = packed_rows(jnp.ones((len(state_UD), j), jnp.int32))
-    for block in self.blocks:
-      x_UJW = block(x_UJW, reach)
+
+    def apply(block: DepthBlock, x_UJW: Array, _: None) -> tuple[Array, None]:
+      return block(x_UJW, reach), None
+
+    x_UJW, _ = scan_blocks(apply, self.blocks, x_UJW, dtype=dtype)
     x_UJW = self.norm(x_UJW)
     out_JWE = self.out[...].astype(dtype)
     return jnp.einsum('ujw,jwe->uje', x_UJW, out_JWE).astype(jnp.float32)

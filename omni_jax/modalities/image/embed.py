@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from omni_jax import sharding
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.nn.attention import Attention
+from omni_jax.nn.blocks import scan_blocks
 from omni_jax.nn.layers import Linear, normal, RMSNorm, SwiGLU
 from omni_jax.nn.pool import Pool
 from omni_jax.types import Stream
@@ -142,8 +143,11 @@ class ImageEmbed(nnx.Module):
     longest = self.image.patches
     pool = Pool.of(stream.item_BM, items, block=self.block, longest=longest)
     x_UPD = pool.blocks(x_BMD)
-    for layer in self.encoder:
-      x_UPD = layer(x_UPD, pool)
+
+    def apply(block: EncoderBlock, x_UPD: Array, _: None) -> tuple[Array, None]:
+      return block(x_UPD, pool), None
+
+    x_UPD, _ = scan_blocks(apply, self.encoder, x_UPD, dtype=dtype)
     return pool.rows(x_UPD, len(x_BMD))
 
   def written(

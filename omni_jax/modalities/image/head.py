@@ -5,9 +5,7 @@ the mean condition and the modulation that follows from both are computed once p
 and looked up for its patches.
 """
 
-from collections.abc import Callable
 import dataclasses
-import functools
 
 from flax import nnx
 import jax
@@ -30,6 +28,7 @@ from omni_jax.modalities.image.flow import (
 )
 from omni_jax.modalities.image.sizes import ImageConfig
 from omni_jax.nn.attention import Attention
+from omni_jax.nn.blocks import scan_blocks
 from omni_jax.nn.decoder import POLICIES, Remat
 from omni_jax.nn.layers import gather_rows, Linear, normal, rms_norm, SwiGLU, zeros
 from omni_jax.nn.pool import Pool
@@ -150,12 +149,12 @@ class DiTHead(nnx.Module):
     condition_BNW = jax.nn.silu(time_BNW + pooled_BNW)
     x_UPW = self.patch_in(pool.blocks(x_BMY).astype(dtype)) + condition_UPW
     x_UPW = x_UPW + self.place(pool.blocks(place_BM3), dtype)
-    remat = Remat(self.config.remat)
-    for block in self.blocks:
-      apply: Callable[..., Array] = functools.partial(block, pool=pool)
-      if remat in POLICIES:
-        apply = jax.checkpoint(apply, policy=POLICIES[remat])
-      x_UPW = apply(x_UPW, condition_BNW)
+
+    def apply(block: DiTBlock, x_UPW: Array, _: None) -> tuple[Array, None]:
+      return block(x_UPW, condition_BNW, pool), None
+
+    policy = POLICIES.get(Remat(self.config.remat))
+    x_UPW, _ = scan_blocks(apply, self.blocks, x_UPW, dtype=dtype, policy=policy)
     shift, scale = jnp.split(pool.look_up(self.last(condition_BNW)), 2, axis=-1)
     y_UPY = self.out(rms_norm(x_UPW) * (1 + scale) + shift)
     return pool.rows(y_UPY, rows).astype(jnp.float32)
