@@ -20,16 +20,19 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 CONFIG_PARENTS = (PACKAGE, os.path.dirname(PACKAGE))
 
 
-def show_help(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+def show_help(
+  values: flags.FlagValues, arguments: Sequence[str], text: str | None = None
+) -> None:
   """Prints what a command does and its flags, and exits, if --help is asked for.
 
   Args:
     values: flags of the command.
     arguments: command line.
+    text: what the command does; None for the docstring of the program.
   """
   if not {'--help', '-h'} & set(arguments):
     return
-  text = sys.modules['__main__'].__doc__ or ''
+  text = text or sys.modules['__main__'].__doc__ or ''
   print(text.strip())
   is_global = values is flags.FLAGS
   help_text = values.main_module_help() if is_global else values.get_help('', False)

@@ -14,7 +14,10 @@ COMMANDS = {
   'convert': '--input ',
   'inspect_data': '--out: ',
   'compile': '--topology: ',
-  'bench': '--config: ',
+  'bench': 'omni_jax.bench step',
+  'bench.data_command': '--workers: ',
+  'bench.step': '--rounds: ',
+  'bench.our_step': '--config: ',
   'bench.checkpoint': '--rounds ',
   'data.sources.spoken_digits': '--source ',
 }

@@ -74,7 +74,7 @@ MAY_IMPORT = {
   'omni_jax': {'generate'},
   'inspect_data': MODEL | {'data', 'sequence', 'evaluate', 'train'},
   'compile': MODEL | {'chips', 'sequence', 'train', 'generate', 'checkpoint'},
-  'bench': MODEL | {'data', 'sequence', 'checkpoint', 'train'},
+  'bench': MODEL | {'chips', 'data', 'objective', 'sequence', 'checkpoint', 'train'},
 }
 # Further rooms that a room's command may import; nothing imports a command.
 COMMAND_MAY_IMPORT = {'generate': {'data'}}  # a prompt is read like a line of data
@@ -99,6 +99,7 @@ BEAM = {
 CONFIG = pathlib.Path('omni_jax/config.py')  # runs config files, reads passed flags
 COMMAND_LINE = pathlib.Path('omni_jax/command_line.py')  # helps all commands
 PEERS = pathlib.Path('omni_jax/bench/peers.py')  # measures PyTorch's DataLoader
+RIVAL = pathlib.Path('omni_jax/bench/hf_step.py')
 ORBAX_BENCH = pathlib.Path('omni_jax/bench/checkpoint.py')  # compares with Orbax
 TFDS = pathlib.Path('omni_jax/data/sources/tfds.py')
 SEQIO = pathlib.Path('omni_jax/convert/formats/seqio.py')
@@ -251,7 +252,7 @@ def test_orbax_grain_beam_and_tensorflow_are_where_they_belong(path):
     assert 'runpy' not in packages
   if path not in BEAM:
     assert 'apache_beam' not in packages
-  if path != PEERS:
+  if path not in (PEERS, RIVAL):
     assert 'torch' not in packages
 
 

@@ -44,8 +44,6 @@ def main(sizes):
   on_gpu = device == 'cuda'
   if on_gpu:
     torch.backends.cuda.matmul.allow_tf32 = True
-  else:
-    torch.set_num_threads(sizes['threads'])
   model = build(sizes).to(device).train()
   if sizes.get('checkpointing'):
     model.gradient_checkpointing_enable()
