@@ -18,6 +18,8 @@ COMMANDS = {
   'bench.data_command': '--workers: ',
   'bench.step': '--rounds: ',
   'bench.our_step': '--config: ',
+  'bench.gpu': '--torch: ',
+  'bench.kernels': '--length: ',
   'bench.checkpoint': '--rounds ',
   'data.sources.spoken_digits': '--source ',
 }

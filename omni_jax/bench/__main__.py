@@ -2,6 +2,7 @@
 
 python -m omni_jax.bench data --config=F      the cost of data loading
 python -m omni_jax.bench step --config=F      the train step, beside PyTorch
+python -m omni_jax.bench gpu                  kernels, steps and start-up on a GPU
 
 Each of them answers --help with its flags.
 """
@@ -23,8 +24,14 @@ def _step() -> None:
   step.main()
 
 
+def _gpu() -> None:
+  from omni_jax.bench import gpu
+
+  gpu.main()
+
+
 # Imported when they are called: each needs packages that the others do not.
-BENCHES = {'data': _data, 'step': _step}
+BENCHES = {'data': _data, 'step': _step, 'gpu': _gpu}
 
 
 def main() -> None:
