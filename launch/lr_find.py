@@ -24,7 +24,8 @@ import numpy as np
 from omni_jax.errors import run_command, UserError
 from omni_jax.evaluate.page.charts import Line, lines_chart
 from omni_jax.evaluate.page.template import page
-from omni_jax.train.__main__ import parse, start_jax
+from omni_jax.train.__main__ import parse
+from omni_jax.train.start import start_jax
 
 FIRST = 1e-5  # learning rate of the first step
 LAST = 1.0  # learning rate of the last step

@@ -24,6 +24,7 @@ from omni_jax.sharding import place, replicated
 from omni_jax.train.flops import step_flops
 from omni_jax.train.numerics import TOTAL_LOSS
 from omni_jax.train.plan import omni_program, Plan
+from omni_jax.train.start import start_jax
 
 _FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -36,6 +37,7 @@ def main() -> None:
   config = read_config(_FLAGS)
   if config is None:
     raise UserError('give a config, such as --config=configs/speed.py')
+  start_jax(config)
   play(Plan(config))
 
 
