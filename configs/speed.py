@@ -16,7 +16,6 @@ def get_config() -> ConfigDict:
   c = derived(__file__, 'text')
   c.cpu_devices = 1
   c.stages = ('omni',)
-  c.data.source = 'jsonl'
   c.data.budget.update(dict(rows=4, length=512))
   c.model.tokenizer.size = 8192
   c.model.decoder.update(

@@ -17,12 +17,12 @@ from samples import (
 
 from omni_jax.sharding import leaf_name
 
-AXES_ALONE = [
-  dict(data=8),
+AXES_ALONE = [  # the meshes of several axes below have all of them
+  pytest.param(dict(data=8), marks=pytest.mark.long),
   dict(fsdp=8),
   dict(expert=8),
-  dict(tensor=8),
-  dict(context=8),
+  pytest.param(dict(tensor=8), marks=pytest.mark.long),
+  pytest.param(dict(context=8), marks=pytest.mark.long),
 ]
 AXES_TOGETHER = [
   dict(data=2, fsdp=2, expert=2),
