@@ -39,6 +39,7 @@ def build(sizes):
 
 
 def main(sizes):
+  """Runs two steps, reports that it is ready, and runs more whenever it is asked to."""
   start = time.perf_counter()
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   on_gpu = device == 'cuda'

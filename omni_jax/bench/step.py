@@ -125,7 +125,7 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
     times = Comparison(**result['times'])
     tokens = ready['positions'] / times.median
     line = f'{name}: {times.median:.3f} s a step, {tokens:,.0f} positions/s'
-    # A CPU's peak depends on the machine; the table has one core of one.
+    # The table's peak of a CPU is not that of this machine.
     if name == OURS and ready['peak_flops'] and ready['device'] != 'cpu':
       mfu = ready['flops'] / times.median / ready['peak_flops'] / ready['devices']
       line += f', {mfu:.1%} MFU'

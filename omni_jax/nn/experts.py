@@ -47,7 +47,7 @@ class GroupedMatmul(enum.StrEnum):
 
   Compiled for a v5p (2^17 choices, 32 experts, 2048 to 768, forward and gradient),
   megablox needs 0.8 GB besides its operands and `jax.lax.ragged_dot` 1.5 GB. For a GPU
-  `ragged_dot` becomes a dense product with every expert. Decisions 63 and 64 have the
+  `ragged_dot` becomes a dense product with every expert. docs/decisions.md (64) has the
   figures of the others.
   """
 
