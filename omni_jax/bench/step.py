@@ -72,7 +72,7 @@ def main() -> None:
     results = compare(
       commands, rounds=_FLAGS.rounds, steps=_FLAGS.steps, apart=_FLAGS.apart
     )
-  print('\n'.join(lines_of(results)))
+  print('\n'.join(lines_of(results, in_turns=not _FLAGS.apart)))
   if _FLAGS.out:
     file = epath.Path(checked(_FLAGS.out, '--out'))
     file.write_text(json.dumps(results, indent=1) + '\n')
@@ -117,8 +117,12 @@ def compare(
   return results
 
 
-def lines_of(results: Mapping[str, Any]) -> list[str]:
-  """Returns the results as lines of text."""
+def lines_of(results: Mapping[str, Any], *, in_turns: bool) -> list[str]:
+  """Returns the results as lines of text.
+
+  Args:
+    in_turns: whether the players ran in turns, so that rounds can be compared.
+  """
   ready = results[OURS]['ready']
   lines = []
   for name, result in results.items():
@@ -130,11 +134,10 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
       mfu = ready['flops'] / times.median / ready['peak_flops'] / ready['devices']
       line += f', {mfu:.1%} MFU'
     first = results[OURS]['times']['median']
-    if len(times.seconds) > 1 and name != OURS:
-      line += (
-        f'; {times.median / first:.2f} times ours, in turns {times.ratio:.2f} '
-        f'({times.low:.2f} to {times.high:.2f})'
-      )
+    if name != OURS:
+      line += f'; {times.median / first:.2f} times ours'
+      if in_turns:
+        line += f', in turns {times.ratio:.2f} ({times.low:.2f} to {times.high:.2f})'
     lines.append(line)
   return lines
 

@@ -216,6 +216,18 @@ def _masked_rows(
   return attend(q_BLHA, k_BLGA, v_BLGA, Reach(segment_BL))
 
 
+def _by_segments(
+  use: Callable[..., Any], segment_BL: Array, q: Array, k: Array, v: Array
+) -> Any:
+  """Returns use(attend, q, k, v) with the attention that the number of segments allows."""
+  bounds = segment_bounds(segment_BL, MAX_SEGMENTS)
+  with_bounds = lambda q, k, v: cudnn_segments(q, k, v, bounds)
+  with_mask = lambda q, k, v: _masked_rows(q, k, v, segment_BL)
+  return jax.lax.cond(
+    bounds.fits, partial(use, with_bounds), partial(use, with_mask), q, k, v
+  )
+
+
 @jax.custom_vjp
 def cudnn_packed(
   q_BLHA: Array, k_BLGA: Array, v_BLGA: Array, segment_BL: Array
@@ -225,10 +237,8 @@ def cudnn_packed(
   If a row has more than MAX_SEGMENTS segments, all rows are computed as if this kernel
   did not exist: with a mask, or in pieces.
   """
-  bounds = segment_bounds(segment_BL, MAX_SEGMENTS)
-  with_bounds = lambda q, k, v: cudnn_segments(q, k, v, bounds)
-  with_mask = lambda q, k, v: _masked_rows(q, k, v, segment_BL)
-  return jax.lax.cond(bounds.fits, with_bounds, with_mask, q_BLHA, k_BLGA, v_BLGA)
+  use = lambda attend, q, k, v: attend(q, k, v)
+  return _by_segments(use, segment_BL, q_BLHA, k_BLGA, v_BLGA)
 
 
 def _cudnn_packed_fwd(q: Array, k: Array, v: Array, segment: Array) -> tuple[Any, Any]:
@@ -241,16 +251,8 @@ def _cudnn_packed_bwd(residuals: Any, dy: Array) -> tuple[Array, Array, Array, N
   The gradient of the condition would otherwise keep what each of its branches needs.
   """
   q, k, v, segment_BL = residuals
-  bounds = segment_bounds(segment_BL, MAX_SEGMENTS)
-
-  def gradients(attend: Callable[..., Array], *qkv: Array) -> tuple[Array, ...]:
-    return jax.vjp(attend, *qkv)[1](dy)
-
-  with_bounds = lambda q, k, v: cudnn_segments(q, k, v, bounds)
-  with_mask = lambda q, k, v: _masked_rows(q, k, v, segment_BL)
-  dq, dk, dv = jax.lax.cond(
-    bounds.fits, partial(gradients, with_bounds), partial(gradients, with_mask), q, k, v
-  )
+  use = lambda attend, q, k, v: jax.vjp(attend, q, k, v)[1](dy)
+  dq, dk, dv = _by_segments(use, segment_BL, q, k, v)
   return dq, dk, dv, None
 
 
