@@ -57,7 +57,7 @@ def main() -> None:
   if config is None:
     raise UserError('give a config, such as --config=configs/speed.py')
   plan = Plan(config)
-  arguments = [argument for argument in sys.argv[1:] if '-config' in argument]
+  arguments = config_arguments(sys.argv[1:])
   commands = {OURS: [sys.executable, '-m', 'omni_jax.bench.our_step', *arguments]}
   with tempfile.TemporaryDirectory() as folder:
     if _FLAGS.torch:
@@ -76,6 +76,19 @@ def main() -> None:
   if _FLAGS.out:
     file = epath.Path(checked(_FLAGS.out, '--out'))
     file.write_text(json.dumps(results, indent=1) + '\n')
+
+
+def config_arguments(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments that name the config and override its keys."""
+  chosen: list[str] = []
+  before = ''
+  for argument in arguments:
+    flag = argument.partition('=')[0].lstrip('-')
+    is_value = before in ('-config', '--config')
+    if is_value or flag == 'config' or flag.startswith('config.'):
+      chosen.append(argument)
+    before = argument
+  return chosen
 
 
 def hf_sizes(plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import ROOT
 
-from omni_jax.bench.step import hf_sizes
+from omni_jax.bench.step import config_arguments, hf_sizes, lines_of
 from omni_jax.bench.synthetic import synthetic_batch
 from omni_jax.config import config_file
 from omni_jax.train.plan import Plan
@@ -39,6 +39,24 @@ def test_the_command_prints_the_time_of_a_step(tmp_path):
   assert len(ours['times']['seconds']) == 2
   assert ours['ready']['positions'] == 128
   assert np.isfinite(ours['ready']['loss'])
+
+
+@pytest.mark.parametrize('config', [['--config=a.py'], ['--config', 'a.py']])
+def test_the_config_and_its_keys_are_passed_on(config):
+  keys = ['--config.seed=1', '--config.omni.steps=2']
+  others = ['--torch=/config/python', '--apart', '--out=config.json']
+  assert config_arguments([others[0], *config, *others[1:], *keys]) == config + keys
+
+
+def test_only_players_in_turns_are_compared_by_rounds():
+  ready = dict(positions=10, peak_flops=None, device='cpu', devices=1, flops=1.0)
+  times = dict(median=2.0, ratio=1.5, low=1.4, high=1.6, seconds=[2.0, 2.0])
+  ours = {'ready': ready, 'times': times | {'median': 1.0}}
+  results = {'omni_jax': ours, 'transformers': {'ready': {}, 'times': times}}
+  assert lines_of(results, in_turns=True)[1].endswith(
+    '; 2.00 times ours, in turns 1.50 (1.40 to 1.60)'
+  )
+  assert lines_of(results, in_turns=False)[1].endswith('; 2.00 times ours')
 
 
 def test_a_rival_has_the_sizes_of_our_decoder():
